@@ -1,0 +1,59 @@
+"""Labels the emotions in a whole archive of recordings: MFCC features, an LSTM, Parquet tables, on Dask.
+
+Each command of ``emotion-batch`` is a function here with the same name and words, for example
+``emotion_batch.label("calls/", "labels/", model="bundle/")``. They work from an unguarded script.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EmotionBatchError",
+    "FeatureSettings",
+    "Segments",
+    "Status",
+    "Summary",
+    "TrainingSettings",
+    "demo",
+    "extract",
+    "label",
+    "label_recording",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from emotion_batch.demonstration import demo
+    from emotion_batch.errors import EmotionBatchError, Status
+    from emotion_batch.runs import Summary, extract, label, label_recording, train
+    from emotion_batch.settings import FeatureSettings, Segments
+    from emotion_batch.training import TrainingSettings
+
+# No module has a function's name: importing a module binds its name here.
+_HOMES = {
+    "EmotionBatchError": "errors",
+    "FeatureSettings": "settings",
+    "Segments": "settings",
+    "Status": "errors",
+    "Summary": "runs",
+    "TrainingSettings": "training",
+    "demo": "demonstration",
+    "extract": "runs",
+    "label": "runs",
+    "label_recording": "runs",
+    "train": "runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that `import emotion_batch` and every worker's start stay light.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"emotion_batch.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,71 @@
+"""What can go wrong, in two kinds: a recording's failure is a row, a run's failure raises."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What became of a recording or segment: the whole list; only ``ok`` rows hold features and labels."""
+
+    OK = "ok"
+    EMPTY = "empty"
+    NOT_AUDIO = "not_audio"
+    TRUNCATED = "truncated"
+    TOO_SHORT = "too_short"
+    NOT_FINITE = "not_finite"
+    UNREADABLE = "unreadable"
+    VANISHED = "vanished"
+    CHANGED = "changed"
+    CRASHED = "crashed"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+
+
+class RecordingError(Exception):
+    """One recording gives no features; extraction turns this into its row and goes on.
+
+    Parameters
+    ----------
+    status
+        What became of the recording; never ``ok``.
+    reason
+        One sentence for the row's ``error`` column.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+class EmotionBatchError(Exception):
+    """Root of everything that this package raises on purpose; its text is one sentence for a person."""
+
+    exit_code = 1
+
+
+class UsageError(EmotionBatchError):
+    """The call is wrong, or what it names is refused, before any work was done."""
+
+    exit_code = 2
+
+
+class StorageError(EmotionBatchError):
+    """A place cannot be read or written: missing, not permitted, full, or its client is not installed."""
+
+    exit_code = 2
+
+
+class ClusterError(EmotionBatchError):
+    """The scheduler or its workers cannot do this work: unreachable, too few, or lacking something."""
+
+    exit_code = 2
+
+
+class CanaryError(EmotionBatchError):
+    """The first recordings of a run came out so alike that the rest would be wasted."""
+
+
+class IncompleteError(EmotionBatchError):
+    """Work is left over: a shard failed, or a table that was to be read has parts missing."""

@@ -1,0 +1,139 @@
+"""What decides how a recording becomes rows: settings that are frozen, serialisable and fingerprinted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from emotion_batch.errors import UsageError
+
+T = TypeVar("T")
+
+
+def fingerprint(value: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How samples become a feature vector; the defaults are the notebook's (librosa's).
+
+    Attributes
+    ----------
+    sample_rate
+        Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels.
+    n_mfcc
+        Number of mel-frequency cepstral coefficients, and so the length of the vector.
+    n_fft
+        Samples in a frame and length of its Fourier transform.
+    hop_length
+        Samples from one frame to the next.
+    n_mels
+        Number of mel bands (Slaney's scale and normalisation), at least `n_mfcc`.
+
+    Raises
+    ------
+    UsageError
+        If a value is outside its range.
+    """
+
+    recipe: ClassVar[str] = "mfcc-mean"
+
+    sample_rate: int = 22_050
+    n_mfcc: int = 40
+    n_fft: int = 2_048
+    hop_length: int = 512
+    n_mels: int = 128
+
+    def __post_init__(self) -> None:
+        for name, minimum in (
+            ("sample_rate", 1),
+            ("n_mfcc", 1),
+            ("n_fft", 2),
+            ("hop_length", 1),
+            ("n_mels", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+                raise UsageError(f"{name}: expected a whole number >= {minimum}, got {value!r}")
+        if self.n_mfcc > self.n_mels:
+            raise UsageError(f"n_mfcc: expected at most n_mels, which is {self.n_mels}, got {self.n_mfcc}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them, with the name of the recipe."""
+        return {"recipe": self.recipe, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> FeatureSettings:
+        """Return the settings that `to_dict` gave; raise UsageError for another recipe or other names."""
+        if value.get("recipe") != cls.recipe:
+            raise UsageError(
+                f"feature settings: expected the recipe {cls.recipe!r}, got {value.get('recipe')!r}; "
+                "use the version of emotion-batch that wrote them"
+            )
+        return _construct(cls, {name: item for name, item in value.items() if name != "recipe"})
+
+    @property
+    def feature_id(self) -> str:
+        """Fingerprint of how samples become a vector: tables and bundles match when it is the same."""
+        return fingerprint(self.to_dict())
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which stretch of each recording gets a row; the defaults are the notebook's.
+
+    Attributes
+    ----------
+    offset_s
+        Start of the segment in seconds; a recording that ends before it is ``too_short``.
+    duration_s
+        Longest duration of the segment in seconds; a recording that ends sooner gives a shorter one.
+
+    Raises
+    ------
+    UsageError
+        If a value is outside its range.
+    """
+
+    offset_s: float = 0.5
+    duration_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.offset_s) and self.offset_s >= 0):
+            raise UsageError(f"offset: expected seconds >= 0, got {self.offset_s!r}")
+        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
+            raise UsageError(f"duration: expected seconds > 0, got {self.duration_s!r}")
+        object.__setattr__(self, "offset_s", float(self.offset_s))
+        object.__setattr__(self, "duration_s", float(self.duration_s))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the segments as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Segments:
+        """Return the segments that `to_dict` gave; raise UsageError for other names."""
+        return _construct(cls, value)
+
+    @property
+    def segment_id(self) -> str:
+        """Fingerprint of which stretch is taken."""
+        return fingerprint(self.to_dict())
+
+
+def _construct(cls: type[T], value: Mapping[str, Any]) -> T:
+    try:
+        return cls(**value)
+    except TypeError as error:
+        raise UsageError(
+            f"{cls.__name__}: expected the names that this version knows, got {sorted(value)}; "
+            "use the version of emotion-batch that wrote them"
+        ) from error

@@ -1,0 +1,49 @@
+"""Tests of settings and their fingerprints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from emotion_batch.errors import UsageError
+from emotion_batch.settings import FeatureSettings, Segments
+
+
+def test_fingerprints_are_pinned() -> None:
+    """The ids of the default settings never change: every table and bundle names them."""
+    assert FeatureSettings().feature_id == "bcb537cdae08da92"
+    assert Segments().segment_id == "283dc1dc0d6953a8"
+
+
+def test_settings_survive_json() -> None:
+    """What is written is read as the same settings, with the same id."""
+    settings = FeatureSettings(sample_rate=16_000, n_mfcc=13, n_mels=40)
+    segments = Segments(0, 2)
+    assert FeatureSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert Segments.from_dict(json.loads(json.dumps(segments.to_dict()))) == segments
+    assert Segments(0, 2).segment_id == Segments(0.0, 2.0).segment_id
+
+
+@pytest.mark.parametrize("name", ["sample_rate", "n_mfcc", "n_fft", "hop_length", "n_mels"])
+def test_every_setting_changes_the_fingerprint(name: str) -> None:
+    """No two recipes share an id."""
+    changed = FeatureSettings(**{name: getattr(FeatureSettings(), name) - 1})
+    assert changed.feature_id != FeatureSettings().feature_id
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: FeatureSettings(n_mfcc=0), "n_mfcc: expected a whole number >= 1, got 0"),
+        (lambda: FeatureSettings(n_mfcc=200), "n_mfcc: expected at most n_mels, which is 128, got 200"),
+        (lambda: FeatureSettings(hop_length=2.5), "hop_length: expected a whole number >= 1, got 2.5"),
+        (lambda: Segments(offset_s=-1), "offset: expected seconds >= 0, got -1"),
+        (lambda: Segments(duration_s=float("nan")), "duration: expected seconds > 0, got nan"),
+        (lambda: FeatureSettings.from_dict({"recipe": "other"}), "expected the recipe 'mfcc-mean', got 'other'"),
+    ],
+)
+def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:
+    """The error names the setting, its rule and the value."""
+    with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
+        make()

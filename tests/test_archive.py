@@ -1,0 +1,201 @@
+"""Tests of which files are recordings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emotion_batch.archive import Entry, list_recordings, locate
+from emotion_batch.errors import StorageError, UsageError
+from emotion_batch.storage import Folder
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * len(name))
+
+
+def files(archive: object, **options: object) -> list[str]:
+    return list_recordings(archive, **options).entries["file"].to_pylist()
+
+
+def test_a_folder_is_listed_by_suffix_in_any_case(tmp_path: Path) -> None:
+    """Recordings of all depths are listed in the order of their names; others are counted, hidden ones skipped."""
+    touch(tmp_path, "b.WAV", "a/c.flac", "a.mp3", "notes.txt", "cover.jpg", "README", ".hidden.wav", ".git/d.wav")
+    listing = list_recordings(tmp_path)
+    assert listing.entries["file"].to_pylist() == ["a.mp3", "a/c.flac", "b.WAV"]
+    assert listing.left_out == {".txt": 1, ".jpg": 1, "no suffix": 1}
+    assert listing.entries["size"].to_pylist() == [5, 8, 5]
+    assert listing.entries["version"][0].as_py() == str((tmp_path / "a.mp3").stat().st_mtime_ns)
+
+
+def test_suffixes_can_be_named(tmp_path: Path) -> None:
+    """Other endings replace the usual ones, with and without their dot."""
+    touch(tmp_path, "a.wav", "b.pcm", "c.G722")
+    assert files(tmp_path, suffixes=["pcm", ".g722"]) == ["b.pcm", "c.G722"]
+
+
+def test_a_glob_is_named_relative_to_its_fixed_part(tmp_path: Path) -> None:
+    """A pattern lists what it matches, at any depth with two stars."""
+    touch(tmp_path, "x/1/a.wav", "x/2/b.wav", "x/2/c.txt", "y/1/d.wav")
+    assert files(f"{tmp_path}/x/*/*.wav") == ["1/a.wav", "2/b.wav"]
+    assert files(f"{tmp_path}/**/*.wav") == ["x/1/a.wav", "x/2/b.wav", "y/1/d.wav"]
+
+
+def test_glob_characters_in_a_name_that_exists_are_that_name(tmp_path: Path) -> None:
+    """A folder or recording called like a pattern is itself and nothing that the pattern would match."""
+    touch(tmp_path, "a[1]/b.wav", "a1/c.wav", "d[2].wav", "d2.wav")
+    assert files(tmp_path / "a[1]") == ["b.wav"]
+    assert files(tmp_path / "d[2].wav") == ["d[2].wav"]
+
+
+def test_one_recording_is_an_archive(tmp_path: Path) -> None:
+    """A single file is taken whatever its suffix."""
+    touch(tmp_path, "a.wav", "b.bin")
+    assert files(tmp_path / "b.bin") == ["b.bin"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_a_list_is_taken_as_written(tmp_path: Path, kind: str) -> None:
+    """Names of a list keep their form, relative and absolute; a repeated one counts once, a missing one is kept."""
+    touch(tmp_path, "a.wav", "sub/b.pcm")
+    names = ["sub/b.pcm", str(tmp_path / "a.wav"), "gone, alas.wav", "sub/b.pcm"]
+    path = tmp_path / f"list.{kind}"
+    if kind == "txt":
+        path.write_text("\r\n".join(names) + "\r\n")
+    elif kind == "csv":
+        path.write_text("id,file\n" + "\n".join(f'007,"{name}"' for name in names) + "\n")
+    else:
+        pq.write_table(pa.table({"file": names}), path)
+    listing = list_recordings(path)
+    assert sorted(listing.entries["file"].to_pylist()) == sorted(set(names))
+    assert listing.n_duplicates == 1
+    sizes = dict(zip(listing.entries["file"].to_pylist(), listing.entries["size"].to_pylist(), strict=True))
+    assert sizes == {"sub/b.pcm": 9, names[1]: 5, "gone, alas.wav": None}
+
+
+def test_a_list_without_the_column_is_refused(tmp_path: Path) -> None:
+    """The sentence names the column that is missing and those that are there."""
+    (tmp_path / "list.csv").write_text("path,id\na.wav,1\n")
+    with pytest.raises(UsageError, match="expected a column called 'file', got path, id"):
+        list_recordings(tmp_path / "list.csv")
+
+
+def test_names_that_are_not_utf8_are_escaped_and_found(tmp_path: Path) -> None:
+    """Such a name is percent-escaped, differs from every other recording's, and still opens."""
+    root = os.fsencode(tmp_path)
+    for name in (b"caf\xe9.wav", b"na\xefve.wav", "café.wav".encode(), b"caf%E9.wav"):
+        with open(root + b"/" + name, "wb") as stream:
+            stream.write(name)
+    listing = list_recordings(tmp_path)
+    names = listing.entries["file"].to_pylist()
+    assert names == sorted(names, key=str.encode)
+    assert set(names) == {"%63%61%66%E9%2E%77%61%76", "na%EFve.wav", "café.wav", "caf%E9.wav"}
+    for row in listing.entries.to_pylist():
+        place = locate(listing.folder, Entry(**row))
+        assert isinstance(place, bytes)
+        with open(place, "rb") as stream:
+            assert stream.read() == os.path.basename(place)
+
+
+def test_links_are_followed_and_rings_are_not(tmp_path: Path) -> None:
+    """A linked folder's recordings are listed, a link back to a folder above is no endless way."""
+    touch(tmp_path, "real/a.wav", "archive/b.wav")
+    (tmp_path / "archive" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "archive" / "ring").symlink_to(tmp_path / "archive")
+    (tmp_path / "archive" / "dangling.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert files(tmp_path / "archive") == ["b.wav", "dangling.wav", "linked/a.wav"]
+
+
+def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
+    """A missing archive, and one without recordings, are one sentence each."""
+    with pytest.raises(StorageError, match="nowhere: expected it to exist"):
+        list_recordings(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"expected recordings .* got none"):
+        list_recordings(tmp_path)
+    touch(tmp_path, "a.txt")
+    with pytest.raises(UsageError, match="only 1 other files"):
+        list_recordings(tmp_path)
+
+
+def test_a_url_is_listed_through_fsspec() -> None:
+    """Any filesystem of fsspec serves as an archive, with sizes and what version it knows."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/calls/a/1.wav": b"123", "/calls/2.wav": b"4", "/calls/x.txt": b"", "/calls/.h/3.wav": b""})
+    try:
+        listing = list_recordings("memory://calls")
+        assert listing.entries["file"].to_pylist() == ["2.wav", "a/1.wav"]
+        assert listing.entries["size"].to_pylist() == [1, 3]
+        place = locate(listing.folder, Entry(**listing.entries.to_pylist()[1]))
+        assert isinstance(place, tuple)
+        folder, name = place
+        assert folder.read(name) == b"123"
+    finally:
+        memory.rm("/calls", recursive=True)
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    """A URL with credentials would end up in tables and logs."""
+    with pytest.raises(UsageError) as caught:
+        Folder.of("s3://key:hunter2@bucket/calls")
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in repr(Folder("s3://bucket", {"secret": "hunter2"}))
+
+
+def test_a_link_to_itself_and_a_sealed_folder_are_told(tmp_path: Path) -> None:
+    """A link that leads nowhere is listed for its row; a folder without permission is named, not passed over."""
+    touch(tmp_path, "a.wav", "sealed/b.wav")
+    (tmp_path / "ring.wav").symlink_to(tmp_path / "ring.wav")
+    assert files(tmp_path) == ["a.wav", "ring.wav", "sealed/b.wav"]
+    if os.geteuid() == 0:
+        # Root may read everything.
+        return
+    (tmp_path / "sealed").chmod(0)
+    for archive in (tmp_path, f"{tmp_path}/**/*.wav"):
+        with pytest.raises(StorageError, match=r"permission denied for .*sealed"):
+            list_recordings(archive)
+
+
+def test_a_glob_follows_links_as_a_folder_does(tmp_path: Path) -> None:
+    """The same recordings are found by a pattern and by the folder."""
+    touch(tmp_path, "real/a.wav", "archive/b.wav")
+    (tmp_path / "archive" / "linked").symlink_to(tmp_path / "real")
+    assert files(f"{tmp_path}/archive/**/*.wav") == files(tmp_path / "archive") == ["b.wav", "linked/a.wav"]
+
+
+@pytest.mark.parametrize("name", [b"fe80::1-call.wav", b"a:b.wav", b"caf\xe9.wav"])
+def test_what_looks_like_a_url_or_is_not_utf8_is_found_by_list_and_folder(tmp_path: Path, name: bytes) -> None:
+    """A local name stays one, relative and absolute, whatever is in it."""
+    root = os.fsencode(tmp_path / "archive")
+    (tmp_path / "archive").mkdir()
+    with open(root + b"/" + name, "wb") as stream:
+        stream.write(b"here")
+    (tmp_path / "archive" / "list.txt").write_bytes(name + b"\n" + root + b"/" + name)
+    for archive, n_names in ((tmp_path / "archive", 1), (tmp_path / "archive" / "list.txt", 2)):
+        listing = list_recordings(archive)
+        assert listing.entries["size"].to_pylist() == [4] * n_names
+        for row in listing.entries.to_pylist():
+            place = locate(listing.folder, Entry(**row))
+            assert isinstance(place, bytes)
+            assert os.path.exists(place)
+
+
+def test_lists_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    """Text of another encoding, and a column of something else, are refused."""
+    (tmp_path / "wide.txt").write_bytes("a.wav\n".encode("utf-16"))
+    pq.write_table(pa.table({"file": [["a"], ["b"]]}), tmp_path / "lists.parquet")
+    (tmp_path / "secret.txt").write_text("s3://key:hunter2@bucket/a.wav\n")
+    for name, words in (
+        ("wide.txt", "UTF-16"),
+        ("lists.parquet", "a readable table"),
+        ("secret.txt", "without a password"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            list_recordings(tmp_path / name)

@@ -1,0 +1,60 @@
+"""Tests of the kernel against librosa."""
+
+from __future__ import annotations
+
+import librosa
+import numpy as np
+import pytest
+from conftest import tone
+
+from emotion_batch.mfcc import mean_mfcc
+from emotion_batch.settings import FeatureSettings
+
+SETTINGS = FeatureSettings()
+
+
+def expected(samples: np.ndarray, settings: FeatureSettings = SETTINGS) -> np.ndarray:
+    mfcc = librosa.feature.mfcc(
+        y=samples,
+        sr=settings.sample_rate,
+        n_mfcc=settings.n_mfcc,
+        n_fft=settings.n_fft,
+        hop_length=settings.hop_length,
+        n_mels=settings.n_mels,
+    )
+    return np.mean(mfcc.T, axis=0)
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=.* is too large:UserWarning")
+@pytest.mark.parametrize(
+    "n_samples", [1, 2, 511, 512, 513, 1_023, 1_024, 2_047, 2_048, 2_049, 2_560, 65_536, 66_149, 66_150]
+)
+def test_features_are_librosas_at_every_length(n_samples: int) -> None:
+    """On either side of each frame boundary the features are librosa's."""
+    samples = tone(3.0, 22_050)[:n_samples]
+    found = mean_mfcc(samples, SETTINGS)
+    assert found.shape == (40,)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(samples), atol=1e-3)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-6, 1e-3, 1.0, 30.0])
+def test_features_are_librosas_at_every_level(level: float) -> None:
+    """Silence, near-silence and overload give librosa's features, its floor and range included."""
+    samples = level * tone(1.0, 22_050)
+    np.testing.assert_allclose(mean_mfcc(samples, SETTINGS), expected(samples), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        FeatureSettings(sample_rate=16_000, n_mfcc=13, n_fft=512, hop_length=160, n_mels=40),
+        FeatureSettings(n_mfcc=128),
+        FeatureSettings(n_fft=1_023, hop_length=256),
+    ],
+    ids=["speech", "all coefficients", "odd frame"],
+)
+def test_features_are_librosas_with_other_settings(settings: FeatureSettings) -> None:
+    """Each setting means what it means to librosa."""
+    samples = tone(1.0, settings.sample_rate)
+    np.testing.assert_allclose(mean_mfcc(samples, settings), expected(samples, settings), atol=1e-3)

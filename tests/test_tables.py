@@ -1,0 +1,125 @@
+"""Tests of parts, footers and what a table is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emotion_batch import tables
+from emotion_batch.errors import IncompleteError, StorageError, UsageError
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
+from emotion_batch.tables import Counts, TableInfo
+
+INFO = TableInfo(tables.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
+
+
+def label_rows(*statuses: str) -> pa.Table:
+    n = len(statuses)
+    ok = [status == "ok" for status in statuses]
+    columns = {
+        "file": [f"{number}.wav" for number in range(n)],
+        "start_s": [0.5] * n,
+        "end_s": [1.0 if good else None for good in ok],
+        "status": statuses,
+        "error": [None if good else "why" for good in ok],
+        "emotion": ["sad" if good else None for good in ok],
+        "confidence": [0.75 if good else None for good in ok],
+        "p_happy": [0.25 if good else None for good in ok],
+        "p_sad": [0.75 if good else None for good in ok],
+    }
+    return pa.table(columns, schema=INFO.schema)
+
+
+def test_a_part_says_what_it_is(tmp_path: Path) -> None:
+    """The footer names schema, settings, model, labels, tool, shard, digest and counts; the rows are one row group."""
+    counts = tables.publish_part(Folder.of(tmp_path), INFO, 7, "d1gest", label_rows("ok", "empty", "ok"))
+    assert counts == Counts(3, 3, {"empty": 1, "ok": 2}, {"sad": 2})
+    metadata = pq.read_metadata(tmp_path / "part-000007.parquet")
+    assert metadata.num_row_groups == 1
+    footer = json.loads(metadata.metadata[b"emotion_batch"])
+    assert footer.pop("tool_version")
+    assert footer == {
+        "schema_version": 1,
+        "kind": "labels",
+        "feature_id": FeatureSettings().feature_id,
+        "segment_id": Segments().segment_id,
+        "model_id": "m0del",
+        "labels": ["happy", "sad"],
+        "shard": 7,
+        "digest": "d1gest",
+        "n_recordings": 3,
+        "n_rows": 3,
+        "by_status": {"empty": 1, "ok": 2},
+        "by_label": {"sad": 2},
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["part-000007.parquet"]
+
+
+def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp_path: Path) -> None:
+    """A part from older entries, another model, another shard, or a damaged one, is to be done again."""
+    table = Folder.of(tmp_path)
+    for shard, digest, info in ((0, "new", INFO), (1, "old", INFO), (2, "new", replace(INFO, model_id="other"))):
+        tables.publish_part(table, info, shard, digest, label_rows("ok"))
+    (tmp_path / "part-000003.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes())
+    (tmp_path / "part-000004.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes()[:-9])
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "part-000005.parquet")
+    digests = dict.fromkeys(range(7), "new")
+    assert set(tables.complete_shards(table, INFO, digests)) == {0}
+    with pytest.raises(IncompleteError, match="expected all of its 7 parts, got 6 missing or out of date"):
+        tables.require_complete(table, INFO, digests)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part appears whole or not at all; a full disk is one sentence."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="got No space left on device"):
+        tables.publish_part(Folder.of(tmp_path), INFO, 0, "d", label_rows("ok"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (replace(INFO, kind="features"), "expected kind labels, got features"),
+        (replace(INFO, source="/elsewhere"), "expected source /archive, got /elsewhere"),
+        (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected n_mfcc 40, got 20"),
+        (replace(INFO, segments=Segments(1.0)), "expected segments .*1.0"),
+        (replace(INFO, model_id="new"), "expected the labels of model m0del, got model new"),
+    ],
+    ids=["kind", "source", "features", "segments", "model"],
+)
+def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sentence: str) -> None:
+    """What differs from what the table holds is named before any work."""
+    table = Folder.of(tmp_path)
+    tables.create(table, INFO)
+    tables.create(table, INFO)
+    assert tables.read_info(table) == INFO
+    with pytest.raises(UsageError, match=sentence):
+        tables.create(table, other)
+
+
+def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:
+    """Parts are never put among files that are somebody else's."""
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UsageError, match=r"got 'holiday.jpg' in it"):
+        tables.create(Folder.of(tmp_path), INFO)
+
+
+def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    """A release that does not know a table does not touch it."""
+    table = Folder.of(tmp_path)
+    tables.create(table, INFO)
+    path = tmp_path / "_table" / "table.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(UsageError, match="expected schema version 1, got 99"):
+        tables.create(table, INFO)

@@ -1,0 +1,119 @@
+"""Tests of one shard's extraction, without Dask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import tone, write_odd_archive
+
+from emotion_batch import tables
+from emotion_batch.archive import Entry, list_recordings, locate
+from emotion_batch.extraction import Extraction, extract_recording, extract_rows
+from emotion_batch.manifest import Manifest
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
+from emotion_batch.tables import TableInfo
+
+SETTINGS, SEGMENTS = FeatureSettings(), Segments()
+
+
+def rows_of(archive: Path) -> pa.Table:
+    listing = list_recordings(archive)
+    return extract_rows(listing.entries.to_batches()[0], listing.folder, SETTINGS, SEGMENTS)
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=.* is too large:UserWarning")
+def test_every_odd_recording_has_its_row(tmp_path: Path) -> None:
+    """Each recording gets one row with the status of the design; those that are `ok` have librosa's features."""
+    expected = write_odd_archive(tmp_path)
+    listing = list_recordings(tmp_path)
+    rows = rows_of(tmp_path)
+    assert rows.schema == tables.feature_schema(SETTINGS)
+    found = rows.to_pylist()
+    assert {row["file"]: row["status"] for row in found} == expected
+    places = {entry["file"]: locate(listing.folder, Entry(**entry)) for entry in listing.entries.to_pylist()}
+    for row in found:
+        assert (row["mfcc"] is None) == (row["status"] != "ok") == (row["error"] is not None) == (row["end_s"] is None)
+        if row["status"] == "ok":
+            with open(places[row["file"]], "rb") as stream:
+                samples, rate = librosa.load(stream, offset=0.5, duration=3)
+            mfcc = np.mean(librosa.feature.mfcc(y=samples, sr=rate, n_mfcc=40).T, axis=0)
+            np.testing.assert_allclose(row["mfcc"], mfcc, atol=1e-3, err_msg=row["file"])
+            assert row["end_s"] == pytest.approx(min(3.5, row["duration_s"]))
+
+
+def test_what_changed_or_went_since_it_was_listed(tmp_path: Path) -> None:
+    """A recording that is not what was listed has no features, so that no row claims what it did not see."""
+    for name in ("same.wav", "longer.wav", "later.wav", "gone.wav"):
+        (tmp_path / name).write_bytes(b"no audio")
+    listing = list_recordings(tmp_path)
+    (tmp_path / "longer.wav").write_bytes(b"no audio at all")
+    os.utime(tmp_path / "later.wav", (1, 1))
+    (tmp_path / "gone.wav").unlink()
+    rows = extract_rows(listing.entries.to_batches()[0], listing.folder, SETTINGS, SEGMENTS)
+    assert dict(zip(rows["file"].to_pylist(), rows["status"].to_pylist(), strict=True)) == {
+        "gone.wav": "vanished",
+        "later.wav": "changed",
+        "longer.wav": "changed",
+        "same.wav": "not_audio",
+    }
+
+
+def test_a_folder_or_pipe_called_like_a_recording_holds_nothing_up(tmp_path: Path) -> None:
+    """What cannot be read as a file has a status at once."""
+    (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    statuses = [
+        extract_recording(Entry(name, None, None, None), Folder.of(tmp_path), SETTINGS, SEGMENTS).status
+        for name in ("folder.wav", "pipe.wav")
+    ]
+    assert statuses == ["not_audio", "empty"]
+
+
+def test_a_fault_that_nobody_thought_of_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception from the libraries, memory included, is one recording's status and not the shard's end."""
+    outcomes: Iterator[Exception | None] = iter([ValueError("odd\nmore"), MemoryError(), None])
+
+    def resample(samples: np.ndarray, *_: object) -> np.ndarray:
+        if (error := next(outcomes)) is not None:
+            raise error
+        return samples
+
+    monkeypatch.setattr("emotion_batch.audio.resample", resample)
+    for name in "abc":
+        _write_wav(tmp_path / f"{name}.wav")
+    rows = rows_of(tmp_path)
+    assert rows["status"].to_pylist() == ["unreadable", "memory", "ok"]
+    assert rows["error"].to_pylist() == ["ValueError: odd", "the segment does not fit into memory", None]
+
+
+def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
+    """A shard's task reads its entries from the manifest, writes one part and hands back a small receipt."""
+    expected = write_odd_archive(tmp_path / "archive")
+    table = Folder.of(tmp_path / "table")
+    listing = list_recordings(tmp_path / "archive")
+    info = TableInfo(tables.FEATURES, listing.folder.url, SETTINGS, SEGMENTS)
+    tables.create(table, info)
+    manifest = Manifest(table)
+    manifest.grow(listing.entries)
+    job = Extraction(table, info, listing.folder)
+    receipts = {shard: job.do_shard(shard, entry) for shard, entry in manifest.shards.items()}
+    assert sum(receipt.counts.n_recordings for receipt in receipts.values()) == len(expected)
+    failed = {status for status in expected.values() if status != "ok"}
+    assert set().union(*(receipt.examples for receipt in receipts.values())) == failed
+    done = tables.complete_shards(table, info, manifest.digests())
+    assert {shard: footer.counts for shard, footer in done.items()} == {s: r.counts for s, r in receipts.items()}
+    parts = pa.concat_tables([tables.read_part(table, shard) for shard in sorted(done)])
+    assert parts.replace_schema_metadata(None).equals(rows_of(tmp_path / "archive"))
+
+
+def _write_wav(path: Path) -> None:
+    import soundfile
+
+    soundfile.write(path, tone(1.0), 24_414)

@@ -1,0 +1,127 @@
+"""Tests of training: the rows, the split, the figures and the bundle."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_command
+
+from emotion_batch import tables, training
+from emotion_batch.errors import UsageError
+from emotion_batch.manifest import Manifest
+from emotion_batch.storage import Folder
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
+
+
+@pytest.fixture(scope="module")
+def rows(features: Path) -> training.LabelledRows:
+    return read(features, "tess")
+
+
+def read(features: Path, labels: str) -> training.LabelledRows:
+    folder = Folder.of(features)
+    info = tables.read_info(folder)
+    assert info is not None
+    return training.read_rows(folder, info, sorted(Manifest(folder).shards), labels)
+
+
+def test_rows_with_features_and_a_label_are_learnt_from(rows: training.LabelledRows) -> None:
+    """Labels are the sorted emotions, failed rows are left out and counted, the order is that of the names."""
+    assert rows.labels == EMOTIONS
+    assert rows.features.shape == (84, 40)
+    assert (rows.n_failed, rows.n_unlabelled) == (5, 0)
+    assert list(rows.files) == sorted(rows.files)
+    assert [rows.labels[number] for number in rows.targets] == [file.rsplit("_", 1)[1][:-4] for file in rows.files]
+    assert set(rows.speakers) == {"V1", "V2"}
+
+
+def test_the_split_is_stratified_and_repeatable(rows: training.LabelledRows) -> None:
+    """The held-out share has each label alike; the same seed holds out the same recordings."""
+    held_out = training.split_files(rows, 0.25, 1)
+    assert np.bincount(rows.targets[held_out]).tolist() == [3] * 7
+    assert np.array_equal(held_out, training.split_files(rows, 0.25, 1))
+    assert not np.array_equal(held_out, training.split_files(rows, 0.25, 2))
+    assert not training.split_files(rows, 0, 1).any()
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ("ravdess", "expected at least two from 'ravdess', got none"),
+        (r"regex:(?P<emotion>V)\d", "got only 'V'"),
+        (r"regex:(?P<emotion>V1_b\w+_angry)|(V)", "expected at least two"),
+        (r"regex:_(?P<emotion>\w+)_", "got 2 of 'angry/V1_back'"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(features: Path, labels: str, sentence: str) -> None:
+    """A naming that does not apply stops the training instead of teaching it file names."""
+    with pytest.raises(UsageError) as caught:
+        read(features, labels if "angry/" not in sentence else r"regex:(?P<emotion>angry/V\d_\w+)_")
+    expected = sentence if "angry/" not in sentence else "expected at least 5 recordings of each"
+    assert expected in str(caught.value)
+
+
+def test_the_bundle_says_what_it_is(bundle: Path) -> None:
+    """Every file of the design is there with its digest, and the card has what a reader must know."""
+    card = json.loads((bundle / "card.json").read_text())
+    assert {path.name for path in bundle.iterdir()} == {*card["files"], "card.json"}
+    assert set(card["files"]) == {"model.keras", "history.csv", "training.png", "confusion.png", "README.md"}
+    for name, digest in card["files"].items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
+    assert card["labels"] == list(EMOTIONS)
+    counts = card["training"]
+    assert (counts["n_rows"], counts["n_learnt"], counts["n_held_out"], counts["n_failed"]) == (84, 67, 17, 5)
+    assert counts["n_speakers"] == 2
+    for kind, n_rows in (("training", 67), ("stratified", 17)):
+        figures = card["metrics"][kind]
+        confusion = np.array(figures["confusion"])
+        assert confusion.sum() == figures["n_rows"] == n_rows
+        assert figures["accuracy"] == pytest.approx(np.trace(confusion) / n_rows)
+        recall = np.diag(confusion) / confusion.sum(axis=1)
+        assert figures["uar"] == pytest.approx(recall.mean())
+        assert list(figures["recall"].values()) == pytest.approx(recall)
+    with (bundle / "history.csv").open() as stream:
+        history = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in history] == ["1", "2", "3", "4", "5"]
+    assert float(history[-1]["val_accuracy"]) == pytest.approx(card["metrics"]["stratified"]["accuracy"])
+    for name in ("training.png", "confusion.png"):
+        assert (bundle / name).read_bytes().startswith(b"\x89PNG")
+    assert card["model_id"] in (bundle / "README.md").read_text()
+
+
+def test_training_again_gives_the_same_model(features: Path, bundle: Path, tmp_path: Path) -> None:
+    """The same command in another process gives the same weights; with nothing held out it judges nothing."""
+    again = run_command("train", features, tmp_path / "again", "--epochs", "5", "--batch-size", "16", "--json")
+    assert again.code == 0, again.err
+    assert again.result["model_id"] == json.loads((bundle / "card.json").read_text())["model_id"]
+    everything = run_command(
+        "train", features, tmp_path / "all", "--epochs", "1", "--held-out", "0", "--labels", "folder"
+    )
+    # The broken recordings have a folder of their own, and no features.
+    assert everything.code == 0, everything.err
+    card = json.loads((tmp_path / "all" / "card.json").read_text())
+    assert list(card["metrics"]) == ["training"]
+    assert card["labels"][0] == "v1_angry"
+
+
+def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_path: Path) -> None:
+    """A model that is there is somebody's; so is a folder with other things."""
+    there = tmp_path / "there"
+    shutil.copytree(bundle, there)
+    refused = run_command("train", features, there, "--epochs", "1")
+    assert refused.code == 2
+    assert "got one with a bundle" in refused.err
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    refused = run_command("train", features, tmp_path / "photos", "--epochs", "1")
+    assert refused.code == 2
+    assert "got 'a.jpg' in it" in refused.err
+    assert run_command("train", features, there, "--epochs", "1", "--force").code == 0
+    assert json.loads((there / "card.json").read_text())["training"]["epochs"] == 1

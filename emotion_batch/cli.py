@@ -1,0 +1,442 @@
+"""The command line: arguments to the functions of `runs`, what they return to text or JSON, errors to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import emotion_batch
+from emotion_batch.errors import EmotionBatchError, UsageError
+
+if TYPE_CHECKING:
+    from emotion_batch.model import Card
+    from emotion_batch.runs import Progress, RecordingLabel, Summary, Watcher
+
+_PROGRESS_EVERY_S = 10.0
+
+
+class _Stopped(BaseException):
+    """SIGTERM, raised where the program stands, so that everything it opened is closed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    arguments
+        The command line without the program's name; by default this process's own.
+
+    Returns
+    -------
+    0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused,
+    130 and 143 after SIGINT and SIGTERM.
+    """
+    options = _parser().parse_args(arguments)
+    said = _Said(options)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a name must not end a finished run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    previous = signal.signal(signal.SIGTERM, _on_terminate)
+    try:
+        return int(options.command(options, said))
+    except EmotionBatchError as error:
+        said.error(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, _Stopped) as stop:
+        said.error(said.how_far())
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+    except Exception as error:
+        said.error(f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report")
+        return 1
+    finally:
+        said.end_line()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _extract(options: argparse.Namespace, said: _Said) -> int:
+    from emotion_batch import runs
+    from emotion_batch.settings import FeatureSettings, Segments
+
+    settings = FeatureSettings(
+        sample_rate=options.sample_rate,
+        n_mfcc=options.n_mfcc,
+        n_fft=options.n_fft,
+        hop_length=options.hop_length,
+        n_mels=options.n_mels,
+    )
+    summary = runs.extract(
+        options.archive,
+        options.table,
+        settings=settings,
+        segments=Segments(options.offset, options.duration),
+        **_common(options, said),
+    )
+    return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
+
+
+def _label(options: argparse.Namespace, said: _Said) -> int:
+    from emotion_batch import runs
+
+    if options.table is None:
+        if not runs.is_recording(options.source, _storage_options(options)):
+            raise UsageError(
+                f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
+            )
+        found = runs.label_recording(options.source, model=options.model, storage_options=_storage_options(options))
+        _print(json.dumps(vars(found)) if options.json else _format_recording(found))
+        return 0 if found.status == "ok" else 1
+    summary = runs.label(
+        options.source,
+        options.table,
+        model=options.model,
+        keep_features=options.keep_features,
+        **_common(options, said),
+    )
+    name = options.table.replace("'", "''")
+    query = f"FROM '{name}/*.parquet' SELECT emotion, count(*) GROUP BY emotion"
+    return _finish(summary, options, said, f'duckdb -c "{query}"')
+
+
+def _train(options: argparse.Namespace, said: _Said) -> int:
+    from emotion_batch import runs
+    from emotion_batch.training import TrainingSettings
+
+    settings = TrainingSettings(options.labels, options.held_out, options.epochs, options.batch_size, options.seed)
+    card = runs.train(
+        options.table,
+        options.bundle,
+        settings=settings,
+        h5=options.h5,
+        storage_options=_storage_options(options),
+        force=options.force,
+        on_epoch=lambda epoch, figures: said.epoch(epoch, options.epochs, figures),
+    )
+    said.end_line()
+    _print(card.to_json().decode() if options.json else _format_card(card, options.bundle))
+    return 0
+
+
+def _demo(options: argparse.Namespace, said: _Said) -> int:
+    from emotion_batch.demonstration import demo
+
+    demo(options.folder, n_words=options.words, workers=options.workers, watcher=said.watcher(), say=_print)
+    return 0
+
+
+def _print(text: str) -> None:
+    """Print a result; whoever reads no further changes neither what was done nor its exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _finish(summary: Summary, options: argparse.Namespace, said: _Said, next_command: str) -> int:
+    said.end_line()
+    is_too_many = _exceeds(options.max_failed, summary)
+    _print(json.dumps(summary.to_dict()) if options.json else _format_summary(summary, next_command))
+    if is_too_many:
+        said.error(
+            f"failed rows: expected at most {options.max_failed}, got {summary.counts.n_failed} of {summary.counts.n_rows}"
+        )
+    return 1 if is_too_many else 0
+
+
+def _format_summary(summary: Summary, next_command: str) -> str:
+    counts = summary.counts
+    lines = [
+        f"{summary.table}: {summary.n_shards} parts, {summary.n_shards_done} of them made now in {summary.elapsed_s:.1f} s"
+    ]
+    lines += [f"  {status}, as {_shown(file)}: {reason}" for status, (file, reason) in sorted(summary.examples.items())]
+    if counts.by_label:
+        lines += [f"  {emotion:<12} {n:>10,}  {n / counts.n_ok:6.1%}" for emotion, n in counts.by_label.items()]
+    lines.append(f"next: {next_command}")
+    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
+    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
+    lines.append(f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}")
+    return "\n".join(lines)
+
+
+def _format_recording(found: RecordingLabel) -> str:
+    if found.status != "ok":
+        return f"{_shown(found.file)}  {found.status}: {found.error}"
+    width = max(len(word) for word in found.probabilities)
+    lines = [f"{_shown(found.file)}  {found.emotion}  {found.confidence:.3f}", ""]
+    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+    return "\n".join([*lines, *(f"  {word:<{width}}  {value:.6f}" for word, value in ranked)])
+
+
+def _format_card(card: Card, bundle: str) -> str:
+    lines = [f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", ""]
+    lines.append("  judged on      segments  speakers  accuracy    UAR")
+    for kind, figures in card.metrics.items():
+        speakers = figures["n_speakers"] or "?"
+        lines.append(
+            f"  {kind:<13} {figures['n_rows']:>9,} {speakers:>9} {figures['accuracy']:>9.3f} {figures['uar']:>6.3f}"
+        )
+    counts = card.training
+    lines += [
+        "",
+        "`training` is what it learnt from; `stratified` are other recordings of the same speakers.",
+        f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
+        f"next: emotion-batch label RECORDINGS TABLE --model {bundle}",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Return a name as a terminal may show it: on one line, without control characters."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+class _Said:
+    """What goes to stderr: notes, progress, one sentence for an error."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._is_quiet = options.quiet
+        self._is_debug = options.debug
+        # The demo begins anew.
+        self._goes_on = options.command is not _demo
+        self._is_terminal = sys.stderr.isatty()
+        self._last: Progress | None = None
+        self._said_at = -_PROGRESS_EVERY_S
+        self._is_in_line = False
+
+    def watcher(self) -> Watcher:
+        from emotion_batch.runs import Watcher
+
+        return Watcher(on_note=self.note, on_progress=self.progress)
+
+    def note(self, text: str) -> None:
+        if not self._is_quiet:
+            self.end_line()
+            self._write(f"{_shown(text)}\n")
+
+    def error(self, text: str) -> None:
+        self.end_line()
+        if self._is_debug:
+            traceback.print_exc()
+        self._write(f"emotion-batch: {_shown(text)}\n")
+
+    def progress(self, progress: Progress) -> None:
+        self._last = progress
+        rate = progress.n_done_here / max(progress.elapsed_s, 1e-9)
+        left_s = (progress.n_recordings - progress.n_done) / max(rate, 1e-9)
+        self._line(
+            f"{progress.n_done:,} of {progress.n_recordings:,} recordings, {progress.n_failed:,} failed, "
+            f"{rate:,.0f} a second, {_duration(left_s)} left",
+            is_last=progress.n_done == progress.n_recordings,
+        )
+
+    def epoch(self, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        self._line(f"epoch {epoch} of {n_epochs}: {shown}", is_last=epoch == n_epochs)
+
+    def how_far(self) -> str:
+        """Return what to say when a signal stopped the command."""
+        if self._last is None or not self._goes_on:
+            return "stopped"
+        return (
+            f"stopped at {self._last.n_done:,} of {self._last.n_recordings:,} recordings; "
+            "run the same command again, it goes on from there"
+        )
+
+    def end_line(self) -> None:
+        if self._is_in_line:
+            self._write("\n")
+            self._is_in_line = False
+
+    def _write(self, text: str) -> None:
+        # Nobody may be reading: the work goes on all the same.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    def _line(self, text: str, *, is_last: bool) -> None:
+        """Show progress: in place for a person, a line now and then for a log."""
+        if self._is_quiet:
+            return
+        now = time.monotonic()
+        if self._is_terminal:
+            self._write(f"\r\x1b[K{text}")
+            self._is_in_line = True
+        elif is_last or now - self._said_at >= _PROGRESS_EVERY_S:
+            self._said_at = now
+            self._write(f"{text}\n")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _common(options: argparse.Namespace, said: _Said) -> dict[str, Any]:
+    from emotion_batch.archive import SUFFIXES
+
+    return {
+        "suffixes": tuple(options.suffix) if options.suffix else SUFFIXES,
+        "scheduler": options.scheduler,
+        "workers": options.workers,
+        "storage_options": _storage_options(options),
+        "force": options.force,
+        "watcher": said.watcher(),
+    }
+
+
+def _storage_options(options: argparse.Namespace) -> dict[str, Any]:
+    text = options.storage_options
+    if not text:
+        return {}
+    try:
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8") as stream:
+                text = stream.read()
+        value = json.loads(text)
+    except (OSError, ValueError):
+        # Not the text itself: it may hold a key. Nor the cause, whose traceback would.
+        raise UsageError("--storage-options: expected a JSON object or @FILE with one, got something else") from None
+    if not isinstance(value, dict):
+        raise UsageError("--storage-options: expected a JSON object, got another JSON value")
+    return value
+
+
+def _exceeds(limit: str | None, summary: Summary) -> bool:
+    if limit is None:
+        return False
+    counts = summary.counts
+    if limit.endswith("%"):
+        return counts.n_failed > float(limit[:-1]) / 100 * counts.n_rows
+    return counts.n_failed > int(limit)
+
+
+def _limit(text: str) -> str:
+    number = text.removesuffix("%")
+    try:
+        is_right = float(number) >= 0 if text.endswith("%") else int(number) >= 0
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise argparse.ArgumentTypeError(f"expected a number as 10, or a share as 5%, got {text!r}")
+    return text
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the whole usage above the one sentence.
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="emotion-batch", description="Label the emotions in a whole archive of recordings.")
+    parser.add_argument("--version", action="version", version=f"emotion-batch {emotion_batch.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = _command(commands, "extract", _extract, "recordings to a feature table")
+    command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
+    command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
+    group = command.add_argument_group("features (the defaults are the notebook's)")
+    for name, default, words in (
+        ("sample-rate", 22_050, "Hz to resample to"),
+        ("n-mfcc", 40, "coefficients"),
+        ("n-fft", 2_048, "samples a frame"),
+        ("hop-length", 512, "samples from frame to frame"),
+        ("n-mels", 128, "mel bands"),
+    ):
+        group.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{words} ({default})")
+    group.add_argument("--offset", type=float, default=0.5, metavar="S", help="start of the segment in seconds (0.5)")
+    group.add_argument("--duration", type=float, default=3.0, metavar="S", help="its longest duration (3)")
+    _add_run_options(command)
+
+    command = _command(commands, "train", _train, "a feature table to a bundle")
+    command.add_argument("table", metavar="TABLE", help="the feature table")
+    command.add_argument("bundle", metavar="BUNDLE", help="folder to write: a new one")
+    command.add_argument(
+        "--labels",
+        default="tess",
+        metavar="SOURCE",
+        help="tess, ravdess, folder, table:FILE (file,emotion[,speaker]) or regex:PATTERN with (?P<emotion>...) (tess)",
+    )
+    command.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="judged, not learnt from (0.2)")
+    command.add_argument("--epochs", type=_positive, default=100, metavar="N", help="passes over the rows (100)")
+    command.add_argument("--batch-size", type=_positive, default=512, metavar="N", help="rows a step (512)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of split, weights and order (0)")
+    command.add_argument("--h5", metavar="FILE", help="also save the network as the notebook did")
+    command.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    _add_common_options(command)
+
+    command = _command(commands, "label", _label, "recordings, or a feature table, to a label table")
+    command.add_argument("source", metavar="SOURCE", help="an archive or a feature table; or one recording, to print")
+    command.add_argument("table", metavar="TABLE", nargs="?", help="folder of the label table: new, or to go on with")
+    command.add_argument("--model", required=True, metavar="BUNDLE", help="the bundle to label with")
+    command.add_argument("--keep-features", metavar="TABLE", help="put an archive's features into this table as well")
+    _add_run_options(command)
+
+    command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")
+    command.add_argument("folder", metavar="FOLDER", nargs="?", default="demo", help="where to (demo)")
+    command.add_argument("--words", type=_positive, default=40, metavar="N", help="words a voice and emotion (40)")
+    command.add_argument("--workers", type=_positive, metavar="N", help="worker processes (one a core)")
+    _add_talk_options(command.add_argument_group("common"))
+    return parser
+
+
+def _command(
+    commands: Any, name: str, function: Callable[[argparse.Namespace, _Said], int], words: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words.capitalize() + ".")
+    command.set_defaults(command=function)
+    return command
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("run")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
+    group.add_argument("--workers", type=_positive, metavar="N", help="processes of the local cluster (one a core)")
+    group.add_argument(
+        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
+    )
+    group.add_argument("--max-failed", type=_limit, metavar="N|P%", help="more failed rows than this are exit code 1")
+    group.add_argument("--force", action="store_true", help="go on though the first recordings come out alike")
+    _add_common_options(command)
+
+
+def _add_common_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("common")
+    group.add_argument("--storage-options", metavar="JSON|@FILE", help="what fsspec's filesystem takes")
+    group.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+    _add_talk_options(group)
+
+
+def _add_talk_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    group.add_argument("--debug", action="store_true", help="a traceback where there is one")
+
+
+def _on_terminate(*_: object) -> NoReturn:
+    raise _Stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

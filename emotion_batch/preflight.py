@@ -1,0 +1,107 @@
+"""What a worker must be able to do before a run: asked on each worker, answered in half a sentence."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emotion_batch.archive import Entry, locate
+from emotion_batch.errors import UsageError
+from emotion_batch.model import Bundle, open_bundle
+from emotion_batch.storage import Folder
+
+_PACKAGES = ("librosa", "numpy", "pyarrow", "scipy", "soundfile", "soxr")
+_PREDICTION_PACKAGES = ("keras", "tensorflow")
+
+
+def read_versions(is_predicting: bool) -> dict[str, str]:
+    """Return the versions here of what decides a row; Python's without its last number."""
+    packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "none"
+    return versions
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tries on a worker what its shards will need.
+
+    Attributes
+    ----------
+    table
+        Folder that the driver wrote `nonce_name` into.
+    nonce_name, nonce
+        A file that only this table's storage has, and its content.
+    archive
+        What recordings are relative to; None where none are read.
+    recording
+        One that the driver can read.
+    features
+        Feature table that is read, and the name of a file in it; None where none is.
+    bundle
+        The model in the table's copy; None where none is used.
+    versions
+        What the driver has.
+    """
+
+    table: Folder
+    nonce_name: str
+    nonce: bytes
+    archive: Folder | None
+    recording: Entry | None
+    features: tuple[Folder, str] | None
+    bundle: Bundle | None
+    versions: Mapping[str, str]
+
+    def __call__(self) -> str | None:
+        """Return what is lacking here, or None."""
+        for package, found in read_versions(self.bundle is not None).items():
+            if found != self.versions[package]:
+                return f"expected {package} {self.versions[package]}, as where the run was started, got {found}; install the same"
+        try:
+            same = self.table.read(self.nonce_name) == self.nonce
+        except OSError as error:
+            return f"expected to read the table {self.table.url}, got {_said(error)}; it must be the same place on every machine"
+        if not same:
+            return f"expected the table {self.table.url} of the driver, got another; it must be the same place on every machine"
+        if self.archive is not None and self.recording is not None:
+            try:
+                peek(self.archive, self.recording)
+            except OSError as error:
+                return (
+                    f"expected to read the recording {self.recording.file!r} of the archive {self.archive.url}, got "
+                    f"{_said(error)}; the archive must be at the same place on every machine"
+                )
+        if self.features is not None:
+            folder, name = self.features
+            try:
+                folder.read(name)
+            except OSError as error:
+                return f"expected to read the feature table {folder.url}, got {_said(error)}; it must be the same place on every machine"
+        if self.bundle is not None:
+            try:
+                open_bundle(self.bundle.folder)
+            except UsageError as error:
+                return f"cannot read the bundle: {error}"
+        return None
+
+
+def peek(archive: Folder, recording: Entry) -> None:
+    """Read the first byte of a recording; raise OSError if that cannot be done."""
+    place = locate(archive, recording)
+    if isinstance(place, bytes):
+        with open(place, "rb") as stream:
+            stream.read(1)
+    else:
+        folder, name = place
+        folder.filesystem()[0].cat_file(folder.path(name), start=0, end=1)
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or f"{type(error).__name__} {error}"

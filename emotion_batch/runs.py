@@ -1,0 +1,330 @@
+"""What each command does: archive, manifest, cluster and tables put together. The public Python API."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from emotion_batch import model as models
+from emotion_batch import tables, training
+from emotion_batch.archive import SUFFIXES, list_recordings
+from emotion_batch.errors import Status, UsageError
+from emotion_batch.extraction import Extraction, extract_rows
+from emotion_batch.labelling import Labelling, label_rows
+from emotion_batch.manifest import Manifest
+from emotion_batch.model import Bundle, Card
+from emotion_batch.run import MODEL, Needs, Progress, Run, Summary, Watcher
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder, explained
+from emotion_batch.tables import TableInfo
+from emotion_batch.training import TrainingSettings
+
+
+@dataclass(frozen=True)
+class RecordingLabel:
+    """The label of one recording.
+
+    Attributes
+    ----------
+    file
+        Its name.
+    status, error
+        What became of it, and why it has no label.
+    emotion, confidence
+        The most probable emotion and its probability; None without a label.
+    probabilities
+        Of each emotion, in the bundle's order; empty without a label.
+    """
+
+    file: str
+    status: str
+    error: str | None
+    emotion: str | None
+    confidence: float | None
+    probabilities: Mapping[str, float]
+
+
+def extract(
+    archive: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    settings: FeatureSettings | None = None,
+    segments: Segments | None = None,
+    suffixes: Iterable[str] = SUFFIXES,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Extract the features of an archive's recordings into a feature table; what is there already is kept.
+
+    Parameters
+    ----------
+    archive
+        Folder or bucket prefix, glob, list file or one recording.
+    table
+        Folder or prefix of the feature table: a new one, or one that is to go on.
+    settings, segments
+        How samples become a vector and which stretch of each recording; by default the notebook's.
+    suffixes
+        Endings by which files of a folder are recordings.
+    scheduler
+        Address of a running Dask scheduler; by default a local cluster is started and ended.
+    workers
+        One-thread worker processes of the local cluster; by default one a core.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Go on though the first recordings all fail alike.
+    watcher
+        Hears notes and progress.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin.
+    CanaryError, IncompleteError
+        If it was stopped, or shards were left over; the same call goes on.
+    """
+    started = time.perf_counter()
+    place = Folder.of(table, storage_options)
+    source = Folder.of(archive, storage_options)
+    info = TableInfo(tables.FEATURES, source.url, settings or FeatureSettings(), segments or Segments())
+    tables.check(place, info)
+    listing = list_recordings(source.url, options=storage_options, suffixes=suffixes)
+    run = Run(place, info, watcher or Watcher(), started)
+    run.freeze(listing)
+    job = Extraction(place, info, listing.folder)
+    return run.finish(job, Needs(archive=listing.folder), scheduler=scheduler, workers=workers, force=force)
+
+
+def label(
+    source: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    keep_features: str | os.PathLike[str] | None = None,
+    suffixes: Iterable[str] = SUFFIXES,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Label the recordings of an archive, or the rows of a feature table, into a label table.
+
+    Parameters
+    ----------
+    source
+        An archive, as `extract` takes it, or a feature table.
+    table
+        Folder or prefix of the label table: a new one, or one that is to go on.
+    model
+        The bundle. Its feature settings and segments are those that an archive is read with.
+    keep_features
+        Feature table into which the features of an archive go as well.
+    suffixes, scheduler, workers, storage_options, force, watcher
+        As in `extract`.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin.
+    CanaryError, IncompleteError
+        If it was stopped, or shards were left over; the same call goes on.
+    """
+    started = time.perf_counter()
+    watcher = watcher or Watcher()
+    place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
+    bundle = models.open_bundle(Folder.of(model, storage_options))
+    card = bundle.card
+    features = _feature_table(origin)
+    if features is not None:
+        _check_features(features, origin, bundle, watcher)
+        if keep_features is not None:
+            raise UsageError(f"keep_features: expected an archive as the source, got the feature table {origin.url}")
+    segments = card.segments if features is None else features.segments
+    info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels)
+    tables.check(place, info)
+    run = Run(place, info, watcher, started)
+    needs = Needs(bundle=Bundle(place.folder(MODEL), card))
+    kept: Extraction | None = None
+    if features is None:
+        listing = list_recordings(origin.url, options=storage_options, suffixes=suffixes)
+        if keep_features is not None:
+            kept_info = TableInfo(tables.FEATURES, origin.url, card.feature_settings, segments)
+            kept = Extraction(Folder.of(keep_features, storage_options), kept_info, listing.folder)
+            tables.check(kept.table, kept_info)
+        run.freeze(listing)
+        if kept is not None:
+            tables.create(kept.table, kept.info)
+            Manifest(kept.table).follow(run.manifest)
+        needs = replace(needs, archive=listing.folder)
+    else:
+        manifest = Manifest(origin)
+        tables.require_complete(origin, features, manifest.digests())
+        run.follow(manifest)
+        needs = replace(needs, features=(origin, tables.part_name(min(manifest.shards))))
+    if run.needs_model(card):
+        models.copy_bundle(bundle, place.folder(MODEL))
+    reads = origin if features is not None else listing.folder
+    job = Labelling(place, info, Bundle(place.folder(MODEL), card), reads, features is None, kept)
+    return run.finish(job, needs, scheduler=scheduler, workers=workers, force=force, kept=kept)
+
+
+def label_recording(
+    recording: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+) -> RecordingLabel:
+    """Label one recording here and now, without Dask and without a table.
+
+    Parameters
+    ----------
+    recording
+        Path or URL of the file.
+    model
+        The bundle.
+    storage_options
+        What fsspec's filesystem takes.
+    """
+    bundle = models.open_bundle(Folder.of(model, storage_options))
+    settings, segments = bundle.card.feature_settings, bundle.card.segments
+    place = Folder.of(recording, storage_options)
+    if not is_recording(recording, storage_options):
+        raise UsageError(
+            f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
+        )
+    listing = list_recordings(place.url, options=storage_options)
+    rows = extract_rows(listing.entries.to_batches()[0], listing.folder, settings, segments)
+    row = rows.slice(0, 1).to_pylist()[0]
+    if row["status"] != Status.OK:
+        return RecordingLabel(row["file"], row["status"], row["error"], None, None, {})
+    found = label_rows(rows, models.load_predictor(bundle)).to_pylist()[0]
+    probabilities = {name: found[f"p_{name}"] for name in bundle.card.labels}
+    return RecordingLabel(found["file"], found["status"], None, found["emotion"], found["confidence"], probabilities)
+
+
+def is_recording(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether `source` is one file, and not a folder, a glob or a list."""
+    place = Folder.of(source, storage_options)
+    with explained(f"source {place.url}"):
+        filesystem, path = place.filesystem()
+        if not (filesystem.exists(path) or any(character in path for character in "*?[")):
+            raise FileNotFoundError(path)
+        return bool(filesystem.isfile(path)) and not place.url.lower().endswith((".txt", ".csv", ".parquet"))
+
+
+def train(
+    table: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    *,
+    settings: TrainingSettings | None = None,
+    h5: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    on_epoch: Callable[[int, Mapping[str, float]], None] = lambda epoch, figures: None,
+) -> Card:
+    """Train the notebook's network on a feature table and write the bundle.
+
+    Parameters
+    ----------
+    table
+        The feature table.
+    bundle
+        Folder to write; a new one, unless `force`.
+    settings
+        How to train; by default as the notebook does, with a stratified fifth held out.
+    h5
+        File to which the network also goes as the notebook saved it.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Replace the bundle that is there.
+    on_epoch
+        Hears each epoch's number, from 1, and figures.
+
+    Raises
+    ------
+    UsageError
+        If the table is none of features, cannot be learnt from, or the bundle is there.
+    IncompleteError
+        If the table has parts missing.
+    """
+    place, to = Folder.of(table, storage_options), Folder.of(bundle, storage_options)
+    info = _feature_table(place)
+    if info is None:
+        raise UsageError(
+            f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
+        )
+    with explained(f"bundle {to.url}"):
+        if to.exists(models.CARD) and not force:
+            raise UsageError(
+                f"bundle {to.url}: expected a new folder, got one with a bundle; name another, or use --force"
+            )
+        # What a training that was stopped has left may be written again.
+        strangers = [name for name in to.names() if name not in training.FILES and not name.startswith(".")]
+        if not to.exists(models.CARD) and strangers:
+            raise UsageError(
+                f"bundle {to.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
+            )
+    manifest = Manifest(place)
+    tables.require_complete(place, info, manifest.digests())
+    exported = None if h5 is None else Folder.of(h5, storage_options)
+    parent, _, name = (exported.url if exported else "").rpartition("/")
+    return training.train_bundle(
+        place,
+        info,
+        sorted(manifest.shards),
+        to,
+        settings or TrainingSettings(),
+        on_epoch=on_epoch,
+        h5=None if exported is None else Folder(parent or "/", exported.options),
+        h5_name=name,
+    )
+
+
+def _feature_table(place: Folder) -> TableInfo | None:
+    """Return what the feature table at `place` is, None if there is no table, and refuse a label table."""
+    with explained(f"source {place.url}"):
+        info = tables.read_info(place)
+    if info is not None and info.kind != tables.FEATURES:
+        raise UsageError(f"table {place.url}: expected a feature table, got one of {info.kind}")
+    return info
+
+
+def _check_features(features: TableInfo, place: Folder, bundle: Bundle, watcher: Watcher) -> None:
+    card = bundle.card
+    if features.feature_settings.feature_id != card.feature_settings.feature_id:
+        differing = [
+            f"{name} {value}, got {features.feature_settings.to_dict().get(name)}"
+            for name, value in card.feature_settings.to_dict().items()
+            if features.feature_settings.to_dict().get(name) != value
+        ]
+        raise UsageError(
+            f"feature table {place.url}: expected the features of model {bundle.folder.url}, {'; '.join(differing)}; "
+            "extract again with the model's settings, or take a model for these features"
+        )
+    if features.segments.duration_s != card.segments.duration_s:
+        watcher.on_note(
+            f"the segments of {place.url} last {features.segments.duration_s:g} s, those that the model was trained on "
+            f"{card.segments.duration_s:g} s; expect it to be less often right"
+        )
+
+
+__all__ = [
+    "Progress",
+    "RecordingLabel",
+    "Summary",
+    "Watcher",
+    "extract",
+    "is_recording",
+    "label",
+    "label_recording",
+    "train",
+]

@@ -1,0 +1,7 @@
+"""A feature table to a bundle: `python jobs/train_lstm.py --help`."""
+
+import sys
+
+from emotion_batch.cli import main
+
+sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,266 @@
+"""What several tests share: recordings good and odd, TESS, a cluster started from the shell, the command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from emotion_batch import synthesis
+
+ROOT = Path(__file__).parent.parent
+TESS_UNPACKER = ROOT.parent / "shared" / "data" / "unpack_tess"
+# .ci/run sets it: there, what a test needs must be there.
+MUST_HAVE_DATA = os.environ.get("EMOTION_BATCH_REQUIRE_DATA") == "1"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, object]:
+        """What ``--json`` printed."""
+        return json.loads(self.out)
+
+
+def run_command(*arguments: object, timeout_s: float = 300, program: tuple[str, ...] = ()) -> Finished:
+    """Run ``emotion-batch`` (or another Python program) in a process of its own."""
+    command = [sys.executable, *(program or ("-m", "emotion_batch.cli")), *(os.fspath(one) for one in arguments)]
+    # Below 64 columns argparse wraps its sentences.
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=environment, cwd=ROOT, check=False)
+    # Replacing, for what is not UTF-8 in an output must fail a test and not the reading of it.
+    return Finished(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def running(*arguments: object, own_session: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Start ``emotion-batch`` and go on beside it; what still runs at the end of the block is killed."""
+    command = [sys.executable, "-m", "emotion_batch.cli", *(os.fspath(one) for one in arguments)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, start_new_session=own_session)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for_parts(table: Path, n_parts: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a run has published so many parts."""
+    deadline = time.monotonic() + 60
+    while len(list(table.glob("*.parquet"))) < n_parts:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def tone(duration_s: float, rate: int = 24_414, *, hertz: float = 220.0, seed: int = 0) -> np.ndarray:
+    """Return a harmonic tone with a little noise, shape (n_samples,), float32."""
+    seconds = np.arange(round(duration_s * rate)) / rate
+    harmonics = sum(np.sin(2 * np.pi * hertz * k * seconds) / k for k in range(1, 8))
+    noise = np.random.default_rng(seed).standard_normal(len(seconds))
+    return (0.1 * harmonics + 0.01 * noise).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tess(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TESS, unpacked; skips where it is absent."""
+    if not TESS_UNPACKER.exists():
+        if MUST_HAVE_DATA:
+            pytest.fail(f"{TESS_UNPACKER.name}: expected TESS beside the checkout, got nothing")
+        pytest.skip("the TESS recordings are not beside this checkout")
+    folder = tmp_path_factory.mktemp("tess")
+    subprocess.run([sys.executable, TESS_UNPACKER, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small synthesised archive: 84 recordings and five broken ones."""
+    folder = tmp_path_factory.mktemp("speech")
+    synthesis.write_archive(folder, n_words=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The feature table of `speech`."""
+    table = tmp_path_factory.mktemp("tables") / "features"
+    done = run_command("extract", speech, table)
+    assert done.code == 0, done.err
+    return table
+
+
+@pytest.fixture(scope="session")
+def bundle(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained on `features`, just long enough to have weights of its own."""
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    h5 = folder.with_suffix(".h5")
+    done = run_command("train", features, folder, "--epochs", "5", "--batch-size", "16", "--h5", h5)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labels(features: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The label table of `features` by `bundle`."""
+    table = tmp_path_factory.mktemp("tables") / "labels"
+    done = run_command("label", features, table, "--model", bundle)
+    assert done.code == 0, done.err
+    return table
+
+
+def write_odd_archive(folder: Path) -> dict[str, str]:
+    """Write recordings of every odd kind and return the status that each must get, by its name in the table."""
+    rng = np.random.default_rng(1)
+    plain = tone(2.0)
+    expected: dict[str, str] = {}
+
+    def put(name: str, status: str, data: bytes) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        expected[name] = status
+
+    def wav(
+        name: str, samples: np.ndarray, rate: int = 24_414, subtype: str = "PCM_16", status: str = "ok", **options: str
+    ) -> None:
+        path = folder / "written"
+        soundfile.write(path, samples, rate, subtype=subtype, format=options.get("format", "WAV"))
+        put(name, status, path.read_bytes())
+        path.unlink()
+
+    put("zero.wav", "empty", b"")
+    put("text.wav", "not_audio", b"call me back\n" * 100)
+    wav("whole.wav", plain)
+    whole = (folder / "whole.wav").read_bytes()
+    put("truncated.wav", "truncated", whole[: len(whole) // 2])
+    put("header_only.wav", "truncated", whole[:44])
+    put("half_header.wav", "truncated", whole[:30])
+    wav("no_samples.wav", plain[:0], status="empty")
+    wav("short.wav", tone(0.3), status="too_short")
+    wav("just_offset.wav", tone(0.5, 8_000), 8_000, status="too_short")
+    wav("one_sample_more.wav", tone(0.5 + 1 / 8_000, 8_000), 8_000)
+    wav("silent.wav", np.zeros(48_828, np.float32))
+    wav("stereo.wav", np.stack([plain, tone(2.0, hertz=300.0)], axis=1))
+    wav("8k.wav", tone(2.0, 8_000), 8_000)
+    wav("8bit.wav", plain, subtype="PCM_U8")
+    wav("24bit.wav", plain, subtype="PCM_24")
+    wav("float.wav", 3 * plain, subtype="FLOAT")
+    nan = plain.copy()
+    nan[30_000] = np.nan
+    wav("nan.wav", nan, subtype="FLOAT", status="not_finite")
+    infinite = plain.copy()
+    infinite[30_000] = -np.inf
+    wav("infinite.wav", infinite, subtype="FLOAT", status="not_finite")
+    nan_before = plain.copy()
+    nan_before[100] = np.nan
+    wav("nan_before_the_segment.wav", nan_before, subtype="FLOAT")
+    wav("aiff named.wav", plain, format="AIFF")
+    wav("flac.flac", plain, format="FLAC")
+    wav("mp3.MP3", tone(2.0, 22_050), 22_050, "MPEG_LAYER_III", format="MP3")
+    wav("ogg.ogg", tone(2.0, 22_050), 22_050, "VORBIS", format="OGG")
+    for name in (
+        "two words.wav",
+        "quo'te\".wav",
+        "a#b.wav",
+        "100%.wav",
+        "%41.wav",
+        "a[1].wav",
+        "a1.wav",
+        "ein*e.wav",
+        "grüße 電話.WAV",
+    ):
+        wav(name, tone(1.5, hertz=float(rng.uniform(100, 400))))
+    wav("one/same.wav", plain)
+    wav("two/same.wav", tone(2.0, hertz=150.0))
+    (folder / ".hidden.wav").write_bytes(whole)
+    (folder / "notes.txt").write_text("not a recording")
+    # A byte that is not UTF-8, and a recording that is called what it is escaped to.
+    with open(os.fsencode(folder) + b"/caf\xe9.wav", "wb") as stream:
+        stream.write(whole)
+    expected["%63%61%66%E9%2E%77%61%76"] = "ok"
+    wav("caf%E9.wav", plain[:40_000])
+    with open(os.fsencode(folder) + b"/na\xefve.wav", "wb") as stream:
+        stream.write(whole)
+    expected["na%EFve.wav"] = "ok"
+    return expected
+
+
+@dataclass(frozen=True)
+class ShellCluster:
+    """A scheduler and workers, each a process started as from a shell."""
+
+    address: str
+    scheduler: subprocess.Popen[bytes]
+    add_worker: Callable[..., subprocess.Popen[bytes]]
+
+
+@contextlib.contextmanager
+def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Iterator[ShellCluster]:
+    """Start ``dask scheduler`` and ``dask worker`` on loopback; end them with the block."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        log = (folder / f"{name}.log").open("wb")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask", *arguments], stdout=log, stderr=log, cwd=cwd or folder
+        )
+        processes.append(process)
+        return process
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        scheduler = start(
+            "scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"
+        )
+        address = _wait_for(folder / "scheduler.log", r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)")
+
+        def add_worker(*options: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+            name = f"worker{len(processes)}"
+            arguments = ("worker", address, "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", *options)
+            process = start(name, *arguments, cwd=cwd)
+            _wait_for(folder / f"{name}.log", r"(Registered to):")
+            return process
+
+        for _ in range(n_workers):
+            add_worker(*(worker_options or ("--nthreads", "1")))
+        yield ShellCluster(address, scheduler, add_worker)
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(log: Path, pattern: str, timeout_s: float = 60) -> str:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if log.exists() and (match := re.search(pattern, log.read_text(errors="replace"))):
+            return match[1]
+        time.sleep(0.1)
+    raise AssertionError(
+        f"{log.name}: expected {pattern!r} within {timeout_s} s, got {log.read_text(errors='replace')}"
+    )

@@ -1,0 +1,355 @@
+"""Walks through the command: archives good and odd, the errors a person meets, and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_command, running, shell_cluster, tone, wait_for_parts, write_odd_archive
+
+from emotion_batch import cli, synthesis
+
+
+def rows(table: Path) -> list[dict[str, object]]:
+    """Return a table's rows as any tool reads them, by recording."""
+    return pyarrow.dataset.dataset(table).to_table().sort_by("file").to_pylist()
+
+
+def one_sentence(err: str) -> str:
+    """Return the error, which is one line at the end, without a traceback."""
+    assert "Traceback" not in err, err
+    lines = [line for line in err.splitlines() if line.startswith("emotion-batch:")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("odd") / "archive"
+    folder.mkdir()
+    return folder, write_odd_archive(folder)
+
+
+def test_an_odd_archive_is_labelled_whole(odd: tuple[Path, dict[str, str]], bundle: Path, tmp_path: Path) -> None:
+    """Each odd recording has a row with its status, failures are counted in the last line, nothing is raised."""
+    archive, expected = odd
+    done = run_command("label", archive, tmp_path / "labels", "--model", bundle)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    found = {row["file"]: row["status"] for row in rows(tmp_path / "labels")}
+    assert found == expected
+    n_ok = sum(status == "ok" for status in expected.values())
+    counts = Counter(status for status in expected.values() if status != "ok")
+    reasons = ", ".join(f"{status} {n}" for status, n in sorted(counts.items()))
+    last = done.out.splitlines()[-1]
+    assert (
+        last
+        == f"{len(expected)} recordings, {len(expected)} rows: {n_ok} ok, {len(expected) - n_ok} failed ({reasons})"
+    )
+    assert "left out 1 files that are no recordings by their suffix (1 .txt)" in done.err
+    for row in rows(tmp_path / "labels"):
+        has_label = row["emotion"] is not None and row["confidence"] is not None and row["p_sad"] is not None
+        assert has_label == (row["status"] == "ok") == (row["error"] is None)
+        if has_label:
+            probabilities = {name: row[f"p_{name}"] for name in synthesis.EMOTIONS}
+            assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+            assert row["emotion"] == max(probabilities, key=probabilities.__getitem__)
+            assert row["confidence"] == max(probabilities.values())
+
+
+def test_too_many_failures_are_exit_code_1(odd: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    """`--max-failed` turns failures into an exit code, in numbers and in shares; the table is there all the same."""
+    archive, expected = odd
+    n_failed = sum(status != "ok" for status in expected.values())
+    table = tmp_path / "features"
+    for limit, code in (("0", 1), (str(n_failed - 1), 1), (str(n_failed), 0), ("1%", 1), ("99%", 0)):
+        done = run_command("extract", archive, table, "--max-failed", limit, "--json")
+        assert done.code == code, done.err
+        assert done.result["n_failed"] == n_failed
+    assert f"failed rows: expected at most 1, got {n_failed} of" not in done.err
+    assert len(rows(table)) == len(expected)
+
+
+def test_features_and_archive_give_the_same_labels(
+    speech: Path, features: Path, bundle: Path, labels: Path, tmp_path: Path
+) -> None:
+    """Labels from the feature table and straight from the archive are the same rows; kept features are a table too."""
+    kept = tmp_path / "kept"
+    done = run_command("label", speech, tmp_path / "labels", "--model", bundle, "--json", "--keep-features", kept)
+    assert done.code == 0, done.err
+    assert done.result["n_ok"] == 84
+    assert rows(tmp_path / "labels") == rows(labels)
+    assert rows(kept) == rows(features)
+    assert run_command("extract", speech, kept, "--json").result["n_shards_done"] == 0
+
+
+def test_the_same_command_goes_on(tmp_path: Path) -> None:
+    """A second run does what is missing, new or changed and nothing else, and gives equal rows."""
+    archive, table = tmp_path / "archive", tmp_path / "table"
+    synthesis.write_archive(archive, n_words=3)
+    first = run_command("extract", archive, table, "--json")
+    assert first.code == 0, first.err
+    n_parts = first.result["n_shards"]
+    before = rows(table)
+    assert run_command("extract", archive, table, "--json").result["n_shards_done"] == 0
+    parts = sorted(table.glob("*.parquet"))
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-20])
+    assert run_command("extract", archive, table, "--json").result["n_shards_done"] == 2
+    assert rows(table) == before
+
+    shutil.copy(archive / "V1_sad" / "V1_back_sad.wav", archive / "V1_back_more.wav")
+    shutil.copy(archive / "V1_sad" / "V1_back_sad.wav", archive / "broken" / "V1_empty_sad.wav")
+    (archive / "V2_sad" / "V2_back_sad.wav").unlink()
+    third = run_command("extract", archive, table, "--json")
+    assert (third.result["n_new"], third.result["n_changed"], third.result["n_gone"]) == (1, 1, 1)
+    assert "1 recordings more, 1 changed and 1 gone" in third.err
+    assert (third.result["n_shards"], third.result["n_shards_done"]) == (n_parts + 1, 2)
+    after = {row["file"]: row for row in rows(table)}
+    assert set(after) == {row["file"] for row in before} | {"V1_back_more.wav"}
+    assert after["broken/V1_empty_sad.wav"]["status"] == "ok"
+    assert after["broken/V1_empty_sad.wav"]["mfcc"] == after["V1_back_more.wav"]["mfcc"]
+
+
+def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path) -> None:
+    """A neighbour that changed does not cost a gone recording its features; a late one is looked at anew."""
+    archive, table = tmp_path / "archive", tmp_path / "table"
+    synthesis.write_archive(tmp_path / "made", n_words=1)
+    archive.mkdir()
+    for name in ("stays", "goes", "changes"):
+        shutil.copy(tmp_path / "made" / "V1_sad" / "V1_back_sad.wav", archive / f"{name}.wav")
+    (archive / "list.txt").write_text("stays.wav\ngoes.wav\nchanges.wav\nlate.wav\n")
+    first = run_command("extract", archive / "list.txt", table, "--json")
+    assert first.result["counts"]["by_status"] == {"ok": 3, "vanished": 1}
+    before = {row["file"]: row for row in rows(table)}
+    (archive / "goes.wav").unlink()
+    shutil.copy(tmp_path / "made" / "V1_angry" / "V1_back_angry.wav", archive / "changes.wav")
+    shutil.copy(tmp_path / "made" / "V1_angry" / "V1_back_angry.wav", archive / "late.wav")
+    second = run_command("extract", archive / "list.txt", table, "--json")
+    assert second.result["counts"]["by_status"] == {"ok": 4}
+    after = {row["file"]: row for row in rows(table)}
+    assert after["goes.wav"] == before["goes.wav"]
+    assert after["stays.wav"] == before["stays.wav"]
+    assert after["changes.wav"]["mfcc"] == after["late.wav"]["mfcc"] != before["changes.wav"]["mfcc"]
+
+
+def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: Path) -> None:
+    """With stdout or stderr closed the work is done all the same, and the exit code says how it went."""
+    command = [sys.executable, "-m", "emotion_batch.cli", "extract", speech, features, "--max-failed", "0"]
+    for streams in ({"stdout": "closed", "stderr": None}, {"stdout": None, "stderr": "closed"}):
+        reading, writing = os.pipe()
+        os.close(reading)
+        given = {name: writing if how == "closed" else subprocess.DEVNULL for name, how in streams.items()}
+        assert subprocess.run(command, check=False, **given).returncode == 1
+        os.close(writing)
+
+
+def test_one_recording_is_printed(speech: Path, bundle: Path, labels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A single recording and no table gives its label and probabilities, or its reason and exit code 1."""
+    recording = "V1_sad/V1_back_sad.wav"
+
+    def printed(name: str, *options: str) -> tuple[int, str]:
+        code = cli.main(["label", os.fspath(speech / name), "--model", os.fspath(bundle), *options])
+        return code, capsys.readouterr().out
+
+    code, out = printed(recording)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].split()[0] == "V1_back_sad.wav"
+    shown = {line.split()[0]: float(line.split()[1]) for line in lines[2:]}
+    assert set(shown) == set(synthesis.EMOTIONS)
+    assert sum(shown.values()) == pytest.approx(1, abs=1e-5)
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    assert lines[0].split()[1] == next(iter(shown))
+
+    row = next(row for row in rows(labels) if row["file"] == recording)
+    found = json.loads(printed(recording, "--json")[1])
+    assert found["emotion"] == row["emotion"]
+    assert found["probabilities"] == pytest.approx({name: row[f"p_{name}"] for name in synthesis.EMOTIONS}, abs=1e-6)
+    assert printed("broken/V1_empty_sad.wav") == (1, "V1_empty_sad.wav  empty: the file has no bytes\n")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of 300 text files named .wav."""
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(300):
+        (folder / f"{number:03d}.wav").write_text("no audio")
+    return folder
+
+
+def test_the_canary_stops_a_useless_run(texts: Path, tmp_path: Path) -> None:
+    """Recordings that all fail alike stop the run with one sentence; --force goes on and gives each its row."""
+    stopped = run_command("extract", texts, tmp_path / "table")
+    assert stopped.code == 1
+    assert "that are not_audio" in one_sentence(stopped.err)
+    forced = run_command("extract", texts, tmp_path / "table", "--force", "--json")
+    assert forced.code == 0, forced.err
+    assert forced.result["counts"]["by_status"] == {"not_audio": 300}
+    assert len(rows(tmp_path / "table")) == 300
+
+
+def test_the_canary_hears_labels_that_are_all_alike(bundle: Path, tmp_path: Path) -> None:
+    """An archive in which every recording gets one label stops, for a model or its input is likely wrong."""
+    import soundfile
+
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    soundfile.write(archive / "000.wav", tone(1.0, 8_000), 8_000)
+    for number in range(1, 400):
+        shutil.copy(archive / "000.wav", archive / f"{number:03d}.wav")
+    done = run_command("label", archive, tmp_path / "table", "--model", bundle)
+    assert done.code == 1
+    assert "expected labels that differ" in one_sentence(done.err)
+
+
+def test_calls_that_are_wrong_are_one_sentence(
+    speech: Path, features: Path, bundle: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each wrong call ends with exit code 2 and a sentence that names the thing, before any work."""
+    empty, other = tmp_path / "empty", tmp_path / "other"
+    empty.mkdir()
+    assert run_command("extract", speech / "broken", other, "--n-mfcc", "13").code == 0
+    new = tmp_path / "new"
+    sealed = tmp_path / "sealed"
+    sealed.write_text("a file where a folder should be")
+    for arguments, sentence in (
+        (("extract", empty, new), "expected recordings"),
+        (("extract", tmp_path / "missing", new), "missing: expected it to exist"),
+        (("extract", speech, features, "--n-mfcc", "13"), "expected n_mfcc 40, got 13"),
+        (("extract", speech, features, "--offset", "0"), "expected segments"),
+        (("extract", speech, speech), "expected a new or empty folder or a table"),
+        (("extract", speech, labels), "expected kind labels, got features"),
+        (("extract", speech, sealed), "sealed: expected"),
+        (("extract", speech, new, "--n-mfcc", "0"), "expected a whole number >= 1, got '0'"),
+        (("extract", speech, new, "--offset", "-1"), "offset: expected seconds >= 0, got -1"),
+        (("extract", speech, new, "--max-failed", "few"), "expected a number as 10, or a share as 5%, got 'few'"),
+        (("extract", speech, new, "--storage-options", "{key"), "--storage-options: expected a JSON object"),
+        (("extract", "nosuch://bucket/calls", new), "nosuch://bucket/calls: expected"),
+        (("extract", speech), "the following arguments are required: TABLE"),
+        (("label", other, new, "--model", bundle), "n_mfcc 40, got 13"),
+        (("label", labels, new, "--model", bundle), "expected a feature table, got one of labels"),
+        (("label", speech, new, "--model", empty), "expected a bundle, got no card.json"),
+        (("label", speech, "--model", bundle), "TABLE: expected a folder to write"),
+        (("label", tmp_path / "missing.wav", "--model", bundle), "missing.wav: expected it to exist"),
+        (("label", features, new, "--model", bundle, "--keep-features", new), "expected an archive as the source"),
+        (("train", speech, new), "expected a feature table, got none"),
+        (("train", labels, new), "expected a feature table, got one of labels"),
+        (("train", features, new, "--labels", "mood"), "got 'mood'"),
+        (("train", features, new, "--held-out", "1"), "held_out: expected a share"),
+        (("demo", speech), "expected a new or empty folder"),
+    ):
+        try:
+            code = cli.main([os.fspath(one) for one in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, ""), (arguments, said)
+        assert sentence in said.err, (arguments, said.err)
+        assert len(said.err.strip().splitlines()) == 1, (arguments, said.err)
+        assert not new.exists(), arguments
+
+
+def test_an_unreachable_scheduler_is_one_sentence(speech: Path, tmp_path: Path) -> None:
+    """No scheduler, and something else at its address, end within seconds."""
+    for address in ("tcp://127.0.0.1:9", "nonsense://x", "127.0.0.1:9"):
+        started = time.monotonic()
+        done = run_command("extract", speech, tmp_path / "table", "--scheduler", address)
+        assert done.code == 2
+        assert f"scheduler {address}: expected a Dask scheduler there" in one_sentence(done.err)
+        assert time.monotonic() - started < 30
+
+
+def test_an_unfinished_feature_table_is_not_labelled(features: Path, bundle: Path, tmp_path: Path) -> None:
+    """Labels of half a table would look like all of them."""
+    table = tmp_path / "features"
+    shutil.copytree(features, table)
+    next(table.glob("*.parquet")).unlink()
+    for arguments in (("label", table, tmp_path / "labels", "--model", bundle), ("train", table, tmp_path / "bundle")):
+        done = run_command(*arguments)
+        assert done.code == 1
+        assert "1 missing or out of date" in one_sentence(done.err)
+
+
+def test_an_unguarded_script_may_call_it(speech: Path, tmp_path: Path) -> None:
+    """The Python API works from a script without `if __name__ == "__main__"`, and its workers end with it."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, emotion_batch\n"
+        "summary = emotion_batch.extract(sys.argv[1], sys.argv[2], workers=2)\n"
+        "print(summary.counts.n_ok, summary.counts.n_failed)\n"
+    )
+    done = run_command(speech, tmp_path / "table", program=(os.fspath(script),))
+    assert (done.code, done.out) == (0, "84 5\n"), done.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """A signal ends the run and its workers within seconds; what was finished stays, and the same command ends it."""
+    # A session of its own, so that the signal goes to all of its processes, as Ctrl-C in a terminal does.
+    with running("extract", tess, tmp_path / "table", own_session=True) as process:
+        wait_for_parts(tmp_path / "table", 3, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        listening = [one.laddr.ip for child in children for one in child.net_connections() if one.status == "LISTEN"]
+        assert listening
+        assert set(listening) <= {"127.0.0.1", "::1"}
+        started = time.monotonic()
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert time.monotonic() - started < 20
+    assert "run the same command again, it goes on from there" in one_sentence(err.decode())
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert len(gone) == len(children)
+    for part in (tmp_path / "table").glob("*.parquet"):
+        pq.read_table(part)
+    again = run_command("extract", tess, tmp_path / "table", "--json")
+    assert again.code == 0, again.err
+    assert again.result["n_ok"] == 2_798
+    assert 0 < again.result["n_shards_done"] < 64
+
+
+def test_a_scheduler_that_dies_ends_the_run(tess: Path, tmp_path: Path) -> None:
+    """A run whose scheduler is killed ends with one sentence, and the same command ends the work."""
+    with (
+        shell_cluster(tmp_path / "cluster") as cluster,
+        running("extract", tess, tmp_path / "table", "--scheduler", cluster.address) as process,
+    ):
+        wait_for_parts(tmp_path / "table", 3, process)
+        cluster.scheduler.kill()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "run the same command again" in one_sentence(err.decode())
+    assert run_command("extract", tess, tmp_path / "table", "--json").result["n_ok"] == 2_798
+
+
+def test_hostile_names_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a file is called cannot move a terminal's cursor or start a line of its own."""
+    code = cli.main(["label", "no\x1b[2Jsuch\nfile.wav", "--model", "x"])
+    assert code == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert r"no\x1b[2Jsuch\nfile.wav" in err
+    assert err.count("\n") == 1
+
+
+def test_json_is_all_of_stdout(features: Path, speech: Path) -> None:
+    """A program may read stdout whole, whatever is said on stderr."""
+    done = run_command("extract", speech, features, "--json")
+    assert json.loads(done.out)["n_failed"] == 5
+    assert run_command("extract", speech, features, "--quiet").err == ""

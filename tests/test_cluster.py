@@ -1,0 +1,170 @@
+"""The three jobs on a scheduler and workers started from the shell, and workers that cannot do the work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
+
+
+def table(folder: Path) -> pa.Table:
+    return pyarrow.dataset.dataset(folder).to_table().sort_by("file").replace_schema_metadata(None)
+
+
+def job(name: str, *arguments: object) -> Finished:
+    return run_command(*arguments, program=(os.fspath(ROOT / "jobs" / f"{name}.py"),))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> ShellCluster:
+    with shell_cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+def test_the_jobs_give_equal_tables_there(
+    cluster: ShellCluster, speech: Path, features: Path, labels: Path, tmp_path: Path
+) -> None:
+    """Extraction, training and both labellings, as submitted, give what they give on this machine alone."""
+    at = ("--scheduler", cluster.address)
+    done = job("extract_features", speech, tmp_path / "features", *at, "--json")
+    assert done.code == 0, done.err
+    assert done.result["counts"]["n_recordings"] == 89
+    assert table(tmp_path / "features").equals(table(features))
+    done = job("train_lstm", tmp_path / "features", tmp_path / "bundle", "--epochs", "5", "--batch-size", "16")
+    assert done.code == 0, done.err
+    done = job("label_archive", speech, tmp_path / "labels", "--model", tmp_path / "bundle", *at)
+    assert done.code == 0, done.err
+    done = job("label_archive", tmp_path / "features", tmp_path / "relabels", "--model", tmp_path / "bundle", *at)
+    assert done.code == 0, done.err
+    assert table(tmp_path / "labels").equals(table(labels))
+    assert table(tmp_path / "relabels").equals(table(labels))
+    assert not list((tmp_path / "labels" / "_table").glob("preflight*"))
+
+
+def test_workers_with_many_threads_are_right_and_told(
+    speech: Path, features: Path, bundle: Path, labels: Path, tmp_path: Path
+) -> None:
+    """One process with several threads gives the same rows, and a line says what is better."""
+    with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "4") as threads:
+        done = run_command("extract", speech, tmp_path / "features", "--scheduler", threads.address)
+        assert done.code == 0, done.err
+        assert "1 workers run several threads in one process" in done.err
+        done = run_command("label", speech, tmp_path / "labels", "--model", bundle, "--scheduler", threads.address)
+        assert done.code == 0, done.err
+    assert table(tmp_path / "features").equals(table(features))
+    assert table(tmp_path / "labels").equals(table(labels))
+
+
+def test_extraction_workers_never_import_tensorflow(speech: Path, tmp_path: Path) -> None:
+    """What only predicts and trains costs an extraction nothing, on the workers as here."""
+    with shell_cluster(tmp_path / "cluster", 1) as fresh:
+        assert run_command("extract", speech, tmp_path / "features", "--scheduler", fresh.address).code == 0
+        script = (
+            "import sys, distributed\n"
+            "def heavy(): import sys; return sorted({'tensorflow', 'keras', 'librosa'} & set(sys.modules))\n"
+            "print(distributed.Client(sys.argv[1]).run(heavy).values())\n"
+        )
+        (tmp_path / "ask.py").write_text(script)
+        done = run_command(fresh.address, program=(os.fspath(tmp_path / "ask.py"),))
+    assert done.out == "dict_values([['librosa']])\n", done.err
+
+
+def refused(cluster: ShellCluster, *arguments: object) -> str:
+    """Run a command that must end before any work, and return its one sentence."""
+    started = time.monotonic()
+    done = run_command(*arguments, "--scheduler", cluster.address)
+    assert done.code == 2, (done.code, done.err)
+    assert "Traceback" not in done.err
+    assert time.monotonic() - started < 40
+    (sentence,) = [line for line in done.err.splitlines() if line.startswith("emotion-batch: worker tcp://127.0.0.1:")]
+    return sentence
+
+
+def test_a_worker_that_cannot_see_the_archive_is_named(speech: Path, tmp_path: Path) -> None:
+    """The preflight says which worker cannot read the archive, or the table, instead of a table full of errors."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    (home / "archive").symlink_to(speech)
+    # A path that leads where the process stands: here to the archive, in the workers' folder to nothing.
+    here = Path("/proc/self/cwd")
+    with shell_cluster(away, 1) as cluster:
+        command = [sys.executable, "-m", "emotion_batch.cli", "extract"]
+        for archive, place, words in (
+            (here / "archive", tmp_path / "table", "expected to read the recording"),
+            (speech, here / "table", "expected to read the table"),
+        ):
+            done = subprocess.run(
+                [*command, archive, place, "--scheduler", cluster.address],
+                capture_output=True,
+                text=True,
+                cwd=home,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 2, done.stderr
+            assert words in done.stderr
+            assert done.stderr.splitlines()[-1].startswith("emotion-batch: worker tcp://127.0.0.1:")
+    assert not list((tmp_path / "table").glob("*.parquet"))
+
+
+def test_a_worker_without_the_package_is_named(speech: Path, tmp_path: Path) -> None:
+    """A worker in an environment that lacks emotion-batch is said to lack it, before any work."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for path in (Path(entry) for entry in sys.path if Path(entry).name == "site-packages"):
+        for child in path.iterdir():
+            if not child.name.startswith(("emotion_batch", "_emotion_batch")) and child.suffix != ".pth":
+                (packages / child.name).symlink_to(child)
+    with shell_cluster(tmp_path / "cluster", 0) as cluster:
+        log = (tmp_path / "worker.log").open("wb")
+        # -S: no site-packages but the links above, and so not the package's own installation.
+        worker = subprocess.Popen(
+            [
+                sys.executable,
+                "-S",
+                "-m",
+                "dask",
+                "worker",
+                cluster.address,
+                "--host",
+                "127.0.0.1",
+                "--no-nanny",
+                "--no-dashboard",
+            ],
+            env={**os.environ, "PYTHONPATH": os.fspath(packages)},
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            sentence = refused(cluster, "extract", speech, tmp_path / "table")
+        finally:
+            worker.terminate()
+            worker.wait(20)
+    assert "expected emotion-batch" in sentence
+    assert "install it there" in sentence
+
+
+def test_a_lost_worker_costs_the_run_nothing_but_time(tess: Path, tmp_path: Path) -> None:
+    """A worker that is killed while it works has its shard done by another; every recording has its row."""
+    with (
+        shell_cluster(tmp_path / "cluster") as cluster,
+        running("extract", tess, tmp_path / "table", "--scheduler", cluster.address) as process,
+    ):
+        wait_for_parts(tmp_path / "table", 5, process)
+        others = (process.pid, cluster.scheduler.pid)
+        nanny = next(one for one in psutil.Process().children() if one.pid not in others)
+        for worker in nanny.children(recursive=True):
+            worker.kill()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert table(tmp_path / "table").num_rows == 2_798

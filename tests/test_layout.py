@@ -1,0 +1,93 @@
+"""Tests of the house: which module may import which, and what a start costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "emotion_batch"
+# From the roof down: a module imports only from floors below its own.
+FLOORS = (
+    {"cli"},
+    {"demonstration"},
+    {"runs"},
+    {"run"},
+    {"preflight", "labelling", "training", "cluster"},
+    {"extraction", "model", "pictures", "reference", "synthesis"},
+    {"audio", "mfcc", "manifest", "tables"},
+    {"archive"},
+    {"storage"},
+    {"settings"},
+    {"errors"},
+)
+LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
+HEAVY = ("tensorflow", "keras", "librosa", "dask", "distributed", "numpy", "pandas", "pyarrow", "sklearn", "matplotlib")
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """Return the package's own modules and the outer packages that a module imports at its top or within."""
+    own, outer = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "emotion_batch":
+            names = [f"emotion_batch.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "emotion_batch" and len(parts) > 1:
+                own.add(parts[1])
+            else:
+                outer.add(parts[0])
+    return own, outer
+
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def test_every_module_has_its_floor() -> None:
+    """A new module is given its place in the house."""
+    assert set(MODULES) == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downward(module: str) -> None:
+    """No module imports from its own floor or from above it."""
+    own, outer = imports(module)
+    assert {name for name in own if LEVEL[name] >= LEVEL[module]} == set()
+    assert not outer & {"dask", "distributed"} or module == "cluster"
+    assert not outer & {"tensorflow", "keras"} or module == "model"
+
+
+@pytest.mark.parametrize(
+    ("start", "absent"),
+    [
+        pytest.param("emotion_batch.cli --help", HEAVY, id="help"),
+        pytest.param("emotion_batch.extraction", ("tensorflow", "keras", "dask", "sklearn", "matplotlib"), id="worker"),
+    ],
+)
+def test_a_start_imports_only_what_it_uses(start: str, absent: tuple[str, ...]) -> None:
+    """`--help` pays for no library, extraction for neither tensorflow nor Dask."""
+    command = [sys.executable, "-X", "importtime", "-m", *start.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "emotion_batch" in imported
+    assert imported & set(absent) == set()
+
+
+def test_the_package_offers_what_it_names() -> None:
+    """Each name of `__all__` is there, a function stays one after its module was imported."""
+    import emotion_batch
+    import emotion_batch.runs
+
+    for name in emotion_batch.__all__:
+        assert callable(getattr(emotion_batch, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = emotion_batch.nothing

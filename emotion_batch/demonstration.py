@@ -1,0 +1,126 @@
+"""The demo: an archive that it makes itself, the three jobs on it, and queries of what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from emotion_batch import runs, synthesis
+from emotion_batch.errors import UsageError
+from emotion_batch.run import Watcher
+from emotion_batch.storage import explained
+from emotion_batch.training import TrainingSettings
+
+# What the demo makes, and so may remove when it is run again.
+_MARKER = ".emotion-batch-demo"
+_MADE = ("recordings", "features", "bundle", "labels")
+
+_QUERIES = (
+    (
+        "How many recordings of each emotion, and how sure?",
+        (
+            "SELECT emotion, count(*) AS recordings, round(avg(confidence), 3) AS confidence\n"
+            "FROM '{labels}/*.parquet' WHERE status = 'ok' GROUP BY emotion ORDER BY emotion"
+        ),
+    ),
+    (
+        "What became of those without a label?",
+        "SELECT status, file, error FROM '{labels}/*.parquet' WHERE status <> 'ok' ORDER BY file",
+    ),
+    (
+        "Which labels are the least sure?",
+        (
+            "SELECT file, emotion, round(confidence, 3) AS confidence\n"
+            "FROM '{labels}/*.parquet' WHERE status = 'ok' ORDER BY confidence, file LIMIT 5"
+        ),
+    ),
+)
+
+
+def demo(
+    folder: str | os.PathLike[str] = "demo",
+    *,
+    n_words: int = 40,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Synthesise an archive, extract its features, train a model, label the archive and query the labels.
+
+    Parameters
+    ----------
+    folder
+        Where to: a new or empty folder, or an earlier demo's, which is replaced.
+    n_words
+        Words of each of the two voices in each of the seven emotions.
+    workers
+        Worker processes; by default one a core.
+    watcher
+        Hears notes and progress.
+    say
+        Takes what a person reads.
+
+    Raises
+    ------
+    UsageError
+        If there is something else in the folder.
+    """
+    import duckdb
+
+    root = Path(folder)
+    with explained(f"demo folder {root}"):
+        _prepare(root)
+    recordings, features, bundle, labels = (root / name for name in _MADE)
+    try:
+        n_files = synthesis.write_archive(recordings, n_words=n_words)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    say(f"1. {n_files} synthesised recordings, named as in the TESS corpus, five of them broken: {recordings}\n")
+
+    say(f"2. emotion-batch extract {recordings} {features}")
+    extracted = runs.extract(recordings, features, workers=workers, watcher=watcher)
+    say(f"   {extracted.counts.n_ok} feature rows, {extracted.counts.n_failed} rows with the reason why not\n")
+
+    # The notebook's batch of 512 would make one step an epoch of so few rows.
+    say(f"3. emotion-batch train {features} {bundle} --epochs 40 --batch-size 32")
+    card = runs.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32))
+    judged = card.metrics["stratified"]
+    say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
+
+    say(f"4. emotion-batch label {recordings} {labels} --model {bundle}")
+    labelled = runs.label(recordings, labels, model=bundle, workers=workers, watcher=watcher)
+    say(f"   {labelled.counts.n_ok} labels, {labelled.counts.n_failed} rows with the reason why not\n")
+
+    say("5. Any tool that reads Parquet queries the labels; here DuckDB:")
+    with duckdb.connect() as connection:
+        for question, template in _QUERIES:
+            query = template.format(labels=str(labels).replace("'", "''"))
+            say(f"\n-- {question}\n{query};\n{connection.sql(query)}")
+    say(_CLOSING.format(example=recordings / "V1_angry" / "V1_back_angry.wav", bundle=bundle))
+
+
+_CLOSING = """\
+This model knows two synthetic voices. With recordings of your own whose emotions are known, in TESS's naming or
+in a folder for each emotion:
+
+  emotion-batch extract RECORDINGS features/
+  emotion-batch train features/ bundle/ --labels folder
+  emotion-batch label ARCHIVE labels/ --model bundle/
+
+and one recording at a time, without a table:
+
+  emotion-batch label {example} --model {bundle}
+
+Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md"""
+
+
+def _prepare(root: Path) -> None:
+    """Make `root` an empty folder for a demo; remove an earlier demo's, and nothing else."""
+    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / _MARKER).exists())):
+        raise UsageError(f"demo folder {root}: expected a new or empty folder, got something in it; name another")
+    root.mkdir(parents=True, exist_ok=True)
+    (root / _MARKER).touch()
+    for name in _MADE:
+        shutil.rmtree(root / name, ignore_errors=True)

@@ -105,7 +105,10 @@ def test_every_reader_counts_the_same_rows(tables: Path) -> None:
 def test_spark_counts_the_same_rows(tables: Path) -> None:
     """PySpark reads the folder as it is; opt-in, for it needs Java: `pip install pyspark`, `pytest -m spark`."""
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
-    spark = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    builder = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    for name in ("spark.driver.bindAddress", "spark.driver.host"):
+        builder = builder.config(name, "127.0.0.1")
+    spark = builder.getOrCreate()
     try:
         assert spark.read.parquet(str(tables / "labels")).count() == 2_798
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -12,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import emotion_batch
 from emotion_batch.errors import EmotionBatchError, UsageError
@@ -139,8 +138,14 @@ def _print(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Python would try once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let a stream that nobody reads lead nowhere; Python would try once more at its end, and exit with 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _finish(summary: Summary, options: argparse.Namespace, said: _Said, next_command: str) -> int:
@@ -260,9 +265,11 @@ class _Said:
 
     def _write(self, text: str) -> None:
         # Nobody may be reading: the work goes on all the same.
-        with contextlib.suppress(BrokenPipeError):
+        try:
             sys.stderr.write(text)
             sys.stderr.flush()
+        except BrokenPipeError:
+            _give_up(sys.stderr)
 
     def _line(self, text: str, *, is_last: bool) -> None:
         """Show progress: in place for a person, a line now and then for a log."""

@@ -176,9 +176,11 @@ class Run:
     ) -> Summary:
         """Do every shard that is not done, and return what the table then is."""
         digests = self.manifest.digests()
-        done = tables.complete_shards(self.table, self.info, digests)
+        with explained(f"table {self.table.url}"):
+            done = tables.complete_shards(self.table, self.info, digests)
         if kept is not None:
-            has_features = tables.complete_shards(kept.table, kept.info, digests)
+            with explained(f"table {kept.table.url}"):
+                has_features = tables.complete_shards(kept.table, kept.info, digests)
             done = {shard: footer for shard, footer in done.items() if shard in has_features}
         counts = sum((footer.counts for footer in done.values()), Counts())
         todo = _spread([shard for shard in self.manifest.shards if shard not in done])
@@ -215,7 +217,10 @@ class Run:
             tasks = [(shard, shards[shard]) for shard in todo]
             for (shard, entry), outcome in connected.run(partial(_do_shard, job, self.id), tasks):
                 if isinstance(outcome, StorageError):
-                    raise outcome
+                    # A full disk is full for every shard: the rest of the night would be decoded for nothing.
+                    raise IncompleteError(
+                        f"{outcome}; what is finished stays, and the same command goes on"
+                    ) from outcome
                 if isinstance(outcome, BaseException):
                     failures.append(f"shard {shard}: {type(outcome).__name__}: {outcome}")
                     continue
@@ -345,4 +350,4 @@ def _spread(shards: list[int]) -> list[int]:
     """Order shards so that any first few are from all over the archive."""
     # Steps of the golden ratio: https://en.wikipedia.org/wiki/Low-discrepancy_sequence#Additive_recurrence
     order = np.argsort(np.modf(np.arange(len(shards)) * (math.sqrt(5) - 1) / 2)[0], kind="stable")
-    return [shards[number] for number in np.argsort(order).tolist()] if len(shards) > 2 else shards
+    return [shards[number] for number in np.argsort(order).tolist()]

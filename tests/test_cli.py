@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -153,6 +154,28 @@ def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: P
         given = {name: writing if how == "closed" else subprocess.DEVNULL for name, how in streams.items()}
         assert subprocess.run(command, check=False, **given).returncode == 1
         os.close(writing)
+
+
+def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(speech: Path, features: Path, tmp_path: Path) -> None:
+    """When parts can no longer be written the run stops with one sentence, nothing half-written, and resumes."""
+    table = tmp_path / "table"
+    shutil.copytree(features, table)
+    parts = sorted(table.glob("*.parquet"))
+    for part in parts[1:]:
+        part.unlink()
+
+    def no_room() -> None:
+        # No file may grow to the size of a part: what a disk without room gives, in every process of the run.
+        size = parts[0].stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    command = [sys.executable, "-m", "emotion_batch.cli", "extract", speech, table]
+    done = subprocess.run(command, preexec_fn=no_room, capture_output=True, check=False, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "File too large; what is finished stays, and the same command goes on" in one_sentence(done.stderr.decode())
+    assert [path.name for path in table.iterdir() if path.name != "_table"] == [parts[0].name]
+    assert run_command("extract", speech, table).code == 0
+    assert rows(table) == rows(features)
 
 
 def test_one_recording_is_printed(speech: Path, bundle: Path, labels: Path, capsys: pytest.CaptureFixture[str]) -> None:

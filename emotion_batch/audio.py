@@ -1,4 +1,4 @@
-"""Bytes to samples: opens a recording by its content, reads one stretch of it as mono float32 at a rate.
+"""Bytes to samples: opens a recording by its content, reads stretches of it as mono float32 at a rate.
 
 The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: libsndfile decodes, the mean
 over channels makes it mono, soxr ("HQ") resamples.
@@ -10,9 +10,11 @@ import contextlib
 import io
 import math
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,18 @@ _UNRECOGNISED_FORMAT = 1
 _UNKNOWN_FRAMES = 2**62
 # A writer to a pipe cannot know the length: ffmpeg leaves 0xFFFFFFFF, SoX values just below 0x80000000.
 _STREAMED_BYTES = 0x7FFF_0000
+# Values decoded at a time, over all channels: a recording of hundreds of channels must not fill a worker's memory.
+_BLOCK_VALUES = 2**21
+# A file up to this size is read by one call, of a larger one this many bytes to look for its header.
+_WHOLE_BYTES, _HEADER_BYTES = 2**18, 2**12
+# RIFF/WAVE, Multimedia Programming Interface 1.0 (1991): tag 1 is integer PCM, full scale is 2**15.
+_WAVE_PCM = 1
+_CHUNKS_BESIDE_DATA = (b"LIST", b"JUNK", b"junk", b"fact", b"bext", b"PAD ", b"FLLR", b"iXML", b"cue ", b"id3 ")
+_PCM_SCALE = np.float32(1 / 32_768)
+_MAX_CHANNELS = 1_024
+# Filters of so many rates are kept by each thread; an archive rarely has more.
+_MAX_STREAMS = 8
+_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,32 @@ class Header:
     channels: int
 
 
+class Stretch(NamedTuple):
+    """A stretch of a recording.
+
+    Attributes
+    ----------
+    samples
+        Mono, shape (n_samples,), at least one; not necessarily finite.
+    end_s
+        Where it ends in the recording, in seconds.
+    """
+
+    samples: npt.NDArray[np.float32]
+    end_s: float
+
+
+class _Decoder(Protocol):
+    """What decodes: frames of a recording, from anywhere in it."""
+
+    samplerate: int
+    channels: int
+    frames: int
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
+
+
 class Recording:
     """An open recording; `opened` makes it.
 
@@ -57,17 +97,20 @@ class Recording:
         What it says of itself.
     """
 
-    def __init__(self, sound: soundfile.SoundFile, promised_frames: int, at_end: Callable[[], bool]) -> None:
-        self._sound = sound
-        self._frames = sound.frames
+    def __init__(self, decoder: _Decoder, promised_frames: int) -> None:
+        self._decoder = decoder
         self._promised_frames = promised_frames
-        self._at_end = at_end
+        self._kept = np.empty(0, np.float32)
+        self._kept_start = 0
         is_known = promised_frames < _UNKNOWN_FRAMES
-        duration_s = promised_frames / sound.samplerate if is_known else math.nan
-        self.header = Header(duration_s, sound.samplerate, sound.channels)
+        duration_s = promised_frames / decoder.samplerate if is_known else math.nan
+        self.header = Header(duration_s, decoder.samplerate, decoder.channels)
 
-    def read(self, start_s: float, duration_s: float, *, sample_rate: int) -> npt.NDArray[np.float32]:
+    def read(self, start_s: float, duration_s: float, *, sample_rate: int) -> Stretch:
         """Read a stretch as mono samples.
+
+        Stretches are asked for in the order of their starts. What overlaps is decoded once; memory is of the order of
+        one stretch, however long the recording.
 
         Parameters
         ----------
@@ -78,14 +121,14 @@ class Recording:
 
         Returns
         -------
-        Samples, shape (n_samples,), at least one, all finite.
+        The stretch's samples and its end.
 
         Raises
         ------
         RecordingError
-            ``empty``, ``too_short``, ``truncated``, ``not_finite`` or ``unreadable``.
+            ``empty``, ``too_short``, ``truncated`` or ``unreadable``.
         """
-        rate = self._sound.samplerate
+        rate = self._decoder.samplerate
         # int() rather than rounding, for these are librosa.load's frames.
         start, wanted = int(start_s * rate), int(duration_s * rate)
         end = min(start + wanted, self._promised_frames)
@@ -96,47 +139,110 @@ class Recording:
                 Status.TOO_SHORT,
                 f"the recording ends at {self.header.duration_s:.3f} s, its segment starts at {start_s:g} s",
             )
-        if self._frames < end:
-            raise self._truncated(self._frames, end)
-        samples = self._decode(start, end - start)
-        if len(samples) < end - start and self._promised_frames < _UNKNOWN_FRAMES:
-            raise self._truncated(start + len(samples), end)
-        if not len(samples):
+        if self._decoder.frames < end:
+            raise self._truncated(self._decoder.frames, end)
+        mono = self._read_mono(start, end)
+        if len(mono) < end - start and self._promised_frames < _UNKNOWN_FRAMES:
+            raise self._truncated(start + len(mono), end)
+        if not len(mono):
             raise RecordingError(
                 Status.TOO_SHORT, f"the recording ends before its segment, which starts at {start_s:g} s"
             )
-        mono = samples[:, 0] if samples.shape[1] == 1 else np.mean(samples, axis=1)
-        if not np.isfinite(mono).all():
-            raise RecordingError(Status.NOT_FINITE, "the segment has samples that are NaN or infinite")
-        return resample(mono, rate, sample_rate)
+        end_s = start_s + duration_s if len(mono) == wanted else (start + len(mono)) / rate
+        return Stretch(resample(mono, rate, sample_rate), end_s)
 
-    def _decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
-        try:
-            self._sound.seek(start)
-            return np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
-        except soundfile.LibsndfileError as error:
-            if self._at_end():
-                raise RecordingError(Status.TRUNCATED, "the file ends within the segment") from error
-            raise RecordingError(
-                Status.UNREADABLE, f"the decoder stopped within the segment: {_said(error)}"
-            ) from error
+    def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
+        """Return frames from `start` to `end`, mixed; what the last call decoded of them is taken from it."""
+        skipped = start - self._kept_start
+        kept = self._kept[skipped:] if 0 <= skipped < len(self._kept) else self._kept[:0]
+        parts = [kept]
+        at = start + len(kept)
+        n_block = max(1, _BLOCK_VALUES // self._decoder.channels)
+        while at < end:
+            n_frames = min(n_block, end - at)
+            block = self._decoder.decode(at, n_frames)
+            parts.append(_mix(block))
+            at += len(block)
+            if len(block) < n_frames:
+                break
+        mono = parts[1] if len(parts) == 2 and not len(kept) else np.concatenate(parts)[: end - start]
+        self._kept, self._kept_start = mono, start
+        return mono
 
     def _truncated(self, frames: int, end: int) -> RecordingError:
-        rate = self._sound.samplerate
+        rate = self._decoder.samplerate
         return RecordingError(
             Status.TRUNCATED,
             f"the segment goes to {end / rate:.3f} s, the file is cut at {frames / rate:.3f} s",
         )
 
 
+class _Libsndfile:
+    """Whatever libsndfile decodes."""
+
+    def __init__(self, sound: soundfile.SoundFile, at_end: Callable[[], bool]) -> None:
+        self._sound = sound
+        self._at_end = at_end
+        self._position = 0
+        self.samplerate: int = sound.samplerate
+        self.channels: int = sound.channels
+        self.frames: int = sound.frames
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        try:
+            if start != self._position:
+                self._go_to(start)
+            samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError as error:
+            if self._at_end():
+                raise RecordingError(Status.TRUNCATED, "the file ends within the segment") from error
+            raise RecordingError(
+                Status.UNREADABLE, f"the decoder stopped within the segment: {_said(error)}"
+            ) from error
+        self._position = start + len(samples)
+        return samples
+
+    def _go_to(self, start: int) -> None:
+        if self._position and self._sound.format == "OGG":
+            # A short way on from where Vorbis was read, libsndfile 1.2.2 seeks to some other sample.
+            while self._position < start:
+                n_skipped = min(start - self._position, _BLOCK_VALUES // self.channels)
+                if len(self._sound.read(n_skipped, dtype="float32")) < n_skipped:
+                    return
+                self._position += n_skipped
+        else:
+            self._sound.seek(start)
+
+
+class _Wave:
+    """The plainest of recordings, 16-bit PCM in RIFF/WAVE, without the cost of libsndfile's opening."""
+
+    def __init__(self, samplerate: int, channels: int, frames: int, at: int, read_at: Callable[[int, int], bytes]):
+        self.samplerate = samplerate
+        self.channels = channels
+        self.frames = frames
+        self._at = at
+        self._read_at = read_at
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        n_bytes = 2 * self.channels
+        n_frames = min(n_frames, self.frames - start)
+        data = self._read_at(self._at + start * n_bytes, n_frames * n_bytes)
+        values = np.frombuffer(data, "<i2", len(data) // n_bytes * self.channels)
+        samples: npt.NDArray[np.float32] = np.multiply(values, _PCM_SCALE, dtype=np.float32)
+        return samples.reshape(-1, self.channels)
+
+
 @contextlib.contextmanager
-def opened(source: int | bytes) -> Iterator[Recording]:
+def opened(source: int | bytes, n_bytes: int) -> Iterator[Recording]:
     """Open a recording by its content, whatever its name.
 
     Parameters
     ----------
     source
         A file descriptor open for reading, which stays open, or the whole file's bytes.
+    n_bytes
+        Length of the file.
 
     Yields
     ------
@@ -147,11 +253,15 @@ def opened(source: int | bytes) -> Iterator[Recording]:
     RecordingError
         ``empty``, ``not_audio``, ``truncated`` or ``unreadable``, also from within the block.
     """
+    if not n_bytes:
+        raise RecordingError(Status.EMPTY, "the file has no bytes")
     if isinstance(source, int):
         descriptor = source
-        n_bytes = os.fstat(descriptor).st_size
+        head = os.pread(descriptor, n_bytes if n_bytes <= _WHOLE_BYTES else _HEADER_BYTES, 0)
 
         def read_at(offset: int, size: int) -> bytes:
+            if offset + size <= len(head):
+                return head[offset : offset + size]
             return os.pread(descriptor, size, offset)
 
         def at_end() -> bool:
@@ -160,7 +270,6 @@ def opened(source: int | bytes) -> Iterator[Recording]:
         handle: int | io.BytesIO = descriptor
     else:
         data, stream = source, io.BytesIO(source)
-        n_bytes = len(data)
 
         def read_at(offset: int, size: int) -> bytes:
             return data[offset : offset + size]
@@ -169,15 +278,17 @@ def opened(source: int | bytes) -> Iterator[Recording]:
             return stream.tell() >= n_bytes
 
         handle = stream
-    if not n_bytes:
-        raise RecordingError(Status.EMPTY, "the file has no bytes")
+    wave = _plain_wave(read_at, n_bytes)
+    if wave is not None:
+        yield Recording(wave, wave.frames)
+        return
     start = read_at(0, 12)
     try:
         sound = soundfile.SoundFile(handle, closefd=False)
     except soundfile.LibsndfileError as error:
         raise _not_opened(error, start, n_bytes) from error
     with sound:
-        yield Recording(sound, _promised_frames(sound.frames, start, read_at, n_bytes), at_end)
+        yield Recording(_Libsndfile(sound, at_end), _promised_frames(sound.frames, start, read_at, n_bytes))
 
 
 def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:
@@ -198,10 +309,69 @@ def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.
         return samples
     # The order of these operations decides the last sample, and with it the number of frames.
     n_resampled = int(np.ceil(len(samples) * (float(to_hz) / from_hz)))
-    resampled = np.asarray(soxr.resample(samples, from_hz, to_hz, quality="soxr_hq"))
+    stream = _stream(from_hz, to_hz)
+    resampled = np.asarray(stream.resample_chunk(samples, last=True))
     if len(resampled) >= n_resampled:
         return resampled[:n_resampled]
-    return np.pad(resampled, (0, n_resampled - len(resampled)))
+    padded = np.zeros(n_resampled, np.float32)
+    padded[: len(resampled)] = resampled
+    return padded
+
+
+def _stream(from_hz: int, to_hz: int) -> soxr.ResampleStream:
+    """Return this thread's stream for two rates, as new: its filters are most of what one costs to make."""
+    streams: OrderedDict[tuple[int, int], soxr.ResampleStream] = _local.__dict__.setdefault("streams", OrderedDict())
+    stream = streams.pop((from_hz, to_hz), None)
+    if stream is None:
+        stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="soxr_hq")
+    else:
+        stream.clear()
+    streams[from_hz, to_hz] = stream
+    if len(streams) > _MAX_STREAMS:
+        streams.popitem(last=False)
+    return stream
+
+
+def _mix(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the mean over channels, shape (n_frames,)."""
+    n_channels = samples.shape[1]
+    if n_channels == 1:
+        return samples[:, 0]
+    # Column by column, ten times as fast as a mean over so short an axis.
+    mono: npt.NDArray[np.float32] = samples[:, 0] + samples[:, 1]
+    for channel in range(2, n_channels):
+        mono += samples[:, channel]
+    mono *= np.float32(1 / n_channels)
+    return mono
+
+
+def _plain_wave(read_at: Callable[[int, int], bytes], n_bytes: int) -> _Wave | None:
+    """Return a decoder if this is 16-bit PCM in a RIFF/WAVE file that is what its header says; else None."""
+    start = read_at(0, min(36, n_bytes))
+    if len(start) < 36 or start[:4] != b"RIFF" or start[8:20] != b"WAVEfmt \x10\x00\x00\x00":
+        return None
+    tag, channels, rate = (int.from_bytes(start[at : at + size], "little") for at, size in ((20, 2), (22, 2), (24, 4)))
+    frame_bytes, bits = (int.from_bytes(start[at : at + 2], "little") for at in (32, 34))
+    is_plain = tag == _WAVE_PCM and bits == 16 and frame_bytes == 2 * channels
+    if not (is_plain and 1 <= channels <= _MAX_CHANNELS and 1 <= rate < 2**31):
+        return None
+    offset = 36
+    while len(chunk := read_at(offset, min(8, n_bytes - offset))) == 8:
+        size = int.from_bytes(chunk[4:], "little")
+        offset += 8
+        if chunk[:4] == b"data":
+            there = n_bytes - offset
+            if not size and read_at(offset, min(4, there)) not in _CHUNKS_BESIDE_DATA:
+                # A recorder that was cut off has not come to fill it in.
+                size = there
+            # What is longer than the file has other meanings, which libsndfile knows.
+            return _Wave(rate, channels, size // frame_bytes, offset, read_at) if size <= there else None
+        if chunk[:4] not in _CHUNKS_BESIDE_DATA:
+            return None
+        offset += size + size % 2
+        if offset > n_bytes:
+            return None
+    return None
 
 
 def _not_opened(error: soundfile.LibsndfileError, start: bytes, n_bytes: int) -> RecordingError:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,19 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from threadpoolctl import threadpool_limits
 
-from emotion_batch import audio, mfcc, tables
+from emotion_batch import audio, mfcc, process, tables
 from emotion_batch.archive import Entry, locate
 from emotion_batch.errors import RecordingError, Status
 from emotion_batch.manifest import ShardEntry, read_entries
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
 from emotion_batch.tables import Counts, TableInfo
-
-_LOCK = threading.Lock()
-_n_limited = 0
-_limits: threadpool_limits | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,7 @@ class Extraction:
     def do_shard(self, shard: int, entry: ShardEntry) -> Receipt:
         """Extract one shard's recordings and publish its part."""
         started = time.perf_counter()
+        process.keep_heap()
         rows = extract_rows(
             read_entries(self.table, entry), self.archive, self.info.feature_settings, self.info.segments
         )
@@ -90,7 +86,7 @@ class Extraction:
         return Receipt.of(counts, rows, started)
 
 
-class _Row(NamedTuple):
+class FeatureRow(NamedTuple):
     """One row of a feature table, in its columns' order."""
 
     file: str
@@ -105,7 +101,7 @@ class _Row(NamedTuple):
 
 
 def extract_rows(entries: pa.RecordBatch, archive: Folder, settings: FeatureSettings, segments: Segments) -> pa.Table:
-    """Return a row for each recording, in the order of `entries`.
+    """Return a row for each segment of each recording, in the order of `entries`.
 
     Parameters
     ----------
@@ -114,84 +110,87 @@ def extract_rows(entries: pa.RecordBatch, archive: Folder, settings: FeatureSett
     archive
         What their names are relative to.
     settings, segments
-        How samples become a vector, and which stretch.
+        How samples become a vector, and which stretches.
 
     Returns
     -------
     Rows of the feature table's schema. A recording that fails has a row with its status; nothing is raised for it.
     """
-    with _one_thread():
-        rows = [extract_recording(Entry(**entry), archive, settings, segments) for entry in entries.to_pylist()]
-    columns = list(zip(*rows, strict=True))
+    rows: list[tuple[object, ...]] = []
+    # The vectors side by side, for an hour of windows has thousands: as arrays of their own they would weigh double.
+    values, is_missing = bytearray(), bytearray()
+    nothing = bytes(4 * settings.n_mfcc)
+    with process.one_thread():
+        for entry in entries.to_pylist():
+            for row in extract_recording(Entry(**entry), archive, settings, segments):
+                rows.append(row[:-1])
+                values += nothing if row.mfcc is None else row.mfcc.tobytes()
+                is_missing.append(row.mfcc is None)
     schema = tables.feature_schema(settings)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns[:-1], schema, strict=False)]
-    values = np.zeros((len(rows), settings.n_mfcc), np.float32)
-    is_missing = np.ones(len(rows), bool)
-    for number, vector in enumerate(columns[-1]):
-        if vector is not None:
-            values[number], is_missing[number] = vector, False
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=False)]
     vectors = pa.FixedSizeListArray.from_arrays(
-        pa.array(values.ravel()), type=schema.field("mfcc").type, mask=pa.array(is_missing)
+        pa.array(np.frombuffer(values, np.float32)),
+        type=schema.field("mfcc").type,
+        mask=pa.array(np.frombuffer(is_missing, np.bool_)),
     )
     return pa.Table.from_arrays([*arrays, vectors], schema=schema)
 
 
-def extract_recording(entry: Entry, archive: Folder, settings: FeatureSettings, segments: Segments) -> _Row:
-    """Return the row of one recording, whatever becomes of it."""
+def extract_recording(
+    entry: Entry, archive: Folder, settings: FeatureSettings, segments: Segments
+) -> Iterator[FeatureRow]:
+    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails."""
     header: audio.Header | None = None
-    vector: npt.NDArray[np.float32] | None = None
-    end_s: float | None = None
-    status, reason = Status.OK, None
+    start_s = next(segments.starts())
     try:
-        with _source(entry, archive) as source, audio.opened(source) as recording:
+        with _source(entry, archive) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
             header = recording.header
-            samples = recording.read(segments.offset_s, segments.duration_s, sample_rate=settings.sample_rate)
-            vector = mfcc.mean_mfcc(samples, settings)
-            if not np.isfinite(vector).all():
-                raise RecordingError(Status.NOT_FINITE, "the samples are too large for finite features")
-            end_s = float(np.fmin(segments.offset_s + segments.duration_s, header.duration_s))
+            for number, start_s in enumerate(segments.starts()):
+                try:
+                    stretch = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate)
+                except RecordingError as error:
+                    if number and error.status == Status.TOO_SHORT:
+                        return
+                    raise
+                vector = mfcc.mean_mfcc(stretch.samples, settings)
+                if np.isfinite(vector).all():
+                    yield _row(entry, start_s, header, stretch.end_s, vector)
+                elif np.isfinite(stretch.samples).all():
+                    reason = "the samples are too large for finite features"
+                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+                else:
+                    reason = "the segment has samples that are NaN or infinite"
+                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+        return
     except RecordingError as error:
-        status, reason, vector = error.status, error.reason, None
+        status, reason = error.status, error.reason
     except MemoryError:
-        status, reason, vector = Status.MEMORY, "the segment does not fit into memory", None
+        status, reason = Status.MEMORY, "the segment does not fit into memory"
     except Exception as error:
         # One recording in a million finds what nobody thought of: it must cost its own row and no other.
-        status, reason, vector, end_s = Status.UNREADABLE, _said(error), None, None
-    return _Row(
-        file=entry.file,
-        start_s=segments.offset_s,
-        end_s=end_s,
-        status=status,
-        error=reason,
-        duration_s=header.duration_s if header and np.isfinite(header.duration_s) else None,
-        sample_rate_hz=header.sample_rate_hz if header else None,
-        channels=header.channels if header else None,
-        mfcc=vector,
+        status, reason = Status.UNREADABLE, _said(error)
+    yield _row(entry, start_s, header, status=status, reason=reason)
+
+
+def _row(
+    entry: Entry,
+    start_s: float,
+    header: audio.Header | None,
+    end_s: float | None = None,
+    vector: npt.NDArray[np.float32] | None = None,
+    status: Status = Status.OK,
+    reason: str | None = None,
+) -> FeatureRow:
+    if header is None:
+        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, vector)
+    duration_s = header.duration_s if math.isfinite(header.duration_s) else None
+    return FeatureRow(
+        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, vector
     )
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep BLAS to one thread: the workers are the parallelism, and a row must not depend on a thread count.
-
-    The limit is the process's, so that of several threads the first sets it and the last lifts it.
-    """
-    global _n_limited, _limits
-    with _LOCK:
-        if not _n_limited:
-            _limits = threadpool_limits(1)
-        _n_limited += 1
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _n_limited -= 1
-            if not _n_limited and _limits is not None:
-                _limits.restore_original_limits()
-
-
-@contextlib.contextmanager
-def _source(entry: Entry, archive: Folder) -> Iterator[int | bytes]:
+def _source(entry: Entry, archive: Folder) -> Iterator[tuple[int | bytes, int]]:
     """Open a recording as `audio.opened` takes it; raise RecordingError if it is not what was listed."""
     place = locate(archive, entry)
     try:
@@ -207,14 +206,14 @@ def _source(entry: Entry, archive: Folder) -> Iterator[int | bytes]:
         raise RecordingError(Status.UNREADABLE, error.strerror or _said(error)) from error
     if not isinstance(place, bytes):
         _check_unchanged(entry, len(data), None)
-        yield data
+        yield data, len(data)
         return
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise RecordingError(Status.NOT_AUDIO, "this is a folder")
         _check_unchanged(entry, status.st_size, str(status.st_mtime_ns))
-        yield descriptor
+        yield descriptor, status.st_size
     finally:
         os.close(descriptor)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import model, tables
+from emotion_batch import model, process, tables
 from emotion_batch.errors import Status
 from emotion_batch.extraction import Extraction, Receipt, extract_rows
 from emotion_batch.manifest import ShardEntry, read_entries
@@ -49,6 +49,7 @@ class Labelling:
     def do_shard(self, shard: int, entry: ShardEntry) -> Receipt:
         """Label one shard and publish its part."""
         started = time.perf_counter()
+        process.keep_heap()
         rows = label_rows(self._features(shard, entry), model.load_predictor(self.bundle))
         rows = tables.keep_gone(self.table, shard, rows)
         counts = tables.publish_part(self.table, self.info, shard, entry.digest, rows)

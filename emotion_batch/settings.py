@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from emotion_batch.errors import UsageError
 
 T = TypeVar("T")
+# Windows closer than this differ by less than a frame of the slowest speech recordings.
+MIN_HOP_S = 0.001
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
@@ -88,14 +91,17 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class Segments:
-    """Which stretch of each recording gets a row; the defaults are the notebook's.
+    """Which stretches of each recording get a row; the default is the notebook's one.
 
     Attributes
     ----------
     offset_s
-        Start of the segment in seconds; a recording that ends before it is ``too_short``.
+        Start of the segment in seconds; a recording that ends before it is ``too_short``. 0 for windows.
     duration_s
-        Longest duration of the segment in seconds; a recording that ends sooner gives a shorter one.
+        Longest duration of a segment in seconds; a recording that ends sooner gives a shorter one.
+    hop_s
+        Seconds from the start of one window to the next, as long as they start inside the recording; None for one
+        segment a recording.
 
     Raises
     ------
@@ -105,18 +111,39 @@ class Segments:
 
     offset_s: float = 0.5
     duration_s: float = 3.0
+    hop_s: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.offset_s) and self.offset_s >= 0):
             raise UsageError(f"offset: expected seconds >= 0, got {self.offset_s!r}")
+        word = "duration" if self.hop_s is None else "window"
         if not (math.isfinite(self.duration_s) and self.duration_s > 0):
-            raise UsageError(f"duration: expected seconds > 0, got {self.duration_s!r}")
+            raise UsageError(f"{word}: expected seconds > 0, got {self.duration_s!r}")
         object.__setattr__(self, "offset_s", float(self.offset_s))
         object.__setattr__(self, "duration_s", float(self.duration_s))
+        if self.hop_s is not None:
+            if not (math.isfinite(self.hop_s) and self.hop_s >= MIN_HOP_S):
+                raise UsageError(f"hop: expected seconds >= {MIN_HOP_S}, got {self.hop_s!r}")
+            if self.offset_s:
+                raise UsageError(f"offset: expected 0 for windows, which cover all of a recording, got {self.offset_s}")
+            object.__setattr__(self, "hop_s", float(self.hop_s))
+
+    @classmethod
+    def windows(cls, window_s: float, hop_s: float | None = None) -> Segments:
+        """Return windows of `window_s` seconds, one every `hop_s`; by default end to end."""
+        return cls(0.0, window_s, window_s if hop_s is None else hop_s)
+
+    def starts(self) -> Iterator[float]:
+        """Yield where segments start, in seconds: one start, or those of windows without end."""
+        if self.hop_s is None:
+            yield self.offset_s
+        else:
+            # A product, for a sum would drift from it.
+            yield from (number * self.hop_s for number in itertools.count())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the segments as JSON holds them."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Segments:
@@ -125,8 +152,14 @@ class Segments:
 
     @property
     def segment_id(self) -> str:
-        """Fingerprint of which stretch is taken."""
+        """Fingerprint of which stretches are taken."""
         return fingerprint(self.to_dict())
+
+    def __str__(self) -> str:
+        """Return it in words, for a sentence or a bundle's README."""
+        if self.hop_s is None:
+            return f"{self.offset_s:g} s to {self.offset_s + self.duration_s:g} s"
+        return f"windows of {self.duration_s:g} s every {self.hop_s:g} s"
 
 
 def _construct(cls: type[T], value: Mapping[str, Any]) -> T:

@@ -70,10 +70,13 @@ def test_a_folder_or_pipe_called_like_a_recording_holds_nothing_up(tmp_path: Pat
     (tmp_path / "folder.wav").mkdir()
     os.mkfifo(tmp_path / "pipe.wav")
     statuses = [
-        extract_recording(Entry(name, None, None, None), Folder.of(tmp_path), SETTINGS, SEGMENTS).status
+        [
+            row.status
+            for row in extract_recording(Entry(name, None, None, None), Folder.of(tmp_path), SETTINGS, SEGMENTS)
+        ]
         for name in ("folder.wav", "pipe.wav")
     ]
-    assert statuses == ["not_audio", "empty"]
+    assert statuses == [["not_audio"], ["empty"]]
 
 
 def test_a_fault_that_nobody_thought_of_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ FLOORS = (
     {"archive"},
     {"storage"},
     {"settings"},
-    {"errors"},
+    {"errors", "process"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 HEAVY = ("tensorflow", "keras", "librosa", "dask", "distributed", "numpy", "pandas", "pyarrow", "sklearn", "matplotlib")

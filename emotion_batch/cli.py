@@ -17,8 +17,9 @@ import emotion_batch
 from emotion_batch.errors import EmotionBatchError, UsageError
 
 if TYPE_CHECKING:
-    from emotion_batch.model import Card
-    from emotion_batch.runs import Progress, RecordingLabel, Summary, Watcher
+    from emotion_batch.bundle import Card
+    from emotion_batch.runs import Progress, SegmentLabel, Summary, Watcher
+    from emotion_batch.settings import Segments
 
 _PROGRESS_EVERY_S = 10.0
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _extract(options: argparse.Namespace, said: _Said) -> int:
     from emotion_batch import runs
-    from emotion_batch.settings import FeatureSettings, Segments
+    from emotion_batch.settings import FeatureSettings
 
     settings = FeatureSettings(
         sample_rate=options.sample_rate,
@@ -78,7 +79,7 @@ def _extract(options: argparse.Namespace, said: _Said) -> int:
         options.archive,
         options.table,
         settings=settings,
-        segments=Segments(options.offset, options.duration),
+        segments=_segments(options),
         **_common(options, said),
     )
     return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
@@ -92,13 +93,19 @@ def _label(options: argparse.Namespace, said: _Said) -> int:
             raise UsageError(
                 f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
             )
-        found = runs.label_recording(options.source, model=options.model, storage_options=_storage_options(options))
-        _print(json.dumps(vars(found)) if options.json else _format_recording(found))
-        return 0 if found.status == "ok" else 1
+        found = runs.label_recording(
+            options.source,
+            model=options.model,
+            segments=_segments(options),
+            storage_options=_storage_options(options),
+        )
+        _print(json.dumps([vars(one) for one in found]) if options.json else _format_labels(found))
+        return 0 if all(one.status == "ok" for one in found) else 1
     summary = runs.label(
         options.source,
         options.table,
         model=options.model,
+        segments=_segments(options),
         keep_features=options.keep_features,
         **_common(options, said),
     )
@@ -174,13 +181,24 @@ def _format_summary(summary: Summary, next_command: str) -> str:
     return "\n".join(lines)
 
 
-def _format_recording(found: RecordingLabel) -> str:
-    if found.status != "ok":
-        return f"{_shown(found.file)}  {found.status}: {found.error}"
-    width = max(len(word) for word in found.probabilities)
-    lines = [f"{_shown(found.file)}  {found.emotion}  {found.confidence:.3f}", ""]
-    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+def _format_labels(found: Sequence[SegmentLabel]) -> str:
+    """Return one label with all its probabilities, or a line for each of several."""
+    name = _shown(found[0].file)
+    if len(found) > 1:
+        return "\n".join([name, *(f"  {one.start_s:10.3f} {_format_segment(one)}" for one in found)])
+    (one,) = found
+    if one.status != "ok":
+        return f"{name}  {one.status}: {one.error}"
+    width = max(len(word) for word in one.probabilities)
+    ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
+    lines = [f"{name}  {one.emotion}  {one.confidence:.3f}", ""]
     return "\n".join([*lines, *(f"  {word:<{width}}  {value:.6f}" for word, value in ranked)])
+
+
+def _format_segment(one: SegmentLabel) -> str:
+    if one.status != "ok":
+        return f"{'':10}  {one.status}: {one.error}"
+    return f"{one.end_s:10.3f}  {one.emotion}  {one.confidence:.3f}"
 
 
 def _format_card(card: Card, bundle: str) -> str:
@@ -303,6 +321,21 @@ def _common(options: argparse.Namespace, said: _Said) -> dict[str, Any]:
     }
 
 
+def _segments(options: argparse.Namespace) -> Segments | None:
+    """Return the segments that were asked for; None where nothing was said of them."""
+    from emotion_batch.settings import Segments
+
+    stretch = {"offset_s": options.offset, "duration_s": options.duration}
+    said = {name: value for name, value in stretch.items() if value is not None}
+    if options.window is None:
+        if options.hop is not None:
+            raise UsageError("--hop: expected --window with it, got none")
+        return Segments(**said) if said else None
+    if said:
+        raise UsageError("--window: expected neither --offset nor --duration beside it, got one; windows start at 0")
+    return Segments.windows(options.window, options.hop)
+
+
 def _storage_options(options: argparse.Namespace) -> dict[str, Any]:
     text = options.storage_options
     if not text:
@@ -373,8 +406,7 @@ def _parser() -> argparse.ArgumentParser:
         ("n-mels", 128, "mel bands"),
     ):
         group.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{words} ({default})")
-    group.add_argument("--offset", type=float, default=0.5, metavar="S", help="start of the segment in seconds (0.5)")
-    group.add_argument("--duration", type=float, default=3.0, metavar="S", help="its longest duration (3)")
+    _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
     _add_run_options(command)
 
     command = _command(commands, "train", _train, "a feature table to a bundle")
@@ -399,6 +431,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("table", metavar="TABLE", nargs="?", help="folder of the label table: new, or to go on with")
     command.add_argument("--model", required=True, metavar="BUNDLE", help="the bundle to label with")
     command.add_argument("--keep-features", metavar="TABLE", help="put an archive's features into this table as well")
+    _add_segment_options(command, "of an archive; the default is what the model was trained on")
     _add_run_options(command)
 
     command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")
@@ -415,6 +448,14 @@ def _command(
     command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words.capitalize() + ".")
     command.set_defaults(command=function)
     return command
+
+
+def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:
+    group = command.add_argument_group(f"segments ({words})")
+    group.add_argument("--offset", type=float, metavar="S", help="start of a recording's one segment in seconds (0.5)")
+    group.add_argument("--duration", type=float, metavar="S", help="its longest duration (3)")
+    group.add_argument("--window", type=float, metavar="S", help="instead, windows of this many seconds, from 0 on")
+    group.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (those of --window)")
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:

@@ -55,6 +55,10 @@ class Cluster:
         """Return the number of threads of each worker process, by address."""
         return dict(self._client.nthreads())
 
+    def processes(self) -> list[int]:
+        """Return the process ids of the workers, each on its own machine."""
+        return list(self._ask(os.getpid).values())
+
     def preflight(self, package: str, probe: Callable[[], str | None]) -> None:
         """See that every worker can do the work, before it is handed any.
 

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import model, process, tables
+from emotion_batch import process, tables
+from emotion_batch.bundle import Bundle
 from emotion_batch.errors import Status
 from emotion_batch.extraction import Extraction, Receipt, extract_rows
 from emotion_batch.manifest import ShardEntry, read_entries
-from emotion_batch.model import Bundle, Predictor
+from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.storage import Folder
 from emotion_batch.tables import TableInfo
 
@@ -50,7 +51,7 @@ class Labelling:
         """Label one shard and publish its part."""
         started = time.perf_counter()
         process.keep_heap()
-        rows = label_rows(self._features(shard, entry), model.load_predictor(self.bundle))
+        rows = label_rows(self._features(shard, entry), load_predictor(self.bundle))
         rows = tables.keep_gone(self.table, shard, rows)
         counts = tables.publish_part(self.table, self.info, shard, entry.digest, rows)
         return Receipt.of(counts, rows, started)

@@ -15,23 +15,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder
 
 FOLDER = "_table/manifest"
 MAX_SHARDS = 20_000
-# Below this many shards a small machine is not kept busy to the end; above, a shard of this many recordings
-# costs seconds when a crash loses it, and makes a part that is worth a query's request.
+# A shard that holds less than the first is not worth its task, one of more than the second costs minutes when a crash
+# loses it. Between them so many shards that a small machine is kept busy to the end, and parts of so many recordings
+# that they are worth a query's request.
+_LEAST_BYTES, _MOST_BYTES = 2**22, 2**30
+_LEAST_RECORDINGS, _MOST_RECORDINGS = 16, 1_024
 _MIN_SHARDS = 64
-_MIN_RECORDINGS = 16
-_USUAL_RECORDINGS = 1_024
-# What a recording costs beside its bytes, and the most that its one segment reads of it.
-_OVERHEAD_BYTES = 16_384
-_MOST_BYTES = 1_400_000
+# Costs in bytes of PCM: of opening a recording, of one whose size is not known, and of a second of audio at most
+# (48 kHz, stereo, 32 bit).
+_OPENING_BYTES, _UNKNOWN_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
+# Encoders make of a second of PCM about so much less.
+_COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,15 @@ class ShardEntry:
         How many entries there are.
     digest
         Fingerprint of the entries, which the shard's part repeats in its footer.
+    cost
+        What `estimate_costs` gives for them in all.
     """
 
     generation: int
     batch: int
     n_recordings: int
     digest: str
+    cost: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Manifest:
                 readers[where.generation] = _open(self._folder, where.generation)
             yield readers[where.generation].get_batch(where.batch)
 
-    def grow(self, entries: pa.Table) -> Growth:
+    def grow(self, entries: pa.Table, segments: Segments) -> Growth:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
@@ -112,9 +120,11 @@ class Manifest:
         ----------
         entries
             Table of `ENTRY_SCHEMA`, sorted by ``file``, no name twice.
+        segments
+            Which stretches of them will be read.
         """
         if not self.shards:
-            self._write(dict(enumerate(cut(entries))))
+            self._write(dict(enumerate(cut(entries, segments))), segments)
             return Growth(n_new=entries.num_rows)
         numbers = list(self.shards)
         batches = dict(zip(numbers, self.entries(numbers), strict=True))
@@ -136,9 +146,9 @@ class Manifest:
             start += batch.num_rows
         new = entries.filter(is_new)
         if new.num_rows:
-            updated.update(enumerate(cut(new), start=max(self.shards) + 1))
+            updated.update(enumerate(cut(new, segments), start=max(self.shards) + 1))
         if updated:
-            self._write(updated)
+            self._write(updated, segments)
         return Growth(new.num_rows, pc.sum(is_changed).as_py() or 0, place.null_count)
 
     def follow(self, source: Manifest) -> None:
@@ -164,7 +174,7 @@ class Manifest:
                 self._folder.publish(_name(generation, "json"), theirs)
                 self._add(generation, json.loads(theirs))
 
-    def _write(self, shards: dict[int, pa.RecordBatch]) -> None:
+    def _write(self, shards: dict[int, pa.RecordBatch], segments: Segments) -> None:
         generation = self.generation + 1
         sink = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression="zstd")
@@ -176,14 +186,15 @@ class Manifest:
             "shards": list(shards),
             "n_recordings": [batch.num_rows for batch in shards.values()],
             "digests": [digest(batch) for batch in shards.values()],
+            "costs": [int(estimate_costs(batch, segments).sum()) for batch in shards.values()],
         }
         self._folder.publish(_name(generation, "json"), json.dumps(index).encode())
         self._add(generation, index)
 
     def _add(self, generation: int, index: Mapping[str, Any]) -> None:
-        columns = zip(index["shards"], index["n_recordings"], index["digests"], strict=True)
-        for batch, (shard, n_recordings, entries_digest) in enumerate(columns):
-            self.shards[int(shard)] = ShardEntry(generation, batch, int(n_recordings), str(entries_digest))
+        columns = zip(*(index[name] for name in ("shards", "n_recordings", "digests", "costs")), strict=True)
+        for batch, (shard, n_recordings, entries_digest, cost) in enumerate(columns):
+            self.shards[int(shard)] = ShardEntry(generation, batch, int(n_recordings), str(entries_digest), int(cost))
         self.generation = max(self.generation, generation)
 
 
@@ -204,21 +215,22 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
     return entries
 
 
-def cut(entries: pa.Table) -> list[pa.RecordBatch]:
+def cut(entries: pa.Table, segments: Segments) -> list[pa.RecordBatch]:
     """Cut a listing into shards of neighbours that read about equally much.
 
     Parameters
     ----------
     entries
         Table of `ENTRY_SCHEMA`, at least one row.
+    segments
+        Which stretches of them will be read.
 
     Returns
     -------
-    The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing alone.
+    The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone.
     """
-    sizes = entries["size"].fill_null(0).to_numpy()
-    cost = np.cumsum(_OVERHEAD_BYTES + np.minimum(sizes, _MOST_BYTES))
-    n_shards = min(count_shards(entries.num_rows), MAX_SHARDS)
+    cost = np.cumsum(estimate_costs(entries, segments))
+    n_shards = count_shards(entries.num_rows, int(cost[-1]))
     ends = np.searchsorted(cost, cost[-1] * np.arange(1, n_shards) / n_shards, side="left") + 1
     bounds = np.unique(np.concatenate([[0], ends, [entries.num_rows]]))
     contiguous = entries.combine_chunks()
@@ -228,10 +240,24 @@ def cut(entries: pa.Table) -> list[pa.RecordBatch]:
     ]
 
 
-def count_shards(n_recordings: int) -> int:
-    """Return how many shards so many recordings make, at most `MAX_SHARDS`."""
-    small = min(_MIN_SHARDS, math.ceil(n_recordings / _MIN_RECORDINGS))
-    return min(max(small, math.ceil(n_recordings / _USUAL_RECORDINGS)), MAX_SHARDS)
+def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> npt.NDArray[np.float64]:
+    """Return what each recording will cost, in bytes of PCM that are read and computed on, shape (n_recordings,).
+
+    One segment costs what lies in it; windows the whole recording, again and again where they overlap.
+    """
+    sizes: npt.NDArray[np.float64] = entries["size"].fill_null(_UNKNOWN_BYTES).to_numpy().astype(np.float64)
+    if segments.hop_s is None:
+        return _OPENING_BYTES + np.minimum(sizes, segments.duration_s * _SECOND_BYTES)
+    for suffix, factor in _COMPRESSION.items():
+        sizes[pc.ends_with(entries["file"], suffix, ignore_case=True).to_numpy(zero_copy_only=False)] *= factor
+    return _OPENING_BYTES + sizes * max(1.0, segments.duration_s / segments.hop_s)
+
+
+def count_shards(n_recordings: int, cost: int) -> int:
+    """Return how many shards so many recordings of that cost in all make, at most `MAX_SHARDS`."""
+    small = max(math.ceil(n_recordings / _LEAST_RECORDINGS), math.ceil(cost / _LEAST_BYTES))
+    usual = max(math.ceil(n_recordings / _MOST_RECORDINGS), math.ceil(cost / _MOST_BYTES))
+    return min(max(min(small, _MIN_SHARDS), usual), n_recordings, MAX_SHARDS)
 
 
 def digest(entries: pa.RecordBatch) -> str:

@@ -1,18 +1,15 @@
-"""The network, the bundle that holds it, and prediction. Alone imports tensorflow, and only when called."""
+"""The Keras network: built, trained, saved, and exported. Alone imports tensorflow, and only when called."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -22,188 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 import emotion_batch
+from emotion_batch.bundle import SEED
 from emotion_batch.errors import UsageError
-from emotion_batch.settings import FeatureSettings, Segments, fingerprint
-from emotion_batch.storage import Folder, explained
-
-CARD = "card.json"
-WEIGHTS = "model.keras"
-CARD_VERSION = 1
-# The notebook's network, the one architecture that a card may name.
-SEED = "seed-lstm"
-_PREDICT_ROWS = 1_024
-_LOCK = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a bundle says of itself.
-
-    Attributes
-    ----------
-    labels
-        Emotions in the order of the network's outputs; the only place where they stand.
-    feature_settings, segments
-        What it was trained on, and so what it can label.
-    architecture
-        Name of the network.
-    model_id
-        Fingerprint of weights, labels and feature settings: the same training gives the same.
-    training
-        Table, counts and settings of the training.
-    metrics
-        Figures by kind of split.
-    versions
-        Of Python and the packages that trained it.
-    files
-        SHA-256 of each other file of the bundle, in hexadecimal digits.
-    """
-
-    labels: tuple[str, ...]
-    feature_settings: FeatureSettings
-    segments: Segments
-    architecture: str
-    model_id: str
-    training: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    versions: Mapping[str, str]
-    files: Mapping[str, str]
-
-    def to_json(self) -> bytes:
-        """Return the card as `card.json` holds it."""
-        value = {
-            "card_version": CARD_VERSION,
-            "labels": list(self.labels),
-            "feature_id": self.feature_settings.feature_id,
-            "feature_settings": self.feature_settings.to_dict(),
-            "segment_id": self.segments.segment_id,
-            "segments": self.segments.to_dict(),
-            "architecture": self.architecture,
-            "model_id": self.model_id,
-            "training": dict(self.training),
-            "metrics": dict(self.metrics),
-            "versions": dict(self.versions),
-            "files": dict(self.files),
-        }
-        return json.dumps(value, indent=2, ensure_ascii=False).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Card:
-        """Return the card that `to_json` gave; raise ValueError or KeyError if it did not."""
-        value = json.loads(data)
-        if value["card_version"] != CARD_VERSION:
-            raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
-        if value["architecture"] != SEED:
-            raise ValueError(f"architecture {value['architecture']!r} where this release knows {SEED!r}")
-        labels = tuple(value["labels"])
-        if len(set(labels)) != len(labels) or not labels or not all(isinstance(label, str) for label in labels):
-            raise ValueError("labels that are not distinct words")
-        return cls(
-            labels=labels,
-            feature_settings=FeatureSettings.from_dict(value["feature_settings"]),
-            segments=Segments.from_dict(value["segments"]),
-            architecture=value["architecture"],
-            model_id=value["model_id"],
-            training=value["training"],
-            metrics=value["metrics"],
-            versions=value["versions"],
-            files=value["files"],
-        )
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A trained model in its folder, not yet loaded; travels between processes."""
-
-    folder: Folder
-    card: Card
-
-
-def open_bundle(folder: Folder) -> Bundle:
-    """Read a bundle's card; the weights stay where they are.
-
-    Raises
-    ------
-    UsageError
-        If the folder holds no bundle that this release reads.
-    """
-    with explained(f"model {folder.url}"):
-        data = folder.read_if_there(CARD)
-    if data is None:
-        raise UsageError(
-            f"model {folder.url}: expected a bundle, got no {CARD} there; make one with `emotion-batch train TABLE BUNDLE`"
-        )
-    try:
-        return Bundle(folder, Card.from_json(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"model {folder.url}: expected a card of this release, got {error}; train it again") from error
-
-
-def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
-    """Copy a bundle's weights and card into another folder, card last, after checking the weights."""
-    with explained(f"model copy {to.url}"):
-        to.publish(WEIGHTS, _checked_weights(bundle))
-        to.publish(CARD, bundle.card.to_json())
-    return Bundle(to, bundle.card)
-
-
-class Predictor:
-    """A bundle's network, loaded.
-
-    Parameters
-    ----------
-    bundle
-        Whose weights to load. Its code, if it has any, is not looked at: the network is built here.
-
-    Raises
-    ------
-    UsageError
-        If the weights are not those that the card names, or do not fit the network.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.card = bundle.card
-        tensorflow, _ = _tensorflow()
-        network = build_network(self.card.feature_settings.n_mfcc, len(self.card.labels))
-        load_weights(network, bundle)
-        shape = (None, self.card.feature_settings.n_mfcc, 1)
-        # A fixed signature: one trace, whatever the number of rows. `predict` in a loop leaks (keras#13118).
-        self._run = tensorflow.function(
-            lambda features: network(features, training=False),
-            input_signature=[tensorflow.TensorSpec(shape, tensorflow.float32)],
-        )
-
-    def predict(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the probability of each label.
-
-        Parameters
-        ----------
-        features
-            Shape (n_rows, n_mfcc).
-
-        Returns
-        -------
-        Probabilities in the card's order, shape (n_rows, n_labels); each row sums to 1.
-        """
-        parts = [
-            np.asarray(self._run(features[start : start + _PREDICT_ROWS, :, np.newaxis]))
-            for start in range(0, len(features), _PREDICT_ROWS)
-        ]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.card.labels)), np.float32)
-
-
-def load_predictor(bundle: Bundle) -> Predictor:
-    """Return the bundle's predictor, loaded once in a process however many threads ask."""
-    with _LOCK:
-        return _load(bundle.folder, bundle.card.model_id)
-
-
-@lru_cache(maxsize=2)
-def _load(folder: Folder, model_id: str) -> Predictor:
-    bundle = open_bundle(folder)
-    if bundle.card.model_id != model_id:
-        raise UsageError(f"model {folder.url}: expected model {model_id}, got {bundle.card.model_id}")
-    return Predictor(bundle)
+from emotion_batch.settings import FeatureSettings, fingerprint
 
 
 def build_network(n_features: int, n_labels: int) -> Any:
@@ -229,21 +47,6 @@ def build_network(n_features: int, n_labels: int) -> Any:
             layers.Dense(n_labels, activation="softmax"),
         ]
     )
-
-
-def load_weights(network: Any, bundle: Bundle) -> None:
-    """Put a bundle's weights into a network; raise UsageError if they are other than the card's or do not fit."""
-    data = _checked_weights(bundle)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, WEIGHTS)
-        path.write_bytes(data)
-        try:
-            network.load_weights(path)
-        except (ValueError, OSError, KeyError) as error:
-            raise UsageError(
-                f"model {bundle.folder.url}: expected weights of the network {bundle.card.architecture}, "
-                f"got others ({str(error).splitlines()[0]})"
-            ) from error
 
 
 def fit(
@@ -307,6 +110,54 @@ def save_bytes(network: Any, suffix: str) -> bytes:
         return path.read_bytes()
 
 
+def export(network: Any) -> bytes:
+    """Return the graph, in ONNX, of what the notebook's network computes from (n_rows, n_features) to probabilities.
+
+    Layers and their order are those of `build_network`; gates are reordered from Keras's input, forget, cell, output to
+    ONNX's input, output, forget, cell (https://onnx.ai/onnx/operators/onnx__LSTM.html).
+    """
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    kernel, recurrent, bias, *dense = (np.asarray(weights, np.float32) for weights in network.get_weights())
+    n_units = len(recurrent)
+    order = np.concatenate([np.arange(gate * n_units, (gate + 1) * n_units) for gate in (0, 3, 1, 2)])
+    constants = {
+        "kernel": kernel.T[np.newaxis, order],
+        "recurrent": recurrent.T[np.newaxis, order],
+        "bias": np.concatenate([bias[order], np.zeros_like(bias)])[np.newaxis],
+        "first_axis": np.array([0], np.int64),
+        "last_axis": np.array([2], np.int64),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["features"], ["steps"], perm=[1, 0]),
+        helper.make_node("Unsqueeze", ["steps", "last_axis"], ["values"]),
+        helper.make_node("LSTM", ["values", "kernel", "recurrent", "bias"], ["", "state"], hidden_size=n_units),
+        helper.make_node("Squeeze", ["state", "first_axis"], ["dense_0"]),
+    ]
+    n_layers = len(dense) // 2
+    for layer in range(n_layers):
+        constants[f"weights_{layer}"], constants[f"bias_{layer}"] = dense[2 * layer : 2 * layer + 2]
+        inputs = [f"{name}_{layer}" for name in ("dense", "weights", "bias")]
+        is_last = layer == n_layers - 1
+        nodes.append(helper.make_node("Gemm", inputs, [f"sum_{layer}"]))
+        nodes.append(
+            helper.make_node("Softmax", [f"sum_{layer}"], ["probabilities"], axis=1)
+            if is_last
+            else helper.make_node("Relu", [f"sum_{layer}"], [f"dense_{layer + 1}"])
+        )
+    graph = helper.make_graph(
+        nodes,
+        SEED,
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n_rows", network.input_shape[1]])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n_rows", network.output_shape[1]])],
+        [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()],
+    )
+    # The oldest that has these operators: what is written today loads in runtimes of years ago.
+    written = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    checker.check_model(written, full_check=True)
+    return bytes(written.SerializeToString())
+
+
 def identify(network: Any, labels: Sequence[str], settings: FeatureSettings) -> str:
     """Return the model's id: the fingerprint of its weights, labels and feature settings."""
     sha = hashlib.sha256()
@@ -319,25 +170,9 @@ def identify(network: Any, labels: Sequence[str], settings: FeatureSettings) -> 
 
 def read_versions() -> dict[str, str]:
     """Return the versions that decide what a training gives."""
-    packages = ("keras", "librosa", "numpy", "scikit-learn", "soxr", "tensorflow")
+    packages = ("keras", "librosa", "numpy", "onnx", "onnxruntime", "scikit-learn", "soxr", "tensorflow")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {"emotion-batch": emotion_batch.__version__, "python": platform.python_version(), **versions}
-
-
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 of `data` in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def _checked_weights(bundle: Bundle) -> bytes:
-    with explained(f"model {bundle.folder.url}/{WEIGHTS}"):
-        data = bundle.folder.read(WEIGHTS)
-    if sha256(data) != bundle.card.files.get(WEIGHTS):
-        raise UsageError(
-            f"model {bundle.folder.url}: expected {WEIGHTS} with the SHA-256 that its card names, got another; "
-            "fetch the bundle again"
-        )
-    return data
 
 
 @lru_cache(maxsize=1)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emotion_batch.archive import Entry, locate
+from emotion_batch.bundle import Bundle, open_bundle
 from emotion_batch.errors import UsageError
-from emotion_batch.model import Bundle, open_bundle
 from emotion_batch.storage import Folder
 
 _PACKAGES = ("librosa", "numpy", "pyarrow", "scipy", "soundfile", "soxr")
-_PREDICTION_PACKAGES = ("keras", "tensorflow")
+_PREDICTION_PACKAGES = ("onnxruntime",)
 
 
 def read_versions(is_predicting: bool) -> dict[str, str]:

@@ -16,22 +16,23 @@ from typing import Any
 import numpy as np
 
 import emotion_batch
-from emotion_batch import model as models
 from emotion_batch import preflight, tables
 from emotion_batch.archive import Entry, Listing
+from emotion_batch.bundle import CARD, Bundle, Card
 from emotion_batch.errors import CanaryError, IncompleteError, StorageError
 from emotion_batch.extraction import Extraction, Receipt
 from emotion_batch.labelling import Labelling
 from emotion_batch.manifest import Manifest, ShardEntry
-from emotion_batch.model import Bundle, Card
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, TableInfo
 
 _PACKAGE = "emotion-batch"
 MODEL = f"{tables.LEDGER}/model"
-# So many rows alike, from all over the archive, are no accident; a night of them helps nobody.
-_CANARY_ROWS = 200
+# So many recordings alike, from all over the archive, are no accident; a night of them helps nobody.
+_CANARY_RECORDINGS = 200
 _CANARY_SHARE = 0.98
+# A shard of so many times the usual cost is begun before the others.
+_HEAVY = 4
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Run:
         is_new = not self.manifest.shards
         tables.create(self.table, self.info)
         with explained(f"table {self.table.url}"):
-            growth = self.manifest.grow(listing.entries)
+            growth = self.manifest.grow(listing.entries, self.info.segments)
         if not is_new and any((growth.n_new, growth.n_changed, growth.n_gone)):
             note(
                 f"since the last run the archive has {growth.n_new} recordings more, {growth.n_changed} changed "
@@ -161,7 +162,7 @@ class Run:
 
     def needs_model(self, card: Card) -> bool:
         """Return whether the table has no copy of the bundle yet."""
-        data = self.table.read_if_there(f"{MODEL}/{models.CARD}")
+        data = self.table.read_if_there(f"{MODEL}/{CARD}")
         return data is None or Card.from_json(data).model_id != card.model_id
 
     def finish(
@@ -183,7 +184,7 @@ class Run:
                 has_features = tables.complete_shards(kept.table, kept.info, digests)
             done = {shard: footer for shard, footer in done.items() if shard in has_features}
         counts = sum((footer.counts for footer in done.values()), Counts())
-        todo = _spread([shard for shard in self.manifest.shards if shard not in done])
+        todo = _order({shard: entry.cost for shard, entry in self.manifest.shards.items() if shard not in done})
         self.summary = replace(self.summary, counts=counts, n_shards=len(digests))
         if todo:
             self._do(job, todo, needs, scheduler, workers, force)
@@ -307,7 +308,7 @@ class Run:
 
 
 class _Canary:
-    """Stops a run whose first few hundred rows, from all over the archive, came out alike."""
+    """Stops a run whose first few hundred recordings, from all over the archive, came out alike."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -322,7 +323,7 @@ class _Canary:
         self._counts += receipt.counts
         self._examples.update(receipt.examples)
         counts = self._counts
-        if counts.n_rows < _CANARY_ROWS:
+        if counts.n_recordings < _CANARY_RECORDINGS:
             return
         self._is_over = True
         if len(counts.by_status) == 1 and not counts.n_ok:
@@ -332,12 +333,12 @@ class _Canary:
                 f"{self._source}: expected usable recordings, got {counts.n_rows} of {counts.n_rows} that are {status} "
                 f"({file!r}: {reason}); look at some of them, or go on with --force"
             )
-        if counts.by_label and counts.n_ok >= _CANARY_ROWS:
+        if counts.by_label and counts.n_ok >= _CANARY_RECORDINGS:
             emotion, n_alike = max(counts.by_label.items(), key=lambda item: item[1])
             if n_alike >= _CANARY_SHARE * counts.n_ok:
                 raise CanaryError(
                     f"{self._source}: expected labels that differ, got {emotion!r} for {n_alike:,} of the first "
-                    f"{counts.n_ok:,} recordings; listen to some of them, or go on with --force"
+                    f"{counts.n_ok:,} segments; listen to some of them, or go on with --force"
                 )
 
 
@@ -346,8 +347,14 @@ def _do_shard(job: Extraction | Labelling, _run_id: str, task: tuple[int, ShardE
     return job.do_shard(*task)
 
 
-def _spread(shards: list[int]) -> list[int]:
-    """Order shards so that any first few are from all over the archive."""
+def _order(costs: Mapping[int, int]) -> list[int]:
+    """Order shards: such as cost far more than most first, that none is waited for at the end; the others spread.
+
+    Spread, so that any first few are from all over the archive.
+    """
+    heavy = _HEAVY * float(np.median(list(costs.values()) or [0]))
+    first = sorted((shard for shard in costs if costs[shard] > heavy), key=lambda shard: -costs[shard])
+    others = [shard for shard in costs if costs[shard] <= heavy]
     # Steps of the golden ratio: https://en.wikipedia.org/wiki/Low-discrepancy_sequence#Additive_recurrence
-    order = np.argsort(np.modf(np.arange(len(shards)) * (math.sqrt(5) - 1) / 2)[0], kind="stable")
-    return [shards[number] for number in np.argsort(order).tolist()]
+    order = np.argsort(np.modf(np.arange(len(others)) * (math.sqrt(5) - 1) / 2)[0], kind="stable")
+    return first + [others[number] for number in np.argsort(order).tolist()]

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emotion_batch import model as models
+from emotion_batch import bundle as bundles
 from emotion_batch import tables, training
 from emotion_batch.archive import SUFFIXES, list_recordings
+from emotion_batch.bundle import Bundle, Card
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.extraction import Extraction, extract_rows
 from emotion_batch.labelling import Labelling, label_rows
 from emotion_batch.manifest import Manifest
-from emotion_batch.model import Bundle, Card
+from emotion_batch.prediction import load_predictor
 from emotion_batch.run import MODEL, Needs, Progress, Run, Summary, Watcher
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
@@ -24,13 +25,15 @@ from emotion_batch.training import TrainingSettings
 
 
 @dataclass(frozen=True)
-class RecordingLabel:
-    """The label of one recording.
+class SegmentLabel:
+    """The label of one segment of a recording.
 
     Attributes
     ----------
     file
-        Its name.
+        Name of the recording.
+    start_s, end_s
+        The segment, in seconds; no end without a label.
     status, error
         What became of it, and why it has no label.
     emotion, confidence
@@ -40,6 +43,8 @@ class RecordingLabel:
     """
 
     file: str
+    start_s: float
+    end_s: float | None
     status: str
     error: str | None
     emotion: str | None
@@ -107,6 +112,7 @@ def label(
     table: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
+    segments: Segments | None = None,
     keep_features: str | os.PathLike[str] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     scheduler: str | None = None,
@@ -124,7 +130,9 @@ def label(
     table
         Folder or prefix of the label table: a new one, or one that is to go on.
     model
-        The bundle. Its feature settings and segments are those that an archive is read with.
+        The bundle. Its feature settings are those that an archive is read with.
+    segments
+        Which stretches of an archive's recordings; by default those that the model was trained on.
     keep_features
         Feature table into which the features of an archive go as well.
     suffixes, scheduler, workers, storage_options, force, watcher
@@ -140,14 +148,21 @@ def label(
     started = time.perf_counter()
     watcher = watcher or Watcher()
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
-    bundle = models.open_bundle(Folder.of(model, storage_options))
+    bundle = bundles.open_bundle(Folder.of(model, storage_options))
     card = bundle.card
     features = _feature_table(origin)
     if features is not None:
-        _check_features(features, origin, bundle, watcher)
-        if keep_features is not None:
-            raise UsageError(f"keep_features: expected an archive as the source, got the feature table {origin.url}")
-    segments = card.segments if features is None else features.segments
+        _check_features(features, origin, bundle)
+        for name, value in (("keep_features", keep_features), ("segments", segments)):
+            if value is not None:
+                raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
+        segments = features.segments
+    segments = segments or card.segments
+    if segments.duration_s != card.segments.duration_s:
+        watcher.on_note(
+            f"segments last {segments.duration_s:g} s, those that the model was trained on "
+            f"{card.segments.duration_s:g} s; expect it to be less often right"
+        )
     info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels)
     tables.check(place, info)
     run = Run(place, info, watcher, started)
@@ -170,7 +185,7 @@ def label(
         run.follow(manifest)
         needs = replace(needs, features=(origin, tables.part_name(min(manifest.shards))))
     if run.needs_model(card):
-        models.copy_bundle(bundle, place.folder(MODEL))
+        bundles.copy_bundle(bundle, place.folder(MODEL))
     reads = origin if features is not None else listing.folder
     job = Labelling(place, info, Bundle(place.folder(MODEL), card), reads, features is None, kept)
     return run.finish(job, needs, scheduler=scheduler, workers=workers, force=force, kept=kept)
@@ -180,8 +195,9 @@ def label_recording(
     recording: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
+    segments: Segments | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> RecordingLabel:
+) -> list[SegmentLabel]:
     """Label one recording here and now, without Dask and without a table.
 
     Parameters
@@ -190,24 +206,36 @@ def label_recording(
         Path or URL of the file.
     model
         The bundle.
+    segments
+        Which stretches of it; by default those that the model was trained on.
     storage_options
         What fsspec's filesystem takes.
+
+    Returns
+    -------
+    A label for each segment, or a reason; at least one.
     """
-    bundle = models.open_bundle(Folder.of(model, storage_options))
-    settings, segments = bundle.card.feature_settings, bundle.card.segments
+    bundle = bundles.open_bundle(Folder.of(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):
         raise UsageError(
             f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
         )
     listing = list_recordings(place.url, options=storage_options)
-    rows = extract_rows(listing.entries.to_batches()[0], listing.folder, settings, segments)
-    row = rows.slice(0, 1).to_pylist()[0]
-    if row["status"] != Status.OK:
-        return RecordingLabel(row["file"], row["status"], row["error"], None, None, {})
-    found = label_rows(rows, models.load_predictor(bundle)).to_pylist()[0]
-    probabilities = {name: found[f"p_{name}"] for name in bundle.card.labels}
-    return RecordingLabel(found["file"], found["status"], None, found["emotion"], found["confidence"], probabilities)
+    features = extract_rows(
+        listing.entries.to_batches()[0],
+        listing.folder,
+        bundle.card.feature_settings,
+        segments or bundle.card.segments,
+    )
+    labels = bundle.card.labels
+    return [
+        SegmentLabel(
+            **{name: row[name] for name in ("file", "start_s", "end_s", "status", "error", "emotion", "confidence")},
+            probabilities={name: row[f"p_{name}"] for name in labels} if row["status"] == Status.OK else {},
+        )
+        for row in label_rows(features, load_predictor(bundle)).to_pylist()
+    ]
 
 
 def is_recording(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:
@@ -263,13 +291,13 @@ def train(
             f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
         )
     with explained(f"bundle {to.url}"):
-        if to.exists(models.CARD) and not force:
+        if to.exists(bundles.CARD) and not force:
             raise UsageError(
                 f"bundle {to.url}: expected a new folder, got one with a bundle; name another, or use --force"
             )
         # What a training that was stopped has left may be written again.
         strangers = [name for name in to.names() if name not in training.FILES and not name.startswith(".")]
-        if not to.exists(models.CARD) and strangers:
+        if not to.exists(bundles.CARD) and strangers:
             raise UsageError(
                 f"bundle {to.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
             )
@@ -298,7 +326,7 @@ def _feature_table(place: Folder) -> TableInfo | None:
     return info
 
 
-def _check_features(features: TableInfo, place: Folder, bundle: Bundle, watcher: Watcher) -> None:
+def _check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
     card = bundle.card
     if features.feature_settings.feature_id != card.feature_settings.feature_id:
         differing = [
@@ -310,16 +338,11 @@ def _check_features(features: TableInfo, place: Folder, bundle: Bundle, watcher:
             f"feature table {place.url}: expected the features of model {bundle.folder.url}, {'; '.join(differing)}; "
             "extract again with the model's settings, or take a model for these features"
         )
-    if features.segments.duration_s != card.segments.duration_s:
-        watcher.on_note(
-            f"the segments of {place.url} last {features.segments.duration_s:g} s, those that the model was trained on "
-            f"{card.segments.duration_s:g} s; expect it to be less often right"
-        )
 
 
 __all__ = [
     "Progress",
-    "RecordingLabel",
+    "SegmentLabel",
     "Summary",
     "Watcher",
     "extract",

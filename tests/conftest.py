@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -117,6 +118,13 @@ def bundle(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_command("train", features, folder, "--epochs", "5", "--batch-size", "16", "--h5", h5)
     assert done.code == 0, done.err
     return folder
+
+
+@pytest.fixture(scope="session")
+def vectors(features: Path) -> np.ndarray:
+    """The feature vectors of `features`, shape (n_rows, 40)."""
+    rows = pq.read_table(features, columns=["mfcc", "status"], filters=[("status", "==", "ok")])
+    return np.stack(rows["mfcc"].to_numpy()).astype(np.float32)
 
 
 @pytest.fixture(scope="session")

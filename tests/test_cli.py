@@ -17,6 +17,7 @@ import psutil
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from conftest import run_command, running, shell_cluster, tone, wait_for_parts, write_odd_archive
 
 from emotion_batch import cli, synthesis
@@ -24,7 +25,9 @@ from emotion_batch import cli, synthesis
 
 def rows(table: Path) -> list[dict[str, object]]:
     """Return a table's rows as any tool reads them, by recording."""
-    return pyarrow.dataset.dataset(table).to_table().sort_by("file").to_pylist()
+    return (
+        pyarrow.dataset.dataset(table).to_table().sort_by([("file", "ascending"), ("start_s", "ascending")]).to_pylist()
+    )
 
 
 def one_sentence(err: str) -> str:
@@ -197,10 +200,59 @@ def test_one_recording_is_printed(speech: Path, bundle: Path, labels: Path, caps
     assert lines[0].split()[1] == next(iter(shown))
 
     row = next(row for row in rows(labels) if row["file"] == recording)
-    found = json.loads(printed(recording, "--json")[1])
+    (found,) = json.loads(printed(recording, "--json")[1])
+    assert (found["start_s"], found["end_s"]) == (row["start_s"], row["end_s"])
     assert found["emotion"] == row["emotion"]
     assert found["probabilities"] == pytest.approx({name: row[f"p_{name}"] for name in synthesis.EMOTIONS}, abs=1e-6)
     assert printed("broken/V1_empty_sad.wav") == (1, "V1_empty_sad.wav  empty: the file has no bytes\n")
+
+
+def test_windows_of_one_recording_are_printed(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --window each window of a recording has its line, and what is wrong with a call is said."""
+    recording = tmp_path / "call.wav"
+    soundfile.write(recording, tone(5.0), 24_414)
+    call = ["label", os.fspath(recording), "--model", os.fspath(bundle)]
+    assert cli.main([*call, "--window", "2", "--hop", "1.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "call.wav"
+    stretches = [tuple(map(float, line.split()[:2])) for line in lines[1:]]
+    assert stretches == [(0, 2), (1.5, 3.5), (3, 5), (4.5, 5)]
+    for options, words in (
+        (("--hop", "1"), "--hop: expected --window with it"),
+        (("--window", "2", "--offset", "1"), "--window: expected neither --offset nor --duration"),
+        (("--window", "0"), "window: expected seconds > 0, got 0"),
+        (("--window", "2", "--hop", "0"), "hop: expected seconds >= 0.001, got 0"),
+        (("--window", "nan"), "window: expected seconds > 0, got nan"),
+    ):
+        assert cli.main([*call, *options]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_windows_are_extracted_and_labelled(bundle: Path, tmp_path: Path) -> None:
+    """Long and short recordings give a row a window in both tables, and going on with other windows is refused."""
+    archive, table = tmp_path / "archive", tmp_path / "features"
+    archive.mkdir()
+    for name, duration_s in (("long.wav", 40.0), ("short.wav", 0.2), ("usual.wav", 5.0)):
+        soundfile.write(archive / name, tone(duration_s), 24_414)
+    (archive / "empty.wav").touch()
+    windows = ("--window", "2.5", "--hop", "2")
+    done = run_command("extract", archive, table, *windows, "--json")
+    assert done.code == 0, done.err
+    assert done.result["counts"]["n_recordings"] == 4
+    assert done.result["counts"]["by_status"] == {"empty": 1, "ok": 24}
+    done = run_command("extract", archive, table)
+    assert done.code == 2
+    assert "expected segments {'offset_s': 0.0, 'duration_s': 2.5, 'hop_s': 2.0}" in one_sentence(done.err)
+    done = run_command("label", table, tmp_path / "labels", "--model", bundle)
+    assert done.code == 0, done.err
+    assert "segments last 2.5 s, those that the model was trained on 3 s" in done.err
+    done = run_command("label", archive, tmp_path / "straight", "--model", bundle, *windows)
+    assert done.code == 0, done.err
+    assert rows(tmp_path / "labels") == rows(tmp_path / "straight")
+    assert [row["start_s"] for row in rows(tmp_path / "labels") if row["file"] == "usual.wav"] == [0, 2, 4]
+    done = run_command("label", table, tmp_path / "other", "--model", bundle, *windows)
+    assert done.code == 2
+    assert "segments: expected an archive as the source" in one_sentence(done.err)
 
 
 @pytest.fixture(scope="module")
@@ -225,8 +277,6 @@ def test_the_canary_stops_a_useless_run(texts: Path, tmp_path: Path) -> None:
 
 def test_the_canary_hears_labels_that_are_all_alike(bundle: Path, tmp_path: Path) -> None:
     """An archive in which every recording gets one label stops, for a model or its input is likely wrong."""
-    import soundfile
-
     archive = tmp_path / "archive"
     archive.mkdir()
     soundfile.write(archive / "000.wav", tone(1.0, 8_000), 8_000)

@@ -63,10 +63,14 @@ def test_workers_with_many_threads_are_right_and_told(
     assert table(tmp_path / "labels").equals(table(labels))
 
 
-def test_extraction_workers_never_import_tensorflow(speech: Path, tmp_path: Path) -> None:
-    """What only predicts and trains costs an extraction nothing, on the workers as here."""
+def test_workers_never_import_tensorflow(speech: Path, bundle: Path, tmp_path: Path) -> None:
+    """What trains costs workers nothing, nor does librosa: neither one that extracts nor one that labels has them."""
     with shell_cluster(tmp_path / "cluster", 1) as fresh:
-        assert run_command("extract", speech, tmp_path / "features", "--scheduler", fresh.address).code == 0
+        for command in (
+            ("extract", speech, tmp_path / "features"),
+            ("label", speech, tmp_path / "labels", "--model", bundle),
+        ):
+            assert run_command(*command, "--scheduler", fresh.address).code == 0
         script = (
             "import sys, distributed\n"
             "def heavy(): import sys; return sorted({'tensorflow', 'keras', 'librosa'} & set(sys.modules))\n"
@@ -74,7 +78,7 @@ def test_extraction_workers_never_import_tensorflow(speech: Path, tmp_path: Path
         )
         (tmp_path / "ask.py").write_text(script)
         done = run_command(fresh.address, program=(os.fspath(tmp_path / "ask.py"),))
-    assert done.out == "dict_values([['librosa']])\n", done.err
+    assert done.out == "dict_values([[]])\n", done.err
 
 
 def refused(cluster: ShellCluster, *arguments: object) -> str:

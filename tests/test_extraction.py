@@ -10,6 +10,7 @@ import librosa
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from conftest import tone, write_odd_archive
 
 from emotion_batch import tables
@@ -23,9 +24,9 @@ from emotion_batch.tables import TableInfo
 SETTINGS, SEGMENTS = FeatureSettings(), Segments()
 
 
-def rows_of(archive: Path) -> pa.Table:
+def rows_of(archive: Path, segments: Segments = SEGMENTS) -> pa.Table:
     listing = list_recordings(archive)
-    return extract_rows(listing.entries.to_batches()[0], listing.folder, SETTINGS, SEGMENTS)
+    return extract_rows(listing.entries.to_batches()[0], listing.folder, SETTINGS, segments)
 
 
 @pytest.mark.filterwarnings("ignore:n_fft=.* is too large:UserWarning")
@@ -104,7 +105,7 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     info = TableInfo(tables.FEATURES, listing.folder.url, SETTINGS, SEGMENTS)
     tables.create(table, info)
     manifest = Manifest(table)
-    manifest.grow(listing.entries)
+    manifest.grow(listing.entries, SEGMENTS)
     job = Extraction(table, info, listing.folder)
     receipts = {shard: job.do_shard(shard, entry) for shard, entry in manifest.shards.items()}
     assert sum(receipt.counts.n_recordings for receipt in receipts.values()) == len(expected)
@@ -116,7 +117,61 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     assert parts.replace_schema_metadata(None).equals(rows_of(tmp_path / "archive"))
 
 
-def _write_wav(path: Path) -> None:
-    import soundfile
+@pytest.mark.filterwarnings("ignore:n_fft=.* is too large:UserWarning")
+@pytest.mark.parametrize("hop_s", [3.0, 1.0, 4.5], ids=["end to end", "overlapping", "with gaps"])
+@pytest.mark.parametrize(
+    ("name", "rate", "subtype"),
+    [("a.wav", 24_414, "PCM_16"), ("a.wav", 48_000, "FLOAT"), ("a.flac", 16_000, "PCM_16"), ("a.mp3", 44_100, None)],
+)
+def test_windows_are_librosas(tmp_path: Path, name: str, rate: int, subtype: str | None, hop_s: float) -> None:
+    """Each window, the short last one too, has the features and the stretch of `librosa.load(offset, duration)`."""
+    path = tmp_path / name
+    soundfile.write(path, np.stack([tone(10.4, rate), tone(10.4, rate, hertz=300)], axis=1), rate, subtype=subtype)
+    rows = rows_of(tmp_path, Segments.windows(3, hop_s)).to_pylist()
+    duration_s = rows[0]["duration_s"]
+    assert [row["start_s"] for row in rows] == [hop_s * k for k in range(20) if hop_s * k < duration_s]
+    for row in rows:
+        assert row["status"] == "ok"
+        assert row["end_s"] == pytest.approx(min(row["start_s"] + 3, duration_s))
+        samples, sr = librosa.load(path, offset=row["start_s"], duration=3)
+        mfcc = np.mean(librosa.feature.mfcc(y=samples, sr=sr, n_mfcc=40).T, axis=0)
+        np.testing.assert_allclose(row["mfcc"], mfcc, atol=1e-3, err_msg=str(row["start_s"]))
 
-    soundfile.write(path, tone(1.0), 24_414)
+
+def test_a_recording_that_fails_midway_keeps_its_good_windows(tmp_path: Path) -> None:
+    """Windows before the cut have features, the rest is one row with its reason; one bad window costs itself alone."""
+    samples = tone(10.0)
+    _write_wav(tmp_path / "cut.wav", samples)
+    data = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(data[: int(len(data) * 0.65)])
+    samples[int(4.5 * 24_414)] = np.nan
+    _write_wav(tmp_path / "nan.wav", samples, "FLOAT")
+    _write_wav(tmp_path / "none.wav", samples[:0])
+    found = [(row["file"], row["start_s"], row["status"]) for row in rows_of(tmp_path, Segments.windows(2)).to_pylist()]
+    assert found == [
+        ("cut.wav", 0, "ok"),
+        ("cut.wav", 2, "ok"),
+        ("cut.wav", 4, "ok"),
+        ("cut.wav", 6, "truncated"),
+        ("nan.wav", 0, "ok"),
+        ("nan.wav", 2, "ok"),
+        ("nan.wav", 4, "not_finite"),
+        ("nan.wav", 6, "ok"),
+        ("nan.wav", 8, "ok"),
+        ("none.wav", 0, "empty"),
+    ]
+
+
+def test_a_length_that_is_not_said_ends_windows_where_the_samples_end(tmp_path: Path) -> None:
+    """A stream whose header has no length gives the windows that are in it."""
+    _write_wav(tmp_path / "whole.wav", tone(5.0))
+    data = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "stream.wav").write_bytes(data[:40] + b"\xff\xff\xff\xff" + data[44:])
+    rows = rows_of(tmp_path, Segments.windows(2)).to_pylist()
+    stream, whole = ([row for row in rows if row["file"] == name] for name in ("stream.wav", "whole.wav"))
+    assert [row["end_s"] for row in stream] == [2, 4, 5] == [row["end_s"] for row in whole]
+    assert [row["mfcc"] for row in stream] == [row["mfcc"] for row in whole]
+
+
+def _write_wav(path: Path, samples: np.ndarray | None = None, subtype: str = "PCM_16") -> None:
+    soundfile.write(path, tone(1.0) if samples is None else samples, 24_414, subtype=subtype)

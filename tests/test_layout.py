@@ -17,8 +17,8 @@ FLOORS = (
     {"runs"},
     {"run"},
     {"preflight", "labelling", "training", "cluster"},
-    {"extraction", "model", "pictures", "reference", "synthesis"},
-    {"audio", "mfcc", "manifest", "tables"},
+    {"extraction", "model", "pictures", "prediction", "reference", "synthesis"},
+    {"audio", "bundle", "mfcc", "manifest", "tables"},
     {"archive"},
     {"storage"},
     {"settings"},
@@ -64,17 +64,22 @@ def test_imports_run_downward(module: str) -> None:
     assert {name for name in own if LEVEL[name] >= LEVEL[module]} == set()
     assert not outer & {"dask", "distributed"} or module == "cluster"
     assert not outer & {"tensorflow", "keras"} or module == "model"
+    assert not outer & {"onnxruntime"} or module == "prediction"
 
 
 @pytest.mark.parametrize(
     ("start", "absent"),
     [
         pytest.param("emotion_batch.cli --help", HEAVY, id="help"),
-        pytest.param("emotion_batch.extraction", ("tensorflow", "keras", "dask", "sklearn", "matplotlib"), id="worker"),
+        pytest.param(
+            "emotion_batch.labelling",
+            ("tensorflow", "keras", "librosa", "numba", "dask", "sklearn", "matplotlib"),
+            id="worker",
+        ),
     ],
 )
 def test_a_start_imports_only_what_it_uses(start: str, absent: tuple[str, ...]) -> None:
-    """`--help` pays for no library, extraction for neither tensorflow nor Dask."""
+    """`--help` pays for no library, what a worker runs for neither tensorflow, librosa nor Dask."""
     command = [sys.executable, "-X", "importtime", "-m", *start.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}

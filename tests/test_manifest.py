@@ -10,8 +10,11 @@ import pytest
 
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.errors import UsageError
-from emotion_batch.manifest import MAX_SHARDS, Growth, Manifest, count_shards, cut, digest, read_entries
+from emotion_batch.manifest import MAX_SHARDS, Growth, Manifest, count_shards, cut, digest, estimate_costs, read_entries
+from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder
+
+ONE, WINDOWS = Segments(), Segments.windows(3)
 
 
 def listing(files: Sequence[str], sizes: Sequence[int | None] | None = None, version: str = "1") -> pa.Table:
@@ -27,31 +30,61 @@ def names(n: int, prefix: str = "") -> list[str]:
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 1_000, 2_798, 100_000])
 def test_shards_hold_each_recording_once_in_order(n: int) -> None:
     """Cutting loses and repeats nothing, and makes no empty shard."""
-    shards = cut(listing(names(n)))
+    shards = cut(listing(names(n)), ONE)
     assert [name for shard in shards for name in shard["file"].to_pylist()] == names(n)
     assert all(shard.num_rows for shard in shards)
 
 
 def test_the_number_of_shards_suits_small_machines_and_schedulers() -> None:
     """A thousand recordings keep two workers busy, ten million do not drown the scheduler."""
-    assert 16 <= len(cut(listing(names(1_000)))) <= 64
-    assert count_shards(1) == 1
-    assert count_shards(10_000_000) == 9_766
-    assert count_shards(10**8) == MAX_SHARDS
-    assert [count_shards(10**k) for k in range(9)] == sorted(count_shards(10**k) for k in range(9))
+    usual = 100_000
+
+    def count(n_recordings: int, size: int = usual) -> int:
+        return count_shards(n_recordings, n_recordings * size)
+
+    assert 16 <= count(1_000) <= 64
+    assert count(1) == 1
+    assert count(10_000_000) == 9_766
+    assert count(10**8) == MAX_SHARDS
+    assert [count(10**k) for k in range(9)] == sorted(count(10**k) for k in range(9))
+    assert count(10, 10**9) == 10
+    assert count(1_000, 10**9) == 932
 
 
-def test_shards_are_even_in_what_they_read() -> None:
-    """Large recordings weigh more, though no more than their segment; the unknown weigh as little as can be."""
-    sizes = [30_000] * 500 + [1_000_000] * 500 + [10**12] * 10 + [None] * 10
-    shards = cut(listing(names(len(sizes)), sizes))
-    costs = [sum(16_384 + min(size or 0, 1_400_000) for size in shard["size"].to_pylist()) for shard in shards]
-    assert max(costs) <= sum(costs) / len(costs) + 1_400_000 + 16_384
+@pytest.mark.parametrize("segments", [ONE, WINDOWS, Segments.windows(3, 1)], ids=["one segment", "windows", "overlap"])
+def test_shards_are_even_in_what_they_read(segments: Segments) -> None:
+    """No shard costs more than an even share and one recording: large ones weigh more, one segment of it no more."""
+    sizes = [30_000] * 500 + [1_000_000] * 500 + [10**10] * 10 + [None] * 10
+    shards = cut(listing(names(len(sizes)), sizes), segments)
+    costs = [estimate_costs(shard, segments) for shard in shards]
+    total = sum(float(cost.sum()) for cost in costs)
+    for cost in costs:
+        assert cost.sum() <= total / len(costs) * 2 + cost.max()
+    heaviest = max(float(cost.max()) for cost in costs)
+    assert heaviest == (
+        1_168_384 if segments is ONE else pytest.approx(10**10 * (3 if segments.hop_s == 1 else 1), rel=0.01)
+    )
+
+
+def test_one_long_recording_does_not_take_a_thousand_with_it() -> None:
+    """Windows of three hours are a shard of their own, those of short recordings are shared out among the others."""
+    sizes = [100_000] * 3_000 + [2_000_000_000] + [100_000] * 3_000
+    shards = cut(listing(names(len(sizes)), sizes), WINDOWS)
+    costs = [float(estimate_costs(shard, WINDOWS).sum()) for shard in shards]
+    assert max(costs) < 2_000_000_000 * 1.03
+    assert sorted(costs)[-2] < sum(costs) / 50
+    assert len(shards) >= 16
+
+
+def test_a_compressed_byte_weighs_more() -> None:
+    """An hour of MP3 is an hour, whatever its size."""
+    costs = estimate_costs(listing(["a.wav", "b.MP3", "c.flac"]), WINDOWS)
+    assert (costs - 16_384).tolist() == [80_000, 800_000, 160_000]
 
 
 def test_a_digest_follows_from_the_entries_alone() -> None:
     """A digest changes with name, size and version, and not with how the entries are held."""
-    (batch,) = cut(listing(names(3)))
+    (batch,) = cut(listing(names(3)), ONE)
     assert digest(batch) == digest(listing(["x", *names(3)]).slice(1).to_batches()[0])
     others = (listing(names(3, "b")), listing(names(3), [1, 80_000, 80_000]), listing(names(3), version="2"))
     assert len({digest(one.to_batches()[0]) for one in others} | {digest(batch)}) == 4
@@ -61,17 +94,17 @@ def test_a_manifest_grows_by_generations(tmp_path: Path) -> None:
     """New recordings make new shards, changed ones only their own anew, gone ones stay and are counted."""
     table = Folder.of(tmp_path)
     manifest = Manifest(table)
-    assert manifest.grow(listing(names(100))) == Growth(n_new=100)
+    assert manifest.grow(listing(names(100)), ONE) == Growth(n_new=100)
     before = dict(manifest.shards)
     again = Manifest(table)
     assert again.shards == before
-    assert again.grow(listing(names(100))) == Growth()
+    assert again.grow(listing(names(100)), ONE) == Growth()
     assert again.generation == 1
 
     files = [*names(99)[1:], *names(5, "new")]
     sizes: list[int | None] = [80_000] * len(files)
     sizes[0] = 5
-    assert again.grow(listing(files, sizes)) == Growth(n_new=5, n_changed=1, n_gone=2)
+    assert again.grow(listing(files, sizes), ONE) == Growth(n_new=5, n_changed=1, n_gone=2)
     read = Manifest(table)
     assert read.generation == 2
     assert read.n_recordings == 105
@@ -85,7 +118,7 @@ def test_a_manifest_grows_by_generations(tmp_path: Path) -> None:
 def test_a_generation_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
     """Entries without their index are from a run that died while it froze them."""
     manifest = Manifest(Folder.of(tmp_path))
-    manifest.grow(listing(names(10)))
+    manifest.grow(listing(names(10)), ONE)
     (tmp_path / "_table" / "manifest" / "000001.json").unlink()
     assert not Manifest(Folder.of(tmp_path)).shards
 
@@ -93,11 +126,11 @@ def test_a_generation_that_was_not_finished_does_not_count(tmp_path: Path) -> No
 def test_a_manifest_follows_its_source_and_no_other(tmp_path: Path) -> None:
     """A label table has the shards of its feature table, and refuses those of another."""
     source, other, label = (Manifest(Folder.of(tmp_path / name)) for name in ("source", "other", "label"))
-    source.grow(listing(names(50)))
-    other.grow(listing(names(51)))
+    source.grow(listing(names(50)), ONE)
+    other.grow(listing(names(51)), ONE)
     label.follow(source)
     assert Manifest(Folder.of(tmp_path / "label")).shards == source.shards
-    source.grow(listing(names(60)))
+    source.grow(listing(names(60)), ONE)
     label.follow(source)
     assert Manifest(Folder.of(tmp_path / "label")).shards == source.shards
     with pytest.raises(UsageError, match="did not come from it"):

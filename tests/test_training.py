@@ -70,7 +70,14 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
     """Every file of the design is there with its digest, and the card has what a reader must know."""
     card = json.loads((bundle / "card.json").read_text())
     assert {path.name for path in bundle.iterdir()} == {*card["files"], "card.json"}
-    assert set(card["files"]) == {"model.keras", "history.csv", "training.png", "confusion.png", "README.md"}
+    assert set(card["files"]) == {
+        "model.keras",
+        "model.onnx",
+        "history.csv",
+        "training.png",
+        "confusion.png",
+        "README.md",
+    }
     for name, digest in card["files"].items():
         assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
     assert card["labels"] == list(EMOTIONS)

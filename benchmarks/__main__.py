@@ -1,0 +1,83 @@
+"""``python -m benchmarks [ARCHIVE]``: measure, print the table, and keep it as JSON.
+
+Without an archive one is synthesised. Each figure is the median of rounds in which both sides work in turn, so that
+both meet the same moods of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import cold_start, kernel, labelling, worker
+from benchmarks.measuring import describe, render
+from emotion_batch import synthesis
+from emotion_batch.archive import list_recordings
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
+PARTS = ("kernel", "worker", "labelling", "cold-start")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "archive", nargs="?", help="folder of recordings in the manner of TESS's; by default synthesised"
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure just this; may be repeated")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds a figure (15; whole commands get a fifth)")
+    parser.add_argument("--words", type=int, default=60, help="words a voice and emotion of what is synthesised (60)")
+    parser.add_argument("--name", default="", help="what to call the archive in the table")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--readme", action="store_true", help="put the table into the README")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        archive = options.archive
+        if archive is None:
+            archive = str(Path(folder, "archive"))
+            synthesis.write_archive(archive, n_words=options.words)
+        report = measure(archive, options.only or PARTS, options.rounds, folder)
+    report["archive"] = f"{options.name or 'recordings'}, {report['archive']}"
+    print(render(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if options.readme:
+        before, rest = README.read_text().split(MARKS[0])
+        README.write_text(f"{before}{MARKS[0]}\n\n{render(report)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, folder: str) -> dict[str, object]:
+    """Return the report on an archive."""
+    figures = []
+    if "kernel" in parts:
+        figures += kernel.measure(archive, n_rounds)
+    if "worker" in parts:
+        figures += worker.measure(archive, n_rounds)
+    if "labelling" in parts:
+        table, bundle = str(Path(folder, "features")), str(Path(folder, "bundle"))
+        for command in (("extract", archive, table), ("train", table, bundle, "--epochs", "2")):
+            subprocess.run(
+                [sys.executable, "-m", "emotion_batch.cli", *command, "--quiet"], check=True, stdout=subprocess.DEVNULL
+            )
+        figures += labelling.measure(archive, bundle, n_rounds)
+    if "cold-start" in parts:
+        figures += cold_start.measure(archive, max(1, n_rounds // 5))
+    listing = list_recordings(archive)
+    return {
+        "archive": f"{listing.entries.num_rows:,} recordings",
+        "n_rounds": n_rounds,
+        "about": describe(),
+        "figures": [vars(figure) for figure in figures],
+    }
+
+
+if __name__ == "__main__":
+    main()

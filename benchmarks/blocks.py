@@ -1,0 +1,154 @@
+"""What a child does: one kind of work, a block at a time, each with what it cost. Started by `measuring.Child`."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Work = Callable[[Any], Any]
+
+
+def notebook(archive: str) -> Work:
+    """Do the notebook's cell; a block is names of recordings, an answer CPU seconds."""
+    import librosa
+
+    def extract_mfcc(path: Path) -> np.ndarray:
+        samples, rate = librosa.load(path, duration=3, offset=0.5)
+        return np.mean(librosa.feature.mfcc(y=samples, sr=rate, n_mfcc=40).T, axis=0)
+
+    return timed(lambda names: [extract_mfcc(Path(archive, name)) for name in names])
+
+
+def package(archive: str) -> Work:
+    """Do what a shard does with recordings: names to rows."""
+    from emotion_batch import process
+    from emotion_batch.archive import list_recordings
+    from emotion_batch.extraction import extract_rows
+    from emotion_batch.settings import FeatureSettings, Segments
+
+    process.keep_heap()
+    listing = list_recordings(archive)
+    numbers = {name: number for number, name in enumerate(listing.entries["file"].to_pylist())}
+
+    def work(names: list[str]) -> None:
+        entries = listing.entries.take([numbers[name] for name in names]).combine_chunks().to_batches()[0]
+        extract_rows(entries, listing.folder, FeatureSettings(), Segments())
+
+    return timed(work)
+
+
+def floor(archive: str) -> Work:
+    """Decode, resample and transform, alone, by the same libraries; an answer is the CPU seconds of the three."""
+    import scipy.fft
+    import soundfile
+    import soxr
+
+    from emotion_batch import process
+
+    process.keep_heap()
+    streams: dict[int, soxr.ResampleStream] = {}
+    frames = np.random.default_rng(0).standard_normal((512, 2_048)).astype(np.float32)
+
+    def decode(name: str) -> tuple[np.ndarray, int]:
+        with soundfile.SoundFile(Path(archive, name)) as sound:
+            sound.seek(int(0.5 * sound.samplerate))
+            samples = sound.read(3 * sound.samplerate, dtype="float32", always_2d=True)
+            return samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0], sound.samplerate
+
+    def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+        if rate == 22_050:
+            return samples
+        if rate not in streams:
+            streams[rate] = soxr.ResampleStream(rate, 22_050, 1, dtype="float32", quality="soxr_hq")
+        streams[rate].clear()
+        return streams[rate].resample_chunk(samples, last=True)
+
+    def work(names: list[str]) -> list[float]:
+        seconds = [0.0, 0.0, 0.0]
+        for name in names:
+            times = [time.process_time()]
+            samples, rate = decode(name)
+            times.append(time.process_time())
+            resampled = resample(samples, rate)
+            times.append(time.process_time())
+            scipy.fft.rfft(frames[: 1 + len(resampled) // 512], axis=1)
+            times.append(time.process_time())
+            for which in range(3):
+                seconds[which] += times[which + 1] - times[which]
+        return seconds
+
+    return work
+
+
+def shards(archive: str, bundle: str = "") -> Work:
+    """Do whole shards with no Dask, as a worker does: manifest, rows, part. A block is (job, shard numbers)."""
+    from benchmarks.jobs import make_jobs
+
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    jobs = make_jobs(Path(folder.name), archive, bundle or None)
+
+    def work(block: tuple[str, list[int]]) -> None:
+        name, numbers = block
+        job, entries = jobs[name]
+        for number in numbers:
+            job.do_shard(number, entries[number])
+
+    return timed(work)
+
+
+def keras(bundle: str, batch_size: str) -> Work:
+    """Predict with the bundle's Keras network; a block is a number of rows."""
+    from emotion_batch import model
+
+    _, keras_module = model._tensorflow()
+    network = keras_module.saving.load_model(Path(bundle, "model.keras"))
+    size = int(batch_size)
+    return timed(lambda n_rows: network.predict(vectors(n_rows)[..., np.newaxis], batch_size=size, verbose=0))
+
+
+def executable(bundle: str) -> Work:
+    """Predict as a worker does; a block is a number of rows."""
+    from emotion_batch.bundle import open_bundle
+    from emotion_batch.prediction import Predictor
+    from emotion_batch.storage import Folder
+
+    predictor = Predictor(open_bundle(Folder.of(bundle)))
+    return timed(lambda n_rows: predictor.predict(vectors(n_rows)))
+
+
+def vectors(n_rows: int) -> np.ndarray:
+    """Return feature vectors of the usual size, shape (n_rows, 40)."""
+    return np.random.default_rng(0).normal(0, 20, (n_rows, 40)).astype(np.float32)
+
+
+def timed(function: Work) -> Work:
+    """Return the work, answering with its CPU and wall seconds."""
+
+    def work(block: Any) -> tuple[float, float]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        function(block)
+        return time.process_time() - cpu, time.perf_counter() - wall
+
+    return work
+
+
+def main() -> None:
+    """Do the blocks that come in, a line each."""
+    kind, *arguments = sys.argv[1:]
+    kinds = {work.__name__: work for work in (notebook, package, floor, shards, keras, executable)}
+    do = kinds[kind](*arguments)
+    for line in sys.stdin:
+        print(json.dumps(do(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

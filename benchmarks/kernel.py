@@ -1,0 +1,34 @@
+"""What a recording costs, in CPU time of one core, against the notebook's loop and against the bare libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.measuring import Figure, children, in_turn, ratio
+from emotion_batch.archive import list_recordings
+
+_BLOCK = 50
+
+
+def measure(archive: str, n_rounds: int) -> list[Figure]:
+    """Return the kernel's figures on blocks of recordings drawn at random."""
+    names = [name for name in list_recordings(archive).entries["file"].to_pylist() if not name.startswith("broken/")]
+    rng = np.random.default_rng(0)
+    size = min(_BLOCK, len(names))
+    blocks = [[names[number] for number in rng.choice(len(names), size, replace=False)] for _ in range(n_rounds)]
+    with children(("notebook", archive), ("package", archive), ("floor", archive)) as processes:
+        # Once to warm up.
+        in_turn(processes, [names[:5]])
+        notebook, package, floor = in_turn(processes, blocks)
+    theirs = [cpu / size * 1e3 for cpu, _ in notebook]
+    ours = [cpu / size * 1e3 for cpu, _ in package]
+    parts = [[seconds[which] / size * 1e3 for seconds in floor] for which in range(3)]
+    bare = [sum(part) for part in zip(*parts, strict=True)]
+    return [
+        ratio("a recording's features", "the notebook's loop", ours, theirs, "<= 0.2", "ms CPU"),
+        ratio("a recording's features", "decode, resample and FFT alone", ours, bare, "<= 1.25", "ms CPU"),
+        *(
+            ratio(f"{name} alone", "the notebook's loop", part, theirs, unit="ms CPU")
+            for name, part in zip(("decode", "resample", "FFT"), parts, strict=True)
+        ),
+    ]

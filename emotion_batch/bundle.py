@@ -1,0 +1,151 @@
+"""The bundle: a folder with a trained model and its card. Knows the files, and nothing of what runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from emotion_batch.errors import UsageError
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder, explained
+
+CARD = "card.json"
+# The one truth about the network, as Keras saves it, and what workers execute, derived from it.
+WEIGHTS = "model.keras"
+EXECUTABLE = "model.onnx"
+CARD_VERSION = 2
+# The notebook's network, the one architecture that a card may name.
+SEED = "seed-lstm"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a bundle says of itself.
+
+    Attributes
+    ----------
+    labels
+        Emotions in the order of the network's outputs; the only place where they stand.
+    feature_settings, segments
+        What it was trained on, and so what it can label.
+    architecture
+        Name of the network.
+    model_id
+        Fingerprint of weights, labels and feature settings: the same training gives the same.
+    training
+        Table, counts and settings of the training.
+    metrics
+        Figures by kind of split.
+    versions
+        Of Python and the packages that trained it.
+    files
+        SHA-256 of each other file of the bundle, in hexadecimal digits.
+    """
+
+    labels: tuple[str, ...]
+    feature_settings: FeatureSettings
+    segments: Segments
+    architecture: str
+    model_id: str
+    training: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+
+    def to_json(self) -> bytes:
+        """Return the card as `card.json` holds it."""
+        value = {
+            "card_version": CARD_VERSION,
+            "labels": list(self.labels),
+            "feature_id": self.feature_settings.feature_id,
+            "feature_settings": self.feature_settings.to_dict(),
+            "segment_id": self.segments.segment_id,
+            "segments": self.segments.to_dict(),
+            "architecture": self.architecture,
+            "model_id": self.model_id,
+            "training": dict(self.training),
+            "metrics": dict(self.metrics),
+            "versions": dict(self.versions),
+            "files": dict(self.files),
+        }
+        return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Card:
+        """Return the card that `to_json` gave; raise ValueError or KeyError if it did not."""
+        value = json.loads(data)
+        if value["card_version"] != CARD_VERSION:
+            raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
+        if value["architecture"] != SEED:
+            raise ValueError(f"architecture {value['architecture']!r} where this release knows {SEED!r}")
+        labels = tuple(value["labels"])
+        if len(set(labels)) != len(labels) or not labels or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels that are not distinct words")
+        return cls(
+            labels=labels,
+            feature_settings=FeatureSettings.from_dict(value["feature_settings"]),
+            segments=Segments.from_dict(value["segments"]),
+            architecture=value["architecture"],
+            model_id=value["model_id"],
+            training=value["training"],
+            metrics=value["metrics"],
+            versions=value["versions"],
+            files=value["files"],
+        )
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model in its folder, not yet loaded; travels between processes."""
+
+    folder: Folder
+    card: Card
+
+
+def open_bundle(folder: Folder) -> Bundle:
+    """Read a bundle's card; the weights stay where they are.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds no bundle that this release reads.
+    """
+    with explained(f"model {folder.url}"):
+        data = folder.read_if_there(CARD)
+    if data is None:
+        raise UsageError(
+            f"model {folder.url}: expected a bundle, got no {CARD} there; make one with `emotion-batch train TABLE BUNDLE`"
+        )
+    try:
+        return Bundle(folder, Card.from_json(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"model {folder.url}: expected a card of this release, got {error}; train it again") from error
+
+
+def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
+    """Copy a bundle's network and card into another folder, card last, after checking them."""
+    with explained(f"model copy {to.url}"):
+        for name in (WEIGHTS, EXECUTABLE):
+            to.publish(name, read_checked(bundle, name))
+        to.publish(CARD, bundle.card.to_json())
+    return Bundle(to, bundle.card)
+
+
+def read_checked(bundle: Bundle, name: str) -> bytes:
+    """Return a file of a bundle; raise UsageError if it is not the one that the card names."""
+    with explained(f"model {bundle.folder.url}/{name}"):
+        data = bundle.folder.read(name)
+    if sha256(data) != bundle.card.files.get(name):
+        raise UsageError(
+            f"model {bundle.folder.url}: expected {name} with the SHA-256 that its card names, got another; "
+            "fetch the bundle again"
+        )
+    return data
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data` in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

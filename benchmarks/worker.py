@@ -30,8 +30,8 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         ):
             for number in range(-1, n_rounds):
                 # The first round is to warm up.
-                cpu, _ = run(one, job, shards, numbers[:16])
-                bare_cpu, _ = processes[0].do(("extract", numbers[:16]))
+                cpu, _ = run(one, job, shards, numbers[:12])
+                bare_cpu, _ = processes[0].do(("extract", numbers[:12]))
                 _, wall = run(two, job, shards, numbers)
                 started = time.perf_counter()
                 for process, half in zip(processes, halves, strict=True):

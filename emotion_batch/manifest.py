@@ -26,15 +26,13 @@ from emotion_batch.storage import Folder
 
 FOLDER = "_table/manifest"
 MAX_SHARDS = 20_000
-# A shard that holds less than the first is not worth its task, one of more than the second costs minutes when a crash
-# loses it. Between them so many shards that a small machine is kept busy to the end, and parts of so many recordings
-# that they are worth a query's request.
-_LEAST_BYTES, _MOST_BYTES = 2**22, 2**30
-_LEAST_RECORDINGS, _MOST_RECORDINGS = 16, 1_024
-_MIN_SHARDS = 64
-# Costs in bytes of PCM: of opening a recording, of one whose size is not known, and of a second of audio at most
+# A task costs Dask some 10 ms, a lost one its shard: shards and their number grow together with the archive, as the
+# square root of its recordings, until a shard holds so many that its part is worth a query's request.
+_SHARDS_PER_ROOT = 0.28
+_MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
+# Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
 # (48 kHz, stereo, 32 bit).
-_OPENING_BYTES, _UNKNOWN_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
+_OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
 # Encoders make of a second of PCM about so much less.
 _COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
@@ -245,7 +243,7 @@ def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> np
 
     One segment costs what lies in it; windows the whole recording, again and again where they overlap.
     """
-    sizes: npt.NDArray[np.float64] = entries["size"].fill_null(_UNKNOWN_BYTES).to_numpy().astype(np.float64)
+    sizes: npt.NDArray[np.float64] = entries["size"].fill_null(_USUAL_BYTES).to_numpy().astype(np.float64)
     if segments.hop_s is None:
         return _OPENING_BYTES + np.minimum(sizes, segments.duration_s * _SECOND_BYTES)
     for suffix, factor in _COMPRESSION.items():
@@ -255,9 +253,10 @@ def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> np
 
 def count_shards(n_recordings: int, cost: int) -> int:
     """Return how many shards so many recordings of that cost in all make, at most `MAX_SHARDS`."""
-    small = max(math.ceil(n_recordings / _LEAST_RECORDINGS), math.ceil(cost / _LEAST_BYTES))
-    usual = max(math.ceil(n_recordings / _MOST_RECORDINGS), math.ceil(cost / _MOST_BYTES))
-    return min(max(min(small, _MIN_SHARDS), usual), n_recordings, MAX_SHARDS)
+    n_usual = max(n_recordings, cost / (_OPENING_BYTES + _USUAL_BYTES))
+    small = math.ceil(_SHARDS_PER_ROOT * math.sqrt(n_usual))
+    large = max(math.ceil(n_recordings / _MOST_RECORDINGS), math.ceil(cost / _MOST_BYTES))
+    return min(max(small, large), n_recordings, MAX_SHARDS)
 
 
 def digest(entries: pa.RecordBatch) -> str:

@@ -394,7 +394,7 @@ def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: sig
     again = run_command("extract", tess, tmp_path / "table", "--json")
     assert again.code == 0, again.err
     assert again.result["n_ok"] == 2_798
-    assert 0 < again.result["n_shards_done"] < 64
+    assert 0 < again.result["n_shards_done"] < again.result["n_shards"]
 
 
 def test_a_scheduler_that_dies_ends_the_run(tess: Path, tmp_path: Path) -> None:

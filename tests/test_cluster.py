@@ -164,7 +164,7 @@ def test_a_lost_worker_costs_the_run_nothing_but_time(tess: Path, tmp_path: Path
         shell_cluster(tmp_path / "cluster") as cluster,
         running("extract", tess, tmp_path / "table", "--scheduler", cluster.address) as process,
     ):
-        wait_for_parts(tmp_path / "table", 5, process)
+        wait_for_parts(tmp_path / "table", 2, process)
         others = (process.pid, cluster.scheduler.pid)
         nanny = next(one for one in psutil.Process().children() if one.pid not in others)
         for worker in nanny.children(recursive=True):

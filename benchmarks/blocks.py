@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def executable(bundle: str) -> Work:
     return timed(lambda n_rows: predictor.predict(vectors(n_rows)))
 
 
+@lru_cache(maxsize=2)
 def vectors(n_rows: int) -> np.ndarray:
     """Return feature vectors of the usual size, shape (n_rows, 40)."""
     return np.random.default_rng(0).normal(0, 20, (n_rows, 40)).astype(np.float32)

@@ -19,7 +19,7 @@ _BATCH_SIZES = (32, 512, 1_024)
 def measure(archive: str, bundle: str, n_rounds: int) -> list[Figure]:
     """Return the figures of labelling with a bundle."""
     with children(("executable", bundle), *(("keras", bundle, size) for size in _BATCH_SIZES)) as processes:
-        in_turn(processes, [64])
+        in_turn(processes, [_ROWS])
         ours, *theirs = in_turn(processes, [_ROWS] * n_rounds)
     rates = [[_ROWS / cpu for cpu, _ in answers] for answers in (ours, *theirs)]
     # Of its batch sizes, the one at which Keras is quickest.

@@ -120,18 +120,29 @@ def export(network: Any) -> bytes:
 
     kernel, recurrent, bias, *dense = (np.asarray(weights, np.float32) for weights in network.get_weights())
     n_units = len(recurrent)
-    order = np.concatenate([np.arange(gate * n_units, (gate + 1) * n_units) for gate in (0, 3, 1, 2)])
+    # Units of no weight, up to a multiple of four: their state stays 0, and ONNX Runtime is quicker by a twentieth.
+    n_idle = -n_units % 4
+
+    def gates(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return weights of shape (..., 4 * n_units) as (1, 4 * (n_units + n_idle), ...)."""
+        by_gate = np.stack(np.split(weights, 4, axis=-1))[[0, 3, 1, 2]]
+        padded = np.pad(by_gate, [(0, 0)] * weights.ndim + [(0, n_idle)])
+        return np.concatenate(padded, axis=-1).T[np.newaxis]
+
+    dense[0] = np.pad(dense[0], [(0, n_idle), (0, 0)])
     constants = {
-        "kernel": kernel.T[np.newaxis, order],
-        "recurrent": recurrent.T[np.newaxis, order],
-        "bias": np.concatenate([bias[order], np.zeros_like(bias)])[np.newaxis],
+        "kernel": gates(kernel),
+        "recurrent": gates(np.pad(recurrent, [(0, n_idle), (0, 0)])),
+        "bias": np.concatenate([gates(bias), np.zeros_like(gates(bias))], axis=1),
         "first_axis": np.array([0], np.int64),
         "last_axis": np.array([2], np.int64),
     }
     nodes = [
         helper.make_node("Transpose", ["features"], ["steps"], perm=[1, 0]),
         helper.make_node("Unsqueeze", ["steps", "last_axis"], ["values"]),
-        helper.make_node("LSTM", ["values", "kernel", "recurrent", "bias"], ["", "state"], hidden_size=n_units),
+        helper.make_node(
+            "LSTM", ["values", "kernel", "recurrent", "bias"], ["", "state"], hidden_size=n_units + n_idle
+        ),
         helper.make_node("Squeeze", ["state", "first_axis"], ["dense_0"]),
     ]
     n_layers = len(dense) // 2

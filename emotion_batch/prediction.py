@@ -14,7 +14,7 @@ from emotion_batch.errors import UsageError
 from emotion_batch.storage import Folder
 
 # Rows at a time: their states stay in a core's cache.
-_ROWS = 256
+_ROWS = 128
 _LOCK = threading.Lock()
 
 

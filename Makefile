@@ -19,8 +19,8 @@ format: .venv/installed-lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed
-	$(BIN)/python benchmarks/extraction.py
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emotion-batch needs Python 3.11 or later; name one with make PYTHON=...")'
@@ -36,6 +36,10 @@ bench: .venv/installed
 
 .venv/installed-lint: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
+	touch $@
+
+.venv/installed-bench: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 clean:

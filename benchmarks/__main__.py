@@ -20,6 +20,7 @@ from emotion_batch.archive import list_recordings
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results.json"
 MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
 PARTS = ("kernel", "worker", "labelling", "cold-start")
 
@@ -36,8 +37,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds a figure (15; whole commands get a fifth)")
     parser.add_argument("--words", type=int, default=60, help="words a voice and emotion of what is synthesised (60)")
     parser.add_argument("--name", default="", help="what to call the archive in the table")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--readme", action="store_true", help="put the table into the README")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--readme", action="store_true", help="keep the figures, and put the table into the README")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         archive = options.archive
@@ -50,6 +51,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.readme:
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
         before, rest = README.read_text().split(MARKS[0])
         README.write_text(f"{before}{MARKS[0]}\n\n{render(report)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmarks.measuring import Figure, children, in_turn, ratio
+from benchmarks.peers import extract_mfcc
 from emotion_batch.archive import list_recordings
+from emotion_batch.extraction import extract_rows
+from emotion_batch.settings import FeatureSettings, Segments
 
 _BLOCK = 50
 
@@ -24,7 +32,9 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
     ours = [cpu / size * 1e3 for cpu, _ in package]
     parts = [[seconds[which] / size * 1e3 for seconds in floor] for which in range(3)]
     bare = [sum(part) for part in zip(*parts, strict=True)]
+    difference = max(float(np.abs(one - two).max()) for one, two in features(archive, names[:: len(names) // 20]))
     return [
+        Figure("largest difference of a feature", "the notebook's loop", difference, "<= 0.001"),
         ratio("a recording's features", "the notebook's loop", ours, theirs, "<= 0.2", "ms CPU"),
         ratio("a recording's features", "decode, resample and FFT alone", ours, bare, "<= 1.25", "ms CPU"),
         *(
@@ -32,3 +42,12 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
             for name, part in zip(("decode", "resample", "FFT"), parts, strict=True)
         ),
     ]
+
+
+def features(archive: str, names: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the vectors of recordings, by this package and by the notebook's cell."""
+    listing = list_recordings(archive)
+    is_wanted = pc.is_in(listing.entries["file"], value_set=pa.array(names))
+    entries = listing.entries.filter(is_wanted).combine_chunks().to_batches()[0]
+    for row in extract_rows(entries, listing.folder, FeatureSettings(), Segments()).to_pylist():
+        yield np.array(row["mfcc"]), extract_mfcc(str(Path(archive, row["file"])))

@@ -25,9 +25,7 @@ def measure(archive: str, bundle: str, n_rounds: int) -> list[Figure]:
     # Of its batch sizes, the one at which Keras is quickest.
     quickest, size = max(zip(rates[1:], _BATCH_SIZES, strict=True), key=lambda side: sorted(side[0])[len(side[0]) // 2])
     with children(("shards", archive, bundle)) as (process,):
-        pairs = [[process.do((job, [shard])) for job in ("extract", "label")] for shard in [0, *([1, 2] * n_rounds)]][
-            1:
-        ]
+        pairs = [[process.do((job, [0])) for job in ("extract", "label")] for _ in range(n_rounds + 1)][1:]
     extraction, labelling = ([pair[which][0] for pair in pairs] for which in range(2))
     return [
         ratio(

@@ -38,6 +38,8 @@ _WAVE_PCM = 1
 _CHUNKS_BESIDE_DATA = (b"LIST", b"JUNK", b"junk", b"fact", b"bext", b"PAD ", b"FLLR", b"iXML", b"cue ", b"id3 ")
 _PCM_SCALE = np.float32(1 / 32_768)
 _MAX_CHANNELS = 1_024
+# No recording has so low a rate; a header that says one would make years, and millions of windows, of a few minutes.
+_MIN_RATE_HZ = 100
 # Filters of so many rates are kept by each thread; an archive rarely has more.
 _MAX_STREAMS = 8
 _local = threading.local()
@@ -98,6 +100,10 @@ class Recording:
     """
 
     def __init__(self, decoder: _Decoder, promised_frames: int) -> None:
+        if decoder.samplerate < _MIN_RATE_HZ:
+            raise RecordingError(
+                Status.UNREADABLE, f"the header is damaged: it says a rate of {decoder.samplerate} samples a second"
+            )
         self._decoder = decoder
         self._promised_frames = promised_frames
         self._kept = np.empty(0, np.float32)

@@ -143,12 +143,12 @@ class Recording:
         if self._promised_frames <= start:
             raise RecordingError(
                 Status.TOO_SHORT,
-                f"the recording ends at {self.header.duration_s:.3f} s, its segment starts at {start_s:g} s",
+                f"the recording ends at {self._promised_frames / rate:.3f} s, its segment starts at {start_s:g} s",
             )
         if self._decoder.frames < end:
             raise self._truncated(self._decoder.frames, end)
         mono = self._read_mono(start, end)
-        if len(mono) < end - start and self._promised_frames < _UNKNOWN_FRAMES:
+        if len(mono) < min(end, self._promised_frames) - start:
             raise self._truncated(start + len(mono), end)
         if not len(mono):
             raise RecordingError(
@@ -170,6 +170,9 @@ class Recording:
             parts.append(_mix(block))
             at += len(block)
             if len(block) < n_frames:
+                if self._promised_frames >= _UNKNOWN_FRAMES:
+                    # A stream that did not say its length has ended.
+                    self._promised_frames = at
                 break
         mono = parts[1] if len(parts) == 2 and not len(kept) else np.concatenate(parts)[: end - start]
         self._kept, self._kept_start = mono, start
@@ -198,7 +201,10 @@ class _Libsndfile:
         try:
             if start != self._position:
                 self._go_to(start)
-            samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
+            if self.frames >= _UNKNOWN_FRAMES:
+                samples = self._read_to_end(n_frames)
+            else:
+                samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
             if self._at_end():
                 raise RecordingError(Status.TRUNCATED, "the file ends within the segment") from error
@@ -207,6 +213,17 @@ class _Libsndfile:
             ) from error
         self._position = start + len(samples)
         return samples
+
+    def _read_to_end(self, n_frames: int) -> npt.NDArray[np.float32]:
+        """Read of a stream of unknown length, which libsndfile ends with an error where it ends with a file."""
+        samples = np.full((n_frames, self.channels), np.nan, np.float32)
+        try:
+            return np.asarray(self._sound.read(out=samples))
+        except soundfile.LibsndfileError:
+            n_read = int(np.argmax(np.isnan(samples[:, 0]))) if np.isnan(samples[:, 0]).any() else n_frames
+            if not (n_read and self._at_end()):
+                raise
+            return samples[:n_read]
 
     def _go_to(self, start: int) -> None:
         if self._position and self._sound.format == "OGG":

@@ -216,6 +216,20 @@ def test_a_recorder_that_was_cut_off_is_read_to_the_end() -> None:
     np.testing.assert_array_equal(read(cut_off), read(riff(fmt(), chunk(b"data", PCM))))
 
 
+def test_a_flac_from_a_pipe_is_read_to_its_end() -> None:
+    """A FLAC whose header leaves the length open gives its samples, in one stretch and in several."""
+    whole = encode(tone(2.0, 16_000), 16_000, form="FLAC")
+    # The last 36 bits of the 8 bytes from byte 18 on: https://www.rfc-editor.org/rfc/rfc9639#section-8.2
+    stream = whole[:21] + bytes([whole[21] & 0xF0, 0, 0, 0, 0]) + whole[26:]
+    np.testing.assert_array_equal(read(stream), read(whole))
+    with audio.opened(stream, len(stream)) as recording:
+        assert np.isnan(recording.header.duration_s)
+        ends = [recording.read(start_s, 1.0, sample_rate=16_000).end_s for start_s in (0.0, 0.75, 1.5)]
+        assert ends == [1.0, 1.75, 2.0]
+        with pytest.raises(RecordingError, match="too_short"):
+            recording.read(2.25, 1.0, sample_rate=16_000)
+
+
 @pytest.mark.parametrize(
     ("form", "subtype"),
     [("WAV", "PCM_16"), ("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.measuring import Figure, children, in_turn, ratio
+from benchmarks.measuring import Figure, children, in_turn, quartiles, ratio
 from benchmarks.peers import extract_mfcc
 from emotion_batch.archive import list_recordings
 from emotion_batch.extraction import extract_rows
@@ -24,14 +25,22 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
     rng = np.random.default_rng(0)
     size = min(_BLOCK, len(names))
     blocks = [[names[number] for number in rng.choice(len(names), size, replace=False)] for _ in range(n_rounds)]
-    with children(("notebook", archive), ("package", archive), ("floor", archive)) as processes:
+    kinds = ("notebook", "package", "floor", "stages")
+    with children(*((kind, archive) for kind in kinds)) as processes:
         # Once to warm up.
         in_turn(processes, [names[:5]])
-        notebook, package, floor = in_turn(processes, blocks)
+        notebook, package, floor, stages = in_turn(processes, blocks)
     theirs = [cpu / size * 1e3 for cpu, _ in notebook]
     ours = [cpu / size * 1e3 for cpu, _ in package]
     parts = [[seconds[which] / size * 1e3 for seconds in floor] for which in range(3)]
     bare = [sum(part) for part in zip(*parts, strict=True)]
+    for answer in stages:
+        answer["other sums"] = answer["mfcc"] - answer["transform"]
+        answer["opening, calls and rows"] = answer["all"] - answer["mfcc"] - answer["resample"] - answer["decode"]
+    shares = {
+        name: [answer[name] / answer["all"] for answer in stages]
+        for name in ("resample", "transform", "other sums", "decode", "opening, calls and rows")
+    }
     difference = max(float(np.abs(one - two).max()) for one, two in features(archive, names[:: len(names) // 20]))
     return [
         Figure("largest difference of a feature", "the notebook's loop", difference, "<= 0.001"),
@@ -40,6 +49,10 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         *(
             ratio(f"{name} alone", "the notebook's loop", part, theirs, unit="ms CPU")
             for name, part in zip(("decode", "resample", "FFT"), parts, strict=True)
+        ),
+        *(
+            Figure(f"of a recording's features: {name}", "all of it", statistics.median(share), spread=quartiles(share))
+            for name, share in shares.items()
         ),
     ]
 

@@ -34,7 +34,7 @@ def main() -> None:
         "archive", nargs="?", help="folder of recordings in the manner of TESS's; by default synthesised"
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="measure just this; may be repeated")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds a figure (15; whole commands get a fifth)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds a figure (15; whole commands get a quarter)")
     parser.add_argument("--words", type=int, default=60, help="words a voice and emotion of what is synthesised (60)")
     parser.add_argument("--name", default="", help="what to call the archive in the table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
@@ -71,7 +71,7 @@ def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, fol
             )
         figures += labelling.measure(archive, bundle, n_rounds)
     if "cold-start" in parts:
-        figures += cold_start.measure(archive, max(1, n_rounds // 5))
+        figures += cold_start.measure(archive, max(1, n_rounds // 4))
     listing = list_recordings(archive)
     return {
         "archive": f"{listing.entries.num_rows:,} recordings",

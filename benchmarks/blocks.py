@@ -66,7 +66,8 @@ def stages(archive: str) -> Work:
 
     audio.resample = clocked("resample", audio.resample)
     scipy.fft.rfft = clocked("transform", scipy.fft.rfft)
-    audio._Wave.decode = clocked("decode", audio._Wave.decode)
+    for decoder in (audio._Wave, audio._Libsndfile):
+        decoder.decode = clocked("decode", decoder.decode)
     extraction.mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
     work = package(archive)
 

@@ -41,7 +41,9 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         name: [answer[name] / answer["all"] for answer in stages]
         for name in ("resample", "transform", "other sums", "decode", "opening, calls and rows")
     }
-    difference = max(float(np.abs(one - two).max()) for one, two in features(archive, names[:: len(names) // 20]))
+    difference = max(
+        float(np.abs(one - two).max()) for one, two in features(archive, names[:: max(1, len(names) // 20)])
+    )
     return [
         Figure("largest difference of a feature", "the notebook's loop", difference, "<= 0.001"),
         ratio("a recording's features", "the notebook's loop", ours, theirs, "<= 0.2", "ms CPU"),

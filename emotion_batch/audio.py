@@ -85,6 +85,8 @@ class _Decoder(Protocol):
     samplerate: int
     channels: int
     frames: int
+    # Whether frames come out the same however the reading got to them.
+    is_exact: bool
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
         """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
@@ -160,7 +162,8 @@ class Recording:
     def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return frames from `start` to `end`, mixed; what the last call decoded of them is taken from it."""
         skipped = start - self._kept_start
-        kept = self._kept[skipped:] if 0 <= skipped < len(self._kept) else self._kept[:0]
+        is_kept = self._decoder.is_exact and 0 <= skipped < len(self._kept)
+        kept = self._kept[skipped:] if is_kept else self._kept[:0]
         parts = [kept]
         at = start + len(kept)
         n_block = max(1, _BLOCK_VALUES // self._decoder.channels)
@@ -196,6 +199,9 @@ class _Libsndfile:
         self.samplerate: int = sound.samplerate
         self.channels: int = sound.channels
         self.frames: int = sound.frames
+        # MP3 frames lean on those before, which a seek leaves out and soundfile seeks after each read: librosa's
+        # samples are those of a seek to the stretch's own start.
+        self.is_exact = sound.format not in ("MP3", "MPEG")
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
         try:
@@ -207,6 +213,8 @@ class _Libsndfile:
                 samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
             if self._at_end():
+                if self.frames >= _UNKNOWN_FRAMES:
+                    return np.empty((0, self.channels), np.float32)
                 raise RecordingError(Status.TRUNCATED, "the file ends within the segment") from error
             raise RecordingError(
                 Status.UNREADABLE, f"the decoder stopped within the segment: {_said(error)}"
@@ -226,8 +234,9 @@ class _Libsndfile:
             return samples[:n_read]
 
     def _go_to(self, start: int) -> None:
-        if self._position and self._sound.format == "OGG":
-            # A short way on from where Vorbis was read, libsndfile 1.2.2 seeks to some other sample.
+        if not self._sound.seekable() or (self._position and self._sound.format == "OGG"):
+            # GSM 6.10 and its like cannot be sought in; and a short way on from where Vorbis was read, libsndfile
+            # 1.2.2 seeks to some other sample.
             while self._position < start:
                 n_skipped = min(start - self._position, _BLOCK_VALUES // self.channels)
                 if len(self._sound.read(n_skipped, dtype="float32")) < n_skipped:
@@ -244,6 +253,7 @@ class _Wave:
         self.samplerate = samplerate
         self.channels = channels
         self.frames = frames
+        self.is_exact = True
         self._at = at
         self._read_at = read_at
 
@@ -384,8 +394,8 @@ def _plain_wave(read_at: Callable[[int, int], bytes], n_bytes: int) -> _Wave | N
         offset += 8
         if chunk[:4] == b"data":
             there = n_bytes - offset
-            if not size and read_at(offset, min(4, there)) not in _CHUNKS_BESIDE_DATA:
-                # A recorder that was cut off has not come to fill it in.
+            if not size and int.from_bytes(start[4:8], "little") + 8 < n_bytes:
+                # A recorder that was cut off has come to fill in neither this size nor the file's.
                 size = there
             # What is longer than the file has other meanings, which libsndfile knows.
             return _Wave(rate, channels, size // frame_bytes, offset, read_at) if size <= there else None

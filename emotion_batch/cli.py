@@ -88,6 +88,8 @@ def _extract(options: argparse.Namespace, said: _Said) -> int:
 def _label(options: argparse.Namespace, said: _Said) -> int:
     from emotion_batch import runs
 
+    if (options.offset is None) != (options.duration is None):
+        raise UsageError("--offset, --duration: expected both to replace the model's segments, got one")
     if options.table is None:
         if not runs.is_recording(options.source, _storage_options(options)):
             raise UsageError(

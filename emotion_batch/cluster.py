@@ -219,7 +219,7 @@ def _local_cluster(n_workers: int) -> Iterator[str]:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=stream,
-                    # What somebody has set for Dask stands.
+                    # What somebody has set in Dask's variables stands.
                     env={**_SETTINGS, **os.environ},
                     start_new_session=True,
                 )

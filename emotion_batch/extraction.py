@@ -153,7 +153,9 @@ def extract_recording(
                         return
                     raise
                 vector = mfcc.mean_mfcc(stretch.samples, settings)
-                if np.isfinite(vector).all():
+                # A frame that is not finite shows in the vector; a sample between frames does not.
+                is_finite = settings.hop_length <= settings.n_fft or np.isfinite(stretch.samples).all()
+                if is_finite and np.isfinite(vector).all():
                     yield _row(entry, start_s, header, stretch.end_s, vector)
                 elif np.isfinite(stretch.samples).all():
                     reason = "the samples are too large for finite features"

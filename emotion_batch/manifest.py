@@ -190,7 +190,9 @@ class Manifest:
         self._add(generation, index)
 
     def _add(self, generation: int, index: Mapping[str, Any]) -> None:
-        columns = zip(*(index[name] for name in ("shards", "n_recordings", "digests", "costs")), strict=True)
+        # Early tables say no costs: recordings then weigh alike.
+        costs = index.get("costs", index["n_recordings"])
+        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, strict=True)
         for batch, (shard, n_recordings, entries_digest, cost) in enumerate(columns):
             self.shards[int(shard)] = ShardEntry(generation, batch, int(n_recordings), str(entries_digest), int(cost))
         self.generation = max(self.generation, generation)

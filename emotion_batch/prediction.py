@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_batch.bundle import EXECUTABLE, Bundle, open_bundle, read_checked
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.storage import Folder
 
 # Rows at a time: their states stay in a core's cache.
@@ -37,13 +37,13 @@ class Predictor:
         try:
             self._session = _load_session(read_checked(bundle, EXECUTABLE))
             found = [side[0].shape[1:] for side in (self._session.get_inputs(), self._session.get_outputs())]
-        except UsageError:
+        except EmotionBatchError:
             raise
         except Exception as error:
-            # Its exceptions share no base class.
+            # ONNX Runtime's exceptions share no base class.
             raise UsageError(
                 f"model {bundle.folder.url}: expected a network in {EXECUTABLE}, got none that loads "
-                f"({str(error).splitlines()[0]}); fetch the bundle again"
+                f"({type(error).__name__}); fetch the bundle again"
             ) from error
         n_features, n_labels = self.card.feature_settings.n_mfcc, len(self.card.labels)
         if found != [[n_features], [n_labels]]:

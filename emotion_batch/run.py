@@ -30,6 +30,8 @@ _PACKAGE = "emotion-batch"
 MODEL = f"{tables.LEDGER}/model"
 # So many recordings alike, from all over the archive, are no accident; a night of them helps nobody.
 _CANARY_RECORDINGS = 200
+# Of long recordings in windows a tenth of them will do, with so many windows.
+_CANARY_WINDOWS = 2_000
 _CANARY_SHARE = 0.98
 # A shard of so many times the usual cost is begun before the others.
 _HEAVY = 4
@@ -163,7 +165,11 @@ class Run:
     def needs_model(self, card: Card) -> bool:
         """Return whether the table has no copy of the bundle yet."""
         data = self.table.read_if_there(f"{MODEL}/{CARD}")
-        return data is None or Card.from_json(data).model_id != card.model_id
+        try:
+            return data is None or Card.from_json(data).model_id != card.model_id
+        except (ValueError, KeyError, TypeError):
+            # Of another release: it is copied anew.
+            return True
 
     def finish(
         self,
@@ -323,7 +329,7 @@ class _Canary:
         self._counts += receipt.counts
         self._examples.update(receipt.examples)
         counts = self._counts
-        if counts.n_recordings < _CANARY_RECORDINGS:
+        if not _is_enough(counts.n_recordings, counts.n_rows):
             return
         self._is_over = True
         if len(counts.by_status) == 1 and not counts.n_ok:
@@ -333,13 +339,20 @@ class _Canary:
                 f"{self._source}: expected usable recordings, got {counts.n_rows} of {counts.n_rows} that are {status} "
                 f"({file!r}: {reason}); look at some of them, or go on with --force"
             )
-        if counts.by_label and counts.n_ok >= _CANARY_RECORDINGS:
+        if counts.by_label and _is_enough(counts.n_recordings - counts.n_failed, counts.n_ok):
             emotion, n_alike = max(counts.by_label.items(), key=lambda item: item[1])
             if n_alike >= _CANARY_SHARE * counts.n_ok:
                 raise CanaryError(
                     f"{self._source}: expected labels that differ, got {emotion!r} for {n_alike:,} of the first "
                     f"{counts.n_ok:,} segments; listen to some of them, or go on with --force"
                 )
+
+
+def _is_enough(n_recordings: int, n_rows: int) -> bool:
+    """Return whether so much that is alike is no accident."""
+    return n_recordings >= _CANARY_RECORDINGS or (
+        n_recordings >= _CANARY_RECORDINGS // 10 and n_rows >= _CANARY_WINDOWS
+    )
 
 
 def _do_shard(job: Extraction | Labelling, _run_id: str, task: tuple[int, ShardEntry]) -> Receipt:

@@ -153,7 +153,7 @@ def label(
     features = _feature_table(origin)
     if features is not None:
         _check_features(features, origin, bundle)
-        for name, value in (("keep_features", keep_features), ("segments", segments)):
+        for name, value in (("keep_features", keep_features), ("segments or windows", segments)):
             if value is not None:
                 raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
         segments = features.segments

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -14,8 +13,8 @@ from typing import Any, ClassVar, TypeVar
 from emotion_batch.errors import UsageError
 
 T = TypeVar("T")
-# Windows closer than this differ by less than a frame of the slowest speech recordings.
-MIN_HOP_S = 0.001
+# The shortest segment and hop, a sample of the slowest recording, and the longest, eleven days.
+MIN_S, MAX_S = 0.01, 1e6
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
@@ -114,16 +113,16 @@ class Segments:
     hop_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.offset_s) and self.offset_s >= 0):
-            raise UsageError(f"offset: expected seconds >= 0, got {self.offset_s!r}")
+        if not 0 <= self.offset_s <= MAX_S:
+            raise UsageError(f"offset: expected seconds from 0 to {MAX_S:g}, got {self.offset_s!r}")
         word = "duration" if self.hop_s is None else "window"
-        if not (math.isfinite(self.duration_s) and self.duration_s > 0):
-            raise UsageError(f"{word}: expected seconds > 0, got {self.duration_s!r}")
+        if not MIN_S <= self.duration_s <= MAX_S:
+            raise UsageError(f"{word}: expected seconds from {MIN_S:g} to {MAX_S:g}, got {self.duration_s!r}")
         object.__setattr__(self, "offset_s", float(self.offset_s))
         object.__setattr__(self, "duration_s", float(self.duration_s))
         if self.hop_s is not None:
-            if not (math.isfinite(self.hop_s) and self.hop_s >= MIN_HOP_S):
-                raise UsageError(f"hop: expected seconds >= {MIN_HOP_S}, got {self.hop_s!r}")
+            if not MIN_S <= self.hop_s <= MAX_S:
+                raise UsageError(f"hop: expected seconds from {MIN_S:g} to {MAX_S:g}, got {self.hop_s!r}")
             if self.offset_s:
                 raise UsageError(f"offset: expected 0 for windows, which cover all of a recording, got {self.offset_s}")
             object.__setattr__(self, "hop_s", float(self.hop_s))
@@ -138,8 +137,8 @@ class Segments:
         if self.hop_s is None:
             yield self.offset_s
         else:
-            # A product, for a sum would drift from it.
-            yield from (number * self.hop_s for number in itertools.count())
+            # A product, for a sum would drift; rounded, for 3 * 0.7 s is a sample short of 2.1 s.
+            yield from (round(number * self.hop_s, 9) for number in itertools.count())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the segments as JSON holds them."""

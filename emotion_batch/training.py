@@ -227,7 +227,8 @@ def read_rows(table: Folder, info: TableInfo, shards: Sequence[int], labels: str
     words = sorted({one.emotion for one in references})
     usable = usable.filter(pa.array(has_label))
     files = usable["file"].to_numpy(zero_copy_only=False)
-    _check_labels(table, labels, [one.emotion for one in references], files)
+    _, first = np.unique(files.astype(str), return_index=True)
+    _check_labels(table, labels, [references[row].emotion for row in first], files[first])
     numbers = {word: number for number, word in enumerate(words)}
     flat = usable["mfcc"].combine_chunks().flatten()
     return LabelledRows(

@@ -212,8 +212,27 @@ def test_plain_waves_are_read_as_libsndfile_reads_them(data: bytes, is_plain: bo
 
 def test_a_recorder_that_was_cut_off_is_read_to_the_end() -> None:
     """A WAV whose sizes were never filled in gives what was recorded."""
-    cut_off = riff(fmt(), chunk(b"data", PCM, 0))
-    np.testing.assert_array_equal(read(cut_off), read(riff(fmt(), chunk(b"data", PCM))))
+    whole = riff(fmt(), chunk(b"data", PCM))
+    for size in (0, 36):
+        cut_off = b"RIFF" + size.to_bytes(4, "little") + riff(fmt(), chunk(b"data", PCM, 0))[8:]
+        np.testing.assert_array_equal(read(cut_off), read(whole))
+
+
+@pytest.mark.parametrize("name", [b"LIST", b"smpl", b"ID3 ", b"acid", b"PEAK", b"_PMX"])
+def test_what_follows_an_empty_recording_is_no_sound(name: bytes) -> None:
+    """A WAV that holds no samples stays empty, or is refused, whatever chunk comes after."""
+    with pytest.raises(RecordingError) as caught:
+        read(riff(fmt(), chunk(b"data", b""), chunk(name, PCM)))
+    assert caught.value.status in (Status.EMPTY, Status.UNREADABLE)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "IMA_ADPCM", "MS_ADPCM", "ULAW", "PCM_24", "DOUBLE"])
+def test_every_kind_of_wave_gives_its_segment(subtype: str) -> None:
+    """A telephone's codec too, in which libsndfile cannot seek, gives the samples that are there."""
+    data = encode(tone(4.0, 8_000), 8_000, subtype=subtype)
+    whole, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    expected = audio.resample(whole[4_000:][:24_000], rate, 22_050)
+    np.testing.assert_allclose(read(data), expected, atol=1e-6)
 
 
 def test_a_flac_from_a_pipe_is_read_to_its_end() -> None:
@@ -226,8 +245,12 @@ def test_a_flac_from_a_pipe_is_read_to_its_end() -> None:
         assert np.isnan(recording.header.duration_s)
         ends = [recording.read(start_s, 1.0, sample_rate=16_000).end_s for start_s in (0.0, 0.75, 1.5)]
         assert ends == [1.0, 1.75, 2.0]
-        with pytest.raises(RecordingError, match="too_short"):
-            recording.read(2.25, 1.0, sample_rate=16_000)
+    for starts_s in ((0.0, 2.25), (0.0, 1.0, 2.0), (5.0,)):
+        with audio.opened(stream, len(stream)) as recording:
+            for start_s in starts_s[:-1]:
+                recording.read(start_s, 1.0, sample_rate=16_000)
+            with pytest.raises(RecordingError, match="too_short"):
+                recording.read(starts_s[-1], 1.0, sample_rate=16_000)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -38,12 +39,12 @@ def test_every_setting_changes_the_fingerprint(name: str) -> None:
         (lambda: FeatureSettings(n_mfcc=0), "n_mfcc: expected a whole number >= 1, got 0"),
         (lambda: FeatureSettings(n_mfcc=200), "n_mfcc: expected at most n_mels, which is 128, got 200"),
         (lambda: FeatureSettings(hop_length=2.5), "hop_length: expected a whole number >= 1, got 2.5"),
-        (lambda: Segments(offset_s=-1), "offset: expected seconds >= 0, got -1"),
-        (lambda: Segments(duration_s=float("nan")), "duration: expected seconds > 0, got nan"),
+        (lambda: Segments(offset_s=-1), "offset: expected seconds from 0 to 1e+06, got -1"),
+        (lambda: Segments(duration_s=float("nan")), "duration: expected seconds from 0.01 to 1e+06, got nan"),
         (lambda: FeatureSettings.from_dict({"recipe": "other"}), "expected the recipe 'mfcc-mean', got 'other'"),
     ],
 )
 def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:
     """The error names the setting, its rule and the value."""
-    with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
         make()

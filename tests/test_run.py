@@ -1,0 +1,50 @@
+"""Tests of what a run decides: the order of its shards, and when it is of no use to go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from emotion_batch.errors import CanaryError
+from emotion_batch.extraction import Receipt
+from emotion_batch.run import _Canary, _order
+from emotion_batch.tables import Counts
+
+
+def test_heavy_shards_come_first_and_the_others_spread() -> None:
+    """A shard that takes long is begun first, the heaviest before all; the first few others are from all over."""
+    costs = dict.fromkeys(range(100), 10) | {70: 1_000, 30: 500}
+    order = _order(costs)
+    assert sorted(order) == list(range(100))
+    assert order[:2] == [70, 30]
+    assert max(order[2:10]) - min(order[2:10]) > 60
+    assert _order({}) == []
+
+
+def receipt(n_recordings: int, n_ok: int, n_failed: int, *, n_alike: int = 0) -> Receipt:
+    by_status = {name: n for name, n in (("ok", n_ok), ("unreadable", n_failed)) if n}
+    by_label = {"neutral": n_alike, "sad": n_ok - n_alike} if n_alike else {}
+    examples = {"unreadable": ("a.wav", "damaged")} if n_failed else {}
+    return Receipt(Counts(n_recordings, n_ok + n_failed, by_status, by_label), 0.0, 0.0, examples)
+
+
+@pytest.mark.parametrize(
+    ("heard", "is_stopped"),
+    [
+        pytest.param(receipt(200, 0, 200), True, id="all fail"),
+        pytest.param(receipt(199, 0, 199), False, id="too few to say"),
+        pytest.param(receipt(200, 1, 199), False, id="one is good"),
+        pytest.param(receipt(200, 200, 0, n_alike=197), True, id="one label"),
+        pytest.param(receipt(200, 200, 0, n_alike=190), False, id="labels differ"),
+        pytest.param(receipt(20, 72_000, 0, n_alike=72_000), True, id="one label in long recordings"),
+        pytest.param(receipt(1, 72_000, 0, n_alike=72_000), False, id="one label in one recording"),
+        pytest.param(receipt(200, 400, 190, n_alike=400), False, id="ten good recordings alike"),
+    ],
+)
+def test_a_run_of_no_use_stops(heard: Receipt, is_stopped: bool) -> None:
+    """Enough recordings that fail alike, or nearly all get one label, stop a run; a few, or one long one, do not."""
+    canary = _Canary("archive")
+    if is_stopped:
+        with pytest.raises(CanaryError):
+            canary.watch(heard)
+    else:
+        canary.watch(heard)

@@ -35,7 +35,7 @@ def package(archive: str) -> Work:
     from emotion_batch.extraction import extract_rows
     from emotion_batch.settings import FeatureSettings, Segments
 
-    process.keep_heap()
+    process.settle()
     listing = list_recordings(archive)
     numbers = {name: number for number, name in enumerate(listing.entries["file"].to_pylist())}
 
@@ -87,7 +87,7 @@ def floor(archive: str) -> Work:
 
     from emotion_batch import process
 
-    process.keep_heap()
+    process.settle()
     streams: dict[int, soxr.ResampleStream] = {}
     frames = np.random.default_rng(0).standard_normal((512, 2_048)).astype(np.float32)
 

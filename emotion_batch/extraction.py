@@ -77,7 +77,7 @@ class Extraction:
     def do_shard(self, shard: int, entry: ShardEntry) -> Receipt:
         """Extract one shard's recordings and publish its part."""
         started = time.perf_counter()
-        process.keep_heap()
+        process.settle()
         rows = extract_rows(
             read_entries(self.table, entry), self.archive, self.info.feature_settings, self.info.segments
         )
@@ -120,12 +120,11 @@ def extract_rows(entries: pa.RecordBatch, archive: Folder, settings: FeatureSett
     # The vectors side by side, for an hour of windows has thousands: as arrays of their own they would weigh double.
     values, is_missing = bytearray(), bytearray()
     nothing = bytes(4 * settings.n_mfcc)
-    with process.one_thread():
-        for entry in entries.to_pylist():
-            for row in extract_recording(Entry(**entry), archive, settings, segments):
-                rows.append(row[:-1])
-                values += nothing if row.mfcc is None else row.mfcc.tobytes()
-                is_missing.append(row.mfcc is None)
+    for entry in entries.to_pylist():
+        for row in extract_recording(Entry(**entry), archive, settings, segments):
+            rows.append(row[:-1])
+            values += nothing if row.mfcc is None else row.mfcc.tobytes()
+            is_missing.append(row.mfcc is None)
     schema = tables.feature_schema(settings)
     arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=False)]
     vectors = pa.FixedSizeListArray.from_arrays(

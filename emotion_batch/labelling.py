@@ -50,7 +50,7 @@ class Labelling:
     def do_shard(self, shard: int, entry: ShardEntry) -> Receipt:
         """Label one shard and publish its part."""
         started = time.perf_counter()
-        process.keep_heap()
+        process.settle()
         rows = label_rows(self._features(shard, entry), load_predictor(self.bundle))
         rows = tables.keep_gone(self.table, shard, rows)
         counts = tables.publish_part(self.table, self.info, shard, entry.digest, rows)

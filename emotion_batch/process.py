@@ -1,13 +1,10 @@
-"""What the process that computes is set to: one BLAS thread a task, and a heap that is kept."""
+"""What a process that does shards is set to, for the rest of its life: one BLAS thread, and a heap that is kept."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator
-from functools import lru_cache
 
 from threadpoolctl import threadpool_limits
 
@@ -15,31 +12,23 @@ from threadpoolctl import threadpool_limits
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**25
 _LOCK = threading.Lock()
-_n_limited = 0
-_limits: threadpool_limits | None = None
+_is_settled = False
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep BLAS to one thread: the workers are the parallelism, and a row must not depend on a thread count.
+def settle() -> None:
+    """Set the process up for shards, once, whichever of its threads comes first.
 
-    The limit is the process's, so that of several threads the first sets it and the last lifts it.
+    The workers are the parallelism, and a row must not depend on a number of threads. Not for a task's time only:
+    of several threads threadpoolctl lets just the first one change OpenBLAS, so that limits by task come and go.
     """
-    global _n_limited, _limits
+    global _is_settled
     with _LOCK:
-        if not _n_limited:
-            _limits = threadpool_limits(1)
-        _n_limited += 1
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _n_limited -= 1
-            if not _n_limited and _limits is not None:
-                _limits.restore_original_limits()
+        if not _is_settled:
+            threadpool_limits(1)
+            keep_heap()
+            _is_settled = True
 
 
-@lru_cache(maxsize=1)
 def keep_heap() -> bool:
     """Let malloc keep what was freed, for the rest of the process; return whether it will.
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from emotion_batch import bundle as bundles
 from emotion_batch import tables, training
 from emotion_batch.archive import SUFFIXES, list_recordings
@@ -222,12 +224,14 @@ def label_recording(
             f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
         )
     listing = list_recordings(place.url, options=storage_options)
-    features = extract_rows(
-        listing.entries.to_batches()[0],
-        listing.folder,
-        bundle.card.feature_settings,
-        segments or bundle.card.segments,
-    )
+    # As on a worker, and no longer than this, for the process is the caller's.
+    with threadpool_limits(1):
+        features = extract_rows(
+            listing.entries.to_batches()[0],
+            listing.folder,
+            bundle.card.feature_settings,
+            segments or bundle.card.segments,
+        )
     labels = bundle.card.labels
     return [
         SegmentLabel(

@@ -5,39 +5,34 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-import threading
 
-import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
+
+def test_whichever_thread_settles_a_process_blas_has_one_thread_in_all() -> None:
+    """Once a shard was begun, by any thread, BLAS has one thread for every task that follows."""
+    program = """
+import threading
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
 from emotion_batch import process
-
-
-def n_blas_threads() -> set[int]:
+def n_threads():
     np.ones((2, 2)) @ np.ones((2, 2))
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
-
-
-def test_blas_has_one_thread_as_long_as_any_task_computes() -> None:
-    """Of tasks in several threads the first limits BLAS and the last one lifts it."""
-    before = n_blas_threads()
-    inside, leave = threading.Event(), threading.Event()
-
-    def task() -> None:
-        with process.one_thread():
-            inside.set()
-            leave.wait(30)
-
-    other = threading.Thread(target=task)
-    other.start()
-    assert inside.wait(30)
-    with process.one_thread():
-        assert n_blas_threads() == {1}
-    assert n_blas_threads() == {1}
-    leave.set()
-    other.join()
-    assert n_blas_threads() == before
+def in_thread():
+    process.settle()
+    found.append(n_threads())
+threadpool_limits(4)
+found = [n_threads()]
+in_thread()
+for _ in range(3):
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+print(found)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert done.stdout == "[{4}, {1}, {1}, {1}, {1}]\n"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be told")

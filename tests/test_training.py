@@ -9,13 +9,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import run_command
 
 from emotion_batch import tables, training
 from emotion_batch.errors import UsageError
 from emotion_batch.manifest import Manifest
+from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
+from emotion_batch.tables import TableInfo
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 
@@ -64,6 +67,32 @@ def test_labels_that_are_no_classes_are_refused(features: Path, labels: str, sen
     with pytest.raises(UsageError) as caught:
         read(features, labels)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(("n_recordings", "is_enough"), [(1, False), (5, True)])
+def test_windows_of_one_recording_are_one_recording(tmp_path: Path, n_recordings: int, is_enough: bool) -> None:
+    """A label needs recordings, not rows, and all windows of a recording are held out together."""
+    table = Folder.of(tmp_path)
+    info = TableInfo(tables.FEATURES, "archive", FeatureSettings(), Segments.windows(3))
+    names = [f"V{number}_a_{emotion}.wav" for emotion in ("happy", "sad") for number in range(n_recordings)]
+    columns = {
+        "file": [name for name in names for _ in range(20)],
+        "start_s": [3.0 * number for _ in names for number in range(20)],
+        "end_s": [3.0 * number + 3 for _ in names for number in range(20)],
+        "status": ["ok"] * 20 * len(names),
+        "mfcc": [[0.0] * 40] * 20 * len(names),
+    }
+    schema = tables.feature_schema(FeatureSettings())
+    arrays = [pa.array(columns.get(field.name, [None] * 20 * len(names)), field.type) for field in schema]
+    tables.publish_part(table, info, 0, "digest", pa.table(arrays, schema=schema))
+    if not is_enough:
+        with pytest.raises(UsageError, match="at least 5 recordings of each from 'tess', got 1 of 'happy'"):
+            training.read_rows(table, info, [0], "tess")
+        return
+    rows = training.read_rows(table, info, [0], "tess")
+    held_out = training.split_files(rows, 0.2, 0)
+    assert held_out.sum() == 2 * 20
+    assert not set(rows.files[held_out]) & set(rows.files[~held_out])
 
 
 def test_the_bundle_says_what_it_is(bundle: Path) -> None:

@@ -88,7 +88,7 @@ def _extract(options: argparse.Namespace, said: _Said) -> int:
 def _label(options: argparse.Namespace, said: _Said) -> int:
     from emotion_batch import runs
 
-    if (options.offset is None) != (options.duration is None):
+    if options.window is None and (options.offset is None) != (options.duration is None):
         raise UsageError("--offset, --duration: expected both to replace the model's segments, got one")
     if options.table is None:
         if not runs.is_recording(options.source, _storage_options(options)):
@@ -232,8 +232,8 @@ class _Said:
     def __init__(self, options: argparse.Namespace) -> None:
         self._is_quiet = options.quiet
         self._is_debug = options.debug
-        # The demo begins anew.
-        self._goes_on = options.command is not _demo
+        # A training and the demo begin anew.
+        self._goes_on = options.command in (_extract, _label)
         self._is_terminal = sys.stderr.isatty()
         self._last: Progress | None = None
         self._said_at = -_PROGRESS_EVERY_S
@@ -271,12 +271,10 @@ class _Said:
 
     def how_far(self) -> str:
         """Return what to say when a signal stopped the command."""
-        if self._last is None or not self._goes_on:
+        if not self._goes_on:
             return "stopped"
-        return (
-            f"stopped at {self._last.n_done:,} of {self._last.n_recordings:,} recordings; "
-            "run the same command again, it goes on from there"
-        )
+        at = f" at {self._last.n_done:,} of {self._last.n_recordings:,} recordings" if self._last else ""
+        return f"stopped{at}; run the same command again, it goes on from there"
 
     def end_line(self) -> None:
         if self._is_in_line:

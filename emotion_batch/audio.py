@@ -166,7 +166,8 @@ class Recording:
         kept = self._kept[skipped:] if is_kept else self._kept[:0]
         parts = [kept]
         at = start + len(kept)
-        n_block = max(1, _BLOCK_VALUES // self._decoder.channels)
+        # What is not exact is read at once, and never has many channels.
+        n_block = max(1, _BLOCK_VALUES // self._decoder.channels) if self._decoder.is_exact else max(1, end - start)
         while at < end:
             n_frames = min(n_block, end - at)
             block = self._decoder.decode(at, n_frames)

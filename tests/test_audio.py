@@ -271,6 +271,15 @@ def test_stretches_that_follow_or_overlap_are_those_of_the_whole(form: str, subt
             assert found.end_s == pytest.approx(start_s + len(stretch) / rate, abs=1e-4)
 
 
+def test_a_minute_of_mp3_is_one_stretch() -> None:
+    """A segment longer than what is decoded at a time has librosa's samples, in MP3 too."""
+    seconds = np.arange(60 * 44_100) / 44_100
+    sweep = 0.3 * np.sin(2 * np.pi * (200 + 5 * seconds) * seconds)
+    data = encode(np.stack([sweep, sweep], axis=1), 44_100, form="MP3", subtype="MPEG_LAYER_III")
+    expected, _ = librosa.load(io.BytesIO(data), offset=0.5, duration=55)
+    np.testing.assert_allclose(read(data, 0.5, 55.0), expected, atol=1e-5)
+
+
 def test_hundreds_of_channels_are_mixed_in_little_memory() -> None:
     """A recording is mixed as it is decoded: 3 s of 1,024 channels at 8 kHz would be 98 MB of samples."""
     samples = np.random.default_rng(0).standard_normal((28_000, 1_024)).astype(np.float32) / 10

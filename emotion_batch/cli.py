@@ -1,27 +1,22 @@
-"""The command line: arguments to the functions of `runs`, what they return to text or JSON, errors to exit codes."""
+"""The command line: arguments to the functions of `runs`, errors to exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
-import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import emotion_batch
+from emotion_batch.console import Said, format_card, format_labels, format_summary, print_result
 from emotion_batch.errors import EmotionBatchError, UsageError
 
 if TYPE_CHECKING:
-    from emotion_batch.bundle import Card
-    from emotion_batch.runs import Progress, SegmentLabel, Summary, Watcher
+    from emotion_batch.runs import Summary
     from emotion_batch.settings import Segments
-
-_PROGRESS_EVERY_S = 10.0
 
 
 class _Stopped(BaseException):
@@ -42,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 and 143 after SIGINT and SIGTERM.
     """
     options = _parser().parse_args(arguments)
-    said = _Said(options)
+    # A training and the demo begin anew.
+    goes_on = options.command in (_extract, _label)
+    said = Said(is_quiet=options.quiet, is_debug=options.debug, goes_on=goes_on)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a name must not end a finished run.
         if isinstance(stream, io.TextIOWrapper):
@@ -64,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _extract(options: argparse.Namespace, said: _Said) -> int:
+def _extract(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
     from emotion_batch.settings import FeatureSettings
 
@@ -85,7 +82,7 @@ def _extract(options: argparse.Namespace, said: _Said) -> int:
     return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
 
 
-def _label(options: argparse.Namespace, said: _Said) -> int:
+def _label(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
 
     if options.window is None and (options.offset is None) != (options.duration is None):
@@ -101,7 +98,7 @@ def _label(options: argparse.Namespace, said: _Said) -> int:
             segments=_segments(options),
             storage_options=_storage_options(options),
         )
-        _print(json.dumps([vars(one) for one in found]) if options.json else _format_labels(found))
+        print_result(json.dumps([vars(one) for one in found]) if options.json else format_labels(found))
         return 0 if all(one.status == "ok" for one in found) else 1
     summary = runs.label(
         options.source,
@@ -116,7 +113,7 @@ def _label(options: argparse.Namespace, said: _Said) -> int:
     return _finish(summary, options, said, f'duckdb -c "{query}"')
 
 
-def _train(options: argparse.Namespace, said: _Said) -> int:
+def _train(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
     from emotion_batch.training import TrainingSettings
 
@@ -131,36 +128,21 @@ def _train(options: argparse.Namespace, said: _Said) -> int:
         on_epoch=lambda epoch, figures: said.epoch(epoch, options.epochs, figures),
     )
     said.end_line()
-    _print(card.to_json().decode() if options.json else _format_card(card, options.bundle))
+    print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
     return 0
 
 
-def _demo(options: argparse.Namespace, said: _Said) -> int:
+def _demo(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.demonstration import demo
 
-    demo(options.folder, n_words=options.words, workers=options.workers, watcher=said.watcher(), say=_print)
+    demo(options.folder, n_words=options.words, workers=options.workers, watcher=said.watcher(), say=print_result)
     return 0
 
 
-def _print(text: str) -> None:
-    """Print a result; whoever reads no further changes neither what was done nor its exit code."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _give_up(sys.stdout)
-
-
-def _give_up(stream: TextIO) -> None:
-    """Let a stream that nobody reads lead nowhere; Python would try once more at its end, and exit with 120."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
-def _finish(summary: Summary, options: argparse.Namespace, said: _Said, next_command: str) -> int:
+def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
     said.end_line()
     is_too_many = _exceeds(options.max_failed, summary)
-    _print(json.dumps(summary.to_dict()) if options.json else _format_summary(summary, next_command))
+    print_result(json.dumps(summary.to_dict()) if options.json else format_summary(summary, next_command))
     if is_too_many:
         said.error(
             f"failed rows: expected at most {options.max_failed}, got {summary.counts.n_failed} of {summary.counts.n_rows}"
@@ -168,147 +150,7 @@ def _finish(summary: Summary, options: argparse.Namespace, said: _Said, next_com
     return 1 if is_too_many else 0
 
 
-def _format_summary(summary: Summary, next_command: str) -> str:
-    counts = summary.counts
-    lines = [
-        f"{summary.table}: {summary.n_shards} parts, {summary.n_shards_done} of them made now in {summary.elapsed_s:.1f} s"
-    ]
-    lines += [f"  {status}, as {_shown(file)}: {reason}" for status, (file, reason) in sorted(summary.examples.items())]
-    if counts.by_label:
-        lines += [f"  {emotion:<12} {n:>10,}  {n / counts.n_ok:6.1%}" for emotion, n in counts.by_label.items()]
-    lines.append(f"next: {next_command}")
-    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
-    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
-    lines.append(f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}")
-    return "\n".join(lines)
-
-
-def _format_labels(found: Sequence[SegmentLabel]) -> str:
-    """Return one label with all its probabilities, or a line for each of several."""
-    name = _shown(found[0].file)
-    if len(found) > 1:
-        return "\n".join([name, *(f"  {one.start_s:10.3f} {_format_segment(one)}" for one in found)])
-    (one,) = found
-    if one.status != "ok":
-        return f"{name}  {one.status}: {one.error}"
-    width = max(len(word) for word in one.probabilities)
-    ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
-    lines = [f"{name}  {one.emotion}  {one.confidence:.3f}", ""]
-    return "\n".join([*lines, *(f"  {word:<{width}}  {value:.6f}" for word, value in ranked)])
-
-
-def _format_segment(one: SegmentLabel) -> str:
-    if one.status != "ok":
-        return f"{'':10}  {one.status}: {one.error}"
-    return f"{one.end_s:10.3f}  {one.emotion}  {one.confidence:.3f}"
-
-
-def _format_card(card: Card, bundle: str) -> str:
-    lines = [f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", ""]
-    lines.append("  judged on      segments  speakers  accuracy    UAR")
-    for kind, figures in card.metrics.items():
-        speakers = figures["n_speakers"] or "?"
-        lines.append(
-            f"  {kind:<13} {figures['n_rows']:>9,} {speakers:>9} {figures['accuracy']:>9.3f} {figures['uar']:>6.3f}"
-        )
-    counts = card.training
-    lines += [
-        "",
-        "`training` is what it learnt from; `stratified` are other recordings of the same speakers.",
-        f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
-        f"next: emotion-batch label RECORDINGS TABLE --model {bundle}",
-    ]
-    return "\n".join(lines)
-
-
-def _shown(text: str) -> str:
-    """Return a name as a terminal may show it: on one line, without control characters."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-
-
-class _Said:
-    """What goes to stderr: notes, progress, one sentence for an error."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._is_quiet = options.quiet
-        self._is_debug = options.debug
-        # A training and the demo begin anew.
-        self._goes_on = options.command in (_extract, _label)
-        self._is_terminal = sys.stderr.isatty()
-        self._last: Progress | None = None
-        self._said_at = -_PROGRESS_EVERY_S
-        self._is_in_line = False
-
-    def watcher(self) -> Watcher:
-        from emotion_batch.runs import Watcher
-
-        return Watcher(on_note=self.note, on_progress=self.progress)
-
-    def note(self, text: str) -> None:
-        if not self._is_quiet:
-            self.end_line()
-            self._write(f"{_shown(text)}\n")
-
-    def error(self, text: str) -> None:
-        self.end_line()
-        if self._is_debug:
-            traceback.print_exc()
-        self._write(f"emotion-batch: {_shown(text)}\n")
-
-    def progress(self, progress: Progress) -> None:
-        self._last = progress
-        rate = progress.n_done_here / max(progress.elapsed_s, 1e-9)
-        left_s = (progress.n_recordings - progress.n_done) / max(rate, 1e-9)
-        self._line(
-            f"{progress.n_done:,} of {progress.n_recordings:,} recordings, {progress.n_failed:,} failed, "
-            f"{rate:,.0f} a second, {_duration(left_s)} left",
-            is_last=progress.n_done == progress.n_recordings,
-        )
-
-    def epoch(self, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        self._line(f"epoch {epoch} of {n_epochs}: {shown}", is_last=epoch == n_epochs)
-
-    def how_far(self) -> str:
-        """Return what to say when a signal stopped the command."""
-        if not self._goes_on:
-            return "stopped"
-        at = f" at {self._last.n_done:,} of {self._last.n_recordings:,} recordings" if self._last else ""
-        return f"stopped{at}; run the same command again, it goes on from there"
-
-    def end_line(self) -> None:
-        if self._is_in_line:
-            self._write("\n")
-            self._is_in_line = False
-
-    def _write(self, text: str) -> None:
-        # Nobody may be reading: the work goes on all the same.
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except BrokenPipeError:
-            _give_up(sys.stderr)
-
-    def _line(self, text: str, *, is_last: bool) -> None:
-        """Show progress: in place for a person, a line now and then for a log."""
-        if self._is_quiet:
-            return
-        now = time.monotonic()
-        if self._is_terminal:
-            self._write(f"\r\x1b[K{text}")
-            self._is_in_line = True
-        elif is_last or now - self._said_at >= _PROGRESS_EVERY_S:
-            self._said_at = now
-            self._write(f"{text}\n")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
-def _common(options: argparse.Namespace, said: _Said) -> dict[str, Any]:
+def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:
     from emotion_batch.archive import SUFFIXES
 
     return {
@@ -443,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, function: Callable[[argparse.Namespace, _Said], int], words: str
+    commands: Any, name: str, function: Callable[[argparse.Namespace, Said], int], words: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words.capitalize() + ".")
     command.set_defaults(command=function)

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "emotion_batch"
 # From the roof down: a module imports only from floors below its own.
 FLOORS = (
     {"cli"},
-    {"demonstration"},
+    {"console", "demonstration"},
     {"runs"},
     {"run"},
     {"preflight", "labelling", "training", "cluster"},

@@ -1,0 +1,188 @@
+"""What a person reads: results on stdout, notes, progress and one sentence for an error on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from emotion_batch.bundle import Card
+    from emotion_batch.runs import Progress, SegmentLabel, Summary, Watcher
+
+_PROGRESS_EVERY_S = 10.0
+
+
+class Said:
+    """What goes to stderr: notes, progress, one sentence for an error.
+
+    Parameters
+    ----------
+    is_quiet
+        Whether notes and progress are kept back.
+    is_debug
+        Whether an error's traceback is shown.
+    goes_on
+        Whether the same command goes on where it was stopped.
+    """
+
+    def __init__(self, *, is_quiet: bool, is_debug: bool, goes_on: bool) -> None:
+        self._is_quiet = is_quiet
+        self._is_debug = is_debug
+        self._goes_on = goes_on
+        self._is_terminal = sys.stderr.isatty()
+        self._last: Progress | None = None
+        self._said_at = -_PROGRESS_EVERY_S
+        self._is_in_line = False
+
+    def watcher(self) -> Watcher:
+        """Return what a run tells its notes and progress to."""
+        from emotion_batch.runs import Watcher
+
+        return Watcher(on_note=self.note, on_progress=self.progress)
+
+    def note(self, text: str) -> None:
+        """Say a sentence that a person should read."""
+        if not self._is_quiet:
+            self.end_line()
+            self._write(f"{_shown(text)}\n")
+
+    def error(self, text: str) -> None:
+        """Say what went wrong, in one sentence."""
+        self.end_line()
+        if self._is_debug:
+            traceback.print_exc()
+        self._write(f"emotion-batch: {_shown(text)}\n")
+
+    def progress(self, progress: Progress) -> None:
+        """Say how far a run is."""
+        self._last = progress
+        rate = progress.n_done_here / max(progress.elapsed_s, 1e-9)
+        left_s = (progress.n_recordings - progress.n_done) / max(rate, 1e-9)
+        self._line(
+            f"{progress.n_done:,} of {progress.n_recordings:,} recordings, {progress.n_failed:,} failed, "
+            f"{rate:,.0f} a second, {_duration(left_s)} left",
+            is_last=progress.n_done == progress.n_recordings,
+        )
+
+    def epoch(self, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
+        """Say how far a training is."""
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        self._line(f"epoch {epoch} of {n_epochs}: {shown}", is_last=epoch == n_epochs)
+
+    def how_far(self) -> str:
+        """Return what to say when a signal stopped the command."""
+        if not self._goes_on:
+            return "stopped"
+        at = f" at {self._last.n_done:,} of {self._last.n_recordings:,} recordings" if self._last else ""
+        return f"stopped{at}; run the same command again, it goes on from there"
+
+    def end_line(self) -> None:
+        """End the line that progress is shown in, if it is open."""
+        if self._is_in_line:
+            self._write("\n")
+            self._is_in_line = False
+
+    def _write(self, text: str) -> None:
+        # Nobody may be reading: the work goes on all the same.
+        try:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        except BrokenPipeError:
+            _give_up(sys.stderr)
+
+    def _line(self, text: str, *, is_last: bool) -> None:
+        """Show progress: in place for a person, a line now and then for a log."""
+        if self._is_quiet:
+            return
+        now = time.monotonic()
+        if self._is_terminal:
+            self._write(f"\r\x1b[K{text}")
+            self._is_in_line = True
+        elif is_last or now - self._said_at >= _PROGRESS_EVERY_S:
+            self._said_at = now
+            self._write(f"{text}\n")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def print_result(text: str) -> None:
+    """Print a result; whoever reads no further changes neither what was done nor its exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let a stream that nobody reads lead nowhere; Python would try once more at its end, and exit with 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def format_summary(summary: Summary, next_command: str) -> str:
+    """Return what a run left behind, with the command that comes next."""
+    counts = summary.counts
+    lines = [
+        f"{summary.table}: {summary.n_shards} parts, {summary.n_shards_done} of them made now in {summary.elapsed_s:.1f} s"
+    ]
+    lines += [f"  {status}, as {_shown(file)}: {reason}" for status, (file, reason) in sorted(summary.examples.items())]
+    if counts.by_label:
+        lines += [f"  {emotion:<12} {n:>10,}  {n / counts.n_ok:6.1%}" for emotion, n in counts.by_label.items()]
+    lines.append(f"next: {next_command}")
+    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
+    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
+    lines.append(f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}")
+    return "\n".join(lines)
+
+
+def format_labels(found: Sequence[SegmentLabel]) -> str:
+    """Return one label with all its probabilities, or a line for each of several."""
+    name = _shown(found[0].file)
+    if len(found) > 1:
+        return "\n".join([name, *(f"  {one.start_s:10.3f} {_format_segment(one)}" for one in found)])
+    (one,) = found
+    if one.status != "ok":
+        return f"{name}  {one.status}: {one.error}"
+    width = max(len(word) for word in one.probabilities)
+    ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
+    lines = [f"{name}  {one.emotion}  {one.confidence:.3f}", ""]
+    return "\n".join([*lines, *(f"  {word:<{width}}  {value:.6f}" for word, value in ranked)])
+
+
+def _format_segment(one: SegmentLabel) -> str:
+    if one.status != "ok":
+        return f"{'':10}  {one.status}: {one.error}"
+    return f"{one.end_s:10.3f}  {one.emotion}  {one.confidence:.3f}"
+
+
+def format_card(card: Card, bundle: str) -> str:
+    """Return what a training gave: labels and figures."""
+    lines = [f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", ""]
+    lines.append("  judged on      segments  speakers  accuracy    UAR")
+    for kind, figures in card.metrics.items():
+        speakers = figures["n_speakers"] or "?"
+        lines.append(
+            f"  {kind:<13} {figures['n_rows']:>9,} {speakers:>9} {figures['accuracy']:>9.3f} {figures['uar']:>6.3f}"
+        )
+    counts = card.training
+    lines += [
+        "",
+        "`training` is what it learnt from; `stratified` are other recordings of the same speakers.",
+        f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
+        f"next: emotion-batch label RECORDINGS TABLE --model {bundle}",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """Return a name as a terminal may show it: on one line, without control characters."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

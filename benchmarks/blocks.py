@@ -32,7 +32,7 @@ def package(archive: str) -> Work:
     """Do what a shard does with recordings: names to rows."""
     from emotion_batch import process
     from emotion_batch.archive import list_recordings
-    from emotion_batch.extraction import extract_rows
+    from emotion_batch.rows import extract_rows
     from emotion_batch.settings import FeatureSettings, Segments
 
     process.settle()
@@ -50,7 +50,7 @@ def stages(archive: str) -> Work:
     """Do what `package` does; an answer is the CPU seconds in each stage of it, and in all."""
     import scipy.fft
 
-    from emotion_batch import audio, extraction, mfcc
+    from emotion_batch import audio, mfcc, rows
 
     seconds: dict[str, float] = {}
 
@@ -68,7 +68,7 @@ def stages(archive: str) -> Work:
     scipy.fft.rfft = clocked("transform", scipy.fft.rfft)
     for decoder in (audio._Wave, audio._Libsndfile):
         decoder.decode = clocked("decode", decoder.decode)
-    extraction.mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
+    rows.mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
     work = package(archive)
 
     def stage(names: list[str]) -> dict[str, float]:
@@ -125,6 +125,7 @@ def floor(archive: str) -> Work:
 def shards(archive: str, bundle: str = "") -> Work:
     """Do whole shards with no Dask, as a worker does: manifest, rows, part. A block is (job, shard numbers)."""
     from benchmarks.jobs import make_jobs
+    from emotion_batch.extraction import Task
 
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
@@ -134,7 +135,7 @@ def shards(archive: str, bundle: str = "") -> Work:
         name, numbers = block
         job, entries = jobs[name]
         for number in numbers:
-            job.do_shard(number, entries[number])
+            job.do_shard(Task(number, entries[number]), "benchmark")
 
     return timed(work)
 

@@ -36,7 +36,7 @@ def make_jobs(folder: Path, archive: str, bundle: str | None) -> dict[str, tuple
         job = (
             Extraction(table, info, listing.folder)
             if name == "extract"
-            else Labelling(table, info, opened, listing.folder, is_archive=True)
+            else Labelling(table, info, opened, Extraction(table, info, listing.folder))
         )
         jobs[name] = (job, manifest.shards)
     return jobs

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from benchmarks.measuring import Figure, children, in_turn, quartiles, ratio
 from benchmarks.peers import extract_mfcc
 from emotion_batch.archive import list_recordings
-from emotion_batch.extraction import extract_rows
+from emotion_batch.rows import extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
 
 _BLOCK = 50

@@ -12,7 +12,7 @@ import psutil
 from benchmarks.jobs import Job, make_jobs
 from benchmarks.measuring import Figure, children, ratio
 from emotion_batch import cluster
-from emotion_batch.extraction import Receipt
+from emotion_batch.extraction import Receipt, Task
 from emotion_batch.manifest import ShardEntry
 
 
@@ -55,15 +55,17 @@ def run(connected: cluster.Cluster, job: Job, shards: dict[int, ShardEntry], num
     before = cpu_s(workers)
     started = time.perf_counter()
     # A function of its own each time, for Dask takes equal calls for one.
-    for _, outcome in connected.run(partial(do_shard, job, time.time_ns()), [(one, shards[one]) for one in numbers]):
+    for _, outcome in connected.run(
+        partial(do_shard, job, time.time_ns()), [Task(one, shards[one]) for one in numbers]
+    ):
         if isinstance(outcome, BaseException):
             raise outcome
     return cpu_s(workers) - before, time.perf_counter() - started
 
 
-def do_shard(job: Job, _run: int, task: tuple[int, ShardEntry]) -> Receipt:
+def do_shard(job: Job, run: int, task: Task) -> Receipt:
     """Do one shard, on a worker."""
-    return job.do_shard(*task)
+    return job.do_shard(task, str(run))
 
 
 def cpu_s(processes: list[psutil.Process]) -> float:

@@ -22,14 +22,18 @@ __all__ = [
     "extract",
     "label",
     "label_recording",
+    "retry",
+    "status",
     "train",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
-    from emotion_batch.runs import Summary, extract, label, label_recording, train
+    from emotion_batch.runs import extract, label, label_recording, retry, status, train, verify
     from emotion_batch.settings import FeatureSettings, Segments
+    from emotion_batch.summary import Summary
     from emotion_batch.training import TrainingSettings
 
 # No module has a function's name: importing a module binds its name here.
@@ -38,13 +42,16 @@ _HOMES = {
     "FeatureSettings": "settings",
     "Segments": "settings",
     "Status": "errors",
-    "Summary": "runs",
+    "Summary": "summary",
     "TrainingSettings": "training",
     "demo": "demonstration",
     "extract": "runs",
     "label": "runs",
     "label_recording": "runs",
+    "retry": "runs",
+    "status": "runs",
     "train": "runs",
+    "verify": "runs",
 }
 
 

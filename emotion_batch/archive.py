@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from emotion_batch.errors import UsageError
-from emotion_batch.storage import Folder, explained, is_url, refuse_password
+from emotion_batch.storage import Folder, explained, is_url, persistently, refuse_password
 
 SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
@@ -83,6 +83,7 @@ def list_recordings(
     *,
     options: Mapping[str, Any] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    may_be_empty: bool = False,
 ) -> Listing:
     """List the recordings of `archive`.
 
@@ -95,6 +96,8 @@ def list_recordings(
         What fsspec's filesystem takes.
     suffixes
         Endings, in any case, by which files of a folder or glob are recordings. Lists are taken as written.
+    may_be_empty
+        Whether to take it for an answer that nothing there is a recording.
 
     Raises
     ------
@@ -104,29 +107,48 @@ def list_recordings(
         If the archive is missing or cannot be read.
     """
     place = Folder.of(archive, options)
-    filesystem, path = place.filesystem()
     endings = tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)
+    kind, base = _kind(place)
     with explained(f"archive {place.url}"):
-        if filesystem.isdir(path):
-            listing = _of_names(place, _walk(place), endings)
-        elif filesystem.isfile(path):
-            parent = Folder(place.url.rsplit("/", 1)[0] or "/", place.options)
-            name = place.url.rsplit("/", 1)[1]
-            if name.lower().endswith(LIST_SUFFIXES):
-                listing = _of_list(parent, name)
-            else:
-                listing = _of_names(parent, [_entry(parent, name, filesystem.info(path))], ("",))
-        elif any(character in path for character in "*?["):
-            listing = _of_glob(place, endings)
+        if kind == "folder":
+            listing = _of_names(base, _walk(base), endings)
+        elif kind == "glob":
+            listing = _of_glob(place, base, endings)
         else:
-            raise FileNotFoundError(path)
-    if not listing.entries.num_rows:
+            name = place.url.rsplit("/", 1)[1]
+            filesystem, path = place.filesystem()
+            is_list = kind == "list"
+            listing = (
+                _of_list(base, name) if is_list else _of_names(base, [_entry(base, name, filesystem.info(path))], ("",))
+            )
+    if not (listing.entries.num_rows or may_be_empty):
         others = f", only {sum(listing.left_out.values())} other files" if listing.left_out else ""
         raise UsageError(
             f"archive {place.url}: expected recordings ({' '.join(endings)}), got none{others}; "
             "check the name, or name other endings with --suffix"
         )
     return listing
+
+
+def find_base(archive: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
+    """Return what the names of an archive's recordings are relative to; raise what `list_recordings` does."""
+    return _kind(Folder.of(archive, options))[1]
+
+
+def _kind(place: Folder) -> tuple[Literal["folder", "list", "recording", "glob"], Folder]:
+    """Return what an archive is, and what the names of its recordings are relative to."""
+    filesystem, path = place.filesystem()
+    parent = Folder(place.url.rsplit("/", 1)[0] or "/", place.options)
+    with explained(f"archive {place.url}"):
+        # In this order: a name that exists is never taken for a glob.
+        if filesystem.isdir(path):
+            return "folder", place
+        if filesystem.isfile(path):
+            return ("list" if place.url.lower().endswith(LIST_SUFFIXES) else "recording"), parent
+        if any(character in path for character in "*?["):
+            fixed = re.split(r"[*?\[]", place.url, maxsplit=1)[0].rpartition("/")[0]
+            return "glob", Folder(fixed or "/", place.options)
+        raise FileNotFoundError(path)
 
 
 def locate(folder: Folder, entry: Entry) -> bytes | tuple[Folder, str]:
@@ -139,6 +161,17 @@ def locate(folder: Folder, entry: Entry) -> bytes | tuple[Folder, str]:
         return folder, name
     # A list may have absolute names, which `join` takes as they are.
     return os.path.join(os.fsencode(folder.url), entry.raw_file or os.fsencode(name))
+
+
+def peek(archive: Folder, recording: Entry) -> None:
+    """Read the first byte of a recording; raise OSError if that cannot be done."""
+    place = locate(archive, recording)
+    if isinstance(place, bytes):
+        with open(place, "rb") as stream:
+            stream.read(1)
+    else:
+        folder, name = place
+        persistently(lambda: folder.filesystem()[0].cat_file(folder.path(name), start=0, end=1))
 
 
 def _of_names(folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...]) -> Listing:
@@ -233,11 +266,9 @@ def _named(name: str, size: int | None, version: str | None) -> Entry:
     return Entry(name, None, size, version)
 
 
-def _of_glob(place: Folder, endings: tuple[str, ...]) -> Listing:
-    """List what matches a glob, named relative to its longest part without glob characters."""
+def _of_glob(place: Folder, base: Folder, endings: tuple[str, ...]) -> Listing:
+    """List what matches a glob, named relative to `base`, its longest part without glob characters."""
     filesystem, pattern = place.filesystem()
-    fixed = re.split(r"[*?\[]", place.url, maxsplit=1)[0].rpartition("/")[0]
-    base = Folder(fixed or "/", place.options)
     if base.is_local:
         # Our own walk, for fsspec's passes over what it may not read and over linked folders.
         matches_pattern = re.compile(glob_translate(pattern)).match

@@ -128,6 +128,7 @@ def open_bundle(folder: Folder) -> Bundle:
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
     """Copy a bundle's network and card into another folder, card last, after checking them."""
     with explained(f"model copy {to.url}"):
+        to.make()
         for name in (WEIGHTS, EXECUTABLE):
             to.publish(name, read_checked(bundle, name))
         to.publish(CARD, bundle.card.to_json())

@@ -11,12 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import emotion_batch
-from emotion_batch.console import Said, format_card, format_labels, format_summary, print_result
+from emotion_batch.console import (
+    Said,
+    format_card,
+    format_labels,
+    format_status,
+    format_summary,
+    format_verification,
+    print_result,
+)
 from emotion_batch.errors import EmotionBatchError, UsageError
 
 if TYPE_CHECKING:
-    from emotion_batch.runs import Summary
     from emotion_batch.settings import Segments
+    from emotion_batch.summary import Summary
 
 
 class _Stopped(BaseException):
@@ -38,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     # A training and the demo begin anew.
-    goes_on = options.command in (_extract, _label)
+    goes_on = options.command in (_extract, _label, _retry)
     said = Said(is_quiet=options.quiet, is_debug=options.debug, goes_on=goes_on)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a name must not end a finished run.
@@ -80,6 +88,39 @@ def _extract(options: argparse.Namespace, said: Said) -> int:
         **_common(options, said),
     )
     return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
+
+
+def _retry(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import runs
+
+    summary = runs.retry(
+        options.table,
+        status=options.status or (),
+        deadline_s=options.deadline,
+        scheduler=options.scheduler,
+        workers=options.workers,
+        storage_options=_storage_options(options),
+        watcher=said.watcher(),
+    )
+    return _finish(summary, options, said, f"emotion-batch status {options.table}")
+
+
+def _status(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    from emotion_batch import runs
+
+    found = runs.status(options.table, storage_options=_storage_options(options))
+    print_result(json.dumps(found.to_dict()) if options.json else format_status(found))
+    return 0
+
+
+def _verify(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import runs
+
+    found = runs.verify(options.table, deep=options.deep, storage_options=_storage_options(options))
+    print_result(json.dumps(found.to_dict()) if options.json else format_verification(found))
+    if not found.is_whole:
+        said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
+    return 0 if found.is_whole else 1
 
 
 def _label(options: argparse.Namespace, said: Said) -> int:
@@ -155,6 +196,8 @@ def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:
 
     return {
         "suffixes": tuple(options.suffix) if options.suffix else SUFFIXES,
+        "prune": options.prune,
+        "deadline_s": options.deadline,
         "scheduler": options.scheduler,
         "workers": options.workers,
         "storage_options": _storage_options(options),
@@ -276,6 +319,24 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment_options(command, "of an archive; the default is what the model was trained on")
     _add_run_options(command)
 
+    command = _command(commands, "status", _status, "how far a table is, read from its storage alone")
+    command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    _add_common_options(command)
+
+    command = _command(commands, "verify", _verify, "exit code 0 only if a table is whole")
+    command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    command.add_argument(
+        "--deep", action="store_true", help="read every row, rather than what each part says of itself"
+    )
+    _add_common_options(command)
+
+    command = _command(commands, "retry", _retry, "do again what failed, and nothing else")
+    command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    command.add_argument("--status", action="append", metavar="S", help="only such failures; may be repeated (all)")
+    group = command.add_argument_group("run")
+    _add_cluster_options(group)
+    _add_common_options(command)
+
     command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")
     command.add_argument("folder", metavar="FOLDER", nargs="?", default="demo", help="where to (demo)")
     command.add_argument("--words", type=_positive, default=40, metavar="N", help="words a voice and emotion (40)")
@@ -302,14 +363,30 @@ def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("run")
-    group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
-    group.add_argument("--workers", type=_positive, metavar="N", help="processes of the local cluster (one a core)")
+    _add_cluster_options(group)
     group.add_argument(
         "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
     )
-    group.add_argument("--max-failed", type=_limit, metavar="N|P%", help="more failed rows than this are exit code 1")
-    group.add_argument("--force", action="store_true", help="go on though the first recordings come out alike")
+    group.add_argument("--prune", action="store_true", help="take recordings that are gone out of the table")
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="go on though the first recordings come out alike; prune though more than a tenth is gone",
+    )
     _add_common_options(command)
+
+
+def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
+    group.add_argument("--workers", type=_positive, metavar="N", help="processes of the local cluster (one a core)")
+    group.add_argument(
+        "--deadline",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds for a recording, or for each of its windows, until it is `timeout` (120)",
+    )
+    group.add_argument("--max-failed", type=_limit, metavar="N|P%", help="more failed rows than this are exit code 1")
 
 
 def _add_common_options(command: argparse.ArgumentParser) -> None:

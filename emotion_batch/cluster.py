@@ -7,22 +7,27 @@ import importlib.metadata
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import dask
 import dask.bag
-from distributed import Client, Future, as_completed, futures_of
+from distributed import Client, Future, KilledWorker, as_completed, futures_of
 from distributed.comm.addressing import parse_address
+from distributed.comm.core import CommClosedError
 from distributed.comm.registry import get_backend
 
 from emotion_batch.errors import ClusterError, IncompleteError
+from emotion_batch.storage import is_transient
 
 Receipt = TypeVar("Receipt")
 Task = TypeVar("Task")
@@ -42,6 +47,9 @@ _SETTINGS = {
 }
 # A cluster that scales itself may be without workers for a while.
 _NO_WORKERS_S = 600
+# How long a shard waits before it is handed out once more, because a worker or a store failed: some three minutes in
+# all, on top of what a worker itself waits for a store.
+_RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 
 
 class Cluster:
@@ -53,10 +61,13 @@ class Cluster:
         Address of its dashboard, or None where it has none.
     is_local
         Whether it was started for this run, on this machine.
+    n_resubmitted
+        Shards handed out once more so far.
     """
 
     def __init__(self, client: Client, is_local: bool) -> None:
         self._client = client
+        self.n_resubmitted = 0
         self.dashboard: str | None = client.dashboard_link or None
         self.is_local = is_local
 
@@ -101,6 +112,8 @@ class Cluster:
     ) -> Iterator[tuple[Task, Receipt | BaseException]]:
         """Run a function over shards as a bag of one partition each, and yield what each gave, as they end.
 
+        A shard that ends with a worker or a store that failed is handed out again, some times and later and later.
+
         Parameters
         ----------
         function
@@ -120,12 +133,21 @@ class Cluster:
         done = as_completed(
             [future for _, future in left.values()], loop=self._client.loop, with_results=True, raise_errors=False
         )
+        waiting: list[tuple[float, Task]] = []
+        n_tries: Counter[Task] = Counter()
         heard = time.monotonic()
-        while left:
+        while left or waiting:
+            for due, task in waiting.copy():
+                if due <= time.monotonic():
+                    waiting.remove((due, task))
+                    # A key of its own, for the scheduler remembers the other one as failed.
+                    future = self._client.submit(function, task, key=f"again-{secrets.token_hex(8)}", pure=False)
+                    left[future.key] = (task, future)
+                    done.add(future)
             batch = done.next_batch(block=False)
             if not batch:
                 # Asked for and not waited for: what a lost scheduler had would never come.
-                self._check_scheduler(next(iter(left.values()))[1])
+                self._check_scheduler([future for _, future in islice(left.values(), 1)])
                 if time.monotonic() - heard > (_WORKERS_TIMEOUT_S if self.is_local else _NO_WORKERS_S):
                     self._check_workers()
                     heard = time.monotonic()
@@ -137,10 +159,15 @@ class Cluster:
                 outcome = result[0] if future.status == "finished" else _failure(result)
                 # The scheduler forgets what is released, which keeps its memory level.
                 future.release()
-                yield task, outcome
+                if n_tries[task] < len(_RESUBMIT_S) and _is_passing(outcome):
+                    waiting.append((time.monotonic() + _RESUBMIT_S[n_tries[task]], task))
+                    n_tries[task] += 1
+                    self.n_resubmitted += 1
+                else:
+                    yield task, outcome
 
-    def _check_scheduler(self, future: Future[Any]) -> None:
-        if self._client.status != "running" or future.status == "lost":
+    def _check_scheduler(self, futures: Sequence[Future[Any]]) -> None:
+        if self._client.status != "running" or any(future.status == "lost" for future in futures):
             raise IncompleteError(
                 "scheduler: expected it to stay until the work is done, got no answer any more; "
                 "run the same command again, it goes on from there"
@@ -277,13 +304,24 @@ def _client(address: str) -> Client:
         ) from error
 
 
+class _LostError(Exception):
+    """A shard that the cluster forgot."""
+
+
 def _failure(result: Any) -> BaseException:
     """Return the exception of a future that failed, was cancelled or lost its scheduler."""
     if isinstance(result, tuple) and len(result) == 3 and isinstance(result[1], BaseException):
         return result[1]
     if isinstance(result, BaseException):
         return result
-    return ClusterError("the cluster lost this shard")
+    return _LostError("the cluster lost this shard")
+
+
+def _is_passing(outcome: object) -> bool:
+    """Return whether a shard ended with what is no fault of its own."""
+    return isinstance(outcome, KilledWorker | CommClosedError | _LostError) or (
+        isinstance(outcome, BaseException) and is_transient(outcome)
+    )
 
 
 def _said(error: BaseException) -> str:

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
-    from emotion_batch.runs import Progress, SegmentLabel, Summary, Watcher
+    from emotion_batch.ledger import TableStatus, Verification
+    from emotion_batch.runs import SegmentLabel
+    from emotion_batch.summary import Progress, Summary, Watcher
+    from emotion_batch.tables import Counts
 
 _PROGRESS_EVERY_S = 10.0
+_MOST_PROBLEMS = 20
 
 
 class Said:
@@ -40,7 +44,7 @@ class Said:
 
     def watcher(self) -> Watcher:
         """Return what a run tells its notes and progress to."""
-        from emotion_batch.runs import Watcher
+        from emotion_batch.summary import Watcher
 
         return Watcher(on_note=self.note, on_progress=self.progress)
 
@@ -134,14 +138,72 @@ def format_summary(summary: Summary, next_command: str) -> str:
     lines = [
         f"{summary.table}: {summary.n_shards} parts, {summary.n_shards_done} of them made now in {summary.elapsed_s:.1f} s"
     ]
-    lines += [f"  {status}, as {_shown(file)}: {reason}" for status, (file, reason) in sorted(summary.examples.items())]
+    lines += [
+        f"  {status}, as {_shown(file)}: {reason}" for status, ((file, reason), *_) in sorted(summary.examples.items())
+    ]
     if counts.by_label:
         lines += [f"  {emotion:<12} {n:>10,}  {n / counts.n_ok:6.1%}" for emotion, n in counts.by_label.items()]
+    spent = summary.spent
+    if spent.n_isolated:
+        lines.append(
+            f"{spent.n_isolated} shards were done in a child process, after a worker died over them; "
+            f"{spent.lost_s:.0f} s of work were lost with workers and children"
+        )
+    if summary.n_resubmitted or spent.n_retries:
+        lines.append(
+            f"{spent.n_retries} requests to storage were repeated, {summary.n_resubmitted} shards handed out again"
+        )
     lines.append(f"next: {next_command}")
+    lines.append(_format_counts(counts))
+    return "\n".join(lines)
+
+
+def _format_counts(counts: Counts) -> str:
     reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
     failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
-    lines.append(f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}")
+    return f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}"
+
+
+def format_status(found: TableStatus) -> str:
+    """Return how far a table is, and who is at work on it."""
+    n_left = found.n_recordings - found.n_done
+    lines = [
+        f"{found.table}: {found.kind} of {_shown(found.source)}",
+        f"  done  {found.n_done:>12,} of {found.n_recordings:,} recordings, {found.n_shards_done:,} of {found.n_shards:,} parts",
+        f"  left  {n_left:>12,}",
+    ]
+    lines += [f"  {status:<12} {n:>10,} rows" for status, n in found.counts.by_status.items()]
+    for holder in found.at_work:
+        lines.append(
+            f"run {holder.run} is at work, on {_shown(holder.host)}, process {holder.pid}, for {_ago(holder.began_s)}"
+        )
+    if found.rate:
+        lines.append(f"  {found.rate:,.0f} recordings a second, {_duration(n_left / found.rate)} left")
+    for holder in found.lost:
+        lines.append(f"run {holder.run} died, on {_shown(holder.host)}; last heard of {_ago(holder.renewed_s)} ago")
+    last = found.last_run
+    if last is not None:
+        rate = f", {last['n_decoded'] / last['elapsed_s']:,.0f} recordings a second" if last.get("n_decoded") else ""
+        reason = f": {_shown(last['error'])}" if last.get("error") else ""
+        lines.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
     return "\n".join(lines)
+
+
+def format_verification(found: Verification) -> str:
+    """Return whether a table is whole, with what is wrong, the first of it."""
+    lines = [f"  {_shown(problem)}" for problem in found.problems[:_MOST_PROBLEMS]]
+    if len(found.problems) > _MOST_PROBLEMS:
+        lines.append(f"  and {len(found.problems) - _MOST_PROBLEMS:,} more; all of them with --json")
+    word = "whole" if found.is_whole else "not whole"
+    how = "every row was read" if found.is_deep else "by what its parts say of themselves"
+    lines.append(f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts")
+    lines.append(_format_counts(found.counts))
+    return "\n".join(lines)
+
+
+def _ago(time_s: float) -> str:
+    """Return how long ago a time was, in seconds since 1970."""
+    return _duration(max(0.0, time.time() - time_s))
 
 
 def format_labels(found: Sequence[SegmentLabel]) -> str:

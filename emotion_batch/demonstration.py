@@ -9,8 +9,8 @@ from pathlib import Path
 
 from emotion_batch import runs, synthesis
 from emotion_batch.errors import UsageError
-from emotion_batch.run import Watcher
 from emotion_batch.storage import explained
+from emotion_batch.summary import Watcher
 from emotion_batch.training import TrainingSettings
 
 # What the demo makes, and so may remove when it is run again.

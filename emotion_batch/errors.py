@@ -52,9 +52,21 @@ class UsageError(EmotionBatchError):
 
 
 class StorageError(EmotionBatchError):
-    """A place cannot be read or written: missing, not permitted, full, or its client is not installed."""
+    """A place cannot be read or written: missing, not permitted, full, or its client is not installed.
+
+    Parameters
+    ----------
+    text
+        The sentence.
+    is_transient
+        Whether it is of the kind that passes: a connection reset, a store that answers 503.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str, *, is_transient: bool = False) -> None:
+        super().__init__(text)
+        self.is_transient = is_transient
 
 
 class ClusterError(EmotionBatchError):

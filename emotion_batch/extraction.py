@@ -1,28 +1,58 @@
-"""One shard of an extraction: recordings to feature rows. Knows nothing of Dask."""
+"""One shard of an extraction: recordings to the rows of a feature table. Knows nothing of Dask."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import audio, mfcc, process, tables
-from emotion_batch.archive import Entry, locate
-from emotion_batch.errors import RecordingError, Status
+from emotion_batch import attempts, isolation, meter, process, rows, tables
+from emotion_batch.archive import Entry, peek
+from emotion_batch.attempts import Attempt
+from emotion_batch.carryover import carry_over, merge
+from emotion_batch.errors import Status
+from emotion_batch.isolation import KILLING, Limits
 from emotion_batch.manifest import ShardEntry, read_entries
-from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
+from emotion_batch.meter import Spent
+from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, TableInfo
+from emotion_batch.watchdog import watched
+
+# What an archive that went away makes of its recordings.
+_LOST = pa.array([Status.VANISHED, Status.UNREADABLE])
+
+
+class Task(NamedTuple):
+    """What one task of a run is told: numbers, never names of recordings.
+
+    Attributes
+    ----------
+    shard
+        Number of the shard.
+    entry
+        Where its newest entries stand.
+    earlier
+        Where those stand that its present part was made from; None if it has no part, or another's.
+    """
+
+    shard: int
+    entry: ShardEntry
+    earlier: ShardEntry | None = None
+
+    def read_entries(self, table: Folder) -> tuple[pa.RecordBatch, dict[str, pa.RecordBatch]]:
+        """Return the shard's newest entries, and those that its part may have been made from, by digest."""
+        entries = read_entries(table, self.entry)
+        if self.earlier is None:
+            return entries, {}
+        known = {self.entry.digest: entries}
+        if self.earlier.digest not in known:
+            known[self.earlier.digest] = read_entries(table, self.earlier)
+        return entries, known
 
 
 @dataclass(frozen=True)
@@ -32,28 +62,36 @@ class Receipt:
     Attributes
     ----------
     counts
-        What came out.
+        What the part holds.
     audio_s
-        Seconds of audio that the ``ok`` rows cover.
+        Seconds of audio that the ``ok`` rows cover which were made now.
     elapsed_s
         Wall-clock seconds that the shard took.
     examples
         For each status but ``ok``, one recording and its reason.
+    n_decoded
+        Recordings that were decoded; the others' rows are those of the earlier part.
+    spent
+        On what the time went.
     """
 
     counts: Counts
     audio_s: float
     elapsed_s: float
     examples: Mapping[str, tuple[str, str]]
+    n_decoded: int = 0
+    spent: Spent = field(default_factory=Spent)
 
     @classmethod
-    def of(cls, counts: Counts, rows: pa.Table, started: float) -> Receipt:
-        """Return the receipt for `rows`, begun at `started` of `time.perf_counter`."""
-        failed = rows.filter(pc.not_equal(rows["status"], Status.OK))
+    def of(cls, counts: Counts, made: pa.Table, started: float, spent: Spent) -> Receipt:
+        """Return the receipt for the rows `made` now, begun at `started` of `time.perf_counter`."""
+        failed = made.filter(pc.not_equal(made["status"], Status.OK))
         columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
         examples = {status: (file, error) for status, file, error in zip(*columns, strict=True)}
-        starts, ends = (rows[name].to_numpy() for name in ("start_s", "end_s"))
-        return cls(counts, float(np.nansum(ends - starts)), time.perf_counter() - started, examples)
+        starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
+        n_decoded = pc.count_distinct(made["file"]).as_py()
+        audio_s = float(np.nansum(ends - starts))
+        return cls(counts, audio_s, time.perf_counter() - started, examples, n_decoded, spent)
 
 
 @dataclass(frozen=True)
@@ -63,169 +101,68 @@ class Extraction:
     Attributes
     ----------
     table
-        The feature table's folder.
+        The table whose shards these are; its own part gives the rows that can be kept.
     info
         What the table is.
     archive
         What the recordings' names are relative to.
+    limits
+        What a recording may take.
+    again
+        Statuses whose recordings are done again though they did not change.
+    witnesses
+        Some recordings that could be read when the run began: if none can any more, the archive is gone.
     """
 
     table: Folder
     info: TableInfo
     archive: Folder
+    limits: Limits = field(default_factory=Limits)
+    again: frozenset[Status] = frozenset()
+    witnesses: tuple[Entry, ...] = ()
 
-    def do_shard(self, shard: int, entry: ShardEntry) -> Receipt:
+    def do_shard(self, task: Task, run_id: str) -> Receipt:
         """Extract one shard's recordings and publish its part."""
         started = time.perf_counter()
-        process.settle()
-        rows = extract_rows(
-            read_entries(self.table, entry), self.archive, self.info.feature_settings, self.info.segments
-        )
-        rows = tables.keep_gone(self.table, shard, rows)
-        counts = tables.publish_part(self.table, self.info, shard, entry.digest, rows)
-        return Receipt.of(counts, rows, started)
+        with meter.metered() as spent, attempts.noted(self.table, task.shard, run_id) as attempt:
+            process.settle()
+            made, found = self.extract_shard(task, attempt)
+            counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
+            return Receipt.of(counts, made, started, spent)
 
+    def extract_shard(self, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
+        """Return the feature rows of a shard that are made now, and all of them with those of its present part."""
+        entries, known = task.read_entries(self.table)
+        kept, left = carry_over(self.table, self.info, task.shard, entries, known, self.again)
+        made = self.extract(left, attempt)
+        return made, merge(entries, kept, made)
 
-class FeatureRow(NamedTuple):
-    """One row of a feature table, in its columns' order."""
+    def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
+        """Return the feature rows of `entries`: in this process, or in a child if they may have killed one.
 
-    file: str
-    start_s: float
-    end_s: float | None
-    status: Status
-    error: str | None
-    duration_s: float | None
-    sample_rate_hz: int | None
-    channels: int | None
-    mfcc: npt.NDArray[np.float32] | None
-
-
-def extract_rows(entries: pa.RecordBatch, archive: Folder, settings: FeatureSettings, segments: Segments) -> pa.Table:
-    """Return a row for each segment of each recording, in the order of `entries`.
-
-    Parameters
-    ----------
-    entries
-        Recordings, of `archive.ENTRY_SCHEMA`.
-    archive
-        What their names are relative to.
-    settings, segments
-        How samples become a vector, and which stretches.
-
-    Returns
-    -------
-    Rows of the feature table's schema. A recording that fails has a row with its status; nothing is raised for it.
-    """
-    rows: list[tuple[object, ...]] = []
-    # The vectors side by side, for an hour of windows has thousands: as arrays of their own they would weigh double.
-    values, is_missing = bytearray(), bytearray()
-    nothing = bytes(4 * settings.n_mfcc)
-    for entry in entries.to_pylist():
-        for row in extract_recording(Entry(**entry), archive, settings, segments):
-            rows.append(row[:-1])
-            values += nothing if row.mfcc is None else row.mfcc.tobytes()
-            is_missing.append(row.mfcc is None)
-    schema = tables.feature_schema(settings)
-    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=False)]
-    vectors = pa.FixedSizeListArray.from_arrays(
-        pa.array(np.frombuffer(values, np.float32)),
-        type=schema.field("mfcc").type,
-        mask=pa.array(np.frombuffer(is_missing, np.bool_)),
-    )
-    return pa.Table.from_arrays([*arrays, vectors], schema=schema)
-
-
-def extract_recording(
-    entry: Entry, archive: Folder, settings: FeatureSettings, segments: Segments
-) -> Iterator[FeatureRow]:
-    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails."""
-    header: audio.Header | None = None
-    start_s = next(segments.starts())
-    try:
-        with _source(entry, archive) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
-            header = recording.header
-            for number, start_s in enumerate(segments.starts()):
-                try:
-                    stretch = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate)
-                except RecordingError as error:
-                    if number and error.status == Status.TOO_SHORT:
-                        return
-                    raise
-                vector = mfcc.mean_mfcc(stretch.samples, settings)
-                # A frame that is not finite shows in the vector; a sample between frames does not.
-                is_finite = settings.hop_length <= settings.n_fft or np.isfinite(stretch.samples).all()
-                if is_finite and np.isfinite(vector).all():
-                    yield _row(entry, start_s, header, stretch.end_s, vector)
-                elif np.isfinite(stretch.samples).all():
-                    reason = "the samples are too large for finite features"
-                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
-                else:
-                    reason = "the segment has samples that are NaN or infinite"
-                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
-        return
-    except RecordingError as error:
-        status, reason = error.status, error.reason
-    except MemoryError:
-        status, reason = Status.MEMORY, "the segment does not fit into memory"
-    except Exception as error:
-        # One recording in a million finds what nobody thought of: it must cost its own row and no other.
-        status, reason = Status.UNREADABLE, _said(error)
-    yield _row(entry, start_s, header, status=status, reason=reason)
-
-
-def _row(
-    entry: Entry,
-    start_s: float,
-    header: audio.Header | None,
-    end_s: float | None = None,
-    vector: npt.NDArray[np.float32] | None = None,
-    status: Status = Status.OK,
-    reason: str | None = None,
-) -> FeatureRow:
-    if header is None:
-        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, vector)
-    duration_s = header.duration_s if math.isfinite(header.duration_s) else None
-    return FeatureRow(
-        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, vector
-    )
-
-
-@contextlib.contextmanager
-def _source(entry: Entry, archive: Folder) -> Iterator[tuple[int | bytes, int]]:
-    """Open a recording as `audio.opened` takes it; raise RecordingError if it is not what was listed."""
-    place = locate(archive, entry)
-    try:
-        if isinstance(place, bytes):
-            # O_NONBLOCK: a named pipe called .wav must not hold up the shard.
-            descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+        Raises
+        ------
+        StorageError
+            If not the recordings failed, but the archive.
+        """
+        meter.current().lost_s += attempt.lost_s
+        settings, segments = self.info.feature_settings, self.info.segments
+        if attempt.is_repeated or self.again & KILLING:
+            made = isolation.extract_rows(entries, self.archive, settings, segments, self.limits)
         else:
-            folder, name = place
-            data = folder.read(name)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RecordingError(Status.VANISHED, "the file was listed and is not there") from error
-    except OSError as error:
-        raise RecordingError(Status.UNREADABLE, error.strerror or _said(error)) from error
-    if not isinstance(place, bytes):
-        _check_unchanged(entry, len(data), None)
-        yield data, len(data)
-        return
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise RecordingError(Status.NOT_AUDIO, "this is a folder")
-        _check_unchanged(entry, status.st_size, str(status.st_mtime_ns))
-        yield descriptor, status.st_size
-    finally:
-        os.close(descriptor)
+            with watched(self.limits.deadline_s) as beat:
+                made = rows.extract_rows(entries, self.archive, settings, segments, beat)
+        if self.witnesses and pc.any(pc.is_in(made["status"], _LOST)).as_py():
+            self._check_archive()
+        return made
 
-
-def _check_unchanged(entry: Entry, size: int, version: str | None) -> None:
-    for name, listed, found in (("size", entry.size, size), ("modification time", entry.version, version)):
-        if None not in (listed, found) and listed != found:
-            raise RecordingError(
-                Status.CHANGED, f"the file's {name} is not what was listed; run the same command again"
-            )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+    def _check_archive(self) -> None:
+        """Raise StorageError if no witness can be read: a night of rows that say so would be of no use."""
+        for number, witness in enumerate(self.witnesses, start=1):
+            try:
+                with explained(f"archive {self.archive.url} ({witness.file!r}, which was there before)"):
+                    peek(self.archive, witness)
+                return
+            except Exception:
+                if number == len(self.witnesses):
+                    raise

@@ -10,14 +10,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import process, tables
+from emotion_batch import attempts, meter, process, tables
+from emotion_batch.attempts import Attempt
 from emotion_batch.bundle import Bundle
-from emotion_batch.errors import Status
-from emotion_batch.extraction import Extraction, Receipt, extract_rows
-from emotion_batch.manifest import ShardEntry, read_entries
+from emotion_batch.carryover import carry_over, merge
+from emotion_batch.errors import IncompleteError, Status
+from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.prediction import Predictor, load_predictor
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage import Folder, explained
+from emotion_batch.tables import Footer, PartError, TableInfo
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """A finished feature table, to be labelled: its folder, and what it is."""
+
+    table: Folder
+    info: TableInfo
 
 
 @dataclass(frozen=True)
@@ -33,39 +42,55 @@ class Labelling:
     bundle
         The model, in the table's own copy.
     source
-        The feature table's folder or, when `is_archive`, what the recordings' names are relative to.
-    is_archive
-        Whether recordings are decoded, rather than features read.
-    kept
-        Extraction into a feature table that keeps the features on their way, when they are from an archive.
+        The feature table, or the extraction that makes features of recordings on their way: into a feature
+        table of its own, or only for this one.
     """
 
     table: Folder
     info: TableInfo
     bundle: Bundle
-    source: Folder
-    is_archive: bool
-    kept: Extraction | None = None
+    source: FeatureTable | Extraction
 
-    def do_shard(self, shard: int, entry: ShardEntry) -> Receipt:
+    def do_shard(self, task: Task, run_id: str) -> Receipt:
         """Label one shard and publish its part."""
         started = time.perf_counter()
-        process.settle()
-        rows = label_rows(self._features(shard, entry), load_predictor(self.bundle))
-        rows = tables.keep_gone(self.table, shard, rows)
-        counts = tables.publish_part(self.table, self.info, shard, entry.digest, rows)
-        return Receipt.of(counts, rows, started)
+        with meter.metered() as spent:
+            process.settle()
+            if isinstance(self.source, FeatureTable):
+                made = found = self._predict(self._read_features(self.source, task))
+            else:
+                with attempts.noted(self.table, task.shard, run_id) as attempt:
+                    made, found = self._label_recordings(self.source, task, attempt)
+            counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
+            return Receipt.of(counts, made, started, spent)
 
-    def _features(self, shard: int, entry: ShardEntry) -> pa.Table:
-        if not self.is_archive:
-            return tables.read_part(self.source, shard)
-        rows = extract_rows(
-            read_entries(self.table, entry), self.source, self.info.feature_settings, self.info.segments
-        )
-        if self.kept is not None:
-            rows = tables.keep_gone(self.kept.table, shard, rows)
-            tables.publish_part(self.kept.table, self.kept.info, shard, entry.digest, rows)
-        return rows
+    def _label_recordings(self, extraction: Extraction, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
+        """Return the label rows of a shard that are made now, and all of them with those of its present part."""
+        if extraction.table.url != self.table.url:
+            # The features go into a table of their own, and it is its part that says what need not be decoded.
+            made, features = extraction.extract_shard(task, attempt)
+            tables.publish_part(extraction.table, extraction.info, task.shard, task.entry.digest, features)
+            return self._predict(made), self._predict(features)
+        entries, known = task.read_entries(self.table)
+        kept, left = carry_over(self.table, self.info, task.shard, entries, known, extraction.again)
+        made = self._predict(extraction.extract(left, attempt))
+        return made, merge(entries, kept, made)
+
+    def _read_features(self, source: FeatureTable, task: Task) -> pa.Table:
+        """Return the feature rows of a shard, if they were made from the same entries."""
+        try:
+            with explained(f"feature table {source.table.url}"), meter.stage("read"), tables.part_errors():
+                features = tables.read_part(source.table, task.shard)
+            Footer.of(features.schema.metadata, source.info).require(task.shard, task.entry)
+        except PartError as error:
+            raise IncompleteError(
+                f"feature table {source.table.url}: {tables.part_name(task.shard)}: {error}; run the extraction again, and then this"
+            ) from error
+        return features
+
+    def _predict(self, features: pa.Table) -> pa.Table:
+        with meter.stage("predict"):
+            return label_rows(features, load_predictor(self.bundle))
 
 
 def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:

@@ -1,8 +1,9 @@
 """The manifest: a table's recordings, frozen and cut into shards, growing by generations.
 
-A generation is two files in ``_table/manifest/``: ``000001.arrow`` with one record batch a shard, and
-``000001.json``, written after it, that says which shards these are. A shard's newest entries are those of
-the last generation that has it.
+A generation is two files in ``_table/manifest/``: ``000001-<digest>.arrow`` with one record batch a shard, and
+``000001.json``, written after it and only if there is none, that says which shards these are. A shard's newest entries
+are those of the last generation that has it; with none, it is a shard no more. Of two runs that freeze at the same time
+one has its generation, and the other takes that over and adds what it lacks.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import pyarrow.compute as pc
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, explained, persistently
 
 FOLDER = "_table/manifest"
 MAX_SHARDS = 20_000
+# Of the recordings of a table; more gone at once look like a share that is not mounted.
+_MOST_PRUNED = 0.1
 # A task costs Dask some 10 ms, a lost one its shard: shards and their number grow together with the archive, as the
 # square root of its recordings, until a shard holds so many that its part is worth a query's request.
 _SHARDS_PER_ROOT = 0.28
@@ -43,8 +46,8 @@ class ShardEntry:
 
     Attributes
     ----------
-    generation
-        The manifest's generation that holds them.
+    file
+        Name of the generation's file that holds them.
     batch
         Number of their record batch in it.
     n_recordings
@@ -55,7 +58,7 @@ class ShardEntry:
         What `estimate_costs` gives for them in all.
     """
 
-    generation: int
+    file: str
     batch: int
     n_recordings: int
     digest: str
@@ -64,11 +67,12 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Growth:
-    """What a new listing changes in a manifest: numbers of recordings."""
+    """What a new listing changes in a manifest: numbers of recordings; those that are gone and stay, or are pruned."""
 
     n_new: int = 0
     n_changed: int = 0
     n_gone: int = 0
+    n_pruned: int = 0
 
 
 class Manifest:
@@ -84,10 +88,16 @@ class Manifest:
         self._table = table
         self._folder = table.folder(FOLDER)
         self.shards: dict[int, ShardEntry] = {}
+        # Where the entries of any digest stand that a shard has had, pruned shards among them.
+        self.history: dict[tuple[int, str], ShardEntry] = {}
         self.generation = 0
+        self._reload()
+
+    def _reload(self) -> None:
+        """Take in the generations that are there and not known yet."""
         for name in self._folder.names():
             stem, _, suffix = name.partition(".")
-            if suffix == "json" and stem.isdigit():
+            if suffix == "json" and stem.isdigit() and int(stem) > self.generation:
                 self._add(int(stem), json.loads(self._folder.read(name)))
 
     @property
@@ -95,24 +105,20 @@ class Manifest:
         """Number of recordings in all shards."""
         return sum(shard.n_recordings for shard in self.shards.values())
 
-    def digests(self) -> dict[int, str]:
-        """Return the digest of each shard's newest entries."""
-        return {number: shard.digest for number, shard in self.shards.items()}
-
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
-        readers: dict[int, pa.ipc.RecordBatchFileReader] = {}
+        readers: dict[str, pa.ipc.RecordBatchFileReader] = {}
         for shard in shards:
             where = self.shards[shard]
-            if where.generation not in readers:
-                readers[where.generation] = _open(self._folder, where.generation)
-            yield readers[where.generation].get_batch(where.batch)
+            if where.file not in readers:
+                readers[where.file] = _open(self._folder, where.file)
+            yield readers[where.file].get_batch(where.batch)
 
-    def grow(self, entries: pa.Table, segments: Segments) -> Growth:
+    def grow(self, entries: pa.Table, segments: Segments, *, prune: bool = False, force: bool = False) -> Growth:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
-        number; gone recordings stay.
+        number; gone recordings stay, unless they are pruned.
 
         Parameters
         ----------
@@ -120,34 +126,64 @@ class Manifest:
             Table of `ENTRY_SCHEMA`, sorted by ``file``, no name twice.
         segments
             Which stretches of them will be read.
+        prune
+            Whether recordings that are gone leave the manifest.
+        force
+            Prune though more than a tenth is gone.
+
+        Raises
+        ------
+        UsageError
+            If too many to be pruned are gone.
         """
+        while True:
+            growth, updated = self._compare(entries, segments, prune=prune)
+            n_known = self.n_recordings
+            if growth.n_pruned > _MOST_PRUNED * n_known and not force:
+                raise UsageError(
+                    f"--prune: expected at most a tenth of the {n_known:,} recordings to be gone, got {growth.n_pruned:,}; "
+                    "see that the archive is all there, and use --force if it is"
+                )
+            if not updated or self._commit(updated, segments):
+                return growth
+            # Another run has its generation there: what it lacks of this listing makes a further one.
+            self._reload()
+
+    def _compare(
+        self, entries: pa.Table, segments: Segments, *, prune: bool
+    ) -> tuple[Growth, dict[int, pa.RecordBatch]]:
+        """Return what a listing changes, and the entries of each shard that it changes."""
+        if not self.shards and not entries.num_rows:
+            return Growth(), {}
         if not self.shards:
-            self._write(dict(enumerate(cut(entries, segments))), segments)
-            return Growth(n_new=entries.num_rows)
+            first = max((shard for shard, _ in self.history), default=-1) + 1
+            return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first))
         numbers = list(self.shards)
         batches = dict(zip(numbers, self.entries(numbers), strict=True))
         known = pa.Table.from_batches(batches.values(), ENTRY_SCHEMA)
         place = pc.index_in(known["file"], value_set=entries["file"].combine_chunks())
         is_new = pc.invert(pc.is_in(entries["file"], value_set=known["file"].combine_chunks()))
         listed = entries.take(place)
+        is_gone = pc.is_null(place).combine_chunks()
         is_changed = pc.or_(_differs(known, listed, "size"), _differs(known, listed, "version")).combine_chunks()
         updated: dict[int, pa.RecordBatch] = {}
         start = 0
         for number, batch in batches.items():
-            if pc.any(is_changed.slice(start, batch.num_rows)).as_py():
-                mask = is_changed.slice(start, batch.num_rows)
+            changed, gone = (mask.slice(start, batch.num_rows) for mask in (is_changed, is_gone))
+            if pc.any(changed).as_py() or (prune and pc.any(gone).as_py()):
                 columns = [
-                    pc.if_else(mask, listed[name].slice(start, batch.num_rows).combine_chunks(), batch[name])
+                    pc.if_else(changed, listed[name].slice(start, batch.num_rows).combine_chunks(), batch[name])
                     for name in ENTRY_SCHEMA.names
                 ]
-                updated[number] = pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)
+                batch = pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)
+                updated[number] = batch.filter(pc.invert(gone)) if prune else batch
             start += batch.num_rows
         new = entries.filter(is_new)
         if new.num_rows:
-            updated.update(enumerate(cut(new, segments), start=max(self.shards) + 1))
-        if updated:
-            self._write(updated, segments)
-        return Growth(new.num_rows, pc.sum(is_changed).as_py() or 0, place.null_count)
+            updated.update(enumerate(cut(new, segments), start=max(shard for shard, _ in self.history) + 1))
+        n_gone = place.null_count
+        growth = Growth(new.num_rows, pc.sum(is_changed).as_py() or 0, 0 if prune else n_gone, n_gone if prune else 0)
+        return growth, updated
 
     def follow(self, source: Manifest) -> None:
         """Take over the generations of another table's manifest that this one lacks, file by file.
@@ -158,43 +194,59 @@ class Manifest:
             If this manifest did not begin as the other's.
         """
         for generation in range(1, max(self.generation, source.generation) + 1):
-            ours, theirs = (
-                folder.read_if_there(_name(generation, "json")) for folder in (self._folder, source._folder)
-            )
+            ours, theirs = (folder.read_if_there(_name(generation)) for folder in (self._folder, source._folder))
             if theirs is None or (ours is not None and ours != theirs):
                 raise UsageError(
                     f"table {self._table.url}: expected the recordings of {source._table.url}, "
                     "got a manifest that did not come from it; name a new table"
                 )
             if ours is None:
-                entries = source._folder.read(_name(generation, "arrow"))
-                self._folder.publish(_name(generation, "arrow"), entries)
-                self._folder.publish(_name(generation, "json"), theirs)
-                self._add(generation, json.loads(theirs))
+                index = json.loads(theirs)
+                entries = _entries_file(generation, index)
+                self._folder.make()
+                self._folder.publish(entries, source._folder.read(entries))
+                if not self._folder.publish_first(_name(generation), theirs):
+                    # Another run of the same source, most likely: looked at once more.
+                    self.follow(source)
+                    return
+                self._add(generation, index)
 
-    def _write(self, shards: dict[int, pa.RecordBatch], segments: Segments) -> None:
+    def _commit(self, shards: dict[int, pa.RecordBatch], segments: Segments) -> bool:
+        """Write a further generation; return whether it is this one, and not another run's."""
         generation = self.generation + 1
         sink = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=options) as writer:
             for batch in shards.values():
                 writer.write_batch(batch)
-        self._folder.publish(_name(generation, "arrow"), sink.getvalue().to_pybytes())
-        index = {
+        data = sink.getvalue().to_pybytes()
+        index: dict[str, Any] = {
+            # By its content, so that it is never another's.
+            "entries": f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow",
             "shards": list(shards),
             "n_recordings": [batch.num_rows for batch in shards.values()],
             "digests": [digest(batch) for batch in shards.values()],
             "costs": [int(estimate_costs(batch, segments).sum()) for batch in shards.values()],
         }
-        self._folder.publish(_name(generation, "json"), json.dumps(index).encode())
+        self._folder.make()
+        self._folder.publish(index["entries"], data)
+        if not self._folder.publish_first(_name(generation), json.dumps(index).encode()):
+            return False
         self._add(generation, index)
+        return True
 
     def _add(self, generation: int, index: Mapping[str, Any]) -> None:
         # Early tables say no costs: recordings then weigh alike.
         costs = index.get("costs", index["n_recordings"])
+        file = _entries_file(generation, index)
         columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, strict=True)
         for batch, (shard, n_recordings, entries_digest, cost) in enumerate(columns):
-            self.shards[int(shard)] = ShardEntry(generation, batch, int(n_recordings), str(entries_digest), int(cost))
+            entry = ShardEntry(file, batch, int(n_recordings), str(entries_digest), int(cost))
+            self.history[int(shard), entry.digest] = entry
+            if entry.n_recordings:
+                self.shards[int(shard)] = entry
+            else:
+                self.shards.pop(int(shard), None)
         self.generation = max(self.generation, generation)
 
 
@@ -204,13 +256,14 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
     Raises
     ------
     IncompleteError
-        If they are not those that the digest is of: another run froze its own at the same time.
+        If they are not those that the digest is of: the manifest is damaged.
     """
-    entries = _open(table.folder(FOLDER), shard.generation).get_batch(shard.batch)
+    with explained(f"table {table.url}"):
+        entries = persistently(lambda: _open(table.folder(FOLDER), shard.file).get_batch(shard.batch))
     if digest(entries) != shard.digest:
         raise IncompleteError(
-            f"table {table.url}: expected the manifest of this run, got another's that was written at the same time; "
-            "run the same command again, once"
+            f"table {table.url}: expected {FOLDER}/{shard.file} as it was written, got other entries in it; "
+            "name a new table"
         )
     return entries
 
@@ -275,9 +328,14 @@ def _differs(known: pa.Table, listed: pa.Table, name: str) -> pa.ChunkedArray:
     return pc.and_(differs, pc.is_valid(listed[name]))
 
 
-def _open(folder: Folder, generation: int) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(folder.filesystem()[0].open(folder.path(_name(generation, "arrow")), "rb"))
+def _open(folder: Folder, file: str) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(folder.filesystem()[0].open(folder.path(file), "rb"))
 
 
-def _name(generation: int, suffix: str) -> str:
-    return f"{generation:06d}.{suffix}"
+def _entries_file(generation: int, index: Mapping[str, Any]) -> str:
+    # Early tables do not say it.
+    return str(index.get("entries", f"{generation:06d}.arrow"))
+
+
+def _name(generation: int) -> str:
+    return f"{generation:06d}.json"

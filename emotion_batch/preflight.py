@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emotion_batch.archive import Entry, locate
+from emotion_batch.archive import Entry, peek
 from emotion_batch.bundle import Bundle, open_bundle
 from emotion_batch.errors import UsageError
 from emotion_batch.storage import Folder
@@ -90,17 +90,6 @@ class Probe:
             except UsageError as error:
                 return f"cannot read the bundle: {error}"
         return None
-
-
-def peek(archive: Folder, recording: Entry) -> None:
-    """Read the first byte of a recording; raise OSError if that cannot be done."""
-    place = locate(archive, recording)
-    if isinstance(place, bytes):
-        with open(place, "rb") as stream:
-            stream.read(1)
-    else:
-        folder, name = place
-        folder.filesystem()[0].cat_file(folder.path(name), start=0, end=1)
 
 
 def _said(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 import sys
 import threading
 
@@ -11,6 +12,8 @@ from threadpoolctl import threadpool_limits
 # malloc.h of glibc; 32 MiB is the most that M_MMAP_THRESHOLD takes on all of its versions.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**25
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 _LOCK = threading.Lock()
 _is_settled = False
 
@@ -42,3 +45,9 @@ def keep_heap() -> bool:
     return mallopt is not None and bool(
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     )
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when its parent dies, as far as it can."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -4,115 +4,60 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 import emotion_batch
-from emotion_batch import preflight, tables
-from emotion_batch.archive import Entry, Listing
-from emotion_batch.bundle import CARD, Bundle, Card
-from emotion_batch.errors import CanaryError, IncompleteError, StorageError
-from emotion_batch.extraction import Extraction, Receipt
+from emotion_batch import ledger, preflight, tables
+from emotion_batch.archive import Entry, Listing, peek
+from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
+from emotion_batch.canary import Canary
+from emotion_batch.errors import IncompleteError, Status, StorageError
+from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
-from emotion_batch.manifest import Manifest, ShardEntry
+from emotion_batch.lease import Lease
+from emotion_batch.manifest import Manifest
 from emotion_batch.storage import Folder, explained
-from emotion_batch.tables import Counts, TableInfo
+from emotion_batch.summary import Progress, Summary, Watcher
+from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
 _PACKAGE = "emotion-batch"
 MODEL = f"{tables.LEDGER}/model"
-# So many recordings alike, from all over the archive, are no accident; a night of them helps nobody.
-_CANARY_RECORDINGS = 200
-# Of long recordings in windows a tenth of them will do, with so many windows.
-_CANARY_WINDOWS = 2_000
-_CANARY_SHARE = 0.98
 # A shard of so many times the usual cost is begun before the others.
 _HEAVY = 4
+# So often what is left is looked at again, when another run was at work on the same table.
+_MOST_PASSES = 3
+# Recordings that tell whether the archive is still there.
+_WITNESSES = 3
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is.
+class Means:
+    """With what a run works.
 
     Attributes
     ----------
-    n_recordings, n_done, n_failed
-        Recordings of the table; those with rows, from earlier runs too; those of them without a result.
-    n_done_here
-        Recordings that this run did.
-    elapsed_s
-        Seconds since its first shard was handed out.
+    scheduler
+        Address of a running Dask scheduler; None for a local cluster.
+    workers
+        One-thread worker processes of a local cluster; None for one a core.
+    force
+        Go on though the first recordings come out alike.
     """
 
-    n_recordings: int
-    n_done: int
-    n_failed: int
-    n_done_here: int
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class Watcher:
-    """What a caller wants to hear while a run goes on; each function may be called many times.
-
-    Attributes
-    ----------
-    on_note
-        Takes a sentence that a person should read.
-    on_progress
-        Takes how far the run is, after each shard.
-    """
-
-    on_note: Callable[[str], None] = lambda text: None
-    on_progress: Callable[[Progress], None] = lambda progress: None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run left behind.
-
-    Attributes
-    ----------
-    table
-        URL of the table.
-    counts
-        Of all its rows, those of earlier runs included.
-    n_shards, n_shards_done
-        Shards of the table, and those that this run did.
-    examples
-        For each status but ``ok`` that this run met, one recording and its reason.
-    n_new, n_changed, n_gone
-        What the archive has new, changed and no more, compared with the table before.
-    left_out
-        Files of the archive that are no recordings by their suffix, by suffix.
-    audio_s
-        Seconds of audio that this run's rows cover.
-    elapsed_s
-        Wall-clock seconds from the call to the end.
-    """
-
-    table: str
-    counts: Counts
-    n_shards: int
-    n_shards_done: int
-    examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    n_new: int = 0
-    n_changed: int = 0
-    n_gone: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    audio_s: float = 0.0
-    elapsed_s: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as ``--json`` prints it."""
-        return {**asdict(self), "n_ok": self.counts.n_ok, "n_failed": self.counts.n_failed}
+    scheduler: str | None = None
+    workers: int | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,99 +65,224 @@ class Needs:
     """What the workers must be able to read."""
 
     archive: Folder | None = None
+    recordings: tuple[Entry, ...] = ()
     features: tuple[Folder, str] | None = None
     bundle: Bundle | None = None
 
 
 class Run:
-    """One run over a table: what to do, handed to a cluster, and what came of it."""
+    """One run over a table, as a block: in it the table is there and says who is at work, after it there is a record.
 
-    def __init__(self, table: Folder, info: TableInfo, watcher: Watcher, started: float) -> None:
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        self.id = f"{now}-{secrets.token_hex(4)}"
+    Parameters
+    ----------
+    table
+        The table.
+    info
+        What it is.
+    watcher
+        Hears notes and progress.
+    means
+        With what to work.
+    started
+        When the call began, of `time.perf_counter`.
+    """
+
+    def __init__(self, table: Folder, info: TableInfo, watcher: Watcher, means: Means, started: float) -> None:
+        self._began = datetime.now(UTC)
+        self.id = f"{self._began.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
         self.table = table
         self.info = info
         self.watcher = watcher
-        self.started = started
-        self.manifest = Manifest(table)
-        self.summary = Summary(table.url, Counts(), 0, 0)
+        self.means = means
+        self.summary = Summary(table.url)
+        self._started = started
+        self._lease = Lease(table, self.id)
 
-    def freeze(self, listing: Listing) -> None:
+    def __enter__(self) -> Run:
+        tables.create(self.table, self.info)
+        with explained(f"table {self.table.url}"):
+            self.manifest = Manifest(self.table)
+            self._lease.__enter__()
+            self._known_runs = ledger.run_ids(self.table)
+            self._others = ledger.others_at_work(self.table, self.id)
+        for other in self._others:
+            self.watcher.on_note(
+                f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard that "
+                "one of them has done the other leaves"
+            )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.summary.elapsed_s = time.perf_counter() - self._started
+        try:
+            with explained(f"table {self.table.url}"):
+                self.table.publish(f"{ledger.RUNS}/{self.id}.json", json.dumps(self._record(error), indent=2).encode())
+        except StorageError:
+            # What stopped the run says more.
+            if error is None:
+                raise
+        finally:
+            self._lease.__exit__(kind, error, at)
+
+    def freeze(self, listing: Listing, listed_s: float, *, prune: bool) -> None:
         """Take a listing over into the table's manifest, and say what is remarkable about it."""
         note = self.watcher.on_note
+        self.summary.spent.stages_s["list"] = listed_s
         if listing.left_out:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
             note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
         if listing.n_duplicates:
             note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
         is_new = not self.manifest.shards
-        tables.create(self.table, self.info)
         with explained(f"table {self.table.url}"):
-            growth = self.manifest.grow(listing.entries, self.info.segments)
-        if not is_new and any((growth.n_new, growth.n_changed, growth.n_gone)):
+            growth = self.manifest.grow(listing.entries, self.info.segments, prune=prune, force=self.means.force)
+        if not is_new and any(asdict(growth).values()):
+            gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
             note(
-                f"since the last run the archive has {growth.n_new} recordings more, {growth.n_changed} changed "
-                f"and {growth.n_gone} gone; the rows of those that are gone stay"
+                f"since the last run the archive has {growth.n_new} recordings more, {growth.n_changed} changed and {gone}"
+                + ("; the rows of those that are gone stay, unless with --prune" if growth.n_gone else "")
             )
-        self.summary = replace(self.summary, left_out=listing.left_out, **asdict(growth))
+        self.summary.left_out = listing.left_out
+        for name, value in asdict(growth).items():
+            setattr(self.summary, name, value)
 
     def follow(self, manifest: Manifest) -> None:
         """Take the manifest of a feature table over."""
-        tables.create(self.table, self.info)
         with explained(f"table {self.table.url}"):
             self.manifest.follow(manifest)
 
-    def needs_model(self, card: Card) -> bool:
-        """Return whether the table has no copy of the bundle yet."""
+    def keep_model(self, bundle: Bundle) -> Bundle:
+        """Return the table's own copy of a bundle, which is made if it is not there."""
+        copy = Bundle(self.table.folder(MODEL), bundle.card)
         data = self.table.read_if_there(f"{MODEL}/{CARD}")
         try:
-            return data is None or Card.from_json(data).model_id != card.model_id
+            is_there = data is not None and Card.from_json(data).model_id == bundle.card.model_id
         except (ValueError, KeyError, TypeError):
             # Of another release: it is copied anew.
-            return True
+            is_there = False
+        return copy if is_there else copy_bundle(bundle, copy.folder)
+
+    def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
+        """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive."""
+        found: list[Entry] = []
+        shards = sorted(self.manifest.shards)
+        for shard in (shards[len(shards) * number // _WITNESSES] for number in range(min(_WITNESSES, len(shards)))):
+            for row in islice(next(self.manifest.entries([shard])).to_pylist(), 20):
+                try:
+                    peek(archive, Entry(**row))
+                except Exception:  # noqa: S112 whatever it is, this one tells nothing
+                    continue
+                found.append(Entry(**row))
+                break
+        return tuple(found)
 
     def finish(
         self,
         job: Extraction | Labelling,
         needs: Needs,
         *,
-        scheduler: str | None,
-        workers: int | None,
-        force: bool,
-        kept: Extraction | None = None,
+        features: Mapping[int, Footer] | None = None,
+        again: frozenset[Status] = frozenset(),
     ) -> Summary:
-        """Do every shard that is not done, and return what the table then is."""
-        digests = self.manifest.digests()
+        """Do every shard that is not done, and return what the table then is.
+
+        Parameters
+        ----------
+        job
+            What a worker does with a shard.
+        needs
+            What it must be able to read for that.
+        features
+            Of a labelling of a feature table, the footers of its parts.
+        again
+            If there are any, only finished shards are done, in which a recording has one of these statuses.
+
+        Raises
+        ------
+        CanaryError, IncompleteError, ClusterError
+            If the run was stopped, or shards are left over.
+        """
+        places = self._places(job)
         with explained(f"table {self.table.url}"):
-            done = tables.complete_shards(self.table, self.info, digests)
-        if kept is not None:
-            with explained(f"table {kept.table.url}"):
-                has_features = tables.complete_shards(kept.table, kept.info, digests)
-            done = {shard: footer for shard, footer in done.items() if shard in has_features}
-        counts = sum((footer.counts for footer in done.values()), Counts())
-        todo = _order({shard: entry.cost for shard, entry in self.manifest.shards.items() if shard not in done})
-        self.summary = replace(self.summary, counts=counts, n_shards=len(digests))
-        if todo:
-            self._do(job, todo, needs, scheduler, workers, force)
-        self.summary = replace(self.summary, elapsed_s=time.perf_counter() - self.started)
-        self._record(scheduler, workers)
+            for place, info in places:
+                for note in ledger.mend(place, info, self.manifest, is_alone=not self._others):
+                    self.watcher.on_note(note)
+        done, missing = self._look(places, features)
+        if again:
+            todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
+            self._do(job, needs, done, todo)
+        else:
+            self._do(job, needs, done, missing)
+            for _ in range(_MOST_PASSES):
+                if not (missing and self._has_company()):
+                    return self.summary
+                # The other run may have put parts of an older listing over some of these.
+                done, missing = self._look(places, features)
+                self._do(job, needs, done, missing)
+        if missing:
+            raise IncompleteError(
+                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} parts, got {len(missing)} missing or "
+                "out of date; run the command that made it again"
+            )
         return self.summary
 
-    def _do(
-        self,
-        job: Extraction | Labelling,
-        todo: list[int],
-        needs: Needs,
-        scheduler: str | None,
-        workers: int | None,
-        force: bool,
-    ) -> None:
+    def _places(self, job: Extraction | Labelling) -> list[tuple[Folder, TableInfo]]:
+        """Return the tables that a job writes parts of, the one first whose parts say what need not be decoded."""
+        here = (self.table, self.info)
+        source = job.source if isinstance(job, Labelling) else job
+        if isinstance(source, Extraction) and source.table.url != self.table.url:
+            return [(source.table, source.info), here]
+        return [here]
+
+    def _look(
+        self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None
+    ) -> tuple[dict[int, Footer], list[Task]]:
+        """Return the footers of this table's shards that are done, and the tasks of those that are not."""
+        shards = self.manifest.shards
+        with explained(f"table {self.table.url}"):
+            # What a shard keeps of its part, it keeps of a part of any entries.
+            present = [tables.own_footers(place, info, shards) for place, info in places]
+        complete = [tables.select_complete(footers, shards) for footers in present]
+        done = {
+            shard: footer
+            for shard, footer in complete[-1].items()
+            if all(shard in others for others in complete)
+            # Features that were tried again after they were labelled.
+            and (features is None or features[shard].counts.by_status == footer.counts.by_status)
+        }
+        return done, self._tasks([shard for shard in shards if shard not in done], present[0])
+
+    def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
+        """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""
+        entries = self.manifest.shards
+        order = _order({shard: entries[shard].cost for shard in shards})
+        if any(other.run < self.id for other in self._others):
+            # The other run begins at the other end.
+            order.reverse()
+        history = self.manifest.history
+        return [
+            Task(shard, entries[shard], history.get((shard, present[shard].digest)) if shard in present else None)
+            for shard in order
+        ]
+
+    def _has_company(self) -> bool:
+        """Return whether another run was at work on the table while this one was."""
+        with explained(f"table {self.table.url}"):
+            came = ledger.run_ids(self.table) - self._known_runs - {self.id}
+        return bool(self._others or came)
+
+    def _do(self, job: Extraction | Labelling, needs: Needs, done: Mapping[int, Footer], todo: list[Task]) -> None:
+        shards = {task.shard for task in todo}
+        self.summary.counts = sum((done[shard].counts for shard in done if shard not in shards), Counts())
+        self.summary.n_shards = len(self.manifest.shards)
+        if not todo:
+            return
         # Here, for a single recording and `--help` start no Dask.
         from emotion_batch import cluster
 
-        shards = self.manifest.shards
-        n_workers = min(workers or cluster.count_cores(), len(todo))
-        with cluster.connect(scheduler, n_workers) as connected:
+        means = self.means
+        n_workers = min(means.workers or cluster.count_cores(), len(todo))
+        with cluster.connect(means.scheduler, n_workers) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
             if not connected.is_local:
@@ -220,57 +290,45 @@ class Run:
             begun = time.perf_counter()
             n_done_here = 0
             failures: list[str] = []
-            canary = None if force else _Canary(self.info.source)
-            tasks = [(shard, shards[shard]) for shard in todo]
-            for (shard, entry), outcome in connected.run(partial(_do_shard, job, self.id), tasks):
+            canary = None if means.force else Canary(self.info.source)
+            n_resubmitted = self.summary.n_resubmitted
+            for task, outcome in connected.run(partial(_do_shard, job, self.id, self._places(job)), todo):
+                self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
                 if isinstance(outcome, StorageError):
                     # A full disk is full for every shard: the rest of the night would be decoded for nothing.
                     raise IncompleteError(
                         f"{outcome}; what is finished stays, and the same command goes on"
                     ) from outcome
                 if isinstance(outcome, BaseException):
-                    failures.append(f"shard {shard}: {type(outcome).__name__}: {outcome}")
+                    failures.append(f"shard {task.shard}: {type(outcome).__name__}: {outcome}")
                     continue
-                n_done_here += entry.n_recordings
-                self._add(outcome)
-                counts = self.summary.counts
-                self.watcher.on_progress(
-                    Progress(
-                        self.manifest.n_recordings,
-                        counts.n_recordings,
-                        counts.n_failed,
-                        n_done_here,
-                        time.perf_counter() - begun,
-                    )
-                )
+                n_done_here += task.entry.n_recordings
+                self.summary.add(outcome)
+                self._tell(n_done_here, time.perf_counter() - begun)
                 if canary is not None and self.summary.n_shards_done + len(failures) < len(todo):
                     canary.watch(outcome)
             if failures:
                 raise IncompleteError(
-                    f"table {self.table.url}: expected all of its {len(shards)} shards, got {len(failures)} not done "
-                    f"({failures[0]}); run the same command again, it does what is left"
+                    f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not "
+                    f"done ({failures[0]}); run the same command again, it does what is left"
                 )
 
-    def _add(self, receipt: Receipt) -> None:
-        summary = self.summary
-        self.summary = replace(
-            summary,
-            counts=summary.counts + receipt.counts,
-            n_shards_done=summary.n_shards_done + 1,
-            examples={**receipt.examples, **summary.examples},
-            audio_s=summary.audio_s + receipt.audio_s,
+    def _tell(self, n_done_here: int, elapsed_s: float) -> None:
+        counts = self.summary.counts
+        self._lease.tell(n_done_here=n_done_here, elapsed_s=elapsed_s)
+        self.watcher.on_progress(
+            Progress(self.manifest.n_recordings, counts.n_recordings, counts.n_failed, n_done_here, elapsed_s)
         )
 
     def _preflight(self, connected: Any, needs: Needs) -> None:
         """Let every worker try what it will need, and say what would be better."""
         nonce_name, nonce = f"{tables.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
-        recording = None if needs.archive is None else self._readable(needs.archive)
         probe = preflight.Probe(
             table=self.table,
             nonce_name=nonce_name,
             nonce=nonce,
             archive=needs.archive,
-            recording=recording,
+            recording=needs.recordings[0] if needs.recordings else None,
             features=needs.features,
             bundle=needs.bundle,
             versions=preflight.read_versions(needs.bundle is not None),
@@ -288,76 +346,39 @@ class Run:
                 "`dask worker ADDRESS --nworkers auto --nthreads 1`"
             )
 
-    def _readable(self, archive: Folder) -> Entry | None:
-        """Return a recording that can be read here, for the workers to try; None if the first few cannot."""
-        first = next(self.manifest.entries([min(self.manifest.shards)]))
-        for row in islice(first.to_pylist(), 20):
-            try:
-                preflight.peek(archive, Entry(**row))
-            except OSError:
-                continue
-            return Entry(**row)
-        return None
-
-    def _record(self, scheduler: str | None, workers: int | None) -> None:
-        record = {
+    def _record(self, error: BaseException | None) -> dict[str, Any]:
+        """Return what is kept of the run, however it ended; no options, for they may hold credentials."""
+        outcome = "complete"
+        if error is not None:
+            outcome = "failed" if isinstance(error, Exception) else "stopped"
+        return {
             "run": self.id,
+            "outcome": outcome,
+            "error": None if error is None or outcome == "stopped" else f"{type(error).__name__}: {error}",
+            "began": self._began.isoformat(timespec="seconds"),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": platform.node(),
             "tool_version": emotion_batch.__version__,
             "versions": preflight.read_versions(self.info.kind == tables.LABELS),
-            "is_local": scheduler is None,
-            "workers": workers,
+            "is_local": self.means.scheduler is None,
+            "workers": self.means.workers,
+            "settings": self.info.to_dict(),
             **self.summary.to_dict(),
         }
-        with explained(f"table {self.table.url}"):
-            self.table.publish(f"{tables.LEDGER}/runs/{self.id}.json", json.dumps(record, indent=2).encode())
 
 
-class _Canary:
-    """Stops a run whose first few hundred recordings, from all over the archive, came out alike."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._counts = Counts()
-        self._examples: dict[str, tuple[str, str]] = {}
-        self._is_over = False
-
-    def watch(self, receipt: Receipt) -> None:
-        """Take one more receipt in; raise CanaryError if the rows so far are enough and alike."""
-        if self._is_over:
-            return
-        self._counts += receipt.counts
-        self._examples.update(receipt.examples)
-        counts = self._counts
-        if not _is_enough(counts.n_recordings, counts.n_rows):
-            return
-        self._is_over = True
-        if len(counts.by_status) == 1 and not counts.n_ok:
-            (status,) = counts.by_status
-            file, reason = self._examples[status]
-            raise CanaryError(
-                f"{self._source}: expected usable recordings, got {counts.n_rows} of {counts.n_rows} that are {status} "
-                f"({file!r}: {reason}); look at some of them, or go on with --force"
-            )
-        if counts.by_label and _is_enough(counts.n_recordings - counts.n_failed, counts.n_ok):
-            emotion, n_alike = max(counts.by_label.items(), key=lambda item: item[1])
-            if n_alike >= _CANARY_SHARE * counts.n_ok:
-                raise CanaryError(
-                    f"{self._source}: expected labels that differ, got {emotion!r} for {n_alike:,} of the first "
-                    f"{counts.n_ok:,} segments; listen to some of them, or go on with --force"
-                )
-
-
-def _is_enough(n_recordings: int, n_rows: int) -> bool:
-    """Return whether so much that is alike is no accident."""
-    return n_recordings >= _CANARY_RECORDINGS or (
-        n_recordings >= _CANARY_RECORDINGS // 10 and n_rows >= _CANARY_WINDOWS
-    )
-
-
-def _do_shard(job: Extraction | Labelling, _run_id: str, task: tuple[int, ShardEntry]) -> Receipt:
-    """Do one shard on a worker. The run's id keeps Dask from taking one run's call for another's."""
-    return job.do_shard(*task)
+def _do_shard(job: Extraction | Labelling, run_id: str, places: list[tuple[Folder, TableInfo]], task: Task) -> Receipt:
+    """Do one shard on a worker, unless somebody has. The run's id also keeps Dask from taking two runs' calls for one."""
+    if task.earlier is None or task.earlier.digest != task.entry.digest:
+        try:
+            with explained(f"table {job.table.url}"):
+                for place, info in places:
+                    footer = tables.read_footer(place, info, tables.part_name(task.shard))
+                    footer.require(task.shard, task.entry)
+            return Receipt(footer.counts, audio_s=0.0, elapsed_s=0.0, examples={})
+        except PartError:
+            pass
+    return job.do_shard(task, run_id)
 
 
 def _order(costs: Mapping[int, int]) -> list[int]:

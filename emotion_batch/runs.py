@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from emotion_batch import bundle as bundles
-from emotion_batch import tables, training
-from emotion_batch.archive import SUFFIXES, list_recordings
+from emotion_batch import ledger, tables, training
+from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle, Card
 from emotion_batch.errors import Status, UsageError
-from emotion_batch.extraction import Extraction, extract_rows
-from emotion_batch.labelling import Labelling, label_rows
+from emotion_batch.extraction import Extraction
+from emotion_batch.isolation import Limits
+from emotion_batch.labelling import FeatureTable, Labelling, label_rows
+from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
 from emotion_batch.prediction import load_predictor
-from emotion_batch.run import MODEL, Needs, Progress, Run, Summary, Watcher
+from emotion_batch.rows import extract_rows
+from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
+from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import TableInfo
 from emotion_batch.training import TrainingSettings
 
@@ -61,6 +65,8 @@ def extract(
     settings: FeatureSettings | None = None,
     segments: Segments | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    prune: bool = False,
+    deadline_s: float = Limits.deadline_s,
     scheduler: str | None = None,
     workers: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -79,6 +85,10 @@ def extract(
         How samples become a vector and which stretch of each recording; by default the notebook's.
     suffixes
         Endings by which files of a folder are recordings.
+    prune
+        Take recordings that are gone from the archive out of the table.
+    deadline_s
+        Seconds that a recording may take to give its row, with windows its next row, before it is ``timeout``.
     scheduler
         Address of a running Dask scheduler; by default a local cluster is started and ended.
     workers
@@ -86,7 +96,7 @@ def extract(
     storage_options
         What fsspec's filesystem takes.
     force
-        Go on though the first recordings all fail alike.
+        Go on though the first recordings all fail alike, and prune though more than a tenth is gone.
     watcher
         Hears notes and progress.
 
@@ -98,15 +108,17 @@ def extract(
         If it was stopped, or shards were left over; the same call goes on.
     """
     started = time.perf_counter()
+    limits = Limits(deadline_s)
     place = Folder.of(table, storage_options)
     source = Folder.of(archive, storage_options)
     info = TableInfo(tables.FEATURES, source.url, settings or FeatureSettings(), segments or Segments())
     tables.check(place, info)
-    listing = list_recordings(source.url, options=storage_options, suffixes=suffixes)
-    run = Run(place, info, watcher or Watcher(), started)
-    run.freeze(listing)
-    job = Extraction(place, info, listing.folder)
-    return run.finish(job, Needs(archive=listing.folder), scheduler=scheduler, workers=workers, force=force)
+    listing, listed_s = _list(source, suffixes, may_be_empty=prune and force)
+    with Run(place, info, watcher or Watcher(), Means(scheduler, workers, force), started) as run:
+        run.freeze(listing, listed_s, prune=prune)
+        witnesses = run.find_witnesses(listing.folder)
+        job = Extraction(place, info, listing.folder, limits, witnesses=witnesses)
+        return run.finish(job, Needs(archive=listing.folder, recordings=witnesses))
 
 
 def label(
@@ -117,6 +129,8 @@ def label(
     segments: Segments | None = None,
     keep_features: str | os.PathLike[str] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    prune: bool = False,
+    deadline_s: float = Limits.deadline_s,
     scheduler: str | None = None,
     workers: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -137,7 +151,7 @@ def label(
         Which stretches of an archive's recordings; by default those that the model was trained on.
     keep_features
         Feature table into which the features of an archive go as well.
-    suffixes, scheduler, workers, storage_options, force, watcher
+    suffixes, prune, deadline_s, scheduler, workers, storage_options, force, watcher
         As in `extract`.
 
     Raises
@@ -149,13 +163,18 @@ def label(
     """
     started = time.perf_counter()
     watcher = watcher or Watcher()
+    limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
     bundle = bundles.open_bundle(Folder.of(model, storage_options))
     card = bundle.card
     features = _feature_table(origin)
     if features is not None:
         _check_features(features, origin, bundle)
-        for name, value in (("keep_features", keep_features), ("segments or windows", segments)):
+        for name, value in (
+            ("keep_features", keep_features),
+            ("segments or windows", segments),
+            ("prune", prune or None),
+        ):
             if value is not None:
                 raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
         segments = features.segments
@@ -167,30 +186,105 @@ def label(
         )
     info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels)
     tables.check(place, info)
-    run = Run(place, info, watcher, started)
-    needs = Needs(bundle=Bundle(place.folder(MODEL), card))
-    kept: Extraction | None = None
-    if features is None:
-        listing = list_recordings(origin.url, options=storage_options, suffixes=suffixes)
+    run = Run(place, info, watcher, Means(scheduler, workers, force), started)
+    if features is not None:
+        return _label_features(run, bundle, origin, features)
+    kept = (place, info)
+    if keep_features is not None:
+        kept_info = TableInfo(tables.FEATURES, origin.url, card.feature_settings, segments)
+        kept = (Folder.of(keep_features, storage_options), kept_info)
+        tables.check(*kept)
+    listing, listed_s = _list(origin, suffixes, may_be_empty=prune and force)
+    with run:
+        run.freeze(listing, listed_s, prune=prune)
         if keep_features is not None:
-            kept_info = TableInfo(tables.FEATURES, origin.url, card.feature_settings, segments)
-            kept = Extraction(Folder.of(keep_features, storage_options), kept_info, listing.folder)
-            tables.check(kept.table, kept_info)
-        run.freeze(listing)
-        if kept is not None:
-            tables.create(kept.table, kept.info)
-            Manifest(kept.table).follow(run.manifest)
-        needs = replace(needs, archive=listing.folder)
-    else:
-        manifest = Manifest(origin)
-        tables.require_complete(origin, features, manifest.digests())
+            tables.create(*kept)
+            Manifest(kept[0]).follow(run.manifest)
+        witnesses = run.find_witnesses(listing.folder)
+        copy = run.keep_model(bundle)
+        job = Labelling(place, info, copy, Extraction(*kept, listing.folder, limits, witnesses=witnesses))
+        return run.finish(job, Needs(archive=listing.folder, recordings=witnesses, bundle=copy))
+
+
+def retry(
+    table: str | os.PathLike[str],
+    *,
+    status: Iterable[str] = (),
+    deadline_s: float = Limits.deadline_s,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Do again the recordings of a table that failed, and no others.
+
+    Parameters
+    ----------
+    table
+        A feature or label table.
+    status
+        Which failures, by status; by default all.
+    deadline_s, scheduler, workers, storage_options, watcher
+        As in `extract`.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin.
+    IncompleteError
+        If the table has parts missing, which the command that made it does.
+    """
+    started = time.perf_counter()
+    limits = Limits(deadline_s)
+    again = _failures(status)
+    place = Folder.of(table, storage_options)
+    info = ledger.require_table(place)
+    origin = Folder.of(info.source, storage_options)
+    bundle = None if info.kind == tables.FEATURES else bundles.open_bundle(place.folder(MODEL))
+    # That the first recordings fail alike is no news here.
+    run = Run(place, info, watcher or Watcher(), Means(scheduler, workers, force=True), started)
+    features = None if bundle is None else _feature_table(origin)
+    if bundle is not None and features is not None:
+        return _label_features(run, bundle, origin, features, again)
+    archive = find_base(info.source, storage_options)
+    with run:
+        witnesses = run.find_witnesses(archive)
+        needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
+        extraction = Extraction(place, info, archive, limits, again, witnesses)
+        job = extraction if bundle is None else Labelling(place, info, bundle, extraction)
+        return run.finish(job, needs, again=again)
+
+
+def _label_features(
+    run: Run, bundle: Bundle, origin: Folder, features: TableInfo, again: frozenset[Status] = frozenset()
+) -> Summary:
+    """Label a feature table; with `again`, only the shards in which a row has one of these statuses."""
+    manifest = Manifest(origin)
+    footers = tables.require_complete(origin, features, manifest.shards)
+    with run:
         run.follow(manifest)
-        needs = replace(needs, features=(origin, tables.part_name(min(manifest.shards))))
-    if run.needs_model(card):
-        bundles.copy_bundle(bundle, place.folder(MODEL))
-    reads = origin if features is not None else listing.folder
-    job = Labelling(place, info, Bundle(place.folder(MODEL), card), reads, features is None, kept)
-    return run.finish(job, needs, scheduler=scheduler, workers=workers, force=force, kept=kept)
+        copy = run.keep_model(bundle)
+        needs = Needs(features=(origin, tables.part_name(min(manifest.shards))), bundle=copy)
+        return run.finish(
+            Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers, again=again
+        )
+
+
+def _list(source: Folder, suffixes: Iterable[str], *, may_be_empty: bool) -> tuple[Listing, float]:
+    """Return the recordings of an archive, and the seconds that it took to list them."""
+    started = time.perf_counter()
+    listing = list_recordings(source.url, options=source.options, suffixes=suffixes, may_be_empty=may_be_empty)
+    return listing, time.perf_counter() - started
+
+
+def _failures(words: Iterable[str]) -> frozenset[Status]:
+    """Return the statuses that `words` name; all failures for none."""
+    failures = frozenset(Status) - {Status.OK}
+    named = list(words)
+    unknown = [word for word in named if word not in failures]
+    if unknown:
+        raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
+    return frozenset(Status(word) for word in named) or failures
 
 
 def label_recording(
@@ -306,7 +400,7 @@ def train(
                 f"bundle {to.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
             )
     manifest = Manifest(place)
-    tables.require_complete(place, info, manifest.digests())
+    tables.require_complete(place, info, manifest.shards)
     exported = None if h5 is None else Folder.of(h5, storage_options)
     parent, _, name = (exported.url if exported else "").rpartition("/")
     return training.train_bundle(
@@ -319,6 +413,33 @@ def train(
         h5=None if exported is None else Folder(parent or "/", exported.options),
         h5_name=name,
     )
+
+
+def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
+    """Return how far a table is, from its storage alone; raise UsageError if there is none."""
+    return ledger.read_status(Folder.of(table, storage_options))
+
+
+def verify(
+    table: str | os.PathLike[str], *, deep: bool = False, storage_options: Mapping[str, Any] | None = None
+) -> Verification:
+    """Look whether each recording of a table's manifest has its rows exactly once, and nothing else is there.
+
+    Parameters
+    ----------
+    table
+        A feature or label table.
+    deep
+        Read every row, rather than what each part says of itself.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Raises
+    ------
+    UsageError
+        If there is no table.
+    """
+    return ledger.verify_table(Folder.of(table, storage_options), deep=deep)
 
 
 def _feature_table(place: Folder) -> TableInfo | None:
@@ -348,10 +469,15 @@ __all__ = [
     "Progress",
     "SegmentLabel",
     "Summary",
+    "TableStatus",
+    "Verification",
     "Watcher",
     "extract",
     "is_recording",
     "label",
     "label_recording",
+    "retry",
+    "status",
     "train",
+    "verify",
 ]

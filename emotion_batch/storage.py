@@ -1,26 +1,48 @@
 """Places: a folder on disk or a prefix in a bucket, read and written through fsspec by name.
 
-A file that is published appears whole or not at all. Options may hold credentials, so nothing here
-shows them: not the representation of a `Folder`, not the text of an error.
+A file that is published appears whole or not at all. What fails in passing (a connection reset, a store that answers
+503) is tried again with backoff, and counted. Options may hold credentials, so nothing here shows them: not the
+representation of a `Folder`, not the text of an error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import random
 import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from emotion_batch import meter
 from emotion_batch.errors import StorageError, UsageError
 
+T = TypeVar("T")
+# What a process that was killed may leave: hidden, and with this at its end.
+TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+# How long to wait before asking again; with what the scheduler does after that it is minutes.
+_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+# Of a network, a mount or a machine, not of a file.
+_TRANSIENT_ERRNOS = {
+    getattr(errno, name)
+    for name in (
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "ETIMEDOUT", "ESTALE", "EAGAIN", "EBUSY"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "EMFILE", "ENFILE", "ENOMEM"),
+    )
+}
+# Request timeout, too many requests, and what a server says when it is the one to blame.
+_TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}
+# What clients raise of a connection that broke, and which is no OSError in each of them.
+_TRANSIENT_NAMES = {"ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"}
 
 
 def is_url(location: str) -> bool:
@@ -100,7 +122,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
-        data = self.filesystem()[0].cat_file(self.path(name))
+        data = persistently(lambda: self.filesystem()[0].cat_file(self.path(name)))
         return data if isinstance(data, bytes) else bytes(data)
 
     def read_if_there(self, name: str) -> bytes | None:
@@ -113,7 +135,7 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder called `name`; a place that refuses raises."""
         try:
-            self.filesystem()[0].info(self.path(name))
+            persistently(lambda: self.filesystem()[0].info(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
@@ -123,40 +145,130 @@ class Folder:
         filesystem, path = self.filesystem()
         filesystem.invalidate_cache(path)
         try:
-            entries = filesystem.ls(path, detail=False)
+            entries = persistently(lambda: filesystem.ls(path, detail=False))
         except FileNotFoundError:
             return []
         return sorted(name for entry in entries if (name := os.path.basename(entry.rstrip("/"))))
 
-    def publish(self, name: str, data: bytes) -> None:
+    def make(self) -> None:
+        """Make the folder, and those above it, where folders are things."""
+        if self.is_local:
+            os.makedirs(self.url, exist_ok=True)
+
+    def publish(self, name: str, data: bytes, *, is_durable: bool = True) -> None:
         """Write `data` as `name` so that it appears whole or not at all, also after a power cut.
 
-        Locally: a hidden temporary name beside it, fsync, rename, fsync of the folder. Elsewhere: one put.
+        Locally: a hidden temporary name beside it, fsync, rename, fsync of the folder. Elsewhere: one put. The folder
+        must be there: a place that was taken away while a run writes to it must not come back half empty.
+
+        Parameters
+        ----------
+        name
+            Where to.
+        data
+            What to write.
+        is_durable
+            Whether it must outlast a power cut.
         """
         filesystem, _ = self.filesystem()
         path = self.path(name)
         if not self.is_local:
-            filesystem.pipe_file(path, data)
+            persistently(lambda: filesystem.pipe_file(path, data))
             return
-        parent = os.path.dirname(path)
-        os.makedirs(parent, exist_ok=True)
-        temporary = os.path.join(parent, f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+        with _temporary(path, data, is_durable) as temporary:
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        _fsync_folder(parent)
+        if is_durable:
+            _fsync_folder(os.path.dirname(path))
+
+    def publish_first(self, name: str, data: bytes) -> bool:
+        """Publish `data` as `name` unless that is there; return whether it was not.
+
+        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match and its like in
+        a bucket. Where a filesystem has neither, two in the same instant may both.
+        """
+        filesystem, _ = self.filesystem()
+        path = self.path(name)
+        if not self.is_local:
+            try:
+                persistently(lambda: filesystem.pipe_file(path, data, mode="create"))
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if _status_code(error) in (409, 412):
+                    return False
+                raise
+            return True
+        with _temporary(path, data, is_durable=True) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                # exFAT, some shares: no links.
+                if os.path.exists(path):
+                    return False
+                os.replace(temporary, path)
+        _fsync_folder(os.path.dirname(path))
+        return True
 
     def delete(self, name: str) -> None:
         """Delete the file `name` if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self.filesystem()[0].rm_file(self.path(name))
+            persistently(lambda: self.filesystem()[0].rm_file(self.path(name)))
+
+
+def persistently(function: Callable[[], T]) -> T:
+    """Call `function`, and again with backoff while what it raises is transient; five times at most, half a minute."""
+    for delay_s in _BACKOFF_S:
+        try:
+            return function()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+        meter.current().n_retries += 1
+        # Not all workers at the same time: https://en.wikipedia.org/wiki/Exponential_backoff
+        time.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 no secret
+    return function()
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether `error` says that a network, a store or a machine failed, and not what was asked of it."""
+    if isinstance(error, StorageError):
+        return error.is_transient
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+        return True
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return _status_code(error) in _TRANSIENT_CODES or type(error).__name__ in _TRANSIENT_NAMES
+
+
+def _status_code(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of a client carries, or the one that it was made of."""
+    # aiohttp's and gcsfs's; requests's and google-auth's hold the answer; botocore's holds it as a mapping.
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    for holder, name in ((error, "status"), (response, "status_code"), (error, "code")):
+        if isinstance(code := getattr(holder, name, None), int):
+            return code
+    if isinstance(code := metadata.get("HTTPStatusCode"), int):
+        return code
+    return _status_code(error.__cause__) if error.__cause__ is not None else None
+
+
+@contextlib.contextmanager
+def _temporary(path: str, data: bytes, is_durable: bool) -> Iterator[str]:
+    """Write `data` under a hidden name beside `path`, which is gone after the block."""
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if is_durable:
+                os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 @contextlib.contextmanager
@@ -166,7 +278,7 @@ def explained(thing: str) -> Iterator[None]:
     Raises
     ------
     StorageError
-        In place of an `OSError`, which is its cause.
+        In place of an `OSError`, or of a client's transient failure, which is its cause.
     """
     try:
         yield
@@ -175,9 +287,15 @@ def explained(thing: str) -> Iterator[None]:
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else ""
         raise StorageError(f"{thing}: expected the right to use it, got permission denied{where}") from error
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno is not None else str(error)
-        raise StorageError(f"{thing}: expected a place that works, got {reason or type(error).__name__}") from error
+    except Exception as error:
+        is_passing = not isinstance(error, StorageError) and is_transient(error)
+        if not (is_passing or isinstance(error, OSError)):
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number is not None else str(error)
+        raise StorageError(
+            f"{thing}: expected a place that works, got {reason or type(error).__name__}", is_transient=is_passing
+        ) from error
 
 
 def _fsync_folder(path: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +16,9 @@ import pyarrow.parquet as pq
 
 import emotion_batch
 from emotion_batch.errors import IncompleteError, Status, UsageError
+from emotion_batch.meter import stage
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, persistently
 
 SCHEMA_VERSION = 1
 FEATURES = "features"
@@ -185,18 +187,62 @@ class Footer:
         Number of the shard whose rows these are.
     digest
         Of the manifest entries that they were made from.
-    feature_id, segment_id, model_id
-        What they were made with.
     counts
         What they are.
     """
 
     shard: int
     digest: str
-    feature_id: str
-    segment_id: str
-    model_id: str | None
     counts: Counts
+
+    @classmethod
+    def of(cls, metadata: Mapping[bytes, bytes] | None, info: TableInfo) -> Footer:
+        """Return what a part's metadata says; raise PartError if it is no part of a table of `info`."""
+        try:
+            about = json.loads((metadata or {})[_FOOTER_KEY])
+            counts = Counts(about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"])
+            footer = cls(about["shard"], about["digest"], counts)
+            found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
+        except (KeyError, ValueError, TypeError) as error:
+            raise PartError("expected a part of this table, got a Parquet file of something else") from error
+        expected = (info.feature_settings.feature_id, info.segments.segment_id, info.model_id)
+        for name, mine, theirs in zip(("feature_id", "segment_id", "model_id"), expected, found, strict=True):
+            if mine != theirs:
+                raise PartError(f"expected {name} {mine}, got {theirs}")
+        unknown = set(counts.by_status) - set(Status)
+        if unknown:
+            raise PartError(f"expected known statuses, got {', '.join(sorted(unknown))}")
+        is_one_each = info.segments.hop_s is None
+        if (is_one_each and counts.n_rows != counts.n_recordings) or sum(counts.by_status.values()) != counts.n_rows:
+            raise PartError(f"expected a row a segment, got {counts.n_rows:,} of {counts.n_recordings:,} recordings")
+        return footer
+
+    def require(self, shard: int, frozen: Frozen) -> None:
+        """Raise PartError unless this is the part of a shard's newest entries."""
+        if self.shard != shard:
+            raise PartError(f"expected shard {shard}, got {self.shard}")
+        if self.digest != frozen.digest:
+            raise PartError("expected rows of the manifest's newest entries, got those of earlier ones")
+        if self.counts.n_recordings != frozen.n_recordings:
+            raise PartError(
+                f"expected rows of {frozen.n_recordings:,} recordings, got those of {self.counts.n_recordings:,}"
+            )
+
+
+class Frozen(Protocol):
+    """What is looked at of a shard's entries in the manifest."""
+
+    @property
+    def digest(self) -> str:
+        """Their fingerprint."""
+
+    @property
+    def n_recordings(self) -> int:
+        """How many there are."""
+
+
+class PartError(Exception):
+    """A file is not the part that it should be; the text is the end of a sentence about it."""
 
 
 def part_name(shard: int) -> str:
@@ -233,9 +279,14 @@ def check(table: Folder, info: TableInfo) -> bool:
 
 def create(table: Folder, info: TableInfo) -> None:
     """Make `table` one of `info` if it is none yet; raise what `check` does."""
-    if not check(table, info):
-        with explained(f"table {table.url}"):
-            table.publish(_INFO, json.dumps(info.to_dict(), indent=2).encode())
+    is_there = check(table, info)
+    with explained(f"table {table.url}"):
+        # Also those of a table that an earlier release made.
+        for name in ("attempts", "manifest", "runs"):
+            table.folder(f"{LEDGER}/{name}").make()
+        if not is_there and not table.publish_first(_INFO, json.dumps(info.to_dict(), indent=2).encode()):
+            # Another run was quicker: its table may be one of something else.
+            check(table, info)
 
 
 def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: pa.Table) -> Counts:
@@ -272,7 +323,7 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
     schema = info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()})
     # One row group, for a query costs a request for each.
     pq.write_table(rows.cast(schema), sink, compression="zstd", row_group_size=max(1, rows.num_rows))
-    with explained(f"table {table.url}"):
+    with explained(f"table {table.url}"), stage("write"):
         table.publish(part_name(shard), sink.getvalue())
     return counts
 
@@ -282,76 +333,93 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
     return pq.read_table(io.BytesIO(table.read(part_name(shard))), columns=columns)
 
 
-def keep_gone(table: Folder, shard: int, rows: pa.Table) -> pa.Table:
-    """Return a shard's rows with those of recordings that vanished as its earlier part has them, if it has.
-
-    A shard that is done anew for one recording's sake must not lose what was known of another that is gone since.
-    """
-    is_gone = pc.equal(rows["status"], Status.VANISHED)
-    if not pc.any(is_gone).as_py() or not read_footers(table, [shard]):
-        return rows
-    earlier = read_part(table, shard).replace_schema_metadata(None)
-    if earlier.schema != rows.schema:
-        return rows
-    earlier = earlier.filter(pc.is_in(earlier["file"], value_set=rows["file"].filter(is_gone).combine_chunks()))
-    fresh = rows.filter(pc.invert(pc.is_in(rows["file"], value_set=earlier["file"].combine_chunks())))
-    return pa.concat_tables([fresh, earlier]).sort_by([("file", "ascending"), ("start_s", "ascending")])
-
-
-def read_footers(table: Folder, shards: Iterable[int]) -> dict[int, Footer]:
-    """Return the footers of those of `shards` whose part is there and readable."""
+def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[int, Footer]:
+    """Return the footers of those of `shards` whose part is there, whole, and made as `info` says, from any entries."""
     there = set(table.names())
     wanted = [shard for shard in shards if part_name(shard) in there]
+
+    def read(shard: int) -> Footer | None:
+        try:
+            return read_footer(table, info, part_name(shard))
+        except PartError:
+            return None
+
     # Threads, for this waits for storage.
     with ThreadPoolExecutor(16) as pool:
-        footers = pool.map(lambda shard: _read_footer(table, shard), wanted)
-        return {shard: footer for shard, footer in zip(wanted, footers, strict=True) if footer is not None}
+        found = zip(wanted, pool.map(read, wanted), strict=True)
+        return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
 
 
-def complete_shards(table: Folder, info: TableInfo, digests: Mapping[int, str]) -> dict[int, Footer]:
+def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
     """Return the footers of the shards that are done: made from the newest entries, with these settings."""
-    identity = (info.feature_settings.feature_id, info.segments.segment_id, info.model_id)
-    return {
-        shard: footer
-        for shard, footer in read_footers(table, digests).items()
-        if footer.shard == shard
-        and footer.digest == digests[shard]
-        and (footer.feature_id, footer.segment_id, footer.model_id) == identity
-    }
+    return select_complete(own_footers(table, info, shards), shards)
 
 
-def require_complete(table: Folder, info: TableInfo, digests: Mapping[int, str]) -> None:
-    """Raise IncompleteError unless every shard of a table is done."""
-    n_left = len(digests) - len(complete_shards(table, info, digests))
-    if n_left or not digests:
+def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+    """Return those of `footers` that are of parts made from the newest entries."""
+    done = {}
+    for shard, footer in footers.items():
+        with contextlib.suppress(PartError):
+            footer.require(shard, shards[shard])
+            done[shard] = footer
+    return done
+
+
+def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+    """Return the footers of a table's parts; raise IncompleteError unless every shard is done."""
+    footers = complete_shards(table, info, shards)
+    n_left = len(shards) - len(footers)
+    if n_left or not shards:
         raise IncompleteError(
-            f"table {table.url}: expected all of its {len(digests)} parts, got {n_left} missing or out of date; "
+            f"table {table.url}: expected all of its {len(shards)} parts, got {n_left} missing or out of date; "
             "run the extraction again, it does what is left"
         )
+    return footers
 
 
-def _read_footer(table: Folder, shard: int) -> Footer | None:
+def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
+    """Return the footer of the file `name`; raise PartError if it is no whole part of a table of `info`, or not there."""
+
+    def read() -> tuple[pq.FileMetaData, int]:
+        with table.filesystem()[0].open(table.path(name), "rb") as stream:
+            return pq.read_metadata(stream), stream.seek(0, io.SEEK_END)
+
+    with part_errors():
+        metadata, size = persistently(read)
+    columns = [
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+    starts = (
+        column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset
+        for column in columns
+    )
+    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
+    # At a file's end: the metadata, its length and four letters.
+    if max(ends, default=0) > size - metadata.serialized_size - 8:
+        raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
+    footer = Footer.of(metadata.metadata, info)
+    if metadata.schema.to_arrow_schema().remove_metadata() != info.schema:
+        raise PartError("expected the columns of this table, got others")
+    if metadata.num_rows != footer.counts.n_rows:
+        raise PartError(f"expected {footer.counts.n_rows:,} rows as its footer says, got {metadata.num_rows:,}")
+    return footer
+
+
+@contextlib.contextmanager
+def part_errors() -> Iterator[None]:
+    """Turn what reading a damaged part raises within the block into PartError; what its place raises stays."""
     try:
-        with table.filesystem()[0].open(table.path(part_name(shard)), "rb") as stream:
-            metadata = pq.read_metadata(stream).metadata or {}
-        about = json.loads(metadata[_FOOTER_KEY])
-        counts = Counts(about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"])
-        return Footer(
-            about["shard"],
-            about["digest"],
-            about["feature_id"],
-            about["segment_id"],
-            about["model_id"],
-            counts,
-        )
-    except (pa.ArrowInvalid, KeyError, ValueError, FileNotFoundError):
-        # No part of ours, or not a whole one: it is done anew.
-        return None
-    except OSError as error:
-        # Arrow says so, without a number, of a footer that is damaged.
-        if error.errno is None:
-            return None
-        raise
+        yield
+    except FileNotFoundError as error:
+        raise PartError("expected a part, got nothing there") from error
+    except (pa.ArrowException, IsADirectoryError, OSError) as error:
+        # Arrow says so, without a number, of what is damaged.
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, IsADirectoryError):
+            raise
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PartError(f"expected a whole Parquet file, got {said}") from error
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

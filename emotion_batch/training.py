@@ -184,11 +184,13 @@ def train_bundle(
     files["README.md"] = describe(card).encode()
     card = Card(**{**vars(card), "files": {name: bundles.sha256(data) for name, data in files.items()}})
     with explained(f"bundle {bundle.url}"):
+        bundle.make()
         for name, data in files.items():
             bundle.publish(name, data)
         bundle.publish(bundles.CARD, card.to_json())
     if h5 is not None:
         with explained(f"{h5.url}/{h5_name}"):
+            h5.make()
             h5.publish(h5_name, model.save_bytes(network, ".h5"))
     return card
 

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +40,17 @@ class Finished:
         return json.loads(self.out)
 
 
-def run_command(*arguments: object, timeout_s: float = 300, program: tuple[str, ...] = ()) -> Finished:
+def run_command(
+    *arguments: object,
+    timeout_s: float = 300,
+    program: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Finished:
     """Run ``emotion-batch`` (or another Python program) in a process of its own."""
     command = [sys.executable, *(program or ("-m", "emotion_batch.cli")), *(os.fspath(one) for one in arguments)]
     # Below 64 columns argparse wraps its sentences.
-    environment = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=environment, cwd=ROOT, check=False)
+    variables = {**os.environ, "COLUMNS": "200", **(environment or {})}
+    done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=variables, cwd=ROOT, check=False)
     # Replacing, for what is not UTF-8 in an output must fail a test and not the reading of it.
     return Finished(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -211,6 +216,61 @@ def write_odd_archive(folder: Path) -> dict[str, str]:
         stream.write(whole)
     expected["na%EFve.wav"] = "ok"
     return expected
+
+
+# Recordings that kill whatever decodes them, by their first bytes: what a fault in a decoder of C does. It is put where
+# every Python process of a run takes it in, workers and children alike.
+_KILLERS = """
+import os
+import signal
+
+import soundfile
+
+_open, _read = soundfile.SoundFile.__init__, soundfile.SoundFile.read
+
+
+def _opened(self, file, *arguments, **options):
+    head = os.pread(file, 6, 0) if isinstance(file, int) else file.getvalue()[:6]
+    if head == b"ABORT!":
+        os.abort()
+    while head == b"LOOP!!":
+        pass
+    taken = []
+    while head == b"FILL!!":
+        taken.append(bytearray(b"x") * 2**26)
+    if head == b"ONCE!!":
+        # As somebody's kill: whoever has not been here yet.
+        flag = os.environ["KILLED_ONCE"]
+        if not os.path.exists(flag):
+            os.close(os.open(flag, os.O_CREAT))
+            os.kill(os.getpid(), signal.SIGKILL)
+    _open(self, file, *arguments, **options)
+
+
+def _reading(self, *arguments, **options):
+    if self.channels == 3 and self.tell() >= 2 * self.samplerate:
+        os.abort()
+    return _read(self, *arguments, **options)
+
+
+soundfile.SoundFile.__init__ = _opened
+soundfile.SoundFile.read = _reading
+"""
+KILLERS = {"abort.wav": "crashed", "fill.wav": "memory", "loop.wav": "timeout"}
+
+
+@pytest.fixture(scope="session")
+def killers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to import from, in whose presence some recordings kill their decoder."""
+    folder = tmp_path_factory.mktemp("killers")
+    (folder / "sitecustomize.py").write_text(_KILLERS)
+    return folder
+
+
+def write_killers(folder: Path) -> None:
+    """Write the recordings of `KILLERS`."""
+    for name in KILLERS:
+        (folder / name).write_bytes((Path(name).stem.upper().encode() + b"!!")[:6] * 1_000)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from emotion_batch import audio
 from emotion_batch.archive import list_recordings
 from emotion_batch.bundle import open_bundle
 from emotion_batch.errors import RecordingError
-from emotion_batch.extraction import extract_rows
 from emotion_batch.labelling import label_rows
 from emotion_batch.mfcc import mean_mfcc
 from emotion_batch.prediction import Predictor
+from emotion_batch.rows import extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
 

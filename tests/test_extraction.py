@@ -15,8 +15,9 @@ from conftest import tone, write_odd_archive
 
 from emotion_batch import tables
 from emotion_batch.archive import Entry, list_recordings, locate
-from emotion_batch.extraction import Extraction, extract_recording, extract_rows
+from emotion_batch.extraction import Extraction, Task
 from emotion_batch.manifest import Manifest
+from emotion_batch.rows import extract_recording, extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
 from emotion_batch.tables import TableInfo
@@ -107,11 +108,11 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     manifest = Manifest(table)
     manifest.grow(listing.entries, SEGMENTS)
     job = Extraction(table, info, listing.folder)
-    receipts = {shard: job.do_shard(shard, entry) for shard, entry in manifest.shards.items()}
+    receipts = {shard: job.do_shard(Task(shard, entry), "run") for shard, entry in manifest.shards.items()}
     assert sum(receipt.counts.n_recordings for receipt in receipts.values()) == len(expected)
     failed = {status for status in expected.values() if status != "ok"}
     assert set().union(*(receipt.examples for receipt in receipts.values())) == failed
-    done = tables.complete_shards(table, info, manifest.digests())
+    done = tables.complete_shards(table, info, manifest.shards)
     assert {shard: footer.counts for shard, footer in done.items()} == {s: r.counts for s, r in receipts.items()}
     parts = pa.concat_tables([tables.read_part(table, shard) for shard in sorted(done)])
     assert parts.replace_schema_metadata(None).equals(rows_of(tmp_path / "archive"))

@@ -16,13 +16,16 @@ FLOORS = (
     {"console", "demonstration"},
     {"runs"},
     {"run"},
-    {"preflight", "labelling", "training", "cluster"},
-    {"extraction", "model", "pictures", "prediction", "reference", "synthesis"},
+    {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
+    {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
+    {"attempts", "carryover", "isolation"},
+    {"rows"},
     {"audio", "bundle", "mfcc", "manifest", "tables"},
     {"archive"},
     {"storage"},
     {"settings"},
-    {"errors", "process"},
+    {"meter"},
+    {"errors", "process", "watchdog"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 HEAVY = ("tensorflow", "keras", "librosa", "dask", "distributed", "numpy", "pandas", "pyarrow", "sklearn", "matplotlib")

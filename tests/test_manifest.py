@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -112,6 +113,76 @@ def test_a_manifest_grows_by_generations(tmp_path: Path) -> None:
     assert set(read.shards) - set(before) == {len(before)}
     rows = read_entries(table, read.shards[0]).to_pylist()
     assert [row["size"] for row in rows[:3]] == [80_000, 5, 80_000]
+
+
+def test_what_is_gone_leaves_only_when_it_is_pruned(tmp_path: Path) -> None:
+    """Pruned recordings leave their shards, which keep their numbers; an emptied shard is one no more, for good."""
+    table = Folder.of(tmp_path)
+    manifest = Manifest(table)
+    manifest.grow(listing(names(1_000)), ONE)
+    before = dict(manifest.shards)
+    last = manifest.n_recordings - before[max(before)].n_recordings
+    left = names(1_000)[5:last]
+    assert manifest.grow(listing(left), ONE) == Growth(n_gone=1_000 - len(left))
+    assert manifest.n_recordings == 1_000
+    with pytest.raises(UsageError, match=r"expected at most a tenth of the 1,000 recordings to be gone, got \d+; see"):
+        manifest.grow(listing(left), ONE, prune=True)
+    assert manifest.grow(listing(left), ONE, prune=True, force=True) == Growth(n_pruned=1_000 - len(left))
+    again = Manifest(table)
+    assert again.shards == manifest.shards
+    assert again.n_recordings == len(left)
+    assert set(again.shards) == set(before) - {max(before)}
+    assert {shard for shard in again.shards if again.shards[shard] != before[shard]} == {0}
+    assert {(shard, entry.digest) for shard, entry in before.items()} <= set(again.history)
+    assert read_entries(table, again.shards[0])["file"].to_pylist()[0] == names(6)[5]
+    # A number that was used is never used again: its old part may still lie there.
+    again.grow(listing(names(1_000)), ONE)
+    assert min(set(again.shards) - set(before)) == max(before) + 1
+
+
+def test_a_table_may_lose_all_its_recordings(tmp_path: Path) -> None:
+    """An archive that was emptied leaves an empty manifest, and may be filled again."""
+    manifest = Manifest(Folder.of(tmp_path))
+    manifest.grow(listing(names(10)), ONE)
+    with pytest.raises(UsageError, match="got 10"):
+        manifest.grow(listing([]), ONE, prune=True)
+    assert manifest.grow(listing([]), ONE, prune=True, force=True) == Growth(n_pruned=10)
+    assert Manifest(Folder.of(tmp_path)).shards == {}
+    assert manifest.grow(listing(names(3)), ONE) == Growth(n_new=3)
+    assert list(manifest.shards) == [1]
+
+
+def test_a_tenth_may_go(tmp_path: Path) -> None:
+    """Up to a tenth is pruned without a question."""
+    manifest = Manifest(Folder.of(tmp_path))
+    manifest.grow(listing(names(100)), ONE)
+    assert manifest.grow(listing(names(90)), ONE, prune=True) == Growth(n_pruned=10)
+
+
+def test_two_runs_that_freeze_at_once_have_one_manifest(tmp_path: Path) -> None:
+    """One freezes, the other takes that over and adds what it lacks; both then have the same shards."""
+    table = Folder.of(tmp_path)
+    # Both have looked before either has written.
+    one, other = Manifest(table), Manifest(table)
+    assert one.grow(listing(names(100)), ONE) == Growth(n_new=100)
+    assert other.grow(listing(names(100)), ONE) == Growth()
+    assert other.shards == one.shards
+    assert one.grow(listing(names(103)), ONE) == Growth(n_new=3)
+    assert other.grow(listing(names(105)), ONE) == Growth(n_new=2)
+    assert Manifest(table).shards == other.shards
+    assert Manifest(table).n_recordings == 105
+    files = [name for batch in other.entries(list(other.shards)) for name in batch["file"].to_pylist()]
+    assert sorted(files) == names(105)
+
+
+def test_many_runs_that_freeze_at_once_have_one_manifest(tmp_path: Path) -> None:
+    """However many processes there are and whatever each has listed, every recording is in one shard, once."""
+    tables_of = [Manifest(Folder.of(tmp_path)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: tables_of[number].grow(listing(names(50 + number)), ONE), range(8)))
+    read = Manifest(Folder.of(tmp_path))
+    files = [name for batch in read.entries(list(read.shards)) for name in batch["file"].to_pylist()]
+    assert sorted(files) == names(57)
 
 
 def test_a_generation_that_was_not_finished_does_not_count(tmp_path: Path) -> None:

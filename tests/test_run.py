@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from emotion_batch.canary import Canary
 from emotion_batch.errors import CanaryError
 from emotion_batch.extraction import Receipt
-from emotion_batch.run import _Canary, _order
+from emotion_batch.run import _order
 from emotion_batch.tables import Counts
 
 
@@ -42,7 +43,7 @@ def receipt(n_recordings: int, n_ok: int, n_failed: int, *, n_alike: int = 0) ->
 )
 def test_a_run_of_no_use_stops(heard: Receipt, is_stopped: bool) -> None:
     """Enough recordings that fail alike, or nearly all get one label, stop a run; a few, or one long one, do not."""
-    canary = _Canary("archive")
+    canary = Canary("archive")
     if is_stopped:
         with pytest.raises(CanaryError):
             canary.watch(heard)

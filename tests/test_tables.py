@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,13 @@ from emotion_batch.storage import Folder
 from emotion_batch.tables import Counts, TableInfo
 
 INFO = TableInfo(tables.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
+
+
+class Newest(NamedTuple):
+    """What the manifest says of a shard's entries."""
+
+    digest: str
+    n_recordings: int
 
 
 def label_rows(*statuses: str) -> pa.Table:
@@ -69,10 +77,10 @@ def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp
     (tmp_path / "part-000003.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes())
     (tmp_path / "part-000004.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes()[:-9])
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part-000005.parquet")
-    digests = dict.fromkeys(range(7), "new")
-    assert set(tables.complete_shards(table, INFO, digests)) == {0}
+    shards = dict.fromkeys(range(7), Newest("new", 1))
+    assert set(tables.complete_shards(table, INFO, shards)) == {0}
     with pytest.raises(IncompleteError, match="expected all of its 7 parts, got 6 missing or out of date"):
-        tables.require_complete(table, INFO, digests)
+        tables.require_complete(table, INFO, shards)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""Notes of shards that were begun: one that is found without its end tells that the process died over the shard.
+
+A process dies of a recording, or for reasons of its own; which it was shows only in the next attempt, and that one
+decodes in a child process (`isolation`). So a note says no more than that something happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from emotion_batch.storage import Folder, explained
+
+FOLDER = "_table/attempts"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is known of the attempts at a shard before this one.
+
+    Attributes
+    ----------
+    is_repeated
+        Whether there was one that did not come to its end.
+    lost_s
+        Seconds since it began, if it was of the same run; 0 otherwise.
+    """
+
+    is_repeated: bool
+    lost_s: float
+
+
+@contextmanager
+def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
+    """Note that a shard was begun, until the block ends in whatever way but the death of the process.
+
+    Parameters
+    ----------
+    table
+        Whose shard it is.
+    shard
+        Its number.
+    run_id
+        The run that attempts it.
+
+    Yields
+    ------
+    What is known of attempts before.
+    """
+    name = f"{FOLDER}/{shard:06d}.json"
+    with explained(f"table {table.url}"):
+        earlier = table.read_if_there(name)
+        note = {"run": run_id, "began": time.time(), "host": platform.node(), "pid": os.getpid()}
+        # Not for a power cut: after one, the shard is decoded as if for the first time.
+        table.publish(name, json.dumps(note).encode(), is_durable=False)
+    try:
+        yield Attempt(earlier is not None, 0.0 if earlier is None else _lost_s(earlier, run_id))
+    finally:
+        with explained(f"table {table.url}"):
+            table.delete(name)
+
+
+def _lost_s(note: bytes, run_id: str) -> float:
+    try:
+        about = json.loads(note)
+        # Clocks of several machines differ.
+        return max(0.0, time.time() - float(about["began"])) if about["run"] == run_id else 0.0
+    except (ValueError, KeyError, TypeError):
+        return 0.0

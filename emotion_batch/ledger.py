@@ -1,0 +1,305 @@
+"""How far a table is and whether it is whole: read from its storage alone, at a cost that grows with its parts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emotion_batch import attempts, lease, manifest, tables
+from emotion_batch.errors import Status, UsageError
+from emotion_batch.lease import Holder
+from emotion_batch.manifest import Manifest, ShardEntry, read_entries
+from emotion_batch.settings import Segments
+from emotion_batch.storage import TEMPORARY, Folder, explained
+from emotion_batch.tables import Counts, Footer, PartError, TableInfo
+
+RUNS = lease.FOLDER
+_PART = re.compile(r"part-(\d{6,})\.parquet")
+_RUN = re.compile(r"[0-9TZ]+-[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """How far a table is.
+
+    Attributes
+    ----------
+    table, kind, source
+        Its URL, what it holds, and what it is made from.
+    n_recordings, n_done
+        Recordings of its manifest; those of finished shards.
+    n_shards, n_shards_done
+        Its shards, and those that are finished.
+    counts
+        Of the rows of finished shards.
+    at_work
+        Runs that work on it now.
+    lost
+        Runs that died without a word since the last one that ended.
+    last_run
+        Record of the last run that ended; None if none has.
+    """
+
+    table: str
+    kind: str
+    source: str
+    n_recordings: int
+    n_done: int
+    n_shards: int
+    n_shards_done: int
+    counts: Counts
+    at_work: tuple[Holder, ...]
+    lost: tuple[Holder, ...]
+    last_run: Mapping[str, Any] | None
+
+    @property
+    def rate(self) -> float | None:
+        """Recordings a second, of all runs that are at work; None if none is, or none has said so yet."""
+        told = [holder.progress for holder in self.at_work if holder.progress.get("elapsed_s")]
+        return sum(one["n_done_here"] / one["elapsed_s"] for one in told) if told else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return {**asdict(self), "n_left": self.n_recordings - self.n_done, "rate": self.rate}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a table is whole.
+
+    Attributes
+    ----------
+    table
+        Its URL.
+    n_recordings, n_shards
+        What its manifest has.
+    counts
+        Of the rows of its parts that are right.
+    is_deep
+        Whether every row was read.
+    problems
+        What is wrong, a sentence each; none if the table is whole.
+    """
+
+    table: str
+    n_recordings: int
+    n_shards: int
+    counts: Counts
+    is_deep: bool
+    problems: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each recording of the manifest has its rows exactly once, and nothing else is there."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return {**asdict(self), "is_whole": self.is_whole}
+
+
+def read_status(table: Folder) -> TableStatus:
+    """Return how far a table is; raise UsageError if there is none."""
+    info = require_table(table)
+    with explained(f"table {table.url}"):
+        entries = Manifest(table)
+        done = tables.complete_shards(table, info, entries.shards)
+        holders = lease.read_holders(table)
+        last = _last_run(table)
+    shards = entries.shards
+    return TableStatus(
+        table=table.url,
+        kind=info.kind,
+        source=info.source,
+        n_recordings=entries.n_recordings,
+        n_done=sum(shards[shard].n_recordings for shard in done),
+        n_shards=len(shards),
+        n_shards_done=len(done),
+        counts=sum((footer.counts for footer in done.values()), Counts()),
+        at_work=tuple(holder for holder in holders if holder.is_alive),
+        lost=tuple(holder for holder in holders if not holder.is_alive),
+        last_run=last,
+    )
+
+
+def verify_table(table: Folder, *, deep: bool = False) -> Verification:
+    """Look whether a table is whole.
+
+    Parameters
+    ----------
+    table
+        The table.
+    deep
+        Read every row, rather than what each part says of itself.
+
+    Raises
+    ------
+    UsageError
+        If there is no table.
+    """
+    info = require_table(table)
+    with explained(f"table {table.url}"):
+        entries = Manifest(table)
+        names = table.names()
+        problems = [
+            f"{name}: expected only the parts of this table, got {what}" for name, what in _strangers(names, entries)
+        ]
+        frozen = set(table.folder(manifest.FOLDER).names())
+        problems += [
+            f"{manifest.FOLDER}/{file}: expected the entries of some shards, got nothing there"
+            for file in sorted({entry.file for entry in entries.shards.values()} - frozen)
+        ]
+        if not entries.shards and not entries.history:
+            problems.append("manifest: expected recordings, got none; a run ended before it had frozen its listing")
+        there = set(names)
+
+        def look(item: tuple[int, ShardEntry]) -> tuple[Footer | None, str | None]:
+            shard, entry = item
+            if tables.part_name(shard) not in there:
+                return None, f"expected the rows of {entry.n_recordings:,} recordings, got no such part"
+            try:
+                return _read(table, info, shard, entry, deep=deep), None
+            except PartError as error:
+                return None, str(error)
+
+        # Threads, for this waits for storage.
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(look, entries.shards.items()))
+    problems += [
+        f"{tables.part_name(shard)}: {problem}"
+        for shard, (_, problem) in zip(entries.shards, found, strict=True)
+        if problem is not None
+    ]
+    counts = sum((footer.counts for footer, _ in found if footer is not None), Counts())
+    return Verification(table.url, entries.n_recordings, len(entries.shards), counts, deep, tuple(problems))
+
+
+def require_table(table: Folder) -> TableInfo:
+    """Return what a table is; raise UsageError if there is none."""
+    with explained(f"table {table.url}"):
+        info = tables.read_info(table)
+    if info is None:
+        raise UsageError(f"table {table.url}: expected a table, got none there; check the name")
+    return info
+
+
+def run_ids(table: Folder) -> set[str]:
+    """Return the ids of the runs that a table knows, those at work included."""
+    return {name.partition(".")[0] for name in table.folder(RUNS).names() if _RUN.match(name)}
+
+
+def others_at_work(table: Folder, run_id: str) -> list[Holder]:
+    """Return the other runs that work on a table, and bury those that died: their leases become records."""
+    others = []
+    for holder in lease.read_holders(table):
+        if holder.run == run_id:
+            continue
+        if holder.is_alive:
+            others.append(holder)
+            continue
+        record = {"run": holder.run, "outcome": "lost", "host": holder.host, **holder.progress}
+        table.publish_first(f"{RUNS}/{holder.run}.json", json.dumps(record).encode())
+        lease.forget(table, holder)
+    return others
+
+
+def mend(table: Folder, info: TableInfo, entries: Manifest, *, is_alone: bool) -> Iterator[str]:
+    """Remove what must not lie in a table and is certainly its own; yield a sentence for each thing of note.
+
+    Copies of its parts under other names and parts of shards that were pruned are removed, what is not provably its own
+    is only named. What runs that were killed have left is removed if no other run is at work.
+    """
+    for name, what in _strangers(table.names(), entries):
+        if name.endswith(".parquet"):
+            with contextlib.suppress(PartError):
+                footer = tables.read_footer(table, info, name)
+                if (footer.shard, footer.digest) in entries.history:
+                    table.delete(name)
+                    if footer.shard in entries.shards:
+                        yield f"removed {name}, a copy of this table's {tables.part_name(footer.shard)}"
+                    continue
+        yield f"{name} lies in the table and is {what}; whatever reads the folder may read it too, so move it away"
+    if not is_alone:
+        return
+    for folder in (table, *(table.folder(name) for name in (attempts.FOLDER, manifest.FOLDER, RUNS))):
+        for name in folder.names():
+            if name.startswith(".") and name.endswith(TEMPORARY):
+                folder.delete(name)
+
+
+def _strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield what lies in a table's folder and is none of its parts, and what it is."""
+    for name in names:
+        # Readers of Parquet pass over hidden names.
+        if name.startswith((".", "_")):
+            continue
+        part = _PART.fullmatch(name)
+        if part is None:
+            yield name, "no part of it"
+        elif int(part[1]) not in entries.shards:
+            yield name, "a part of no shard of its manifest"
+
+
+def _read(table: Folder, info: TableInfo, shard: int, entry: ShardEntry, *, deep: bool) -> Footer:
+    """Return a part's footer; raise PartError if the part is not what it should be."""
+    footer = tables.read_footer(table, info, tables.part_name(shard))
+    footer.require(shard, entry)
+    if deep:
+        with tables.part_errors():
+            rows = tables.read_part(table, shard)
+        problem = _wrong_rows(info, read_entries(table, entry), footer, rows)
+        if problem is not None:
+            raise PartError(problem)
+    return footer
+
+
+def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: pa.Table) -> str | None:
+    """Return what is wrong with a part's rows."""
+    if Counts.of(rows) != footer.counts:
+        return "expected rows that its footer counts, got others"
+    unequal = pc.unique(rows["file"]).to_pylist() != entries["file"].to_pylist()
+    if unequal:
+        return "expected the recordings of its manifest entries, in their order, got others"
+    is_ok = pc.equal(rows["status"], Status.OK)
+    for name in rows.column_names:
+        if name in ("mfcc", "emotion", "confidence") or name.startswith("p_"):
+            if not pc.all(pc.equal(pc.is_valid(rows[name]), is_ok)).as_py():
+                return f"expected {name} in rows that are ok and in no others, got it otherwise"
+            values = rows[name].drop_null()
+            numbers = values.combine_chunks().flatten() if name == "mfcc" else values
+            if name != "emotion" and not pc.all(pc.is_finite(numbers)).as_py():
+                return f"expected finite numbers in {name}, got others"
+    if not pc.all(pc.equal(pc.is_null(rows["error"]), is_ok)).as_py():
+        return "expected a reason in rows that are not ok and in no others, got it otherwise"
+    return _wrong_starts(info.segments, rows)
+
+
+def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
+    """Return which recording lacks a segment or has one twice."""
+    starts: Iterator[float] = iter(())
+    last = None
+    for file, start_s in zip(rows["file"].to_pylist(), rows["start_s"].to_pylist(), strict=True):
+        if file != last:
+            last, starts = file, segments.starts()
+        expected = next(starts, None)
+        if start_s != expected:
+            return f"expected {file!r} to have its segments once and in order, got one at {start_s} s"
+    return None
+
+
+def _last_run(table: Folder) -> Mapping[str, Any] | None:
+    """Return the record of the run that ended last; its name begins with the time."""
+    names = [name for name in table.folder(RUNS).names() if name.endswith(".json") and _RUN.match(name)]
+    for name in reversed(names):
+        with contextlib.suppress(ValueError):
+            record: Mapping[str, Any] = json.loads(table.read(f"{RUNS}/{name}"))
+            return record
+    return None

@@ -1,0 +1,84 @@
+"""What a task spends: seconds by stage, bytes read, tries repeated; kept by each thread, for a task is one thread's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+
+STAGES = ("list", "read", "decode", "features", "predict", "write", "isolated")
+_local = threading.local()
+
+
+@dataclass
+class Spent:
+    """What was spent, in numbers that add up.
+
+    Attributes
+    ----------
+    stages_s
+        Wall-clock seconds by stage, of `STAGES`. Reading a local file is part of ``decode``; ``isolated`` is all that was done
+        in a child process.
+    read_bytes
+        Bytes of recordings read; of local ones, those of the stretches that were decoded.
+    n_retries
+        Times that storage was asked again because it failed in passing.
+    n_isolated
+        Shards that were decoded in a child process, because an attempt before had not come to its end.
+    lost_s
+        Seconds of workers that recordings took with them: from the beginning of an attempt that did not end to the next, and
+        of children that crashed, hung or ran out of memory.
+    """
+
+    stages_s: dict[str, float] = field(default_factory=dict)
+    read_bytes: int = 0
+    n_retries: int = 0
+    n_isolated: int = 0
+    lost_s: float = 0.0
+
+    def add(self, other: Spent) -> None:
+        """Add what was spent elsewhere."""
+        for name, seconds in other.stages_s.items():
+            self.stages_s[name] = self.stages_s.get(name, 0.0) + seconds
+        self.read_bytes += other.read_bytes
+        self.n_retries += other.n_retries
+        self.n_isolated += other.n_isolated
+        self.lost_s += other.lost_s
+
+
+@contextmanager
+def metered() -> Iterator[Spent]:
+    """Give this thread an account of its own for the block."""
+    before = current()
+    _local.spent = spent = Spent()
+    try:
+        yield spent
+    finally:
+        _local.spent = before
+
+
+def current() -> Spent:
+    """Return this thread's account; one that nobody will read where none was asked for."""
+    spent = getattr(_local, "spent", None)
+    if spent is None:
+        spent = _local.spent = Spent()
+    return spent
+
+
+class stage:  # noqa: N801 a block's name, as contextlib's are
+    """Count the seconds of a block under a stage of `STAGES`. A class, for it costs a recording several of these."""
+
+    __slots__ = ("_name", "_started")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        stages_s = current().stages_s
+        stages_s[self._name] = stages_s.get(self._name, 0.0) + time.perf_counter() - self._started

@@ -1,0 +1,213 @@
+"""Recordings to feature rows: each gives its rows, whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from emotion_batch import audio, meter, mfcc, tables
+from emotion_batch.archive import Entry, locate
+from emotion_batch.errors import RecordingError, Status, StorageError
+from emotion_batch.meter import stage
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder, explained, is_transient, persistently
+
+
+class FeatureRow(NamedTuple):
+    """One row of a feature table, in its columns' order."""
+
+    file: str
+    start_s: float
+    end_s: float | None
+    status: Status
+    error: str | None
+    duration_s: float | None
+    sample_rate_hz: int | None
+    channels: int | None
+    mfcc: npt.NDArray[np.float32] | None
+
+
+def extract_rows(
+    entries: pa.RecordBatch,
+    archive: Folder,
+    settings: FeatureSettings,
+    segments: Segments,
+    on_row: Callable[[], None] = lambda: None,
+) -> pa.Table:
+    """Return a row for each segment of each recording, in the order of `entries`.
+
+    Parameters
+    ----------
+    entries
+        Recordings, of `archive.ENTRY_SCHEMA`.
+    archive
+        What their names are relative to.
+    settings, segments
+        How samples become a vector, and which stretches.
+    on_row
+        Called after each row.
+
+    Returns
+    -------
+    Rows of the feature table's schema. A recording that fails has a row with its status; nothing is raised for it.
+
+    Raises
+    ------
+    StorageError
+        If the place that recordings are read from fails, and not a recording.
+    """
+
+    def rows() -> Iterator[FeatureRow]:
+        for entry in entries.to_pylist():
+            for row in extract_recording(Entry(**entry), archive, settings, segments):
+                yield row
+                on_row()
+
+    return to_table(rows(), settings)
+
+
+def to_table(found: Iterable[FeatureRow], settings: FeatureSettings) -> pa.Table:
+    """Return rows as a table of the feature table's schema."""
+    rows: list[tuple[object, ...]] = []
+    # The vectors side by side, for an hour of windows has thousands: as arrays of their own they would weigh double.
+    values, is_missing = bytearray(), bytearray()
+    nothing = bytes(4 * settings.n_mfcc)
+    for row in found:
+        rows.append(row[:-1])
+        values += nothing if row.mfcc is None else row.mfcc.tobytes()
+        is_missing.append(row.mfcc is None)
+    schema = tables.feature_schema(settings)
+    columns = zip(*rows, strict=True) if rows else ((),) * (len(schema) - 1)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
+    vectors = pa.FixedSizeListArray.from_arrays(
+        pa.array(np.frombuffer(values, np.float32)),
+        type=schema.field("mfcc").type,
+        mask=pa.array(np.frombuffer(is_missing, np.bool_)),
+    )
+    return pa.Table.from_arrays([*arrays, vectors], schema=schema)
+
+
+def extract_recording(
+    entry: Entry, archive: Folder, settings: FeatureSettings, segments: Segments
+) -> Iterator[FeatureRow]:
+    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails."""
+    header: audio.Header | None = None
+    start_s = next(segments.starts())
+    read_to_s = 0.0
+    try:
+        with _source(entry, archive) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+            header = recording.header
+            for number, start_s in enumerate(segments.starts()):
+                try:
+                    with stage("decode"):
+                        stretch = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate)
+                except RecordingError as error:
+                    if number and error.status == Status.TOO_SHORT:
+                        return
+                    raise
+                with stage("features"):
+                    vector = mfcc.mean_mfcc(stretch.samples, settings)
+                _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header)
+                read_to_s = stretch.end_s
+                # A frame that is not finite shows in the vector; a sample between frames does not.
+                is_finite = settings.hop_length <= settings.n_fft or np.isfinite(stretch.samples).all()
+                if is_finite and np.isfinite(vector).all():
+                    yield _row(entry, start_s, header, stretch.end_s, vector)
+                elif np.isfinite(stretch.samples).all():
+                    reason = "the samples are too large for finite features"
+                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+                else:
+                    reason = "the segment has samples that are NaN or infinite"
+                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+        return
+    except RecordingError as error:
+        status, reason = error.status, error.reason
+    except StorageError:
+        # The place, and not the recording.
+        raise
+    except MemoryError:
+        status, reason = Status.MEMORY, "the segment does not fit into memory"
+    except Exception as error:
+        # One recording in a million finds what nobody thought of: it must cost its own row and no other.
+        status, reason = Status.UNREADABLE, _said(error)
+    yield _row(entry, start_s, header, status=status, reason=reason)
+
+
+def _row(
+    entry: Entry,
+    start_s: float,
+    header: audio.Header | None,
+    end_s: float | None = None,
+    vector: npt.NDArray[np.float32] | None = None,
+    status: Status = Status.OK,
+    reason: str | None = None,
+) -> FeatureRow:
+    if header is None:
+        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, vector)
+    duration_s = header.duration_s if math.isfinite(header.duration_s) else None
+    return FeatureRow(
+        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, vector
+    )
+
+
+def _count_bytes(source: int | bytes, n_bytes: int, duration_s: float, header: audio.Header) -> None:
+    """Count what was read of a local recording: of its bytes the share that a stretch has of its duration."""
+    if isinstance(source, int):
+        is_known = math.isfinite(header.duration_s) and header.duration_s > 0
+        meter.current().read_bytes += round(n_bytes * min(1.0, duration_s / header.duration_s)) if is_known else n_bytes
+
+
+@contextlib.contextmanager
+def _source(entry: Entry, archive: Folder) -> Iterator[tuple[int | bytes, int]]:
+    """Open a recording as `audio.opened` takes it; raise RecordingError if it is not what was listed."""
+    place = locate(archive, entry)
+    try:
+        if isinstance(place, bytes):
+            # O_NONBLOCK: a named pipe called .wav must not hold up the shard.
+            descriptor = persistently(lambda: os.open(place, os.O_RDONLY | os.O_NONBLOCK))
+        else:
+            folder, name = place
+            with stage("read"):
+                data = folder.read(name)
+            meter.current().read_bytes += len(data)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordingError(Status.VANISHED, "the file was listed and is not there") from error
+    except Exception as error:
+        if is_transient(error):
+            with explained(f"archive {archive.url}"):
+                raise
+        if not isinstance(error, OSError):
+            raise
+        raise RecordingError(Status.UNREADABLE, error.strerror or _said(error)) from error
+    if not isinstance(place, bytes):
+        _check_unchanged(entry, len(data), None)
+        yield data, len(data)
+        return
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise RecordingError(Status.NOT_AUDIO, "this is a folder")
+        _check_unchanged(entry, status.st_size, str(status.st_mtime_ns))
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _check_unchanged(entry: Entry, size: int, version: str | None) -> None:
+    for name, listed, found in (("size", entry.size, size), ("modification time", entry.version, version)):
+        if None not in (listed, found) and listed != found:
+            raise RecordingError(
+                Status.CHANGED, f"the file's {name} is not what was listed; run the same command again"
+            )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"

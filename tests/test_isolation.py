@@ -1,0 +1,121 @@
+"""Tests of decoding in a child: rows as in this process, and a status for whatever kills the child."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import soundfile
+from conftest import KILLERS, tone, write_killers, write_odd_archive
+
+from emotion_batch import isolation, meter, rows
+from emotion_batch.archive import list_recordings
+from emotion_batch.errors import IncompleteError, StorageError, UsageError
+from emotion_batch.isolation import Limits
+from emotion_batch.settings import FeatureSettings, Segments
+
+SETTINGS, ONE = FeatureSettings(), Segments()
+# A child must be able to start and decode within it, on a machine that does other things too.
+LIMITS = Limits(deadline_s=5, memory_bytes=2**29)
+
+
+def isolated(archive: Path, segments: Segments = ONE, limits: Limits = LIMITS) -> pa.Table:
+    listing = list_recordings(archive)
+    return isolation.extract_rows(listing.entries.to_batches()[0], listing.folder, SETTINGS, segments, limits)
+
+
+def test_a_child_gives_the_same_rows(tmp_path: Path) -> None:
+    """Recordings of every kind have the rows that they have without a child, to the bit, in segments and in windows."""
+    write_odd_archive(tmp_path)
+    listing = list_recordings(tmp_path)
+    entries = listing.entries.to_batches()[0]
+    for segments in (ONE, Segments.windows(1, 0.5)):
+        with meter.metered() as spent:
+            found = isolated(tmp_path, segments)
+        assert found.equals(rows.extract_rows(entries, listing.folder, SETTINGS, segments))
+        assert spent.n_isolated == 1
+        assert spent.read_bytes > 0
+        assert spent.lost_s == 0
+
+
+def test_what_kills_the_child_has_its_status(killers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash, a loop and a flood cost their own rows, those after them are as ever, and the time is accounted for."""
+    monkeypatch.syspath_prepend(os.fspath(killers))
+    write_killers(tmp_path)
+    for name in ("a.wav", "between.flac", "z.wav"):
+        soundfile.write(tmp_path / name, tone(2.0), 24_414)
+    started = time.perf_counter()
+    with meter.metered() as spent:
+        found = {row["file"]: row for row in isolated(tmp_path).to_pylist()}
+    assert {name: row["status"] for name, row in found.items()} == {
+        **KILLERS,
+        **dict.fromkeys(("a.wav", "between.flac", "z.wav"), "ok"),
+    }
+    assert found["abort.wav"]["error"] == "decoding it ended the process (SIGABRT)"
+    assert found["loop.wav"]["error"] == "decoding it gave nothing for 5 s"
+    assert "memory" in found["fill.wav"]["error"]
+    assert LIMITS.deadline_s < spent.lost_s < time.perf_counter() - started
+    assert not psutil.Process().children()
+
+
+def test_one_death_may_be_an_accident(killers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that somebody kills once is started again at the same recording, which is not blamed."""
+    monkeypatch.syspath_prepend(os.fspath(killers))
+    monkeypatch.setenv("KILLED_ONCE", os.fspath(tmp_path / "flag"))
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    (archive / "once.wav").write_bytes(b"ONCE!!" * 100)
+    soundfile.write(archive / "other.wav", tone(2.0), 24_414)
+    assert isolated(archive)["status"].to_pylist() == ["not_audio", "ok"]
+    assert (tmp_path / "flag").exists()
+
+
+def test_good_windows_of_a_killer_are_kept(killers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording whose third window kills keeps its first two, once, and has a row for the rest."""
+    monkeypatch.syspath_prepend(os.fspath(killers))
+    samples = np.stack([tone(5.0, 16_000)] * 3, axis=1)
+    soundfile.write(tmp_path / "killer.flac", samples, 16_000)
+    soundfile.write(tmp_path / "other.flac", samples[:16_000], 16_000)
+    found = isolated(tmp_path, Segments.windows(1)).to_pylist()
+    assert [(row["file"], row["start_s"], row["status"]) for row in found] == [
+        ("killer.flac", 0.0, "ok"),
+        ("killer.flac", 1.0, "ok"),
+        ("killer.flac", 2.0, "crashed"),
+        ("other.flac", 0.0, "ok"),
+    ]
+
+
+def test_an_archive_that_fails_is_no_recordings_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens to the place in the child is raised in the parent, and not put into rows."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import emotion_batch.rows\n"
+        "from emotion_batch.errors import StorageError\n"
+        "def fail(*_): raise StorageError('archive: gone', is_transient=True)\n"
+        "emotion_batch.rows.extract_recording = fail\n"
+    )
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(StorageError, match="archive: gone") as caught:
+        isolated(tmp_path)
+    assert caught.value.is_transient
+
+
+def test_a_child_that_cannot_start_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No recording gets a status for a child that never was."""
+    (tmp_path / "a.wav").touch()
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(IncompleteError, match="expected one for recordings that may kill it, got none"):
+        isolated(tmp_path)
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, float("nan"), 1e9])
+def test_a_deadline_is_a_time(deadline_s: float) -> None:
+    """What is no time is refused before any work."""
+    with pytest.raises(UsageError, match="deadline: expected seconds from 1 to"):
+        replace(LIMITS, deadline_s=deadline_s)

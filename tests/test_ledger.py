@@ -1,0 +1,264 @@
+"""Tests of `status` and `verify`, and of what the next run mends: all from storage alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_command
+
+import emotion_batch
+from emotion_batch import lease, ledger, tables
+from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.lease import Holder, Lease
+from emotion_batch.manifest import Manifest
+from emotion_batch.settings import FeatureSettings
+from emotion_batch.storage import Folder
+from emotion_batch.tables import TableInfo
+
+
+def table_of(folder: Path) -> dict[str, bytes]:
+    """Return the parts of a table, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "_table"}
+
+
+@pytest.fixture
+def copy(features: Path, tmp_path: Path) -> Path:
+    """A copy of a finished feature table."""
+    shutil.copytree(features, tmp_path / "table")
+    return tmp_path / "table"
+
+
+Damage = Callable[[Path], None]
+
+
+def delete(table: Path) -> None:
+    (table / "part-000001.parquet").unlink()
+
+
+def cut(table: Path) -> None:
+    part = table / "part-000001.parquet"
+    part.write_bytes(part.read_bytes()[:-7])
+
+
+def cut_in_the_middle(table: Path) -> None:
+    part = table / "part-000001.parquet"
+    data = part.read_bytes()
+    part.write_bytes(data[:1_000] + data[1_500:])
+
+
+def empty(table: Path) -> None:
+    (table / "part-000001.parquet").write_bytes(b"")
+
+
+def double(table: Path) -> None:
+    shutil.copy(table / "part-000001.parquet", table / "part-000001 (copy).parquet")
+
+
+def double_as_another(table: Path) -> None:
+    shutil.copy(table / "part-000001.parquet", table / "part-000009.parquet")
+
+
+def put_in_place_of_another(table: Path) -> None:
+    shutil.copy(table / "part-000002.parquet", table / "part-000001.parquet")
+
+
+def extract_otherwise(table: Path) -> None:
+    place = Folder.of(table)
+    info = tables.read_info(place)
+    assert info is not None
+    rows = tables.read_part(place, 1).replace_schema_metadata(None)
+    other = TableInfo(info.kind, info.source, FeatureSettings(n_mels=64), info.segments)
+    tables.publish_part(place, other, 1, Manifest(place).shards[1].digest, rows)
+
+
+def age(table: Path) -> None:
+    place = Folder.of(table)
+    info = tables.read_info(place)
+    assert info is not None
+    tables.publish_part(place, info, 1, "0" * 32, tables.read_part(place, 1).replace_schema_metadata(None))
+
+
+def lose_rows(table: Path) -> None:
+    place = Folder.of(table)
+    info = tables.read_info(place)
+    assert info is not None
+    rows = tables.read_part(place, 1).replace_schema_metadata(None)
+    tables.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.slice(1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (delete, "part-000001.parquet: expected the rows of"),
+        (cut, "part-000001.parquet: expected a whole Parquet file"),
+        (cut_in_the_middle, "part-000001.parquet: expected a whole Parquet file"),
+        (empty, "part-000001.parquet: expected a whole Parquet file"),
+        (double, "part-000001 (copy).parquet: expected only the parts of this table, got no part of it"),
+        (double_as_another, "part-000009.parquet: expected only the parts of this table, got a part of no shard"),
+        (put_in_place_of_another, "part-000001.parquet: expected shard 1, got 2"),
+        (extract_otherwise, "part-000001.parquet: expected feature_id"),
+        (age, "part-000001.parquet: expected rows of the manifest's newest entries"),
+        (lose_rows, "part-000001.parquet: expected rows of"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_damage_is_named(copy: Path, damage: Damage, sentence: str) -> None:
+    """`verify` says which part is wrong, and how."""
+    assert emotion_batch.verify(copy, deep=True).is_whole
+    damage(copy)
+    (problem,) = emotion_batch.verify(copy).problems
+    assert problem.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "damages",
+    [
+        (delete, double_as_another),
+        (cut, double),
+        (cut_in_the_middle,),
+        (extract_otherwise,),
+        (lose_rows,),
+    ],
+    ids=lambda damages: " and ".join(damage.__name__ for damage in damages),
+)
+def test_damage_is_mended(features: Path, speech: Path, copy: Path, damages: tuple[Damage, ...]) -> None:
+    """The same command makes a damaged table what it was, byte for byte, and does no other shard for it."""
+    # A copy is made before what it is a copy of is damaged.
+    for damage in sorted(damages, key=lambda damage: damage not in (double, double_as_another)):
+        damage(copy)
+    assert len(emotion_batch.verify(copy).problems) == len(damages)
+    assert emotion_batch.extract(speech, copy, workers=1).n_shards_done == 1
+    assert emotion_batch.verify(copy, deep=True).is_whole
+    assert table_of(copy) == table_of(features)
+
+
+def test_only_reading_finds_some_damage(copy: Path) -> None:
+    """A part whose rows contradict its own footer is found with --deep."""
+    part = copy / "part-000001.parquet"
+    rows = pq.read_table(part)
+    files = rows["file"].to_pylist()
+    for changed in (
+        rows.set_column(0, rows.schema.field("file"), [[files[1], *files[1:]]]),
+        rows.set_column(0, rows.schema.field("file"), [[*reversed(files)]]),
+        rows.set_column(1, rows.schema.field("start_s"), [[9.0] * len(files)]),
+        rows.set_column(4, rows.schema.field("error"), [["but why"] * len(files)]),
+    ):
+        pq.write_table(changed.replace_schema_metadata(rows.schema.metadata), part)
+        assert emotion_batch.verify(copy).is_whole
+        (problem,) = emotion_batch.verify(copy, deep=True).problems
+        assert problem.startswith("part-000001.parquet: expected")
+
+
+def test_what_is_not_ours_is_named_and_left(speech: Path, copy: Path, features: Path) -> None:
+    """Files that the table did not make are problems that a person must solve; nothing but our own is removed."""
+    (copy / "notes.txt").write_text("mine")
+    pq.write_table(pq.read_table(features).slice(0, 1).replace_schema_metadata(None), copy / "mine.parquet")
+    (copy / ".DS_Store").touch()
+    (copy / ".part-000001.parquet.0123.tmp").write_bytes(b"half")
+    assert [problem.split(":")[0] for problem in emotion_batch.verify(copy).problems] == ["mine.parquet", "notes.txt"]
+    done = run_command("extract", speech, copy)
+    assert done.code == 0
+    for name in ("mine.parquet", "notes.txt"):
+        assert f"{name} lies in the table and is no part of it" in done.err
+        assert (copy / name).exists()
+    assert (copy / ".DS_Store").exists()
+    assert not (copy / ".part-000001.parquet.0123.tmp").exists()
+    done = run_command("verify", copy)
+    assert done.code == 1
+    assert "expected it to be whole, got 2 problems" in done.err
+    assert "mine.parquet: expected only the parts of this table" in done.out
+
+
+def test_a_whole_table_with_failures_verifies(features: Path, labels: Path) -> None:
+    """Failed recordings with their rows are a complete table, of features and of labels: exit code 0, and said."""
+    for table in (features, labels):
+        for options in ((), ("--deep",)):
+            done = run_command("verify", table, *options)
+            assert done.code == 0, done.out
+            assert done.out.splitlines()[-1].startswith("89 recordings, 89 rows: 84 ok, 5 failed (")
+        assert run_command("verify", table, "--json").result["is_whole"] is True
+
+
+def test_status_needs_nothing_but_the_table(features: Path, copy: Path) -> None:
+    """What is done, left and failed, and what the last run was, is read from storage."""
+    status = emotion_batch.status(features)
+    assert (status.n_recordings, status.n_done, status.n_shards_done) == (89, 89, status.n_shards)
+    assert status.counts.n_failed == 5
+    assert status.last_run is not None
+    assert status.last_run["outcome"] == "complete"
+    assert status.at_work == ()
+    delete(copy)
+    status = emotion_batch.status(copy)
+    assert 0 < status.n_done < status.n_recordings
+    assert status.n_shards_done == status.n_shards - 1
+    done = run_command("status", copy)
+    assert done.code == 0
+    assert f"{status.n_done} of 89 recordings" in done.out
+    assert run_command("status", copy, "--json").result["n_left"] == 89 - status.n_done
+    with pytest.raises(UsageError, match="expected a table, got none there"):
+        emotion_batch.status(copy / "_table")
+    assert run_command("verify", copy.parent).code == 2
+
+
+def test_a_lease_says_who_is_at_work(copy: Path) -> None:
+    """A run's lease is seen while it lives; one of a dead run is not believed, and becomes a record."""
+    place = Folder.of(copy)
+    n_runs = len(ledger.run_ids(place))
+    with Lease(place, "20260101T000000Z-0a") as held:
+        held.tell(n_done_here=50, elapsed_s=2.0)
+        held._publish()
+        status = emotion_batch.status(copy)
+        (holder,) = status.at_work
+        assert (holder.host, holder.pid) == (platform.node(), os.getpid())
+        assert status.rate == 25
+        assert "20260101T000000Z-0a is at work" in run_command("status", copy).out
+    assert emotion_batch.status(copy).at_work == ()
+
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    now = time.time()
+    for number, (host, pid, renewed_s) in enumerate(
+        ((platform.node(), int(dead.stdout), now), (platform.node(), os.getpid(), now - 999), ("other", 1, now - 999))
+    ):
+        holder = Holder(f"20260101T00000{number}Z-0b", host, pid, now - 1_000, renewed_s)
+        place.publish(f"{lease.FOLDER}/{holder.run}.lease", json.dumps(vars(holder)).encode())
+    assert len(emotion_batch.status(copy).lost) == 3
+    assert ledger.others_at_work(place, "mine") == []
+    assert emotion_batch.status(copy).lost == ()
+    assert len(ledger.run_ids(place)) == n_runs + 3
+    alive = Holder("20260101T000009Z-0c", "other", 1, now, now)
+    place.publish(f"{lease.FOLDER}/{alive.run}.lease", json.dumps(vars(alive)).encode())
+    assert ledger.others_at_work(place, "mine") == [alive]
+
+
+def test_a_run_leaves_its_record(features: Path, speech: Path) -> None:
+    """Settings, versions, counts, examples and times of a run are in its record, whatever they are for."""
+    record = emotion_batch.status(features).last_run
+    assert record is not None
+    assert record["counts"]["n_recordings"] == 89
+    assert record["settings"]["source"] == os.fspath(speech)
+    assert record["versions"]["soxr"]
+    assert {status for status, examples in record["examples"].items() if examples} == set(
+        record["counts"]["by_status"]
+    ) - {"ok"}
+    stages = record["spent"]["stages_s"]
+    assert set(stages) == {"list", "decode", "features", "write"}
+    assert all(seconds > 0 for seconds in stages.values())
+    assert record["spent"]["read_bytes"] > 1_000_000
+    assert record["audio_s"] > 60
+
+
+def test_an_unfinished_feature_table_is_not_learnt_from(copy: Path, tmp_path: Path) -> None:
+    """Training and labelling refuse a table of which a part is missing."""
+    delete(copy)
+    with pytest.raises(IncompleteError, match="expected all of its"):
+        emotion_batch.train(copy, tmp_path / "bundle")

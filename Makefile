@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test torture lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+torture: .venv/installed-test
+	$(BIN)/python -m pytest -m torture
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

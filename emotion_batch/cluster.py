@@ -258,7 +258,7 @@ def _local_cluster(n_workers: int) -> Iterator[str]:
                 "dashboard_address": "127.0.0.1:0",
                 "scheduler_file": os.fspath(address_file),
                 # A driver that was killed leaves no cluster behind.
-                "idle_timeout": "10 minutes",
+                "idle_timeout": "1 minute",
             }
             start("distributed.Scheduler", scheduler)
             address = _read_address(address_file, processes[0], log)

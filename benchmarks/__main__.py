@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import cold_start, kernel, labelling, worker
+from benchmarks import cold_start, kernel, labelling, ledger, worker
 from benchmarks.measuring import describe, render
 from emotion_batch import synthesis
 from emotion_batch.archive import list_recordings
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results.json"
 MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
-PARTS = ("kernel", "worker", "labelling", "cold-start")
+PARTS = ("kernel", "worker", "ledger", "labelling", "cold-start")
 
 
 def main() -> None:
@@ -63,6 +63,8 @@ def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, fol
         figures += kernel.measure(archive, n_rounds)
     if "worker" in parts:
         figures += worker.measure(archive, n_rounds)
+    if "ledger" in parts:
+        figures += ledger.measure(archive, n_rounds)
     if "labelling" in parts:
         table, bundle = str(Path(folder, "features")), str(Path(folder, "bundle"))
         for command in (("extract", archive, table), ("train", table, bundle, "--epochs", "2")):

@@ -140,6 +140,29 @@ def shards(archive: str, bundle: str = "") -> Work:
     return timed(work)
 
 
+def unguarded(archive: str) -> Work:
+    """Do what `shards` does of an extraction without notes, watchdog and meter. A block is (anything, shard numbers)."""
+    from contextlib import nullcontext
+
+    from benchmarks.jobs import make_jobs
+    from emotion_batch import process, rows, tables
+    from emotion_batch.manifest import read_entries
+
+    process.settle()
+    rows.stage = tables.stage = nullcontext
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    job, entries = make_jobs(Path(folder.name), archive, None)["extract"]
+
+    def work(block: tuple[str, list[int]]) -> None:
+        for number in block[1]:
+            listed = read_entries(job.table, entries[number])
+            found = rows.extract_rows(listed, job.archive, job.info.feature_settings, job.info.segments)
+            tables.publish_part(job.table, job.info, number, entries[number].digest, found)
+
+    return timed(work)
+
+
 def keras(bundle: str, batch_size: str) -> Work:
     """Predict with the bundle's Keras network; a block is a number of rows."""
     from emotion_batch import model
@@ -180,7 +203,7 @@ def timed(function: Work) -> Work:
 def main() -> None:
     """Do the blocks that come in, a line each."""
     kind, *arguments = sys.argv[1:]
-    kinds = {work.__name__: work for work in (notebook, package, stages, floor, shards, keras, executable)}
+    kinds = {work.__name__: work for work in (notebook, package, stages, floor, shards, unguarded, keras, executable)}
     do = kinds[kind](*arguments)
     for line in sys.stdin:
         print(json.dumps(do(json.loads(line))), flush=True)

@@ -323,6 +323,13 @@ def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Ite
                 process.wait()
 
 
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShellCluster]:
+    """A cluster of two workers that many tests use: to start one takes longer than what most of them do."""
+    with shell_cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
 def _wait_for(log: Path, pattern: str, timeout_s: float = 60) -> str:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pyarrow.dataset
-import pytest
 from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
 
 
@@ -21,12 +20,6 @@ def table(folder: Path) -> pa.Table:
 
 def job(name: str, *arguments: object) -> Finished:
     return run_command(*arguments, program=(os.fspath(ROOT / "jobs" / f"{name}.py"),))
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> ShellCluster:
-    with shell_cluster(tmp_path_factory.mktemp("cluster")) as started:
-        yield started
 
 
 def test_the_jobs_give_equal_tables_there(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_command
+from conftest import ShellCluster, run_command
 
 import emotion_batch
 from emotion_batch import lease, ledger, tables
@@ -131,13 +131,15 @@ def test_damage_is_named(copy: Path, damage: Damage, sentence: str) -> None:
     ],
     ids=lambda damages: " and ".join(damage.__name__ for damage in damages),
 )
-def test_damage_is_mended(features: Path, speech: Path, copy: Path, damages: tuple[Damage, ...]) -> None:
+def test_damage_is_mended(
+    features: Path, speech: Path, copy: Path, cluster: ShellCluster, damages: tuple[Damage, ...]
+) -> None:
     """The same command makes a damaged table what it was, byte for byte, and does no other shard for it."""
     # A copy is made before what it is a copy of is damaged.
     for damage in sorted(damages, key=lambda damage: damage not in (double, double_as_another)):
         damage(copy)
     assert len(emotion_batch.verify(copy).problems) == len(damages)
-    assert emotion_batch.extract(speech, copy, workers=1).n_shards_done == 1
+    assert emotion_batch.extract(speech, copy, scheduler=cluster.address).n_shards_done == 1
     assert emotion_batch.verify(copy, deep=True).is_whole
     assert table_of(copy) == table_of(features)
 

@@ -1,0 +1,220 @@
+"""Walks through going on: what is new, changed, gone, failed or of another model, and what is decoded for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+import pytest
+import soundfile
+from conftest import ShellCluster, run_command, running, tone, wait_for_parts
+
+import emotion_batch
+from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.summary import Summary
+
+N_RECORDINGS = 240
+
+
+def rows(table: Path) -> list[dict[str, object]]:
+    return (
+        pyarrow.dataset.dataset(table).to_table().sort_by([("file", "ascending"), ("start_s", "ascending")]).to_pylist()
+    )
+
+
+def spoil(path: Path) -> None:
+    """Make a recording one that must not be decoded again, though nothing of it shows a change."""
+    before = path.stat()
+    path.write_bytes(b"\0" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Recordings of four seconds, short of the limits of time and memory of a test."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for number in range(N_RECORDINGS):
+        soundfile.write(folder / f"{number:03d}.wav", tone(1.0, 8_000, hertz=100 + number), 8_000)
+    return folder
+
+
+@pytest.fixture
+def at(cluster: ShellCluster) -> dict[str, Any]:
+    """What runs of these tests have in common: a cluster that is there, and no surprise at recordings so alike."""
+    return {"scheduler": cluster.address, "force": True}
+
+
+@pytest.mark.parametrize("how", ["extract", "label", "label and keep"])
+def test_only_what_changed_is_decoded(
+    archive: Path, bundle: Path, tmp_path: Path, cluster: ShellCluster, how: str
+) -> None:
+    """Ten recordings more, ten changed and ten gone: 20 decoded, and with --prune the table is one made from scratch."""
+    at = {"scheduler": cluster.address}
+
+    def run(to: str, *, prune: bool = False) -> Summary:
+        if how == "extract":
+            return emotion_batch.extract(archive, tmp_path / to, prune=prune, **at)
+        kept = tmp_path / f"{to} features" if how == "label and keep" else None
+        return emotion_batch.label(
+            archive, tmp_path / to, model=bundle, keep_features=kept, prune=prune, force=True, **at
+        )
+
+    assert run("table").n_decoded == N_RECORDINGS
+    for number in range(0, N_RECORDINGS, N_RECORDINGS // 10):
+        soundfile.write(archive / f"{number:03d}.wav", tone(1.2, 8_000, hertz=50 + number), 8_000)
+        soundfile.write(archive / f"{number:03d} new.wav", tone(1.4, 8_000, hertz=50 + number), 8_000)
+        (archive / f"{number + 1:03d}.wav").unlink()
+    fresh = run("fresh")
+    # As if they had never been decoded: whoever does it again finds nothing in them.
+    for path in archive.iterdir():
+        if int(path.stem[:3]) % (N_RECORDINGS // 10):
+            spoil(path)
+    summary = run("table")
+    assert (summary.n_new, summary.n_changed, summary.n_gone, summary.n_pruned) == (10, 10, 10, 0)
+    assert summary.n_decoded == 20
+    there = {row["file"] for row in rows(tmp_path / "fresh")}
+    gone = [row["status"] for row in rows(tmp_path / "table") if row["file"] not in there]
+    assert gone == ["ok"] * 10
+    summary = run("table", prune=True)
+    assert (summary.n_gone, summary.n_pruned, summary.n_decoded) == (0, 10, 0)
+    assert summary.counts == fresh.counts
+    for name in ("table", "table features") if how == "label and keep" else ("table",):
+        assert rows(tmp_path / name) == rows(tmp_path / name.replace("table", "fresh"))
+        assert emotion_batch.verify(tmp_path / name, deep=True).is_whole
+    assert run("table").n_shards_done == 0
+
+
+def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cluster: ShellCluster) -> None:
+    """An empty listing, or more than a tenth gone, is refused with --prune, and the table stays; --force prunes."""
+    table, away = tmp_path / "table", tmp_path / "away"
+    at = {"scheduler": cluster.address}
+    emotion_batch.extract(archive, table, **at)
+    away.mkdir()
+    for path in sorted(archive.iterdir())[: N_RECORDINGS // 2]:
+        path.rename(away / path.name)
+    before = rows(table)
+    done = run_command("extract", archive, table, "--prune")
+    assert done.code == 2
+    assert "--prune: expected at most a tenth of the 240 recordings to be gone, got 120" in done.err
+    for path in archive.iterdir():
+        path.rename(away / path.name)
+    with pytest.raises(UsageError, match="expected recordings"):
+        emotion_batch.extract(archive, table, prune=True, **at)
+    assert rows(table) == before
+    assert emotion_batch.verify(table).is_whole
+    done = run_command("extract", archive, table, "--prune", "--force", "--json")
+    assert done.code == 0, done.err
+    assert (done.result["n_pruned"], done.result["counts"]["n_recordings"]) == (N_RECORDINGS, 0)
+    assert not list(table.glob("*.parquet"))
+    assert emotion_batch.verify(table).is_whole
+    for path in list(away.iterdir())[:10]:
+        path.rename(archive / path.name)
+    assert emotion_batch.extract(archive, table, **at).counts.n_ok == 10
+    assert emotion_batch.verify(table, deep=True).is_whole
+
+
+def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, cluster: ShellCluster) -> None:
+    """What failed for a reason that has passed is done again, by status; the others are not looked at."""
+    archive, features, labels = tmp_path / "archive", tmp_path / "features", tmp_path / "labels"
+    at = {"scheduler": cluster.address}
+    archive.mkdir()
+    names = [f"{number:02d}.wav" for number in range(30)]
+    for number, name in enumerate(names):
+        soundfile.write(archive / name, tone(1.0, 8_000, hertz=100 + 5 * number), 8_000)
+    whole = (archive / "07.wav").read_bytes()
+    # A list, for what it names is listed though it is not there.
+    (archive / "list.csv").write_text("\n".join(["file", *names]))
+    (archive / "07.wav").unlink()
+    (archive / "08.wav").write_bytes(b"no audio")
+    summary = emotion_batch.extract(archive / "list.csv", features, **at)
+    assert summary.counts.by_status == {"not_audio": 1, "ok": 28, "vanished": 1}
+    assert emotion_batch.label(features, labels, model=bundle, **at).counts.n_ok == 28
+    (archive / "07.wav").write_bytes(whole)
+    (archive / "08.wav").write_bytes(whole[:2_000] + bytes(100))
+    for name in names[10:]:
+        spoil(archive / name)
+    assert emotion_batch.retry(features, status=["truncated", "empty"], **at).n_shards_done == 0
+    summary = emotion_batch.retry(features, status=["vanished"], **at)
+    assert summary.n_decoded == 1
+    assert summary.counts.by_status == {"not_audio": 1, "ok": 29}
+    done = run_command("retry", features, "--json")
+    assert done.code == 0, done.err
+    # What changed since it was listed is for the command that lists.
+    assert done.result["counts"]["by_status"] == {"changed": 1, "ok": 29}
+    # The labels are of features that were tried again since.
+    summary = emotion_batch.label(features, labels, model=bundle, **at)
+    assert (summary.n_shards_done, summary.counts.n_ok) == (1, 29)
+    for table in (features, labels):
+        assert emotion_batch.verify(table, deep=True).is_whole
+    assert emotion_batch.retry(labels, **at).counts.n_ok == 29
+    for options, sentence in (
+        ({"status": ["sad"]}, "status: expected one of changed, crashed, empty"),
+        ({"status": ["ok"]}, "got 'ok'"),
+        ({"deadline_s": 0}, "deadline: expected seconds from 1 to 1e"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            emotion_batch.retry(features, **options, **at)
+    next(features.glob("*.parquet")).unlink()
+    with pytest.raises(IncompleteError, match="1 missing or out of date; run the command that made it again"):
+        emotion_batch.retry(features, **at)
+
+
+def test_a_new_model_over_an_old_feature_table_decodes_nothing(
+    archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any]
+) -> None:
+    """Labels by another model go into another table, from features alone, with the recordings away."""
+    features, other = tmp_path / "features", tmp_path / "other"
+    emotion_batch.extract(archive, features, **at)
+    emotion_batch.label(features, tmp_path / "labels", model=bundle, **at)
+    shutil.copytree(bundle, other)
+    card = json.loads((other / "card.json").read_text())
+    (other / "card.json").write_text(json.dumps({**card, "model_id": "another"}))
+    archive.rename(tmp_path / "away")
+    sentence = f"expected the labels of model {card['model_id']}, got model another; name a new table"
+    with pytest.raises(UsageError, match=sentence):
+        emotion_batch.label(features, tmp_path / "labels", model=other, **at)
+    assert emotion_batch.label(features, tmp_path / "more", model=other, **at).counts.n_ok == N_RECORDINGS
+
+
+def test_labels_of_a_feature_table_follow_it(archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any]) -> None:
+    """What is added to, changed in and pruned from a feature table is so in its labels at their next run."""
+    features, labels = tmp_path / "features", tmp_path / "labels"
+    emotion_batch.extract(archive, features, **at)
+    emotion_batch.label(features, labels, model=bundle, **at)
+    soundfile.write(archive / "000.wav", tone(1.2, 8_000), 8_000)
+    soundfile.write(archive / "new.wav", tone(1.2, 8_000), 8_000)
+    last = sorted(archive.iterdir())[-20:-1]
+    for path in last:
+        path.unlink()
+    emotion_batch.extract(archive, features, prune=True, **at)
+    emotion_batch.label(features, labels, model=bundle, **at)
+    assert [row["file"] for row in rows(labels)] == [row["file"] for row in rows(features)]
+    assert len(rows(labels)) == N_RECORDINGS + 1 - len(last)
+    assert emotion_batch.verify(labels, deep=True).is_whole
+
+
+def test_status_and_record_while_a_run_works_and_after_it_was_stopped(
+    tess: Path, tmp_path: Path, cluster: ShellCluster
+) -> None:
+    """`status` says who is at work and how fast, without the scheduler; a run that was stopped leaves its record."""
+    table = tmp_path / "table"
+    with running("extract", tess, table, "--scheduler", cluster.address) as process:
+        wait_for_parts(table, 2, process)
+        status = emotion_batch.status(table)
+        assert [holder.pid for holder in status.at_work] == [process.pid]
+        assert 0 < status.n_done < status.n_recordings == 2_798
+        assert f"is at work, on {status.at_work[0].host}, process {process.pid}" in run_command("status", table).out
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 143, err
+    status = emotion_batch.status(table)
+    assert status.at_work == status.lost == ()
+    assert status.last_run is not None
+    assert status.last_run["outcome"] == "stopped"
+    assert status.last_run["n_shards_done"] > 0
+    assert "stopped" in run_command("status", table).out

@@ -141,7 +141,7 @@ class Cluster:
                 if due <= time.monotonic():
                     waiting.remove((due, task))
                     # A key of its own, for the scheduler remembers the other one as failed.
-                    future = self._client.submit(function, task, key=f"again-{secrets.token_hex(8)}", pure=False)
+                    future = self._client.submit(_do_partition, function, task, key=f"again-{secrets.token_hex(8)}")
                     left[future.key] = (task, future)
                     done.add(future)
             batch = done.next_batch(block=False)
@@ -302,6 +302,11 @@ def _client(address: str) -> Client:
             f"scheduler {address}: expected a Dask scheduler there, got {_said(error)}; "
             "start one with `dask scheduler`, or leave out --scheduler to use this machine"
         ) from error
+
+
+def _do_partition(function: Callable[[Task], Receipt], task: Task) -> list[Receipt]:
+    """Do what a bag does with a partition of one shard."""
+    return [function(task)]
 
 
 class _LostError(Exception):

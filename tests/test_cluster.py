@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.dataset
 from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
 
+from emotion_batch import cluster as cluster_module
+from emotion_batch.errors import StorageError
+
 
 def table(folder: Path) -> pa.Table:
     return pyarrow.dataset.dataset(folder).to_table().sort_by("file").replace_schema_metadata(None)
@@ -165,3 +168,33 @@ def test_a_lost_worker_costs_the_run_nothing_but_time(tess: Path, tmp_path: Path
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert table(tmp_path / "table").num_rows == 2_798
+
+
+def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
+    """A shard that takes five workers with it, and one whose store stumbles twice, end well; what fails itself does not."""
+
+    def do(task: str) -> str:
+        import os
+        import signal
+        from pathlib import Path
+
+        from emotion_batch.errors import StorageError
+
+        tries = len(list(Path(folder).glob(f"{task} *")))
+        Path(folder, f"{task} {tries}").touch()
+        if task == "kills" and tries < 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "stumbles" and tries < 2:
+            raise StorageError("store: busy", is_transient=True)
+        if task == "full":
+            raise StorageError("store: full")
+        return f"{task} done"
+
+    folder = os.fspath(tmp_path)
+    with cluster_module.connect(None, 2) as connected:
+        found = dict(connected.run(do, ["kills", "stumbles", "full", "good"]))
+        # At the fourth death Dask condemns a task; whoever was beside it may have died with it before it stumbled.
+        assert connected.n_resubmitted >= 1
+    assert (found["kills"], found["stumbles"], found["good"]) == ("kills done", "stumbles done", "good done")
+    assert isinstance(found["full"], StorageError)
+    assert len(list(tmp_path.glob("full *"))) == 1

@@ -9,7 +9,6 @@ import platform
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
-from types import TracebackType
 from typing import Any
 
 from emotion_batch.storage import Folder
@@ -60,7 +59,7 @@ class Holder:
 
 
 class Lease:
-    """Says that a run is at work on a table, until the block ends.
+    """Says that a run is at work on a table.
 
     Parameters
     ----------
@@ -78,12 +77,13 @@ class Lease:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
-    def __enter__(self) -> Lease:
+    def begin(self) -> None:
+        """Publish the lease, and renew it from now on, until the end or until the process dies."""
         self._publish()
         self._thread.start()
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def end(self) -> None:
+        """Take the lease back."""
         self._is_over.set()
         self._thread.join()
         with contextlib.suppress(Exception):

@@ -102,9 +102,14 @@ class Run:
         tables.create(self.table, self.info)
         with explained(f"table {self.table.url}"):
             self.manifest = Manifest(self.table)
-            self._lease.__enter__()
-            self._known_runs = ledger.run_ids(self.table)
-            self._others = ledger.others_at_work(self.table, self.id)
+            self._lease.begin()
+            try:
+                # After it, so that of two runs that begin at once at least one sees the other.
+                self._known_runs = ledger.run_ids(self.table)
+                self._others = ledger.others_at_work(self.table, self.id)
+            except BaseException:
+                self._lease.end()
+                raise
         for other in self._others:
             self.watcher.on_note(
                 f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard that "
@@ -122,7 +127,7 @@ class Run:
             if error is None:
                 raise
         finally:
-            self._lease.__exit__(kind, error, at)
+            self._lease.end()
 
     def freeze(self, listing: Listing, listed_s: float, *, prune: bool) -> None:
         """Take a listing over into the table's manifest, and say what is remarkable about it."""

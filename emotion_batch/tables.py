@@ -386,19 +386,12 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
 
     with part_errors():
         metadata, size = persistently(read)
-    columns = [
-        metadata.row_group(group).column(column)
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    ]
-    starts = (
-        column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset
-        for column in columns
-    )
-    ends = [start + column.total_compressed_size for start, column in zip(starts, columns, strict=True)]
-    # At a file's end: the metadata, its length and four letters.
-    if max(ends, default=0) > size - metadata.serialized_size - 8:
-        raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
+    if metadata.num_row_groups:
+        # Columns lie one after the other; at the file's end the metadata, its length and four letters.
+        last = metadata.row_group(metadata.num_row_groups - 1).column(metadata.num_columns - 1)
+        start = last.data_page_offset if last.dictionary_page_offset is None else last.dictionary_page_offset
+        if start + last.total_compressed_size > size - metadata.serialized_size - 8:
+            raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
     footer = Footer.of(metadata.metadata, info)
     if metadata.schema.to_arrow_schema().remove_metadata() != info.schema:
         raise PartError("expected the columns of this table, got others")

@@ -161,6 +161,14 @@ def test_only_reading_finds_some_damage(copy: Path) -> None:
         assert problem.startswith("part-000001.parquet: expected")
 
 
+def test_a_part_without_a_result_is_whole(tmp_path: Path) -> None:
+    """A shard of which every recording failed is as complete as any."""
+    for number in range(3):
+        (tmp_path / f"{number}.wav").write_text("no audio")
+    emotion_batch.extract(tmp_path, tmp_path / "table", workers=1)
+    assert emotion_batch.verify(tmp_path / "table", deep=True).is_whole
+
+
 def test_what_is_not_ours_is_named_and_left(speech: Path, copy: Path, features: Path) -> None:
     """Files that the table did not make are problems that a person must solve; nothing but our own is removed."""
     (copy / "notes.txt").write_text("mine")
@@ -216,14 +224,16 @@ def test_a_lease_says_who_is_at_work(copy: Path) -> None:
     """A run's lease is seen while it lives; one of a dead run is not believed, and becomes a record."""
     place = Folder.of(copy)
     n_runs = len(ledger.run_ids(place))
-    with Lease(place, "20260101T000000Z-0a") as held:
-        held.tell(n_done_here=50, elapsed_s=2.0)
-        held._publish()
-        status = emotion_batch.status(copy)
-        (holder,) = status.at_work
-        assert (holder.host, holder.pid) == (platform.node(), os.getpid())
-        assert status.rate == 25
-        assert "20260101T000000Z-0a is at work" in run_command("status", copy).out
+    held = Lease(place, "20260101T000000Z-0a")
+    held.begin()
+    held.tell(n_done_here=50, elapsed_s=2.0)
+    held._publish()
+    status = emotion_batch.status(copy)
+    (holder,) = status.at_work
+    assert (holder.host, holder.pid) == (platform.node(), os.getpid())
+    assert status.rate == 25
+    assert "20260101T000000Z-0a is at work" in run_command("status", copy).out
+    held.end()
     assert emotion_batch.status(copy).at_work == ()
 
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)

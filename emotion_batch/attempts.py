@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Attempt:
 
 @contextmanager
 def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
-    """Note that a shard was begun, until the block ends in whatever way but the death of the process.
+    """Note that a shard was begun, until the block ends; the death of the process leaves it.
 
     Parameters
     ----------
@@ -52,17 +52,39 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
     ------
     What is known of attempts before.
     """
-    name = f"{FOLDER}/{shard:06d}.json"
+    name = _name(shard)
     with explained(f"table {table.url}"):
         earlier = table.read_if_there(name)
         note = {"run": run_id, "began": time.time(), "host": platform.node(), "pid": os.getpid()}
         # Not for a power cut: after one, the shard is decoded as if for the first time.
         table.publish(name, json.dumps(note).encode(), is_durable=False)
+    is_repeated = earlier is not None
     try:
-        yield Attempt(earlier is not None, 0.0 if earlier is None else _lost_s(earlier, run_id))
-    finally:
-        with explained(f"table {table.url}"):
-            table.delete(name)
+        yield Attempt(is_repeated, _lost_s(earlier, run_id) if earlier is not None else 0.0)
+    except BaseException:
+        # What was suspected before is so still: the next attempt must not be as if it were the first.
+        if not is_repeated:
+            _forget(table, shard)
+        raise
+    _forget(table, shard)
+
+
+def forget_finished(table: Folder, shards: Container[int]) -> None:
+    """Delete the notes of finished shards, which processes have left that died between the part and the note."""
+    with explained(f"table {table.url}"):
+        for name in table.folder(FOLDER).names():
+            stem = name.partition(".")[0]
+            if stem.isdigit() and int(stem) in shards:
+                _forget(table, int(stem))
+
+
+def _forget(table: Folder, shard: int) -> None:
+    with explained(f"table {table.url}"):
+        table.delete(_name(shard))
+
+
+def _name(shard: int) -> str:
+    return f"{FOLDER}/{shard:06d}.json"
 
 
 def _lost_s(note: bytes, run_id: str) -> float:

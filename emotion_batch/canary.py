@@ -26,7 +26,7 @@ class Canary:
         """Take one more receipt in; raise CanaryError if the rows so far are enough and alike."""
         if self._is_over:
             return
-        self._counts += receipt.counts
+        self._counts += receipt.made
         self._examples.update(receipt.examples)
         counts = self._counts
         if not _is_enough(counts.n_recordings, counts.n_rows):

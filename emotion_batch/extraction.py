@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from emotion_batch import attempts, isolation, meter, process, rows, tables
 from emotion_batch.archive import Entry, peek
 from emotion_batch.attempts import Attempt
 from emotion_batch.carryover import carry_over, merge
-from emotion_batch.errors import Status
+from emotion_batch.errors import Status, StorageError
 from emotion_batch.isolation import KILLING, Limits
 from emotion_batch.manifest import ShardEntry, read_entries
 from emotion_batch.meter import Spent
@@ -24,7 +25,7 @@ from emotion_batch.tables import Counts, TableInfo
 from emotion_batch.watchdog import watched
 
 # What an archive that went away makes of its recordings.
-_LOST = pa.array([Status.VANISHED, Status.UNREADABLE])
+_LOST = pa.array([Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT])
 
 
 class Task(NamedTuple):
@@ -63,23 +64,23 @@ class Receipt:
     ----------
     counts
         What the part holds.
+    made
+        Of that, what was made now; the other rows are those of the earlier part.
     audio_s
         Seconds of audio that the ``ok`` rows cover which were made now.
     elapsed_s
         Wall-clock seconds that the shard took.
     examples
-        For each status but ``ok``, one recording and its reason.
-    n_decoded
-        Recordings that were decoded; the others' rows are those of the earlier part.
+        For each status but ``ok`` of what was made now, one recording and its reason.
     spent
         On what the time went.
     """
 
     counts: Counts
-    audio_s: float
-    elapsed_s: float
-    examples: Mapping[str, tuple[str, str]]
-    n_decoded: int = 0
+    made: Counts = field(default_factory=Counts)
+    audio_s: float = 0.0
+    elapsed_s: float = 0.0
+    examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
 
     @classmethod
@@ -89,9 +90,8 @@ class Receipt:
         columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
         examples = {status: (file, error) for status, file, error in zip(*columns, strict=True)}
         starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
-        n_decoded = pc.count_distinct(made["file"]).as_py()
         audio_s = float(np.nansum(ends - starts))
-        return cls(counts, audio_s, time.perf_counter() - started, examples, n_decoded, spent)
+        return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)
 
 
 @dataclass(frozen=True)
@@ -148,21 +148,40 @@ class Extraction:
         meter.current().lost_s += attempt.lost_s
         settings, segments = self.info.feature_settings, self.info.segments
         if attempt.is_repeated or self.again & KILLING:
-            made = isolation.extract_rows(entries, self.archive, settings, segments, self.limits)
+            made = isolation.extract_rows(entries, self.archive, settings, segments, self.limits, self._check_archive)
         else:
             with watched(self.limits.deadline_s) as beat:
-                made = rows.extract_rows(entries, self.archive, settings, segments, beat)
-        if self.witnesses and pc.any(pc.is_in(made["status"], _LOST)).as_py():
-            self._check_archive()
+                made = rows.extract_rows(entries, self.archive, settings, segments, beat, self._check_archive)
+        if pc.any(pc.is_in(made["status"], _LOST)).as_py():
+            self._check_archive(None)
         return made
 
-    def _check_archive(self) -> None:
+    def _check_archive(self, failure: StorageError | None) -> None:
         """Raise StorageError if no witness can be read: a night of rows that say so would be of no use."""
-        for number, witness in enumerate(self.witnesses, start=1):
-            try:
-                with explained(f"archive {self.archive.url} ({witness.file!r}, which was there before)"):
-                    peek(self.archive, witness)
-                return
-            except Exception:
-                if number == len(self.witnesses):
-                    raise
+        if not self.witnesses:
+            if failure is not None:
+                raise failure
+            return
+        found: list[StorageError | None] = []
+
+        def look() -> None:
+            for witness in self.witnesses:
+                try:
+                    with explained(f"archive {self.archive.url} ({witness.file!r}, which was there before)"):
+                        peek(self.archive, witness)
+                except StorageError as error:
+                    found.append(error)
+                else:
+                    found.append(None)
+                    return
+
+        # In a thread that may be left behind, for a place that hangs is as lost as one that refuses.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(self.limits.deadline_s / 2)
+        errors = [error for error in found if error is not None]
+        if len(errors) < len(found):
+            return
+        if thread.is_alive() or not errors:
+            raise StorageError(f"archive {self.archive.url}: expected an answer, got none", is_transient=True)
+        raise errors[-1]

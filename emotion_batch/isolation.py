@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -33,7 +33,7 @@ from emotion_batch.watchdog import watched
 
 # Such statuses are given here, and by nobody else: by recordings that took a process with them.
 KILLING = frozenset({Status.CRASHED, Status.TIMEOUT, Status.MEMORY})
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S, _END_TIMEOUT_S = 120.0, 10.0
 # What a message is, by its first byte; after it, JSON, and a row's vector after a line's end.
 _ROW, _END, _FAILED = b"R", b"E", b"F"
 # A child that has taken so much of its limit, and died or was late, was so because of that.
@@ -77,7 +77,12 @@ class _Job:
 
 
 def extract_rows(
-    entries: pa.RecordBatch, archive: Folder, settings: FeatureSettings, segments: Segments, limits: Limits
+    entries: pa.RecordBatch,
+    archive: Folder,
+    settings: FeatureSettings,
+    segments: Segments,
+    limits: Limits,
+    on_failure: Callable[[StorageError], None],
 ) -> pa.Table:
     """Return what `rows.extract_rows` does, whatever a recording does to the process that decodes it.
 
@@ -87,6 +92,8 @@ def extract_rows(
         As there.
     limits
         What a recording may take.
+    on_failure
+        As there.
 
     Returns
     -------
@@ -102,23 +109,27 @@ def extract_rows(
     meter.current().n_isolated += 1
     with meter.stage("isolated"):
         job = _Job(tuple(Entry(**row) for row in entries.to_pylist()), archive, settings, segments, limits)
-        return to_table(_extract(job), settings)
+        return to_table(_extract(job, on_failure), settings)
 
 
-def _extract(job: _Job) -> Iterator[FeatureRow]:
+def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[FeatureRow]:
     """Yield the rows of all recordings, from as many children as it takes."""
     left = job.entries
     # Whether the first of those left has killed a child already: once may be an accident, as somebody's `kill`.
     is_suspect = False
     while left:
-        child = _Child(replace(job, entries=left))
-        with child:
-            rows: list[FeatureRow] = []
-            n_done = 0
-            is_full = False
-            began = time.perf_counter()
+        rows: list[FeatureRow] = []
+        n_done = 0
+        is_full = False
+        failure: StorageError | None = None
+        began = time.perf_counter()
+        with _Child(replace(job, entries=left)) as child:
             while n_done < len(left) and not is_full:
-                message = child.receive(job.limits.deadline_s)
+                try:
+                    message = child.receive(job.limits.deadline_s)
+                except StorageError as error:
+                    failure = error
+                    break
                 if message is None:
                     break
                 if message[:1] == _ROW:
@@ -135,16 +146,30 @@ def _extract(job: _Job) -> Iterator[FeatureRow]:
         left = left[n_done:]
         if is_full or not left:
             continue
-        meter.current().lost_s += time.perf_counter() - began
-        status, reason = child.cause(job.limits)
-        if child.is_late or is_suspect:
-            yield from rows
-            start_s = next(islice(job.segments.starts(), len(rows), None))
-            yield FeatureRow(left[0].file, start_s, None, status, reason, None, None, None, None)
-            left = left[1:]
-            is_suspect = False
+        if failure is not None:
+            on_failure(failure)
+            rest = _rest(left[0], job.segments, rows, Status.UNREADABLE, str(failure))
         else:
-            is_suspect = True
+            meter.current().lost_s += time.perf_counter() - began
+            if not (child.is_late or is_suspect):
+                is_suspect = True
+                continue
+            rest = _rest(left[0], job.segments, rows, *child.cause(job.limits))
+        yield from rows
+        # It may have killed when it was closed, after all its rows.
+        if rest is not None:
+            yield rest
+        left = left[1:]
+        is_suspect = False
+
+
+def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:
+    """Return the row for what is left of a recording after `rows`; None if nothing is."""
+    start_s = next(islice(segments.starts(), len(rows), None), None)
+    duration_s = rows[-1].duration_s if rows else None
+    if start_s is None or (rows and duration_s is not None and start_s >= duration_s):
+        return None
+    return FeatureRow(entry.file, start_s, None, status, reason, None, None, None, None)
 
 
 class _Child:
@@ -166,27 +191,38 @@ class _Child:
         self._connection = Connection(ours.detach())
         self.is_late = False
         self._peak_bytes = 0
-        # It may be dead already.
-        with contextlib.suppress(OSError):
-            self._connection.send(job)
-        if self.receive(_START_TIMEOUT_S) != _END:
+        # Whatever a process takes before it begins, as its parent's memory on Linux, is no recording's.
+        self._first_bytes = 0
+        ready = self.receive(_START_TIMEOUT_S)
+        if ready is None:
             self.__exit__()
             raise IncompleteError(
                 f"child process: expected one for recordings that may kill it, got none ({self._process.returncode}); "
                 "see the worker's log, and run the same command again"
             )
+        self._first_bytes = json.loads(ready[1:])["peak_bytes"]
+        # It may have died since: then it says nothing more.
+        with contextlib.suppress(OSError):
+            self._connection.send(job)
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> _Child:
+        return self
 
     def __exit__(self, *error: object) -> None:
         self._connection.close()
-        if self._process.returncode is None:
-            # Not Popen's, which would take the dead child's figures and forget them.
-            os.kill(self._process.pid, signal.SIGKILL)
-            _, end, usage = os.wait4(self._process.pid, 0)
-            self._process.returncode = os.waitstatus_to_exitcode(end)
-            self._peak_bytes = usage.ru_maxrss * 1024
+        if self._process.returncode is not None:
+            return
+        # Not Popen's, which would take the dead child's figures and forget them.
+        os.kill(self._process.pid, signal.SIGKILL)
+        until = time.monotonic() + _END_TIMEOUT_S
+        while time.monotonic() < until:
+            pid, end, usage = os.wait4(self._process.pid, os.WNOHANG)
+            if pid:
+                self._process.returncode = os.waitstatus_to_exitcode(end)
+                self._peak_bytes = _bytes(usage)
+                return
+            time.sleep(0.002)
+        # The system holds it, in a read that does not end: it will go when that does.
 
     def receive(self, timeout_s: float) -> bytes | None:
         """Return the next message, or None if there will be none: the child is dead, or late.
@@ -211,13 +247,13 @@ class _Child:
     def cause(self, limits: Limits) -> tuple[Status, str]:
         """Return what a recording that killed the child gets."""
         code = self._process.returncode
-        is_full = self._peak_bytes > _MEMORY_SHARE * limits.memory_bytes
+        is_full = self._peak_bytes > max(_MEMORY_SHARE * limits.memory_bytes, self._first_bytes)
         # The system kills so where memory is short, and a child before its parent.
         if is_full or (code == -signal.SIGKILL and not self.is_late):
             return Status.MEMORY, f"decoding it took more memory than there is, or than {limits.memory_bytes:,} bytes"
         if self.is_late:
             return Status.TIMEOUT, f"decoding it gave nothing for {limits.deadline_s:g} s"
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
         return Status.CRASHED, f"decoding it ended the process ({name})"
 
 
@@ -240,28 +276,30 @@ def main(descriptor: int) -> None:
     try:
         process.die_with_parent()
         process.settle()
+        first_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
+        connection.send_bytes(_END + json.dumps({"peak_bytes": first_bytes}).encode())
         job: _Job = connection.recv()
         _limit(job.limits.memory_bytes)
-        connection.send_bytes(_END)
         for entry in job.entries:
             with watched(job.limits.deadline_s) as beat, meter.metered() as spent:
                 for row in extract_recording(entry, job.archive, job.settings, job.segments):
                     connection.send_bytes(_ROW + _encode(row))
                     beat()
+                peak_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
                 # Whoever comes next would be blamed for what this one took.
-                is_full = _peak_bytes() > _MEMORY_SHARE * job.limits.memory_bytes
+                is_full = peak_bytes > max(_MEMORY_SHARE * job.limits.memory_bytes, first_bytes)
                 end = {"read_bytes": spent.read_bytes, "is_full": is_full}
                 connection.send_bytes(_END + json.dumps(end).encode())
     except StorageError as error:
         connection.send_bytes(_FAILED + json.dumps({"text": str(error), "is_transient": error.is_transient}).encode())
-    except (BrokenPipeError, ConnectionResetError):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone, and with it whoever wants the rows.
         return
 
 
-def _peak_bytes() -> int:
-    """Return the most memory that this process has had, in bytes; Linux counts in units of 1,024."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _bytes(usage: resource.struct_rusage) -> int:
+    """Return the most memory that a process has had, in bytes: Linux counts in units of 1,024."""
+    return usage.ru_maxrss * 1024
 
 
 def _limit(memory_bytes: int) -> None:

@@ -11,13 +11,15 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, hastily
 
 FOLDER = "_table/runs"
 _SUFFIX = ".lease"
 _RENEW_S = 10.0
 # After so long without a sign a run is taken for dead, on another machine; on this one the process is looked at.
 _DEAD_S = 60.0
+# How long the end of a run waits for a renewal that is under way.
+_PATIENCE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Holder:
         When it began and when it last gave a sign, in seconds since 1970 of its own clock.
     progress
         How far it was then: ``n_done_here`` and ``elapsed_s``, once there is something to say.
+    namespace
+        In which `pid` is one process: a container has its own, of a machine that may be called the same.
     """
 
     run: str
@@ -42,18 +46,18 @@ class Holder:
     began_s: float
     renewed_s: float
     progress: dict[str, Any] = field(default_factory=dict)
+    namespace: str | None = None
 
     @property
     def is_alive(self) -> bool:
         """Whether it still works, as far as can be known from here."""
-        if self.host != platform.node():
-            return time.time() - self.renewed_s < _DEAD_S
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
+        if self.namespace is not None and self.namespace == _namespace():
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return False
+            except PermissionError:
+                pass
         # The number may be another process's by now.
         return time.time() - self.renewed_s < _DEAD_S
 
@@ -73,7 +77,7 @@ class Lease:
         self._table = table
         self._name = f"{FOLDER}/{run_id}{_SUFFIX}"
         now = time.time()
-        self._holder = Holder(run_id, platform.node(), os.getpid(), now, now)
+        self._holder = Holder(run_id, platform.node(), os.getpid(), now, now, namespace=_namespace())
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -83,10 +87,10 @@ class Lease:
         self._thread.start()
 
     def end(self) -> None:
-        """Take the lease back."""
+        """Take the lease back, or leave it to grow old if storage does not answer."""
         self._is_over.set()
-        self._thread.join()
-        with contextlib.suppress(Exception):
+        self._thread.join(_PATIENCE_S)
+        with contextlib.suppress(Exception), hastily():
             self._table.delete(self._name)
 
     def tell(self, **progress: Any) -> None:
@@ -102,6 +106,15 @@ class Lease:
             # The run itself will say what is wrong with the place, if it lasts.
             with contextlib.suppress(Exception):
                 self._publish()
+
+
+def _namespace() -> str | None:
+    """Return what tells the processes of this machine, or of this container of it, from all others; None if nothing does."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return f"{stream.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return None
 
 
 def read_holders(table: Folder) -> list[Holder]:

@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch import attempts, lease, manifest, tables
-from emotion_batch.errors import Status, UsageError
+from emotion_batch.errors import IncompleteError, Status, UsageError
 from emotion_batch.lease import Holder
 from emotion_batch.manifest import Manifest, ShardEntry, read_entries
 from emotion_batch.settings import Segments
-from emotion_batch.storage import TEMPORARY, Folder, explained
+from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
 RUNS = lease.FOLDER
-_PART = re.compile(r"part-(\d{6,})\.parquet")
+_PART = re.compile(r"part-([0-9]{6,})\.parquet")
+_NOTE = re.compile(r"[0-9]{6,}\.json")
 _RUN = re.compile(r"[0-9TZ]+-[0-9a-f]+")
 
 
@@ -152,11 +153,7 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         problems = [
             f"{name}: expected only the parts of this table, got {what}" for name, what in _strangers(names, entries)
         ]
-        frozen = set(table.folder(manifest.FOLDER).names())
-        problems += [
-            f"{manifest.FOLDER}/{file}: expected the entries of some shards, got nothing there"
-            for file in sorted({entry.file for entry in entries.shards.values()} - frozen)
-        ]
+        problems += entries.find_damage()
         if not entries.shards and not entries.history:
             problems.append("manifest: expected recordings, got none; a run ended before it had frozen its listing")
         there = set(names)
@@ -167,7 +164,7 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
                 return None, f"expected the rows of {entry.n_recordings:,} recordings, got no such part"
             try:
                 return _read(table, info, shard, entry, deep=deep), None
-            except PartError as error:
+            except (PartError, IncompleteError) as error:
                 return None, str(error)
 
         # Threads, for this waits for storage.
@@ -211,28 +208,47 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
     return others
 
 
-def mend(table: Folder, info: TableInfo, entries: Manifest, *, is_alone: bool) -> Iterator[str]:
-    """Remove what must not lie in a table and is certainly its own; yield a sentence for each thing of note.
+def mend(table: Folder, info: TableInfo, entries: Manifest) -> Iterator[str]:
+    """Put right what is certainly the table's own; yield a sentence for each thing of note.
 
-    Copies of its parts under other names and parts of shards that were pruned are removed, what is not provably its own
-    is only named. What runs that were killed have left is removed if no other run is at work.
+    Parts under other names go back to where they are missing, copies and parts of pruned shards are removed, and so is what
+    processes that were killed have left. What is not provably the table's own is only named.
     """
     for name, what in _strangers(table.names(), entries):
+        said = f"{name} lies in the table and is {what}; whatever reads the folder may read it too, so move it away"
         if name.endswith(".parquet"):
             with contextlib.suppress(PartError):
                 footer = tables.read_footer(table, info, name)
                 if (footer.shard, footer.digest) in entries.history:
-                    table.delete(name)
-                    if footer.shard in entries.shards:
-                        yield f"removed {name}, a copy of this table's {tables.part_name(footer.shard)}"
-                    continue
-        yield f"{name} lies in the table and is {what}; whatever reads the folder may read it too, so move it away"
-    if not is_alone:
-        return
+                    said = _put_right(table, info, entries, name, footer) or said
+        yield said
+    attempts.forget_finished(table, tables.complete_shards(table, info, _noted(table, entries)))
     for folder in (table, *(table.folder(name) for name in (attempts.FOLDER, manifest.FOLDER, RUNS))):
-        for name in folder.names():
-            if name.startswith(".") and name.endswith(TEMPORARY):
-                folder.delete(name)
+        folder.sweep()
+
+
+def _noted(table: Folder, entries: Manifest) -> dict[int, ShardEntry]:
+    """Return the shards of which there is a note that they were begun."""
+    noted = {int(name[:-5]) for name in table.folder(attempts.FOLDER).names() if _NOTE.fullmatch(name)}
+    return {shard: entries.shards[shard] for shard in noted & set(entries.shards)}
+
+
+def _put_right(table: Folder, info: TableInfo, entries: Manifest, name: str, footer: Footer) -> str | None:
+    """Remove a part that lies under a wrong name, unless it is the only one of its rows; return what was done."""
+    proper = tables.part_name(footer.shard)
+    newest = entries.shards.get(footer.shard)
+    if newest is None:
+        table.delete(name)
+        return f"removed {name}, of recordings that were pruned"
+    there = tables.own_footers(table, info, [footer.shard]).get(footer.shard)
+    if there is None or (footer.digest == newest.digest != there.digest):
+        table.publish(proper, table.read(name))
+        table.delete(name)
+        return f"{name} was this table's {proper}, and is so again"
+    if there.digest in (newest.digest, footer.digest):
+        table.delete(name)
+        return f"removed {name}, a copy of this table's {proper}"
+    return None
 
 
 def _strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, str]]:
@@ -242,7 +258,7 @@ def _strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, str]]
         if name.startswith((".", "_")):
             continue
         part = _PART.fullmatch(name)
-        if part is None:
+        if part is None or tables.part_name(int(part[1])) != name:
             yield name, "no part of it"
         elif int(part[1]) not in entries.shards:
             yield name, "a part of no shard of its manifest"

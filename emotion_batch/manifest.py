@@ -91,14 +91,38 @@ class Manifest:
         # Where the entries of any digest stand that a shard has had, pruned shards among them.
         self.history: dict[tuple[int, str], ShardEntry] = {}
         self.generation = 0
-        self._reload()
+        self.reload()
 
-    def _reload(self) -> None:
-        """Take in the generations that are there and not known yet."""
-        for name in self._folder.names():
-            stem, _, suffix = name.partition(".")
-            if suffix == "json" and stem.isdigit() and int(stem) > self.generation:
-                self._add(int(stem), json.loads(self._folder.read(name)))
+    def reload(self) -> None:
+        """Take in the generations that are there and not known yet: those of other runs.
+
+        Raises
+        ------
+        StorageError, IncompleteError
+            If they cannot be read, or are damaged.
+        """
+        with explained(f"table {self._table.url}"):
+            for name in self._folder.names():
+                stem, _, suffix = name.partition(".")
+                if suffix == "json" and stem.isdigit() and int(stem) > self.generation:
+                    try:
+                        self._add(int(stem), json.loads(self._folder.read(name)))
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise _damaged(self._table, name) from error
+
+    def find_damage(self) -> list[str]:
+        """Return what is wrong with the files of entries, a sentence each; the entries themselves are not read."""
+        problems = []
+        for file in sorted({entry.file for entry in self.shards.values()}):
+            n_batches = 1 + max(entry.batch for entry in self.shards.values() if entry.file == file)
+            try:
+                if _open(self._table, file).num_record_batches < n_batches:
+                    raise _damaged(self._table, file)
+            except (IncompleteError, FileNotFoundError):
+                problems.append(
+                    f"{FOLDER}/{file}: expected the entries of {n_batches} shards or more, got a damaged file or none"
+                )
+        return problems
 
     @property
     def n_recordings(self) -> int:
@@ -111,7 +135,7 @@ class Manifest:
         for shard in shards:
             where = self.shards[shard]
             if where.file not in readers:
-                readers[where.file] = _open(self._folder, where.file)
+                readers[where.file] = _open(self._table, where.file)
             yield readers[where.file].get_batch(where.batch)
 
     def grow(self, entries: pa.Table, segments: Segments, *, prune: bool = False, force: bool = False) -> Growth:
@@ -147,7 +171,7 @@ class Manifest:
             if not updated or self._commit(updated, segments):
                 return growth
             # Another run has its generation there: what it lacks of this listing makes a further one.
-            self._reload()
+            self.reload()
 
     def _compare(
         self, entries: pa.Table, segments: Segments, *, prune: bool
@@ -259,12 +283,9 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
         If they are not those that the digest is of: the manifest is damaged.
     """
     with explained(f"table {table.url}"):
-        entries = persistently(lambda: _open(table.folder(FOLDER), shard.file).get_batch(shard.batch))
+        entries = persistently(lambda: _open(table, shard.file).get_batch(shard.batch))
     if digest(entries) != shard.digest:
-        raise IncompleteError(
-            f"table {table.url}: expected {FOLDER}/{shard.file} as it was written, got other entries in it; "
-            "name a new table"
-        )
+        raise _damaged(table, shard.file)
     return entries
 
 
@@ -328,8 +349,18 @@ def _differs(known: pa.Table, listed: pa.Table, name: str) -> pa.ChunkedArray:
     return pc.and_(differs, pc.is_valid(listed[name]))
 
 
-def _open(folder: Folder, file: str) -> pa.ipc.RecordBatchFileReader:
-    return pa.ipc.open_file(folder.filesystem()[0].open(folder.path(file), "rb"))
+def _open(table: Folder, file: str) -> pa.ipc.RecordBatchFileReader:
+    folder = table.folder(FOLDER)
+    try:
+        return pa.ipc.open_file(folder.filesystem()[0].open(folder.path(file), "rb"))
+    except pa.ArrowException as error:
+        raise _damaged(table, file) from error
+
+
+def _damaged(table: Folder, file: str) -> IncompleteError:
+    return IncompleteError(
+        f"table {table.url}: expected {FOLDER}/{file} as it was written, got a damaged file; name a new table"
+    )
 
 
 def _entries_file(generation: int, index: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ def extract_rows(
     settings: FeatureSettings,
     segments: Segments,
     on_row: Callable[[], None] = lambda: None,
+    on_failure: Callable[[StorageError], None] | None = None,
 ) -> pa.Table:
     """Return a row for each segment of each recording, in the order of `entries`.
 
@@ -54,6 +55,9 @@ def extract_rows(
         How samples become a vector, and which stretches.
     on_row
         Called after each row.
+    on_failure
+        Takes what the place of a recording raised; raises it if it was not the recording's own fault, for which it gets a
+        row. By default it never is.
 
     Returns
     -------
@@ -66,10 +70,22 @@ def extract_rows(
     """
 
     def rows() -> Iterator[FeatureRow]:
-        for entry in entries.to_pylist():
-            for row in extract_recording(Entry(**entry), archive, settings, segments):
-                yield row
-                on_row()
+        for columns in entries.to_pylist():
+            entry = Entry(**columns)
+            # Twice, if the place failed and then answered for others.
+            for is_last in (False, True):
+                try:
+                    for row in extract_recording(entry, archive, settings, segments):
+                        yield row
+                        on_row()
+                    break
+                except StorageError as error:
+                    # Raised where a recording is opened, before it has rows.
+                    if on_failure is None:
+                        raise
+                    on_failure(error)
+                    if is_last:
+                        yield _row(entry, next(segments.starts()), None, status=Status.UNREADABLE, reason=str(error))
 
     return to_table(rows(), settings)
 
@@ -130,9 +146,11 @@ def extract_recording(
         return
     except RecordingError as error:
         status, reason = error.status, error.reason
-    except StorageError:
-        # The place, and not the recording.
-        raise
+    except StorageError as error:
+        if error.is_transient:
+            raise
+        # A list may name what no client here can read.
+        status, reason = Status.UNREADABLE, str(error)
     except MemoryError:
         status, reason = Status.MEMORY, "the segment does not fit into memory"
     except Exception as error:

@@ -8,6 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +28,7 @@ from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease
 from emotion_batch.manifest import Manifest
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, hastily
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
@@ -107,25 +108,24 @@ class Run:
                 # After it, so that of two runs that begin at once at least one sees the other.
                 self._known_runs = ledger.run_ids(self.table)
                 self._others = ledger.others_at_work(self.table, self.id)
+                for other in self._others:
+                    self.watcher.on_note(
+                        f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
+                        "that one of them has done the other leaves"
+                    )
             except BaseException:
                 self._lease.end()
                 raise
-        for other in self._others:
-            self.watcher.on_note(
-                f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard that "
-                "one of them has done the other leaves"
-            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
         try:
-            with explained(f"table {self.table.url}"):
+            # Whoever stopped a run waits for its end, and storage may be why.
+            with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
                 self.table.publish(f"{ledger.RUNS}/{self.id}.json", json.dumps(self._record(error), indent=2).encode())
-        except StorageError:
-            # What stopped the run says more.
-            if error is None:
-                raise
+        except StorageError as lost:
+            self.watcher.on_note(f"the record of this run could not be written: {lost}")
         finally:
             self._lease.end()
 
@@ -208,22 +208,20 @@ class Run:
             If the run was stopped, or shards are left over.
         """
         places = self._places(job)
-        with explained(f"table {self.table.url}"):
-            for place, info in places:
-                for note in ledger.mend(place, info, self.manifest, is_alone=not self._others):
-                    self.watcher.on_note(note)
-        done, missing = self._look(places, features)
         if again:
+            done, missing = self._look(places, features)
             todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
             self._do(job, needs, done, todo)
+            if self._has_company():
+                _, missing = self._look(places, features)
         else:
-            self._do(job, needs, done, missing)
             for _ in range(_MOST_PASSES):
-                if not (missing and self._has_company()):
-                    return self.summary
-                # The other run may have put parts of an older listing over some of these.
                 done, missing = self._look(places, features)
                 self._do(job, needs, done, missing)
+                # Another run may have frozen more since, or put parts of an older listing over some of these.
+                if not self._has_company():
+                    return self.summary
+            _, missing = self._look(places, features)
         if missing:
             raise IncompleteError(
                 f"table {self.table.url}: expected all of its {len(self.manifest.shards)} parts, got {len(missing)} missing or "
@@ -243,17 +241,23 @@ class Run:
         self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None
     ) -> tuple[dict[int, Footer], list[Task]]:
         """Return the footers of this table's shards that are done, and the tasks of those that are not."""
+        self.manifest.reload()
         shards = self.manifest.shards
         with explained(f"table {self.table.url}"):
+            for place, info in places:
+                for note in ledger.mend(place, info, self.manifest):
+                    self.watcher.on_note(note)
             # What a shard keeps of its part, it keeps of a part of any entries.
             present = [tables.own_footers(place, info, shards) for place, info in places]
         complete = [tables.select_complete(footers, shards) for footers in present]
         done = {
             shard: footer
             for shard, footer in complete[-1].items()
-            if all(shard in others for others in complete)
-            # Features that were tried again after they were labelled.
-            and (features is None or features[shard].counts.by_status == footer.counts.by_status)
+            # Alike also in what failed: features may have been tried again since they were labelled.
+            if all(
+                shard in others and others[shard].counts.by_status == footer.counts.by_status
+                for others in (*complete, *([] if features is None else [features]))
+            )
         }
         return done, self._tasks([shard for shard in shards if shard not in done], present[0])
 
@@ -374,16 +378,35 @@ class Run:
 
 def _do_shard(job: Extraction | Labelling, run_id: str, places: list[tuple[Folder, TableInfo]], task: Task) -> Receipt:
     """Do one shard on a worker, unless somebody has. The run's id also keeps Dask from taking two runs' calls for one."""
-    if task.earlier is None or task.earlier.digest != task.entry.digest:
-        try:
-            with explained(f"table {job.table.url}"):
-                for place, info in places:
-                    footer = tables.read_footer(place, info, tables.part_name(task.shard))
-                    footer.require(task.shard, task.entry)
-            return Receipt(footer.counts, audio_s=0.0, elapsed_s=0.0, examples={})
-        except PartError:
-            pass
+    found = _read_done(job.table, places, task)
+    if found is not None:
+        return Receipt(found)
     return job.do_shard(task, run_id)
+
+
+def _read_done(table: Folder, places: list[tuple[Folder, TableInfo]], task: Task) -> Counts | None:
+    """Return what a shard's part holds, if it is none that this task should write over; None if it should.
+
+    Another run may have done the shard, or have frozen newer entries of it and done those: its rows are the better ones.
+    """
+    expected = {task.entry.digest, *([] if task.earlier is None else [task.earlier.digest])}
+    with explained(f"table {table.url}"):
+        try:
+            footers = [tables.read_footer(place, info, tables.part_name(task.shard)) for place, info in places]
+        except PartError:
+            return None
+        if any(footer.shard != task.shard for footer in footers):
+            return None
+        digests = {footer.digest for footer in footers}
+        if digests <= expected:
+            # As the driver saw it, to be done again; or done since.
+            is_done = digests == {task.entry.digest} and (
+                task.earlier is None or task.earlier.digest != task.entry.digest
+            )
+        else:
+            newest = Manifest(table).shards.get(task.shard)
+            is_done = newest is not None and digests == {newest.digest}
+    return footers[-1].counts if is_done else None
 
 
 def _order(costs: Mapping[int, int]) -> list[int]:

@@ -184,20 +184,18 @@ def label(
             f"segments last {segments.duration_s:g} s, those that the model was trained on "
             f"{card.segments.duration_s:g} s; expect it to be less often right"
         )
-    info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels)
+    kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
+    info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
     tables.check(place, info)
     run = Run(place, info, watcher, Means(scheduler, workers, force), started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
-    kept = (place, info)
-    if keep_features is not None:
-        kept_info = TableInfo(tables.FEATURES, origin.url, card.feature_settings, segments)
-        kept = (Folder.of(keep_features, storage_options), kept_info)
-        tables.check(*kept)
+    kept = _features_of(place, info)
+    tables.check(*kept)
     listing, listed_s = _list(origin, suffixes, may_be_empty=prune and force)
     with run:
         run.freeze(listing, listed_s, prune=prune)
-        if keep_features is not None:
+        if kept_at is not None:
             tables.create(*kept)
             Manifest(kept[0]).follow(run.manifest)
         witnesses = run.find_witnesses(listing.folder)
@@ -243,31 +241,38 @@ def retry(
     bundle = None if info.kind == tables.FEATURES else bundles.open_bundle(place.folder(MODEL))
     # That the first recordings fail alike is no news here.
     run = Run(place, info, watcher or Watcher(), Means(scheduler, workers, force=True), started)
-    features = None if bundle is None else _feature_table(origin)
-    if bundle is not None and features is not None:
-        return _label_features(run, bundle, origin, features, again)
+    if bundle is not None and _feature_table(origin) is not None:
+        raise UsageError(
+            f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
+            f"`emotion-batch retry {origin.url}`, and then label it again"
+        )
     archive = find_base(info.source, storage_options)
     with run:
         witnesses = run.find_witnesses(archive)
         needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
-        extraction = Extraction(place, info, archive, limits, again, witnesses)
+        extraction = Extraction(*_features_of(place, info), archive, limits, again, witnesses)
         job = extraction if bundle is None else Labelling(place, info, bundle, extraction)
         return run.finish(job, needs, again=again)
 
 
-def _label_features(
-    run: Run, bundle: Bundle, origin: Folder, features: TableInfo, again: frozenset[Status] = frozenset()
-) -> Summary:
-    """Label a feature table; with `again`, only the shards in which a row has one of these statuses."""
+def _features_of(table: Folder, info: TableInfo) -> tuple[Folder, TableInfo]:
+    """Return the feature table that a table's recordings are decoded into: one of its own, or none but itself."""
+    if info.features is None:
+        return table, info
+    return Folder(info.features, table.options), TableInfo(
+        tables.FEATURES, info.source, info.feature_settings, info.segments
+    )
+
+
+def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInfo) -> Summary:
+    """Label a feature table."""
     manifest = Manifest(origin)
     footers = tables.require_complete(origin, features, manifest.shards)
     with run:
         run.follow(manifest)
         copy = run.keep_model(bundle)
         needs = Needs(features=(origin, tables.part_name(min(manifest.shards))), bundle=copy)
-        return run.finish(
-            Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers, again=again
-        )
+        return run.finish(Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers)
 
 
 def _list(source: Folder, suffixes: Iterable[str], *, may_be_empty: bool) -> tuple[Listing, float]:

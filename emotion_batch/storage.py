@@ -12,6 +12,7 @@ import errno
 import os
 import random
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -25,8 +26,6 @@ from emotion_batch import meter
 from emotion_batch.errors import StorageError, UsageError
 
 T = TypeVar("T")
-# What a process that was killed may leave: hidden, and with this at its end.
-TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 # How long to wait before asking again; with what the scheduler does after that it is minutes.
@@ -42,7 +41,19 @@ _TRANSIENT_ERRNOS = {
 # Request timeout, too many requests, and what a server says when it is the one to blame.
 _TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}
 # What clients raise of a connection that broke, and which is no OSError in each of them.
-_TRANSIENT_NAMES = {"ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"}
+_TRANSIENT_NAMES = {
+    *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),
+    *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
+    *("ProxyConnectionError", "ServiceRequestError", "ServiceResponseError", "ChunkedEncodingError"),
+}
+# What requests and urllib3 call theirs is a name of Python's too, but not the same class.
+_TRANSIENT_MODULES = {"requests.exceptions": {"ConnectionError", "Timeout"}}
+# What is full must be emptied: no fault of the call.
+_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# The hidden names that `publish` writes under.
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
+_LEFTOVER_AGE_S = 3_600
+_local = threading.local()
 
 
 def is_url(location: str) -> bool:
@@ -193,7 +204,7 @@ class Folder:
                 persistently(lambda: filesystem.pipe_file(path, data, mode="create"))
             except FileExistsError:
                 return False
-            except OSError as error:
+            except Exception as error:
                 if _status_code(error) in (409, 412):
                     return False
                 raise
@@ -211,6 +222,16 @@ class Folder:
         _fsync_folder(os.path.dirname(path))
         return True
 
+    def sweep(self) -> None:
+        """Delete what processes that were killed while they published have left here, an hour ago or longer."""
+        if not self.is_local:
+            return
+        for name in self.names():
+            if _LEFTOVER.fullmatch(name):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - os.stat(self.path(name)).st_mtime > _LEFTOVER_AGE_S:
+                        os.unlink(self.path(name))
+
     def delete(self, name: str) -> None:
         """Delete the file `name` if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -219,7 +240,7 @@ class Folder:
 
 def persistently(function: Callable[[], T]) -> T:
     """Call `function`, and again with backoff while what it raises is transient; five times at most, half a minute."""
-    for delay_s in _BACKOFF_S:
+    for delay_s in () if getattr(_local, "is_hasty", False) else _BACKOFF_S:
         try:
             return function()
         except Exception as error:
@@ -231,6 +252,16 @@ def persistently(function: Callable[[], T]) -> T:
     return function()
 
 
+@contextlib.contextmanager
+def hastily() -> Iterator[None]:
+    """Ask this thread's storage once only within the block: somebody waits for the process to end."""
+    _local.is_hasty = True
+    try:
+        yield
+    finally:
+        _local.is_hasty = False
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether `error` says that a network, a store or a machine failed, and not what was asked of it."""
     if isinstance(error, StorageError):
@@ -239,7 +270,10 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, ConnectionError | TimeoutError):
         return True
-    return _status_code(error) in _TRANSIENT_CODES or type(error).__name__ in _TRANSIENT_NAMES
+    return _status_code(error) in _TRANSIENT_CODES or any(
+        kind.__name__ in _TRANSIENT_NAMES or kind.__name__ in _TRANSIENT_MODULES.get(kind.__module__, ())
+        for kind in type(error).__mro__
+    )
 
 
 def _status_code(error: BaseException) -> int | None:
@@ -258,7 +292,7 @@ def _status_code(error: BaseException) -> int | None:
 @contextlib.contextmanager
 def _temporary(path: str, data: bytes, is_durable: bool) -> Iterator[str]:
     """Write `data` under a hidden name beside `path`, which is gone after the block."""
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}{TEMPORARY}")
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -293,9 +327,12 @@ def explained(thing: str) -> Iterator[None]:
             raise
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number is not None else str(error)
-        raise StorageError(
+        raised = StorageError(
             f"{thing}: expected a place that works, got {reason or type(error).__name__}", is_transient=is_passing
-        ) from error
+        )
+        if number in _FULL_ERRNOS:
+            raised.exit_code = 1
+        raise raised from error
 
 
 def _fsync_folder(path: str) -> None:

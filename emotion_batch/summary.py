@@ -102,7 +102,7 @@ class Summary:
         """Take in what one task hands back."""
         self.counts += receipt.counts
         self.n_shards_done += 1
-        self.n_decoded += receipt.n_decoded
+        self.n_decoded += receipt.made.n_recordings
         self.audio_s += receipt.audio_s
         self.spent.add(receipt.spent)
         for status, example in receipt.examples.items():

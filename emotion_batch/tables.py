@@ -71,6 +71,9 @@ class TableInfo:
         Of the bundle that labels are from; None for features.
     labels
         The bundle's labels in order; empty for features.
+    features
+        URL of the feature table that keeps the features of an archive on their way to labels; None without one. Runs
+        of the same table may differ in it.
     """
 
     kind: str
@@ -79,6 +82,7 @@ class TableInfo:
     segments: Segments
     model_id: str | None = None
     labels: tuple[str, ...] = ()
+    features: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as `table.json` holds it."""
@@ -93,6 +97,7 @@ class TableInfo:
             "segments": self.segments.to_dict(),
             "model_id": self.model_id,
             "labels": list(self.labels),
+            "features": self.features,
         }
 
     @classmethod
@@ -110,6 +115,8 @@ class TableInfo:
             segments=Segments.from_dict(value["segments"]),
             model_id=value["model_id"],
             labels=tuple(value["labels"]),
+            # Early tables do not say it.
+            features=value.get("features"),
         )
 
     @property
@@ -251,13 +258,16 @@ def part_name(shard: int) -> str:
 
 
 def read_info(table: Folder) -> TableInfo | None:
-    """Return what a table is, or None if the folder holds no table."""
+    """Return what a table is, or None if the folder holds no table; raise UsageError if what says so is damaged."""
     data = table.read_if_there(_INFO)
-    return None if data is None else TableInfo.from_dict(json.loads(data))
+    try:
+        return None if data is None else TableInfo.from_dict(json.loads(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"table {table.url}: expected {_INFO} as it was written, got a damaged file") from error
 
 
-def check(table: Folder, info: TableInfo) -> bool:
-    """Return whether `table` is one of `info` already; False if it is still to be made.
+def check(table: Folder, info: TableInfo) -> TableInfo | None:
+    """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
 
     Raises
     ------
@@ -274,19 +284,22 @@ def check(table: Folder, info: TableInfo) -> bool:
         )
     if there and (difference := there.difference(info)):
         raise UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
-    return there is not None
+    return there
 
 
 def create(table: Folder, info: TableInfo) -> None:
     """Make `table` one of `info` if it is none yet; raise what `check` does."""
-    is_there = check(table, info)
+    there = check(table, info)
+    data = json.dumps(info.to_dict(), indent=2).encode()
     with explained(f"table {table.url}"):
         # Also those of a table that an earlier release made.
         for name in ("attempts", "manifest", "runs"):
             table.folder(f"{LEDGER}/{name}").make()
-        if not is_there and not table.publish_first(_INFO, json.dumps(info.to_dict(), indent=2).encode()):
+        if there is None and not table.publish_first(_INFO, data):
             # Another run was quicker: its table may be one of something else.
-            check(table, info)
+            there = check(table, info)
+        if there is not None and info.features not in (None, there.features):
+            table.publish(_INFO, data)
 
 
 def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: pa.Table) -> Counts:
@@ -310,7 +323,7 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
         **{
             name: value
             for name, value in info.to_dict().items()
-            if name not in ("source", "feature_settings", "segments")
+            if name not in ("source", "feature_settings", "segments", "features")
         },
         "shard": shard,
         "digest": digest,
@@ -367,7 +380,8 @@ def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, Frozen])
 
 def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
     """Return the footers of a table's parts; raise IncompleteError unless every shard is done."""
-    footers = complete_shards(table, info, shards)
+    with explained(f"table {table.url}"):
+        footers = complete_shards(table, info, shards)
     n_left = len(shards) - len(footers)
     if n_left or not shards:
         raise IncompleteError(

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 # By number, for sys.stderr may be something without one.
 _STDERR = 2
 _LOCK = threading.Lock()
-# When each thread that is watched last gave a sign of life.
-_beats: dict[int, float] = {}
-_armed_at = 0.0
+# Of each thread that is watched: when it last gave a sign of life, and how long it may be silent.
+_beats: dict[int, tuple[float, float]] = {}
+_end = 0.0
 
 
 @contextmanager
@@ -21,12 +21,12 @@ def watched(deadline_s: float) -> Iterator[Callable[[], None]]:
     """Watch the block: the process ends if its sign of life does not come for so long.
 
     The timer is one for the whole process and costs more to set than a small recording should, so that it is set anew
-    only once in a deadline: the end comes between one and two deadlines after the last sign.
+    only when it is nearer than a deadline: the end comes between one and two deadlines after a thread's last sign.
 
     Parameters
     ----------
     deadline_s
-        Longest time between signs of life, in seconds; the same for all threads.
+        Longest time between signs of life, in seconds.
 
     Yields
     ------
@@ -35,29 +35,29 @@ def watched(deadline_s: float) -> Iterator[Callable[[], None]]:
     thread = threading.get_ident()
 
     def beat() -> None:
-        _beats[thread] = now = time.monotonic()
-        if now - _armed_at > deadline_s:
+        now = time.monotonic()
+        _beats[thread] = now, deadline_s
+        if _end - now < deadline_s:
             with _LOCK:
-                _arm(deadline_s)
+                _arm()
 
     with _LOCK:
-        _beats[thread] = time.monotonic()
-        _arm(deadline_s)
+        _beats[thread] = time.monotonic(), deadline_s
+        _arm()
     try:
         yield beat
     finally:
         with _LOCK:
             del _beats[thread]
             if _beats:
-                _arm(deadline_s)
+                _arm()
             else:
                 faulthandler.cancel_dump_traceback_later()
 
 
-def _arm(deadline_s: float) -> None:
-    """Set the timer for the thread that has been silent for the longest."""
-    global _armed_at
-    _armed_at = time.monotonic()
-    end = min(_beats.values()) + 2 * deadline_s
+def _arm() -> None:
+    """Set the timer for the thread whose time is up first."""
+    global _end
+    _end = min(beat_s + 2 * deadline_s for beat_s, deadline_s in list(_beats.values()))
     # Its own thread of C, which no lock of the interpreter holds up; the traceback says where it hung.
-    faulthandler.dump_traceback_later(max(end - _armed_at, 0.001), exit=True, file=_STDERR)
+    faulthandler.dump_traceback_later(max(_end - time.monotonic(), 0.001), exit=True, file=_STDERR)

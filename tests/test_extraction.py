@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import librosa
@@ -13,9 +15,12 @@ import pytest
 import soundfile
 from conftest import tone, write_odd_archive
 
-from emotion_batch import tables
-from emotion_batch.archive import Entry, list_recordings, locate
+from emotion_batch import storage, tables
+from emotion_batch.archive import ENTRY_SCHEMA, Entry, list_recordings, locate
+from emotion_batch.attempts import Attempt
+from emotion_batch.errors import StorageError
 from emotion_batch.extraction import Extraction, Task
+from emotion_batch.isolation import Limits
 from emotion_batch.manifest import Manifest
 from emotion_batch.rows import extract_recording, extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
@@ -214,3 +219,52 @@ def test_a_length_that_is_not_said_ends_windows_where_the_samples_end(tmp_path: 
 
 def _write_wav(path: Path, samples: np.ndarray | None = None, subtype: str = "PCM_16") -> None:
     soundfile.write(path, tone(1.0) if samples is None else samples, 24_414, subtype=subtype)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Extraction:
+    """An extraction of three recordings, which are also its witnesses."""
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", tone(1.0, 8_000), 8_000)
+    entries = [Entry(f"{name}.wav", None, None, None) for name in "abc"]
+    info = TableInfo(tables.FEATURES, os.fspath(tmp_path), SETTINGS, SEGMENTS)
+    archive = Folder.of(tmp_path)
+    return Extraction(archive.folder("table"), info, archive, Limits(2.0), witnesses=tuple(entries))
+
+
+def entries_of(*names: str) -> pa.RecordBatch:
+    columns = [list(names), *([None] * len(names) for _ in range(3))]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)
+
+
+def test_a_place_that_fails_for_one_recording_is_its_own_fault(
+    job: Extraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recording that its store refuses for good has a row that says so, as long as others can be read."""
+    monkeypatch.setattr(storage, "_BACKOFF_S", (0.01,))
+    # Nobody listens at the discard port, and no client is called so.
+    names = ("a.wav", "http://127.0.0.1:9/x.wav", "odd://host/x.wav", "c.wav")
+    found = job.extract(entries_of(*names), Attempt(False, 0.0))
+    assert found["status"].to_pylist() == ["ok", "unreadable", "unreadable", "ok"]
+    assert "odd" in found["error"].to_pylist()[2]
+
+
+def test_an_archive_that_is_gone_raises(job: Extraction, tmp_path: Path) -> None:
+    """Recordings that vanish are rows as long as one witness is there; with none, the archive is what is missing."""
+    (tmp_path / "a.wav").unlink()
+    gone = entries_of("a.wav", "never.wav")
+    assert job.extract(gone, Attempt(False, 0.0))["status"].to_pylist() == ["vanished", "vanished"]
+    for name in "bc":
+        (tmp_path / f"{name}.wav").unlink()
+    with pytest.raises(StorageError, match=r"which was there before.*expected it to exist"):
+        job.extract(gone, Attempt(False, 0.0))
+    assert replace(job, witnesses=()).extract(gone, Attempt(False, 0.0)).num_rows == 2
+
+
+def test_an_archive_that_hangs_raises(job: Extraction, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that never answers is no recording's fault, and nobody waits for it for ever."""
+    monkeypatch.setattr("emotion_batch.extraction.peek", lambda *_: time.sleep(3))
+    with pytest.raises(StorageError, match="expected an answer, got none") as caught:
+        job._check_archive(None)
+    assert caught.value.is_transient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +26,15 @@ SETTINGS, ONE = FeatureSettings(), Segments()
 LIMITS = Limits(deadline_s=5, memory_bytes=2**29)
 
 
-def isolated(archive: Path, segments: Segments = ONE, limits: Limits = LIMITS) -> pa.Table:
+def reraise(error: StorageError) -> None:
+    raise error
+
+
+def isolated(archive: Path, segments: Segments = ONE, on_failure: Callable[[StorageError], None] = reraise) -> pa.Table:
     listing = list_recordings(archive)
-    return isolation.extract_rows(listing.entries.to_batches()[0], listing.folder, SETTINGS, segments, limits)
+    return isolation.extract_rows(
+        listing.entries.to_batches()[0], listing.folder, SETTINGS, segments, LIMITS, on_failure
+    )
 
 
 def test_a_child_gives_the_same_rows(tmp_path: Path) -> None:
@@ -91,6 +98,34 @@ def test_good_windows_of_a_killer_are_kept(killers: Path, tmp_path: Path, monkey
     ]
 
 
+@pytest.mark.parametrize("segments", [ONE, Segments.windows(1)], ids=["one segment", "windows"])
+def test_a_recording_that_kills_when_it_is_closed_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segments: Segments
+) -> None:
+    """What has given all its rows has them, and no row for a rest that is not there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, soundfile\n"
+        "close = soundfile.SoundFile.close\n"
+        "def closed(self): os.abort() if self.channels == 3 else close(self)\n"
+        "soundfile.SoundFile.close = closed\n"
+    )
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    soundfile.write(tmp_path / "killer.flac", np.stack([tone(2.0, 16_000)] * 3, axis=1), 16_000)
+    soundfile.write(tmp_path / "other.flac", tone(2.0, 16_000), 16_000)
+    found = isolated(tmp_path, segments)
+    assert found["status"].to_pylist() == ["ok"] * (4 if segments.hop_s else 2)
+
+
+def test_a_large_parent_is_not_a_large_child(killers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker once took itself is not held against the recordings of its child."""
+    monkeypatch.syspath_prepend(os.fspath(killers))
+    (tmp_path / "abort.wav").write_bytes(b"ABORT!")
+    soundfile.write(tmp_path / "b.wav", tone(2.0), 24_414)
+    taken = np.ones(LIMITS.memory_bytes // 8)
+    assert isolated(tmp_path)["status"].to_pylist() == ["crashed", "ok"]
+    assert taken.nbytes >= LIMITS.memory_bytes
+
+
 def test_an_archive_that_fails_is_no_recordings_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens to the place in the child is raised in the parent, and not put into rows."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -104,6 +139,11 @@ def test_an_archive_that_fails_is_no_recordings_fault(tmp_path: Path, monkeypatc
     with pytest.raises(StorageError, match="archive: gone") as caught:
         isolated(tmp_path)
     assert caught.value.is_transient
+    # Unless somebody knows that the archive is there all the same.
+    heard: list[StorageError] = []
+    (tmp_path / "b.wav").touch()
+    assert isolated(tmp_path, on_failure=heard.append)["status"].to_pylist() == ["unreadable"] * 2
+    assert len(heard) == 2
 
 
 def test_a_child_that_cannot_start_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

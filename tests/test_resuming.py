@@ -15,7 +15,7 @@ from conftest import ShellCluster, run_command, running, tone, wait_for_parts
 
 import emotion_batch
 from emotion_batch.errors import IncompleteError, UsageError
-from emotion_batch.summary import Summary
+from emotion_batch.summary import Progress, Summary, Watcher
 
 N_RECORDINGS = 240
 
@@ -89,6 +89,65 @@ def test_only_what_changed_is_decoded(
     assert run("table").n_shards_done == 0
 
 
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_second_run_with_more_to_do_is_not_undone(
+    archive: Path, tmp_path: Path, cluster: ShellCluster, *, prune: bool
+) -> None:
+    """A run that began before the archive changed writes nothing over what a later one made of it, and says no less."""
+    at = {"scheduler": cluster.address, "prune": prune}
+    table = tmp_path / "table"
+    later: list[Summary] = []
+
+    def change_and_run(_: Progress) -> None:
+        if not later:
+            later.append(Summary(""))
+            for number in (0, 100, 200, N_RECORDINGS - 1):
+                soundfile.write(archive / f"{number:03d}.wav", tone(1.2, 8_000, hertz=50 + number), 8_000)
+            soundfile.write(archive / "new.wav", tone(1.2, 8_000), 8_000)
+            (archive / "101.wav").unlink()
+            later[0] = emotion_batch.extract(archive, table, **at)
+
+    first = emotion_batch.extract(archive, table, watcher=Watcher(on_progress=change_and_run), **at)
+    assert emotion_batch.verify(table, deep=True).is_whole
+    fresh = emotion_batch.extract(archive, tmp_path / "fresh", scheduler=cluster.address)
+    assert first.counts.n_recordings == later[0].counts.n_recordings == fresh.counts.n_recordings + (not prune)
+    found = [row for row in rows(table) if prune or row["file"] != "101.wav"]
+    assert found == rows(tmp_path / "fresh")
+
+
+def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundle: Path, cluster: ShellCluster) -> None:
+    """Retrying either of the two tables of a labelling leaves both alike after the same command, and what is good stays."""
+    archive, features, labels = tmp_path / "archive", tmp_path / "features", tmp_path / "labels"
+    archive.mkdir()
+    at = {"scheduler": cluster.address}
+    for number in range(6):
+        soundfile.write(archive / f"{number}.wav", tone(1.0, 8_000, hertz=100 + 50 * number), 8_000)
+    good = {name: (archive / name).read_bytes() for name in ("3.wav", "4.wav")}
+    for name in good:
+        spoil(archive / name)
+
+    def label() -> Summary:
+        return emotion_batch.label(archive, labels, model=bundle, keep_features=features, **at)
+
+    def put_right(name: str) -> None:
+        times = (archive / name).stat()
+        (archive / name).write_bytes(good[name])
+        os.utime(archive / name, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    assert label().counts.by_status == {"not_audio": 2, "ok": 4}
+    put_right("3.wav")
+    assert emotion_batch.retry(labels, **at).counts.by_status == {"not_audio": 1, "ok": 5}
+    assert emotion_batch.status(features).counts.by_status == {"not_audio": 1, "ok": 5}
+    put_right("4.wav")
+    assert emotion_batch.retry(features, **at).counts.by_status == {"ok": 6}
+    assert label().counts.by_status == {"ok": 6}
+    soundfile.write(archive / "5.wav", tone(1.5, 8_000), 8_000)
+    summary = label()
+    assert (summary.n_decoded, summary.counts.by_status) == (1, {"ok": 6})
+    for table in (features, labels):
+        assert emotion_batch.verify(table, deep=True).is_whole
+
+
 def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cluster: ShellCluster) -> None:
     """An empty listing, or more than a tenth gone, is refused with --prune, and the table stays; --force prunes."""
     table, away = tmp_path / "table", tmp_path / "away"
@@ -151,7 +210,8 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     assert (summary.n_shards_done, summary.counts.n_ok) == (1, 29)
     for table in (features, labels):
         assert emotion_batch.verify(table, deep=True).is_whole
-    assert emotion_batch.retry(labels, **at).counts.n_ok == 29
+    with pytest.raises(UsageError, match="got labels of the feature table"):
+        emotion_batch.retry(labels, **at)
     for options, sentence in (
         ({"status": ["sad"]}, "status: expected one of changed, crashed, empty"),
         ({"status": ["ok"]}, "got 'ok'"),

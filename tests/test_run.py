@@ -25,7 +25,8 @@ def receipt(n_recordings: int, n_ok: int, n_failed: int, *, n_alike: int = 0) ->
     by_status = {name: n for name, n in (("ok", n_ok), ("unreadable", n_failed)) if n}
     by_label = {"neutral": n_alike, "sad": n_ok - n_alike} if n_alike else {}
     examples = {"unreadable": ("a.wav", "damaged")} if n_failed else {}
-    return Receipt(Counts(n_recordings, n_ok + n_failed, by_status, by_label), 0.0, 0.0, examples)
+    counts = Counts(n_recordings, n_ok + n_failed, by_status, by_label)
+    return Receipt(counts, counts, examples=examples)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,9 @@ def test_a_run_of_no_use_stops(heard: Receipt, is_stopped: bool) -> None:
             canary.watch(heard)
     else:
         canary.watch(heard)
+
+
+def test_rows_that_were_there_before_are_no_news() -> None:
+    """A shard whose failures were kept, or that another run did, says nothing about the archive."""
+    canary = Canary("archive")
+    canary.watch(Receipt(Counts(1_000, 1_000, {"unreadable": 1_000})))

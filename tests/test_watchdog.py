@@ -51,6 +51,33 @@ from emotion_batch.watchdog import watched
             True,
             id="one thread of two hangs",
         ),
+        pytest.param(
+            """
+            with watched(0.5) as beat:
+                time.sleep(0.48)
+                beat()
+                # Silent for less than the deadline, but longer than what was left of the timer.
+                for _ in range(4):
+                    time.sleep(0.45)
+                    beat()
+            """,
+            False,
+            id="slow and regular",
+        ),
+        pytest.param(
+            """
+            def work():
+                with watched(0.1) as beat:
+                    beat()
+            with watched(2) as beat:
+                thread = threading.Thread(target=work)
+                thread.start()
+                thread.join()
+                time.sleep(1)
+            """,
+            False,
+            id="a shorter deadline was another thread's",
+        ),
     ],
 )
 def test_a_process_that_hangs_ends(script: str, is_ended: bool) -> None:

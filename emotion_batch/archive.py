@@ -141,7 +141,7 @@ def _kind(place: Folder) -> tuple[Literal["folder", "list", "recording", "glob"]
     parent = Folder(place.url.rsplit("/", 1)[0] or "/", place.options)
     with explained(f"archive {place.url}"):
         # In this order: a name that exists is never taken for a glob.
-        if filesystem.isdir(path):
+        if persistently(lambda: filesystem.isdir(path)):
             return "folder", place
         if filesystem.isfile(path):
             return ("list" if place.url.lower().endswith(LIST_SUFFIXES) else "recording"), parent
@@ -196,7 +196,7 @@ def _walk(folder: Folder) -> Iterator[Entry]:
         return
     filesystem, root = folder.filesystem()
     filesystem.invalidate_cache(root)
-    for path, info in filesystem.find(root, detail=True).items():
+    for path, info in persistently(lambda: filesystem.find(root, detail=True)).items():
         name = path[len(root.rstrip("/")) + 1 :] if path.startswith(root) else path
         if name and not any(part.startswith(".") for part in name.split("/")):
             yield _entry(folder, name, info)
@@ -275,7 +275,7 @@ def _of_glob(place: Folder, base: Folder, endings: tuple[str, ...]) -> Listing:
         found = _walk_local(base.url, "", ())
         return _of_names(base, (entry for entry in found if matches_pattern(_local_path(base, entry))), endings)
     root = base.filesystem()[1].rstrip("/")
-    matches = filesystem.glob(pattern, detail=True)
+    matches = persistently(lambda: filesystem.glob(pattern, detail=True))
     files = ((path[len(root) + 1 :], info) for path, info in matches.items() if info["type"] != "directory")
     return _of_names(
         base,

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -39,7 +38,7 @@ _HEAVY = 4
 # So often what is left is looked at again, when another run was at work on the same table.
 _MOST_PASSES = 3
 # Recordings that tell whether the archive is still there.
-_WITNESSES = 3
+_WITNESSES, _WITNESS_TRIES = 3, 20
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,8 @@ class Run:
     def keep_model(self, bundle: Bundle) -> Bundle:
         """Return the table's own copy of a bundle, which is made if it is not there."""
         copy = Bundle(self.table.folder(MODEL), bundle.card)
-        data = self.table.read_if_there(f"{MODEL}/{CARD}")
+        with explained(f"table {self.table.url}"):
+            data = self.table.read_if_there(f"{MODEL}/{CARD}")
         try:
             is_there = data is not None and Card.from_json(data).model_id == bundle.card.model_id
         except (ValueError, KeyError, TypeError):
@@ -171,8 +171,11 @@ class Run:
         """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive."""
         found: list[Entry] = []
         shards = sorted(self.manifest.shards)
-        for shard in (shards[len(shards) * number // _WITNESSES] for number in range(min(_WITNESSES, len(shards)))):
-            for row in islice(next(self.manifest.entries([shard])).to_pylist(), 20):
+        spread = [shards[len(shards) * number // _WITNESSES] for number in range(min(_WITNESSES, len(shards)))]
+        with explained(f"table {self.table.url}"):
+            batches = [batch.slice(0, _WITNESS_TRIES) for batch in self.manifest.entries(spread)]
+        for batch in batches:
+            for row in batch.to_pylist():
                 try:
                     peek(archive, Entry(**row))
                 except Exception:  # noqa: S112 whatever it is, this one tells nothing
@@ -245,6 +248,8 @@ class Run:
         shards = self.manifest.shards
         with explained(f"table {self.table.url}"):
             for place, info in places:
+                if place.url != self.table.url:
+                    Manifest(place).follow(self.manifest)
                 for note in ledger.mend(place, info, self.manifest):
                     self.watcher.on_note(note)
             # What a shard keeps of its part, it keeps of a part of any entries.

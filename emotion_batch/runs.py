@@ -197,7 +197,6 @@ def label(
         run.freeze(listing, listed_s, prune=prune)
         if kept_at is not None:
             tables.create(*kept)
-            Manifest(kept[0]).follow(run.manifest)
         witnesses = run.find_witnesses(listing.folder)
         copy = run.keep_model(bundle)
         job = Labelling(place, info, copy, Extraction(*kept, listing.folder, limits, witnesses=witnesses))
@@ -250,7 +249,12 @@ def retry(
     with run:
         witnesses = run.find_witnesses(archive)
         needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
-        extraction = Extraction(*_features_of(place, info), archive, limits, again, witnesses)
+        kept = _features_of(place, info)
+        with explained(f"feature table {kept[0].url}"):
+            if tables.read_info(kept[0]) is None:
+                # Somebody has no use for it any more.
+                kept = (place, info)
+        extraction = Extraction(*kept, archive, limits, again, witnesses)
         job = extraction if bundle is None else Labelling(place, info, bundle, extraction)
         return run.finish(job, needs, again=again)
 

@@ -146,6 +146,12 @@ def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundl
     assert (summary.n_decoded, summary.counts.by_status) == (1, {"ok": 6})
     for table in (features, labels):
         assert emotion_batch.verify(table, deep=True).is_whole
+    spoil(archive / "0.wav")
+    (labels / "part-000000.parquet").unlink()
+    shutil.rmtree(features)
+    assert label().counts.by_status == {"not_audio": 1, "ok": 5}
+    shutil.rmtree(features)
+    assert emotion_batch.retry(labels, **at).n_decoded == 1
 
 
 def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cluster: ShellCluster) -> None:

@@ -323,9 +323,9 @@ def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Ite
                 process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShellCluster]:
-    """A cluster of two workers that many tests use: to start one takes longer than what most of them do."""
+    """A cluster of two workers that a module's tests use: to start one takes longer than what most of them do."""
     with shell_cluster(tmp_path_factory.mktemp("cluster")) as started:
         yield started
 

@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.dataset
-from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
+from conftest import ROOT, Finished, ShellCluster, run_command, shell_cluster
 
 from emotion_batch import cluster as cluster_module
 from emotion_batch.errors import StorageError
@@ -154,22 +153,6 @@ def test_a_worker_without_the_package_is_named(speech: Path, tmp_path: Path) -> 
     assert "install it there" in sentence
 
 
-def test_a_lost_worker_costs_the_run_nothing_but_time(tess: Path, tmp_path: Path) -> None:
-    """A worker that is killed while it works has its shard done by another; every recording has its row."""
-    with (
-        shell_cluster(tmp_path / "cluster") as cluster,
-        running("extract", tess, tmp_path / "table", "--scheduler", cluster.address) as process,
-    ):
-        wait_for_parts(tmp_path / "table", 2, process)
-        others = (process.pid, cluster.scheduler.pid)
-        nanny = next(one for one in psutil.Process().children() if one.pid not in others)
-        for worker in nanny.children(recursive=True):
-            worker.kill()
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert table(tmp_path / "table").num_rows == 2_798
-
-
 def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
     """A shard that takes five workers with it, and one whose store stumbles twice, end well; what fails itself does not."""
 
@@ -197,4 +180,3 @@ def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
         assert connected.n_resubmitted >= 1
     assert (found["kills"], found["stumbles"], found["good"]) == ("kills done", "stumbles done", "good done")
     assert isinstance(found["full"], StorageError)
-    assert len(list(tmp_path.glob("full *"))) == 1

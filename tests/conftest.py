@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -60,7 +61,14 @@ def running(*arguments: object, own_session: bool = False) -> Iterator[subproces
     """Start ``emotion-batch`` and go on beside it; what still runs at the end of the block is killed."""
     command = [sys.executable, "-m", "emotion_batch.cli", *(os.fspath(one) for one in arguments)]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, start_new_session=own_session)
+
+    def listen_to_ctrl_c() -> None:
+        # A shell starts what it puts into the background deaf to it, and that is inherited.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, cwd=ROOT, start_new_session=own_session, preexec_fn=listen_to_ctrl_c
+    )
     try:
         yield process
     finally:
@@ -313,14 +321,16 @@ def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Ite
             add_worker(*(worker_options or ("--nthreads", "1")))
         yield ShellCluster(address, scheduler, add_worker)
     finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        # The scheduler last, for workers that cannot take their leave of it wait for seconds.
+        for group in (processes[1:], processes[:1]):
+            for process in group:
+                process.terminate()
+            for process in group:
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
 
 @pytest.fixture(scope="module")

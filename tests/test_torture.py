@@ -48,10 +48,20 @@ def statuses(table: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tess: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def speaker(tess: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recordings of one of the two speakers: a run of some seconds."""
+    folder = tmp_path_factory.mktemp("speaker") / "archive"
+    folder.mkdir()
+    for one in tess.glob("OAF*"):
+        (folder / one.name).symlink_to(one)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(speaker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The feature table of a run that nothing happened to."""
     table = tmp_path_factory.mktemp("undisturbed") / "table"
-    assert run_command("extract", tess, table).code == 0
+    assert run_command("extract", speaker, table).code == 0
     return table
 
 
@@ -77,21 +87,21 @@ def wait_for_write(table: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize(("victim", "number"), MOMENTS)
-def test_what_is_killed_goes_on(tess: Path, undisturbed: Path, tmp_path: Path, victim: str, number: int) -> None:
+def test_what_is_killed_goes_on(speaker: Path, undisturbed: Path, tmp_path: Path, victim: str, number: int) -> None:
     """After kill -9 of any process at any moment the same command ends with the table of an undisturbed run."""
     chance = random.Random(f"{victim} {number}")  # noqa: S311 a seed, no secret
     table = tmp_path / "table"
-    with running("extract", tess, table) as process:
+    with running("extract", speaker, table) as process:
         driver = psutil.Process(process.pid)
         everybody: list[psutil.Process] = []
         if number % 2:
-            time.sleep(chance.uniform(0, 4))
+            time.sleep(chance.uniform(0, 2))
             wait_for_write(table, process)
         elif victim == "driver":
-            time.sleep(chance.uniform(0, 9))
+            time.sleep(chance.uniform(0, 6))
         else:
             wait_for_parts(table, 1 + number % 3, process)
-            time.sleep(chance.uniform(0, 4))
+            time.sleep(chance.uniform(0, 1))
         everybody = driver.children(recursive=True)
         killed = victims(driver, victim)
         assert killed
@@ -107,7 +117,7 @@ def test_what_is_killed_goes_on(tess: Path, undisturbed: Path, tmp_path: Path, v
     if victim == "scheduler":
         (sentence,) = [line for line in err.decode().splitlines() if line.startswith("emotion-batch: ")]
         assert "run the same command again" in sentence
-    done = run_command("extract", tess, table, "--json")
+    done = run_command("extract", speaker, table, "--json")
     assert done.code == 0, done.err
     assert parts(table) == parts(undisturbed)
     done = run_command("verify", table, "--deep")
@@ -165,10 +175,10 @@ def test_killers_with_every_worker_at_once(killers: Path, tmp_path: Path) -> Non
     assert sorted(found["crashed"]) == [f"good {number:03d} not.wav" for number in range(0, 600, 100)]
 
 
-def test_two_at_once_harm_nothing(tess: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_at_once_harm_nothing(speaker: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Two commands started in the same second on one table both end well, and leave the table of one."""
     table = tmp_path / "table"
-    with running("extract", tess, table) as one, running("extract", tess, table) as other:
+    with running("extract", speaker, table) as one, running("extract", speaker, table) as other:
         for process in (one, other):
             _, err = process.communicate(timeout=200)
             assert process.returncode == 0, err.decode()
@@ -195,11 +205,11 @@ def run_on_small_disk(table: Path, kilobytes: int, *command: object) -> subproce
     )
 
 
-def test_a_full_disk_is_one_sentence_and_resumable(tess: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_sentence_and_resumable(speaker: Path, undisturbed: Path, tmp_path: Path) -> None:
     """A disk that fills in the middle of a run stops it, with whole parts alone; elsewhere the same command goes on."""
     table = tmp_path / "table"
     size = sum(len(data) for data in parts(undisturbed).values())
-    done = run_on_small_disk(table, size // 2 // 1024, "extract", tess, table)
+    done = run_on_small_disk(table, size // 2 // 1024, "extract", speaker, table)
     if done.returncode == 99 or b"unshare" in done.stderr:
         pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr.decode().strip()}")
     assert done.returncode == 1, done.stderr
@@ -211,18 +221,18 @@ def test_a_full_disk_is_one_sentence_and_resumable(tess: Path, undisturbed: Path
     assert left.items() <= parts(undisturbed).items()
     table.rmdir()
     (tmp_path / "kept").rename(table)
-    assert run_command("extract", tess, table).code == 0
+    assert run_command("extract", speaker, table).code == 0
     assert parts(table) == parts(undisturbed)
 
 
 @pytest.mark.parametrize("what", ["table", "archive"])
-def test_what_is_taken_away_stops_the_run(tess: Path, undisturbed: Path, tmp_path: Path, what: str) -> None:
+def test_what_is_taken_away_stops_the_run(speaker: Path, undisturbed: Path, tmp_path: Path, what: str) -> None:
     """A table or an archive that goes away in mid-run is one sentence, and no table of rows that say so."""
     archive, table, away = tmp_path / "archive", tmp_path / "table", tmp_path / "away"
-    archive.symlink_to(tess)
+    archive.symlink_to(speaker)
     moved = {"table": table, "archive": archive}[what]
     with running("extract", archive, table) as process:
-        wait_for_parts(table, 3, process)
+        wait_for_parts(table, 2, process)
         moved.rename(away)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err.decode()

@@ -31,7 +31,8 @@ __all__ = [
 if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
-    from emotion_batch.runs import extract, label, label_recording, retry, status, train, verify
+    from emotion_batch.recording import label_recording
+    from emotion_batch.runs import extract, label, retry, status, train, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
     from emotion_batch.training import TrainingSettings
@@ -47,7 +48,7 @@ _HOMES = {
     "demo": "demonstration",
     "extract": "runs",
     "label": "runs",
-    "label_recording": "runs",
+    "label_recording": "recording",
     "retry": "runs",
     "status": "runs",
     "train": "runs",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
     from emotion_batch.ledger import TableStatus, Verification
-    from emotion_batch.runs import SegmentLabel
+    from emotion_batch.recording import SegmentLabel
     from emotion_batch.summary import Progress, Summary, Watcher
     from emotion_batch.tables import Counts
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
-
-from threadpoolctl import threadpool_limits
 
 from emotion_batch import bundle as bundles
 from emotion_batch import ledger, tables, training
@@ -17,45 +14,15 @@ from emotion_batch.bundle import Bundle, Card
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
-from emotion_batch.labelling import FeatureTable, Labelling, label_rows
+from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
-from emotion_batch.prediction import load_predictor
-from emotion_batch.rows import extract_rows
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import TableInfo
 from emotion_batch.training import TrainingSettings
-
-
-@dataclass(frozen=True)
-class SegmentLabel:
-    """The label of one segment of a recording.
-
-    Attributes
-    ----------
-    file
-        Name of the recording.
-    start_s, end_s
-        The segment, in seconds; no end without a label.
-    status, error
-        What became of it, and why it has no label.
-    emotion, confidence
-        The most probable emotion and its probability; None without a label.
-    probabilities
-        Of each emotion, in the bundle's order; empty without a label.
-    """
-
-    file: str
-    start_s: float
-    end_s: float | None
-    status: str
-    error: str | None
-    emotion: str | None
-    confidence: float | None
-    probabilities: Mapping[str, float]
 
 
 def extract(
@@ -296,65 +263,6 @@ def _failures(words: Iterable[str]) -> frozenset[Status]:
     return frozenset(Status(word) for word in named) or failures
 
 
-def label_recording(
-    recording: str | os.PathLike[str],
-    *,
-    model: str | os.PathLike[str],
-    segments: Segments | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> list[SegmentLabel]:
-    """Label one recording here and now, without Dask and without a table.
-
-    Parameters
-    ----------
-    recording
-        Path or URL of the file.
-    model
-        The bundle.
-    segments
-        Which stretches of it; by default those that the model was trained on.
-    storage_options
-        What fsspec's filesystem takes.
-
-    Returns
-    -------
-    A label for each segment, or a reason; at least one.
-    """
-    bundle = bundles.open_bundle(Folder.of(model, storage_options))
-    place = Folder.of(recording, storage_options)
-    if not is_recording(recording, storage_options):
-        raise UsageError(
-            f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
-        )
-    listing = list_recordings(place.url, options=storage_options)
-    # As on a worker, and no longer than this, for the process is the caller's.
-    with threadpool_limits(1):
-        features = extract_rows(
-            listing.entries.to_batches()[0],
-            listing.folder,
-            bundle.card.feature_settings,
-            segments or bundle.card.segments,
-        )
-    labels = bundle.card.labels
-    return [
-        SegmentLabel(
-            **{name: row[name] for name in ("file", "start_s", "end_s", "status", "error", "emotion", "confidence")},
-            probabilities={name: row[f"p_{name}"] for name in labels} if row["status"] == Status.OK else {},
-        )
-        for row in label_rows(features, load_predictor(bundle)).to_pylist()
-    ]
-
-
-def is_recording(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:
-    """Return whether `source` is one file, and not a folder, a glob or a list."""
-    place = Folder.of(source, storage_options)
-    with explained(f"source {place.url}"):
-        filesystem, path = place.filesystem()
-        if not (filesystem.exists(path) or any(character in path for character in "*?[")):
-            raise FileNotFoundError(path)
-        return bool(filesystem.isfile(path)) and not place.url.lower().endswith((".txt", ".csv", ".parquet"))
-
-
 def train(
     table: str | os.PathLike[str],
     bundle: str | os.PathLike[str],
@@ -476,15 +384,12 @@ def _check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
 
 __all__ = [
     "Progress",
-    "SegmentLabel",
     "Summary",
     "TableStatus",
     "Verification",
     "Watcher",
     "extract",
-    "is_recording",
     "label",
-    "label_recording",
     "retry",
     "status",
     "train",

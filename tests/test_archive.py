@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emotion_batch.archive import Entry, list_recordings, locate
+from emotion_batch.archive import Entry, list_recordings, locate, peek
 from emotion_batch.errors import StorageError, UsageError
 from emotion_batch.storage import Folder
 
@@ -199,3 +199,16 @@ def test_lists_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=words):
             list_recordings(tmp_path / name)
+
+
+def test_a_look_at_a_recording_waits_for_nobody(tmp_path: Path) -> None:
+    """The first byte of what can be read is read; a named pipe holds nobody up, and what is missing is said."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "folder.wav").mkdir()
+    folder = Folder.of(tmp_path)
+    for name in ("pipe.wav", "a.wav"):
+        peek(folder, Entry(name, None, None, None))
+    for name in ("none.wav", "folder.wav"):
+        with pytest.raises(OSError, match=name if name == "none.wav" else "directory"):
+            peek(folder, Entry(name, None, None, None))

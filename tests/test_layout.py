@@ -15,7 +15,7 @@ FLOORS = (
     {"cli"},
     {"console", "demonstration"},
     {"runs"},
-    {"run"},
+    {"run", "recording"},
     {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
     {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
     {"attempts", "carryover", "isolation"},

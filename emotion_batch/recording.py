@@ -1,0 +1,106 @@
+"""One recording labelled here and now, without Dask and without a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from emotion_batch import bundle as bundles
+from emotion_batch.archive import list_recordings
+from emotion_batch.errors import Status, UsageError
+from emotion_batch.labelling import label_rows
+from emotion_batch.prediction import load_predictor
+from emotion_batch.rows import extract_rows
+from emotion_batch.settings import Segments
+from emotion_batch.storage import Folder, explained
+
+
+@dataclass(frozen=True)
+class SegmentLabel:
+    """The label of one segment of a recording.
+
+    Attributes
+    ----------
+    file
+        Name of the recording.
+    start_s, end_s
+        The segment, in seconds; no end without a label.
+    status, error
+        What became of it, and why it has no label.
+    emotion, confidence
+        The most probable emotion and its probability; None without a label.
+    probabilities
+        Of each emotion, in the bundle's order; empty without a label.
+    """
+
+    file: str
+    start_s: float
+    end_s: float | None
+    status: str
+    error: str | None
+    emotion: str | None
+    confidence: float | None
+    probabilities: Mapping[str, float]
+
+
+def label_recording(
+    recording: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    segments: Segments | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[SegmentLabel]:
+    """Label one recording here and now, without Dask and without a table.
+
+    Parameters
+    ----------
+    recording
+        Path or URL of the file.
+    model
+        The bundle.
+    segments
+        Which stretches of it; by default those that the model was trained on.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Returns
+    -------
+    A label for each segment, or a reason; at least one.
+    """
+    bundle = bundles.open_bundle(Folder.of(model, storage_options))
+    place = Folder.of(recording, storage_options)
+    if not is_recording(recording, storage_options):
+        raise UsageError(
+            f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
+        )
+    listing = list_recordings(place.url, options=storage_options)
+    # As on a worker, and no longer than this, for the process is the caller's.
+    with threadpool_limits(1):
+        features = extract_rows(
+            listing.entries.to_batches()[0],
+            listing.folder,
+            bundle.card.feature_settings,
+            segments or bundle.card.segments,
+        )
+    labels = bundle.card.labels
+    return [
+        SegmentLabel(
+            **{name: row[name] for name in ("file", "start_s", "end_s", "status", "error", "emotion", "confidence")},
+            probabilities={name: row[f"p_{name}"] for name in labels} if row["status"] == Status.OK else {},
+        )
+        for row in label_rows(features, load_predictor(bundle)).to_pylist()
+    ]
+
+
+def is_recording(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether `source` is one file, and not a folder, a glob or a list."""
+    place = Folder.of(source, storage_options)
+    with explained(f"source {place.url}"):
+        filesystem, path = place.filesystem()
+        if not (filesystem.exists(path) or any(character in path for character in "*?[")):
+            raise FileNotFoundError(path)
+        return bool(filesystem.isfile(path)) and not place.url.lower().endswith((".txt", ".csv", ".parquet"))

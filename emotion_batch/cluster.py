@@ -257,8 +257,8 @@ def _local_cluster(n_workers: int) -> Iterator[str]:
                 "port": 0,
                 "dashboard_address": "127.0.0.1:0",
                 "scheduler_file": os.fspath(address_file),
-                # A driver that was killed leaves no cluster behind.
-                "idle_timeout": "1 minute",
+                # A driver that was killed leaves no cluster behind, one that waits for a store keeps its own.
+                "idle_timeout": f"{3 * max(_RESUBMIT_S):.0f} seconds",
             }
             start("distributed.Scheduler", scheduler)
             address = _read_address(address_file, processes[0], log)

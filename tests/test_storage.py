@@ -153,6 +153,22 @@ def test_what_does_not_pass_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(waits) < 30
 
 
+def test_who_waits_for_the_end_does_not_wait_for_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C a place that does not answer is asked once, and by this thread alone so hastily."""
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+
+    def fails() -> None:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    with storage.hastily(), pytest.raises(ConnectionRefusedError):
+        persistently(fails)
+    assert waits == []
+    with pytest.raises(ConnectionRefusedError):
+        persistently(fails)
+    assert waits
+
+
 @contextmanager
 def flaky_server(files: dict[str, bytes], n_failures: int) -> Iterator[tuple[str, Counter[str]]]:
     """Serve files on loopback, each only after it was refused or cut off so many times."""

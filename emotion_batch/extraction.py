@@ -24,8 +24,8 @@ from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, TableInfo
 from emotion_batch.watchdog import watched
 
-# What an archive that went away makes of its recordings.
-_LOST = pa.array([Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT])
+# What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
+_LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
 
 
 class Task(NamedTuple):
@@ -152,7 +152,7 @@ class Extraction:
         else:
             with watched(self.limits.deadline_s) as beat:
                 made = rows.extract_rows(entries, self.archive, settings, segments, beat, self._check_archive)
-        if pc.any(pc.is_in(made["status"], _LOST)).as_py():
+        if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
             self._check_archive(None)
         return made
 

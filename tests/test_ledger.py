@@ -18,7 +18,7 @@ from conftest import ShellCluster, run_command
 
 import emotion_batch
 from emotion_batch import lease, ledger, tables
-from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.errors import UsageError
 from emotion_batch.lease import Holder, Lease
 from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings
@@ -298,10 +298,3 @@ def test_a_run_leaves_its_record(features: Path, speech: Path) -> None:
     assert all(seconds > 0 for seconds in stages.values())
     assert record["spent"]["read_bytes"] > 1_000_000
     assert record["audio_s"] > 60
-
-
-def test_an_unfinished_feature_table_is_not_learnt_from(copy: Path, tmp_path: Path) -> None:
-    """Training and labelling refuse a table of which a part is missing."""
-    delete(copy)
-    with pytest.raises(IncompleteError, match="expected all of its"):
-        emotion_batch.train(copy, tmp_path / "bundle")

@@ -146,7 +146,7 @@ def format_summary(summary: Summary, next_command: str) -> str:
     spent = summary.spent
     if spent.n_isolated:
         lines.append(
-            f"{spent.n_isolated} shards were done in a child process, after a worker died over them; "
+            f"{spent.n_isolated} shards were done in a child process, which a recording may kill; "
             f"{spent.lost_s:.0f} s of work were lost with workers and children"
         )
     if summary.n_resubmitted or spent.n_retries:

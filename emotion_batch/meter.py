@@ -27,7 +27,8 @@ class Spent:
     n_retries
         Times that storage was asked again because it failed in passing.
     n_isolated
-        Shards that were decoded in a child process, because an attempt before had not come to its end.
+        Shards that were decoded in a child process, because an attempt before had not come to its end, or to try again what
+        had killed.
     lost_s
         Seconds of workers that recordings took with them: from the beginning of an attempt that did not end to the next, and
         of children that crashed, hung or ran out of memory.

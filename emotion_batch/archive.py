@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
 from emotion_batch.errors import UsageError
-from emotion_batch.storage import Folder, explained, is_url, persistently, refuse_password
+from emotion_batch.lists import ReadyList, is_list, read_list
+from emotion_batch.retries import persistently
+from emotion_batch.storage import Folder, explained, is_url, refuse_secrets
+from emotion_batch.stores import Store
 
 SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
-LIST_SUFFIXES = (".txt", ".csv", ".parquet")
 
 ENTRY_SCHEMA = pa.schema(
     [
@@ -33,6 +32,10 @@ ENTRY_SCHEMA = pa.schema(
     ]
 )
 _BATCH = 65_536
+# So often a listing says how far it is.
+_PAGE = 10_000
+_HIDDEN = r"(^|/)\."
+_Kind = Literal["folder", "list", "recording", "glob"]
 
 
 class Entry(NamedTuple):
@@ -84,20 +87,24 @@ def list_recordings(
     options: Mapping[str, Any] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     may_be_empty: bool = False,
+    on_listed: Callable[[int], None] = lambda n_files: None,
 ) -> Listing:
     """List the recordings of `archive`.
 
     Parameters
     ----------
     archive
-        A folder or bucket prefix, a glob, a list file (text, CSV or Parquet with a column ``file``), or one
-        recording. A name that exists is never taken for a glob.
+        A folder or bucket prefix, a glob, a list file (text, CSV or Parquet with a column ``file``, or an S3
+        Inventory), or one recording. A name that exists is never taken for a glob.
     options
         What fsspec's filesystem takes.
     suffixes
-        Endings, in any case, by which files of a folder or glob are recordings. Lists are taken as written.
+        Endings, in any case, by which files of a folder, a glob or an inventory are recordings. Lists are taken as
+        written.
     may_be_empty
         Whether to take it for an answer that nothing there is a recording.
+    on_listed
+        Takes how many files were seen, now and then.
 
     Raises
     ------
@@ -110,17 +117,14 @@ def list_recordings(
     endings = tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)
     kind, base = _kind(place)
     with explained(f"archive {place.url}"):
-        if kind == "folder":
-            listing = _of_names(base, _walk(base), endings)
-        elif kind == "glob":
-            listing = _of_glob(place, base, endings)
-        else:
-            name = place.url.rsplit("/", 1)[1]
-            filesystem, path = place.filesystem()
-            is_list = kind == "list"
-            listing = (
-                _of_list(base, name) if is_list else _of_names(base, [_entry(base, name, filesystem.info(path))], ("",))
+        if kind == "list":
+            listing = _of_list(read_list(base, place.url.rsplit("/", 1)[1]), endings, on_listed)
+        elif base.is_local:
+            listing = _of_names(
+                base, _find_local(place, base, kind), ("",) if kind == "recording" else endings, on_listed
             )
+        else:
+            listing = _of_pages(base, _find(place, base, kind), ("",) if kind == "recording" else endings, on_listed)
     if not (listing.entries.num_rows or may_be_empty):
         others = f", only {sum(listing.left_out.values())} other files" if listing.left_out else ""
         raise UsageError(
@@ -132,58 +136,75 @@ def list_recordings(
 
 def find_base(archive: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
     """Return what the names of an archive's recordings are relative to; raise what `list_recordings` does."""
-    return _kind(Folder.of(archive, options))[1]
+    place = Folder.of(archive, options)
+    kind, base = _kind(place)
+    if kind != "list":
+        return base
+    with explained(f"archive {place.url}"):
+        return read_list(base, place.url.rsplit("/", 1)[1]).base
 
 
-def _kind(place: Folder) -> tuple[Literal["folder", "list", "recording", "glob"], Folder]:
-    """Return what an archive is, and what the names of its recordings are relative to."""
-    filesystem, path = place.filesystem()
+def is_recording(source: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether `source` is one recording, and not a folder, a glob or a list; raise what `list_recordings` does."""
+    return _kind(Folder.of(source, options))[0] == "recording"
+
+
+def _kind(place: Folder) -> tuple[_Kind, Folder]:
+    """Return what an archive is, and what the names of its recordings are relative to; of a list, where it lies."""
     parent = Folder(place.url.rsplit("/", 1)[0] or "/", place.options)
     with explained(f"archive {place.url}"):
         # In this order: a name that exists is never taken for a glob.
-        if persistently(lambda: filesystem.isdir(path)):
+        kind = place.find_kind()
+        if kind == "folder":
             return "folder", place
-        if filesystem.isfile(path):
-            return ("list" if place.url.lower().endswith(LIST_SUFFIXES) else "recording"), parent
-        if any(character in path for character in "*?["):
+        if kind == "file":
+            return ("list" if is_list(place.url) else "recording"), parent
+        if any(character in place.url for character in "*?["):
             fixed = re.split(r"[*?\[]", place.url, maxsplit=1)[0].rpartition("/")[0]
             return "glob", Folder(fixed or "/", place.options)
-        raise FileNotFoundError(path)
+        raise FileNotFoundError(place.url)
 
 
-def locate(folder: Folder, entry: Entry) -> bytes | tuple[Folder, str]:
-    """Return where a recording is: a local path as bytes, or the folder and name to read it by."""
-    name = entry.file
-    if is_url(name):
-        head, _, tail = name.rpartition("/")
-        return Folder(head, folder.options), tail
-    if not folder.is_local:
-        return folder, name
+def is_local(folder: Folder, entry: Entry) -> bool:
+    """Return whether a recording lies on this machine's own filesystem; a list there may name URLs."""
+    return folder.is_local and not is_url(entry.file)
+
+
+def locate_local(folder: Folder, entry: Entry) -> bytes:
+    """Return the path of a recording of which `is_local` holds."""
     # A list may have absolute names, which `join` takes as they are.
-    return os.path.join(os.fsencode(folder.url), entry.raw_file or os.fsencode(name))
+    return os.path.join(os.fsencode(folder.url), entry.raw_file or os.fsencode(entry.file))
+
+
+def locate_remote(folder: Folder, entry: Entry) -> tuple[Store, str]:
+    """Return the store and path of a recording of which `is_local` does not hold."""
+    return Folder(entry.file, folder.options).store() if is_url(entry.file) else folder.store(entry.file)
 
 
 def peek(archive: Folder, recording: Entry) -> None:
     """Read the first byte of a recording; raise OSError if that cannot be done."""
-    place = locate(archive, recording)
-    if isinstance(place, bytes):
+    if is_local(archive, recording):
         # O_NONBLOCK: nobody may ever write to a named pipe.
-        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(locate_local(archive, recording), os.O_RDONLY | os.O_NONBLOCK)
         try:
             os.read(descriptor, 1)
         finally:
             os.close(descriptor)
     else:
-        folder, name = place
-        persistently(lambda: folder.filesystem()[0].cat_file(folder.path(name), start=0, end=1))
+        store, path = locate_remote(archive, recording)
+        persistently(lambda: store.get(path, 0, 1))
 
 
-def _of_names(folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...]) -> Listing:
+def _of_names(
+    folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...], on_listed: Callable[[int], None]
+) -> Listing:
     """Keep the entries that end like recordings, count the others."""
     left_out: Counter[str] = Counter()
 
     def recordings() -> Iterator[Entry]:
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if not number % _PAGE:
+                on_listed(number)
             if entry.file.lower().endswith(endings):
                 yield entry
             else:
@@ -193,17 +214,75 @@ def _of_names(folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...]
     return Listing(folder, table, dict(left_out), n_duplicates)
 
 
-def _walk(folder: Folder) -> Iterator[Entry]:
-    """Yield every file below `folder` that is not hidden."""
-    if folder.is_local:
-        yield from _walk_local(folder.url, "", ())
+def _of_pages(
+    folder: Folder, pages: Iterable[pa.Table], endings: tuple[str, ...], on_listed: Callable[[int], None]
+) -> Listing:
+    """Keep of pages of a listing what ends like recordings and is not hidden, count the others."""
+    left_out: Counter[str] = Counter()
+    kept = [ENTRY_SCHEMA.empty_table()]
+    n_listed = 0
+    # All endings at once; the empty one is any.
+    ending = f"(?i)({'|'.join(re.escape(ending) for ending in endings)})$"
+    for page in pages:
+        n_listed += page.num_rows
+        shown = page.filter(pc.invert(pc.match_substring_regex(page["name"], _HIDDEN)))
+        is_recording = pc.match_substring_regex(shown["name"], ending)
+        others = shown.filter(pc.invert(is_recording))["name"].to_pylist()
+        left_out.update(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
+        kept.append(_entries(shown.filter(is_recording)))
+        on_listed(n_listed)
+    table, n_duplicates = _distinct(pa.concat_tables(kept))
+    return Listing(folder, table, dict(left_out), n_duplicates)
+
+
+def _entries(listed: pa.Table) -> pa.Table:
+    """Return names of a store, or of a list that lies in one, as `ENTRY_SCHEMA`."""
+    nothing = pa.nulls(listed.num_rows, pa.binary())
+    return pa.table([listed["name"], nothing, listed["size"], listed["version"]], ENTRY_SCHEMA)
+
+
+def _find(place: Folder, base: Folder, kind: _Kind) -> Iterator[pa.Table]:
+    """Yield the files of an archive that is not local, names relative to `base`."""
+    if kind == "folder":
+        yield from base.walk()
+    elif kind == "recording":
+        yield _only(base.children()[0], lambda name: name == place.url.rsplit("/", 1)[1])
+    else:
+        yield from _match(base, place.url[len(base.url) :].lstrip("/").split("/"))
+
+
+def _match(folder: Folder, patterns: list[str]) -> Iterator[pa.Table]:
+    """Yield the files below a folder whose names match the patterns, one for each level; ``**`` is any number of levels."""
+    if "**" in patterns[0]:
+        matches = re.compile(glob_translate("/".join(patterns))).match
+        for page in folder.walk():
+            yield _only(page, lambda name: bool(matches(name)))
         return
-    filesystem, root = folder.filesystem()
-    filesystem.invalidate_cache(root)
-    for path, info in persistently(lambda: filesystem.find(root, detail=True)).items():
-        name = path[len(root.rstrip("/")) + 1 :] if path.startswith(root) else path
-        if name and not any(part.startswith(".") for part in name.split("/")):
-            yield _entry(folder, name, info)
+    is_match = re.compile(glob_translate(patterns[0])).match
+    files, folders = folder.children()
+    if len(patterns) == 1:
+        yield _only(files, lambda name: bool(is_match(name)))
+        return
+    for name in folders:
+        if is_match(name) and not name.startswith("."):
+            for page in _match(folder.folder(name), patterns[1:]):
+                yield page.set_column(0, "name", pc.binary_join_element_wise(f"{name}/", page["name"], ""))
+
+
+def _only(files: pa.Table, is_wanted: Callable[[str], bool]) -> pa.Table:
+    return files.filter(pa.array([is_wanted(name) for name in files["name"].to_pylist()], pa.bool_()))
+
+
+def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
+    """Yield the files of a local archive that are not hidden, names relative to `base`."""
+    if kind == "recording":
+        yield _entry_local(place.url.rsplit("/", 1)[1], place.url)
+    elif kind == "folder":
+        yield from _walk_local(base.url, "", ())
+    else:
+        # Our own walk, for fsspec's passes over what it may not read and over linked folders.
+        matches = re.compile(glob_translate(place.url)).match
+        yield from (entry for entry in _walk_local(base.url, "", ()) if matches(_local_path(base, entry)))
 
 
 def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -248,17 +327,6 @@ def _entry_local(name: str, path: str) -> Entry:
     return _named(name, status.st_size, str(status.st_mtime_ns))
 
 
-def _entry(folder: Folder, name: str, info: Mapping[str, Any]) -> Entry:
-    """Return the entry for what an fsspec filesystem says of a file."""
-    if folder.is_local:
-        return _entry_local(name, info["name"])
-    version = next(
-        (info[key] for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if info.get(key)),
-        None,
-    )
-    return _named(name, info.get("size"), None if version is None else str(version).strip('"'))
-
-
 def _named(name: str, size: int | None, version: str | None) -> Entry:
     """Return an entry whose `file` is text whatever the bytes of its name."""
     try:
@@ -270,62 +338,31 @@ def _named(name: str, size: int | None, version: str | None) -> Entry:
     return Entry(name, None, size, version)
 
 
-def _of_glob(place: Folder, base: Folder, endings: tuple[str, ...]) -> Listing:
-    """List what matches a glob, named relative to `base`, its longest part without glob characters."""
-    filesystem, pattern = place.filesystem()
-    if base.is_local:
-        # Our own walk, for fsspec's passes over what it may not read and over linked folders.
-        matches_pattern = re.compile(glob_translate(pattern)).match
-        found = _walk_local(base.url, "", ())
-        return _of_names(base, (entry for entry in found if matches_pattern(_local_path(base, entry))), endings)
-    root = base.filesystem()[1].rstrip("/")
-    matches = persistently(lambda: filesystem.glob(pattern, detail=True))
-    files = ((path[len(root) + 1 :], info) for path, info in matches.items() if info["type"] != "directory")
-    return _of_names(
-        base,
-        (_entry(base, name, info) for name, info in files if not any(part.startswith(".") for part in name.split("/"))),
-        endings,
-    )
-
-
 def _local_path(base: Folder, entry: Entry) -> str:
     return os.fsdecode(os.path.join(os.fsencode(base.url), entry.raw_file or os.fsencode(entry.file)))
 
 
-def _of_list(parent: Folder, name: str) -> Listing:
-    """List what a list file names; relative names are relative to the list's own folder."""
-    data = parent.read(name)
-    if name.lower().endswith(".txt"):
-        if b"\0" in data:
-            raise UsageError(f"list {name}: expected UTF-8 text with a name a line, got NUL bytes; is it UTF-16?")
-        names = [line for line in os.fsdecode(data).lstrip("\ufeff").replace("\r\n", "\n").split("\n") if line]
-    else:
-        names = _column_of_list(name, data)
+def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[int], None]) -> Listing:
+    """List what a list names."""
+    base, names = found.base, found.names
+    if found.is_inventory:
+        return _of_pages(base, [names], endings, on_listed)
+    if pa.types.is_string(names["name"].type):
+        is_place = pc.match_substring(names["name"], "://")
+        for name in names["name"].filter(is_place).to_pylist():
+            refuse_secrets(name)
+        if not base.is_local:
+            table, n_duplicates = _distinct(_entries(names))
+            return Listing(base, table, {}, n_duplicates)
 
     def entries() -> Iterator[Entry]:
-        for file in names:
-            file = file.removeprefix("file://")
-            refuse_password(file)
-            entry = _named(file, None, None)
-            at = locate(parent, entry)
-            yield _entry_local(file, os.fsdecode(at)) if isinstance(at, bytes) else entry
+        for row in names.to_pylist():
+            file = os.fsdecode(row["name"]).removeprefix("file://")
+            entry = _named(file, row["size"], row["version"])
+            yield _entry_local(file, os.fsdecode(locate_local(base, entry))) if is_local(base, entry) else entry
 
     table, n_duplicates = _table(entries())
-    return Listing(parent, table, {}, n_duplicates)
-
-
-def _column_of_list(name: str, data: bytes) -> list[str]:
-    try:
-        if name.lower().endswith(".csv"):
-            convert = pyarrow.csv.ConvertOptions(column_types={"file": pa.string()}, strings_can_be_null=False)
-            table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=convert)
-        else:
-            table = pq.read_table(io.BytesIO(data))
-        if "file" not in table.column_names:
-            raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
-        return [file for file in table["file"].cast(pa.string()).to_pylist() if file]
-    except (pa.ArrowException, KeyError) as error:
-        raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
+    return Listing(base, table, {}, n_duplicates)
 
 
 def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
@@ -344,14 +381,28 @@ def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
         if len(chunk) == _BATCH:
             flush()
     flush()
-    table = pa.Table.from_batches(batches, ENTRY_SCHEMA)
-    table = table.take(pc.sort_indices(table, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
-    table = _distinct_escapes(table).combine_chunks()
-    if table.num_rows < 2:
-        return table, 0
-    repeated = pc.equal(table["file"].slice(1), table["file"].slice(0, table.num_rows - 1))
-    keep = pa.concat_arrays([pa.array([True]), pc.invert(repeated).combine_chunks()])
-    return table.filter(keep), table.num_rows - pc.sum(keep).as_py()
+    return _distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))
+
+
+def _distinct(table: pa.Table) -> tuple[pa.Table, int]:
+    """Return entries sorted and without repetition, and how many were repeated; nothing is copied that is right already."""
+    if (
+        not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
+        or table["raw_file"].null_count < table.num_rows
+    ):
+        table = table.take(pc.sort_indices(table, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
+        table = _distinct_escapes(table)
+    repeated = _compared(pc.equal, table)
+    n_repeated = pc.sum(repeated).as_py() or 0
+    if n_repeated:
+        table = table.filter(pa.chunked_array([pa.array([True]), *pc.invert(repeated).chunks]))
+    return table, n_repeated
+
+
+def _compared(compare: Callable[..., pa.ChunkedArray], table: pa.Table) -> pa.ChunkedArray:
+    """Compare each name but the last with the next."""
+    n_pairs = max(0, table.num_rows - 1)
+    return compare(table["file"].slice(0, n_pairs), table["file"].slice(1, n_pairs))
 
 
 def _distinct_escapes(table: pa.Table) -> pa.Table:

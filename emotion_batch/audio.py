@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -267,14 +267,24 @@ class _Wave:
         return samples.reshape(-1, self.channels)
 
 
+class RandomFile(Protocol):
+    """A file that is elsewhere, as libsndfile's callbacks and the reader of plain WAV want it."""
+
+    def read_at(self, offset: int, n_bytes: int) -> bytes:
+        """Return bytes from `offset` on, fewer at the end."""
+
+    def tell(self) -> int:
+        """Return the position."""
+
+
 @contextlib.contextmanager
-def opened(source: int | bytes, n_bytes: int) -> Iterator[Recording]:
+def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording]:
     """Open a recording by its content, whatever its name.
 
     Parameters
     ----------
     source
-        A file descriptor open for reading, which stays open, or the whole file's bytes.
+        A file descriptor open for reading, which stays open, the whole file's bytes, or a file that is elsewhere.
     n_bytes
         Length of the file.
 
@@ -301,7 +311,17 @@ def opened(source: int | bytes, n_bytes: int) -> Iterator[Recording]:
         def at_end() -> bool:
             return os.lseek(descriptor, 0, os.SEEK_CUR) >= n_bytes
 
-        handle: int | io.BytesIO = descriptor
+        handle: Any = descriptor
+    elif not isinstance(source, bytes):
+        remote = source
+
+        def read_at(offset: int, size: int) -> bytes:
+            return remote.read_at(offset, size)
+
+        def at_end() -> bool:
+            return remote.tell() >= n_bytes
+
+        handle = remote
     else:
         data, stream = source, io.BytesIO(source)
 
@@ -323,6 +343,38 @@ def opened(source: int | bytes, n_bytes: int) -> Iterator[Recording]:
         raise _not_opened(error, start, n_bytes) from error
     with sound:
         yield Recording(_Libsndfile(sound, at_end), _promised_frames(sound.frames, start, read_at, n_bytes))
+
+
+def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, int] | None:
+    """Return where a stretch of a RIFF/WAVE file lies, by its first bytes, so that it can be fetched by itself.
+
+    Parameters
+    ----------
+    head
+        The file's first bytes.
+    offset_s, duration_s
+        The stretch, in seconds.
+
+    Returns
+    -------
+    First byte of it and first after it, as if the file had no end; None if the bytes do not tell.
+    """
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
+        return None
+    offset, byte_rate, frame_bytes = 12, 0, 0
+    while len(chunk := head[offset : offset + 8]) == 8:
+        size = int.from_bytes(chunk[4:], "little")
+        offset += 8
+        if chunk[:4] == b"fmt ":
+            byte_rate = int.from_bytes(head[offset + 8 : offset + 12], "little")
+            frame_bytes = int.from_bytes(head[offset + 12 : offset + 14], "little")
+        elif chunk[:4] == b"data":
+            if not (byte_rate and frame_bytes):
+                return None
+            start = int(offset_s * byte_rate) // frame_bytes * frame_bytes
+            return offset + start, offset + start + (int(duration_s * byte_rate) // frame_bytes + 2) * frame_bytes
+        offset += size + size % 2
+    return None
 
 
 def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:

@@ -124,12 +124,12 @@ def _verify(options: argparse.Namespace, said: Said) -> int:
 
 
 def _label(options: argparse.Namespace, said: Said) -> int:
-    from emotion_batch import recording, runs
+    from emotion_batch import archive, recording, runs
 
     if options.window is None and (options.offset is None) != (options.duration is None):
         raise UsageError("--offset, --duration: expected both to replace the model's segments, got one")
     if options.table is None:
-        if not recording.is_recording(options.source, _storage_options(options)):
+        if not archive.is_recording(options.source, _storage_options(options)):
             raise UsageError(
                 f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
             )

@@ -27,7 +27,7 @@ from distributed.comm.core import CommClosedError
 from distributed.comm.registry import get_backend
 
 from emotion_batch.errors import ClusterError, IncompleteError
-from emotion_batch.storage import is_transient
+from emotion_batch.retries import is_transient
 
 Receipt = TypeVar("Receipt")
 Task = TypeVar("Task")

@@ -81,3 +81,34 @@ class CanaryError(EmotionBatchError):
 
 class IncompleteError(EmotionBatchError):
     """Work is left over: a shard failed, or a table that was to be read has parts missing."""
+
+
+class StoreError(OSError):
+    """A store failed, or refused in a way of its own; `storage.explained` makes a sentence of it.
+
+    Parameters
+    ----------
+    text
+        What it said, without what is secret.
+    is_transient
+        Whether it is of the kind that passes.
+    code
+        The HTTP status that it answered with, if any.
+    """
+
+    def __init__(self, text: str, *, is_transient: bool = False, code: int | None = None) -> None:
+        super().__init__(text)
+        self.is_transient = is_transient
+        self.code = code
+
+
+class NoBucketError(StoreError):
+    """The bucket itself is not there, which is another thing than an object that is not."""
+
+
+class ChangedError(StoreError):
+    """An object is not the version that was asked for."""
+
+
+class DeniedError(PermissionError):
+    """A store refused; the text says why, and where credentials were looked for."""

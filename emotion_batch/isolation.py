@@ -26,6 +26,7 @@ import pyarrow as pa
 from emotion_batch import meter, process
 from emotion_batch.archive import Entry
 from emotion_batch.errors import IncompleteError, Status, StorageError, UsageError
+from emotion_batch.reading import reading
 from emotion_batch.rows import FeatureRow, extract_recording, to_table
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
@@ -137,6 +138,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
                 else:
                     about = json.loads(message[1:])
                     meter.current().read_bytes += about["read_bytes"]
+                    meter.current().n_retries += about["n_retries"]
                     is_full = about["is_full"]
                     yield from rows
                     rows = []
@@ -280,16 +282,17 @@ def main(descriptor: int) -> None:
         connection.send_bytes(_END + json.dumps({"peak_bytes": first_bytes}).encode())
         job: _Job = connection.recv()
         _limit(job.limits.memory_bytes)
-        for entry in job.entries:
-            with watched(job.limits.deadline_s) as beat, meter.metered() as spent:
-                for row in extract_recording(entry, job.archive, job.settings, job.segments):
-                    connection.send_bytes(_ROW + _encode(row))
-                    beat()
-                peak_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
-                # Whoever comes next would be blamed for what this one took.
-                is_full = peak_bytes > max(_MEMORY_SHARE * job.limits.memory_bytes, first_bytes)
-                end = {"read_bytes": spent.read_bytes, "is_full": is_full}
-                connection.send_bytes(_END + json.dumps(end).encode())
+        with reading(job.archive, job.segments) as reader:
+            for entry, fetched in reader.ahead(job.entries):
+                with watched(job.limits.deadline_s) as beat, meter.metered() as spent:
+                    for row in extract_recording(entry, job.archive, fetched, job.settings, job.segments):
+                        connection.send_bytes(_ROW + _encode(row))
+                        beat()
+                    peak_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
+                    # Whoever comes next would be blamed for what this one took.
+                    is_full = peak_bytes > max(_MEMORY_SHARE * job.limits.memory_bytes, first_bytes)
+                    end = {"read_bytes": spent.read_bytes, "n_retries": spent.n_retries, "is_full": is_full}
+                    connection.send_bytes(_END + json.dumps(end).encode())
     except StorageError as error:
         connection.send_bytes(_FAILED + json.dumps({"text": str(error), "is_transient": error.is_transient}).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):

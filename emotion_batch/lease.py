@@ -11,7 +11,8 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from emotion_batch.storage import Folder, hastily
+from emotion_batch.retries import hastily
+from emotion_batch.storage import Folder
 
 FOLDER = "_table/runs"
 _SUFFIX = ".lease"

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder, explained, persistently
+from emotion_batch.storage import Folder, explained
 
 FOLDER = "_table/manifest"
 MAX_SHARDS = 20_000
@@ -33,6 +33,10 @@ _MOST_PRUNED = 0.1
 # square root of its recordings, until a shard holds so many that its part is worth a query's request.
 _SHARDS_PER_ROOT = 0.28
 _MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
+# So few are read each by itself, of more the whole file.
+_FEW_SHARDS = 8
+# With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
+_MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
 # Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
 # (48 kHz, stereo, 32 bit).
 _OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
@@ -56,6 +60,8 @@ class ShardEntry:
         Fingerprint of the entries, which the shard's part repeats in its footer.
     cost
         What `estimate_costs` gives for them in all.
+    start, stop
+        Where that record batch lies in the file, in bytes; 0 both where an early table does not say.
     """
 
     file: str
@@ -63,6 +69,8 @@ class ShardEntry:
     n_recordings: int
     digest: str
     cost: int
+    start: int = 0
+    stop: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,11 +122,14 @@ class Manifest:
         """Return what is wrong with the files of entries, a sentence each; the entries themselves are not read."""
         problems = []
         for file in sorted({entry.file for entry in self.shards.values()}):
-            n_batches = 1 + max(entry.batch for entry in self.shards.values() if entry.file == file)
+            entries = [entry for entry in self.shards.values() if entry.file == file]
+            n_batches = 1 + max(entry.batch for entry in entries)
             try:
-                if _open(self._table, file).num_record_batches < n_batches:
-                    raise _damaged(self._table, file)
-            except (IncompleteError, FileNotFoundError):
+                end, size = self._folder.read_end(file, len(_MAGIC))
+                is_whole = end == _MAGIC and size >= max(entry.stop for entry in entries)
+            except FileNotFoundError:
+                is_whole = False
+            if not is_whole:
                 problems.append(
                     f"{FOLDER}/{file}: expected the entries of {n_batches} shards or more, got a damaged file or none"
                 )
@@ -131,6 +142,9 @@ class Manifest:
 
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
+        if len(shards) <= _FEW_SHARDS:
+            yield from (read_entries(self._table, self.shards[shard]) for shard in shards)
+            return
         readers: dict[str, pa.ipc.RecordBatchFileReader] = {}
         for shard in shards:
             where = self.shards[shard]
@@ -240,9 +254,14 @@ class Manifest:
         generation = self.generation + 1
         sink = pa.BufferOutputStream()
         options = pa.ipc.IpcWriteOptions(compression="zstd")
+        spans = []
+        # What a file begins with is written with its first batch.
+        start = len(_MAGIC_START) + ENTRY_SCHEMA.serialize().size
         with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=options) as writer:
             for batch in shards.values():
                 writer.write_batch(batch)
+                spans.append([start, sink.tell()])
+                start = sink.tell()
         data = sink.getvalue().to_pybytes()
         index: dict[str, Any] = {
             # By its content, so that it is never another's.
@@ -251,6 +270,8 @@ class Manifest:
             "n_recordings": [batch.num_rows for batch in shards.values()],
             "digests": [digest(batch) for batch in shards.values()],
             "costs": [int(estimate_costs(batch, segments).sum()) for batch in shards.values()],
+            # So that a worker reads its shard by one request.
+            "spans": spans,
         }
         self._folder.make()
         self._folder.publish(index["entries"], data)
@@ -262,10 +283,11 @@ class Manifest:
     def _add(self, generation: int, index: Mapping[str, Any]) -> None:
         # Early tables say no costs: recordings then weigh alike.
         costs = index.get("costs", index["n_recordings"])
+        spans = index.get("spans", [(0, 0)] * len(costs))
         file = _entries_file(generation, index)
-        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, strict=True)
-        for batch, (shard, n_recordings, entries_digest, cost) in enumerate(columns):
-            entry = ShardEntry(file, batch, int(n_recordings), str(entries_digest), int(cost))
+        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, spans, strict=True)
+        for batch, (shard, n_recordings, entries_digest, cost, (start, stop)) in enumerate(columns):
+            entry = ShardEntry(file, batch, int(n_recordings), str(entries_digest), int(cost), int(start), int(stop))
             self.history[int(shard), entry.digest] = entry
             if entry.n_recordings:
                 self.shards[int(shard)] = entry
@@ -283,7 +305,14 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
         If they are not those that the digest is of: the manifest is damaged.
     """
     with explained(f"table {table.url}"):
-        entries = persistently(lambda: _open(table, shard.file).get_batch(shard.batch))
+        if not shard.stop:
+            entries = _open(table, shard.file).get_batch(shard.batch)
+        else:
+            data = table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop)
+            try:
+                entries = pa.ipc.read_record_batch(pa.py_buffer(data), ENTRY_SCHEMA)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(table, shard.file) from error
     if digest(entries) != shard.digest:
         raise _damaged(table, shard.file)
     return entries
@@ -350,9 +379,9 @@ def _differs(known: pa.Table, listed: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _open(table: Folder, file: str) -> pa.ipc.RecordBatchFileReader:
-    folder = table.folder(FOLDER)
+    data = table.folder(FOLDER).read(file)
     try:
-        return pa.ipc.open_file(folder.filesystem()[0].open(folder.path(file), "rb"))
+        return pa.ipc.open_file(pa.py_buffer(data))
     except pa.ArrowException as error:
         raise _damaged(table, file) from error
 

@@ -10,13 +10,13 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from emotion_batch import bundle as bundles
-from emotion_batch.archive import list_recordings
+from emotion_batch.archive import is_recording, list_recordings
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.labelling import label_rows
 from emotion_batch.prediction import load_predictor
 from emotion_batch.rows import extract_rows
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def label_recording(
     # As on a worker, and no longer than this, for the process is the caller's.
     with threadpool_limits(1):
         features = extract_rows(
-            listing.entries.to_batches()[0],
+            listing.entries.combine_chunks().to_batches()[0],
             listing.folder,
             bundle.card.feature_settings,
             segments or bundle.card.segments,
@@ -94,13 +94,3 @@ def label_recording(
         )
         for row in label_rows(features, load_predictor(bundle)).to_pylist()
     ]
-
-
-def is_recording(source: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> bool:
-    """Return whether `source` is one file, and not a folder, a glob or a list."""
-    place = Folder.of(source, storage_options)
-    with explained(f"source {place.url}"):
-        filesystem, path = place.filesystem()
-        if not (filesystem.exists(path) or any(character in path for character in "*?[")):
-            raise FileNotFoundError(path)
-        return bool(filesystem.isfile(path)) and not place.url.lower().endswith((".txt", ".csv", ".parquet"))

@@ -7,6 +7,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from emotion_batch import audio, meter, mfcc, tables
-from emotion_batch.archive import Entry, locate
-from emotion_batch.errors import RecordingError, Status, StorageError
+from emotion_batch.archive import Entry, locate_local
+from emotion_batch.errors import ChangedError, RecordingError, Status, StorageError
 from emotion_batch.meter import stage
+from emotion_batch.reading import Fetched, RemoteFile, reading
+from emotion_batch.retries import is_transient, persistently
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder, explained, is_transient, persistently
+from emotion_batch.storage import Folder, explained
 
 
 class FeatureRow(NamedTuple):
@@ -70,22 +73,25 @@ def extract_rows(
     """
 
     def rows() -> Iterator[FeatureRow]:
-        for columns in entries.to_pylist():
-            entry = Entry(**columns)
-            # Twice, if the place failed and then answered for others.
-            for is_last in (False, True):
-                try:
-                    for row in extract_recording(entry, archive, settings, segments):
-                        yield row
-                        on_row()
-                    break
-                except StorageError as error:
-                    # Raised where a recording is opened, before it has rows.
-                    if on_failure is None:
-                        raise
-                    on_failure(error)
-                    if is_last:
-                        yield _row(entry, next(segments.starts()), None, status=Status.UNREADABLE, reason=str(error))
+        with reading(archive, segments) as reader:
+            for entry, fetched in reader.ahead(Entry(**columns) for columns in entries.to_pylist()):
+                # Twice, if the place failed and then answered for others.
+                for take in (fetched, None if fetched is None else partial(reader.fetch, entry)):
+                    # Together, for what fails on its way is done anew from its beginning.
+                    found = []
+                    try:
+                        for row in extract_recording(entry, archive, take, settings, segments):
+                            found.append(row)
+                            on_row()
+                        break
+                    except StorageError as error:
+                        if on_failure is None:
+                            raise
+                        on_failure(error)
+                        found = [
+                            _row(entry, next(segments.starts()), None, status=Status.UNREADABLE, reason=str(error))
+                        ]
+                yield from found
 
     return to_table(rows(), settings)
 
@@ -112,14 +118,33 @@ def to_table(found: Iterable[FeatureRow], settings: FeatureSettings) -> pa.Table
 
 
 def extract_recording(
-    entry: Entry, archive: Folder, settings: FeatureSettings, segments: Segments
+    entry: Entry,
+    archive: Folder,
+    fetched: Callable[[], Fetched] | None,
+    settings: FeatureSettings,
+    segments: Segments,
 ) -> Iterator[FeatureRow]:
-    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails."""
+    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails.
+
+    Parameters
+    ----------
+    entry, archive
+        The recording, and what its name is relative to.
+    fetched
+        Gives it, if it is one of a store; None for a file.
+    settings, segments
+        How samples become a vector, and which stretches.
+
+    Raises
+    ------
+    StorageError
+        If the place of the recording fails, and not the recording.
+    """
     header: audio.Header | None = None
     start_s = next(segments.starts())
     read_to_s = 0.0
     try:
-        with _source(entry, archive) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+        with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
             header = recording.header
             for number, start_s in enumerate(segments.starts()):
                 try:
@@ -176,7 +201,7 @@ def _row(
     )
 
 
-def _count_bytes(source: int | bytes, n_bytes: int, duration_s: float, header: audio.Header) -> None:
+def _count_bytes(source: int | bytes | RemoteFile, n_bytes: int, duration_s: float, header: audio.Header) -> None:
     """Count what was read of a local recording: of its bytes the share that a stretch has of its duration."""
     if isinstance(source, int):
         is_known = math.isfinite(header.duration_s) and header.duration_s > 0
@@ -184,43 +209,58 @@ def _count_bytes(source: int | bytes, n_bytes: int, duration_s: float, header: a
 
 
 @contextlib.contextmanager
-def _source(entry: Entry, archive: Folder) -> Iterator[tuple[int | bytes, int]]:
+def _source(
+    entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None
+) -> Iterator[tuple[int | bytes | RemoteFile, int]]:
     """Open a recording as `audio.opened` takes it; raise RecordingError if it is not what was listed."""
-    place = locate(archive, entry)
+    if fetched is not None:
+        with _store_errors(archive):
+            source, size, version = fetched()
+        _check_unchanged(entry, size, version, "ETag")
+        try:
+            yield source, size
+        finally:
+            # A decoder of C took it for the file's end, and said so.
+            if isinstance(source, RemoteFile) and source.failure is not None:
+                with _store_errors(archive):
+                    raise source.failure
+        return
+    place = locate_local(archive, entry)
+    with _store_errors(archive):
+        # O_NONBLOCK: a named pipe called .wav must not hold up the shard.
+        descriptor = persistently(lambda: os.open(place, os.O_RDONLY | os.O_NONBLOCK))
     try:
-        if isinstance(place, bytes):
-            # O_NONBLOCK: a named pipe called .wav must not hold up the shard.
-            descriptor = persistently(lambda: os.open(place, os.O_RDONLY | os.O_NONBLOCK))
-        else:
-            folder, name = place
-            with stage("read"):
-                data = folder.read(name)
-            meter.current().read_bytes += len(data)
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise RecordingError(Status.NOT_AUDIO, "this is a folder")
+        _check_unchanged(entry, status.st_size, str(status.st_mtime_ns), "modification time")
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _store_errors(archive: Folder) -> Iterator[None]:
+    """Turn what the place of a recording raises into RecordingError, or into StorageError if it is the place that failed."""
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordingError(Status.VANISHED, "the file was listed and is not there") from error
+    except ChangedError as error:
+        raise RecordingError(
+            Status.CHANGED, "the file was replaced while it was read; run the same command again"
+        ) from error
     except Exception as error:
         if is_transient(error):
             with explained(f"archive {archive.url}"):
                 raise
         if not isinstance(error, OSError):
             raise
-        raise RecordingError(Status.UNREADABLE, error.strerror or _said(error)) from error
-    if not isinstance(place, bytes):
-        _check_unchanged(entry, len(data), None)
-        yield data, len(data)
-        return
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise RecordingError(Status.NOT_AUDIO, "this is a folder")
-        _check_unchanged(entry, status.st_size, str(status.st_mtime_ns))
-        yield descriptor, status.st_size
-    finally:
-        os.close(descriptor)
+        raise RecordingError(Status.UNREADABLE, error.strerror or str(error)) from error
 
 
-def _check_unchanged(entry: Entry, size: int, version: str | None) -> None:
-    for name, listed, found in (("size", entry.size, size), ("modification time", entry.version, version)):
+def _check_unchanged(entry: Entry, size: int, version: str | None, word: str) -> None:
+    for name, listed, found in (("size", entry.size, size), (word, entry.version, version)):
         if None not in (listed, found) and listed != found:
             raise RecordingError(
                 Status.CHANGED, f"the file's {name} is not what was listed; run the same command again"

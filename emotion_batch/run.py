@@ -27,7 +27,8 @@ from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease
 from emotion_batch.manifest import Manifest
-from emotion_batch.storage import Folder, explained, hastily
+from emotion_batch.retries import hastily
+from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 

@@ -1,7 +1,6 @@
-"""Places: a folder on disk or a prefix in a bucket, read and written through fsspec by name.
+"""Places: a folder on disk or a prefix in a bucket, read and written by name.
 
-A file that is published appears whole or not at all. What fails in passing (a connection reset, a store that answers
-503) is tried again with backoff, and counted. Options may hold credentials, so nothing here shows them: not the
+A file that is published appears whole or not at all. Options may hold credentials, so nothing here shows them: not the
 representation of a `Folder`, not the text of an error.
 """
 
@@ -10,50 +9,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import re
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-import fsspec
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from emotion_batch import meter
-from emotion_batch.errors import StorageError, UsageError
+from emotion_batch.buckets import open_bucket
+from emotion_batch.errors import DeniedError, NoBucketError, StorageError, UsageError
+from emotion_batch.retries import is_transient, persistently
+from emotion_batch.stores import FsspecStore, Store, is_signed, open_fsspec
 
-T = TypeVar("T")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
-# How long to wait before asking again; with what the scheduler does after that it is minutes.
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Of a network, a mount or a machine, not of a file.
-_TRANSIENT_ERRNOS = {
-    getattr(errno, name)
-    for name in (
-        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "ETIMEDOUT", "ESTALE", "EAGAIN", "EBUSY"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "EMFILE", "ENFILE", "ENOMEM"),
-    )
-}
-# Request timeout, too many requests, and what a server says when it is the one to blame.
-_TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}
-# What clients raise of a connection that broke, and which is no OSError in each of them.
-_TRANSIENT_NAMES = {
-    *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),
-    *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
-    *("ProxyConnectionError", "ServiceRequestError", "ServiceResponseError", "ChunkedEncodingError"),
-}
-# What requests and urllib3 call theirs is a name of Python's too, but not the same class.
-_TRANSIENT_MODULES = {"requests.exceptions": {"ConnectionError", "Timeout"}}
 # What is full must be emptied: no fault of the call.
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The hidden names that `publish` writes under.
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 _LEFTOVER_AGE_S = 3_600
-_local = threading.local()
+_LOCAL = FsspecStore(LocalFileSystem(), {})
 
 
 def is_url(location: str) -> bool:
@@ -61,12 +39,20 @@ def is_url(location: str) -> bool:
     return bool(_SCHEME.match(location))
 
 
-def refuse_password(location: str) -> None:
-    """Raise UsageError, which does not repeat it, if `location` is a URL with a password."""
+def refuse_secrets(location: str) -> None:
+    """Raise UsageError, which does not repeat it, if `location` is a URL with a password or a signature.
+
+    Locations are written into tables and shown; whoever may read those must not get in by it.
+    """
     if _CREDENTIALS.search(location):
         raise UsageError(
             f"{_CREDENTIALS.sub('://***@', location)}: expected a URL without a password; "
             "pass it with --storage-options or through the environment"
+        )
+    if is_url(location) and is_signed(location):
+        raise UsageError(
+            f"{location.partition('?')[0]}?***: expected a URL without a signature or token, got one with it; "
+            "pass what gives the right with --storage-options or through the environment"
         )
 
 
@@ -92,31 +78,30 @@ class Folder:
         Raises
         ------
         UsageError
-            If the location is empty or carries a password.
+            If the location is empty or carries a password or a signature.
         """
         text = os.fspath(location)
         if not text:
             raise UsageError("location: expected a path or URL, got nothing")
-        refuse_password(text)
+        refuse_secrets(text)
         text = text.removeprefix("file://")
         if not is_url(text):
             text = os.path.abspath(os.path.expanduser(text))
         return cls(text.rstrip("/") or "/", options or {})
 
-    def filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        """Return fsspec's filesystem and this folder's path in it."""
-        if not is_url(self.url):
-            return LocalFileSystem(), self.url
-        try:
-            filesystem, path = fsspec.core.url_to_fs(self.url, **self.options)
-        except ImportError as error:
-            protocol = self.url.split(":", 1)[0]
-            raise StorageError(
-                f"{self.url}: expected the client for {protocol}:// to be installed ({error})"
-            ) from error
-        except (ValueError, TypeError) as error:
-            raise StorageError(f"{self.url}: expected a URL and options that fsspec knows, got {error}") from error
-        return filesystem, path
+    def store(self, name: str = "") -> tuple[Store, str]:
+        """Return the client of this place, and the path that it knows `name` by, or the folder itself.
+
+        Raises
+        ------
+        StorageError
+            If there is no client for the URL, or not with these options.
+        """
+        if self.is_local:
+            return _LOCAL, os.path.join(self.url, name) if name else self.url
+        url = f"{self.url}/{name}" if name else self.url
+        bucket = open_bucket(url, self.options)
+        return open_fsspec(url, self.options) if bucket is None else bucket
 
     @property
     def is_local(self) -> bool:
@@ -127,14 +112,21 @@ class Folder:
         """Return the folder called `name` within this one."""
         return Folder(f"{self.url.rstrip('/')}/{name}", self.options)
 
-    def path(self, name: str) -> str:
-        """Return the path of `name` as this folder's filesystem takes it."""
-        return f"{self.filesystem()[1].rstrip('/')}/{name}"
-
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
-        data = persistently(lambda: self.filesystem()[0].cat_file(self.path(name)))
-        return data if isinstance(data, bytes) else bytes(data)
+        store, path = self.store(name)
+        return persistently(lambda: store.get(path)).data
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Return bytes of `name`, as far as it has them."""
+        store, path = self.store(name)
+        return persistently(lambda: store.get(path, start, stop)).data
+
+    def read_end(self, name: str, n_bytes: int) -> tuple[bytes, int]:
+        """Return the last bytes of `name`, and its size."""
+        store, path = self.store(name)
+        blob = persistently(lambda: store.get_end(path, n_bytes))
+        return blob.data, blob.size
 
     def read_if_there(self, name: str) -> bytes | None:
         """Return the bytes of `name`, or None if there is no such file."""
@@ -143,23 +135,36 @@ class Folder:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def find_kind(self, name: str = "") -> Literal["file", "folder"] | None:
+        """Return what is called `name`, or what this is itself; a place that refuses raises."""
+        store, path = self.store(name)
+        return persistently(lambda: store.find_kind(path))
+
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder called `name`; a place that refuses raises."""
-        try:
-            persistently(lambda: self.filesystem()[0].info(self.path(name)))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+        return self.find_kind(name) is not None
+
+    def children(self) -> tuple[pa.Table, list[str]]:
+        """Return the files directly in the folder, of `stores.LISTED_SCHEMA`, and the names of the folders in it."""
+        store, path = self.store()
+        return persistently(lambda: store.children(path))
 
     def names(self) -> list[str]:
         """Return the sorted names of what lies directly in the folder; none if it does not exist."""
-        filesystem, path = self.filesystem()
-        filesystem.invalidate_cache(path)
+        if self.is_local:
+            with contextlib.suppress(FileNotFoundError):
+                return sorted(os.listdir(self.url))
+            return []
         try:
-            entries = persistently(lambda: filesystem.ls(path, detail=False))
+            files, folders = self.children()
         except FileNotFoundError:
             return []
-        return sorted(name for entry in entries if (name := os.path.basename(entry.rstrip("/"))))
+        return sorted({*files["name"].to_pylist(), *folders})
+
+    def walk(self) -> Iterator[pa.Table]:
+        """Yield all files below the folder, of `stores.LISTED_SCHEMA`, their names relative to it."""
+        store, path = self.store()
+        return store.walk(path)
 
     def make(self) -> None:
         """Make the folder, and those above it, where folders are things."""
@@ -181,10 +186,9 @@ class Folder:
         is_durable
             Whether it must outlast a power cut.
         """
-        filesystem, _ = self.filesystem()
-        path = self.path(name)
+        store, path = self.store(name)
         if not self.is_local:
-            persistently(lambda: filesystem.pipe_file(path, data))
+            persistently(lambda: store.put(path, data))
             return
         with _temporary(path, data, is_durable) as temporary:
             os.replace(temporary, path)
@@ -197,18 +201,9 @@ class Folder:
         Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match and its like in
         a bucket. Where a filesystem has neither, two in the same instant may both.
         """
-        filesystem, _ = self.filesystem()
-        path = self.path(name)
+        store, path = self.store(name)
         if not self.is_local:
-            try:
-                persistently(lambda: filesystem.pipe_file(path, data, mode="create"))
-            except FileExistsError:
-                return False
-            except Exception as error:
-                if _status_code(error) in (409, 412):
-                    return False
-                raise
-            return True
+            return self._put_first(store, path, data)
         with _temporary(path, data, is_durable=True) as temporary:
             try:
                 os.link(temporary, path)
@@ -222,6 +217,18 @@ class Folder:
         _fsync_folder(os.path.dirname(path))
         return True
 
+    def _put_first(self, store: Store, path: str, data: bytes) -> bool:
+        """Put an object unless it is there; an answer that was lost on its way is no other's object."""
+        n_tries = 0
+
+        def put() -> bool:
+            nonlocal n_tries
+            n_tries += 1
+            is_first = store.put_first(path, data)
+            return is_first or (n_tries > 1 and store.get(path).data == data)
+
+        return persistently(put)
+
     def sweep(self) -> None:
         """Delete what processes that were killed while they published have left here, an hour ago or longer."""
         if not self.is_local:
@@ -229,64 +236,15 @@ class Folder:
         for name in self.names():
             if _LEFTOVER.fullmatch(name):
                 with contextlib.suppress(FileNotFoundError):
-                    if time.time() - os.stat(self.path(name)).st_mtime > _LEFTOVER_AGE_S:
-                        os.unlink(self.path(name))
+                    path = os.path.join(self.url, name)
+                    if time.time() - os.stat(path).st_mtime > _LEFTOVER_AGE_S:
+                        os.unlink(path)
 
     def delete(self, name: str) -> None:
         """Delete the file `name` if it is there."""
+        store, path = self.store(name)
         with contextlib.suppress(FileNotFoundError):
-            persistently(lambda: self.filesystem()[0].rm_file(self.path(name)))
-
-
-def persistently(function: Callable[[], T]) -> T:
-    """Call `function`, and again with backoff while what it raises is transient; five times at most, half a minute."""
-    for delay_s in () if getattr(_local, "is_hasty", False) else _BACKOFF_S:
-        try:
-            return function()
-        except Exception as error:
-            if not is_transient(error):
-                raise
-        meter.current().n_retries += 1
-        # Not all workers at the same time: https://en.wikipedia.org/wiki/Exponential_backoff
-        time.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 no secret
-    return function()
-
-
-@contextlib.contextmanager
-def hastily() -> Iterator[None]:
-    """Ask this thread's storage once only within the block: somebody waits for the process to end."""
-    _local.is_hasty = True
-    try:
-        yield
-    finally:
-        _local.is_hasty = False
-
-
-def is_transient(error: BaseException) -> bool:
-    """Return whether `error` says that a network, a store or a machine failed, and not what was asked of it."""
-    if isinstance(error, StorageError):
-        return error.is_transient
-    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
-        return True
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    return _status_code(error) in _TRANSIENT_CODES or any(
-        kind.__name__ in _TRANSIENT_NAMES or kind.__name__ in _TRANSIENT_MODULES.get(kind.__module__, ())
-        for kind in type(error).__mro__
-    )
-
-
-def _status_code(error: BaseException) -> int | None:
-    """Return the HTTP status that an error of a client carries, or the one that it was made of."""
-    # aiohttp's and gcsfs's; requests's and google-auth's hold the answer; botocore's holds it as a mapping.
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    for holder, name in ((error, "status"), (response, "status_code"), (error, "code")):
-        if isinstance(code := getattr(holder, name, None), int):
-            return code
-    if isinstance(code := metadata.get("HTTPStatusCode"), int):
-        return code
-    return _status_code(error.__cause__) if error.__cause__ is not None else None
+            persistently(lambda: store.delete(path))
 
 
 @contextlib.contextmanager
@@ -318,6 +276,10 @@ def explained(thing: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise StorageError(f"{thing}: expected it to exist, got nothing there; check the name") from error
+    except DeniedError as error:
+        raise StorageError(f"{thing}: expected the right to use it, got {error.strerror}") from error
+    except NoBucketError as error:
+        raise StorageError(f"{thing}: expected its bucket, got none: {error}") from error
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else ""
         raise StorageError(f"{thing}: expected the right to use it, got permission denied{where}") from error

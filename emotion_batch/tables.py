@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import emotion_batch
-from emotion_batch.errors import IncompleteError, Status, UsageError
+from emotion_batch.errors import IncompleteError, Status, StoreError, UsageError
 from emotion_batch.meter import stage
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder, explained, persistently
+from emotion_batch.storage import Folder, explained
 
 SCHEMA_VERSION = 1
 FEATURES = "features"
@@ -26,6 +26,8 @@ LABELS = "labels"
 LEDGER = "_table"
 _INFO = f"{LEDGER}/table.json"
 _FOOTER_KEY = b"emotion_batch"
+# In which the metadata of a part of one row group lies.
+_END_BYTES = 2**16
 
 _COMMON = (
     pa.field("file", pa.string(), nullable=False),
@@ -393,13 +395,13 @@ def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, Frozen
 
 def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
     """Return the footer of the file `name`; raise PartError if it is no whole part of a table of `info`, or not there."""
-
-    def read() -> tuple[pq.FileMetaData, int]:
-        with table.filesystem()[0].open(table.path(name), "rb") as stream:
-            return pq.read_metadata(stream), stream.seek(0, io.SEEK_END)
-
     with part_errors():
-        metadata, size = persistently(read)
+        end, size = table.read_end(name, _END_BYTES)
+        n_footer = int.from_bytes(end[-8:-4], "little") + 8
+        if len(end) < n_footer <= size:
+            end, size = table.read_end(name, n_footer)
+        # Without the rows before it, for Parquet finds its metadata from the end.
+        metadata = pq.read_metadata(io.BytesIO(end))
     if metadata.num_row_groups:
         # Columns lie one after the other; at the file's end the metadata, its length and four letters.
         last = metadata.row_group(metadata.num_row_groups - 1).column(metadata.num_columns - 1)
@@ -423,7 +425,8 @@ def part_errors() -> Iterator[None]:
         raise PartError("expected a part, got nothing there") from error
     except (pa.ArrowException, IsADirectoryError, OSError) as error:
         # Arrow says so, without a number, of what is damaged.
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, IsADirectoryError):
+        is_place = isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno is not None)
+        if is_place and not isinstance(error, IsADirectoryError):
             raise
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PartError(f"expected a whole Parquet file, got {said}") from error

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emotion_batch.archive import Entry, list_recordings, locate, peek
+from emotion_batch.archive import Entry, list_recordings, locate_local, locate_remote, peek
 from emotion_batch.errors import StorageError, UsageError
 from emotion_batch.storage import Folder
 
@@ -99,7 +99,7 @@ def test_names_that_are_not_utf8_are_escaped_and_found(tmp_path: Path) -> None:
     assert names == sorted(names, key=str.encode)
     assert set(names) == {"%63%61%66%E9%2E%77%61%76", "na%EFve.wav", "café.wav", "caf%E9.wav"}
     for row in listing.entries.to_pylist():
-        place = locate(listing.folder, Entry(**row))
+        place = locate_local(listing.folder, Entry(**row))
         assert isinstance(place, bytes)
         with open(place, "rb") as stream:
             assert stream.read() == os.path.basename(place)
@@ -133,10 +133,8 @@ def test_a_url_is_listed_through_fsspec() -> None:
         listing = list_recordings("memory://calls")
         assert listing.entries["file"].to_pylist() == ["2.wav", "a/1.wav"]
         assert listing.entries["size"].to_pylist() == [1, 3]
-        place = locate(listing.folder, Entry(**listing.entries.to_pylist()[1]))
-        assert isinstance(place, tuple)
-        folder, name = place
-        assert folder.read(name) == b"123"
+        store, path = locate_remote(listing.folder, Entry(**listing.entries.to_pylist()[1]))
+        assert store.get(path).data == b"123"
     finally:
         memory.rm("/calls", recursive=True)
 
@@ -182,7 +180,7 @@ def test_what_looks_like_a_url_or_is_not_utf8_is_found_by_list_and_folder(tmp_pa
         listing = list_recordings(archive)
         assert listing.entries["size"].to_pylist() == [4] * n_names
         for row in listing.entries.to_pylist():
-            place = locate(listing.folder, Entry(**row))
+            place = locate_local(listing.folder, Entry(**row))
             assert isinstance(place, bytes)
             assert os.path.exists(place)
 

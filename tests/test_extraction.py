@@ -15,8 +15,8 @@ import pytest
 import soundfile
 from conftest import tone, write_odd_archive
 
-from emotion_batch import storage, tables
-from emotion_batch.archive import ENTRY_SCHEMA, Entry, list_recordings, locate
+from emotion_batch import retries, tables
+from emotion_batch.archive import ENTRY_SCHEMA, Entry, list_recordings, locate_local
 from emotion_batch.attempts import Attempt
 from emotion_batch.errors import StorageError
 from emotion_batch.extraction import Extraction, Task
@@ -44,7 +44,7 @@ def test_every_odd_recording_has_its_row(tmp_path: Path) -> None:
     assert rows.schema == tables.feature_schema(SETTINGS)
     found = rows.to_pylist()
     assert {row["file"]: row["status"] for row in found} == expected
-    places = {entry["file"]: locate(listing.folder, Entry(**entry)) for entry in listing.entries.to_pylist()}
+    places = {entry["file"]: locate_local(listing.folder, Entry(**entry)) for entry in listing.entries.to_pylist()}
     for row in found:
         assert (row["mfcc"] is None) == (row["status"] != "ok") == (row["error"] is not None) == (row["end_s"] is None)
         if row["status"] == "ok":
@@ -79,7 +79,7 @@ def test_a_folder_or_pipe_called_like_a_recording_holds_nothing_up(tmp_path: Pat
     statuses = [
         [
             row.status
-            for row in extract_recording(Entry(name, None, None, None), Folder.of(tmp_path), SETTINGS, SEGMENTS)
+            for row in extract_recording(Entry(name, None, None, None), Folder.of(tmp_path), None, SETTINGS, SEGMENTS)
         ]
         for name in ("folder.wav", "pipe.wav")
     ]
@@ -242,7 +242,7 @@ def test_a_place_that_fails_for_one_recording_is_its_own_fault(
     job: Extraction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recording that its store refuses for good has a row that says so, as long as others can be read."""
-    monkeypatch.setattr(storage, "_BACKOFF_S", (0.01,))
+    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,))
     # Nobody listens at the discard port, and no client is called so.
     names = ("a.wav", "http://127.0.0.1:9/x.wav", "odd://host/x.wav", "c.wav")
     found = job.extract(entries_of(*names), Attempt(False, 0.0))

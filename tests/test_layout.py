@@ -20,10 +20,14 @@ FLOORS = (
     {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
     {"attempts", "carryover", "isolation"},
     {"rows"},
+    {"reading"},
     {"audio", "bundle", "mfcc", "manifest", "tables"},
     {"archive"},
+    {"lists"},
     {"storage"},
-    {"settings"},
+    {"buckets"},
+    {"stores"},
+    {"retries", "credentials", "settings"},
     {"meter"},
     {"errors", "process", "watchdog"},
 )
@@ -68,6 +72,8 @@ def test_imports_run_downward(module: str) -> None:
     assert not outer & {"dask", "distributed"} or module == "cluster"
     assert not outer & {"tensorflow", "keras"} or module == "model"
     assert not outer & {"onnxruntime"} or module == "prediction"
+    assert not outer & {"obstore"} or module == "buckets"
+    assert not outer & {"botocore", "google", "azure"} or module == "credentials"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,18 @@ def test_imports_run_downward(module: str) -> None:
         pytest.param("emotion_batch.cli --help", HEAVY, id="help"),
         pytest.param(
             "emotion_batch.labelling",
-            ("tensorflow", "keras", "librosa", "numba", "dask", "sklearn", "matplotlib"),
+            (
+                "tensorflow",
+                "keras",
+                "librosa",
+                "numba",
+                "dask",
+                "sklearn",
+                "matplotlib",
+                "obstore",
+                "botocore",
+                "pandas",
+            ),
             id="worker",
         ),
     ],

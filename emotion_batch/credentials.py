@@ -1,0 +1,366 @@
+"""What fsspec's users say of a bucket (options, environment, profiles) in the words of obstore.
+
+A user who knows s3fs, gcsfs or adlfs writes the same options here. What has no counterpart in obstore gives None, and
+fsspec's own client then does the work: slower, and the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+# How long keys that somebody else renews are taken to last.
+_KEYS_LAST = timedelta(minutes=5)
+_REGION_TIMEOUT_S = 3
+# Options that only say how fsspec's clients should go about it.
+_TUNING = {
+    *(
+        "default_block_size",
+        "default_fill_cache",
+        "default_cache_type",
+        "version_aware",
+        "cache_regions",
+        "asynchronous",
+    ),
+    *(
+        "use_listings_cache",
+        "listings_expiry_time",
+        "max_paths",
+        "skip_instance_cache",
+        "block_size",
+        "max_concurrency",
+    ),
+    *(
+        "consistency",
+        "cache_timeout",
+        "check_connection",
+        "blocksize",
+        "fixed_upload_size",
+        "loop",
+        "access",
+        "location",
+    ),
+    *("default_location", "batch_size", "retries", "cache_type"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How obstore is to open a bucket.
+
+    Attributes
+    ----------
+    config
+        Its store's configuration; never shown.
+    client
+        Its client's options.
+    credentials
+        Gives the keys of the moment, where they are not fixed.
+    looked_in
+        Where credentials were looked for, for whoever must mend them.
+    """
+
+    config: Mapping[str, Any] = field(repr=False)
+    client: Mapping[str, Any]
+    credentials: Callable[[], dict[str, Any]] | None
+    looked_in: str
+
+
+def configure(protocol: str, bucket: str, options: Mapping[str, Any]) -> Config | None:
+    """Return how obstore opens a bucket as fsspec's client would.
+
+    Parameters
+    ----------
+    protocol
+        ``s3``, ``gs``, ``az`` or another name of theirs.
+    bucket
+        Name of the bucket or container.
+    options
+        What fsspec's filesystem takes.
+
+    Returns
+    -------
+    The configuration; None if only fsspec's client can do what the options ask for.
+    """
+    left = {name: value for name, value in options.items() if value is not None and name not in _TUNING}
+    if protocol in ("s3", "s3a"):
+        return _s3(bucket, left)
+    if protocol in ("gs", "gcs"):
+        return _gcs(left)
+    if protocol in ("az", "abfs", "abfss"):
+        return _azure(bucket, left)
+    return None
+
+
+def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
+    # s3fs's: https://s3fs.readthedocs.io/en/latest/api.html#s3fs.core.S3FileSystem
+    key = left.pop("key", None) or left.pop("username", None)
+    secret = left.pop("secret", None) or left.pop("password", None)
+    token = left.pop("token", None)
+    is_anonymous = left.pop("anon", False)
+    profile = left.pop("profile", None)
+    is_tls = left.pop("use_ssl", True)
+    endpoint = left.pop("endpoint_url", None)
+    kwargs = dict(left.pop("client_kwargs", None) or {})
+    endpoint = endpoint or kwargs.pop("endpoint_url", None)
+    region = kwargs.pop("region_name", None)
+    config: dict[str, Any] = {"bucket": bucket}
+    client: dict[str, Any] = {}
+    if left.pop("requester_pays", False):
+        config["request_payer"] = True
+    authorities = kwargs.pop("verify", None)
+    if authorities in (None, True):
+        authorities = os.environ.get("AWS_CA_BUNDLE") or None
+    if authorities is False:
+        client["allow_invalid_certificates"] = True
+    settings = dict(left.pop("config_kwargs", None) or {})
+    style = dict(settings.pop("s3", None) or {})
+    if style.pop("addressing_style", "path") == "virtual":
+        config["virtual_hosted_style_request"] = True
+    # Client's pace, which is our own.
+    for name in ("connect_timeout", "read_timeout", "retries", "max_pool_connections"):
+        settings.pop(name, None)
+    is_s3v4 = settings.pop("signature_version", "s3v4") in ("s3v4", "v4")
+    extra = dict(left.pop("s3_additional_kwargs", None) or {})
+    if "ServerSideEncryption" in extra:
+        config["server_side_encryption"] = extra.pop("ServerSideEncryption")
+        if "SSEKMSKeyId" in extra:
+            config["sse_kms_key_id"] = extra.pop("SSEKMSKeyId")
+    if left or kwargs or settings or style or extra or not is_s3v4:
+        return None
+    credentials: Callable[[], dict[str, Any]] | None = None
+    looked_in = "--storage-options"
+    if is_anonymous:
+        config["skip_signature"] = True
+    elif key and secret:
+        # Not as configuration, which obstore would complete by a token that the environment has for other keys.
+        credentials = _fixed({"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None})
+    else:
+        try:
+            import botocore.session
+        except ImportError:
+            return None
+        session = botocore.session.Session(profile=profile)
+        credentials = _boto_keys(session)
+        name = profile or session.get_config_variable("profile") or "default"
+        looked_in = (
+            f"--storage-options, AWS_ACCESS_KEY_ID and its like, profile {name!r} of ~/.aws, and the machine's own role"
+        )
+        endpoint = endpoint or _boto_endpoint(session)
+        region = region or session.get_config_variable("region")
+    region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint is None:
+        region = (
+            find_region(
+                f"https://{bucket}.s3.amazonaws.com" if "." not in bucket else f"https://s3.amazonaws.com/{bucket}"
+            )
+            or region
+        )
+        if region and region.startswith("cn-"):
+            endpoint = f"https://s3.{region}.amazonaws.com.cn"
+        elif not is_tls:
+            endpoint = f"http://s3.{region or 'us-east-1'}.amazonaws.com"
+    if endpoint is not None:
+        if config.get("virtual_hosted_style_request"):
+            # obstore then wants the bucket in it.
+            scheme, _, host = endpoint.partition("://")
+            endpoint = f"{scheme}://{bucket}.{host}"
+        config["endpoint"] = endpoint.rstrip("/")
+        client["allow_http"] = endpoint.startswith("http://")
+    if isinstance(authorities, str) and not client.get("allow_http"):
+        with open(authorities, "rb") as stream:
+            client["root_certificate"] = stream.read()
+    config["region"] = region or "us-east-1"
+    return Config(config, client, credentials, looked_in)
+
+
+def find_region(url: str) -> str | None:
+    """Return the region of a bucket of Amazon's, which tells it to anybody; None if it cannot be asked.
+
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html
+    """
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 https, or a test's
+    try:
+        with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as answer:  # noqa: S310 as above
+            headers = answer.headers
+    except urllib.error.HTTPError as error:
+        # 403 without rights, 301 from another region: both say it.
+        headers = error.headers
+    except OSError:
+        return None
+    region: str | None = headers.get("x-amz-bucket-region")
+    return region
+
+
+def _fixed(keys: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    return lambda: keys
+
+
+def _boto_keys(session: Any) -> Callable[[], dict[str, Any]]:
+    """Return what asks botocore for keys: of the environment, profiles, single sign-on, roles."""
+    found: list[Any] = []
+
+    def keys() -> dict[str, Any]:
+        if not found:
+            found.append(session.get_credentials())
+        if found[0] is None:
+            found.clear()
+            raise ValueError("no credentials were found")
+        frozen = found[0].get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            # botocore renews them in time, if it is asked.
+            "expires_at": datetime.now(UTC) + _KEYS_LAST,
+        }
+
+    return keys
+
+
+def _boto_endpoint(session: Any) -> str | None:
+    """Return the address that AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile names."""
+    from botocore.configprovider import ConfiguredEndpointProvider
+
+    if session.get_config_variable("ignore_configured_endpoint_urls"):
+        return None
+    provider = ConfiguredEndpointProvider(
+        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
+    )
+    endpoint: str | None = provider.provide()
+    return endpoint
+
+
+def _gcs(left: dict[str, Any]) -> Config | None:
+    # gcsfs's: https://gcsfs.readthedocs.io/en/latest/api.html#gcsfs.core.GCSFileSystem
+    token = left.pop("token", None)
+    left.pop("project", None)
+    endpoint = left.pop("endpoint_url", None) or os.environ.get("STORAGE_EMULATOR_HOST") or None
+    if left:
+        return None
+    config: dict[str, Any] = {}
+    client: dict[str, Any] = {}
+    credentials = None
+    looked_in = "--storage-options"
+    if token == "anon" or (token is None and endpoint and endpoint.startswith("http://")):
+        config["skip_signature"] = True
+    elif isinstance(token, dict) and token.get("type") == "service_account":
+        config["service_account_key"] = json.dumps(token)
+    elif token in (None, "google_default", "cloud") or isinstance(token, str):
+        is_file = token not in (None, "google_default", "cloud")
+        if is_file and not os.path.isfile(os.path.expanduser(str(token))):
+            return None
+        try:
+            credentials = _google_keys(os.path.expanduser(str(token)) if is_file else None)
+        except ImportError:
+            return None
+        if credentials is None:
+            # As gcsfs: with nothing found it asks as anybody.
+            config["skip_signature"] = True
+        if not is_file:
+            looked_in = (
+                "--storage-options, GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's service account"
+            )
+    else:
+        return None
+    if endpoint:
+        config["base_url"] = endpoint if "://" in endpoint else f"http://{endpoint}"
+        client["allow_http"] = config["base_url"].startswith("http://")
+    return Config(config, client, credentials, looked_in)
+
+
+def _google_keys(file: str | None) -> Callable[[], dict[str, Any]] | None:
+    """Return what asks google-auth for a token: by a file of keys, or by what it finds itself, which may be nothing."""
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.auth.transport.requests import Request
+
+    scopes = ["https://www.googleapis.com/auth/devstorage.read_write"]
+    if file is not None:
+        found, _ = google.auth.load_credentials_from_file(file, scopes=scopes)  # type: ignore[no-untyped-call]
+    else:
+        try:
+            found, _ = google.auth.default(scopes=scopes)
+        except DefaultCredentialsError:
+            return None
+
+    def keys() -> dict[str, Any]:
+        found.refresh(Request())
+        expiry = found.expiry
+        return {"token": found.token, "expires_at": None if expiry is None else expiry.replace(tzinfo=UTC)}
+
+    return keys
+
+
+def _azure(container: str, left: dict[str, Any]) -> Config | None:
+    # adlfs's: https://fsspec.github.io/adlfs/api/
+    container, _, host_of_url = container.partition("@")
+
+    def take(name: str) -> Any:
+        value = left.pop(name, None)
+        return os.environ.get(f"AZURE_STORAGE_{name.upper()}") if value is None else value
+
+    parts = _connection(take("connection_string"))
+    account = take("account_name") or parts.get("accountname") or host_of_url.partition(".")[0]
+    key = take("account_key") or parts.get("accountkey")
+    sas = take("sas_token") or parts.get("sharedaccesssignature")
+    client_id, secret, tenant = (take(name) for name in ("client_id", "client_secret", "tenant_id"))
+    host = left.pop("account_host", None)
+    credential = left.pop("credential", None)
+    is_anonymous = take("anon") not in (None, False, "false", "False", "0", "f", "")
+    if credential is not None and not isinstance(credential, str):
+        return None
+    key = key or credential
+    if left or not account:
+        return None
+    config: dict[str, Any] = {"account_name": account, "container_name": container}
+    endpoint = parts.get("blobendpoint") or (f"https://{host}" if host else None)
+    if endpoint is None and "accountname" in parts:
+        suffix = parts.get("endpointsuffix", "core.windows.net")
+        endpoint = f"{parts.get('defaultendpointsprotocol', 'https')}://{account}.blob.{suffix}"
+    client: dict[str, Any] = {}
+    if endpoint is not None:
+        config["endpoint"] = endpoint.rstrip("/")
+        client["allow_http"] = endpoint.startswith("http://")
+    credentials = None
+    looked_in = "--storage-options and AZURE_STORAGE_CONNECTION_STRING and its like"
+    if key:
+        config["account_key"] = key
+    elif sas:
+        config["sas_key"] = sas.removeprefix("?")
+    elif client_id and secret and tenant:
+        config |= {"client_id": client_id, "client_secret": secret, "tenant_id": tenant}
+    elif is_anonymous:
+        config["skip_signature"] = True
+    else:
+        try:
+            credentials = _azure_keys()
+        except ImportError:
+            return None
+        looked_in += ", and what azure-identity finds"
+    return Config(config, client, credentials, looked_in)
+
+
+def _connection(text: str | None) -> dict[str, str]:
+    """Return the parts of a connection string by their names in small letters; those of none are none."""
+    parts = (part.partition("=") for part in (text or "").split(";") if part)
+    return {name.strip().lower(): value for name, _, value in parts}
+
+
+def _azure_keys() -> Callable[[], dict[str, Any]]:
+    """Return what asks azure-identity for a token."""
+    import azure.identity
+
+    found = azure.identity.DefaultAzureCredential()
+
+    def keys() -> dict[str, Any]:
+        token = found.get_token("https://storage.azure.com/.default")
+        return {"token": token.token, "expires_at": datetime.fromtimestamp(token.expires_on, UTC)}
+
+    return keys

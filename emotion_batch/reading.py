@@ -1,0 +1,282 @@
+"""Recordings of a store: fetched ahead, many at once, while the processor computes; of large ones no more than is needed.
+
+A small recording is one request. Of a large one the first request brings the header, and what the segment covers comes
+with it or by a second; whatever else a decoder asks for comes in blocks.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+from emotion_batch import audio, meter
+from emotion_batch.archive import Entry, is_local, locate_remote
+from emotion_batch.retries import persistently
+from emotion_batch.settings import Segments
+from emotion_batch.storage import Folder
+from emotion_batch.stores import Store
+
+T = TypeVar("T")
+# Requests of a worker that are under way, and the most that it holds of recordings that are not computed yet.
+_N_CONNECTIONS = 32
+_MOST_AHEAD, _MOST_AHEAD_BYTES = 64, 64 * 2**20
+# What is no larger is fetched whole; of others this much at first, until it is known what recordings here need.
+_WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
+# What a decoder asks for beyond that comes in blocks; one that reads a recording through gets the next one meanwhile.
+_BLOCK_BYTES, _THROUGH_BYTES = 2**17, 2**21
+_MOST_BLOCKS = 8
+
+
+class RemoteFile(io.RawIOBase):
+    """An object as a file that is read where it is asked for.
+
+    What its store raises is kept in `failure`, for it would not come through a decoder of C: to that, the file ends there.
+
+    Parameters
+    ----------
+    store, path
+        Where the object is.
+    size
+        Of it, in bytes.
+    version
+        Of it: another one is not read.
+    block_bytes
+        How much is fetched at a time.
+    pool
+        Fetches the next block while one is read; None for one that is read here and there.
+
+    Attributes
+    ----------
+    failure
+        What its store raised, if it did.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        size: int,
+        version: str | None,
+        *,
+        block_bytes: int = _BLOCK_BYTES,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        self._store = store
+        self._path = path
+        self.size = size
+        self._version = version
+        self._block_bytes = block_bytes
+        self._pool = pool
+        self._position = 0
+        self._spans: list[tuple[int, bytes]] = []
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._next: tuple[int, Future[tuple[bytes, meter.Spent]]] | None = None
+        self.failure: Exception | None = None
+
+    def keep(self, start: int, data: bytes) -> None:
+        """Have bytes at hand that were fetched already."""
+        self._spans.append((start, data))
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Return bytes from the store."""
+        data = persistently(lambda: self._store.get(self._path, start, stop, version=self._version)).data
+        meter.current().read_bytes += len(data)
+        return data
+
+    def read_at(self, offset: int, n_bytes: int) -> bytes:
+        """Return bytes from `offset` on, fewer at the file's end, or where its store failed."""
+        stop = min(offset + n_bytes, self.size)
+        parts = []
+        while offset < stop:
+            try:
+                part = self._at_hand(offset, stop)
+            except Exception as error:
+                self.failure = error
+                break
+            if not part:
+                # Shorter than it was said to be.
+                break
+            parts.append(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _at_hand(self, offset: int, stop: int) -> bytes:
+        """Return bytes from `offset` on, up to `stop` or the end of what is at hand."""
+        for start, data in self._spans:
+            if start <= offset < start + len(data):
+                return data[offset - start : stop - start]
+        number = offset // self._block_bytes
+        data = self._block(number)
+        start = number * self._block_bytes
+        return data[offset - start : stop - start]
+
+    def _block(self, number: int) -> bytes:
+        if number in self._blocks:
+            self._blocks.move_to_end(number)
+            return self._blocks[number]
+        data = self._take_next(number)
+        if data is None:
+            start = number * self._block_bytes
+            data = self.fetch(start, min(start + self._block_bytes, self.size))
+        self._blocks[number] = data
+        if len(self._blocks) > _MOST_BLOCKS or self._pool is not None:
+            while len(self._blocks) > (2 if self._pool is not None else _MOST_BLOCKS):
+                self._blocks.popitem(last=False)
+        if self._pool is not None and (number + 1) * self._block_bytes < self.size:
+            start = (number + 1) * self._block_bytes
+            self._next = number + 1, self._pool.submit(_metered, lambda: self.fetch(start, start + self._block_bytes))
+        return data
+
+    def _take_next(self, number: int) -> bytes | None:
+        if self._next is None or self._next[0] != number:
+            return None
+        with meter.stage("read"):
+            data, spent = self._next[1].result()
+        self._next = None
+        meter.current().add(spent)
+        return data
+
+    def readable(self) -> bool:
+        """Return that it is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return that it is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, as all files do."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # soundfile gives a memoryview
+        """Read into a buffer."""
+        data = self.read_at(self._position, len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class Fetched(NamedTuple):
+    """A recording of a store: all its bytes, or a file of it; its size and version."""
+
+    source: bytes | RemoteFile
+    size: int
+    version: str | None
+
+
+class Reader:
+    """Fetches recordings of one archive; `reading` makes it.
+
+    Parameters
+    ----------
+    archive
+        What names are relative to.
+    segments
+        Which stretches will be read.
+    pool
+        What fetches.
+    """
+
+    def __init__(self, archive: Folder, segments: Segments, pool: ThreadPoolExecutor) -> None:
+        self._archive = archive
+        self._segments = segments
+        self._is_through = segments.hop_s is not None
+        self._whole_bytes = _THROUGH_BYTES if self._is_through else _WHOLE_BYTES
+        self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
+        self._pool = pool
+
+    def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
+        """Yield entries in their order, those of a store with what gives them when they are there, or raises why not."""
+        waiting: deque[tuple[Entry, Future[tuple[Fetched, meter.Spent]] | None, int]] = deque()
+        left = iter(entries)
+        n_bytes = 0
+        is_over = False
+        while True:
+            while not is_over and len(waiting) < _MOST_AHEAD and n_bytes < _MOST_AHEAD_BYTES:
+                entry = next(left, None)
+                if entry is None:
+                    is_over = True
+                    break
+                if is_local(self._archive, entry):
+                    waiting.append((entry, None, 0))
+                    continue
+                size = self._whole_bytes if entry.size is None else min(entry.size, 2 * self._whole_bytes)
+                n_bytes += size
+                waiting.append((entry, self._pool.submit(_metered, lambda entry=entry: self.fetch(entry)), size))
+            if not waiting:
+                return
+            entry, future, size = waiting.popleft()
+            n_bytes -= size
+            yield entry, None if future is None else _taker(future)
+
+    def fetch(self, entry: Entry) -> Fetched:
+        """Fetch of a recording what its segments need; windows are fetched on their way."""
+        store, path = locate_remote(self._archive, entry)
+        first_bytes = self._first_bytes
+        is_small = entry.size is not None and entry.size <= max(self._whole_bytes, first_bytes)
+        wanted = entry.size if is_small and entry.size else first_bytes
+        blob = persistently(lambda: store.get(path, 0, wanted))
+        meter.current().read_bytes += len(blob.data)
+        if len(blob.data) >= blob.size:
+            return Fetched(blob.data, blob.size, blob.version)
+        head = blob.data
+        span = (
+            None if self._is_through else audio.find_stretch(head, self._segments.offset_s, self._segments.duration_s)
+        )
+        start, stop = (0, 0) if span is None else (max(span[0], len(head)), min(span[1], blob.size))
+        if self._is_through or stop - start > _THROUGH_BYTES:
+            file = RemoteFile(store, path, blob.size, blob.version, block_bytes=_THROUGH_BYTES, pool=self._pool)
+        else:
+            file = RemoteFile(store, path, blob.size, blob.version)
+            if start < stop:
+                file.keep(start, file.fetch(start, stop))
+            # What one needs, the next most likely needs too: one request instead of two.
+            if _FIRST_BYTES < stop <= _MOST_FIRST_BYTES:
+                self._first_bytes = stop
+        file.keep(0, head)
+        return Fetched(file, blob.size, blob.version)
+
+
+@contextmanager
+def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
+    """Fetch recordings within the block.
+
+    Parameters
+    ----------
+    archive
+        What their names are relative to.
+    segments
+        Which stretches of them will be read.
+    """
+    pool = ThreadPoolExecutor(_N_CONNECTIONS, thread_name_prefix="fetch")
+    try:
+        yield Reader(archive, segments, pool)
+    finally:
+        # A request that hangs must not hold up whoever gives up on it.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _metered(function: Callable[[], T]) -> tuple[T, meter.Spent]:
+    """Call a function in a thread of the pool; what it spends is the account's whose thread takes the result."""
+    with meter.metered() as spent:
+        return function(), spent
+
+
+def _taker(future: Future[tuple[Fetched, meter.Spent]]) -> Callable[[], Fetched]:
+    def take() -> Fetched:
+        with meter.stage("read"):
+            fetched, spent = future.result()
+        meter.current().add(spent)
+        return fetched
+
+    return take

@@ -1,0 +1,285 @@
+"""What a client of storage gives, and fsspec's filesystems as one of them; that of buckets is in `buckets`.
+
+Whatever a client raises leaves here as an `OSError` that says no more than it should: options may hold credentials, and
+clients put what they sent into their errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from emotion_batch.errors import ChangedError, DeniedError, StorageError, StoreError
+from emotion_batch.retries import find_status_code, is_transient
+
+T = TypeVar("T")
+DENIED_CODES = {401, 403}
+# A conflict, a precondition that does not hold: another was quicker.
+EXISTS_CODES = {409, 412}
+# Options that say where and how, and not with what right.
+_PLAIN_OPTIONS = {
+    *("endpoint_url", "region_name", "region", "profile", "account_name", "account_host", "project", "protocol"),
+    *("signature_version", "addressing_style", "ServerSideEncryption", "host", "location", "default_location"),
+}
+# What signs a URL, of the three large clouds and of what is usual elsewhere.
+_SIGNATURE = re.compile(
+    r"(?i)([?&](?:sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
+    r"awsaccesskeyid|googleaccessid|token|access_token|api_?key|password)=)[^&\s'\"]+"
+)
+_SECRET_VARIABLE = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY$|CONNECTION_STRING")
+_LEAST_SECRET = 6
+EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+}
+_BATCH = 4_096
+LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
+
+
+class Blob(NamedTuple):
+    """What was read of an object: its bytes, or some of them; the size of the whole, and what changes with its content."""
+
+    data: bytes
+    size: int
+    version: str | None
+
+
+class Store(Protocol):
+    """A client of storage. Paths are its own, without a protocol; every call may be made from any thread.
+
+    All raise FileNotFoundError, `DeniedError`, `NoBucketError`, `StoreError` or another OSError.
+    """
+
+    def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
+        """Return an object's bytes from `start` to `stop`, as far as it has them; `ChangedError` if not of `version`.
+
+        A store that cannot read parts returns all from `start` on.
+        """
+
+    def get_end(self, path: str, n_bytes: int) -> Blob:
+        """Return an object's last bytes."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, whole or not at all, in one request."""
+
+    def put_first(self, path: str, data: bytes) -> bool:
+        """Write an object unless it is there, and return whether it was not."""
+
+    def delete(self, path: str) -> None:
+        """Delete an object if it is there."""
+
+    def find_kind(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what there is under a name."""
+
+    def children(self, path: str) -> tuple[pa.Table, list[str]]:
+        """Return the files directly in a folder, of `LISTED_SCHEMA`, and the names of the folders in it."""
+
+    def walk(self, path: str) -> Iterator[pa.Table]:
+        """Yield all files below a folder, of `LISTED_SCHEMA`, their names relative to it."""
+
+
+class FsspecStore:
+    """A filesystem of fsspec's.
+
+    Parameters
+    ----------
+    filesystem
+        The filesystem.
+    options
+        What it was made of, for what is secret in it.
+    """
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, options: Mapping[str, Any]) -> None:
+        self._filesystem = filesystem
+        self._options = options
+        self._is_local = isinstance(filesystem, LocalFileSystem)
+
+    def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
+        """Return bytes of an object, in two requests where it is not read whole, for the size is needed."""
+        size, found = (None, None) if start == 0 and stop is None else self._info(path)
+        if size is None:
+            data = bytes(self._call(lambda: self._filesystem.cat_file(path)))
+            return Blob(data[start:], len(data), None)
+        if version is not None and found not in (None, version):
+            raise ChangedError(f"expected version {version}, got {found}")
+        stop = size if stop is None else min(stop, size)
+        # Many answer a range past the end with an error.
+        data = (
+            b"" if start >= stop else bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
+        )
+        return Blob(data, size, found)
+
+    def get_end(self, path: str, n_bytes: int) -> Blob:
+        """Return an object's last bytes."""
+        size, _ = self._info(path)
+        return self.get(path) if size is None else self.get(path, max(0, size - n_bytes), size)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object by the filesystem's own put of bytes, which is one request."""
+        self._call(lambda: self._filesystem.pipe_file(path, data))
+
+    def put_first(self, path: str, data: bytes) -> bool:
+        """Write an object unless it is there; where the filesystem cannot say so, two in the same instant may both."""
+        try:
+            self._call(lambda: self._filesystem.pipe_file(path, data, mode="create"))
+        except (FileExistsError, StoreError) as error:
+            if isinstance(error, StoreError) and error.code not in EXISTS_CODES:
+                raise
+            return False
+        return True
+
+    def delete(self, path: str) -> None:
+        """Delete an object if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._call(lambda: self._filesystem.rm_file(path))
+
+    def find_kind(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what there is under a name."""
+        try:
+            kind = self._call(lambda: self._filesystem.info(path))["type"]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return "folder" if kind == "directory" else "file"
+
+    def children(self, path: str) -> tuple[pa.Table, list[str]]:
+        """Return the files directly in a folder, and the names of the folders in it."""
+        self._filesystem.invalidate_cache(path)
+        entries = self._call(lambda: self._filesystem.ls(path, detail=True))
+        folders = [_base(entry["name"]) for entry in entries if entry["type"] == "directory"]
+        # S3's marker of a folder is listed in it, under its own name.
+        files = [(_base(entry["name"]), entry) for entry in entries if entry["type"] != "directory"]
+        return _listed((name, info) for name, info in files if name), [name for name in folders if name]
+
+    def walk(self, path: str) -> Iterator[pa.Table]:
+        """Yield all files below a folder; fsspec holds all their names at once."""
+        self._filesystem.invalidate_cache(path)
+        found = self._call(lambda: self._filesystem.find(path, detail=True))
+        root = f"{path.rstrip('/')}/"
+        files = iter(found.items())
+        while some := list(islice(files, _BATCH)):
+            yield _listed((name.removeprefix(root), info) for name, info in some if not name.endswith("/"))
+
+    def _info(self, path: str) -> tuple[int | None, str | None]:
+        """Return an object's size and version, as far as they can be known."""
+        try:
+            info = self._call(lambda: self._filesystem.info(path))
+        except FileNotFoundError:
+            if self._is_local:
+                raise
+            # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
+            return None, None
+        return info.get("size"), find_version(info)
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Call the client; what it raises becomes an OSError without secrets."""
+        if self._is_local:
+            return function()
+        try:
+            return function()
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
+            raise
+        except Exception as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: Exception) -> OSError:
+        code = find_status_code(error)
+        said = scrub(f"{type(error).__name__}: {error}".strip().splitlines()[0], self._options)
+        if isinstance(error, PermissionError) or code in DENIED_CODES:
+            return DeniedError(
+                errno.EACCES, f"{said}; credentials are what fsspec's client finds, and --storage-options"
+            )
+        return StoreError(said, is_transient=is_transient(error), code=code)
+
+
+def open_fsspec(url: str, options: Mapping[str, Any]) -> tuple[FsspecStore, str]:
+    """Return fsspec's store for a URL, and the URL's path in it.
+
+    Raises
+    ------
+    StorageError
+        If the client is not installed, or does not know the options.
+    """
+    protocol = url.split(":", 1)[0]
+    if EXTRAS.get(protocol) == "gcs":
+        # gcsfs would ask the real service of what kind a bucket is, whatever the endpoint; it is only read at import.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        remedy = f"; `pip install 'emotion-batch[{extra}]'`" if extra else ""
+        raise StorageError(f"{url}: expected the client for {protocol}:// to be installed ({error}){remedy}") from error
+    except (ValueError, TypeError) as error:
+        said = scrub(str(error), options)
+        raise StorageError(f"{url}: expected a URL and options that fsspec knows, got {said}") from None
+    return FsspecStore(filesystem, options), path
+
+
+def find_version(info: Mapping[str, Any]) -> str | None:
+    """Return of what fsspec says of a file what changes with its content."""
+    if info.get("md5Hash"):
+        # As Google's own ETag has it, which is what the client of buckets sees.
+        return base64.b64decode(info["md5Hash"]).hex()
+    names = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
+    version = next((info[name] for name in names if info.get(name)), None)
+    return None if version is None else plain_version(str(version))
+
+
+def plain_version(version: str) -> str:
+    """Return an ETag without its quotes."""
+    return version.strip('"')
+
+
+def scrub(text: str, options: Mapping[str, Any]) -> str:
+    """Return `text` without what is secret: values of `options` and of this process's environment, signatures of URLs."""
+    variables = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
+    for secret in sorted({*_secrets(options), *variables}, key=len, reverse=True):
+        if len(secret) >= _LEAST_SECRET:
+            text = text.replace(secret, "***")
+    return _SIGNATURE.sub(r"\1***", text)
+
+
+def is_signed(url: str) -> bool:
+    """Return whether a URL carries a signature or a token."""
+    return bool(_SIGNATURE.search(url))
+
+
+def _secrets(options: Any) -> Iterator[str]:
+    """Yield the texts in options that are not known to be harmless."""
+    if isinstance(options, Mapping):
+        for name, value in options.items():
+            if name not in _PLAIN_OPTIONS:
+                yield from _secrets(value)
+    elif isinstance(options, list | tuple):
+        for value in options:
+            yield from _secrets(value)
+    elif isinstance(options, str):
+        yield options
+
+
+def _listed(found: Any) -> pa.Table:
+    """Return what fsspec says of files as a table of `LISTED_SCHEMA`."""
+    # A name that is no text is listed as one that shows so, rather than not at all.
+    rows = [
+        (name.encode("utf-8", "backslashreplace").decode(), info.get("size"), find_version(info))
+        for name, info in found
+    ]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, LISTED_SCHEMA, strict=True)], LISTED_SCHEMA
+    )
+
+
+def _base(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))

@@ -241,14 +241,13 @@ def _gcs(left: dict[str, Any]) -> Config | None:
     # gcsfs's: https://gcsfs.readthedocs.io/en/latest/api.html#gcsfs.core.GCSFileSystem
     token = left.pop("token", None)
     left.pop("project", None)
-    endpoint = left.pop("endpoint_url", None) or os.environ.get("STORAGE_EMULATOR_HOST") or None
-    if left:
+    if left or os.environ.get("STORAGE_EMULATOR_HOST"):
+        # Among it another endpoint: emulators know Google's JSON interface, and obstore writes by the other one.
         return None
     config: dict[str, Any] = {}
-    client: dict[str, Any] = {}
-    credentials = None
+    credentials: Callable[[], dict[str, Any]] | None = None
     looked_in = "--storage-options"
-    if token == "anon" or (token is None and endpoint and endpoint.startswith("http://")):
+    if token == "anon":  # noqa: S105 the word for none
         config["skip_signature"] = True
     elif isinstance(token, dict) and token.get("type") == "service_account":
         config["service_account_key"] = json.dumps(token)
@@ -269,10 +268,7 @@ def _gcs(left: dict[str, Any]) -> Config | None:
             )
     else:
         return None
-    if endpoint:
-        config["base_url"] = endpoint if "://" in endpoint else f"http://{endpoint}"
-        client["allow_http"] = config["base_url"].startswith("http://")
-    return Config(config, client, credentials, looked_in)
+    return Config(config, {}, credentials, looked_in)
 
 
 def _google_keys(file: str | None) -> Callable[[], dict[str, Any]] | None:

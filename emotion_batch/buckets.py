@@ -92,7 +92,12 @@ def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> Store | Non
         import obstore.store
     except ImportError:
         return None
-    config = configure(protocol, bucket, options)
+    try:
+        config = configure(protocol, bucket, options)
+    except Exception as error:
+        # A profile that is not there, a file of keys that is none: whatever the clouds' own packages say.
+        said = scrub(str(error).splitlines()[0] if str(error) else type(error).__name__, options)
+        raise StorageError(f"{protocol}://{bucket}: expected credentials that can be read, got {said}") from None
     if config is None:
         return None
     kinds = {"s3": obstore.store.S3Store, "gcs": obstore.store.GCSStore, "azure": obstore.store.AzureStore}
@@ -200,17 +205,22 @@ class BucketStore:
 
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
         """Return what there is under a name: an object, or objects below it."""
+        is_empty = False
         if path:
+            # Not the head alone, which comes without a reason where it is refused.
             with contextlib.suppress(FileNotFoundError):
-                self._get(path, {"head": True})
-                return "file"
+                if self.get(path, 0, 1).size:
+                    return "file"
+                is_empty = True
 
         def is_folder() -> bool:
             return any(True for _ in self._obstore.list(self._store, path or None, chunk_size=1))
 
+        # An empty object under a folder's name marks it.
         has_some = self._call(is_folder, lambda other, root: other.find_kind(root + path) == "folder")
-        # An empty bucket is a folder all the same.
-        return "folder" if has_some or not path else None
+        if has_some or not path:
+            return "folder"
+        return "file" if is_empty else None
 
     def children(self, path: str) -> tuple[pa.Table, list[str]]:
         """Return the files directly below a prefix, and the names of those that go on."""
@@ -325,7 +335,11 @@ class BucketStore:
         code = int(match[1]) if match else None
         # "Generic S3 error: Error performing GET URL in 1 ms - what the matter is", and what is for debugging.
         first = text.partition("\n\nDebug source")[0].split(" - ")[-1].strip().splitlines() or [type(error).__name__]
-        said = f"{code} {reason[1]}" if code and reason else scrub(first[0], self._options)
+        said = scrub(first[0], self._options)
+        if code is not None:
+            said = f"{code} {reason[1]}" if reason else said.rpartition("status code: ")[2].rstrip(": ")
+        elif "HTTP error" in text:
+            said = f"no answer from {self._config.config.get('endpoint', self._url)} ({said})"
         kinds = self._obstore.exceptions
         if isinstance(error, kinds.PreconditionError | kinds.AlreadyExistsError):
             return ChangedError(said, code=code)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from emotion_batch.summary import Progress, Summary, Watcher
     from emotion_batch.tables import Counts
 
+_MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 _MOST_PROBLEMS = 20
 
@@ -46,7 +47,7 @@ class Said:
         """Return what a run tells its notes and progress to."""
         from emotion_batch.summary import Watcher
 
-        return Watcher(on_note=self.note, on_progress=self.progress)
+        return Watcher(on_note=self.note, on_progress=self.progress, on_listed=self.listed)
 
     def note(self, text: str) -> None:
         """Say a sentence that a person should read."""
@@ -71,6 +72,11 @@ class Said:
             f"{rate:,.0f} a second, {_duration(left_s)} left",
             is_last=progress.n_done == progress.n_recordings,
         )
+
+    def listed(self, n_files: int) -> None:
+        """Say how far the listing of an archive is, if it is no short one."""
+        if n_files >= _MANY_FILES:
+            self._line(f"{n_files:,} files listed", is_last=False)
 
     def epoch(self, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
         """Say how far a training is."""

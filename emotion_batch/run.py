@@ -22,11 +22,12 @@ from emotion_batch import ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
 from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
 from emotion_batch.canary import Canary
-from emotion_batch.errors import IncompleteError, Status, StorageError
+from emotion_batch.errors import DeniedError, IncompleteError, Status, StorageError
 from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease
 from emotion_batch.manifest import Manifest
+from emotion_batch.meter import Spent
 from emotion_batch.retries import hastily
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Progress, Summary, Watcher
@@ -129,10 +130,10 @@ class Run:
         finally:
             self._lease.end()
 
-    def freeze(self, listing: Listing, listed_s: float, *, prune: bool) -> None:
+    def freeze(self, listing: Listing, spent: Spent, *, prune: bool) -> None:
         """Take a listing over into the table's manifest, and say what is remarkable about it."""
         note = self.watcher.on_note
-        self.summary.spent.stages_s["list"] = listed_s
+        self.summary.spent.add(spent)
         if listing.left_out:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
             note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
@@ -169,8 +170,15 @@ class Run:
         return copy if is_there else copy_bundle(bundle, copy.folder)
 
     def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
-        """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive."""
+        """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
+
+        Raises
+        ------
+        StorageError
+            If whoever was asked refused all of them.
+        """
         found: list[Entry] = []
+        refusal: DeniedError | None = None
         shards = sorted(self.manifest.shards)
         spread = [shards[len(shards) * number // _WITNESSES] for number in range(min(_WITNESSES, len(shards)))]
         with explained(f"table {self.table.url}"):
@@ -179,10 +187,16 @@ class Run:
             for row in batch.to_pylist():
                 try:
                     peek(archive, Entry(**row))
+                except DeniedError as error:
+                    refusal = error
+                    continue
                 except Exception:  # noqa: S112 whatever it is, this one tells nothing
                     continue
                 found.append(Entry(**row))
                 break
+        if refusal is not None and not found:
+            with explained(f"archive {archive.url}"):
+                raise refusal
         return tuple(found)
 
     def finish(

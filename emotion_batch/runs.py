@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from emotion_batch import bundle as bundles
-from emotion_batch import ledger, tables, training
+from emotion_batch import ledger, meter, tables, training
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle, Card
 from emotion_batch.errors import Status, UsageError
@@ -17,6 +17,7 @@ from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
+from emotion_batch.meter import Spent
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
@@ -80,9 +81,11 @@ def extract(
     source = Folder.of(archive, storage_options)
     info = TableInfo(tables.FEATURES, source.url, settings or FeatureSettings(), segments or Segments())
     tables.check(place, info)
-    listing, listed_s = _list(source, suffixes, may_be_empty=prune and force)
-    with Run(place, info, watcher or Watcher(), Means(scheduler, workers, force), started) as run:
-        run.freeze(listing, listed_s, prune=prune)
+    watcher = watcher or Watcher()
+    tables.try_to_write(place)
+    listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
+    with Run(place, info, watcher, Means(scheduler, workers, force), started) as run:
+        run.freeze(listing, spent, prune=prune)
         witnesses = run.find_witnesses(listing.folder)
         job = Extraction(place, info, listing.folder, limits, witnesses=witnesses)
         return run.finish(job, Needs(archive=listing.folder, recordings=witnesses))
@@ -159,9 +162,10 @@ def label(
         return _label_features(run, bundle, origin, features)
     kept = _features_of(place, info)
     tables.check(*kept)
-    listing, listed_s = _list(origin, suffixes, may_be_empty=prune and force)
+    tables.try_to_write(place)
+    listing, spent = _list(origin, suffixes, watcher, may_be_empty=prune and force)
     with run:
-        run.freeze(listing, listed_s, prune=prune)
+        run.freeze(listing, spent, prune=prune)
         if kept_at is not None:
             tables.create(*kept)
         witnesses = run.find_witnesses(listing.folder)
@@ -246,11 +250,17 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
         return run.finish(Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers)
 
 
-def _list(source: Folder, suffixes: Iterable[str], *, may_be_empty: bool) -> tuple[Listing, float]:
-    """Return the recordings of an archive, and the seconds that it took to list them."""
-    started = time.perf_counter()
-    listing = list_recordings(source.url, options=source.options, suffixes=suffixes, may_be_empty=may_be_empty)
-    return listing, time.perf_counter() - started
+def _list(source: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool) -> tuple[Listing, Spent]:
+    """Return the recordings of an archive, and what it took to list them."""
+    with meter.metered() as spent, meter.stage("list"):
+        listing = list_recordings(
+            source.url,
+            options=source.options,
+            suffixes=suffixes,
+            may_be_empty=may_be_empty,
+            on_listed=watcher.on_listed,
+        )
+    return listing, spent
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:

@@ -45,10 +45,13 @@ class Watcher:
         Takes a sentence that a person should read.
     on_progress
         Takes how far the run is, after each shard.
+    on_listed
+        Takes how many files of the archive were seen, while it is listed.
     """
 
     on_note: Callable[[str], None] = lambda text: None
     on_progress: Callable[[Progress], None] = lambda progress: None
+    on_listed: Callable[[int], None] = lambda n_files: None
 
 
 @dataclass

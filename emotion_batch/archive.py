@@ -123,8 +123,14 @@ def list_recordings(
             listing = _of_names(
                 base, _find_local(place, base, kind), ("",) if kind == "recording" else endings, on_listed
             )
+        elif kind == "recording":
+            store, path = place.store()
+            blob = persistently(lambda: store.get(path, 0, 1))
+            name = place.url.rsplit("/", 1)[1]
+            table, _ = _table([Entry(name, None, blob.size, blob.version)])
+            listing = Listing(base, table)
         else:
-            listing = _of_pages(base, _find(place, base, kind), ("",) if kind == "recording" else endings, on_listed)
+            listing = _of_pages(base, _find(place, base, kind), endings, on_listed)
     if not (listing.entries.num_rows or may_be_empty):
         others = f", only {sum(listing.left_out.values())} other files" if listing.left_out else ""
         raise UsageError(
@@ -245,8 +251,6 @@ def _find(place: Folder, base: Folder, kind: _Kind) -> Iterator[pa.Table]:
     """Yield the files of an archive that is not local, names relative to `base`."""
     if kind == "folder":
         yield from base.walk()
-    elif kind == "recording":
-        yield _only(base.children()[0], lambda name: name == place.url.rsplit("/", 1)[1])
     else:
         yield from _match(base, place.url[len(base.url) :].lstrip("/").split("/"))
 
@@ -347,17 +351,20 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
     base, names = found.base, found.names
     if found.is_inventory:
         return _of_pages(base, [names], endings, on_listed)
+    on_listed(names.num_rows)
     if pa.types.is_string(names["name"].type):
-        is_place = pc.match_substring(names["name"], "://")
-        for name in names["name"].filter(is_place).to_pylist():
-            refuse_secrets(name)
-        if not base.is_local:
+        is_place = pc.match_substring_regex(names["name"], "^[A-Za-z][A-Za-z0-9+.:-]*://")
+        if not base.is_local or pc.all(is_place, min_count=0).as_py():
+            # Millions of names, none of them an object of Python's but such as may have secrets in them.
+            for name in names["name"].filter(pc.match_substring_regex(names["name"], "://.*[@?]")).to_pylist():
+                refuse_secrets(name)
             table, n_duplicates = _distinct(_entries(names))
             return Listing(base, table, {}, n_duplicates)
 
     def entries() -> Iterator[Entry]:
         for row in names.to_pylist():
             file = os.fsdecode(row["name"]).removeprefix("file://")
+            refuse_secrets(file)
             entry = _named(file, row["size"], row["version"])
             yield _entry_local(file, os.fsdecode(locate_local(base, entry))) if is_local(base, entry) else entry
 

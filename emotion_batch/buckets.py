@@ -13,7 +13,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from emotion_batch import meter
 from emotion_batch.credentials import Config, configure
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
-from emotion_batch.retries import TRANSIENT_CODES, persistently
+from emotion_batch.retries import TRANSIENT_CODES, is_transient, persistently
 from emotion_batch.stores import (
     DENIED_CODES,
     EXTRAS,
@@ -37,8 +38,10 @@ from emotion_batch.stores import (
 
 T = TypeVar("T")
 _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
-# A stalled connection is given up long before a deadline; a large part may take its time.
-_CLIENT = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
+# A stalled answer is given up long before a deadline; a large part that is written may take its time, in which nothing
+# is read.
+_READING = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
+_WRITING = {"connect_timeout": "5s", "timeout": "600s"}
 # Listings come by so many; so many are under way at once, each of a prefix.
 _PAGE, _N_LISTINGS = 1_000, 16
 # A folder is worth a listing of its own if it has so many of a page's names.
@@ -47,10 +50,12 @@ _LEAST_FOLDER = 250
 _MOST_LEVELS = 4
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
 _CODE = re.compile(r"status code: (\d{3})")
-_REASON = re.compile(r"<Code>(\w{1,60})</Code>")
+_REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
 _CERTIFICATE = re.compile(r"InvalidCertificate|UnknownIssuer|certificate verify|CertificateError", re.IGNORECASE)
 # What comes with a 400 and passes all the same.
 _TRANSIENT_REASONS = {"RequestTimeout", "SlowDown", "InternalError", "ServerBusy", "OperationTimedOut"}
+_DENIED_REASONS = {"AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+_PANIC = "PanicException"
 _stores: dict[tuple[int, str, str, str], Store | None] = {}
 _LOCK = threading.Lock()
 
@@ -128,17 +133,25 @@ class BucketStore:
         self._config = config
         self._has_suffixes = EXTRAS[url.split(":")[0]] != "azure"
         self._lack: str | None = None
+        self._is_lack_passing = False
         bucket = url.split("://")[1].partition("@")[0]
-        try:
-            self._store = kind(
+
+        def opened(client: Mapping[str, Any]) -> Any:
+            return kind(
                 **({} if "container_name" in config.config else {"bucket": bucket}),
                 **{name: value for name, value in config.config.items() if name != "bucket"},
-                client_options={**_CLIENT, **config.client},
-                # `storage.persistently` asks again, and counts it.
+                client_options={**client, **config.client},
+                # `retries.persistently` asks again, and counts it.
                 retry_config={"max_retries": 0},
                 credential_provider=None if config.credentials is None else self._find_keys,
             )
-        except (ValueError, TypeError, obstore.exceptions.BaseError) as error:
+
+        try:
+            self._store, self._writer = opened(_READING), opened(_WRITING)
+        except BaseException as error:
+            # What obstore's own core gives up on is no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
             said = scrub(str(error).splitlines()[0], options)
             raise StorageError(f"{url}: expected options that fit it, got {said}") from None
 
@@ -176,13 +189,21 @@ class BucketStore:
             data = b"" if options.get("head") else result.bytes().to_bytes()
             return Blob(data, meta["size"], plain_version(meta["e_tag"]) if meta["e_tag"] else None)
 
-        start, stop = options["range"] if isinstance(options.get("range"), tuple) else (0, None)
-        return self._call(get, lambda other, root: other.get(root + path, start, stop))
+        def otherwise(other: FsspecStore, root: str) -> Blob:
+            wanted = options.get("range", (0, 0 if options.get("head") else None))
+            if isinstance(wanted, dict) and "suffix" in wanted:
+                return other.get_end(root + path, wanted["suffix"])
+            start, stop = (wanted["offset"], None) if isinstance(wanted, dict) else wanted
+            version = options.get("if_match")
+            return other.get(root + path, start, stop, version=plain_version(version) if version else None)
+
+        return self._call(path, get, otherwise)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object in one request, for parts of an upload that is given up stay and cost."""
         self._call(
-            lambda: self._obstore.put(self._store, path, data, use_multipart=False),
+            path,
+            lambda: self._obstore.put(self._writer, path, data, use_multipart=False),
             lambda other, root: other.put(root + path, data),
         )
 
@@ -191,17 +212,19 @@ class BucketStore:
 
         def put() -> bool:
             try:
-                self._obstore.put(self._store, path, data, use_multipart=False, mode="create")
+                self._obstore.put(self._writer, path, data, use_multipart=False, mode="create")
             except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError):
                 return False
             return True
 
-        return self._call(put, lambda other, root: other.put_first(root + path, data))
+        return self._call(path, put, lambda other, root: other.put_first(root + path, data))
 
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._call(lambda: self._obstore.delete(self._store, path), lambda other, root: other.delete(root + path))
+            self._call(
+                path, lambda: self._obstore.delete(self._store, path), lambda other, root: other.delete(root + path)
+            )
 
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
         """Return what there is under a name: an object, or objects below it."""
@@ -217,20 +240,19 @@ class BucketStore:
             return any(True for _ in self._obstore.list(self._store, path or None, chunk_size=1))
 
         # An empty object under a folder's name marks it.
-        has_some = self._call(is_folder, lambda other, root: other.find_kind(root + path) == "folder")
+        has_some = self._call(path, is_folder, lambda other, root: other.find_kind(root + path) == "folder")
         if has_some or not path:
             return "folder"
         return "file" if is_empty else None
 
     def children(self, path: str) -> tuple[pa.Table, list[str]]:
         """Return the files directly below a prefix, and the names of those that go on."""
+        return self._call(path, lambda: self._list_children(path), lambda other, root: other.children(root + path))
 
-        def listed() -> tuple[pa.Table, list[str]]:
-            found = self._obstore.list_with_delimiter(self._store, path or None, return_arrow=True)
-            names = [prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in found["common_prefixes"]]
-            return _listed(pa.table(found["objects"]), path), names
-
-        return self._call(listed, lambda other, root: other.children(root + path))
+    def _list_children(self, path: str) -> tuple[pa.Table, list[str]]:
+        found = self._obstore.list_with_delimiter(self._store, path or None, return_arrow=True)
+        names = [prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in found["common_prefixes"]]
+        return _listed(pa.table(found["objects"]), path), names
 
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a prefix, sorted by name but for files beside folders.
@@ -239,32 +261,45 @@ class BucketStore:
         where it was.
         """
         pool = ThreadPoolExecutor(_N_LISTINGS)
+        is_over = threading.Event()
 
-        def begin(prefix: str, level: int) -> Future[_Listed]:
-            return pool.submit(list_prefix, prefix, level)
+        def divided(prefix: str, level: int, first: pa.Table) -> _Listed | None:
+            """Return the folders of a prefix, each begun to be listed, if that is worth it."""
+            if not level or first.num_rows < _PAGE or not _has_large_folders(first["name"]):
+                return None
+            listed = persistently(lambda: self._call(prefix, lambda: self._list_children(prefix), lambda *_: None))
+            if listed is None:
+                # Some names in it are none to obstore: its pages will tell.
+                return None
+            files, folders = listed
+            below = [
+                (name, meter.submit(pool, partial(list_prefix, f"{prefix}/{name}".lstrip("/"), level - 1)))
+                for name in sorted(folders, key=_as_prefix)
+            ]
+            return _Listed([files], below)
 
         def list_prefix(prefix: str, level: int) -> _Listed:
-            with meter.metered() as spent:
-                pages = self._pages(prefix)
-                first = next(pages, None)
-                if first is None:
-                    return _Listed([], [], spent)
-                if level and first.num_rows == _PAGE and _has_large_folders(first["name"]):
-                    files, folders = persistently(lambda: self.children(prefix))
-                    below = [
-                        (name, begin(f"{prefix}/{name}".lstrip("/"), level - 1))
-                        for name in sorted(folders, key=_as_prefix)
-                    ]
-                    return _Listed([files], below, spent)
-                return _Listed([first, *pages], [], spent)
+            pages = self._pages(prefix, is_over)
+            first = next(pages, LISTED_SCHEMA.empty_table())
+            return divided(prefix, level, first) or _Listed([first, *pages], [])
 
         try:
-            yield from _in_order("", begin(path, _MOST_LEVELS))
+            # The first one here, for most archives are no more than that, and what is listed is handed on at once.
+            pages = self._pages(path, is_over)
+            first = next(pages, LISTED_SCHEMA.empty_table())
+            found = divided(path, _MOST_LEVELS, first)
+            if found is None:
+                yield first
+                yield from pages
+            else:
+                yield from _in_order("", found)
         finally:
-            pool.shutdown(cancel_futures=True)
+            # Whoever gives up does not wait for what is under way.
+            is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _pages(self, prefix: str) -> Iterator[pa.Table]:
-        """Yield what is below a prefix, names relative to it."""
+    def _pages(self, prefix: str, is_over: threading.Event) -> Iterator[pa.Table]:
+        """Yield what is below a prefix, names relative to it, until somebody says that it is over."""
         stream: Iterator[Any] | None = None
         last: str | None = None
 
@@ -283,18 +318,18 @@ class BucketStore:
                 raise
             return None if page is None else pa.table(page)
 
-        while True:
-            is_over = False
+        while not is_over.is_set():
+            is_last = False
 
             def otherwise(other: FsspecStore, root: str) -> pa.Table:
-                nonlocal is_over
-                is_over = True
+                nonlocal is_last
+                is_last = True
                 return pa.concat_tables([LISTED_SCHEMA.empty_table(), *other.walk(root + prefix)])
 
-            page = persistently(lambda: self._call(next_page, otherwise))
+            page = persistently(lambda: self._call(prefix, next_page, otherwise))
             if page is None:
                 return
-            if is_over:
+            if is_last:
                 # Names among them that obstore does not take: all of them once more, without those that came before.
                 after = pc.greater(page["name"], last.removeprefix(f"{prefix}/")) if last is not None else None
                 yield page if after is None else page.filter(after)
@@ -309,22 +344,29 @@ class BucketStore:
             keys = self._config.credentials() if self._config.credentials else None
         except Exception as error:
             self._lack = scrub(str(error) or type(error).__name__, self._options)
+            self._is_lack_passing = is_transient(error)
             raise
         self._lack = None
         return keys
 
-    def _call(self, function: Callable[[], T], otherwise: Callable[[FsspecStore, str], T]) -> T:
-        """Call obstore, or fsspec's client if it is a name that obstore does not take; errors become OSErrors."""
+    def _call(self, path: str, function: Callable[[], T], otherwise: Callable[[FsspecStore, str], T]) -> T:
+        """Call obstore, or fsspec's client if `path` is a name that obstore does not take; errors become OSErrors."""
         try:
-            return function()
+            # obstore takes that for another name, and says nothing.
+            if not path.startswith("/"):
+                return function()
         except FileNotFoundError as error:
             if _NO_BUCKET.search(str(error)):
                 raise self._no_bucket() from None
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
-        except (ValueError, self._obstore.exceptions.InvalidPathError):
+        except (ValueError, TypeError, self._obstore.exceptions.InvalidPathError):
             pass
         except (self._obstore.exceptions.BaseError, OSError) as error:
             raise self._translated(error) from None
+        except BaseException as error:
+            if type(error).__name__ != _PANIC:
+                raise
+            raise StoreError(f"obstore gave up: {scrub(str(error).splitlines()[0], self._options)}") from None
         other, root = open_fsspec(self._url, self._options)
         return otherwise(other, f"{root.rstrip('/')}/")
 
@@ -336,20 +378,25 @@ class BucketStore:
         # "Generic S3 error: Error performing GET URL in 1 ms - what the matter is", and what is for debugging.
         first = text.partition("\n\nDebug source")[0].split(" - ")[-1].strip().splitlines() or [type(error).__name__]
         said = scrub(first[0], self._options)
+        word = (reason[1] or reason[2]) if reason else None
         if code is not None:
-            said = f"{code} {reason[1]}" if reason else said.rpartition("status code: ")[2].rstrip(": ")
+            said = f"{code} {word}" if word else said.rpartition("status code: ")[2].rstrip(": ")
+        elif word:
+            said = word
         elif "HTTP error" in text:
-            said = f"no answer from {self._config.config.get('endpoint', self._url)} ({said})"
+            said = scrub(f"no answer from {self._config.config.get('endpoint', self._url)} ({said})", self._options)
         kinds = self._obstore.exceptions
         if isinstance(error, kinds.PreconditionError | kinds.AlreadyExistsError):
             return ChangedError(said, code=code)
-        if self._lack is not None or code in DENIED_CODES:
+        if self._lack is not None and self._is_lack_passing:
+            return StoreError(f"no credentials now: {self._lack}", is_transient=True)
+        if self._lack is not None or code in DENIED_CODES or word in _DENIED_REASONS:
             where = f"credentials were looked for in {self._config.looked_in}"
             return DeniedError(errno.EACCES, f"{self._lack or said}; {where}")
         if _NO_BUCKET.search(text):
             return self._no_bucket()
         is_network = "HTTP error" in text and code is None and not _CERTIFICATE.search(text)
-        is_passing = is_network or code in TRANSIENT_CODES or bool(reason and reason[1] in _TRANSIENT_REASONS)
+        is_passing = is_network or code in TRANSIENT_CODES or word in _TRANSIENT_REASONS
         return StoreError(said, is_transient=is_passing, code=code)
 
     def _no_bucket(self) -> NoBucketError:
@@ -359,24 +406,22 @@ class BucketStore:
 
 
 class _Listed(NamedTuple):
-    """What is below a prefix: its pages, or its own files and folders that are listed for themselves; and what it took."""
+    """What is below a prefix: its pages, or its own files, and folders that are listed for themselves."""
 
     pages: list[pa.Table]
-    folders: list[tuple[str, Future[_Listed]]]
-    spent: meter.Spent
+    folders: list[tuple[str, Callable[[], _Listed]]]
 
 
-def _in_order(above: str, future: Future[_Listed]) -> Iterator[pa.Table]:
+def _in_order(above: str, found: _Listed) -> Iterator[pa.Table]:
     """Yield pages as they come to be known, names relative to where the listing began."""
-    found = future.result()
-    meter.current().add(found.spent)
-    for page in found.pages:
+    # Taken out, so that nobody holds what was handed on.
+    while found.pages:
+        page = found.pages.pop(0)
         if page.num_rows:
             yield page.set_column(0, "name", pc.binary_join_element_wise(above, page["name"], "")) if above else page
     while found.folders:
-        # Taken out, so that nobody holds what was handed on.
         name, below = found.folders.pop(0)
-        yield from _in_order(f"{above}{name}/", below)
+        yield from _in_order(f"{above}{name}/", below())
 
 
 def _has_large_folders(names: pa.ChunkedArray) -> bool:
@@ -392,8 +437,7 @@ def _as_prefix(name: str) -> str:
 
 def _listed(objects: pa.Table, prefix: str) -> pa.Table:
     """Return what obstore lists as `LISTED_SCHEMA`, without the marker of the prefix itself."""
-    length = len(prefix.encode()) + 1 if prefix else 0
-    names = pc.binary_slice(objects["path"].cast(pa.binary()), length).cast(pa.string())
+    names = pc.utf8_slice_codeunits(objects["path"].cast(pa.string()), len(prefix) + 1 if prefix else 0)
     versions = pc.utf8_trim(objects["e_tag"].cast(pa.string()), '"')
     table = pa.table([names, objects["size"].cast(pa.int64()), versions], LISTED_SCHEMA)
     return table.filter(pc.not_equal(table["name"], ""))

@@ -6,18 +6,25 @@ fsspec's own client then does the work: slower, and the same.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
+import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import fsspec
+
 # How long keys that somebody else renews are taken to last.
 _KEYS_LAST = timedelta(minutes=5)
 _REGION_TIMEOUT_S = 3
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 # Options that only say how fsspec's clients should go about it.
 _TUNING = {
     *(
@@ -88,7 +95,9 @@ def configure(protocol: str, bucket: str, options: Mapping[str, Any]) -> Config 
     -------
     The configuration; None if only fsspec's client can do what the options ask for.
     """
-    left = {name: value for name, value in options.items() if value is not None and name not in _TUNING}
+    # What fsspec's own configuration and FSSPEC_S3_... say counts too: https://filesystem-spec.readthedocs.io/en/latest/features.html#configuration
+    both = {**fsspec.config.conf.get(protocol, {}), **options}
+    left = {name: value for name, value in both.items() if value is not None and name not in _TUNING}
     if protocol in ("s3", "s3a"):
         return _s3(bucket, left)
     if protocol in ("gs", "gcs"):
@@ -99,6 +108,9 @@ def configure(protocol: str, bucket: str, options: Mapping[str, Any]) -> Config 
 
 
 def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
+    if not _BUCKET.fullmatch(bucket):
+        # An access point by its ARN, or a mistake: botocore knows.
+        return None
     # s3fs's: https://s3fs.readthedocs.io/en/latest/api.html#s3fs.core.S3FileSystem
     key = left.pop("key", None) or left.pop("username", None)
     secret = left.pop("secret", None) or left.pop("password", None)
@@ -134,26 +146,28 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
             config["sse_kms_key_id"] = extra.pop("SSEKMSKeyId")
     if left or kwargs or settings or style or extra or not is_s3v4:
         return None
-    credentials: Callable[[], dict[str, Any]] | None = None
-    looked_in = "--storage-options"
-    if is_anonymous:
-        config["skip_signature"] = True
-    elif key and secret:
-        # Not as configuration, which obstore would complete by a token that the environment has for other keys.
-        credentials = _fixed({"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None})
-    else:
+    session = None
+    if endpoint is None or profile or not (is_anonymous or (key and secret)):
         try:
             import botocore.session
         except ImportError:
             return None
         session = botocore.session.Session(profile=profile)
+        endpoint = endpoint or _boto_endpoint(session)
+        region = region or session.get_config_variable("region")
+    credentials: Callable[[], dict[str, Any]] | None = None
+    looked_in = "the key and secret of --storage-options"
+    if is_anonymous:
+        config["skip_signature"] = True
+    elif key and secret:
+        # Not as configuration, which obstore would complete by a token that the environment has for other keys.
+        credentials = _fixed({"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None})
+    elif session is not None:
         credentials = _boto_keys(session)
         name = profile or session.get_config_variable("profile") or "default"
         looked_in = (
             f"--storage-options, AWS_ACCESS_KEY_ID and its like, profile {name!r} of ~/.aws, and the machine's own role"
         )
-        endpoint = endpoint or _boto_endpoint(session)
-        region = region or session.get_config_variable("region")
     region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is None:
         region = (
@@ -167,10 +181,11 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
         elif not is_tls:
             endpoint = f"http://s3.{region or 'us-east-1'}.amazonaws.com"
     if endpoint is not None:
+        if not endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
         if config.get("virtual_hosted_style_request"):
-            # obstore then wants the bucket in it.
-            scheme, _, host = endpoint.partition("://")
-            endpoint = f"{scheme}://{bucket}.{host}"
+            # Its name of the bucket goes before the host's, which botocore does not do with numbers.
+            return None
         config["endpoint"] = endpoint.rstrip("/")
         client["allow_http"] = endpoint.startswith("http://")
     if isinstance(authorities, str) and not client.get("allow_http"):
@@ -192,7 +207,7 @@ def find_region(url: str) -> str | None:
     except urllib.error.HTTPError as error:
         # 403 without rights, 301 from another region: both say it.
         headers = error.headers
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return None
     region: str | None = headers.get("x-amz-bucket-region")
     return region
@@ -204,15 +219,15 @@ def _fixed(keys: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 def _boto_keys(session: Any) -> Callable[[], dict[str, Any]]:
     """Return what asks botocore for keys: of the environment, profiles, single sign-on, roles."""
-    found: list[Any] = []
+    lock = threading.Lock()
 
     def keys() -> dict[str, Any]:
-        if not found:
-            found.append(session.get_credentials())
-        if found[0] is None:
-            found.clear()
+        with lock:
+            # The session keeps them.
+            found = session.get_credentials()
+        if found is None:
             raise ValueError("no credentials were found")
-        frozen = found[0].get_frozen_credentials()
+        frozen = found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
@@ -303,16 +318,22 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
         return os.environ.get(f"AZURE_STORAGE_{name.upper()}") if value is None else value
 
     parts = _connection(take("connection_string"))
-    account = take("account_name") or parts.get("accountname") or host_of_url.partition(".")[0]
-    key = take("account_key") or parts.get("accountkey")
-    sas = take("sas_token") or parts.get("sharedaccesssignature")
+    account, key, sas = (take(name) for name in ("account_name", "account_key", "sas_token"))
+    if parts:
+        # It alone, as with adlfs: another account's key may be in the environment.
+        account, key, sas = (parts.get(name) for name in ("accountname", "accountkey", "sharedaccesssignature"))
+        account = account or urllib.parse.urlsplit(parts.get("blobendpoint", "")).netloc.partition(".")[0]
+    account = account or host_of_url.partition(".")[0]
     client_id, secret, tenant = (take(name) for name in ("client_id", "client_secret", "tenant_id"))
     host = left.pop("account_host", None)
     credential = left.pop("credential", None)
     is_anonymous = take("anon") not in (None, False, "false", "False", "0", "f", "")
     if credential is not None and not isinstance(credential, str):
         return None
-    key = key or credential
+    if isinstance(credential, str) and "sig=" in credential:
+        sas = sas or credential
+    else:
+        key = key or credential
     if left or not account:
         return None
     config: dict[str, Any] = {"account_name": account, "container_name": container}
@@ -324,12 +345,13 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
     if endpoint is not None:
         config["endpoint"] = endpoint.rstrip("/")
         client["allow_http"] = endpoint.startswith("http://")
-    credentials = None
+    credentials: Callable[[], dict[str, Any]] | None = None
     looked_in = "--storage-options and AZURE_STORAGE_CONNECTION_STRING and its like"
+    # Not as configuration, before which obstore takes what the environment says of other accounts.
     if key:
-        config["account_key"] = key
+        credentials = _fixed({"access_key": key, "expires_at": None})
     elif sas:
-        config["sas_key"] = sas.removeprefix("?")
+        credentials = _fixed({"sas_token": sas.removeprefix("?"), "expires_at": None})
     elif client_id and secret and tenant:
         config |= {"client_id": client_id, "client_secret": secret, "tenant_id": tenant}
     elif is_anonymous:

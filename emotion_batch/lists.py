@@ -7,7 +7,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
 _MANIFEST = "manifest.json"
 # As CSV and Parquet spell them: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html
 _BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED = "bucket", "key", "size", "etag", "islatest", "isdeletemarker"
+_COLUMNS = (_BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED)
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HEX_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
@@ -121,7 +122,8 @@ def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
         return ReadyList(folder, _names(table["file"]))
     columns = _guess_inventory(table.column_names)
     is_inventory = (
-        columns is not None and pc.all(pc.equal(table.column(0).cast(pa.string()), table.column_names[0])).as_py()
+        columns is not None
+        and pc.all(pc.equal(table.column(0).cast(pa.string()), table.column_names[0]), min_count=0).as_py()
     )
     if columns is None or not is_inventory:
         raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
@@ -133,10 +135,13 @@ def _read_csv(name: str, data: bytes, columns: list[str] | None = None) -> pa.Ta
     if name.lower().endswith(".gz"):
         source = pa.CompressedInputStream(source, "gzip")
     kinds = dict.fromkeys(("file", *(columns or ())), pa.string())
+    wanted = [column for column in columns or () if column in _COLUMNS]
     return pyarrow.csv.read_csv(
         source,
         read_options=pyarrow.csv.ReadOptions(column_names=columns),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=kinds, strings_can_be_null=False),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=kinds, strings_can_be_null=False, include_columns=wanted
+        ),
     )
 
 
@@ -185,7 +190,7 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
                 table = pq.read_table(io.BytesIO(data))
                 yield table.rename_columns([column.lower().replace("_", "") for column in table.column_names])
 
-    return _inventory(folder, list(tables()), about.get("sourceBucket"))
+    return _inventory(folder, tables(), about.get("sourceBucket"))
 
 
 def _read_beside(folder: Folder, file: str) -> bytes:
@@ -200,13 +205,15 @@ def _read_beside(folder: Folder, file: str) -> bytes:
 def _decoded(table: pa.Table) -> pa.Table:
     """Return an inventory's CSV with its keys as they are; there they are written as in a URL."""
     keys = table[_KEY]
-    if not pc.any(pc.match_substring_regex(keys, "[%+]")).as_py():
+    is_quoted = pc.match_substring_regex(keys, "[%+]")
+    if not pc.any(is_quoted).as_py():
         return table
-    plain = [urllib.parse.unquote_plus(key) for key in keys.to_pylist()]
-    return table.set_column(table.column_names.index(_KEY), _KEY, pa.array(plain, pa.string()))
+    plain = pa.array([urllib.parse.unquote_plus(key) for key in keys.filter(is_quoted).to_pylist()], pa.string())
+    keys = pc.replace_with_mask(keys, is_quoted, plain)
+    return table.set_column(table.column_names.index(_KEY), _KEY, keys)
 
 
-def _inventory(folder: Folder, tables: list[pa.Table], bucket: str | None = None) -> ReadyList:
+def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = None) -> ReadyList:
     """Return the objects of an inventory's tables that are there: the latest versions, without what marks a deletion."""
     names: list[pa.Table] = []
     for table in tables:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
+T = TypeVar("T")
 STAGES = ("list", "read", "decode", "features", "predict", "write", "isolated")
 _local = threading.local()
 
@@ -67,6 +70,29 @@ def current() -> Spent:
     if spent is None:
         spent = _local.spent = Spent()
     return spent
+
+
+def submit(pool: ThreadPoolExecutor, function: Callable[[], T]) -> Callable[[], T]:
+    """Let a pool call a function, and return what gives its result; what it spent is the account's that asks for it."""
+    spent = Spent()
+
+    def call() -> T:
+        before = current()
+        _local.spent = spent
+        try:
+            return function()
+        finally:
+            _local.spent = before
+
+    future = pool.submit(call)
+
+    def take() -> T:
+        try:
+            return future.result()
+        finally:
+            current().add(spent)
+
+    return take
 
 
 class stage:  # noqa: N801 a block's name, as contextlib's are

@@ -9,18 +9,18 @@ from __future__ import annotations
 import io
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import NamedTuple
 
 from emotion_batch import audio, meter
 from emotion_batch.archive import Entry, is_local, locate_remote
 from emotion_batch.retries import persistently
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, is_url
 from emotion_batch.stores import Store
 
-T = TypeVar("T")
 # Requests of a worker that are under way, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 32
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 64, 64 * 2**20
@@ -74,7 +74,7 @@ class RemoteFile(io.RawIOBase):
         self._position = 0
         self._spans: list[tuple[int, bytes]] = []
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._next: tuple[int, Future[tuple[bytes, meter.Spent]]] | None = None
+        self._next: tuple[int, Callable[[], bytes]] | None = None
         self.failure: Exception | None = None
 
     def keep(self, start: int, data: bytes) -> None:
@@ -128,17 +128,15 @@ class RemoteFile(io.RawIOBase):
                 self._blocks.popitem(last=False)
         if self._pool is not None and (number + 1) * self._block_bytes < self.size:
             start = (number + 1) * self._block_bytes
-            self._next = number + 1, self._pool.submit(_metered, lambda: self.fetch(start, start + self._block_bytes))
+            self._next = number + 1, meter.submit(self._pool, lambda: self.fetch(start, start + self._block_bytes))
         return data
 
     def _take_next(self, number: int) -> bytes | None:
         if self._next is None or self._next[0] != number:
             return None
+        job, self._next = self._next[1], None
         with meter.stage("read"):
-            data, spent = self._next[1].result()
-        self._next = None
-        meter.current().add(spent)
-        return data
+            return job()
 
     def readable(self) -> bool:
         """Return that it is."""
@@ -194,10 +192,11 @@ class Reader:
         self._whole_bytes = _THROUGH_BYTES if self._is_through else _WHOLE_BYTES
         self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
         self._pool = pool
+        self._base = None if archive.is_local else archive.store()
 
     def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
         """Yield entries in their order, those of a store with what gives them when they are there, or raises why not."""
-        waiting: deque[tuple[Entry, Future[tuple[Fetched, meter.Spent]] | None, int]] = deque()
+        waiting: deque[tuple[Entry, Callable[[], Fetched] | None, int]] = deque()
         left = iter(entries)
         n_bytes = 0
         is_over = False
@@ -210,18 +209,27 @@ class Reader:
                 if is_local(self._archive, entry):
                     waiting.append((entry, None, 0))
                     continue
-                size = self._whole_bytes if entry.size is None else min(entry.size, 2 * self._whole_bytes)
+                # Of a large one the first bytes, and at most so many of its stretch.
+                most = self._first_bytes + _THROUGH_BYTES
+                size = most if entry.size is None else min(entry.size, most)
                 n_bytes += size
-                waiting.append((entry, self._pool.submit(_metered, lambda entry=entry: self.fetch(entry)), size))
+                waiting.append((entry, meter.submit(self._pool, partial(self.fetch, entry)), size))
             if not waiting:
                 return
-            entry, future, size = waiting.popleft()
+            entry, take, size = waiting.popleft()
             n_bytes -= size
-            yield entry, None if future is None else _taker(future)
+            yield entry, take
+
+    def _locate(self, entry: Entry) -> tuple[Store, str]:
+        """Return what `archive.locate_remote` does, without asking for the archive's own store each time."""
+        if self._base is None or is_url(entry.file):
+            return locate_remote(self._archive, entry)
+        store, path = self._base
+        return store, f"{path}/{entry.file}" if path else entry.file
 
     def fetch(self, entry: Entry) -> Fetched:
         """Fetch of a recording what its segments need; windows are fetched on their way."""
-        store, path = locate_remote(self._archive, entry)
+        store, path = self._locate(entry)
         first_bytes = self._first_bytes
         is_small = entry.size is not None and entry.size <= max(self._whole_bytes, first_bytes)
         wanted = entry.size if is_small and entry.size else first_bytes
@@ -264,19 +272,3 @@ def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
     finally:
         # A request that hangs must not hold up whoever gives up on it.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _metered(function: Callable[[], T]) -> tuple[T, meter.Spent]:
-    """Call a function in a thread of the pool; what it spends is the account's whose thread takes the result."""
-    with meter.metered() as spent:
-        return function(), spent
-
-
-def _taker(future: Future[tuple[Fetched, meter.Spent]]) -> Callable[[], Fetched]:
-    def take() -> Fetched:
-        with meter.stage("read"):
-            fetched, spent = future.result()
-        meter.current().add(spent)
-        return fetched
-
-    return take

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from emotion_batch import audio, meter, mfcc, tables
 from emotion_batch.archive import Entry, locate_local
-from emotion_batch.errors import ChangedError, RecordingError, Status, StorageError
+from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError
 from emotion_batch.meter import stage
 from emotion_batch.reading import Fetched, RemoteFile, reading
 from emotion_batch.retries import is_transient, persistently
@@ -151,9 +151,11 @@ def extract_recording(
                     with stage("decode"):
                         stretch = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate)
                 except RecordingError as error:
+                    _check_store(source, archive)
                     if number and error.status == Status.TOO_SHORT:
                         return
                     raise
+                _check_store(source, archive)
                 with stage("features"):
                     vector = mfcc.mean_mfcc(stretch.samples, settings)
                 _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header)
@@ -172,7 +174,7 @@ def extract_recording(
     except RecordingError as error:
         status, reason = error.status, error.reason
     except StorageError as error:
-        if error.is_transient:
+        if error.is_transient or isinstance(error.__cause__, DeniedError | NoBucketError):
             raise
         # A list may name what no client here can read.
         status, reason = Status.UNREADABLE, str(error)
@@ -214,16 +216,14 @@ def _source(
 ) -> Iterator[tuple[int | bytes | RemoteFile, int]]:
     """Open a recording as `audio.opened` takes it; raise RecordingError if it is not what was listed."""
     if fetched is not None:
-        with _store_errors(archive):
+        with _store_errors(archive), stage("read"):
             source, size, version = fetched()
         _check_unchanged(entry, size, version, "ETag")
         try:
             yield source, size
-        finally:
-            # A decoder of C took it for the file's end, and said so.
-            if isinstance(source, RemoteFile) and source.failure is not None:
-                with _store_errors(archive):
-                    raise source.failure
+        except RecordingError:
+            _check_store(source, archive)
+            raise
         return
     place = locate_local(archive, entry)
     with _store_errors(archive):
@@ -239,6 +239,13 @@ def _source(
         os.close(descriptor)
 
 
+def _check_store(source: int | bytes | RemoteFile, archive: Folder) -> None:
+    """Raise what reading a recording raised; its decoder took that for the file's end."""
+    if isinstance(source, RemoteFile) and source.failure is not None:
+        with _store_errors(archive):
+            raise source.failure
+
+
 @contextlib.contextmanager
 def _store_errors(archive: Folder) -> Iterator[None]:
     """Turn what the place of a recording raises into RecordingError, or into StorageError if it is the place that failed."""
@@ -251,7 +258,7 @@ def _store_errors(archive: Folder) -> Iterator[None]:
             Status.CHANGED, "the file was replaced while it was read; run the same command again"
         ) from error
     except Exception as error:
-        if is_transient(error):
+        if is_transient(error) or isinstance(error, DeniedError | NoBucketError):
             with explained(f"archive {archive.url}"):
                 raise
         if not isinstance(error, OSError):

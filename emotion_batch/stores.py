@@ -30,12 +30,14 @@ EXISTS_CODES = {409, 412}
 _PLAIN_OPTIONS = {
     *("endpoint_url", "region_name", "region", "profile", "account_name", "account_host", "project", "protocol"),
     *("signature_version", "addressing_style", "ServerSideEncryption", "host", "location", "default_location"),
+    "verify",
 }
 # What signs a URL, of the three large clouds and of what is usual elsewhere.
 _SIGNATURE = re.compile(
     r"(?i)([?&](?:sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
     r"awsaccesskeyid|googleaccessid|token|access_token|api_?key|password)=)[^&\s'\"]+"
 )
+_USER = re.compile(r"://[^/@\s]*@")
 _SECRET_VARIABLE = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY$|CONNECTION_STRING")
 _LEAST_SECRET = 6
 EXTRAS = {
@@ -44,6 +46,8 @@ EXTRAS = {
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
 }
 _BATCH = 4_096
+_ETAGS = ("md5Hash", "ETag", "etag")
+_TIMES = ("mtime", "LastModified", "last_modified", "created")
 LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
 
 
@@ -179,7 +183,8 @@ class FsspecStore:
                 raise
             # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
             return None, None
-        return info.get("size"), find_version(info)
+        # Of times, listings and heads say different things.
+        return info.get("size"), find_version({name: info[name] for name in _ETAGS if name in info})
 
     def _call(self, function: Callable[[], T]) -> T:
         """Call the client; what it raises becomes an OSError without secrets."""
@@ -187,7 +192,11 @@ class FsspecStore:
             return function()
         try:
             return function()
-        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            # fsspec's client of HTTP says so of whatever goes wrong, and why only in the cause.
+            cause = error.__cause__
+            if isinstance(cause, Exception) and (is_transient(cause) or find_status_code(cause) in DENIED_CODES):
+                raise self._translated(cause) from None
             raise
         except Exception as error:
             raise self._translated(error) from None
@@ -231,8 +240,7 @@ def find_version(info: Mapping[str, Any]) -> str | None:
     if info.get("md5Hash"):
         # As Google's own ETag has it, which is what the client of buckets sees.
         return base64.b64decode(info["md5Hash"]).hex()
-    names = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")
-    version = next((info[name] for name in names if info.get(name)), None)
+    version = next((info[name] for name in (*_ETAGS, *_TIMES) if info.get(name)), None)
     return None if version is None else plain_version(str(version))
 
 
@@ -247,7 +255,7 @@ def scrub(text: str, options: Mapping[str, Any]) -> str:
     for secret in sorted({*_secrets(options), *variables}, key=len, reverse=True):
         if len(secret) >= _LEAST_SECRET:
             text = text.replace(secret, "***")
-    return _SIGNATURE.sub(r"\1***", text)
+    return _USER.sub("://***@", _SIGNATURE.sub(r"\1***", text))
 
 
 def is_signed(url: str) -> bool:

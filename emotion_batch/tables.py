@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import emotion_batch
+from emotion_batch import meter
 from emotion_batch.errors import IncompleteError, Status, StoreError, UsageError
 from emotion_batch.meter import stage
 from emotion_batch.settings import FeatureSettings, Segments
@@ -29,6 +31,7 @@ _INFO = f"{LEDGER}/table.json"
 _FOOTER_KEY = b"emotion_batch"
 # In which the metadata of a part of one row group lies.
 _END_BYTES = 2**16
+_N_READERS = 32
 
 _COMMON = (
     pa.field("file", pa.string(), nullable=False),
@@ -370,8 +373,9 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
             return None
 
     # Threads, for this waits for storage.
-    with ThreadPoolExecutor(16) as pool:
-        found = zip(wanted, pool.map(read, wanted), strict=True)
+    with ThreadPoolExecutor(_N_READERS) as pool:
+        jobs = [(shard, meter.submit(pool, partial(read, shard))) for shard in wanted]
+        found = ((shard, take()) for shard, take in jobs)
         return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import servers
 import soundfile
 
 from emotion_batch import synthesis
@@ -147,6 +148,27 @@ def labels(features: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactor
     done = run_command("label", features, table, "--model", bundle)
     assert done.code == 0, done.err
     return table
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Bucket]:
+    """A bucket on a SeaweedFS."""
+    with servers.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Bucket]:
+    """A bucket on a fake of Google's service."""
+    with servers.fake_gcs(tmp_path_factory.mktemp("gcs")) as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Bucket]:
+    """A container on Microsoft's emulator."""
+    with servers.azurite(tmp_path_factory.mktemp("azurite")) as bucket:
+        yield bucket
 
 
 def write_odd_archive(folder: Path) -> dict[str, str]:

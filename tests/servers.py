@@ -277,6 +277,9 @@ class Proxy:
         head = _read_head(asked)
         if not head:
             return False
+        if b"100-continue" in head.lower():
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:"))
         body = _read_body(head, asked, is_answer=False)
         with self._lock:
             self.n_requests += 1

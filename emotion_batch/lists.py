@@ -204,12 +204,13 @@ def _read_beside(folder: Folder, file: str) -> bytes:
 
 def _decoded(table: pa.Table) -> pa.Table:
     """Return an inventory's CSV with its keys as they are; there they are written as in a URL."""
-    keys = table[_KEY]
-    is_quoted = pc.match_substring_regex(keys, "[%+]")
-    if not pc.any(is_quoted).as_py():
-        return table
-    plain = pa.array([urllib.parse.unquote_plus(key) for key in keys.filter(is_quoted).to_pylist()], pa.string())
-    keys = pc.replace_with_mask(keys, is_quoted, plain)
+
+    def decoded(keys: pa.Array) -> pa.Array:
+        is_quoted = pc.match_substring_regex(keys, "[%+]")
+        plain = [urllib.parse.unquote_plus(key) for key in keys.filter(is_quoted).to_pylist()]
+        return pc.replace_with_mask(keys, is_quoted, pa.array(plain, pa.string()))
+
+    keys = pa.chunked_array([decoded(chunk) for chunk in table[_KEY].chunks], pa.string())
     return table.set_column(table.column_names.index(_KEY), _KEY, keys)
 
 

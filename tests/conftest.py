@@ -308,6 +308,7 @@ class ShellCluster:
     """A scheduler and workers, each a process started as from a shell."""
 
     address: str
+    folder: Path
     scheduler: subprocess.Popen[bytes]
     add_worker: Callable[..., subprocess.Popen[bytes]]
 
@@ -341,7 +342,7 @@ def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Ite
 
         for _ in range(n_workers):
             add_worker(*(worker_options or ("--nthreads", "1")))
-        yield ShellCluster(address, scheduler, add_worker)
+        yield ShellCluster(address, folder, scheduler, add_worker)
     finally:
         # The scheduler last, for workers that cannot take their leave of it wait for seconds.
         for group in (processes[1:], processes[:1]):

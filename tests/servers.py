@@ -234,6 +234,8 @@ class Proxy:
         What went through: requests, those that were made to fail, bytes of answers.
     refused
         Words that stand in the first line of requests to be answered by 403.
+    n_granted
+        How many of these are passed on before.
     """
 
     def __init__(self, endpoint: str, *, latency_s: float = 0.0, fail_share: float = 0.0, seed: int = 0) -> None:
@@ -249,6 +251,7 @@ class Proxy:
         self.endpoint = endpoint.replace(address, f"127.0.0.1:{self._port}")
         self.n_requests = self.n_failed = self.n_bytes = 0
         self.refused: tuple[bytes, ...] = ()
+        self.n_granted = 0
 
     def __enter__(self) -> Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -286,7 +289,10 @@ class Proxy:
             fault = self._random.choice(("503", "reset", "cut")) if self._random.random() < self._fail_share else None
             self.n_failed += fault is not None
         time.sleep(self._latency_s)
-        if any(word in head.split(b"\r\n")[0] for word in self.refused):
+        is_refused = any(word in head.split(b"\r\n")[0] for word in self.refused)
+        with self._lock:
+            self.n_granted -= is_refused
+        if is_refused and self.n_granted < 0:
             client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
             return True
         if fault == "503":

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import cold_start, kernel, labelling, ledger, worker
+from benchmarks import buckets, cold_start, kernel, labelling, ledger, worker
 from benchmarks.measuring import describe, render
 from emotion_batch import synthesis
 from emotion_batch.archive import list_recordings
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results.json"
 MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
-PARTS = ("kernel", "worker", "ledger", "labelling", "cold-start")
+PARTS = ("kernel", "worker", "ledger", "labelling", "buckets", "cold-start")
 
 
 def main() -> None:
@@ -72,6 +72,8 @@ def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, fol
                 [sys.executable, "-m", "emotion_batch.cli", *command, "--quiet"], check=True, stdout=subprocess.DEVNULL
             )
         figures += labelling.measure(archive, bundle, n_rounds)
+    if "buckets" in parts:
+        figures += buckets.measure(archive, n_rounds)
     if "cold-start" in parts:
         figures += cold_start.measure(archive, max(1, n_rounds // 4))
     listing = list_recordings(archive)

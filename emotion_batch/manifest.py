@@ -187,24 +187,25 @@ class Manifest:
             # Another run has its generation there: what it lacks of this listing makes a further one.
             self.reload()
 
-    def _compare(
-        self, entries: pa.Table, segments: Segments, *, prune: bool
-    ) -> tuple[Growth, dict[int, pa.RecordBatch]]:
+    def _compare(self, entries: pa.Table, segments: Segments, *, prune: bool) -> tuple[Growth, dict[int, pa.Table]]:
         """Return what a listing changes, and the entries of each shard that it changes."""
         if not self.shards and not entries.num_rows:
             return Growth(), {}
         if not self.shards:
             first = max((shard for shard, _ in self.history), default=-1) + 1
+            # Shared memory all the way: a listing of a hundred million names is there once.
             return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first))
         numbers = list(self.shards)
         batches = dict(zip(numbers, self.entries(numbers), strict=True))
         known = pa.Table.from_batches(batches.values(), ENTRY_SCHEMA)
+        if known.equals(entries):
+            return Growth(), {}
         place = pc.index_in(known["file"], value_set=entries["file"].combine_chunks())
         is_new = pc.invert(pc.is_in(entries["file"], value_set=known["file"].combine_chunks()))
         listed = entries.take(place)
         is_gone = pc.is_null(place).combine_chunks()
         is_changed = pc.or_(_differs(known, listed, "size"), _differs(known, listed, "version")).combine_chunks()
-        updated: dict[int, pa.RecordBatch] = {}
+        updated: dict[int, pa.Table] = {}
         start = 0
         for number, batch in batches.items():
             changed, gone = (mask.slice(start, batch.num_rows) for mask in (is_changed, is_gone))
@@ -213,7 +214,7 @@ class Manifest:
                     pc.if_else(changed, listed[name].slice(start, batch.num_rows).combine_chunks(), batch[name])
                     for name in ENTRY_SCHEMA.names
                 ]
-                batch = pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)
+                batch = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
                 updated[number] = batch.filter(pc.invert(gone)) if prune else batch
             start += batch.num_rows
         new = entries.filter(is_new)
@@ -249,7 +250,7 @@ class Manifest:
                     return
                 self._add(generation, index)
 
-    def _commit(self, shards: dict[int, pa.RecordBatch], segments: Segments) -> bool:
+    def _commit(self, shards: dict[int, pa.Table], segments: Segments) -> bool:
         """Write a further generation; return whether it is this one, and not another run's."""
         generation = self.generation + 1
         sink = pa.BufferOutputStream()
@@ -258,18 +259,22 @@ class Manifest:
         # What a file begins with is written with its first batch.
         start = len(_MAGIC_START) + ENTRY_SCHEMA.serialize().size
         with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=options) as writer:
-            for batch in shards.values():
+            digests, costs = [], []
+            for entries in shards.values():
+                batch = _as_batch(entries)
                 writer.write_batch(batch)
                 spans.append([start, sink.tell()])
                 start = sink.tell()
+                digests.append(digest(batch))
+                costs.append(int(estimate_costs(batch, segments).sum()))
         data = sink.getvalue().to_pybytes()
         index: dict[str, Any] = {
             # By its content, so that it is never another's.
             "entries": f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow",
             "shards": list(shards),
             "n_recordings": [batch.num_rows for batch in shards.values()],
-            "digests": [digest(batch) for batch in shards.values()],
-            "costs": [int(estimate_costs(batch, segments).sum()) for batch in shards.values()],
+            "digests": digests,
+            "costs": costs,
             # So that a worker reads its shard by one request.
             "spans": spans,
         }
@@ -318,7 +323,7 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
     return entries
 
 
-def cut(entries: pa.Table, segments: Segments) -> list[pa.RecordBatch]:
+def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
     """Cut a listing into shards of neighbours that read about equally much.
 
     Parameters
@@ -330,16 +335,15 @@ def cut(entries: pa.Table, segments: Segments) -> list[pa.RecordBatch]:
 
     Returns
     -------
-    The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone.
+    The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone, and share its
+    memory.
     """
     cost = np.cumsum(estimate_costs(entries, segments))
     n_shards = count_shards(entries.num_rows, int(cost[-1]))
     ends = np.searchsorted(cost, cost[-1] * np.arange(1, n_shards) / n_shards, side="left") + 1
     bounds = np.unique(np.concatenate([[0], ends, [entries.num_rows]]))
-    contiguous = entries.combine_chunks()
     return [
-        contiguous.slice(start, end - start).to_batches()[0]
-        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        entries.slice(start, end - start) for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
     ]
 
 
@@ -370,6 +374,12 @@ def digest(entries: pa.RecordBatch) -> str:
     for row in zip(*(column.to_pylist() for column in entries.columns), strict=True):
         sha.update(repr(row).encode())
     return sha.hexdigest()[:32]
+
+
+def _as_batch(entries: pa.Table) -> pa.RecordBatch:
+    """Return entries as the one record batch of a shard, which may be none."""
+    batches = entries.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=ENTRY_SCHEMA)
 
 
 def _differs(known: pa.Table, listed: pa.Table, name: str) -> pa.ChunkedArray:

@@ -1,0 +1,115 @@
+"""Recordings of a bucket beside the same on a disk: processor time of each, and the rate behind a slow wire.
+
+A real store runs on the same cores and takes its share of them, so that a rate says little by itself: beside it stands
+what it would be with the store and the proxy elsewhere, by the processor time that they took.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from benchmarks.measuring import ONE_THREAD, Figure, ratio
+from emotion_batch.archive import list_recordings
+from emotion_batch.rows import extract_rows
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
+
+sys.path.insert(0, os.fspath(Path(__file__).parent.parent / "tests"))
+import servers
+
+N_WORKERS = 2
+LATENCY_S = 0.05
+
+
+class Job(NamedTuple):
+    """What a worker process is to read: some recordings of an archive."""
+
+    url: str
+    options: Mapping[str, Any]
+    start: int
+    n_recordings: int
+
+
+def work(job: Job) -> tuple[float, float]:
+    """Extract, and return the CPU and wall seconds that it took."""
+    entries = list_recordings(job.url, options=job.options).entries.combine_chunks().to_batches()[0]
+    archive = Folder.of(job.url, job.options)
+    settings, segments = FeatureSettings(), Segments()
+    extract_rows(entries.slice(job.start, 8), archive, settings, segments)
+    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    extract_rows(entries.slice(job.start, job.n_recordings), archive, settings, segments)
+    return time.process_time() - cpu_s, time.perf_counter() - wall_s
+
+
+def slow_down(endpoint: str, connection: Any) -> None:
+    """Run a proxy that adds latency, in a process of its own, until told to end."""
+    with servers.Proxy(endpoint, latency_s=LATENCY_S) as proxy:
+        connection.send(proxy.endpoint)
+        connection.recv()
+
+
+def measure(archive: str, n_rounds: int) -> list[Figure]:
+    """Return what a recording costs from a bucket, and the rate of two processes behind 50 ms a request."""
+    os.environ.update(ONE_THREAD)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    with tempfile.TemporaryDirectory() as folder, servers.seaweedfs(Path(folder, "store")) as bucket:
+        bucket.upload(Path(archive), "archive")
+        slow = context.Process(target=slow_down, args=(bucket.endpoint, theirs), daemon=True)
+        slow.start()
+        endpoint = ours.recv()
+        remote = {**bucket.options, "endpoint_url": endpoint}
+        n_each = min(1_000, list_recordings(archive).entries.num_rows // N_WORKERS)
+        places: dict[str, tuple[str, Mapping[str, Any]]] = {
+            "disk": (archive, {}),
+            "bucket": (f"{bucket.url}/archive", bucket.options),
+            "far": (f"{bucket.url}/archive", remote),
+        }
+        cpu_ms: dict[str, list[float]] = {name: [] for name in places}
+        rates: dict[str, list[float]] = {name: [] for name in places}
+        others: list[float] = []
+        with context.Pool(N_WORKERS) as pool:
+            for number in range(-1, n_rounds):
+                for name, (url, options) in places.items():
+                    jobs = [Job(url, options, start * n_each, n_each) for start in range(N_WORKERS)]
+                    before = cpu_s(bucket.process.pid, slow.pid)
+                    answers = pool.map(work, jobs, chunksize=1)
+                    if number < 0:
+                        # The first round is to warm up.
+                        continue
+                    wall_s = max(wall_s for _, wall_s in answers)
+                    cpu_ms[name].append(sum(cpu for cpu, _ in answers) / N_WORKERS / n_each * 1e3)
+                    rates[name].append(N_WORKERS * n_each / wall_s)
+                    if name == "far":
+                        elsewhere_s = (cpu_s(bucket.process.pid, slow.pid) - before) / (os.cpu_count() or 1)
+                        others.append(N_WORKERS * n_each / max(wall_s - elsewhere_s, 1e-9))
+        ours.send(None)
+        slow.join()
+    return [
+        ratio(
+            "a recording of a bucket, in two processes",
+            "the same from the disk",
+            cpu_ms["bucket"],
+            cpu_ms["disk"],
+            "<= 1.25",
+            "ms CPU",
+        ),
+        ratio(
+            "two processes at 50 ms a request", "from the disk", rates["far"], rates["disk"], ">= 0.9", "recordings/s"
+        ),
+        ratio("the same, store and proxy on other cores", "from the disk", others, rates["disk"], "", "recordings/s"),
+    ]
+
+
+def cpu_s(*pids: int | None) -> float:
+    """Return the CPU seconds that processes have used."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,21 @@ def work(job: Job) -> tuple[float, float]:
     return time.process_time() - cpu_s, time.perf_counter() - wall_s
 
 
+def get_alone(job: Job) -> tuple[float, float]:
+    """Get the same objects by obstore's plain call from 16 threads, and return the CPU and wall seconds that it took."""
+    import obstore
+
+    entries = list_recordings(job.url, options=job.options).entries.slice(job.start, job.n_recordings)
+    store, prefix = Folder.of(job.url, job.options).store()
+    names = [f"{prefix}/{name}" for name in entries["file"].to_pylist()]
+    bare = store._store  # type: ignore[attr-defined] # what the package itself calls
+    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(lambda name: obstore.get(bare, name).bytes(), names):
+            pass
+    return time.process_time() - cpu_s, time.perf_counter() - wall_s
+
+
 def slow_down(endpoint: str, connection: Any) -> None:
     """Run a proxy that adds latency, in a process of its own, until told to end."""
     with servers.Proxy(endpoint, latency_s=LATENCY_S) as proxy:
@@ -77,6 +93,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         cpu_ms: dict[str, list[float]] = {name: [] for name in places}
         rates: dict[str, list[float]] = {name: [] for name in places}
         others: list[float] = []
+        alone: list[float] = []
         with context.Pool(N_WORKERS) as pool:
             for number in range(-1, n_rounds):
                 for name, (url, options) in places.items():
@@ -92,6 +109,10 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
                     if name == "far":
                         elsewhere_s = (cpu_s(bucket.process.pid, slow.pid) - before) / (os.cpu_count() or 1)
                         others.append(N_WORKERS * n_each / max(wall_s - elsewhere_s, 1e-9))
+                if number >= 0:
+                    jobs = [Job(*places["bucket"], start * n_each, n_each) for start in range(N_WORKERS)]
+                    answers = pool.map(get_alone, jobs, chunksize=1)
+                    alone.append(cpu_ms["disk"][-1] + sum(cpu for cpu, _ in answers) / N_WORKERS / n_each * 1e3)
         ours.send(None)
         slow.join()
     return [
@@ -101,6 +122,14 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
             cpu_ms["bucket"],
             cpu_ms["disk"],
             "<= 1.25",
+            "ms CPU",
+        ),
+        ratio(
+            "a recording of a bucket, in two processes",
+            "the disk's and obstore's bare get together",
+            cpu_ms["bucket"],
+            alone,
+            "",
             "ms CPU",
         ),
         ratio(

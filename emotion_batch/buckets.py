@@ -94,6 +94,7 @@ def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[Store, str] | Non
 
 def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> Store | None:
     try:
+        import arro3.core  # noqa: F401 obstore's listings need it
         import obstore.store
     except ImportError:
         return None
@@ -384,7 +385,8 @@ class BucketStore:
         elif word:
             said = word
         elif "HTTP error" in text:
-            said = scrub(f"no answer from {self._config.config.get('endpoint', self._url)} ({said})", self._options)
+            why = "its certificate is not trusted" if _CERTIFICATE.search(text) else said
+            said = scrub(f"no answer from {self._config.config.get('endpoint', self._url)} ({why})", self._options)
         kinds = self._obstore.exceptions
         if isinstance(error, kinds.PreconditionError | kinds.AlreadyExistsError):
             return ChangedError(said, code=code)

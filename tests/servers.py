@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import ipaddress
 import json
 import os
 import random
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -77,6 +80,37 @@ class Bucket:
     def through(self, proxy: Proxy) -> dict[str, Any]:
         """Return options that go through a proxy."""
         return json.loads(json.dumps(self.options).replace(self.endpoint, proxy.endpoint))
+
+
+def write_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Write a certificate for loopback that nobody trusts yet; return it, and what serves by it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, secret = folder / "certificate.pem", folder / "key.pem"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem, secret)
+    return pem, context
 
 
 def missing(what: str) -> None:
@@ -227,6 +261,8 @@ class Proxy:
         Share of the requests that fail: in turn by a 503, by a reset, by an answer that is cut off.
     seed
         Of which ones those are.
+    tls
+        With what to speak HTTPS to clients; None for plain HTTP.
 
     Attributes
     ----------
@@ -238,7 +274,15 @@ class Proxy:
         How many of these are passed on before.
     """
 
-    def __init__(self, endpoint: str, *, latency_s: float = 0.0, fail_share: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        latency_s: float = 0.0,
+        fail_share: float = 0.0,
+        seed: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         address = endpoint.removeprefix("http://").partition("/")[0]
         host, _, port = address.partition(":")
         self._target = (host, int(port))
@@ -248,7 +292,10 @@ class Proxy:
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self._port = self._listener.getsockname()[1]
+        self._tls = tls
         self.endpoint = endpoint.replace(address, f"127.0.0.1:{self._port}")
+        if tls is not None:
+            self.endpoint = self.endpoint.replace("http://", "https://")
         self.n_requests = self.n_failed = self.n_bytes = 0
         self.refused: tuple[bytes, ...] = ()
         self.n_granted = 0
@@ -269,6 +316,8 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         with contextlib.suppress(OSError, EOFError), client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True)
             with socket.create_connection(self._target) as server:
                 server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 to_client, to_server = client.makefile("rb"), server.makefile("rb")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Proxy
+from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Proxy, write_certificate
 
 from emotion_batch import buckets, meter, retries, stores
 from emotion_batch.buckets import BucketStore
@@ -190,6 +190,30 @@ def test_credentials_that_are_nowhere_are_said(s3: Bucket, monkeypatch: pytest.M
     by_profile = Folder.of(f"{s3.url}/profile", {"profile": "night"})
     by_profile.publish("a", b"1")
     assert by_profile.read("a") == b"1"
+
+
+@pytest.mark.parametrize("way", ["verify", "AWS_CA_BUNDLE"])
+def test_a_private_authority_is_trusted_when_told(
+    s3: Bucket, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS by a certificate of one's own works where it is named as s3fs's users do, and is refused where it is not."""
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    certificate, context = write_certificate(tmp_path)
+    with Proxy(s3.endpoint, tls=context) as proxy:
+        options = s3.through(proxy)
+        with pytest.raises(StoreError, match=r"no answer from https://.*its certificate is not trusted") as caught:
+            Folder.of(f"{s3.url}/tls", options).publish("a", b"1")
+        # Waiting does not make it any better.
+        assert not caught.value.is_transient
+        if way == "verify":
+            options = {**options, "client_kwargs": {"verify": str(certificate)}}
+        else:
+            monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+            options = {**options, "use_ssl": True}
+        folder = Folder.of(f"{s3.url}/tls", options)
+        assert isinstance(folder.store()[0], BucketStore)
+        folder.publish("a", b"1")
+        assert folder.read("a") == b"1"
 
 
 @pytest.mark.parametrize("client", ["obstore", "fsspec"])

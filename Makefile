@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture lint format bench clean
+.PHONY: demo test torture buckets lint format bench clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
@@ -12,6 +12,9 @@ test: .venv/installed-test
 
 torture: .venv/installed-test
 	$(BIN)/python -m pytest -m torture
+
+buckets: .venv/installed-test
+	$(BIN)/python -m pytest -m "not spark" tests/test_bucket_walk.py tests/test_stores.py
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

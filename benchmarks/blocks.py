@@ -50,7 +50,7 @@ def stages(archive: str) -> Work:
     """Do what `package` does; an answer is the CPU seconds in each stage of it, and in all."""
     import scipy.fft
 
-    from emotion_batch import audio, mfcc, rows
+    from emotion_batch import audio, mfcc, rows, waves
 
     seconds: dict[str, float] = {}
 
@@ -66,7 +66,7 @@ def stages(archive: str) -> Work:
 
     audio.resample = clocked("resample", audio.resample)
     scipy.fft.rfft = clocked("transform", scipy.fft.rfft)
-    for decoder in (audio._Wave, audio._Libsndfile):
+    for decoder in (waves.Wave, audio._Libsndfile):
         decoder.decode = clocked("decode", decoder.decode)
     rows.mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
     work = package(archive)

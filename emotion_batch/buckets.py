@@ -178,8 +178,13 @@ class BucketStore:
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes, in one request where the store can."""
-        if self._has_suffixes:
-            return self.get(path) if not n_bytes else self._get(path, {"range": {"suffix": n_bytes}})
+        if self._has_suffixes and n_bytes:
+            try:
+                return self._get(path, {"range": {"suffix": n_bytes}})
+            except StoreError as error:
+                if error.code != 416:
+                    raise
+                # An empty object has no end.
         size = self._get(path, {"head": True}).size
         return self.get(path, max(0, size - n_bytes), size)
 
@@ -266,7 +271,8 @@ class BucketStore:
 
         def divided(prefix: str, level: int, first: pa.Table) -> _Listed | None:
             """Return the folders of a prefix, each begun to be listed, if that is worth it."""
-            if not level or first.num_rows < _PAGE or not _has_large_folders(first["name"]):
+            # One less may be there, for the marker of the prefix itself is left out.
+            if not level or first.num_rows < _PAGE - 1 or not _has_large_folders(first["name"]):
                 return None
             listed = persistently(lambda: self._call(prefix, lambda: self._list_children(prefix), lambda *_: None))
             if listed is None:

@@ -122,7 +122,8 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     kwargs = dict(left.pop("client_kwargs", None) or {})
     endpoint = endpoint or kwargs.pop("endpoint_url", None)
     region = kwargs.pop("region_name", None)
-    config: dict[str, Any] = {"bucket": bucket}
+    # One by one: many at once are refused by an answer that says 200, and by some servers altogether.
+    config: dict[str, Any] = {"bucket": bucket, "disable_bulk_delete": True}
     client: dict[str, Any] = {}
     if left.pop("requester_pays", False):
         config["request_payer"] = True

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from emotion_batch import audio, meter
+from emotion_batch import meter
 from emotion_batch.archive import Entry, is_local, locate_remote
 from emotion_batch.retries import persistently
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, is_url
 from emotion_batch.stores import Store
+from emotion_batch.waves import find_stretch
 
 # Requests of a worker that are under way, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 32
@@ -238,9 +239,7 @@ class Reader:
         if len(blob.data) >= blob.size:
             return Fetched(blob.data, blob.size, blob.version)
         head = blob.data
-        span = (
-            None if self._is_through else audio.find_stretch(head, self._segments.offset_s, self._segments.duration_s)
-        )
+        span = None if self._is_through else find_stretch(head, self._segments.offset_s, self._segments.duration_s)
         start, stop = (0, 0) if span is None else (max(span[0], len(head)), min(span[1], blob.size))
         if self._is_through or stop - start > _THROUGH_BYTES:
             file = RemoteFile(store, path, blob.size, blob.version, block_bytes=_THROUGH_BYTES, pool=self._pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -82,7 +83,7 @@ def extract(
     info = TableInfo(tables.FEATURES, source.url, settings or FeatureSettings(), segments or Segments())
     tables.check(place, info)
     watcher = watcher or Watcher()
-    tables.try_to_write(place)
+    _try_to_write(place)
     listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
     with Run(place, info, watcher, Means(scheduler, workers, force), started) as run:
         run.freeze(listing, spent, prune=prune)
@@ -162,7 +163,7 @@ def label(
         return _label_features(run, bundle, origin, features)
     kept = _features_of(place, info)
     tables.check(*kept)
-    tables.try_to_write(place)
+    _try_to_write(place)
     listing, spent = _list(origin, suffixes, watcher, may_be_empty=prune and force)
     with run:
         run.freeze(listing, spent, prune=prune)
@@ -248,6 +249,12 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
         copy = run.keep_model(bundle)
         needs = Needs(features=(origin, tables.part_name(min(manifest.shards))), bundle=copy)
         return run.finish(Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers)
+
+
+def _try_to_write(table: Folder) -> None:
+    """Raise StorageError if a bucket's table cannot be written, before an archive is listed for an hour."""
+    with explained(f"table {table.url}"):
+        table.try_to_write(f"{tables.LEDGER}/try-{secrets.token_hex(8)}")
 
 
 def _list(source: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool) -> tuple[Listing, Spent]:

@@ -217,6 +217,12 @@ class Folder:
         _fsync_folder(os.path.dirname(path))
         return True
 
+    def try_to_write(self, name: str) -> None:
+        """Raise what the place raises if `name` cannot be written and deleted there; a local one is not tried."""
+        if not self.is_local:
+            self.publish(name, b"")
+            self.delete(name)
+
     def _put_first(self, store: Store, path: str, data: bytes) -> bool:
         """Put an object unless it is there; an answer that was lost on its way is no other's object."""
         n_tries = 0

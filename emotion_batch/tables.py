@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -291,15 +290,6 @@ def check(table: Folder, info: TableInfo) -> TableInfo | None:
     if there and (difference := there.difference(info)):
         raise UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
     return there
-
-
-def try_to_write(table: Folder) -> None:
-    """Raise StorageError if a bucket's table cannot be written, before an archive is listed for an hour."""
-    if not table.is_local:
-        name = f"{LEDGER}/try-{secrets.token_hex(8)}"
-        with explained(f"table {table.url}"):
-            table.publish(name, b"")
-            table.delete(name)
 
 
 def create(table: Folder, info: TableInfo) -> None:

@@ -29,7 +29,7 @@ FLOORS = (
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter"},
-    {"errors", "process", "watchdog"},
+    {"errors", "process", "watchdog", "waves"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 HEAVY = ("tensorflow", "keras", "librosa", "dask", "distributed", "numpy", "pandas", "pyarrow", "sklearn", "matplotlib")

@@ -72,6 +72,7 @@ def test_a_store_keeps_its_promises(place: tuple[Store, str]) -> None:
     assert store.get_end(f"{root}/a.bin", 10**6)[:2] == (data, len(data))
     store.put(f"{root}/empty", b"")
     assert store.get(f"{root}/empty", 0, 100)[:2] == (b"", 0)
+    assert store.get_end(f"{root}/empty", 100)[:2] == (b"", 0)
     assert store.put_first(f"{root}/first", b"1")
     assert not store.put_first(f"{root}/first", b"2")
     assert store.get(f"{root}/first").data == b"1"
@@ -153,6 +154,9 @@ def test_a_refusal_is_told_apart(
     store, path = (open_fsspec if client == "fsspec" else buckets.open_bucket)(f"{s3.url}/refused", options)  # type: ignore[misc]
     with pytest.raises(error, match=said) as caught:
         store.put(path, b"1")
+    if error is DeniedError and client == "obstore":
+        with pytest.raises(error, match=said):
+            store.delete(path)
     shown = "".join(traceback.format_exception(caught.value)) + repr(store)
     assert options["secret"] not in shown
     assert retries.is_transient(caught.value) == (error is StoreError)

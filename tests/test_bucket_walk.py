@@ -21,6 +21,7 @@ from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, P
 from test_torture import victims
 
 import emotion_batch
+from emotion_batch.archive import Entry, list_recordings, peek
 from emotion_batch.errors import IncompleteError, StorageError
 from emotion_batch.storage import Folder
 from emotion_batch.training import TrainingSettings
@@ -89,6 +90,8 @@ def test_the_walk_in_a_bucket_is_that_on_a_disk(
     run("label", f"{at}/features", f"{at}/labels", "--model", f"{at}/bundle", *scheduler)
     run("label", f"{at}/tess", f"{at}/straight", "--model", f"{at}/bundle", *scheduler)
     n_recordings = len(list(archive.rglob("*.wav")))
+    one = next(path for path in archive.rglob("*.wav") if path.stat().st_size).relative_to(archive)
+    assert json.loads(run("label", f"{at}/tess/{one}", "--model", f"{at}/bundle", "--json").out)[0]["status"] == "ok"
     status = run("status", f"{at}/labels", "--json").result
     assert (status["n_recordings"], status["n_done"]) == (n_recordings, n_recordings)
     for name in ("features", "labels", "straight"):
@@ -262,6 +265,33 @@ def test_rights_that_end_in_midrun_stop_it(s3: Bucket, cluster: ShellCluster, tm
     summary = emotion_batch.extract(archive, table, storage_options=s3.options, scheduler=cluster.address)
     assert summary.counts.n_recordings == 89
     assert "unreadable" not in summary.counts.by_status
+
+
+def test_archives_of_every_kind_in_a_bucket(s3: Bucket) -> None:
+    """A prefix, a glob, a list and one recording are listed with sizes and ETags, and progress is told."""
+    names = ["2026/a/1.wav", "2026/a/2.WAV", "2026/b/3.flac", "2026/b/.x/4.wav", "2026/notes.txt", "2025/a/5.wav"]
+    s3.write({f"kinds/{name}": name.encode() for name in names})
+    s3.write({"kinds/list.txt": f"2026/b/3.flac\n{s3.url}/kinds/2025/a/5.wav\ngone.wav\n".encode()})
+    s3.write({"kinds/list.csv": b"id,file\n1,2026/a/1.wav\n"})
+
+    def listed(archive: str) -> list[str]:
+        told: list[int] = []
+        found = list_recordings(f"{s3.url}/{archive}", options=s3.options, on_listed=told.append)
+        sizes = [row["size"] for row in found.entries.to_pylist()]
+        assert "list" in archive or (all(sizes) and (told or archive.endswith("1.wav")))
+        for row in found.entries.to_pylist():
+            if row["size"]:
+                peek(found.folder, Entry(**row))
+                assert len(row["version"]) == 32
+        return found.entries["file"].to_pylist()
+
+    assert listed("kinds") == ["2025/a/5.wav", "2026/a/1.wav", "2026/a/2.WAV", "2026/b/3.flac"]
+    assert listed("kinds/2026/") == ["a/1.wav", "a/2.WAV", "b/3.flac"]
+    assert listed("kinds/20*/a/*.wav") == ["2025/a/5.wav", "2026/a/1.wav"]
+    assert listed("kinds/**/[35].*") == ["2025/a/5.wav", "2026/b/3.flac"]
+    assert listed("kinds/2026/a/1.wav") == ["1.wav"]
+    assert listed("kinds/list.txt") == ["2026/b/3.flac", "gone.wav", f"{s3.url}/kinds/2025/a/5.wav"]
+    assert listed("kinds/list.csv") == ["2026/a/1.wav"]
 
 
 def test_workers_use_their_own_keys(s3: Bucket, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,8 @@ class BucketStore:
         self._url = url
         self._options = options
         self._config = config
-        self._has_suffixes = EXTRAS[url.split(":")[0]] != "azure"
+        self._is_azure = EXTRAS[url.split(":")[0]] == "azure"
+        self._endpoint = config.config.get("aws_endpoint_url_s3") or config.config.get("endpoint", url)
         self._lack: str | None = None
         self._is_lack_passing = False
         bucket = url.split("://")[1].partition("@")[0]
@@ -178,7 +179,7 @@ class BucketStore:
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes, in one request where the store can."""
-        if self._has_suffixes and n_bytes:
+        if n_bytes and not self._is_azure:
             try:
                 return self._get(path, {"range": {"suffix": n_bytes}})
             except StoreError as error:
@@ -290,6 +291,12 @@ class BucketStore:
             first = next(pages, LISTED_SCHEMA.empty_table())
             return divided(prefix, level, first) or _Listed([first, *pages], [])
 
+        if not path and not self._is_azure:
+            # obstore lists a key that begins with `/` without it, as if it were another.
+            other, root = open_fsspec(self._url, self._options)
+            if persistently(lambda: other.has_any(root, "/")):
+                yield from other.walk(root)
+                return
         try:
             # The first one here, for most archives are no more than that, and what is listed is handed on at once.
             pages = self._pages(path, is_over)
@@ -392,13 +399,18 @@ class BucketStore:
             said = word
         elif "HTTP error" in text:
             why = "its certificate is not trusted" if _CERTIFICATE.search(text) else said
-            said = scrub(f"no answer from {self._config.config.get('endpoint', self._url)} ({why})", self._options)
+            said = scrub(f"no answer from {self._endpoint} ({why})", self._options)
         kinds = self._obstore.exceptions
         if isinstance(error, kinds.PreconditionError | kinds.AlreadyExistsError):
             return ChangedError(said, code=code)
         if self._lack is not None and self._is_lack_passing:
             return StoreError(f"no credentials now: {self._lack}", is_transient=True)
-        if self._lack is not None or code in DENIED_CODES or word in _DENIED_REASONS:
+        is_denied = code in DENIED_CODES or word in _DENIED_REASONS
+        if (
+            self._lack is not None
+            or is_denied
+            or isinstance(error, kinds.UnauthenticatedError | kinds.PermissionDeniedError)
+        ):
             where = f"credentials were looked for in {self._config.looked_in}"
             return DeniedError(errno.EACCES, f"{self._lack or said}; {where}")
         if _NO_BUCKET.search(text):

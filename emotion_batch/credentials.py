@@ -6,6 +6,7 @@ fsspec's own client then does the work: slower, and the same.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -21,9 +22,12 @@ from typing import Any
 
 import fsspec
 
+_ENDPOINT_VARIABLES = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 # How long keys that somebody else renews are taken to last.
 _KEYS_LAST = timedelta(minutes=5)
 _REGION_TIMEOUT_S = 3
+# Of each of fsspec's clients, in its own order.
+_S3, _GCS, _AZURE = _PROTOCOLS = ("s3", "s3a"), ("gs", "gcs"), ("abfs", "az", "abfss")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 # Options that only say how fsspec's clients should go about it.
 _TUNING = {
@@ -95,14 +99,16 @@ def configure(protocol: str, bucket: str, options: Mapping[str, Any]) -> Config 
     -------
     The configuration; None if only fsspec's client can do what the options ask for.
     """
-    # What fsspec's own configuration and FSSPEC_S3_... say counts too: https://filesystem-spec.readthedocs.io/en/latest/features.html#configuration
-    both = {**fsspec.config.conf.get(protocol, {}), **options}
+    names = next((names for names in _PROTOCOLS if protocol in names), ())
+    # What fsspec's own configuration and FSSPEC_S3_... say counts too, under any of a client's names:
+    # https://filesystem-spec.readthedocs.io/en/latest/features.html#configuration
+    both = {name: value for one in names for name, value in fsspec.config.conf.get(one, {}).items()} | dict(options)
     left = {name: value for name, value in both.items() if value is not None and name not in _TUNING}
-    if protocol in ("s3", "s3a"):
+    if names == _S3:
         return _s3(bucket, left)
-    if protocol in ("gs", "gcs"):
+    if names == _GCS:
         return _gcs(left)
-    if protocol in ("az", "abfs", "abfss"):
+    if names == _AZURE:
         return _azure(bucket, left)
     return None
 
@@ -122,8 +128,15 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     kwargs = dict(left.pop("client_kwargs", None) or {})
     endpoint = endpoint or kwargs.pop("endpoint_url", None)
     region = kwargs.pop("region_name", None)
-    # One by one: many at once are refused by an answer that says 200, and by some servers altogether.
-    config: dict[str, Any] = {"bucket": bucket, "disable_bulk_delete": True}
+    config: dict[str, Any] = {
+        "bucket": bucket,
+        # One by one: many at once are refused by an answer that says 200, and by some servers altogether.
+        "disable_bulk_delete": True,
+        # Said, for what is not said obstore takes from variables that s3fs does not know.
+        "skip_signature": bool(is_anonymous),
+        "virtual_hosted_style_request": False,
+        "conditional_put": "etag",
+    }
     client: dict[str, Any] = {}
     if left.pop("requester_pays", False):
         config["request_payer"] = True
@@ -158,12 +171,10 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
         region = region or session.get_config_variable("region")
     credentials: Callable[[], dict[str, Any]] | None = None
     looked_in = "the key and secret of --storage-options"
-    if is_anonymous:
-        config["skip_signature"] = True
-    elif key and secret:
+    if key and secret and not is_anonymous:
         # Not as configuration, which obstore would complete by a token that the environment has for other keys.
         credentials = _fixed({"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None})
-    elif session is not None:
+    elif session is not None and not is_anonymous:
         credentials = _boto_keys(session)
         name = profile or session.get_config_variable("profile") or "default"
         looked_in = (
@@ -181,13 +192,17 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
             endpoint = f"https://s3.{region}.amazonaws.com.cn"
         elif not is_tls:
             endpoint = f"http://s3.{region or 'us-east-1'}.amazonaws.com"
+        elif _ENDPOINT_VARIABLES & set(os.environ):
+            # Which a profile says are not to count.
+            endpoint = f"https://s3.{region or 'us-east-1'}.amazonaws.com"
     if endpoint is not None:
         if not endpoint.startswith(("http://", "https://")):
             raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
         if config.get("virtual_hosted_style_request"):
             # Its name of the bucket goes before the host's, which botocore does not do with numbers.
             return None
-        config["endpoint"] = endpoint.rstrip("/")
+        # Not `endpoint`, before which obstore takes what the environment says of another.
+        config["aws_endpoint_url_s3"] = endpoint.rstrip("/")
         client["allow_http"] = endpoint.startswith("http://")
     if isinstance(authorities, str) and not client.get("allow_http"):
         with open(authorities, "rb") as stream:
@@ -264,6 +279,9 @@ def _gcs(left: dict[str, Any]) -> Config | None:
     credentials: Callable[[], dict[str, Any]] | None = None
     looked_in = "--storage-options"
     if token == "anon":  # noqa: S105 the word for none
+        if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+            # obstore would read it all the same, and refuse kinds that it does not know.
+            return None
         config["skip_signature"] = True
     elif isinstance(token, dict) and token.get("type") == "service_account":
         config["service_account_key"] = json.dumps(token)
@@ -350,6 +368,10 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
     looked_in = "--storage-options and AZURE_STORAGE_CONNECTION_STRING and its like"
     # Not as configuration, before which obstore takes what the environment says of other accounts.
     if key:
+        try:
+            base64.b64decode(key, validate=True)
+        except ValueError:
+            raise ValueError("an account key that is no base64") from None
         credentials = _fixed({"access_key": key, "expires_at": None})
     elif sas:
         credentials = _fixed({"sas_token": sas.removeprefix("?"), "expires_at": None})

@@ -153,13 +153,15 @@ def _guess_inventory(first: list[str]) -> list[str] | None:
     if len(first) < 3 or not _BUCKET_NAME.fullmatch(first[0]) or {"bucket", "key"} & set(first):
         return None
     columns = [_BUCKET, _KEY]
+    # With all versions of the objects these two stand here, after the version; other flags are of no matter.
+    has_versions = all(value in ("true", "false") for value in (*first, "", "")[3:5])
     for number, value in enumerate(first[2:]):
         if value.isdigit() and _SIZE not in columns:
             columns.append(_SIZE)
         elif _HEX_ETAG.fullmatch(value) and _ETAG not in columns:
             columns.append(_ETAG)
-        elif value in ("true", "false") and _DELETED not in columns:
-            columns.append(_DELETED if _LATEST in columns else _LATEST)
+        elif has_versions and number in (1, 2):
+            columns.append(_LATEST if number == 1 else _DELETED)
         else:
             columns.append(f"other{number}")
     return columns

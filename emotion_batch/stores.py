@@ -46,6 +46,7 @@ EXTRAS = {
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
 }
 _BATCH = 4_096
+_S3FS_CHUNK_BYTES = 50 * 2**20
 _ETAGS = ("md5Hash", "ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
 LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
@@ -108,6 +109,7 @@ class FsspecStore:
         self._filesystem = filesystem
         self._options = options
         self._is_local = isinstance(filesystem, LocalFileSystem)
+        self._is_s3 = "s3" in filesystem.protocol
 
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
         """Return bytes of an object, in two requests where it is not read whole, for the size is needed."""
@@ -122,7 +124,8 @@ class FsspecStore:
         data = (
             b"" if start >= stop else bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
         )
-        return Blob(data, size, found)
+        # Web servers that know no ranges send all of it.
+        return Blob(data if len(data) <= stop - start else data[start:stop], size, found)
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes."""
@@ -131,7 +134,9 @@ class FsspecStore:
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object by the filesystem's own put of bytes, which is one request."""
-        self._call(lambda: self._filesystem.pipe_file(path, data))
+        # s3fs cuts what is larger than two of its chunks, and leaves the pieces where it is killed.
+        whole = {"chunksize": len(data)} if len(data) > _S3FS_CHUNK_BYTES and self._is_s3 else {}
+        self._call(lambda: self._filesystem.pipe_file(path, data, **whole))
 
     def put_first(self, path: str, data: bytes) -> bool:
         """Write an object unless it is there; where the filesystem cannot say so, two in the same instant may both."""
@@ -151,14 +156,14 @@ class FsspecStore:
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
         """Return what there is under a name."""
         try:
-            kind = self._call(lambda: self._filesystem.info(path))["type"]
+            kind = self._call(lambda: self._look(path))["type"]
         except (FileNotFoundError, NotADirectoryError):
             return None
         return "folder" if kind == "directory" else "file"
 
     def children(self, path: str) -> tuple[pa.Table, list[str]]:
         """Return the files directly in a folder, and the names of the folders in it."""
-        self._filesystem.invalidate_cache(path)
+        self._forget()
         entries = self._call(lambda: self._filesystem.ls(path, detail=True))
         folders = [_base(entry["name"]) for entry in entries if entry["type"] == "directory"]
         # S3's marker of a folder is listed in it, under its own name.
@@ -167,17 +172,32 @@ class FsspecStore:
 
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a folder; fsspec holds all their names at once."""
-        self._filesystem.invalidate_cache(path)
+        self._forget()
         found = self._call(lambda: self._filesystem.find(path, detail=True))
         root = f"{path.rstrip('/')}/"
         files = iter(found.items())
         while some := list(islice(files, _BATCH)):
             yield _listed((name.removeprefix(root), info) for name, info in some if not name.endswith("/"))
 
+    def has_any(self, path: str, prefix: str) -> bool:
+        """Return whether any name in a bucket begins with `prefix`."""
+        return bool(self._call(lambda: self._filesystem.find(path, prefix=prefix)))
+
+    def _look(self, path: str) -> dict[str, Any]:
+        """Return what is there now, which is not what an earlier listing saw."""
+        self._forget()
+        info: dict[str, Any] = self._filesystem.info(path)
+        return info
+
+    def _forget(self) -> None:
+        """Let the client look anew; of `invalidate_cache` adlfs takes no notice, and others forget one folder."""
+        if (kept := getattr(self._filesystem, "dircache", None)) is not None:
+            kept.clear()
+
     def _info(self, path: str) -> tuple[int | None, str | None]:
         """Return an object's size and version, as far as they can be known."""
         try:
-            info = self._call(lambda: self._filesystem.info(path))
+            info = self._call(lambda: self._look(path))
         except FileNotFoundError:
             if self._is_local:
                 raise

@@ -9,6 +9,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import run_command
 
 from emotion_batch.archive import Entry, list_recordings, locate_local, locate_remote, peek
 from emotion_batch.errors import StorageError, UsageError
@@ -210,3 +211,29 @@ def test_a_look_at_a_recording_waits_for_nobody(tmp_path: Path) -> None:
     for name in ("none.wav", "folder.wav"):
         with pytest.raises(OSError, match=name if name == "none.wav" else "directory"):
             peek(folder, Entry(name, None, None, None))
+
+
+_LISTED = """
+import pyarrow as pa
+from emotion_batch.archive import _of_pages
+from emotion_batch.storage import Folder
+from emotion_batch.stores import LISTED_SCHEMA
+
+N = 200_000
+def pages():
+    for start in range(0, N, 1_000):
+        numbers = range(start, start + 1_000)
+        names = [f"2026/11/{number // 50_000:04d}/call-{number:010d}.wav" for number in numbers]
+        yield pa.table([names, list(numbers), [f"{number:032x}" for number in numbers]], LISTED_SCHEMA)
+
+listing = _of_pages(Folder("s3://x"), pages(), (".wav",), lambda n_files: None)
+assert listing.entries.num_rows == N
+print(pa.default_memory_pool().max_memory() / N)
+"""
+
+
+def test_a_listing_is_in_memory_once() -> None:
+    """Of a bucket's objects the driver holds names, sizes and ETags: less than 150 bytes each at its most."""
+    done = run_command(program=("-c", _LISTED))
+    assert done.code == 0, done.err
+    assert float(done.out) < 150

@@ -9,7 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 
+from emotion_batch.buckets import open_bucket
 from emotion_batch.credentials import configure, find_region
+from emotion_batch.errors import StorageError
 
 ENDPOINT = "http://127.0.0.1:9000"
 KEYS = {"key": "name", "secret": "hidden"}
@@ -40,17 +42,20 @@ def keys_of(protocol: str, options: dict[str, Any], bucket: str = "calls") -> di
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"endpoint_url": ENDPOINT}, {"endpoint": ENDPOINT, "region": "us-east-1"}),
+        ({"endpoint_url": ENDPOINT}, {"aws_endpoint_url_s3": ENDPOINT, "region": "us-east-1"}),
         (
             {"client_kwargs": {"endpoint_url": ENDPOINT, "region_name": "eu-west-1"}},
-            {"endpoint": ENDPOINT, "region": "eu-west-1"},
+            {"aws_endpoint_url_s3": ENDPOINT, "region": "eu-west-1"},
         ),
         ({"endpoint_url": ENDPOINT, "requester_pays": True}, {"request_payer": True}),
         (
             {"endpoint_url": ENDPOINT, "s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "k"}},
             {"server_side_encryption": "aws:kms", "sse_kms_key_id": "k"},
         ),
-        ({"endpoint_url": ENDPOINT, "default_block_size": 1, "use_listings_cache": False}, {"endpoint": ENDPOINT}),
+        (
+            {"endpoint_url": ENDPOINT, "default_block_size": 1, "use_listings_cache": False},
+            {"aws_endpoint_url_s3": ENDPOINT},
+        ),
     ],
     ids=["endpoint", "client_kwargs", "requester pays", "encryption", "tuning"],
 )
@@ -92,12 +97,27 @@ def test_the_environment_counts_as_for_s3fs(monkeypatch: pytest.MonkeyPatch) -> 
     for options in ({}, KEYS, {"anon": True}):
         config = configure("s3", "calls", options)
         assert config is not None
-        assert config.config["endpoint"] == ENDPOINT
+        assert config.config["aws_endpoint_url_s3"] == ENDPOINT
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:1", **KEYS})
     config = configure("s3", "calls", {})
     assert config is not None
-    assert config.config["endpoint"] == "http://127.0.0.1:1"
+    assert config.config["aws_endpoint_url_s3"] == "http://127.0.0.1:1"
+    monkeypatch.setitem(fsspec.config.conf, "abfs", {"account_name": "mine", "account_key": "aGlkZGVu"})
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "other")
+    config = configure("az", "calls", {})
+    assert config is not None
+    assert config.config["account_name"] == "mine"
     assert keys_of("s3", {})["access_key_id"] == "name"
+
+
+def test_a_key_that_is_none_is_said_without_it() -> None:
+    """An account key of Azure's with a slip in it is found before any work, and not shown."""
+    options = {"account_name": "a", "account_key": "hidden but not base64!"}
+    with pytest.raises(
+        StorageError, match=r"^az://calls: expected credentials .*, got an account key that is no base64"
+    ) as caught:
+        open_bucket("az://calls/x", options)
+    assert "hidden" not in str(caught.value)
 
 
 def test_nobody_is_a_right_too() -> None:
@@ -124,16 +144,16 @@ def test_another_endpoint_of_googles_is_left_to_gcsfs(monkeypatch: pytest.Monkey
 def test_a_connection_string_is_all_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another account's key in the environment is not mixed with it."""
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "other")
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "others")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "b3RoZXJz")
     mine = {
-        "connection_string": "DefaultEndpointsProtocol=https;AccountName=mine;AccountKey=hidden==;EndpointSuffix=core.windows.net"
+        "connection_string": "DefaultEndpointsProtocol=https;AccountName=mine;AccountKey=aGlkZGVu;EndpointSuffix=core.windows.net"
     }
     config = configure("az", "calls", mine)
     assert config is not None
     assert config.config["account_name"] == "mine"
     assert config.config["endpoint"] == "https://mine.blob.core.windows.net"
-    assert keys_of("az", mine)["access_key"] == "hidden=="
-    assert keys_of("az", {})["access_key"] == "others"
+    assert keys_of("az", mine)["access_key"] == "aGlkZGVu"
+    assert keys_of("az", {})["access_key"] == "b3RoZXJz"
 
 
 def test_a_signature_is_known_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,19 @@ def test_one_file_of_an_inventory_is_a_list(tmp_path: Path, name: str) -> None:
     assert list_recordings(tmp_path / name).entries["file"].to_pylist() == ["2026/a.wav"]
 
 
+def test_flags_of_other_columns_hide_nothing(tmp_path: Path) -> None:
+    """An inventory of current versions has columns that say true or false of something else: each line is an object."""
+    flags = ["true", "false", "false", "false", "true"]
+    rows = [
+        [*row[:3], "2026-11-22T01:00:00.000Z", row[3], "STANDARD", flag] for row, flag in zip(ROWS, flags, strict=True)
+    ]
+    (tmp_path / "one.csv").write_bytes(as_csv(rows))
+    found = [
+        (row["file"], row["size"], row["version"]) for row in list_recordings(tmp_path / "one.csv").entries.to_pylist()
+    ]
+    assert found == EXPECTED
+
+
 def test_older_versions_and_deletions_are_no_recordings(tmp_path: Path) -> None:
     """Of a bucket with versions the latest count, and what was deleted is gone."""
     rows = [

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import os
 import pickle
+import threading
 import traceback
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Proxy, write_certificate
 
@@ -124,6 +130,85 @@ def test_another_version_is_not_read(place: tuple[Store, str]) -> None:
         pytest.skip("this client knows no versions")
     with pytest.raises(ChangedError):
         store.get(f"{root}/a", 5, 10, version=version)
+
+
+def test_what_others_write_is_seen(place: tuple[Store, str], request: pytest.FixtureRequest) -> None:
+    """Whatever a client remembers of a listing, what it is asked for is what is there now."""
+    store, root = place
+    store.put(f"{root}/a", b"1" * 100)
+    store.children(root)
+    assert sum(page.num_rows for page in store.walk(root)) == 1
+    name, written = root.rpartition("/")[2], {"a": b"2" * 200, "b": b"3"}
+    protocol = request.node.callspec.params["place"].partition(" ")[0]
+    if protocol == "memory":
+        fsspec.filesystem("memory").pipe({f"{root}/{key}": data for key, data in written.items()})
+    else:
+        bucket: Bucket = request.getfixturevalue({"s3": "s3", "gs": "gcs", "az": "azure"}[protocol])
+        bucket.write({f"{name}/{key}": data for key, data in written.items()})
+    assert store.find_kind(f"{root}/b") == "file"
+    blob = store.get(f"{root}/a", 0, 1_000)
+    assert (blob.data, blob.size) == (b"2" * 200, 200)
+    assert store.get_end(f"{root}/a", 8)[:2] == (b"2" * 8, 200)
+    assert store.children(root)[0].num_rows == 2
+
+
+@pytest.mark.parametrize("client", ["obstore", "fsspec"])
+def test_a_large_part_is_one_request(s3: Bucket, client: str) -> None:
+    """However large a part is, no upload in pieces is begun that a kill would leave pending."""
+    with Proxy(s3.endpoint) as proxy:
+        options = s3.through(proxy)
+        found = (open_fsspec if client == "fsspec" else buckets.open_bucket)(f"{s3.url}/large-{client}", options)
+        assert found is not None
+        store, path = found
+        store.put(f"{path}/small", b"1")
+        before = proxy.n_requests
+        # s3fs cuts from 100 MiB on, obstore from 5 MB.
+        store.put(f"{path}/large", bytes(101 * 2**20))
+        assert proxy.n_requests == before + 1
+    store.delete(f"{path}/large")
+
+
+def test_another_endpoint_in_the_environment_is_not_asked(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What options say goes before what variables say, also such as only obstore knows."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    monkeypatch.setenv("AWS_VIRTUAL_HOSTED_STYLE_REQUEST", "true")
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    # Options of its own, for a bucket that was opened is kept.
+    folder = Folder.of(f"{s3.url}/environment", {**s3.options, "requester_pays": True})
+    folder.publish("a", b"1")
+    assert folder.read("a") == b"1"
+    assert not folder.publish_first("a", b"2")
+
+
+def test_keys_that_begin_with_a_slash_are_recordings_of_their_own(gcs: Bucket) -> None:
+    """Where a whole bucket has such keys, which obstore lists under others' names, all are listed and read as they are."""
+    import obstore.store
+
+    def post(path: str, data: bytes) -> None:
+        request = urllib.request.Request(f"{gcs.endpoint}{path}", data, {"Content-Type": "application/json"})  # noqa: S310 loopback
+        urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 loopback
+
+    post("/storage/v1/b?project=x", b'{"name": "slashes"}')
+    for name, data in (("%2Fa.wav", b"1"), ("a.wav", b"22"), ("b%2Fc.wav", b"333")):
+        post(f"/upload/storage/v1/b/slashes/o?uploadType=media&name={name}", data)
+    config = Config({"base_url": gcs.endpoint, "skip_signature": True}, {"allow_http": True}, None, "nowhere")
+    store = BucketStore(obstore.store.GCSStore, "gs://slashes", config, gcs.options)
+    listed = {row["name"]: row["size"] for page in store.walk("") for row in page.to_pylist()}
+    assert listed == {"/a.wav": 1, "a.wav": 2, "b/c.wav": 3}
+    assert [len(store.get(name).data) for name in listed] == list(listed.values())
+
+
+def test_a_server_without_ranges_is_read_right(tmp_path: Path) -> None:
+    """A web server that sends all of a file gives the bytes that were asked for all the same."""
+    (tmp_path / "a.bin").write_bytes(bytes(range(200)))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=os.fspath(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        folder = Folder.of(f"http://127.0.0.1:{server.server_port}")
+        assert folder.read_range("a.bin", 100, 104) == bytes(range(100, 104))
+        assert folder.read_end("a.bin", 4)[0] == bytes(range(196, 200))
+        server.shutdown()
 
 
 def test_of_many_at_once_one_is_first(s3: Bucket) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emotion_batch.errors import UsageError
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import AnySettings, Segments, read_settings
 from emotion_batch.storage import Folder, explained
 
 CARD = "card.json"
@@ -46,7 +46,7 @@ class Card:
     """
 
     labels: tuple[str, ...]
-    feature_settings: FeatureSettings
+    feature_settings: AnySettings
     segments: Segments
     architecture: str
     model_id: str
@@ -86,7 +86,7 @@ class Card:
             raise ValueError("labels that are not distinct words")
         return cls(
             labels=labels,
-            feature_settings=FeatureSettings.from_dict(value["feature_settings"]),
+            feature_settings=read_settings(value["feature_settings"]),
             segments=Segments.from_dict(value["segments"]),
             architecture=value["architecture"],
             model_id=value["model_id"],

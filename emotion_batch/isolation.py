@@ -20,15 +20,14 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from emotion_batch import meter, process
+from emotion_batch import features, meter, process
 from emotion_batch.archive import Entry
 from emotion_batch.errors import IncompleteError, Status, StorageError, UsageError
 from emotion_batch.reading import reading
 from emotion_batch.rows import FeatureRow, extract_recording, to_table
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage import Folder
 from emotion_batch.watchdog import watched
 
@@ -72,7 +71,7 @@ class _Job:
 
     entries: tuple[Entry, ...]
     archive: Folder
-    settings: FeatureSettings
+    settings: AnySettings
     segments: Segments
     limits: Limits
 
@@ -80,7 +79,7 @@ class _Job:
 def extract_rows(
     entries: pa.RecordBatch,
     archive: Folder,
-    settings: FeatureSettings,
+    settings: AnySettings,
     segments: Segments,
     limits: Limits,
     on_failure: Callable[[StorageError], None],
@@ -134,7 +133,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
                 if message is None:
                     break
                 if message[:1] == _ROW:
-                    rows.append(_decode(message[1:]))
+                    rows.append(_decode(message[1:], job.settings))
                 else:
                     about = json.loads(message[1:])
                     meter.current().read_bytes += about["read_bytes"]
@@ -261,15 +260,14 @@ class _Child:
 
 def _encode(row: FeatureRow) -> bytes:
     """Return a row as a message's bytes: no pickle, for what decodes a hostile recording is not to be trusted."""
-    vector = b"" if row.mfcc is None else row.mfcc.tobytes()
-    return json.dumps(row[:-1]).encode() + b"\n" + vector
+    return json.dumps(row[:-1]).encode() + b"\n" + features.encode(row.features)
 
 
-def _decode(data: bytes) -> FeatureRow:
-    head, _, vector = data.partition(b"\n")
+def _decode(data: bytes, settings: AnySettings) -> FeatureRow:
+    head, _, values_bytes = data.partition(b"\n")
     values: list[Any] = json.loads(head)
     values[3] = Status(values[3])
-    return FeatureRow._make([*values, np.frombuffer(vector, np.float32) if vector else None])
+    return FeatureRow._make([*values, features.decode(values_bytes, settings)])
 
 
 def main(descriptor: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import attempts, lease, manifest, tables
+from emotion_batch import attempts, features, lease, manifest, tables
 from emotion_batch.errors import IncompleteError, Status, UsageError
 from emotion_batch.lease import Holder
 from emotion_batch.manifest import Manifest, ShardEntry, read_entries
@@ -285,12 +285,12 @@ def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: 
     if unequal:
         return "expected the recordings of its manifest entries, in their order, got others"
     is_ok = pc.equal(rows["status"], Status.OK)
+    made = set(features.names(info.feature_settings)) if info.kind == tables.FEATURES else {"emotion", "confidence"}
     for name in rows.column_names:
-        if name in ("mfcc", "emotion", "confidence") or name.startswith("p_"):
+        if name in made or name.startswith("p_"):
             if not pc.all(pc.equal(pc.is_valid(rows[name]), is_ok)).as_py():
                 return f"expected {name} in rows that are ok and in no others, got it otherwise"
-            values = rows[name].drop_null()
-            numbers = values.combine_chunks().flatten() if name == "mfcc" else values
+            numbers = features.flatten(rows[name].drop_null())
             if name != "emotion" and not pc.all(pc.is_finite(numbers), min_count=0).as_py():
                 return f"expected finite numbers in {name}, got others"
     if not pc.all(pc.equal(pc.is_null(rows["error"]), is_ok)).as_py():

@@ -35,7 +35,7 @@ _KEPT_SAMPLES = 2**18
 _local = threading.local()
 
 
-class _Band(NamedTuple):
+class Band(NamedTuple):
     """Some neighbouring mel filters: which bins they weigh, which columns they fill."""
 
     bins: slice
@@ -48,7 +48,7 @@ class _Constants:
     """What the settings alone decide."""
 
     window: npt.NDArray[np.float32]
-    bands: tuple[_Band, ...]
+    bands: tuple[Band, ...]
     # The first n_mfcc rows of the DCT, shape (n_mfcc, n_mels).
     dct: npt.NDArray[np.float64]
 
@@ -132,15 +132,20 @@ def _buffers(settings: FeatureSettings) -> _Buffers:
 @lru_cache(maxsize=8)
 def _constants(settings: FeatureSettings) -> _Constants:
     window, mel = _filters(settings)
+    dct = scipy.fft.dct(np.eye(settings.n_mels), type=2, norm="ortho", axis=0)[: settings.n_mfcc]
+    return _Constants(window, cut_bands(mel), dct)
+
+
+def cut_bands(mel: npt.NDArray[np.float32]) -> tuple[Band, ...]:
+    """Return mel filters, shape (n_mels, n_bins), in bands of neighbours that weigh neighbouring bins."""
     bands = []
-    for first in range(0, settings.n_mels, _BAND_FILTERS):
-        filters = slice(first, min(first + _BAND_FILTERS, settings.n_mels))
+    for first in range(0, len(mel), _BAND_FILTERS):
+        filters = slice(first, min(first + _BAND_FILTERS, len(mel)))
         # With many filters and few bins some are zero throughout, maybe all of a band.
         used = np.flatnonzero(mel[filters].any(axis=0))
         bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
-        bands.append(_Band(bins, filters, np.ascontiguousarray(mel[filters, bins].T)))
-    dct = scipy.fft.dct(np.eye(settings.n_mels), type=2, norm="ortho", axis=0)[: settings.n_mfcc]
-    return _Constants(window, tuple(bands), dct)
+        bands.append(Band(bins, filters, np.ascontiguousarray(mel[filters, bins].T)))
+    return tuple(bands)
 
 
 def _filters(settings: FeatureSettings) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

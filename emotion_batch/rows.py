@@ -11,21 +11,20 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from emotion_batch import audio, meter, mfcc, tables
+from emotion_batch import audio, features, meter, tables
 from emotion_batch.archive import Entry, locate_local
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError
 from emotion_batch.meter import stage
 from emotion_batch.reading import Fetched, RemoteFile, reading
 from emotion_batch.retries import is_transient, persistently
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage import Folder, explained
 
 
 class FeatureRow(NamedTuple):
-    """One row of a feature table, in its columns' order."""
+    """One row of a feature table, in its columns' order; the last are as many columns as the recipe has."""
 
     file: str
     start_s: float
@@ -35,13 +34,13 @@ class FeatureRow(NamedTuple):
     duration_s: float | None
     sample_rate_hz: int | None
     channels: int | None
-    mfcc: npt.NDArray[np.float32] | None
+    features: features.Values | None
 
 
 def extract_rows(
     entries: pa.RecordBatch,
     archive: Folder,
-    settings: FeatureSettings,
+    settings: AnySettings,
     segments: Segments,
     on_row: Callable[[], None] = lambda: None,
     on_failure: Callable[[StorageError], None] | None = None,
@@ -55,7 +54,7 @@ def extract_rows(
     archive
         What their names are relative to.
     settings, segments
-        How samples become a vector, and which stretches.
+        How samples become features, and which stretches.
     on_row
         Called after each row.
     on_failure
@@ -96,32 +95,24 @@ def extract_rows(
     return to_table(rows(), settings)
 
 
-def to_table(found: Iterable[FeatureRow], settings: FeatureSettings) -> pa.Table:
+def to_table(found: Iterable[FeatureRow], settings: AnySettings) -> pa.Table:
     """Return rows as a table of the feature table's schema."""
     rows: list[tuple[object, ...]] = []
-    # The vectors side by side, for an hour of windows has thousands: as arrays of their own they would weigh double.
-    values, is_missing = bytearray(), bytearray()
-    nothing = bytes(4 * settings.n_mfcc)
+    values = features.Columns(settings)
     for row in found:
         rows.append(row[:-1])
-        values += nothing if row.mfcc is None else row.mfcc.tobytes()
-        is_missing.append(row.mfcc is None)
+        values.add(row.features)
     schema = tables.feature_schema(settings)
-    columns = zip(*rows, strict=True) if rows else ((),) * (len(schema) - 1)
+    columns = zip(*rows, strict=True) if rows else ((),) * (len(FeatureRow._fields) - 1)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
-    vectors = pa.FixedSizeListArray.from_arrays(
-        pa.array(np.frombuffer(values, np.float32)),
-        type=schema.field("mfcc").type,
-        mask=pa.array(np.frombuffer(is_missing, np.bool_)),
-    )
-    return pa.Table.from_arrays([*arrays, vectors], schema=schema)
+    return pa.Table.from_arrays([*arrays, *values.to_arrays()], schema=schema)
 
 
 def extract_recording(
     entry: Entry,
     archive: Folder,
     fetched: Callable[[], Fetched] | None,
-    settings: FeatureSettings,
+    settings: AnySettings,
     segments: Segments,
 ) -> Iterator[FeatureRow]:
     """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails.
@@ -133,7 +124,7 @@ def extract_recording(
     fetched
         Gives it, if it is one of a store; None for a file.
     settings, segments
-        How samples become a vector, and which stretches.
+        How samples become features, and which stretches.
 
     Raises
     ------
@@ -157,13 +148,12 @@ def extract_recording(
                     raise
                 _check_store(source, archive)
                 with stage("features"):
-                    vector = mfcc.mean_mfcc(stretch.samples, settings)
+                    values = features.compute(stretch.samples, settings)
                 _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header)
                 read_to_s = stretch.end_s
-                # A frame that is not finite shows in the vector; a sample between frames does not.
-                is_finite = settings.hop_length <= settings.n_fft or np.isfinite(stretch.samples).all()
-                if is_finite and np.isfinite(vector).all():
-                    yield _row(entry, start_s, header, stretch.end_s, vector)
+                is_finite = features.sees_every_sample(settings) or np.isfinite(stretch.samples).all()
+                if is_finite and all(np.isfinite(value).all() for value in values):
+                    yield _row(entry, start_s, header, stretch.end_s, values)
                 elif np.isfinite(stretch.samples).all():
                     reason = "the samples are too large for finite features"
                     yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
@@ -191,15 +181,15 @@ def _row(
     start_s: float,
     header: audio.Header | None,
     end_s: float | None = None,
-    vector: npt.NDArray[np.float32] | None = None,
+    values: features.Values | None = None,
     status: Status = Status.OK,
     reason: str | None = None,
 ) -> FeatureRow:
     if header is None:
-        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, vector)
+        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, values)
     duration_s = header.duration_s if math.isfinite(header.duration_s) else None
     return FeatureRow(
-        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, vector
+        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, values
     )
 
 

@@ -72,20 +72,89 @@ class FeatureSettings:
         """Return the settings as JSON holds them, with the name of the recipe."""
         return {"recipe": self.recipe, **dataclasses.asdict(self)}
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> FeatureSettings:
-        """Return the settings that `to_dict` gave; raise UsageError for another recipe or other names."""
-        if value.get("recipe") != cls.recipe:
-            raise UsageError(
-                f"feature settings: expected the recipe {cls.recipe!r}, got {value.get('recipe')!r}; "
-                "use the version of emotion-batch that wrote them"
-            )
-        return _construct(cls, {name: item for name, item in value.items() if name != "recipe"})
-
     @property
     def feature_id(self) -> str:
         """Fingerprint of how samples become a vector: tables and bundles match when it is the same."""
         return fingerprint(self.to_dict())
+
+    @property
+    def segments(self) -> Segments:
+        """Which stretches these features are taken of, where nobody says otherwise: the notebook's."""
+        return Segments()
+
+
+@dataclass(frozen=True)
+class SequenceSettings:
+    """How samples become a sequence: log-mel bands, fundamental frequency and voicing by frame. There is one way.
+
+    Attributes
+    ----------
+    sample_rate
+        Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels.
+    win_length, n_fft
+        Samples in a frame (Hann's window), and length of its Fourier transform, in samples.
+    hop_length
+        Samples from one frame to the next.
+    n_mels
+        Number of mel bands (Slaney's scale and normalisation) from `fmin_hz` to half the sample rate.
+    fmin_hz
+        Where the lowest band begins.
+    f0_min_hz, f0_max_hz
+        Between which a fundamental frequency is looked for.
+
+    Raises
+    ------
+    UsageError
+        If a value is another than the recipe's.
+    """
+
+    recipe: ClassVar[str] = "logmel-pitch"
+
+    sample_rate: int = 16_000
+    win_length: int = 400
+    n_fft: int = 512
+    hop_length: int = 160
+    n_mels: int = 64
+    fmin_hz: int = 50
+    f0_min_hz: int = 65
+    f0_max_hz: int = 500
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != field.default:
+                raise UsageError(
+                    f"{field.name}: expected {field.default}, as the recipe {self.recipe!r} has it, got {getattr(self, field.name)!r}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them, with the name of the recipe."""
+        return {"recipe": self.recipe, **dataclasses.asdict(self)}
+
+    @property
+    def feature_id(self) -> str:
+        """Fingerprint of how samples become a sequence."""
+        return fingerprint(self.to_dict())
+
+    @property
+    def segments(self) -> Segments:
+        """Which stretches these features are taken of, where nobody says otherwise: the first four seconds."""
+        return Segments(0.0, 4.0)
+
+
+AnySettings = FeatureSettings | SequenceSettings
+
+
+def read_settings(value: Mapping[str, Any]) -> AnySettings:
+    """Return the settings that `to_dict` gave; raise UsageError for another recipe or other names."""
+    values = {name: item for name, item in value.items() if name != "recipe"}
+    if value.get("recipe") == FeatureSettings.recipe:
+        return _construct(FeatureSettings, values)
+    if value.get("recipe") == SequenceSettings.recipe:
+        return _construct(SequenceSettings, values)
+    raise UsageError(
+        f"feature settings: expected the recipe {FeatureSettings.recipe!r} or {SequenceSettings.recipe!r}, got "
+        f"{value.get('recipe')!r}; use the version of emotion-batch that wrote them"
+    )
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import emotion_batch
-from emotion_batch import meter
+from emotion_batch import features, meter
 from emotion_batch.errors import IncompleteError, Status, StoreError, UsageError
 from emotion_batch.meter import stage
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import AnySettings, Segments, read_settings
 from emotion_batch.storage import Folder, explained
 
 SCHEMA_VERSION = 1
@@ -41,7 +41,7 @@ _COMMON = (
 )
 
 
-def feature_schema(settings: FeatureSettings) -> pa.Schema:
+def feature_schema(settings: AnySettings) -> pa.Schema:
     """Return the columns of a feature table."""
     return pa.schema(
         [
@@ -49,7 +49,7 @@ def feature_schema(settings: FeatureSettings) -> pa.Schema:
             pa.field("duration_s", pa.float64()),
             pa.field("sample_rate_hz", pa.int32()),
             pa.field("channels", pa.int16()),
-            pa.field("mfcc", pa.list_(pa.float32(), settings.n_mfcc)),
+            *features.fields(settings),
         ]
     )
 
@@ -83,7 +83,7 @@ class TableInfo:
 
     kind: str
     source: str
-    feature_settings: FeatureSettings
+    feature_settings: AnySettings
     segments: Segments
     model_id: str | None = None
     labels: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class TableInfo:
         return cls(
             kind=value["kind"],
             source=value["source"],
-            feature_settings=FeatureSettings.from_dict(value["feature_settings"]),
+            feature_settings=read_settings(value["feature_settings"]),
             segments=Segments.from_dict(value["segments"]),
             model_id=value["model_id"],
             labels=tuple(value["labels"]),

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from emotion_batch.errors import UsageError
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings, read_settings
 
 
 def test_fingerprints_are_pinned() -> None:
@@ -21,7 +21,7 @@ def test_settings_survive_json() -> None:
     """What is written is read as the same settings, with the same id."""
     settings = FeatureSettings(sample_rate=16_000, n_mfcc=13, n_mels=40)
     segments = Segments(0, 2)
-    assert FeatureSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert read_settings(json.loads(json.dumps(settings.to_dict()))) == settings
     assert Segments.from_dict(json.loads(json.dumps(segments.to_dict()))) == segments
     assert Segments(0, 2).segment_id == Segments(0.0, 2.0).segment_id
 
@@ -41,10 +41,19 @@ def test_every_setting_changes_the_fingerprint(name: str) -> None:
         (lambda: FeatureSettings(hop_length=2.5), "hop_length: expected a whole number >= 1, got 2.5"),
         (lambda: Segments(offset_s=-1), "offset: expected seconds from 0 to 1e+06, got -1"),
         (lambda: Segments(duration_s=float("nan")), "duration: expected seconds from 0.01 to 1e+06, got nan"),
-        (lambda: FeatureSettings.from_dict({"recipe": "other"}), "expected the recipe 'mfcc-mean', got 'other'"),
+        (lambda: read_settings({"recipe": "other"}), "expected the recipe 'mfcc-mean' or 'logmel-pitch', got 'other'"),
     ],
 )
 def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:
     """The error names the setting, its rule and the value."""
     with pytest.raises(UsageError, match=re.escape(sentence)):
         make()
+
+
+def test_the_sequence_recipe_is_one() -> None:
+    """Its settings come back from JSON, have an id of their own, and cannot be others."""
+    settings = SequenceSettings()
+    assert read_settings(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert settings.feature_id not in ("", FeatureSettings().feature_id)
+    with pytest.raises(UsageError, match="n_mels: expected 64, as the recipe 'logmel-pitch' has it, got 40"):
+        SequenceSettings(n_mels=40)

@@ -16,7 +16,8 @@ FLOORS = (
     {"console", "demonstration"},
     {"runs"},
     {"run", "recording"},
-    {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
+    {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
+    {"binding"},
     {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
     {"attempts", "carryover", "isolation"},
     {"rows"},
@@ -28,7 +29,7 @@ FLOORS = (
     {"buckets"},
     {"stores"},
     {"retries", "credentials", "settings"},
-    {"meter"},
+    {"meter", "inspection"},
     {"errors", "process", "watchdog", "waves"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}

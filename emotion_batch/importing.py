@@ -28,7 +28,7 @@ _LSTM = {
     "time_major": False,
     "units": 123,
 }
-_LAYERS = (
+LAYERS = (
     ("LSTM", _LSTM),
     ("Dense", {"activation": "relu", "use_bias": True, "units": 64}),
     ("Dense", {"activation": "relu", "use_bias": True, "units": 32}),
@@ -129,22 +129,22 @@ def read_network(data: bytes, thing: str) -> SavedNetwork:
     import h5py
 
     inspection.inspect_h5(data, thing)
-    with h5py.File(io.BytesIO(data), "r") as file:
-        config = file.attrs.get("model_config")
-        if config is not None:
-            _check_config(_text(config), thing)
-        version = _text(file.attrs.get("keras_version", ""))
-        try:
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            config = file.attrs.get("model_config")
+            version = _text(file.attrs.get("keras_version", ""))
             root = file.get("model_weights", file)
             weights = [
                 np.asarray(root[_text(layer)][_text(name)], np.float32)
                 for layer in root.attrs["layer_names"]
                 for name in root[_text(layer)].attrs["weight_names"]
             ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{thing}: expected weights by layer, as Keras saves an .h5, got none; save the network by model.save('x.h5')"
-            ) from error
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{thing}: expected weights by layer, as Keras saves an .h5, got none; save the network by model.save('x.h5')"
+        ) from error
+    if config is not None:
+        _check_config(_text(config), thing)
     shapes = [one.shape for one in weights]
     if not shapes or len(shapes[-1]) != 1 or shapes != weight_shapes(*shapes[-1]):
         raise UsageError(
@@ -170,12 +170,12 @@ def _check_config(text: str, thing: str) -> None:
         ) from error
     active = [(name, settings) for name, settings in found if name not in _PASSIVE]
     names = [name for name, _ in active]
-    if kind != "Sequential" or names != [name for name, _ in _LAYERS]:
+    if kind != "Sequential" or names != [name for name, _ in LAYERS]:
         raise UsageError(
             f"{thing}: expected the notebook's Sequential of LSTM, Dense, Dense and Dense, got a {kind} of "
             f"{', '.join(map(str, names))}; only that network is imported"
         )
-    for (name, settings), (_, expected) in zip(active, _LAYERS, strict=True):
+    for (name, settings), (_, expected) in zip(active, LAYERS, strict=True):
         for key, value in expected.items():
             if settings.get(key, value) != value:
                 raise UsageError(

@@ -73,6 +73,8 @@ def test_imports_run_downward(module: str) -> None:
     assert not outer & {"dask", "distributed"} or module == "cluster"
     assert not outer & {"tensorflow", "keras"} or module == "model"
     assert not outer & {"onnxruntime"} or module == "prediction"
+    assert not outer & {"onnx"} or module == "model"
+    assert not outer & {"h5py"} or module in ("importing", "inspection")
     assert not outer & {"obstore"} or module == "buckets"
     assert not outer & {"botocore", "google", "azure"} or module == "credentials"
 
@@ -86,6 +88,8 @@ def test_imports_run_downward(module: str) -> None:
             (
                 "tensorflow",
                 "keras",
+                "h5py",
+                "onnx",
                 "librosa",
                 "numba",
                 "dask",

@@ -77,7 +77,7 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
     UsageError
         If the labels are not distinct words, one for each output, or the file holds another network or more than that.
     """
-    if not all(labels) or len(set(labels)) != len(labels) or len(labels) < 2:
+    if not all(label.strip() for label in labels) or len(set(labels)) != len(labels) or len(labels) < 2:
         raise UsageError(
             f"labels: expected two or more words that differ, got {', '.join(map(repr, labels)) or 'none'}"
         )
@@ -185,7 +185,7 @@ def _check_config(text: str, thing: str) -> None:
     n_features = FeatureSettings().n_mfcc
     for _, settings in found[:2]:
         shape = settings.get("batch_shape") or settings.get("batch_input_shape")
-        if shape is not None and list(shape)[1:] not in ([n_features, 1], [None, 1]):
+        if shape is not None and not (isinstance(shape, list) and shape[1:] in ([n_features, 1], [None, 1])):
             raise UsageError(
                 f"{thing}: expected a network of {n_features} features, input [None, {n_features}, 1], got {shape}; "
                 "only the notebook's features are known of an .h5"

@@ -220,6 +220,7 @@ LAMBDA = {"class_name": "Lambda", "config": {"function": ["4wEAAAA=", None, None
             "expected a network of 40 features, input [None, 40, 1]",
             id="input",
         ),
+        pytest.param(set_layer(0, batch_shape=40), "input [None, 40, 1], got 40", id="no input"),
         pytest.param(
             lambda file: file.update({"far": h5py.ExternalLink("/etc/passwd", "/")}), "a link to elsewhere", id="link"
         ),

@@ -1,7 +1,7 @@
 """Labels the emotions in a whole archive of recordings: MFCC features, an LSTM, Parquet tables, on Dask.
 
 Each command of ``emotion-batch`` is a function here with the same name and words, for example
-``emotion_batch.label("calls/", "labels/", model="bundle/")``. They work from an unguarded script.
+``emotion_batch.label("calls/", "labels/", model="bundle/")``; that of ``import`` is ``import_h5``. They work from an unguarded script.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "TrainingSettings",
     "demo",
     "extract",
+    "import_h5",
     "label",
     "label_recording",
     "retry",
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.recording import label_recording
-    from emotion_batch.runs import extract, label, retry, status, train, verify
+    from emotion_batch.runs import extract, import_h5, label, retry, status, train, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
     from emotion_batch.training import TrainingSettings
@@ -47,6 +48,7 @@ _HOMES = {
     "TrainingSettings": "training",
     "demo": "demonstration",
     "extract": "runs",
+    "import_h5": "runs",
     "label": "runs",
     "label_recording": "recording",
     "retry": "runs",

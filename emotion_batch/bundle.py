@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from emotion_batch import inspection
 from emotion_batch.errors import UsageError
+from emotion_batch.inspection import Shape
 from emotion_batch.settings import AnySettings, Segments, read_settings
 from emotion_batch.storage import Folder, explained
 
@@ -19,6 +22,11 @@ EXECUTABLE = "model.onnx"
 CARD_VERSION = 2
 # The notebook's network, the one architecture that a card may name.
 SEED = "seed-lstm"
+_MAX_CARD_BYTES = 10**7
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# What runs code when it is read as what its name says.
+_PICKLES = (".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class Card:
 
     @classmethod
     def from_json(cls, data: bytes) -> Card:
-        """Return the card that `to_json` gave; raise ValueError or KeyError if it did not."""
-        value = json.loads(data)
+        """Return the card that `to_json` gave; raise ValueError, KeyError, TypeError or UsageError if it did not."""
+        value = inspection.parse_json(data)
         if value["card_version"] != CARD_VERSION:
             raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
         if value["architecture"] != SEED:
@@ -84,6 +92,11 @@ class Card:
         labels = tuple(value["labels"])
         if len(set(labels)) != len(labels) or not labels or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels that are not distinct words")
+        for name, digest in value["files"].items():
+            if not _PLAIN_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
+                raise ValueError(f"the file {name!r} where a plain name and its SHA-256 must be")
+        if not all(isinstance(value[name], dict) for name in ("training", "metrics", "versions")):
+            raise ValueError("a training, metrics or versions that are no objects")
         return cls(
             labels=labels,
             feature_settings=read_settings(value["feature_settings"]),
@@ -114,15 +127,43 @@ def open_bundle(folder: Folder) -> Bundle:
         If the folder holds no bundle that this release reads.
     """
     with explained(f"model {folder.url}"):
-        data = folder.read_if_there(CARD)
+        try:
+            # A byte more than is allowed, and no more, however large it is.
+            data = folder.read_range(CARD, 0, _MAX_CARD_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            data = None
     if data is None:
         raise UsageError(
             f"model {folder.url}: expected a bundle, got no {CARD} there; make one with `emotion-batch train TABLE BUNDLE`"
         )
     try:
+        if len(data) > _MAX_CARD_BYTES:
+            raise ValueError(f"one of more than {_MAX_CARD_BYTES:,} bytes")
         return Bundle(folder, Card.from_json(data))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"model {folder.url}: expected a card of this release, got {error}; train it again") from error
+
+
+def require_safe(folder: Folder) -> Bundle:
+    """Read a bundle's card and look at all that it is made of, before anything of it is used.
+
+    Raises
+    ------
+    UsageError
+        If there is no bundle that this release reads, a file is not the one that the card names, holds more than known
+        layers and weights of the card's shapes, or lies beside a pickle.
+    """
+    bundle = open_bundle(folder)
+    with explained(f"model {folder.url}"):
+        pickles = [name for name in folder.names() if name.lower().endswith(_PICKLES)]
+    if pickles:
+        raise UsageError(
+            f"model {folder.url}: expected no pickles, which run code, got {pickles[0]!r} in it; "
+            "use only bundles whose maker you trust"
+        )
+    for name in (WEIGHTS, EXECUTABLE):
+        read_checked(bundle, name)
+    return bundle
 
 
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
@@ -136,15 +177,31 @@ def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:
-    """Return a file of a bundle; raise UsageError if it is not the one that the card names."""
-    with explained(f"model {bundle.folder.url}/{name}"):
-        data = bundle.folder.read(name)
+    """Return a network's file of a bundle, `WEIGHTS` or `EXECUTABLE`.
+
+    Raises
+    ------
+    UsageError
+        If it is not the one that the card names, or holds more than known layers or operators and their weights.
+    """
+    thing = f"model {bundle.folder.url}/{name}"
+    with explained(thing):
+        data = bundle.folder.read_range(name, 0, inspection.MAX_NETWORK_BYTES + 1)
     if sha256(data) != bundle.card.files.get(name):
         raise UsageError(
             f"model {bundle.folder.url}: expected {name} with the SHA-256 that its card names, got another; "
             "fetch the bundle again"
         )
+    if name == WEIGHTS:
+        inspection.inspect_keras(data, thing, weight_shapes(len(bundle.card.labels)))
+    else:
+        inspection.inspect_onnx(data, thing)
     return data
+
+
+def weight_shapes(n_labels: int) -> list[Shape]:
+    """Return the shapes of the weights of the notebook's network, in Keras's order; its input's length is in none."""
+    return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), (n_labels,)]
 
 
 def sha256(data: bytes) -> str:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 and 143 after SIGINT and SIGTERM.
     """
     options = _parser().parse_args(arguments)
-    # A training and the demo begin anew.
+    # A training, an import and the demo begin anew.
     goes_on = options.command in (_extract, _label, _retry)
     said = Said(is_quiet=options.quiet, is_debug=options.debug, goes_on=goes_on)
     for stream in (sys.stdout, sys.stderr):
@@ -169,6 +169,20 @@ def _train(options: argparse.Namespace, said: Said) -> int:
         on_epoch=lambda epoch, figures: said.epoch(epoch, options.epochs, figures),
     )
     said.end_line()
+    print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
+    return 0
+
+
+def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    from emotion_batch import runs
+
+    card = runs.import_h5(
+        options.h5,
+        options.bundle,
+        labels=[label.strip() for label in options.labels.split(",")],
+        storage_options=_storage_options(options),
+        force=options.force,
+    )
     print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
     return 0
 
@@ -308,6 +322,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=_positive, default=512, metavar="N", help="rows a step (512)")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of split, weights and order (0)")
     command.add_argument("--h5", metavar="FILE", help="also save the network as the notebook did")
+    command.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    _add_common_options(command)
+
+    command = _command(commands, "import", _import, "the notebook's saved network to a bundle")
+    command.add_argument("h5", metavar="MODEL.h5", help="what the notebook's model.save wrote")
+    command.add_argument("bundle", metavar="BUNDLE", help="folder to write: a new one")
+    command.add_argument(
+        "--labels",
+        required=True,
+        metavar="A,B,...",
+        help="emotions in the order of its outputs; the notebook's is sorted",
+    )
     command.add_argument("--force", action="store_true", help="replace the bundle that is there")
     _add_common_options(command)
 

@@ -233,22 +233,37 @@ def _format_segment(one: SegmentLabel) -> str:
 
 
 def format_card(card: Card, bundle: str) -> str:
-    """Return what a training gave: labels and figures."""
-    lines = [f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", ""]
-    lines.append("  judged on      segments  speakers  accuracy    UAR")
+    """Return what a training or an import gave: labels and figures."""
+    counts = card.training
+    said = (
+        _format_figures(card)
+        if card.metrics
+        else [f"the network of {_shown(counts['file'])}; it was judged on nothing here"]
+    )
+    return "\n".join(
+        [
+            f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}",
+            "",
+            *said,
+            f"next: emotion-batch label RECORDINGS TABLE --model {bundle}",
+        ]
+    )
+
+
+def _format_figures(card: Card) -> list[str]:
+    lines = ["  judged on      segments  speakers  accuracy    UAR"]
     for kind, figures in card.metrics.items():
         speakers = figures["n_speakers"] or "?"
         lines.append(
             f"  {kind:<13} {figures['n_rows']:>9,} {speakers:>9} {figures['accuracy']:>9.3f} {figures['uar']:>6.3f}"
         )
     counts = card.training
-    lines += [
+    return [
+        *lines,
         "",
         "`training` is what it learnt from; `stratified` are other recordings of the same speakers.",
         f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
-        f"next: emotion-batch label RECORDINGS TABLE --model {bundle}",
     ]
-    return "\n".join(lines)
 
 
 def _shown(text: str) -> str:

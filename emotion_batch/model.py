@@ -23,6 +23,10 @@ from emotion_batch.bundle import SEED
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import FeatureSettings, fingerprint
 
+# The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
+# all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
+_SAFE_KERAS = (3, 14)
+
 
 def build_network(n_features: int, n_labels: int) -> Any:
     """Return the notebook's network, not compiled: LSTM 123, Dense 64, 0.2, Dense 32, 0.2, Dense `n_labels`.
@@ -189,6 +193,7 @@ def read_versions() -> dict[str, str]:
 @lru_cache(maxsize=1)
 def _tensorflow() -> tuple[ModuleType, ModuleType]:
     """Import tensorflow and keras: quietly, without a GPU, on as many threads as the process was given."""
+    _check_keras(importlib.metadata.version("keras"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -207,6 +212,15 @@ def _tensorflow() -> tuple[ModuleType, ModuleType]:
             tensorflow.config.threading.set_intra_op_parallelism_threads(1)
             tensorflow.config.threading.set_inter_op_parallelism_threads(1)
     return tensorflow, keras
+
+
+def _check_keras(version: str) -> None:
+    """Raise UsageError if the Keras of that version would run code that a file names."""
+    if tuple(int(number) for number in version.split(".")[:2]) < _SAFE_KERAS:
+        raise UsageError(
+            f"keras: expected version {'.'.join(map(str, _SAFE_KERAS))} or later, with the fixes of CVE-2025-1550, "
+            f"CVE-2025-9906 and CVE-2026-1462, got {version}; `pip install --upgrade keras`"
+        )
 
 
 @contextlib.contextmanager

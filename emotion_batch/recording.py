@@ -71,7 +71,7 @@ def label_recording(
     -------
     A label for each segment, or a reason; at least one.
     """
-    bundle = bundles.open_bundle(Folder.of(model, storage_options))
+    bundle = bundles.require_safe(Folder.of(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):
         raise UsageError(

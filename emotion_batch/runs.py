@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from emotion_batch import binding, importing, ledger, meter, tables, training
 from emotion_batch import bundle as bundles
-from emotion_batch import ledger, meter, tables, training
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle, Card
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.extraction import Extraction
+from emotion_batch.inspection import MAX_NETWORK_BYTES
 from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
@@ -136,7 +137,7 @@ def label(
     watcher = watcher or Watcher()
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
-    bundle = bundles.open_bundle(Folder.of(model, storage_options))
+    bundle = bundles.require_safe(Folder.of(model, storage_options))
     card = bundle.card
     features = _feature_table(origin)
     if features is not None:
@@ -209,7 +210,7 @@ def retry(
     place = Folder.of(table, storage_options)
     info = ledger.require_table(place)
     origin = Folder.of(info.source, storage_options)
-    bundle = None if info.kind == tables.FEATURES else bundles.open_bundle(place.folder(MODEL))
+    bundle = None if info.kind == tables.FEATURES else bundles.require_safe(place.folder(MODEL))
     # That the first recordings fail alike is no news here.
     run = Run(place, info, watcher or Watcher(), Means(scheduler, workers, force=True), started)
     if bundle is not None and _feature_table(origin) is not None:
@@ -322,21 +323,10 @@ def train(
         raise UsageError(
             f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
         )
-    with explained(f"bundle {to.url}"):
-        if to.exists(bundles.CARD) and not force:
-            raise UsageError(
-                f"bundle {to.url}: expected a new folder, got one with a bundle; name another, or use --force"
-            )
-        # What a training that was stopped has left may be written again.
-        strangers = [name for name in to.names() if name not in training.FILES and not name.startswith(".")]
-        if not to.exists(bundles.CARD) and strangers:
-            raise UsageError(
-                f"bundle {to.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
-            )
+    _require_new(to, force)
     manifest = Manifest(place)
     tables.require_complete(place, info, manifest.shards)
-    exported = None if h5 is None else Folder.of(h5, storage_options)
-    parent, _, name = (exported.url if exported else "").rpartition("/")
+    exported, name = (None, "") if h5 is None else _split(Folder.of(h5, storage_options))
     return training.train_bundle(
         place,
         info,
@@ -344,9 +334,68 @@ def train(
         to,
         settings or TrainingSettings(),
         on_epoch=on_epoch,
-        h5=None if exported is None else Folder(parent or "/", exported.options),
+        h5=exported,
         h5_name=name,
     )
+
+
+def import_h5(
+    h5: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    *,
+    labels: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Card:
+    """Make a bundle of a network that the notebook saved; the command is ``import``, which Python keeps for itself.
+
+    Parameters
+    ----------
+    h5
+        The notebook's file, of any Keras 2 or 3; its weights are taken, and nothing in it is run.
+    bundle
+        Folder to write; a new one, unless `force`.
+    labels
+        Emotions in the order of the network's outputs: the notebook's LabelEncoder sorts them.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Replace the bundle that is there.
+
+    Raises
+    ------
+    UsageError
+        If the file does not hold the notebook's network, the labels are not as many, or the bundle is there.
+    StorageError
+        If a place cannot be read or written.
+    """
+    file, to = Folder.of(h5, storage_options), Folder.of(bundle, storage_options)
+    _require_new(to, force)
+    folder, name = _split(file)
+    with explained(f"file {file.url}"):
+        data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
+    return importing.import_bundle(data, name, labels, to)
+
+
+def _require_new(bundle: Folder, force: bool) -> None:
+    """Raise UsageError if a bundle, or something else, is where one is to be written."""
+    with explained(f"bundle {bundle.url}"):
+        if bundle.exists(bundles.CARD) and not force:
+            raise UsageError(
+                f"bundle {bundle.url}: expected a new folder, got one with a bundle; name another, or use --force"
+            )
+        # What was stopped while it wrote may be written again.
+        strangers = [name for name in bundle.names() if name not in binding.FILES and not name.startswith(".")]
+        if not bundle.exists(bundles.CARD) and strangers:
+            raise UsageError(
+                f"bundle {bundle.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
+            )
+
+
+def _split(file: Folder) -> tuple[Folder, str]:
+    """Return the folder of a file, and its name there."""
+    parent, _, name = file.url.rpartition("/")
+    return Folder(parent or "/", file.options), name
 
 
 def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
@@ -406,6 +455,7 @@ __all__ = [
     "Verification",
     "Watcher",
     "extract",
+    "import_h5",
     "label",
     "retry",
     "status",

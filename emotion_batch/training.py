@@ -1,4 +1,4 @@
-"""From a feature table to a bundle: labels, the split, fitting, the figures and the card."""
+"""From a feature table to a bundle: labels, the split, fitting and the figures."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import bundle as bundles
-from emotion_batch import model, pictures, prediction, reference, tables
+from emotion_batch import binding, model, pictures, reference, tables
 from emotion_batch.bundle import Card
-from emotion_batch.errors import EmotionBatchError, Status, UsageError
+from emotion_batch.errors import Status, UsageError
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import TableInfo
 
 # Fewer recordings of a label than this are more often a misread name than a class.
 _MIN_RECORDINGS = 5
-# Both add in float32, each some 4e-6 from what float64 gives on the notebook's corpus: more than this is another network.
-_EXPORT_TOLERANCE = 1e-4
-FILES = (bundles.WEIGHTS, bundles.EXECUTABLE, "history.csv", "training.png", "confusion.png", "README.md", bundles.CARD)
 
 
 @dataclass(frozen=True)
@@ -148,23 +144,13 @@ def train_bundle(
     metrics = {"training": measure(network, rows, learn)}
     if len(judge):
         metrics["stratified"] = measure(network, rows, judge)
-    graph, difference = _export(network, rows.features)
     shown = "stratified" if len(judge) else "training"
-    files = {
-        bundles.WEIGHTS: model.save_bytes(network, ".keras"),
-        bundles.EXECUTABLE: graph,
-        "history.csv": _history_csv(history),
-        "training.png": pictures.draw_training(history),
-        "confusion.png": pictures.draw_confusion(
-            metrics[shown]["confusion"], rows.labels, "held-out recordings" if len(judge) else "training recordings"
-        ),
-    }
-    card = Card(
+    card = binding.write_bundle(
+        bundle,
+        network,
         labels=rows.labels,
         feature_settings=info.feature_settings,
         segments=info.segments,
-        architecture=bundles.SEED,
-        model_id=model.identify(network, rows.labels, info.feature_settings),
         training={
             **asdict(settings),
             "n_rows": len(rows.targets),
@@ -174,38 +160,22 @@ def train_bundle(
             "n_unlabelled": rows.n_unlabelled,
             "n_by_label": {label: int(np.sum(rows.targets == number)) for number, label in enumerate(rows.labels)},
             "n_speakers": len(set(rows.speakers) - {""}),
-            # Of the probabilities that workers give from those that Keras gives, the largest on these rows.
-            "executable_difference": difference,
         },
         metrics=metrics,
-        versions=model.read_versions(),
-        files={},
+        features=rows.features,
+        extras={
+            "history.csv": _history_csv(history),
+            "training.png": pictures.draw_training(history),
+            "confusion.png": pictures.draw_confusion(
+                metrics[shown]["confusion"], rows.labels, "held-out recordings" if len(judge) else "training recordings"
+            ),
+        },
     )
-    files["README.md"] = describe(card).encode()
-    card = Card(**{**vars(card), "files": {name: bundles.sha256(data) for name, data in files.items()}})
-    with explained(f"bundle {bundle.url}"):
-        bundle.make()
-        for name, data in files.items():
-            bundle.publish(name, data)
-        bundle.publish(bundles.CARD, card.to_json())
     if h5 is not None:
         with explained(f"{h5.url}/{h5_name}"):
             h5.make()
             h5.publish(h5_name, model.save_bytes(network, ".h5"))
     return card
-
-
-def _export(network: Any, features: npt.NDArray[np.float32]) -> tuple[bytes, float]:
-    """Return the graph that workers will execute, and by how much its probabilities differ from Keras's."""
-    graph = model.export(network)
-    expected = network.predict(features[..., np.newaxis], batch_size=1_024, verbose=0)
-    difference = float(np.abs(prediction.execute(graph, features) - expected).max())
-    if not difference <= _EXPORT_TOLERANCE:
-        raise EmotionBatchError(
-            f"network: expected ONNX Runtime to give Keras's probabilities to {_EXPORT_TOLERANCE:g}, got a difference of "
-            f"{difference:g}; install the versions of constraints.txt"
-        )
-    return graph, difference
 
 
 def read_rows(table: Folder, info: TableInfo, shards: Sequence[int], labels: str) -> LabelledRows:
@@ -287,42 +257,6 @@ def measure(network: Any, rows: LabelledRows, which: npt.NDArray[np.int64]) -> d
         "precision": dict(zip(rows.labels, map(float, precision), strict=True)),
         "confusion": metrics.confusion_matrix(targets, predicted, labels=numbers).tolist(),
     }
-
-
-def describe(card: Card) -> str:
-    """Return the bundle's README, all of it from the card."""
-    counts, segments = card.training, card.segments
-    figures = [
-        f"| {kind} | {values['n_rows']:,} | {values['n_speakers'] or 'unknown'} | {values['accuracy']:.3f} | {values['uar']:.3f} |"
-        for kind, values in card.metrics.items()
-    ]
-    return "\n".join(
-        [
-            f"# Emotion model {card.model_id}",
-            "",
-            f"Labels: {', '.join(card.labels)}.",
-            "",
-            (
-                f"Trained on {counts['n_learnt']:,} segments with labels from `{counts['labels']}`, "
-                f"{counts['n_held_out']:,} more held out (seed {counts['seed']})."
-            ),
-            (
-                f"Features {card.feature_settings.feature_id}: {card.feature_settings.n_mfcc} MFCC at "
-                f"{card.feature_settings.sample_rate:,} Hz, averaged over {segments} "
-                "of each recording."
-            ),
-            "",
-            "| judged on | segments | speakers | accuracy | UAR |",
-            "| --- | --- | --- | --- | --- |",
-            *figures,
-            "",
-            "`training` is what the model learnt from, and says little. `stratified` are other recordings of the same",
-            "speakers, in the same room: expect far less of voices that it has not heard.",
-            "",
-            "`emotion-batch label RECORDINGS TABLE --model THIS_FOLDER` labels with it; `model.keras` loads in Keras too.",
-            "",
-        ]
-    )
 
 
 def _check_labels(table: Folder, source: str, emotions: Sequence[str], files: Sequence[str]) -> None:

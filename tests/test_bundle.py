@@ -57,9 +57,7 @@ def replace_graph(folder: Path, card: dict[str, object], graph: bytes) -> None:
             "expected a network from 40 features to 6 labels, got one from [40] to [7]",
             id="shape",
         ),
-        pytest.param(
-            lambda folder, card: replace_graph(folder, card, b"no graph"), "got none that loads", id="no graph"
-        ),
+        pytest.param(lambda folder, card: replace_graph(folder, card, b""), "got none that loads", id="no graph"),
     ],
 )
 def test_a_bundle_that_is_not_right_is_refused(bundle: Path, tmp_path: Path, change, sentence: str) -> None:

@@ -16,7 +16,8 @@ FLOORS = (
     {"console", "demonstration"},
     {"runs"},
     {"run", "recording"},
-    {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
+    {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
+    {"binding"},
     {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
     {"attempts", "carryover", "isolation"},
     {"rows"},
@@ -28,7 +29,7 @@ FLOORS = (
     {"buckets"},
     {"stores"},
     {"retries", "credentials", "settings"},
-    {"meter"},
+    {"meter", "inspection"},
     {"errors", "process", "watchdog", "waves"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
@@ -72,6 +73,8 @@ def test_imports_run_downward(module: str) -> None:
     assert not outer & {"dask", "distributed"} or module == "cluster"
     assert not outer & {"tensorflow", "keras"} or module == "model"
     assert not outer & {"onnxruntime"} or module == "prediction"
+    assert not outer & {"onnx"} or module == "model"
+    assert not outer & {"h5py"} or module in ("importing", "inspection")
     assert not outer & {"obstore"} or module == "buckets"
     assert not outer & {"botocore", "google", "azure"} or module == "credentials"
 
@@ -85,6 +88,8 @@ def test_imports_run_downward(module: str) -> None:
             (
                 "tensorflow",
                 "keras",
+                "h5py",
+                "onnx",
                 "librosa",
                 "numba",
                 "dask",

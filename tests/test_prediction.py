@@ -57,7 +57,7 @@ from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage import Folder
 mfcc.mean_mfcc(np.ones(66_150, np.float32), FeatureSettings())
 load_predictor(open_bundle(Folder.of({str(bundle)!r}))).predict(np.ones((1_024, 40), np.float32))
-assert not {{"tensorflow", "keras", "librosa", "onnx"}} & set(sys.modules)
+assert not {{"tensorflow", "keras", "librosa", "onnx", "h5py"}} & set(sys.modules)
 print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)

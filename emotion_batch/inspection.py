@@ -1,0 +1,302 @@
+"""What a network's file may hold: weights and operators that are known by name, and nothing that runs or reaches out.
+
+A digest shows damage; whoever makes a hostile bundle computes its digests too. So what a file says is read here before
+anything loads it, by lists of what is allowed, for what is harmful has no end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import posixpath
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from emotion_batch.errors import UsageError
+
+Shape = tuple[int, ...]
+
+# The seed's network has less than 1 MB; what is decoded of a file is bounded by the same.
+MAX_NETWORK_BYTES = 2**26
+_MAX_CONFIG_BYTES = 2**20
+_KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+_KERAS_CLASSES: Mapping[str, frozenset[str]] = {
+    "keras": frozenset({"DTypePolicy", "Functional", "Sequential"}),
+    "keras.src.models.functional": frozenset({"Functional"}),
+    "keras.layers": frozenset(
+        {
+            *("Activation", "Add", "BatchNormalization", "Bidirectional", "Concatenate", "Conv1D", "Dense", "Dot"),
+            *("Dropout", "GlobalAveragePooling1D", "InputLayer", "LSTM", "LayerNormalization", "MaxPooling1D"),
+            *("Multiply", "ReLU", "Reshape", "Softmax", "Subtract"),
+        }
+    ),
+    "keras.initializers": frozenset(
+        {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Orthogonal", "Zeros"}
+    ),
+    "keras.regularizers": frozenset({"L1", "L1L2", "L2"}),
+    "keras.optimizers": frozenset({"Adam", "AdamW", "RMSprop", "SGD"}),
+    "keras.optimizers.schedules": frozenset({"CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay"}),
+    "keras.losses": frozenset({"CategoricalCrossentropy", "SparseCategoricalCrossentropy"}),
+    "keras.metrics": frozenset({"CategoricalAccuracy", "SparseCategoricalAccuracy"}),
+}
+# What Keras writes of its own accord, of no module: a layer's input, and a tuple.
+_KERAS_VALUES = frozenset({"__keras_tensor__", "__tuple__"})
+_ACTIVATIONS = (None, "linear", "relu", "sigmoid", "softmax", "tanh")
+# Filters of HDF5 that are built in: deflate, shuffle, Fletcher's checksum, LZF. Others load a library.
+_HDF5_FILTERS = frozenset({1, 2, 3, 32_000})
+_OPERATORS = frozenset(
+    {
+        *("Add", "Cast", "Clip", "Concat", "Constant", "Conv", "Expand", "Gather"),
+        *("Gemm", "Identity", "LSTM", "MatMul", "Max", "MaxPool", "Mul", "Pow"),
+        *("ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice"),
+        *("Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
+    }
+)
+_DOMAINS = frozenset({"", "ai.onnx"})
+# The messages of ONNX that weights and operators need, by the numbers of their fields, and what each field is: another
+# message, something to be looked at, or "", plain. https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+ONNX_FIELDS: Mapping[str, Mapping[int, str]] = {
+    "model": {**dict.fromkeys(range(1, 7), ""), 7: "graph", 8: "operator set"},
+    "graph": {1: "node", 5: "tensor", **dict.fromkeys((2, 10, 11, 12, 13), "")},
+    "node": {4: "operator", 5: "attribute", 7: "domain", **dict.fromkeys((1, 2, 3, 6), "")},
+    "attribute": {5: "tensor", 10: "tensor", **dict.fromkeys((1, 2, 3, 4, 7, 8, 9, 13, 20), "")},
+    "tensor": {14: "place", **dict.fromkeys((1, 2, 4, 5, 7, 8, 9, 10, 11, 12), "")},
+    "operator set": {1: "domain", 2: ""},
+}
+# What is refused, where a sentence has a better name for it than its number.
+ONNX_REFUSED: Mapping[tuple[str, int], str] = {
+    ("model", 20): "a training",
+    ("model", 25): "a function of its own",
+    ("attribute", 6): "a graph within a node",
+    ("attribute", 11): "graphs within a node",
+    ("tensor", 13): "weights in another file",
+}
+
+
+class _RefusedError(Exception):
+    """What a file holds is not allowed; the text says what, to go behind "got"."""
+
+
+def inspect_keras(data: bytes, thing: str, shapes: Sequence[Shape] | None = None) -> None:
+    """See that a ``.keras`` file holds weights and layers of Keras's own that are known here.
+
+    Parameters
+    ----------
+    data
+        The file: a zip of three members.
+    thing
+        What an error calls it.
+    shapes
+        Those that its weights must have, in any order; None for any.
+
+    Raises
+    ------
+    UsageError
+        If it holds anything else, is damaged, or is larger than 64 MiB, packed or not.
+    """
+    _inspect(data, thing, "Keras's own layers and their weights", lambda: _read_keras(data, shapes))
+
+
+def inspect_h5(data: bytes, thing: str) -> None:
+    """See that an HDF5 file holds groups and numbers of its own, without links to elsewhere; else as `inspect_keras`."""
+    _inspect(data, thing, "an HDF5 file with weights of its own", lambda: _read_shapes(data))
+
+
+def inspect_onnx(data: bytes, thing: str) -> None:
+    """See that an ONNX file holds weights and operators that are known here.
+
+    The messages are read here as the wire has them, for `import onnx` costs a worker 0.1 s and 10 MB, this 0.2 ms.
+    https://protobuf.dev/programming-guides/encoding/
+
+    Parameters
+    ----------
+    data
+        The file: a protobuf message.
+    thing
+        What an error calls it.
+
+    Raises
+    ------
+    UsageError
+        If it holds anything else: another domain's operators, functions, graphs within a node, weights in other files.
+    """
+    _inspect(data, thing, "known operators and their weights", lambda: _read_onnx(data))
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return what JSON says, all of its numbers finite; raise ValueError if it is none or too deep."""
+    try:
+        return json.loads(data, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text} where each must be finite")
+    return number
+
+
+def _inspect(data: bytes, thing: str, rule: str, read: Callable[[], object]) -> None:
+    """Read a file, and turn whatever is wrong with it into one sentence."""
+    try:
+        if len(data) > MAX_NETWORK_BYTES:
+            raise _RefusedError(f"more than {MAX_NETWORK_BYTES:,} bytes")
+        read()
+    except _RefusedError as error:
+        raise UsageError(f"{thing}: expected {rule}, got {error}; use only files whose maker you trust") from error
+    except Exception as error:
+        # What zipfile, json and h5py raise for a file that is damaged on purpose shares no base class.
+        raise UsageError(
+            f"{thing}: expected {rule}, got a file that cannot be read ({type(error).__name__}); fetch or make it again"
+        ) from error
+
+
+def _read_keras(data: bytes, shapes: Sequence[Shape] | None) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if strangers := [member.filename for member in members if member.filename not in _KERAS_MEMBERS]:
+            raise _RefusedError(f"{strangers[0]!r} beside {', '.join(_KERAS_MEMBERS)}")
+        if len(members) != len(_KERAS_MEMBERS):
+            raise _RefusedError(f"{len(members)} members where {', '.join(_KERAS_MEMBERS)} must be")
+        for member in members:
+            limit = MAX_NETWORK_BYTES if member.filename.endswith(".h5") else _MAX_CONFIG_BYTES
+            if member.file_size > limit:
+                raise _RefusedError(f"{member.filename!r} of {member.file_size:,} bytes, unpacked")
+        # Of each no more is unpacked than the size that it states.
+        config, metadata, weights = (archive.read(name) for name in _KERAS_MEMBERS)
+    parse_json(metadata)
+    _inspect_config(parse_json(config))
+    found = {name: shape for name, shape in _read_shapes(weights).items() if not name.startswith("/optimizer/")}
+    if shapes is not None and sorted(found.values()) != sorted(shapes):
+        shown = ", ".join(str(list(shape)) for shape in sorted(found.values()))
+        raise _RefusedError(f"weights of other shapes than its card says: {shown}")
+
+
+def _inspect_config(config: Any) -> None:
+    """See that everything that Keras would look up by its name is known; Keras imports what a config names."""
+    left = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+            if not value.keys().isdisjoint(("class_name", "module", "registered_name")):
+                _inspect_class(value)
+            for name, activation in value.items():
+                # One that is a dictionary is looked at as a class is.
+                if name.endswith("activation") and not isinstance(activation, dict) and activation not in _ACTIVATIONS:
+                    raise _RefusedError(f"the activation {activation!r}")
+
+
+def _inspect_class(value: Mapping[str, Any]) -> None:
+    module, name, registered = (value.get(key) for key in ("module", "class_name", "registered_name"))
+    if not (isinstance(name, str) and isinstance(module, str | None) and registered in (None, name)):
+        raise _RefusedError(f"the class {registered or name!r}")
+    if name not in (_KERAS_VALUES if module is None else _KERAS_CLASSES.get(module, ())):
+        raise _RefusedError(f"the class {name!r} of {module!r}")
+
+
+def _read_shapes(data: bytes) -> dict[str, Shape]:
+    """Return the shapes of an HDF5 file's arrays by their paths, having seen that all of them are in it."""
+    import h5py
+
+    shapes: dict[str, Shape] = {}
+    n_bytes = 0
+    with h5py.File(io.BytesIO(data), "r") as file:
+        groups = [file["/"]]
+        seen = {h5py.h5o.get_info(file.id).addr}
+        while groups:
+            group = groups.pop()
+            for name in group:
+                path = posixpath.join(group.name, name)
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise _RefusedError(f"{path!r}, a link to elsewhere")
+                found = group[name]
+                address = h5py.h5o.get_info(found.id).addr
+                if address in seen:
+                    raise _RefusedError(f"{path!r}, which has another name too")
+                seen.add(address)
+                if isinstance(found, h5py.Group):
+                    groups.append(found)
+                    continue
+                _inspect_array(found, path)
+                shapes[path] = found.shape
+                n_bytes += found.nbytes
+                if n_bytes > MAX_NETWORK_BYTES:
+                    raise _RefusedError(f"arrays of more than {MAX_NETWORK_BYTES:,} bytes")
+    return shapes
+
+
+def _inspect_array(found: Any, path: str) -> None:
+    """See that an array is one of numbers, and in the file itself."""
+    import h5py
+
+    if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu" or found.shape is None:
+        raise _RefusedError(f"{path!r}, which is no array of numbers")
+    if found.external or found.is_virtual:
+        raise _RefusedError(f"{path!r}, whose numbers are in another file")
+    properties = found.id.get_create_plist()
+    filters = {properties.get_filter(number)[0] for number in range(properties.get_nfilters())}
+    if filters - _HDF5_FILTERS:
+        raise _RefusedError(f"{path!r}, packed by a filter that is not HDF5's own")
+
+
+def _read_onnx(data: bytes) -> None:
+    # ONNX Runtime tells its own format by these, which a message could have as well.
+    if data[4:8] == b"ORTM":
+        raise _RefusedError("ONNX Runtime's own format")
+    left = [("model", memoryview(data))]
+    while left:
+        message, content = left.pop()
+        for number, value in _fields(content):
+            kind = ONNX_FIELDS[message].get(number)
+            if kind is None:
+                raise _RefusedError(ONNX_REFUSED.get((message, number), f"field {number} in a {message}"))
+            if kind == "":
+                continue
+            if kind == "place":
+                if value != 0:
+                    raise _RefusedError("weights in another file")
+            elif not isinstance(value, memoryview):
+                raise _RefusedError(f"a number where its {message} has a {kind}")
+            elif kind in ONNX_FIELDS:
+                left.append((kind, value))
+            elif (word := bytes(value).decode()) not in (_OPERATORS if kind == "operator" else _DOMAINS):
+                raise _RefusedError(f"the {kind} {word!r}")
+
+
+def _fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield the fields of a protobuf message: number, and what is in it, a number or bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = content[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise _RefusedError("a number of more than 64 bits")
+
+    def take(n_bytes: int) -> memoryview:
+        nonlocal at
+        at += n_bytes
+        if at > len(content):
+            raise _RefusedError("a message that is cut")
+        return content[at - n_bytes : at]
+
+    while at < len(content):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+        elif wire in (1, 2, 5):
+            yield number, take({1: 8, 5: 4}.get(wire) or varint())
+        else:
+            raise _RefusedError("no message of ONNX")

@@ -19,7 +19,7 @@ FLOORS = (
     {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
     {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
     {"attempts", "carryover", "isolation"},
-    {"rows"},
+    {"rows", "splits"},
     {"reading"},
     {"audio", "bundle", "mfcc", "manifest", "tables"},
     {"archive"},

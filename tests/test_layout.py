@@ -18,7 +18,7 @@ FLOORS = (
     {"run", "recording"},
     {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
     {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
-    {"attempts", "carryover", "isolation"},
+    {"attempts", "carryover", "evaluation", "isolation"},
     {"rows", "splits"},
     {"reading"},
     {"audio", "bundle", "mfcc", "manifest", "tables"},

@@ -17,7 +17,7 @@ FLOORS = (
     {"runs"},
     {"run", "recording"},
     {"preflight", "labelling", "training", "cluster", "ledger", "canary", "summary"},
-    {"extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
+    {"calibration", "extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
     {"attempts", "carryover", "evaluation", "isolation"},
     {"rows", "splits"},
     {"reading"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion_batch import evaluation
+from emotion_batch import evaluation, pictures
 from emotion_batch.errors import UsageError
 from emotion_batch.splits import speaker_folds
 
@@ -219,3 +219,10 @@ def test_a_shortcut_is_judged_on_the_same_folds() -> None:
     assert len(evaluation.judge_shortcut(targets, targets, (*LABELS, "ps"), speakers, folds)["confusion"]) == 4
     with pytest.raises(UsageError, match="shortcut: expected one fold or more"):
         evaluation.judge_shortcut(targets, targets, LABELS, speakers, [])
+
+
+def test_reliability_is_drawn() -> None:
+    """A picture comes of bins of which some are empty."""
+    targets = np.array([0, 1, 0])
+    bins = evaluation.reliability(targets, certain(targets, 2))
+    assert pictures.draw_reliability(bins, bins).startswith(b"\x89PNG")

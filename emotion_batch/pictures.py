@@ -1,10 +1,10 @@
-"""Pictures as PNG: training curves and confusion matrices."""
+"""Pictures as PNG: training curves, confusion matrices and reliability diagrams."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +54,31 @@ def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
     axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel="predicted", ylabel="true", title=title)
+    return _png(figure)
+
+
+def draw_reliability(raw: Mapping[str, Sequence[Any]], calibrated: Mapping[str, Sequence[Any]]) -> bytes:
+    """Draw accuracy by confidence, as the network is and calibrated, over the number of rows in each bin.
+
+    Parameters
+    ----------
+    raw, calibrated
+        What `evaluation.reliability` gave, of equally many bins.
+    """
+    figure = _figure(5.0, 5.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as sure as right")
+    for number, (series, words) in enumerate(((raw, "raw"), (calibrated, "calibrated"))):
+        points = [pair for pair in zip(series["confidence"], series["accuracy"], strict=True) if None not in pair]
+        above.plot(*zip(*points, strict=True), marker="o", markersize=4, label=words)
+        n_bins = len(series["n_rows"])
+        places = [(bin_number + 0.25 + 0.5 * number) / n_bins for bin_number in range(n_bins)]
+        below.bar(places, series["n_rows"], width=0.45 / n_bins)
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    below.set(xlabel="confidence", ylabel="rows")
+    above.grid(alpha=0.3)
+    below.grid(alpha=0.3)
+    above.legend()
     return _png(figure)
 
 

@@ -1,13 +1,18 @@
-"""Reference labels: the emotion and speaker of a recording, from its name or from a table."""
+"""Reference labels: the emotion and speaker of a recording, from its name or a table, and in a model's own words."""
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -66,6 +71,84 @@ def read_labels(source: str) -> Labeller:
             raise UsageError(f"labels: expected a pattern with the group (?P<emotion>...), got {argument!r}")
         return partial(_by_pattern, pattern)
     raise UsageError(f"labels: expected tess, ravdess, folder, table:FILE or regex:PATTERN, got {source!r}")
+
+
+def read_label_map(location: str) -> dict[str, str]:
+    """Return what a file says that reference labels are called by the model; "" for those to be left out.
+
+    Parameters
+    ----------
+    location
+        Path or URL of ``.json`` (an object), ``.csv`` (the columns ``from`` and ``to``), or else of text with
+        ``from = to`` lines.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or gives a label two names.
+    """
+    place = Folder.of(location)
+    folder, _, name = place.url.rpartition("/")
+    with explained(f"label map {place.url}"):
+        data = Folder(folder or "/").read(name)
+    try:
+        pairs = _read_pairs(name, data.decode("utf-8-sig"))
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"label map {place.url}: expected a JSON object of words, CSV with the columns from and to, or lines "
+            f"'from = to', in UTF-8, got {error}"
+        ) from error
+    label_map: dict[str, str] = {}
+    for word, label in pairs:
+        if label_map.setdefault(word, label) != label:
+            raise UsageError(f"label map {place.url}: expected one label a word, got two for {word!r}")
+    return label_map
+
+
+def map_labels(
+    emotions: Iterable[str], label_map: Mapping[str, str], known_labels: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+    """Return reference labels as numbers of a model's labels, and what had to be left out.
+
+    Parameters
+    ----------
+    emotions
+        Reference label of each row.
+    label_map
+        As `read_label_map` gave it; a word that it lacks stays as it is.
+    known_labels
+        The model's labels.
+
+    Returns
+    -------
+    Number of each row's label, shape (n_rows,), -1 where the model has none for it; and the rows of these by word.
+    """
+    numbers = {label: number for number, label in enumerate(known_labels)}
+    words = list(emotions)
+    targets = np.array([numbers.get(label_map.get(word, word), -1) for word in words], np.int64)
+    left_out = Counter(word for word, target in zip(words, targets, strict=True) if target < 0)
+    return targets, dict(sorted(left_out.items()))
+
+
+def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
+    """Return the words and labels of a label map in the format that its name has; raise ValueError or KeyError."""
+    if name.lower().endswith(".json"):
+        value = json.loads(text, object_pairs_hook=list)
+        if not isinstance(value, list) or not all(isinstance(pair, tuple) for pair in value):
+            raise ValueError("another JSON value")
+        if wrong := [label for _, label in value if not isinstance(label, str)]:
+            raise ValueError(f"{wrong[0]!r} as a word")
+        return value
+    if name.lower().endswith(".csv"):
+        rows = csv.DictReader(io.StringIO(text))
+        return [(row["from"].strip(), (row["to"] or "").strip()) for row in rows]
+    pairs = []
+    for line in filter(str.strip, text.splitlines()):
+        word, equals, label = line.partition("=")
+        if not equals:
+            raise ValueError(f"the line {line!r}")
+        pairs.append((word.strip(), label.strip()))
+    return pairs
 
 
 def _by_tess_name(file: str) -> Reference | None:

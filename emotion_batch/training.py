@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import binding, model, pictures, reference, tables
+from emotion_batch import binding, model, pictures, reference, splits, tables
 from emotion_batch.bundle import Card
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.storage import Folder, explained
@@ -129,7 +129,7 @@ def train_bundle(
         If the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
     """
     rows = read_rows(table, info, shards, settings.labels)
-    is_held_out = split_files(rows, settings.held_out, settings.seed)
+    is_held_out = splits.split_stratified(rows.targets, rows.files, settings.held_out, settings.seed)
     learn, judge = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     network, history = model.fit(
         rows.features[learn],
@@ -212,24 +212,6 @@ def read_rows(table: Folder, info: TableInfo, shards: Sequence[int], labels: str
         n_failed=everything.num_rows - len(found),
         n_unlabelled=len(found) - len(references),
     )
-
-
-def split_files(rows: LabelledRows, held_out: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which rows are held out: that share of each label's recordings, all segments of one together."""
-    if not held_out:
-        return np.zeros(len(rows.files), bool)
-    from sklearn.model_selection import train_test_split
-
-    files, first, inverse = np.unique(rows.files.astype(str), return_index=True, return_inverse=True)
-    try:
-        _, judged = train_test_split(
-            np.arange(len(files)), test_size=held_out, stratify=rows.targets[first], random_state=seed
-        )
-    except ValueError as error:
-        raise UsageError(f"held_out: expected a share that gives each label a recording, got {held_out}") from error
-    is_judged = np.zeros(len(files), bool)
-    is_judged[judged] = True
-    return is_judged[inverse]
 
 
 def measure(network: Any, rows: LabelledRows, which: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_batch.errors import StorageError, UsageError
-from emotion_batch.reference import Reference, read_labels
+from emotion_batch.reference import Reference, map_labels, read_label_map, read_labels
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,58 @@ def test_labels_that_cannot_be_used(tmp_path: Path) -> None:
         with pytest.raises(error) as caught:
             read_labels(source)
         assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("map.json", '{"fearful": "fear", "surprised": "ps", "calm": ""}'),
+        ("map.csv", "\ufefffrom,to\nfearful,fear\nsurprised,ps\ncalm,\n"),
+        ("MAP.CSV", "note,to,from\nx,fear,fearful\n,ps,surprised\n,,calm\n"),
+        ("map.txt", "fearful = fear\n\nsurprised=ps\n  calm =\n"),
+    ],
+)
+def test_label_maps(tmp_path: Path, name: str, content: str) -> None:
+    """All three formats say the same; an empty label is one to be left out."""
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_label_map(str(tmp_path / name)) == {"fearful": "fear", "surprised": "ps", "calm": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("map.json", "[1, 2]", "got another JSON value"),
+        ("map.json", '"fear"', "got another JSON value"),
+        ("map.json", '{"calm": null}', "got None as a word"),
+        ("map.json", '{"calm": {"a": "b"}}', "as a word"),
+        ("map.json", "{", "expected a JSON object of words"),
+        ("map.json", '{"a": "b", "a": "c"}', "got two for 'a'"),
+        ("map.csv", "from,label\na,b\n", "got 'to'"),
+        ("map.csv", "from,to\na,b\na,c\n", "got two for 'a'"),
+        ("map.txt", "a = b\ncalm\n", "got the line 'calm'"),
+        ("map.txt", "\udcff = b", "in UTF-8"),
+    ],
+)
+def test_label_maps_that_cannot_be_used(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    """Each is one sentence that names the file and what is wrong in it."""
+    (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(UsageError, match=r"^label map .*map\.") as caught:
+        read_label_map(str(tmp_path / name))
+    assert sentence in str(caught.value)
+
+
+def test_a_label_map_that_is_not_there(tmp_path: Path) -> None:
+    """A wrong path is one sentence."""
+    with pytest.raises(StorageError, match="expected it to exist"):
+        read_label_map(str(tmp_path / "none.json"))
+
+
+def test_labels_without_a_counterpart_are_left_out_and_counted() -> None:
+    """On purpose, by a label that the model lacks, or by no entry at all; words that need no map stay."""
+    targets, left_out = map_labels(
+        ["fearful", "sad", "calm", "bored", "calm", "surprised"],
+        {"fearful": "fear", "calm": "", "surprised": "surprise"},
+        ("fear", "ps", "sad"),
+    )
+    assert targets.tolist() == [0, 2, -1, -1, -1, -1]
+    assert left_out == {"bored": 1, "calm": 2, "surprised": 1}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from conftest import run_command
 
-from emotion_batch import tables, training
+from emotion_batch import splits, tables, training
 from emotion_batch.errors import UsageError
 from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
@@ -43,15 +43,6 @@ def test_rows_with_features_and_a_label_are_learnt_from(rows: training.LabelledR
     assert list(rows.files) == sorted(rows.files)
     assert [rows.labels[number] for number in rows.targets] == [file.rsplit("_", 1)[1][:-4] for file in rows.files]
     assert set(rows.speakers) == {"V1", "V2"}
-
-
-def test_the_split_is_stratified_and_repeatable(rows: training.LabelledRows) -> None:
-    """The held-out share has each label alike; the same seed holds out the same recordings."""
-    held_out = training.split_files(rows, 0.25, 1)
-    assert np.bincount(rows.targets[held_out]).tolist() == [3] * 7
-    assert np.array_equal(held_out, training.split_files(rows, 0.25, 1))
-    assert not np.array_equal(held_out, training.split_files(rows, 0.25, 2))
-    assert not training.split_files(rows, 0, 1).any()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +81,7 @@ def test_windows_of_one_recording_are_one_recording(tmp_path: Path, n_recordings
             training.read_rows(table, info, [0], "tess")
         return
     rows = training.read_rows(table, info, [0], "tess")
-    held_out = training.split_files(rows, 0.2, 0)
+    held_out = splits.split_stratified(rows.targets, rows.files, 0.2, 0)
     assert held_out.sum() == 2 * 20
     assert not set(rows.files[held_out]) & set(rows.files[~held_out])
 

@@ -5,7 +5,7 @@ A row's features are a tuple of arrays, one a column; nothing outside this modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,8 @@ from emotion_batch import mfcc, sequence
 from emotion_batch.settings import AnySettings, FeatureSettings
 
 Values = tuple[npt.NDArray[np.floating], ...]
+# What networks read of some rows: vectors, shape (n_rows, n_mfcc), or an array of shape (n_frames, n_inputs) a row.
+Inputs = npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]
 
 
 def fields(settings: AnySettings) -> list[pa.Field]:
@@ -138,13 +140,8 @@ def flatten(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return flat
 
 
-def prepare(rows: pa.Table, settings: AnySettings) -> Sequence[npt.NDArray[np.float32]]:
-    """Return what a network reads of each row, of rows that all have features: vectors, or sequences of frames.
-
-    Returns
-    -------
-    An array of shape (n_rows, n_mfcc), or a list of arrays of shape (n_frames, `sequence.N_INPUTS`).
-    """
+def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:
+    """Return what a network reads of rows that all have features."""
     if isinstance(settings, FeatureSettings):
         return read_vectors(rows, settings)
     return [sequence.prepare(one) for one in read_sequences(rows)]

@@ -129,7 +129,7 @@ def energy_of(logmel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def find_voiced(energy: npt.NDArray[np.float32], voicing: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Return which frames hold a voice: periodic, and not far below the loudest."""
-    return np.logical_and(voicing > _VOICED, energy > energy.max() - _VOICED_RANGE)
+    return np.asarray((voicing > _VOICED) & (energy > energy.max() - _VOICED_RANGE), np.bool_)
 
 
 def centre_pitch(f0_hz: npt.NDArray[np.float32], is_voiced: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

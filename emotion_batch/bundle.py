@@ -12,16 +12,16 @@ from typing import Any
 from emotion_batch import inspection
 from emotion_batch.errors import UsageError
 from emotion_batch.inspection import Shape
-from emotion_batch.settings import AnySettings, Segments, read_settings
+from emotion_batch.settings import AnySettings, FeatureSettings, Segments, read_settings
 from emotion_batch.storage import Folder, explained
 
 CARD = "card.json"
 # The one truth about the network, as Keras saves it, and what workers execute, derived from it.
 WEIGHTS = "model.keras"
 EXECUTABLE = "model.onnx"
-CARD_VERSION = 2
-# The notebook's network, the one architecture that a card may name.
-SEED = "seed-lstm"
+CARD_VERSION = 3
+# The architectures that a card may name: the notebook's network, and the one on sequences.
+SEED, SEQUENCE = "seed-lstm", "sequence-bilstm"
 _MAX_CARD_BYTES = 10**7
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,6 +47,12 @@ class Card:
         Table, counts and settings of the training.
     metrics
         Figures by kind of split.
+    calibration
+        ``temperature``, by which logits are divided, and how it was found; empty where it was not.
+    confidence
+        ``threshold`` of ``is_confident`` (None for none), what it promises and what it was seen to give; empty without.
+    domain
+        What tells segments that are unlike those it was trained on, as `domain.Domain` has it; empty without.
     versions
         Of Python and the packages that trained it.
     files
@@ -60,6 +66,9 @@ class Card:
     model_id: str
     training: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    confidence: Mapping[str, Any]
+    domain: Mapping[str, Any]
     versions: Mapping[str, str]
     files: Mapping[str, str]
 
@@ -76,10 +85,18 @@ class Card:
             "model_id": self.model_id,
             "training": dict(self.training),
             "metrics": dict(self.metrics),
+            "calibration": dict(self.calibration),
+            "confidence": dict(self.confidence),
+            "domain": dict(self.domain),
             "versions": dict(self.versions),
             "files": dict(self.files),
         }
         return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided; 1 leaves them as they are."""
+        return float(self.calibration.get("temperature", 1.0))
 
     @classmethod
     def from_json(cls, data: bytes) -> Card:
@@ -87,24 +104,32 @@ class Card:
         value = inspection.parse_json(data)
         if value["card_version"] != CARD_VERSION:
             raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
-        if value["architecture"] != SEED:
-            raise ValueError(f"architecture {value['architecture']!r} where this release knows {SEED!r}")
+        settings = read_settings(value["feature_settings"])
+        if value["architecture"] != architecture_of(settings):
+            raise ValueError(f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}")
         labels = tuple(value["labels"])
         if len(set(labels)) != len(labels) or not labels or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels that are not distinct words")
         for name, digest in value["files"].items():
             if not _PLAIN_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
                 raise ValueError(f"the file {name!r} where a plain name and its SHA-256 must be")
-        if not all(isinstance(value[name], dict) for name in ("training", "metrics", "versions")):
-            raise ValueError("a training, metrics or versions that are no objects")
+        for name in ("training", "metrics", "calibration", "confidence", "domain", "versions"):
+            if not isinstance(value[name], dict):
+                raise ValueError(f"{name} that is no object")
+        temperature, threshold = value["calibration"].get("temperature", 1.0), value["confidence"].get("threshold")
+        if not (_is_number(temperature) and temperature > 0 and (threshold is None or _is_number(threshold))):
+            raise ValueError("a temperature or a threshold that is no number")
         return cls(
             labels=labels,
-            feature_settings=read_settings(value["feature_settings"]),
+            feature_settings=settings,
             segments=Segments.from_dict(value["segments"]),
             architecture=value["architecture"],
             model_id=value["model_id"],
             training=value["training"],
             metrics=value["metrics"],
+            calibration=value["calibration"],
+            confidence=value["confidence"],
+            domain=value["domain"],
             versions=value["versions"],
             files=value["files"],
         )
@@ -193,15 +218,29 @@ def read_checked(bundle: Bundle, name: str) -> bytes:
             "fetch the bundle again"
         )
     if name == WEIGHTS:
-        inspection.inspect_keras(data, thing, weight_shapes(len(bundle.card.labels)))
+        inspection.inspect_keras(data, thing, weight_shapes(bundle.card.feature_settings, len(bundle.card.labels)))
     else:
         inspection.inspect_onnx(data, thing)
     return data
 
 
-def weight_shapes(n_labels: int) -> list[Shape]:
-    """Return the shapes of the weights of the notebook's network, in Keras's order; its input's length is in none."""
-    return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), (n_labels,)]
+def architecture_of(settings: AnySettings) -> str:
+    """Return the name of the network that reads a recipe's features."""
+    return SEED if isinstance(settings, FeatureSettings) else SEQUENCE
+
+
+def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape]:
+    """Return the shapes of a network's weights, in Keras's order; the notebook's has its input's length in none."""
+    if isinstance(settings, FeatureSettings):
+        return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), (n_labels,)]
+    shapes: list[Shape] = []
+    for n_inputs in (settings.n_mels + 3, 64):
+        shapes += [(5, n_inputs, 64), *[(64,)] * 5]
+    return [*shapes, *[(65, 192), (48, 192), (192,)] * 2, (96, 1), (1,), (192, n_labels), (n_labels,)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def sha256(data: bytes) -> str:

@@ -71,15 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _extract(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
-    from emotion_batch.settings import FeatureSettings
+    from emotion_batch.settings import FeatureSettings, SequenceSettings
 
-    settings = FeatureSettings(
-        sample_rate=options.sample_rate,
-        n_mfcc=options.n_mfcc,
-        n_fft=options.n_fft,
-        hop_length=options.hop_length,
-        n_mels=options.n_mels,
-    )
+    stated = {name: value for name in _SEED_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.recipe == "sequence" and stated:
+        raise UsageError(f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got sequence")
+    settings = SequenceSettings() if options.recipe == "sequence" else FeatureSettings(**stated)
     summary = runs.extract(
         options.archive,
         options.table,
@@ -156,9 +153,11 @@ def _label(options: argparse.Namespace, said: Said) -> int:
 
 def _train(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
+    from dataclasses import fields
+
     from emotion_batch.training import TrainingSettings
 
-    settings = TrainingSettings(options.labels, options.held_out, options.epochs, options.batch_size, options.seed)
+    settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})
     card = runs.train(
         options.table,
         options.bundle,
@@ -166,7 +165,8 @@ def _train(options: argparse.Namespace, said: Said) -> int:
         h5=options.h5,
         storage_options=_storage_options(options),
         force=options.force,
-        on_epoch=lambda epoch, figures: said.epoch(epoch, options.epochs, figures),
+        on_epoch=said.epoch,
+        watcher=said.watcher(),
     )
     said.end_line()
     print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
@@ -282,6 +282,9 @@ def _positive(text: str) -> int:
     return number
 
 
+_SEED_OPTIONS = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "n_mels")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would print the whole usage above the one sentence.
@@ -297,6 +300,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
     command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
     group = command.add_argument_group("features (the defaults are the notebook's)")
+    group.add_argument(
+        "--recipe",
+        choices=("seed", "sequence"),
+        default="seed",
+        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
+    )
     for name, default, words in (
         ("sample-rate", 22_050, "Hz to resample to"),
         ("n-mfcc", 40, "coefficients"),
@@ -304,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
         ("hop-length", 512, "samples from frame to frame"),
         ("n-mels", 128, "mel bands"),
     ):
-        group.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{words} ({default})")
+        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
     _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
     _add_run_options(command)
 
@@ -318,8 +327,28 @@ def _parser() -> argparse.ArgumentParser:
         help="tess, ravdess, folder, table:FILE (file,emotion[,speaker]) or regex:PATTERN with (?P<emotion>...) (tess)",
     )
     command.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="judged, not learnt from (0.2)")
-    command.add_argument("--epochs", type=_positive, default=100, metavar="N", help="passes over the rows (100)")
-    command.add_argument("--batch-size", type=_positive, default=512, metavar="N", help="rows a step (512)")
+    command.add_argument(
+        "--validation",
+        choices=("stratified", "seed"),
+        default="stratified",
+        help="which are held out: a share of each label's, or the last by name, as in the notebook (stratified)",
+    )
+    command.add_argument("--epochs", type=_positive, metavar="N", help="passes over the rows (the recipe's: 100 or 20)")
+    command.add_argument("--batch-size", type=_positive, metavar="N", help="rows a step (the recipe's: 512 or 32)")
+    command.add_argument(
+        "--patience", type=int, default=0, metavar="N", help="end after so many epochs no better on what is held out"
+    )
+    command.add_argument(
+        "--max-folds",
+        type=int,
+        default=10,
+        metavar="N",
+        help="most folds of speakers, a training each; 0 leaves confidence uncalibrated (10)",
+    )
+    command.add_argument(
+        "--precision", type=float, default=0.9, metavar="SHARE", help="of right labels that is_confident promises (0.9)"
+    )
+    command.add_argument("--data-licence", default="", metavar="TEXT", help="licence of the recordings, for the card")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of split, weights and order (0)")
     command.add_argument("--h5", metavar="FILE", help="also save the network as the notebook did")
     command.add_argument("--force", action="store_true", help="replace the bundle that is there")

@@ -78,10 +78,10 @@ class Said:
         if n_files >= _MANY_FILES:
             self._line(f"{n_files:,} files listed", is_last=False)
 
-    def epoch(self, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
-        """Say how far a training is."""
+    def epoch(self, phase: str, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
+        """Show how far a training is: the network, or one of its folds."""
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        self._line(f"epoch {epoch} of {n_epochs}: {shown}", is_last=epoch == n_epochs)
+        self._line(f"{phase}: epoch {epoch} of {n_epochs}: {shown}", is_last=epoch == n_epochs)
 
     def how_far(self) -> str:
         """Return what to say when a signal stopped the command."""

@@ -84,8 +84,8 @@ def demo(
     say(f"   {extracted.counts.n_ok} feature rows, {extracted.counts.n_failed} rows with the reason why not\n")
 
     # The notebook's batch of 512 would make one step an epoch of so few rows.
-    say(f"3. emotion-batch train {features} {bundle} --epochs 40 --batch-size 32")
-    card = runs.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32))
+    say(f"3. emotion-batch train {features} {bundle} --epochs 40 --batch-size 32 --max-folds 0")
+    card = runs.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
     judged = card.metrics["stratified"]
     say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
 

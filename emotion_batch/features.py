@@ -5,7 +5,7 @@ A row's features are a tuple of arrays, one a column; nothing outside this modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -130,6 +130,21 @@ def read_sequences(rows: pa.Table) -> Iterator[sequence.Sequence]:
         logmel = flat[0].reshape(-1, n_mels) if n_mels else flat[0].reshape(0, 1)
         for start, end in pairwise((bounds - bounds[0]).tolist()):
             yield sequence.Sequence(logmel[start:end], flat[1][start:end], flat[2][start:end])
+
+
+def level(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return the level of rows that all have features, in a unit of the recipe's own, shape (n_rows,)."""
+    if isinstance(settings, FeatureSettings):
+        return read_vectors(rows, settings)[:, 0]
+    return np.array([sequence.energy_of(one.logmel.astype(np.float32)).mean() for one in read_sequences(rows)], np.float32)
+
+
+def to_table(values: Iterable[Values], settings: AnySettings) -> pa.Table:
+    """Return features as the columns of a table, a row each."""
+    columns = Columns(settings)
+    for one in values:
+        columns.add(one)
+    return pa.table(columns.to_arrays(), schema=pa.schema(fields(settings)))
 
 
 def flatten(column: pa.Array | pa.ChunkedArray) -> pa.Array:

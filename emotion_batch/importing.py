@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from emotion_batch import binding, inspection, model
+from emotion_batch import binding, inspection, networks
 from emotion_batch.bundle import Card, sha256, weight_shapes
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import FeatureSettings, Segments
@@ -89,7 +89,7 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
             f"labels: expected {n_outputs}, one for each output of the network in {file}, got {len(labels)}; "
             "name them in the order of the outputs"
         )
-    network = model.build_network(settings.n_mfcc, n_outputs)
+    network = networks.build_seed(settings.n_mfcc, n_outputs)
     network.set_weights(saved.weights)
     rng = np.random.default_rng(0)
     return binding.write_bundle(
@@ -106,7 +106,7 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
             "has_config": saved.has_config,
         },
         metrics={},
-        features=rng.normal(0, 30, (_N_COMPARED, settings.n_mfcc)).astype(np.float32),
+        inputs=rng.normal(0, 30, (_N_COMPARED, settings.n_mfcc)).astype(np.float32),
         extras={},
     )
 
@@ -146,7 +146,7 @@ def read_network(data: bytes, thing: str) -> SavedNetwork:
     if config is not None:
         _check_config(_text(config), thing)
     shapes = [one.shape for one in weights]
-    if not shapes or len(shapes[-1]) != 1 or shapes != weight_shapes(*shapes[-1]):
+    if not shapes or len(shapes[-1]) != 1 or shapes != weight_shapes(FeatureSettings(), *shapes[-1]):
         raise UsageError(
             f"{thing}: expected the weights of the notebook's network, LSTM 123, Dense 64, 32 and one output a label, "
             f"got the shapes {', '.join(str(list(shape)) for shape in shapes) or 'of none'}; only that network is imported"

@@ -28,10 +28,12 @@ _KERAS_CLASSES: Mapping[str, frozenset[str]] = {
     "keras.layers": frozenset(
         {
             *("Activation", "Add", "BatchNormalization", "Bidirectional", "Concatenate", "Conv1D", "Dense", "Dot"),
-            *("Dropout", "GlobalAveragePooling1D", "InputLayer", "LSTM", "LayerNormalization", "MaxPooling1D"),
-            *("Multiply", "ReLU", "Reshape", "Softmax", "Subtract"),
+            *("Dropout", "GlobalAveragePooling1D", "InputLayer", "LSTM", "LayerNormalization", "Masking"),
+            *("MaxPooling1D", "Multiply", "ReLU", "Rescaling", "Reshape", "Softmax", "Subtract"),
         }
     ),
+    # For which there is no layer.
+    "keras.src.ops.numpy": frozenset({"Sqrt"}),
     "keras.initializers": frozenset(
         {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Orthogonal", "Zeros"}
     ),

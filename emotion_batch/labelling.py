@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import attempts, meter, process, tables
+from emotion_batch import attempts, calibration, domain, meter, process, tables
 from emotion_batch.attempts import Attempt
 from emotion_batch.bundle import Bundle
 from emotion_batch.carryover import carry_over, merge
 from emotion_batch.errors import IncompleteError, Status
+from emotion_batch.features import prepare
 from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.storage import Folder, explained
@@ -107,22 +108,59 @@ def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
     -------
     Rows of the label table's schema; those that are not ``ok`` keep their status and reason and have no label.
     """
-    labels = predictor.card.labels
+    card = predictor.card
     is_ok = pc.equal(features["status"], Status.OK).to_numpy()
-    # A filter, for the values of missing vectors are there in the flat array of some versions and not of others.
-    vectors = features["mfcc"].filter(pa.array(is_ok)).combine_chunks().flatten()
-    n_mfcc = predictor.card.feature_settings.n_mfcc
-    predicted = predictor.predict(np.asarray(vectors, np.float32).reshape(-1, n_mfcc))
-    probabilities = np.zeros((len(is_ok), len(labels)), np.float32)
-    probabilities[is_ok] = predicted
-    best = np.argmax(probabilities, axis=1)
+    # A filter, for the values of missing features are there in the flat arrays of some versions and not of others.
+    usable = features.filter(pa.array(is_ok))
+    raw = predictor.predict(prepare(usable, card.feature_settings))
+    # The label is the network's own; how sure it is of it is what calibration says.
+    best = np.argmax(raw, axis=1)
+    probabilities = calibration.apply_temperature(raw, card.temperature)
+    confidence = probabilities[np.arange(len(best)), best]
+    made: dict[str, npt.NDArray[np.generic] | None] = {
+        "emotion": np.array(card.labels, object)[best],
+        "confidence": confidence,
+        "margin": calibration.margin(probabilities),
+        "entropy": calibration.entropy(probabilities),
+        **_judge(usable, predictor, confidence),
+        **{f"p_{label}": probabilities[:, number] for number, label in enumerate(card.labels)},
+    }
+    schema = tables.label_schema(card.labels)
     columns = {name: features[name] for name in ("file", "start_s", "end_s", "status", "error")}
-    columns["emotion"] = _masked(np.array(labels, object)[best], is_ok, pa.string())
-    columns["confidence"] = _masked(probabilities[np.arange(len(best)), best], is_ok, pa.float32())
-    for number, label in enumerate(labels):
-        columns[f"p_{label}"] = _masked(probabilities[:, number], is_ok, pa.float32())
-    return pa.table(columns, schema=tables.label_schema(labels))
+    for name, values in made.items():
+        columns[name] = _spread(values, is_ok, schema.field(name).type)
+    return pa.table(columns, schema=schema)
 
 
-def _masked(values: npt.NDArray[np.generic], is_valid: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
-    return pa.array(values, kind, mask=~is_valid)
+def _judge(
+    usable: pa.Table, predictor: Predictor, confidence: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.generic] | None]:
+    """Return whether labels are to be believed: None where the bundle, or its features, cannot tell."""
+    settings, threshold = predictor.card.feature_settings, predictor.card.confidence.get("threshold")
+    is_speech = domain.find_speech(usable, settings)
+    is_confident = np.zeros(len(confidence), bool)
+    if predictor.domain is None:
+        return {"is_confident": is_confident, "is_in_domain": None, "domain_distance": None, "is_speech": is_speech}
+    distance = predictor.domain.distances(domain.summarise(usable, settings))
+    is_in_domain = distance <= predictor.domain.threshold
+    if threshold is not None:
+        is_confident = (confidence >= threshold) & is_in_domain
+        if is_speech is not None:
+            is_confident &= is_speech
+    return {
+        "is_confident": is_confident,
+        "is_in_domain": is_in_domain,
+        "domain_distance": distance,
+        "is_speech": is_speech,
+    }
+
+
+def _spread(
+    values: npt.NDArray[np.generic] | None, is_ok: npt.NDArray[np.bool_], kind: pa.DataType
+) -> pa.Array:
+    """Return the values of the usable rows as a column of all rows, null in the others."""
+    if values is None:
+        return pa.nulls(len(is_ok), kind)
+    at = np.full(len(is_ok), -1, np.int64)
+    at[is_ok] = np.arange(int(is_ok.sum()))
+    return pa.array(values, kind).take(pa.array(at, mask=~is_ok))

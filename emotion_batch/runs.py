@@ -21,7 +21,7 @@ from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
 from emotion_batch.run import MODEL, Means, Needs, Run
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import TableInfo
@@ -32,7 +32,7 @@ def extract(
     archive: str | os.PathLike[str],
     table: str | os.PathLike[str],
     *,
-    settings: FeatureSettings | None = None,
+    settings: AnySettings | None = None,
     segments: Segments | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     prune: bool = False,
@@ -52,7 +52,8 @@ def extract(
     table
         Folder or prefix of the feature table: a new one, or one that is to go on.
     settings, segments
-        How samples become a vector and which stretch of each recording; by default the notebook's.
+        How samples become features, by default as in the notebook, and which stretch of each recording, by default the
+        recipe's.
     suffixes
         Endings by which files of a folder are recordings.
     prune
@@ -81,7 +82,8 @@ def extract(
     limits = Limits(deadline_s)
     place = Folder.of(table, storage_options)
     source = Folder.of(archive, storage_options)
-    info = TableInfo(tables.FEATURES, source.url, settings or FeatureSettings(), segments or Segments())
+    settings = settings or FeatureSettings()
+    info = TableInfo(tables.FEATURES, source.url, settings, segments or settings.segments)
     tables.check(place, info)
     watcher = watcher or Watcher()
     _try_to_write(place)
@@ -289,9 +291,10 @@ def train(
     h5: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
-    on_epoch: Callable[[int, Mapping[str, float]], None] = lambda epoch, figures: None,
+    on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
+    watcher: Watcher | None = None,
 ) -> Card:
-    """Train the notebook's network on a feature table and write the bundle.
+    """Train the network of a feature table's recipe and write the bundle.
 
     Parameters
     ----------
@@ -308,7 +311,9 @@ def train(
     force
         Replace the bundle that is there.
     on_epoch
-        Hears each epoch's number, from 1, and figures.
+        Hears what is trained, the epoch's number, from 1, of how many, and its figures.
+    watcher
+        Hears notes.
 
     Raises
     ------
@@ -334,6 +339,7 @@ def train(
         to,
         settings or TrainingSettings(),
         on_epoch=on_epoch,
+        on_note=(watcher or Watcher()).on_note,
         h5=exported,
         h5_name=name,
     )

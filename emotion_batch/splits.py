@@ -66,9 +66,10 @@ class SpeakerFolds:
             yield Fold(np.flatnonzero(is_in_some & ~is_judged), np.flatnonzero(is_judged), name)
 
 
-def number_words(words: Sequence[str] | npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.int64], list[str]]:
+def number_words(words: Sequence[str] | npt.NDArray[np.object_] | pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Return the number of each word among the distinct ones, sorted, and these; by hashing, for rows are many."""
-    encoded = pa.array(words, pa.string()).dictionary_encode()
+    plain = words.combine_chunks() if isinstance(words, pa.ChunkedArray) else pa.array(words, pa.string())
+    encoded = plain.dictionary_encode()
     order = pc.array_sort_indices(encoded.dictionary).to_numpy()
     numbers = np.empty(len(order), np.int64)
     numbers[order] = np.arange(len(order))
@@ -76,7 +77,7 @@ def number_words(words: Sequence[str] | npt.NDArray[np.object_]) -> tuple[npt.ND
 
 
 def split_stratified(
-    targets: npt.NDArray[np.int64], files: npt.NDArray[np.object_], held_out: float, seed: int
+    targets: npt.NDArray[np.int64], files: npt.NDArray[np.object_] | pa.ChunkedArray, held_out: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Return which rows are held out: that share of each label's recordings, all segments of one together.
 
@@ -113,7 +114,7 @@ def split_stratified(
     return is_judged[recordings]
 
 
-def split_seed(files: npt.NDArray[np.object_], held_out: float = 0.2) -> npt.NDArray[np.bool_]:
+def split_seed(files: npt.NDArray[np.object_] | pa.ChunkedArray, held_out: float = 0.2) -> npt.NDArray[np.bool_]:
     """Return which rows the notebook's ``validation_split`` holds out: the last recordings by name.
 
     Keras learns from the first ``floor(n * (1 - validation_split))`` rows as they come and judges the rest

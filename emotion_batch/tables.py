@@ -22,9 +22,10 @@ from emotion_batch.meter import stage
 from emotion_batch.settings import AnySettings, Segments, read_settings
 from emotion_batch.storage import Folder, explained
 
-SCHEMA_VERSION = 1
 FEATURES = "features"
 LABELS = "labels"
+# Of each kind's columns; an earlier release's label table has fewer.
+SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
 LEDGER = "_table"
 _INFO = f"{LEDGER}/table.json"
 _FOOTER_KEY = b"emotion_batch"
@@ -57,7 +58,20 @@ def feature_schema(settings: AnySettings) -> pa.Schema:
 def label_schema(labels: Sequence[str]) -> pa.Schema:
     """Return the columns of a label table; `labels` in the order of the bundle's card."""
     probabilities = [pa.field(f"p_{label}", pa.float32()) for label in labels]
-    return pa.schema([*_COMMON, pa.field("emotion", pa.string()), pa.field("confidence", pa.float32()), *probabilities])
+    return pa.schema(
+        [
+            *_COMMON,
+            pa.field("emotion", pa.string()),
+            pa.field("confidence", pa.float32()),
+            pa.field("margin", pa.float32()),
+            pa.field("entropy", pa.float32()),
+            pa.field("is_confident", pa.bool_()),
+            pa.field("is_in_domain", pa.bool_()),
+            pa.field("domain_distance", pa.float32()),
+            pa.field("is_speech", pa.bool_()),
+            *probabilities,
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class TableInfo:
     def to_dict(self) -> dict[str, Any]:
         """Return it as `table.json` holds it."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": SCHEMA_VERSIONS[self.kind],
             "tool_version": emotion_batch.__version__,
             "kind": self.kind,
             "source": self.source,
@@ -108,9 +122,10 @@ class TableInfo:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TableInfo:
         """Return what `to_dict` gave; raise UsageError for a schema version that this one does not know."""
-        if value.get("schema_version") != SCHEMA_VERSION:
+        expected = SCHEMA_VERSIONS[value["kind"]]
+        if value.get("schema_version") != expected:
             raise UsageError(
-                f"table: expected schema version {SCHEMA_VERSION}, got {value.get('schema_version')!r}; "
+                f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
                 "use the version of emotion-batch that wrote it"
             )
         return cls(

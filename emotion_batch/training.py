@@ -1,43 +1,59 @@
-"""From a feature table to a bundle: labels, the split, fitting and the figures."""
+"""From a feature table to a bundle: the splits, fitting, the figures and what they allow to be said."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from emotion_batch import binding, model, pictures, reference, splits, tables
-from emotion_batch.bundle import Card
-from emotion_batch.errors import Status, UsageError
+from emotion_batch import binding, calibration, domain, evaluation, features, fitting, model, pictures, splits
+from emotion_batch.bundle import Card, sha256
+from emotion_batch.dataset import Dataset, read_dataset
+from emotion_batch.errors import UsageError
+from emotion_batch.fitting import Checkpoint, Fitting
+from emotion_batch.settings import fingerprint
+from emotion_batch.splits import NO_FOLD, SpeakerFolds, Split
+from emotion_batch.spool import Spool
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import TableInfo
 
-# Fewer recordings of a label than this are more often a misread name than a class.
-_MIN_RECORDINGS = 5
+FILES = binding.FILES
+# Rows on which what workers execute is compared with Keras, and of which segments unlike the others are told.
+_N_COMPARED, _N_DOMAIN = 4_096, 20_000
+# What a training keeps to go on from; gone when it has ended.
+CHECKPOINTS = "_training"
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; the defaults are the notebook's, with a stratified fifth held out.
+    """How to train; the defaults are the recipe's, with a stratified fifth held out and speakers held out in turn.
 
     Attributes
     ----------
     labels
         Where the reference labels are from: see `reference.read_labels`.
     held_out
-        Share of each label's recordings that is judged and not learnt from; 0 learns from all and judges nothing.
+        Share of the recordings that is judged and not learnt from; 0 learns from all.
+    validation
+        Which recordings these are: ``stratified``, a share of each label's, or ``seed``, the last by name, as the
+        notebook's ``validation_split``.
     epochs, batch_size
-        Passes over the rows, and rows a step.
+        Passes over the rows, and rows a step; None for the recipe's.
     seed
         Decides the split, the weights and the order.
+    patience
+        Epochs without a better loss on the held-out recordings after which to end; 0 for none.
+    max_folds
+        Most folds of speakers; each costs a training. 0 for none, which leaves confidence uncalibrated.
+    precision
+        Share of right labels that ``is_confident`` promises.
+    data_licence
+        Licence of the recordings, for the card.
 
     Raises
     ------
@@ -47,50 +63,87 @@ class TrainingSettings:
 
     labels: str = "tess"
     held_out: float = 0.2
-    epochs: int = 100
-    batch_size: int = 512
+    validation: str = "stratified"
+    epochs: int | None = None
+    batch_size: int | None = None
     seed: int = 0
+    patience: int = 0
+    max_folds: int = 10
+    precision: float = 0.9
+    data_licence: str = ""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
             raise UsageError(f"held_out: expected a share from 0 to below 1, got {self.held_out!r}")
-        for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        if self.validation not in (Split.STRATIFIED, Split.SEED):
+            raise UsageError(f"validation: expected stratified or seed, got {self.validation!r}")
+        if not 0 < self.precision <= 1:
+            raise UsageError(f"precision: expected a share above 0 and at most 1, got {self.precision!r}")
+        if self.patience and not self.held_out:
+            raise UsageError("patience: expected recordings held out to judge an epoch by, got held_out 0")
+        if self.max_folds == 1 or self.max_folds < 0:
+            raise UsageError(f"max_folds: expected 0, or 2 or more, got {self.max_folds!r}")
+        for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("patience", 0)):
+            value = getattr(self, name)
             # The upper bound is that of NumPy's seeds.
-            if not minimum <= getattr(self, name) < 2**32:
-                raise UsageError(
-                    f"{name}: expected a whole number from {minimum} to 2**32 - 1, got {getattr(self, name)!r}"
-                )
+            if value is not None and not minimum <= value < 2**32:
+                raise UsageError(f"{name}: expected a whole number from {minimum} to 2**32 - 1, got {value!r}")
 
 
-@dataclass(frozen=True)
-class LabelledRows:
-    """Rows of a feature table that can be learnt from.
+class _Trainer:
+    """One training: a network on the rows to be learnt from, and one for each fold of speakers.
 
-    Attributes
+    Parameters
     ----------
-    features
-        Shape (n_rows, n_mfcc).
-    files
-        Name of each row's recording.
-    targets
-        Number of each row's label.
-    labels
-        The labels, sorted, as scikit-learn's LabelEncoder does.
-    speakers
-        Speaker of each row, "" where unknown.
-    n_failed
-        Rows of the table that hold no features.
-    n_unlabelled
-        Rows with features and no label.
+    data, spool
+        Rows with labels, and their features.
+    fitting
+        How to fit.
+    patience
+        Of the network that is kept; in folds there is nobody to judge an epoch.
+    folder, identity
+        Where checkpoints go, and a fingerprint of all that decides this training.
     """
 
-    features: npt.NDArray[np.float32]
-    files: npt.NDArray[np.object_]
-    targets: npt.NDArray[np.int64]
-    labels: tuple[str, ...]
-    speakers: npt.NDArray[np.object_]
-    n_failed: int
-    n_unlabelled: int
+    def __init__(self, data: Dataset, spool: Spool, fitting: Fitting, patience: int, folder: Folder, identity: str) -> None:
+        self._data = data
+        self._spool = spool
+        self._fitting = fitting
+        self._patience = patience
+        self._folder = folder
+        self._identity = identity
+
+    def fit(
+        self, learn: npt.NDArray[np.bool_], validate: npt.NDArray[np.int64] | None, on_epoch: fitting.Epoch, name: str
+    ) -> tuple[Any, dict[str, list[float]]]:
+        data, order = self._data, self._data.order
+        return fitting.fit(
+            self._spool,
+            data.settings,
+            order[learn[order]],
+            data.targets,
+            n_labels=len(data.labels),
+            fitting=Fitting(**{**asdict(self._fitting), "patience": 0 if validate is None else self._patience}),
+            validate=validate,
+            on_epoch=on_epoch,
+            checkpoint=Checkpoint(self._folder, f"{name}.checkpoint", self._identity),
+        )
+
+    def predict(self, network: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return fitting.predict(network, self._spool, self._data.settings, rows)
+
+    def predict_fold(self, fold: splits.Fold, number: int, on_epoch: fitting.Epoch) -> npt.NDArray[np.float32]:
+        """Return what a network gives for a fold's speakers that has not heard them; what was computed once is kept."""
+        kept = Checkpoint(self._folder, f"fold-{number}.predictions", self._identity)
+        found = kept.read()
+        if found is not None:
+            return np.asarray(found["probabilities"], np.float32)
+        learn = np.zeros(len(self._data.targets), bool)
+        learn[fold.learnt] = True
+        network, _ = self.fit(learn, None, on_epoch, f"fold-{number}")
+        probabilities = self.predict(network, fold.judged)
+        kept.write({"probabilities": probabilities})
+        return probabilities
 
 
 def train_bundle(
@@ -100,11 +153,14 @@ def train_bundle(
     bundle: Folder,
     settings: TrainingSettings,
     *,
-    on_epoch: Callable[[int, Mapping[str, float]], None] = lambda epoch, figures: None,
+    on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
+    on_note: Callable[[str], None] = lambda text: None,
     h5: Folder | None = None,
     h5_name: str = "",
 ) -> Card:
-    """Train the seed's network on a feature table and write its bundle, card last.
+    """Train the network of a feature table's recipe and write its bundle, card last.
+
+    A training that is stopped goes on where it was when it is begun again, and ends as one that was not.
 
     Parameters
     ----------
@@ -115,7 +171,9 @@ def train_bundle(
     settings
         How to train.
     on_epoch
-        Called after each epoch with its number, from 1, and its figures.
+        Called after each epoch with what is trained, its number, from 1, of how many, and its figures.
+    on_note
+        Takes what is remarkable.
     h5, h5_name
         Folder and name for the network as the notebook saved it; None for none.
 
@@ -128,134 +186,205 @@ def train_bundle(
     UsageError
         If the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
     """
-    rows = read_rows(table, info, shards, settings.labels)
-    is_held_out = splits.split_stratified(rows.targets, rows.files, settings.held_out, settings.seed)
-    learn, judge = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    network, history = model.fit(
-        rows.features[learn],
-        rows.targets[learn],
-        n_labels=len(rows.labels),
-        validation=(rows.features[judge], rows.targets[judge]) if len(judge) else None,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        on_epoch=on_epoch,
-    )
-    metrics = {"training": measure(network, rows, learn)}
-    if len(judge):
-        metrics["stratified"] = measure(network, rows, judge)
-    shown = "stratified" if len(judge) else "training"
-    card = binding.write_bundle(
-        bundle,
-        network,
-        labels=rows.labels,
-        feature_settings=info.feature_settings,
-        segments=info.segments,
-        training={
-            **asdict(settings),
-            "n_rows": len(rows.targets),
-            "n_learnt": len(learn),
-            "n_held_out": len(judge),
-            "n_failed": rows.n_failed,
-            "n_unlabelled": rows.n_unlabelled,
-            "n_by_label": {label: int(np.sum(rows.targets == number)) for number, label in enumerate(rows.labels)},
-            "n_speakers": len(set(rows.speakers) - {""}),
-        },
-        metrics=metrics,
-        features=rows.features,
-        extras={
-            "history.csv": _history_csv(history),
-            "training.png": pictures.draw_training(history),
-            "confusion.png": pictures.draw_confusion(
-                metrics[shown]["confusion"], rows.labels, "held-out recordings" if len(judge) else "training recordings"
-            ),
-        },
-    )
+    recipe = info.feature_settings.recipe
+    epochs, batch_size = settings.epochs or fitting.EPOCHS[recipe], settings.batch_size or fitting.BATCH_SIZES[recipe]
+    how = Fitting(epochs, batch_size, settings.seed, settings.patience)
+    checkpoints = bundle.folder(CHECKPOINTS)
+    with Spool(info.feature_settings) as spool:
+        data = read_dataset(table, info, shards, settings.labels, spool)
+        identity = _identify(data, settings, how)
+        trainer = _Trainer(data, spool, how, settings.patience, checkpoints, identity)
+        is_held_out = _hold_out(data, settings)
+        judged = data.order[is_held_out[data.order]]
+        network, history = trainer.fit(
+            ~is_held_out, judged if len(judged) else None, lambda *one: on_epoch("network", one[0], how.epochs, one[1]), "network"
+        )
+        learnt = np.flatnonzero(~is_held_out)
+        metrics = {Split.TRAINING.value: _measure(data, learnt, trainer.predict(network, learnt))}
+        if len(judged):
+            metrics[settings.validation] = _measure(data, judged, trainer.predict(network, judged))
+        folds = _find_folds(data, settings, on_note)
+        extras: dict[str, bytes] = {}
+        calibrated: dict[str, Any] = {}
+        confidence: dict[str, Any] = {}
+        if folds.names:
+            held = _predict_held_out(trainer, folds, data, how, on_epoch)
+            metrics[Split.SPEAKER_HELD_OUT.value] = _judge_folds(data, folds, held)
+            calibrated, confidence = _calibrate(data, folds, held, settings)
+            extras["reliability.png"] = _draw_reliability(data, folds, held, calibrated["temperature"])
+        shown = Split.SPEAKER_HELD_OUT.value if folds.names else settings.validation if len(judged) else Split.TRAINING.value
+        card = binding.write_bundle(
+            bundle,
+            network,
+            labels=data.labels,
+            feature_settings=info.feature_settings,
+            segments=info.segments,
+            training={
+                **asdict(settings),
+                **asdict(how),
+                "n_rows": len(data.targets),
+                "n_learnt": len(learnt),
+                "n_held_out": len(judged),
+                "n_failed": data.n_failed,
+                "n_unlabelled": sum(data.left_out.values()),
+                "n_by_label": {word: int(np.sum(data.targets == number)) for number, word in enumerate(data.labels)},
+                "n_speakers": data.n_speakers,
+            },
+            metrics=metrics,
+            calibration=calibrated,
+            confidence=confidence,
+            domain=_fit_domain(data, spool, folds, is_held_out, settings, on_note),
+            inputs=fitting.prepare(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
+            extras={
+                "history.csv": _history_csv(history),
+                "training.png": pictures.draw_training(history),
+                "confusion.png": pictures.draw_confusion(metrics[shown]["confusion"], data.labels, shown.replace("_", " ")),
+                **extras,
+            },
+        )
     if h5 is not None:
         with explained(f"{h5.url}/{h5_name}"):
             h5.make()
             h5.publish(h5_name, model.save_bytes(network, ".h5"))
+    with explained(f"bundle {bundle.url}"):
+        for name in checkpoints.names():
+            checkpoints.delete(name)
     return card
 
 
-def read_rows(table: Folder, info: TableInfo, shards: Sequence[int], labels: str) -> LabelledRows:
-    """Read the rows of a feature table that hold features and have a label, sorted by recording.
-
-    Raises
-    ------
-    UsageError
-        If fewer than two labels remain, or one of them has too few recordings to learn from.
-    """
-    labeller = reference.read_labels(labels)
-    columns = ["file", "start_s", "status", "mfcc"]
-    with explained(f"table {table.url}"):
-        everything = pa.concat_tables([tables.read_part(table, shard, columns) for shard in shards])
-    usable = everything.filter(pc.equal(everything["status"], Status.OK)).sort_by(
-        [("file", "ascending"), ("start_s", "ascending")]
-    )
-    found = [labeller(file) for file in usable["file"].to_pylist()]
-    has_label = np.array([one is not None for one in found], bool)
-    references = [one for one in found if one is not None]
-    words = sorted({one.emotion for one in references})
-    usable = usable.filter(pa.array(has_label))
-    files = usable["file"].to_numpy(zero_copy_only=False)
-    _, first = np.unique(files.astype(str), return_index=True)
-    _check_labels(table, labels, [references[row].emotion for row in first], files[first])
-    numbers = {word: number for number, word in enumerate(words)}
-    flat = usable["mfcc"].combine_chunks().flatten()
-    return LabelledRows(
-        features=flat.to_numpy(zero_copy_only=False).reshape(-1, info.feature_settings.n_mfcc),
-        files=files,
-        targets=np.array([numbers[one.emotion] for one in references], np.int64),
-        labels=tuple(words),
-        speakers=np.array([one.speaker or "" for one in references], object),
-        n_failed=everything.num_rows - len(found),
-        n_unlabelled=len(found) - len(references),
+def _identify(data: Dataset, settings: TrainingSettings, how: Fitting) -> str:
+    """Return a fingerprint of what a training gives: rows, labels and settings."""
+    names, numbers = data.files.combine_chunks(), data.targets.tobytes()
+    return fingerprint(
+        {
+            "settings": {**asdict(settings), **asdict(how)},
+            "labels": list(data.labels),
+            "feature_id": data.settings.feature_id,
+            "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
+            "versions": model.read_versions(),
+        }
     )
 
 
-def measure(network: Any, rows: LabelledRows, which: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Return a network's figures on some rows.
+def _hold_out(data: Dataset, settings: TrainingSettings) -> npt.NDArray[np.bool_]:
+    if settings.held_out and settings.validation == Split.SEED:
+        return splits.split_seed(data.files, settings.held_out)
+    return splits.split_stratified(data.targets, data.files, settings.held_out, settings.seed)
 
-    Returns
-    -------
-    ``n_rows``, ``n_speakers``, ``accuracy``, ``uar`` (unweighted average recall), ``recall`` and ``precision`` by
-    label, and ``confusion``, shape (n_labels, n_labels), true labels down.
-    """
-    from sklearn import metrics
 
-    features, targets = rows.features[which], rows.targets[which]
-    predicted = np.argmax(network.predict(features[..., np.newaxis], batch_size=1_024, verbose=0), axis=1)
-    numbers = list(range(len(rows.labels)))
-    averages = {"labels": numbers, "average": None, "zero_division": 0.0}
-    recall = metrics.recall_score(targets, predicted, **averages)
-    precision = metrics.precision_score(targets, predicted, **averages)
+def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[str], None]) -> SpeakerFolds:
+    nothing = SpeakerFolds(np.full(len(data.targets), NO_FOLD, np.int64), (), data.n_speakers, 0)
+    if not settings.max_folds:
+        return nothing
+    try:
+        folds = splits.speaker_folds(data.targets, data.speakers, max_folds=settings.max_folds, seed=settings.seed)
+    except UsageError as error:
+        # There may be a use for the model all the same; that its figures lack is said.
+        on_note(str(error))
+        return nothing
+    if folds.reason:
+        on_note(folds.reason)
+    if folds.names and folds.n_without_speaker:
+        on_note(f"{folds.n_without_speaker:,} segments whose speaker is unknown are in no fold of speakers")
+    return folds
+
+
+def _predict_held_out(
+    trainer: _Trainer,
+    folds: SpeakerFolds,
+    data: Dataset,
+    how: Fitting,
+    on_epoch: Callable[[str, int, int, Mapping[str, float]], None],
+) -> npt.NDArray[np.float32]:
+    """Return what networks that have not heard a row's speaker give for it, shape (n_rows, n_labels); 0 in no fold."""
+    held = np.zeros((len(data.targets), len(data.labels)), np.float32)
+    for number, fold in enumerate(folds):
+
+        def tell(epoch: int, figures: Mapping[str, float], name: str = fold.name) -> None:
+            on_epoch(f"without {name}", epoch, how.epochs, figures)
+
+        held[fold.judged] = trainer.predict_fold(fold, number, tell)
+    return held
+
+
+def _measure(data: Dataset, rows: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Return the figures of some rows, with intervals."""
+    targets, speakers = data.targets[rows], data.speakers[rows]
     return {
-        "n_rows": len(which),
-        "n_speakers": len(set(rows.speakers[which]) - {""}),
-        "accuracy": float(metrics.accuracy_score(targets, predicted)),
-        "uar": float(np.mean(recall)),
-        "recall": dict(zip(rows.labels, map(float, recall), strict=True)),
-        "precision": dict(zip(rows.labels, map(float, precision), strict=True)),
-        "confusion": metrics.confusion_matrix(targets, predicted, labels=numbers).tolist(),
+        **evaluation.measure(targets, probabilities, data.labels, speakers=speakers),
+        "intervals": evaluation.intervals(targets, probabilities.argmax(axis=1), speakers),
     }
 
 
-def _check_labels(table: Folder, source: str, emotions: Sequence[str], files: Sequence[str]) -> None:
-    """See that the labels are classes one can learn, and not what a misread name gives."""
-    counts = Counter(emotions)
-    if len(counts) < 2:
-        got = f"only {next(iter(counts))!r}" if counts else "none"
-        raise UsageError(
-            f"labels of {table.url}: expected at least two from {source!r}, got {got}; say with --labels where they stand"
-        )
-    if rare := {word: count for word, count in counts.items() if count < _MIN_RECORDINGS}:
-        word = min(rare)
-        example = files[list(emotions).index(word)]
-        raise UsageError(
-            f"labels of {table.url}: expected at least {_MIN_RECORDINGS} recordings of each from {source!r}, got {rare[word]} of "
-            f"{word!r} ({example!r}) and {len(rare) - 1} more such labels; say with --labels where they stand"
-        )
+def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Return the figures of speakers that were not heard, each fold's too, and those of what needs no model."""
+    rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
+    by_fold = [
+        {"name": fold.name, **evaluation.measure(data.targets[fold.judged], held[fold.judged], data.labels, speakers=data.speakers[fold.judged])}
+        for fold in folds
+    ]
+    shortcuts = {
+        name: evaluation.judge_shortcut(values, data.targets, data.labels, data.speakers, folds)
+        for name, values in (("duration", data.duration_s), ("level", data.level))
+    }
+    kept = ("name", "n_rows", "accuracy", "uar")
+    return {
+        **_measure(data, rows, held[rows]),
+        "folds": [{name: fold[name] for name in kept} for fold in by_fold],
+        "shortcuts": {name: {one: found[one] for one in ("accuracy", "uar")} for name, found in shortcuts.items()},
+    }
+
+
+def _calibrate(
+    data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], settings: TrainingSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the temperature and the threshold of confidence, and what they do to speakers that they were not found on."""
+    source = Split.SPEAKER_HELD_OUT
+    found = calibration.calibrate_across_folds(held, data.targets, folds.fold_of_row, source=source)
+    rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
+    sure = calibration.apply_temperature(held[rows], found["temperature"]).max(axis=1)
+    is_right = held[rows].argmax(axis=1) == data.targets[rows]
+    threshold = calibration.choose_threshold(sure, is_right, precision=settings.precision)
+    judged = calibration.judge_threshold_across_folds(
+        held, data.targets, folds.fold_of_row, source=source, n_speakers=folds.n_speakers, precision=settings.precision
+    )
+    return {**found, "names": list(folds.names)}, {"threshold": threshold.value, **judged}
+
+
+def _draw_reliability(
+    data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], temperature: float
+) -> bytes:
+    rows = folds.fold_of_row != NO_FOLD
+    raw = evaluation.reliability(data.targets[rows], held[rows])
+    after = evaluation.reliability(data.targets[rows], calibration.apply_temperature(held[rows], temperature))
+    return pictures.draw_reliability(raw, after)
+
+
+def _fit_domain(
+    data: Dataset,
+    spool: Spool,
+    folds: SpeakerFolds,
+    is_held_out: npt.NDArray[np.bool_],
+    settings: TrainingSettings,
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Return what tells segments unlike those that were learnt from; nothing where no recordings could be held out."""
+    chosen = data.order
+    if len(chosen) > _N_DOMAIN:
+        chosen = np.sort(np.random.default_rng(settings.seed).choice(chosen, _N_DOMAIN, replace=False))
+    held = is_held_out
+    try:
+        if not held.any():
+            # Of a model that learns from all, a fifth stands for the others here.
+            held = splits.split_stratified(data.targets, data.files, 0.2, settings.seed)
+        summaries = domain.summarise(features.to_table(spool.read(chosen), data.settings), data.settings)
+        shares = {}
+        if folds.names:
+            shares["new_voices"] = domain.flag_new_voices(summaries, folds.fold_of_row[chosen], held[chosen])["share"]
+        return domain.fit_domain(summaries[~held[chosen]], summaries[held[chosen]], flagged=shares).to_dict()
+    except UsageError as error:
+        on_note(str(error))
+        return {}
 
 
 def _history_csv(history: Mapping[str, Sequence[float]]) -> bytes:

@@ -19,7 +19,7 @@ FLOORS = (
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
     {"binding"},
     {"calibration", "extraction", "model", "pictures", "prediction", "reference", "synthesis", "lease"},
-    {"attempts", "carryover", "evaluation", "isolation"},
+    {"attempts", "carryover", "domain", "evaluation", "isolation"},
     {"rows", "splits"},
     {"reading"},
     {"audio", "bundle", "manifest", "tables"},

@@ -1,0 +1,397 @@
+"""Whether a row is speech at all, and whether it is like what a model learnt from.
+
+Both look at a summary of the row that has no level in it. `find_speech` holds it to what speech is anywhere; a `Domain`
+to the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.fft
+
+from emotion_batch import features
+from emotion_batch.errors import UsageError
+from emotion_batch.sequence import Sequence, energy_of
+from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.splits import NO_FOLD
+
+Floats = npt.NDArray[np.floating]
+Booleans = npt.NDArray[np.bool_]
+
+# Fewer held-out rows have no 99th percentile to speak of: of 20, it is the farthest.
+LEAST_HELD_OUT = 20
+_QUANTILE = 0.99
+# A normal deviate's standard deviation, in median absolute deviations.
+_MADS = 1.4826
+# Farther out, in standard deviations, a learnt row has no more say in the scatter.
+_CLIP = 4.0
+
+# Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
+# not at all from the second: gradually, so that the rounding of float16 moves no frame in or out.
+_LOUD, _FAINT = 3.0, 5.0
+# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below what
+# is usual stays clear of the features' floor.
+_CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
+# Between these shares of periodic power a frame becomes voiced; `sequence.find_voiced` has the middle.
+_UNVOICED, _VOICED = 0.4, 0.6
+# F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
+_NO_PITCH_HZ = 160.0
+# How fast F0 moves from frame to frame, in nepers, where it is half held: a sixteenth of a semitone in 10 ms.
+_HELD = 0.002
+_N_CEPSTRA, _N_DEVIATIONS = 20, 8
+_TRACKS = (
+    "loud_share",
+    "voiced_share",
+    "pitch",
+    "pitch_deviation",
+    "held_share",
+    "depth",
+    "depth_deviation",
+    "change",
+    "bands",
+    "spectral_deviation",
+)
+_COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
+
+# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set well short of
+# it, for speech in noise and on the telephone, and beyond what it names, which was synthesised and measured.
+# Vowels, some half of speech: noise has less (0.60).
+_LEAST_VOICED_SHARE = 0.3
+# F0 that glides or trembles: notes, tones and hum hold theirs (0.5).
+_MOST_HELD_SHARE = 0.6
+# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985): steady sounds have 0.1, chords up to 1 (1.5).
+_LEAST_DEPTH_DEVIATION = 1.0
+# Formants move: tones, hum and organs have less than 0.7 (1.2).
+_LEAST_SPECTRAL_DEVIATION = 0.75
+# Bands that hold the power, as the exponential of its entropy: a tone has 3 (5).
+_LEAST_BANDS = 4.0
+
+
+def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
+
+    Of mean MFCC, all but the first, which is the level. Of sequences, over frames near the loudest: cepstra 1 to 20 and
+    how much the first 8 vary; which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of
+    the energy; how fast the spectrum changes, how broad it is, how much it varies.
+
+    Parameters
+    ----------
+    rows
+        Rows that all have features; each one's summary depends on it alone.
+    settings
+        What the features were computed with.
+    """
+    if isinstance(settings, FeatureSettings):
+        return features.read_vectors(rows, settings)[:, 1:]
+    return _measure_all(features.read_sequences(rows))
+
+
+def find_speech(rows: pa.Table, settings: AnySettings) -> Booleans | None:
+    """Return which rows are speech, by voicing, pitch, modulation and bandwidth, shape (n_rows,).
+
+    None for mean MFCC: a mean does not tell whether anything moved. Silence is none, nor are noise and held tones; some
+    singing and music is taken for speech.
+
+    Parameters
+    ----------
+    rows
+        Rows that all have features.
+    settings
+        What the features were computed with.
+    """
+    if isinstance(settings, FeatureSettings):
+        return None
+    measured = _measure_all(features.read_sequences(rows))
+    found = {name: measured[:, column] for name, column in _COLUMN.items()}
+    return np.asarray(
+        (found["voiced_share"] >= _LEAST_VOICED_SHARE)
+        & (found["held_share"] <= _MOST_HELD_SHARE)
+        & (found["depth_deviation"] >= _LEAST_DEPTH_DEVIATION)
+        & (found["spectral_deviation"] >= _LEAST_SPECTRAL_DEVIATION)
+        & (found["bands"] >= math.log(_LEAST_BANDS)),
+        np.bool_,
+    )
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the rows lie that a model learnt from.
+
+    Attributes
+    ----------
+    centre
+        Median of their summaries, shape (n_dims,).
+    whitening
+        What makes their summaries, less the centre, alike in all directions, shape (n_dims, n_dims).
+    threshold
+        The distance up to which a row is in the domain: 99th percentile of rows that were held out.
+    n_learnt, n_held_out
+        How many rows centre and whitening, and the threshold, are of.
+    flagged
+        Share of rows beyond the threshold, by what they are: ``held_out``, and what the caller adds.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit each other, or a number is not finite or outside its range.
+    """
+
+    centre: npt.NDArray[np.float32]
+    whitening: npt.NDArray[np.float32]
+    threshold: float
+    n_learnt: int
+    n_held_out: int
+    flagged: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        n_dims = len(self.centre) if self.centre.ndim == 1 else 0
+        if not n_dims or self.whitening.shape != (n_dims, n_dims):
+            raise ValueError(
+                f"domain: expected a centre (n_dims,) and a whitening matrix (n_dims, n_dims), got shapes "
+                f"{self.centre.shape} and {self.whitening.shape}"
+            )
+        if not (np.isfinite(self.centre).all() and np.isfinite(self.whitening).all()):
+            raise ValueError("domain: expected a centre and a whitening matrix of finite numbers, got others")
+        if not 0 < self.threshold < math.inf:
+            raise ValueError(f"domain: expected a threshold above 0, got {self.threshold!r}")
+        if min(self.n_learnt, self.n_held_out) < 1:
+            raise ValueError(f"domain: expected counts of 1 or more, got {self.n_learnt} and {self.n_held_out}")
+        for name, share in self.flagged.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"domain: expected a share from 0 to 1 of {name!r}, got {share!r}")
+
+    def distances(self, summaries: Floats) -> npt.NDArray[np.float32]:
+        """Return how far rows lie from the centre, shape (n_rows,): Mahalanobis', by the root of n_dims, so about 1.
+
+        Parameters
+        ----------
+        summaries
+            As `summarise` gives them, shape (n_rows, n_dims).
+
+        Raises
+        ------
+        ValueError
+            If they have another number of dimensions.
+        """
+        if summaries.ndim != 2 or summaries.shape[1] != len(self.centre):
+            raise ValueError(
+                f"domain: expected summaries of shape (n_rows, {len(self.centre)}), got {summaries.shape}; use the "
+                "settings that it was fitted with"
+            )
+        # Not as a product of matrices, whose last digits would depend on how many rows there are.
+        whitened = np.einsum("rd,de->re", summaries - self.centre, self.whitening)
+        return np.sqrt(np.mean(whitened * whitened, axis=1)).astype(np.float32)
+
+    def contains(self, summaries: Floats) -> Booleans:
+        """Return which rows are no farther than the threshold, shape (n_rows,)."""
+        return np.asarray(self.distances(summaries) <= np.float32(self.threshold), np.bool_)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the domain as JSON holds it."""
+        return {
+            "centre": self.centre.tolist(),
+            "whitening": self.whitening.tolist(),
+            "threshold": self.threshold,
+            "n_learnt": self.n_learnt,
+            "n_held_out": self.n_held_out,
+            "flagged": dict(self.flagged),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Domain:
+        """Return the domain that `to_dict` gave, without believing whoever wrote it; raise ValueError for others."""
+        names = sorted(cls.__dataclass_fields__)
+        if not isinstance(value, Mapping) or sorted(map(str, value)) != names:
+            raise ValueError(f"domain: expected an object with {', '.join(names)}, got another")
+        counts = (value["n_learnt"], value["n_held_out"])
+        if any(not isinstance(count, int) or isinstance(count, bool) for count in counts):
+            raise ValueError(f"domain: expected whole numbers of rows, got {counts}")
+        flagged = value["flagged"]
+        if not isinstance(flagged, Mapping):
+            raise ValueError(f"domain: expected shares by name in flagged, got {type(flagged).__name__}")
+        return cls(
+            _numbers(value["centre"], "centre"),
+            _numbers(value["whitening"], "whitening"),
+            _number(value["threshold"], "threshold"),
+            *counts,
+            {str(name): _number(share, "flagged") for name, share in flagged.items()},
+        )
+
+
+def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None) -> Domain:
+    """Return where learnt rows lie, and how far out rows like them do that were not learnt.
+
+    Centre and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
+    deviations, is shrunk by Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+    2004, so that it can be inverted however few rows there are.
+
+    Parameters
+    ----------
+    learnt
+        Summaries of rows that were learnt from, shape (n_rows, n_dims), two or more.
+    held_out
+        Summaries of rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
+        nearer the centre that was made of them, and would flag more.
+    flagged
+        Further shares for the card, as `flag_new_voices` gives them.
+
+    Raises
+    ------
+    UsageError
+        If fewer than `LEAST_HELD_OUT` rows were held out, or fewer than two learnt.
+    """
+    if len(held_out) < LEAST_HELD_OUT:
+        raise UsageError(
+            f"domain: expected {LEAST_HELD_OUT} rows or more that were not learnt from, got {len(held_out)}; "
+            "hold more out, or leave is_in_domain unknown"
+        )
+    if len(learnt) < 2:
+        raise UsageError(f"domain: expected two rows or more to learn from, got {len(learnt)}; give it more")
+    from sklearn.covariance import ledoit_wolf
+
+    values = learnt.astype(np.float64)
+    centre = np.median(values, axis=0)
+    deviations = values - centre
+    scales = _MADS * np.median(np.abs(deviations), axis=0)
+    # What is the same in most rows has no median deviation, and in all rows none: there a thousandth of the value counts.
+    scales = np.where(scales > 0, scales, np.maximum(deviations.std(axis=0), 1e-3 * (1 + np.abs(centre))))
+    covariance, _ = ledoit_wolf(np.clip(deviations / scales, -_CLIP, _CLIP), assume_centered=True)
+    variances, axes = np.linalg.eigh(covariance)
+    # Of rows that are all alike, nothing is left to shrink towards.
+    whitening = axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis]
+    draft = Domain(centre.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
+    distances = draft.distances(held_out)
+    # One of the distances themselves, and above 0 where all are alike.
+    threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
+    share = float(np.mean(distances > np.float32(threshold)))
+    return Domain(
+        draft.centre, draft.whitening, threshold, len(learnt), len(held_out), {"held_out": share, **(flagged or {})}
+    )
+
+
+def flag_new_voices(summaries: Floats, fold_of_row: npt.NDArray[np.integer], is_held_out: Booleans) -> dict[str, Any]:
+    """Return how many rows of voices that were not learnt are flagged, each by a domain of the other folds' rows.
+
+    Parameters
+    ----------
+    summaries
+        Shape (n_rows, n_dims).
+    fold_of_row
+        Number of the fold that each row's speaker is in, shape (n_rows,); `splits.NO_FOLD` for rows to be left out.
+    is_held_out
+        Which rows thresholds are of, where their speaker is learnt, shape (n_rows,).
+
+    Returns
+    -------
+    ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and ``n_flagged``.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two folds, or too few rows in the others of one.
+    """
+    is_in_some = fold_of_row != NO_FOLD
+    numbers = np.unique(fold_of_row[is_in_some]).tolist()
+    if len(numbers) < 2:
+        raise UsageError(f"domain: expected two folds of speakers or more, got {len(numbers)}; give it more speakers")
+    folds = []
+    for number in numbers:
+        own = fold_of_row == number
+        others = is_in_some & ~own
+        domain = fit_domain(summaries[others & ~is_held_out], summaries[others & is_held_out])
+        n_flagged = int(np.sum(~domain.contains(summaries[own])))
+        folds.append({"fold": number, "n_rows": int(own.sum()), "n_flagged": n_flagged})
+    n_rows, n_flagged = (sum(fold[name] for fold in folds) for name in ("n_rows", "n_flagged"))
+    return {"n_rows": n_rows, "n_flagged": n_flagged, "share": n_flagged / n_rows, "folds": folds}
+
+
+def _measure_all(sequences: Iterable[Sequence]) -> npt.NDArray[np.float32]:
+    rows = [_measure(one) for one in sequences]
+    return np.array(rows, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
+
+
+def _measure(one: Sequence) -> npt.NDArray[np.float32]:
+    """Return cepstra, their deviations, and what `_TRACKS` names, of a segment, shape (n_dims,)."""
+    bands = one.logmel.astype(np.float32)
+    energy = energy_of(bands)
+    depth = np.minimum(energy.max() - energy, np.float32(_FRAME_RANGE))
+    loud = np.clip((_FAINT - depth) / (_FAINT - _LOUD), 0, 1)
+    weights = loud / loud.sum()
+    # The loudness of a frame is taken out of its cells, and what is left has no level.
+    bands -= energy[:, np.newaxis]
+    np.maximum(bands, -_CELL_RANGE, out=bands)
+    mean = weights @ bands
+    deviation = _deviation(weights, bands, mean)
+    cepstra = bands @ _cosines(bands.shape[1])
+    mean_cepstra = weights @ cepstra
+    few = cepstra[:, :_N_DEVIATIONS]
+    power = weights @ np.exp(bands)
+    power /= power.sum()
+    both = np.minimum(loud[1:], loud[:-1])
+    change = both @ np.abs(bands[1:] - bands[:-1]).mean(axis=1) / (1 + both.sum())
+    return np.concatenate(
+        [
+            mean_cepstra,
+            _deviation(weights, few, mean_cepstra[:_N_DEVIATIONS]),
+            [loud.mean()],
+            _pitch(one, loud),
+            [depth.mean(), depth.std(), change, -(power @ np.log(power)), deviation.mean()],
+        ]
+    )
+
+
+def _pitch(one: Sequence, loud: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
+    """Return the voiced share of what is loud, mean and deviation of the logarithm of F0, and how far it is held."""
+    voiced = loud * np.clip((one.voicing.astype(np.float32) - _UNVOICED) / (_VOICED - _UNVOICED), 0, 1)
+    pitch = np.log(np.maximum(one.f0_hz.astype(np.float32), 1)) - np.float32(math.log(_NO_PITCH_HZ))
+    n_voiced = 1 + voiced.sum()
+    mean = voiced @ pitch / n_voiced
+    deviation = math.sqrt(max(0.0, float(voiced @ (pitch * pitch) / n_voiced - mean * mean)))
+    both = np.minimum(voiced[1:], voiced[:-1])
+    held = both @ (1 / (1 + np.abs(pitch[1:] - pitch[:-1]) / np.float32(_HELD))) / (1 + both.sum())
+    return float(voiced.sum() / loud.sum()), float(mean), deviation, float(held)
+
+
+def _deviation(
+    weights: npt.NDArray[np.float32], values: npt.NDArray[np.float32], mean: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    centred = values - mean
+    return np.asarray(np.sqrt(weights @ (centred * centred)), np.float32)
+
+
+@lru_cache(maxsize=1)
+def _cosines(n_mels: int) -> npt.NDArray[np.float32]:
+    """Return the cosines that make cepstra 1 to 20 of bands, shape (n_mels, 20)."""
+    return np.ascontiguousarray(scipy.fft.dct(np.eye(n_mels), norm="ortho")[:, 1 : 1 + _N_CEPSTRA], np.float32)
+
+
+def _numbers(value: Any, name: str) -> npt.NDArray[np.float32]:
+    """Return numbers of JSON as an array; raise ValueError for what else there may be in it."""
+    if not isinstance(value, list):
+        raise ValueError(f"domain: expected a list of numbers in {name}, got {type(value).__name__}")
+    try:
+        found = np.array(value)
+        # Text that reads as a number, and true, are none.
+        if found.dtype.kind not in "if":
+            raise ValueError(f"values of type {found.dtype}")
+        with np.errstate(over="ignore"):
+            return found.astype(np.float32)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"domain: expected numbers in {name}, got {error}") from error
+
+
+def _number(value: Any, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"domain: expected a number in {name}, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"domain: expected a number in {name}, got one too large") from error

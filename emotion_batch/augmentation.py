@@ -83,7 +83,7 @@ def _warp(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> np
     at = np.interp(wanted, centres, np.arange(len(centres)))
     left = np.minimum(at.astype(np.int64), len(centres) - 2)
     share = (at - left).astype(np.float32)
-    return logmel[:, left] * (1 - share) + logmel[:, left + 1] * share
+    return np.asarray(logmel[:, left] * (1 - share) + logmel[:, left + 1] * share, np.float32)
 
 
 def _centres(n_mels: int) -> npt.NDArray[np.float64]:

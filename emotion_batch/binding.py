@@ -140,7 +140,13 @@ def _describe_training(card: Card, features: str) -> list[str]:
     lines += ["", "## Limits", "", *_limits(card), "", "## Intended use", "", *_USE]
     matrix = card.metrics.get("speaker_held_out") or card.metrics.get("stratified")
     if matrix:
-        lines += ["", "## Confusion", "", "| true | " + " | ".join(card.labels) + " |", "| --- " * (len(card.labels) + 1) + "|"]
+        lines += [
+            "",
+            "## Confusion",
+            "",
+            "| true | " + " | ".join(card.labels) + " |",
+            "| --- " * (len(card.labels) + 1) + "|",
+        ]
         lines += [
             f"| {label} | " + " | ".join(map(str, row)) + " |"
             for label, row in zip(card.labels, matrix["confusion"], strict=True)
@@ -157,7 +163,8 @@ _USE = [
 def _figures(kind: str, values: Mapping[str, Any]) -> str:
     intervals = values.get("intervals") or {}
     of_accuracy, of_uar = (
-        f"{low_high[0]:.3f} to {low_high[1]:.3f}" if (low_high := intervals.get(name)) else "" for name in ("accuracy", "uar")
+        f"{low_high[0]:.3f} to {low_high[1]:.3f}" if (low_high := intervals.get(name)) else ""
+        for name in ("accuracy", "uar")
     )
     return (
         f"| {kind} | {values['n_rows']:,} | {values['n_speakers'] or 'unknown'} | {values['accuracy']:.3f} | {of_accuracy} | "

@@ -106,7 +106,9 @@ class Card:
             raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
         settings = read_settings(value["feature_settings"])
         if value["architecture"] != architecture_of(settings):
-            raise ValueError(f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}")
+            raise ValueError(
+                f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}"
+            )
         labels = tuple(value["labels"])
         if len(set(labels)) != len(labels) or not labels or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels that are not distinct words")

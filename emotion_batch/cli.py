@@ -152,9 +152,9 @@ def _label(options: argparse.Namespace, said: Said) -> int:
 
 
 def _train(options: argparse.Namespace, said: Said) -> int:
-    from emotion_batch import runs
     from dataclasses import fields
 
+    from emotion_batch import runs
     from emotion_batch.training import TrainingSettings
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})

@@ -165,12 +165,12 @@ def _number(
     """Return the number of each row's label, -1 where it is left out; take new words and what is left out in."""
     emotions = [None if one is None else one.emotion for one in found]
     if known_labels is None:
-        numbers = np.array(
-            [-1 if word is None else words.setdefault(word, len(words)) for word in emotions], np.int64
-        )
+        numbers = np.array([-1 if word is None else words.setdefault(word, len(words)) for word in emotions], np.int64)
         counted = {"": emotions.count(None)}
     else:
-        numbers, counted = reference.map_labels(["" if word is None else word for word in emotions], label_map, known_labels)
+        numbers, counted = reference.map_labels(
+            ["" if word is None else word for word in emotions], label_map, known_labels
+        )
     for word, n_rows in counted.items():
         if n_rows:
             left_out[word] = left_out.get(word, 0) + n_rows

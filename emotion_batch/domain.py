@@ -188,7 +188,7 @@ class Domain:
             )
         # Not as a product of matrices, whose last digits would depend on how many rows there are.
         whitened = np.einsum("rd,de->re", summaries - self.centre, self.whitening)
-        return np.sqrt(np.mean(whitened * whitened, axis=1)).astype(np.float32)
+        return np.asarray(np.sqrt(np.mean(whitened * whitened, axis=1)), np.float32)
 
     def contains(self, summaries: Floats) -> Booleans:
         """Return which rows are no farther than the threshold, shape (n_rows,)."""

@@ -136,7 +136,9 @@ def level(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return the level of rows that all have features, in a unit of the recipe's own, shape (n_rows,)."""
     if isinstance(settings, FeatureSettings):
         return read_vectors(rows, settings)[:, 0]
-    return np.array([sequence.energy_of(one.logmel.astype(np.float32)).mean() for one in read_sequences(rows)], np.float32)
+    return np.array(
+        [sequence.energy_of(one.logmel.astype(np.float32)).mean() for one in read_sequences(rows)], np.float32
+    )
 
 
 def to_table(values: Iterable[Values], settings: AnySettings) -> pa.Table:

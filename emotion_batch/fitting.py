@@ -84,7 +84,7 @@ class Checkpoint:
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Keep arrays."""
         sink = io.BytesIO()
-        np.savez(sink, fingerprint=np.array(self._fingerprint), **arrays)
+        np.savez(sink, allow_pickle=False, fingerprint=np.array(self._fingerprint), **arrays)
         self._folder.make()
         self._folder.publish(self._name, sink.getvalue())
 

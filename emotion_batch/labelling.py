@@ -15,8 +15,8 @@ from emotion_batch.attempts import Attempt
 from emotion_batch.bundle import Bundle
 from emotion_batch.carryover import carry_over, merge
 from emotion_batch.errors import IncompleteError, Status
-from emotion_batch.features import prepare
 from emotion_batch.extraction import Extraction, Receipt, Task
+from emotion_batch.features import prepare
 from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Footer, PartError, TableInfo
@@ -155,9 +155,7 @@ def _judge(
     }
 
 
-def _spread(
-    values: npt.NDArray[np.generic] | None, is_ok: npt.NDArray[np.bool_], kind: pa.DataType
-) -> pa.Array:
+def _spread(values: npt.NDArray[np.generic] | None, is_ok: npt.NDArray[np.bool_], kind: pa.DataType) -> pa.Array:
     """Return the values of the usable rows as a column of all rows, null in the others."""
     if values is None:
         return pa.nulls(len(is_ok), kind)

@@ -41,7 +41,12 @@ def identify(network: Any, labels: Sequence[str], settings: AnySettings) -> str:
     for weights in network.get_weights():
         sha.update(np.ascontiguousarray(weights, dtype="<f4").tobytes())
     return fingerprint(
-        {"architecture": bundles.architecture_of(settings), "weights": sha.hexdigest(), "labels": list(labels), "feature_id": settings.feature_id}
+        {
+            "architecture": bundles.architecture_of(settings),
+            "weights": sha.hexdigest(),
+            "labels": list(labels),
+            "feature_id": settings.feature_id,
+        }
     )
 
 
@@ -62,6 +67,8 @@ def load_keras() -> tuple[ModuleType, ModuleType]:
     with _quiet_stderr():
         import keras
         import tensorflow
+    # A training makes many networks, each with functions of its own: that they are traced anew is no news.
+    tensorflow.get_logger().setLevel("ERROR")
     if keras.backend.backend() != "tensorflow":
         raise UsageError(
             f"keras: expected the backend tensorflow, got {keras.backend.backend()}; set KERAS_BACKEND=tensorflow"

@@ -23,6 +23,8 @@ _BATCH_EPSILON = 1e-3
 # Added to the score of a step that is only padding: its share of attention is 0 in float32.
 _PENALTY = 1e4
 _ROWS = 512
+# Lengths of padded rows, in steps of so many frames, for each length is compiled.
+_LENGTHS = 32
 
 
 def build(settings: AnySettings, n_labels: int) -> Any:
@@ -110,7 +112,9 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     rows = [fit_frames(row) for row in inputs]
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        found[start : start + _ROWS] = network.predict_on_batch(list(pad(some, max(map(len, some)))))
+        found[start : start + _ROWS] = network.predict_on_batch(
+            list(pad(some, -(-max(map(len, some)) // _LENGTHS) * _LENGTHS))
+        )
     return found
 
 
@@ -133,7 +137,7 @@ def export_seed(network: Any) -> bytes:
     n_idle = -n_units % 4
 
     dense[0] = np.pad(dense[0], [(0, n_idle), (0, 0)])
-    constants = {
+    constants: dict[str, npt.NDArray[Any]] = {
         "kernel": _gates(kernel, n_idle)[np.newaxis],
         "recurrent": _gates(np.pad(recurrent, [(0, n_idle), (0, 0)]), n_idle)[np.newaxis],
         # Keras has one bias, ONNX a second one for the recurrent sums.
@@ -160,8 +164,8 @@ def export_seed(network: Any) -> bytes:
             if is_last
             else helper.make_node("Relu", [f"sum_{layer}"], [f"dense_{layer + 1}"])
         )
-    inputs = {"features": ["n_rows", network.input_shape[1]]}
-    return _write(SEED, nodes, inputs, network.output_shape[1], constants)
+    shapes = {"features": ["n_rows", network.input_shape[1]]}
+    return _write(SEED, nodes, shapes, network.output_shape[1], constants)
 
 
 def export_sequence(network: Any) -> bytes:
@@ -191,9 +195,7 @@ def export_sequence(network: Any) -> bytes:
                 pads=[side, side],
             ),
             helper.make_node("Relu", [f"sums_{number}"], [f"active_{number}"]),
-            helper.make_node(
-                "MaxPool", [f"active_{number}"], [f"steps_{number + 1}"], kernel_shape=[2], strides=[2]
-            ),
+            helper.make_node("MaxPool", [f"active_{number}"], [f"steps_{number + 1}"], kernel_shape=[2], strides=[2]),
         ]
     both = [lstm[:3], lstm[3:]]
     constants["kernel"] = np.stack([_gates(kernel[:-1]) for kernel, _, _ in both])

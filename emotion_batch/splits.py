@@ -66,7 +66,9 @@ class SpeakerFolds:
             yield Fold(np.flatnonzero(is_in_some & ~is_judged), np.flatnonzero(is_judged), name)
 
 
-def number_words(words: Sequence[str] | npt.NDArray[np.object_] | pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
+def number_words(
+    words: Sequence[str] | npt.NDArray[np.object_] | pa.ChunkedArray,
+) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Return the number of each word among the distinct ones, sorted, and these; by hashing, for rows are many."""
     plain = words.combine_chunks() if isinstance(words, pa.ChunkedArray) else pa.array(words, pa.string())
     encoded = plain.dictionary_encode()

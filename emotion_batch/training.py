@@ -25,8 +25,8 @@ from emotion_batch.tables import TableInfo
 FILES = binding.FILES
 # Rows on which what workers execute is compared with Keras, and of which segments unlike the others are told.
 _N_COMPARED, _N_DOMAIN = 4_096, 20_000
-# What a training keeps to go on from; gone when it has ended.
-CHECKPOINTS = "_training"
+# How files are called that a training which is stopped goes on from; they are gone when it has ended.
+_KEPT = ".checkpoint"
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,12 @@ class _Trainer:
     patience
         Of the network that is kept; in folds there is nobody to judge an epoch.
     folder, identity
-        Where checkpoints go, and a fingerprint of all that decides this training.
+        Of the bundle, where checkpoints go, and a fingerprint of all that decides this training.
     """
 
-    def __init__(self, data: Dataset, spool: Spool, fitting: Fitting, patience: int, folder: Folder, identity: str) -> None:
+    def __init__(
+        self, data: Dataset, spool: Spool, fitting: Fitting, patience: int, folder: Folder, identity: str
+    ) -> None:
         self._data = data
         self._spool = spool
         self._fitting = fitting
@@ -126,7 +128,7 @@ class _Trainer:
             fitting=Fitting(**{**asdict(self._fitting), "patience": 0 if validate is None else self._patience}),
             validate=validate,
             on_epoch=on_epoch,
-            checkpoint=Checkpoint(self._folder, f"{name}.checkpoint", self._identity),
+            checkpoint=Checkpoint(self._folder, f".{name}{_KEPT}", self._identity),
         )
 
     def predict(self, network: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -134,13 +136,13 @@ class _Trainer:
 
     def predict_fold(self, fold: splits.Fold, number: int, on_epoch: fitting.Epoch) -> npt.NDArray[np.float32]:
         """Return what a network gives for a fold's speakers that has not heard them; what was computed once is kept."""
-        kept = Checkpoint(self._folder, f"fold-{number}.predictions", self._identity)
+        kept = Checkpoint(self._folder, f".fold-{number}{_KEPT}", self._identity)
         found = kept.read()
         if found is not None:
             return np.asarray(found["probabilities"], np.float32)
         learn = np.zeros(len(self._data.targets), bool)
         learn[fold.learnt] = True
-        network, _ = self.fit(learn, None, on_epoch, f"fold-{number}")
+        network, _ = self.fit(learn, None, on_epoch, f"without-{number}")
         probabilities = self.predict(network, fold.judged)
         kept.write({"probabilities": probabilities})
         return probabilities
@@ -189,15 +191,17 @@ def train_bundle(
     recipe = info.feature_settings.recipe
     epochs, batch_size = settings.epochs or fitting.EPOCHS[recipe], settings.batch_size or fitting.BATCH_SIZES[recipe]
     how = Fitting(epochs, batch_size, settings.seed, settings.patience)
-    checkpoints = bundle.folder(CHECKPOINTS)
     with Spool(info.feature_settings) as spool:
         data = read_dataset(table, info, shards, settings.labels, spool)
         identity = _identify(data, settings, how)
-        trainer = _Trainer(data, spool, how, settings.patience, checkpoints, identity)
+        trainer = _Trainer(data, spool, how, settings.patience, bundle, identity)
         is_held_out = _hold_out(data, settings)
         judged = data.order[is_held_out[data.order]]
         network, history = trainer.fit(
-            ~is_held_out, judged if len(judged) else None, lambda *one: on_epoch("network", one[0], how.epochs, one[1]), "network"
+            ~is_held_out,
+            judged if len(judged) else None,
+            lambda *one: on_epoch("network", one[0], how.epochs, one[1]),
+            "network",
         )
         learnt = np.flatnonzero(~is_held_out)
         metrics = {Split.TRAINING.value: _measure(data, learnt, trainer.predict(network, learnt))}
@@ -212,7 +216,13 @@ def train_bundle(
             metrics[Split.SPEAKER_HELD_OUT.value] = _judge_folds(data, folds, held)
             calibrated, confidence = _calibrate(data, folds, held, settings)
             extras["reliability.png"] = _draw_reliability(data, folds, held, calibrated["temperature"])
-        shown = Split.SPEAKER_HELD_OUT.value if folds.names else settings.validation if len(judged) else Split.TRAINING.value
+        shown = (
+            Split.SPEAKER_HELD_OUT.value
+            if folds.names
+            else settings.validation
+            if len(judged)
+            else Split.TRAINING.value
+        )
         card = binding.write_bundle(
             bundle,
             network,
@@ -238,7 +248,9 @@ def train_bundle(
             extras={
                 "history.csv": _history_csv(history),
                 "training.png": pictures.draw_training(history),
-                "confusion.png": pictures.draw_confusion(metrics[shown]["confusion"], data.labels, shown.replace("_", " ")),
+                "confusion.png": pictures.draw_confusion(
+                    metrics[shown]["confusion"], data.labels, shown.replace("_", " ")
+                ),
                 **extras,
             },
         )
@@ -247,8 +259,9 @@ def train_bundle(
             h5.make()
             h5.publish(h5_name, model.save_bytes(network, ".h5"))
     with explained(f"bundle {bundle.url}"):
-        for name in checkpoints.names():
-            checkpoints.delete(name)
+        for name in bundle.names():
+            if name.endswith(_KEPT):
+                bundle.delete(name)
     return card
 
 
@@ -320,7 +333,12 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float3
     """Return the figures of speakers that were not heard, each fold's too, and those of what needs no model."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
     by_fold = [
-        {"name": fold.name, **evaluation.measure(data.targets[fold.judged], held[fold.judged], data.labels, speakers=data.speakers[fold.judged])}
+        {
+            "name": fold.name,
+            **evaluation.measure(
+                data.targets[fold.judged], held[fold.judged], data.labels, speakers=data.speakers[fold.judged]
+            ),
+        }
         for fold in folds
     ]
     shortcuts = {
@@ -351,9 +369,7 @@ def _calibrate(
     return {**found, "names": list(folds.names)}, {"threshold": threshold.value, **judged}
 
 
-def _draw_reliability(
-    data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], temperature: float
-) -> bytes:
+def _draw_reliability(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], temperature: float) -> bytes:
     rows = folds.fold_of_row != NO_FOLD
     raw = evaluation.reliability(data.targets[rows], held[rows])
     after = evaluation.reliability(data.targets[rows], calibration.apply_temperature(held[rows], temperature))

@@ -15,7 +15,7 @@ import pytest
 from conftest import Finished, run_command
 
 import emotion_batch
-from emotion_batch import importing, model
+from emotion_batch import importing, networks
 from emotion_batch.bundle import open_bundle, require_safe
 from emotion_batch.errors import UsageError
 from emotion_batch.prediction import Predictor
@@ -156,7 +156,7 @@ def test_files_of_older_keras_are_read(notebook: Path) -> None:
 
 def test_the_layers_are_those_of_the_network_that_is_built() -> None:
     """What is asked of a file's config holds of the network that its weights are put into."""
-    network = model.build_network(40, 7)
+    network = networks.build_seed(40, 7)
     active = [layer for layer in network.layers if type(layer).__name__ != "Dropout"]
     for layer, (name, settings) in zip(active, importing.LAYERS, strict=True):
         config = layer.get_config()

@@ -21,9 +21,10 @@ from conftest import run_command
 from onnx import TensorProto, helper
 
 import emotion_batch
-from emotion_batch import inspection, model
+from emotion_batch import inspection, model, networks
 from emotion_batch.bundle import require_safe, sha256, weight_shapes
 from emotion_batch.errors import UsageError
+from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage import Folder
 
 MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
@@ -159,7 +160,7 @@ def virtual_array(file: h5py.File) -> None:
 
 
 def other_network(n_features: int, n_labels: int) -> object:
-    network = model.build_network(n_features, n_labels)
+    network = networks.build_seed(n_features, n_labels)
     network.set_weights([np.zeros(one.shape, np.float32) for one in network.get_weights()])
     return network
 
@@ -265,7 +266,7 @@ HOSTILE = {
         "got weights of other shapes than its card says: [1, 492], [5], [32],",
     ),
     "a graph of other shapes": (
-        lambda one: one.put("model.onnx", model.export(other_network(13, 7))),
+        lambda one: one.put("model.onnx", networks.export_seed(other_network(13, 7))),
         "expected a network from 40 features to 7 labels, got one from [13] to [7]",
     ),
     "an operator of another domain": (
@@ -400,7 +401,7 @@ def test_a_network_of_many_kinds_of_layers_is_inspected() -> None:
 
 def test_the_shapes_are_those_of_the_network() -> None:
     """What a bundle's weights are compared with is what the network has."""
-    assert [one.shape for one in model.build_network(13, 3).get_weights()] == weight_shapes(3)
+    assert [one.shape for one in networks.build_seed(13, 3).get_weights()] == weight_shapes(FeatureSettings(), 3)
 
 
 def test_the_fields_are_those_of_onnx() -> None:

@@ -37,7 +37,7 @@ _CLIP = 4.0
 # one for so many rows, up to so many. With fewer, more pink noise passed for mean MFCC of TESS (8: 0.23, 20: 0.03).
 _ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
 # Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary: noise has a smooth spectrum, and so
-# next to nothing in all of the higher ones, which no single one of them tells.
+# next to nothing in all of the higher ones, which no single one of them tells. Counted from coefficient 1, which is 0.
 _MFCC_RANGES = ((1, 4), (4, 8), (8, 13), (13, 20), (20, 28), (28, 39))
 # Added to a size before its logarithm, in MFCC's decibels: what is smaller is nothing.
 _LEAST_SIZE = 1e-3
@@ -71,22 +71,22 @@ _COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumera
 
 # What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set well short of
 # it, for speech in noise and on the telephone, and beyond what it names, which was synthesised and measured.
-# Vowels, some half of speech: noise has less (0.60).
+# Vowels, some half of speech: noise has less than 0.1 (0.66).
 _LEAST_VOICED_SHARE = 0.3
-# F0 that glides or trembles: notes, tones and hum hold theirs (0.5).
+# F0 that glides or trembles: notes, tones and hum hold theirs (0.56).
 _MOST_HELD_SHARE = 0.6
-# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985): steady sounds have 0.1, chords up to 1 (1.5).
+# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985): steady sounds have 0.1, chords up to 1 (1.1, and 1.5 in all but a thousandth).
 _LEAST_DEPTH_DEVIATION = 1.0
 # Formants move, in cepstra: tones, hum and organs have less than 2 (3.8).
 _LEAST_SPECTRAL_DEVIATION = 2.5
-# Bands that hold the power, as the exponential of its entropy: a tone has 3 (5).
+# Bands that hold the power, as the exponential of its entropy: a tone has 3 (4.7).
 _LEAST_BANDS = 4.0
 
 
 def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
 
-    Of mean MFCC, all but the first, which is the level, and the size of those in each of six ranges. Of sequences, over frames near the loudest: cepstra 1 to 20 and
+    Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames near the loudest: cepstra 1 to 20 and
     how much the first 8 vary; which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of
     the energy; how fast the spectrum changes, how broad it is, how much it varies.
 
@@ -100,8 +100,9 @@ def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     if isinstance(settings, FeatureSettings):
         shape = features.read_vectors(rows, settings)[:, 1:]
         ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
+        # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
         sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
-        return np.column_stack([shape, *sizes]).astype(np.float32)
+        return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
     return _measure_all(features.read_sequences(rows))
 
 
@@ -120,8 +121,14 @@ def find_speech(rows: pa.Table, settings: AnySettings) -> Booleans | None:
     """
     if isinstance(settings, FeatureSettings):
         return None
-    measured = _measure_all(features.read_sequences(rows))
-    found = {name: measured[:, column] for name, column in _COLUMN.items()}
+    return judge_speech(summarise(rows, settings), settings)
+
+
+def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
+    """Return what `find_speech` does, of summaries that are there already, shape (n_rows, n_dims)."""
+    if isinstance(settings, FeatureSettings):
+        return None
+    found = {name: summaries[:, column] for name, column in _COLUMN.items()}
     return np.asarray(
         (found["voiced_share"] >= _LEAST_VOICED_SHARE)
         & (found["held_share"] <= _MOST_HELD_SHARE)
@@ -200,11 +207,12 @@ class Domain:
                 f"domain: expected summaries of shape (n_rows, {n_dims}), got {summaries.shape}; use the settings that "
                 "it was fitted with"
             )
-        nearest = np.full(len(summaries), np.inf)
-        for centre in self.centres.astype(np.float64):
-            # Not as a product of matrices, whose last digits would depend on how many rows there are.
-            whitened = np.einsum("rd,de->re", summaries - centre, self.whitening)
-            np.minimum(nearest, np.mean(whitened * whitened, axis=1), out=nearest)
+        # Not as a product of matrices, whose last digits would depend on how many rows there are.
+        whitening = self.whitening.astype(np.float64)
+        rows, centres = (np.einsum("rd,de->re", one.astype(np.float64), whitening) for one in (summaries, self.centres))
+        nearest = np.full(len(rows), np.inf)
+        for centre in centres:
+            np.minimum(nearest, np.mean(np.square(rows - centre), axis=1), out=nearest)
         return np.asarray(np.sqrt(nearest), np.float32)
 
     def contains(self, summaries: Floats) -> Booleans:

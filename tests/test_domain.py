@@ -15,7 +15,7 @@ import soxr
 from conftest import tone
 
 from emotion_batch import domain, features, synthesis
-from emotion_batch.domain import Domain, find_speech, fit_domain, flag_new_voices, summarise
+from emotion_batch.domain import Domain, find_speech, fit_domain, flag_new_voices, judge_speech, summarise
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 
@@ -148,6 +148,7 @@ def test_a_row_depends_on_itself_alone(settings: AnySettings) -> None:
         assert fitted.distances(summary)[0] == distances[number]
         if is_speech is not None:
             assert find_speech(alone, settings)[0] == is_speech[number]
+            assert np.array_equal(judge_speech(together, settings), is_speech)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

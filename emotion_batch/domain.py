@@ -34,7 +34,7 @@ _MADS = 1.4826
 # Farther out, in standard deviations, a learnt row has no more say in the scatter.
 _CLIP = 4.0
 # Learnt rows lie round several centres, for emotions and voices are clusters, and a plane between them is not like any:
-# one for so many rows, up to so many. With fewer, more pink noise passed for mean MFCC of TESS (8: 0.23, 20: 0.03).
+# one for so many rows, up to so many. With 8, a third of pink noise passed for mean MFCC of TESS.
 _ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
 # Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary: noise has a smooth spectrum, and so
 # next to nothing in all of the higher ones, which no single one of them tells. Counted from coefficient 1, which is 0.
@@ -45,14 +45,14 @@ _LEAST_SIZE = 1e-3
 # Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
 # not at all from the second: gradually, so that the rounding of float16 moves no frame in or out.
 _LOUD, _FAINT = 3.0, 5.0
-# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below what
-# is usual stays clear of the features' floor.
+# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below
+# TESS's stays clear of the features' floor but for the softest, whose share of loud frames grows.
 _CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
 # Between these shares of periodic power a frame becomes voiced; `sequence.find_voiced` has the middle.
 _UNVOICED, _VOICED = 0.4, 0.6
 # F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
 _NO_PITCH_HZ = 160.0
-# How fast F0 moves from frame to frame, in nepers, where it is half held: a sixteenth of a semitone in 10 ms.
+# How far the logarithm of F0 moves in 10 ms where it is half held: a thirtieth of a semitone.
 _HELD = 0.002
 _N_CEPSTRA, _N_DEVIATIONS = 20, 8
 _TRACKS = (
@@ -69,13 +69,15 @@ _TRACKS = (
 )
 _COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
 
-# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set well short of
-# it, for speech in noise and on the telephone, and beyond what it names, which was synthesised and measured.
+# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set short of it,
+# such that TESS on the telephone, in a room, and in white noise down to 5 dB is still speech (0.98), and beyond what it
+# names, which was synthesised and measured.
 # Vowels, some half of speech: noise has less than 0.1 (0.66).
 _LEAST_VOICED_SHARE = 0.3
 # F0 that glides or trembles: notes, tones and hum hold theirs (0.56).
 _MOST_HELD_SHARE = 0.6
-# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985): steady sounds have 0.1, chords up to 1 (1.1, and 1.5 in all but a thousandth).
+# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985), which moves the energy: that of steady sounds
+# deviates by 0.1, that of chords by up to 1 (1.1, and 1.5 in all but a thousandth).
 _LEAST_DEPTH_DEVIATION = 1.0
 # Formants move, in cepstra: tones, hum and organs have less than 2 (3.8).
 _LEAST_SPECTRAL_DEVIATION = 2.5
@@ -86,9 +88,9 @@ _LEAST_BANDS = 4.0
 def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
 
-    Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames near the loudest: cepstra 1 to 20 and
-    how much the first 8 vary; which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of
-    the energy; how fast the spectrum changes, how broad it is, how much it varies.
+    Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames
+    near the loudest: cepstra 1 to 20 and how much the first 8 vary; which share is loud and voiced; mean and deviation
+    of F0 and how far it is held; depth of the energy; how fast the spectrum changes, how broad it is, how it varies.
 
     Parameters
     ----------

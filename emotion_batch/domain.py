@@ -19,7 +19,7 @@ import scipy.fft
 
 from emotion_batch import features
 from emotion_batch.errors import UsageError
-from emotion_batch.sequence import Sequence, energy_of
+from emotion_batch.sequence import Sequence
 from emotion_batch.settings import AnySettings, FeatureSettings
 from emotion_batch.splits import NO_FOLD
 
@@ -33,18 +33,26 @@ _QUANTILE = 0.99
 _MADS = 1.4826
 # Farther out, in standard deviations, a learnt row has no more say in the scatter.
 _CLIP = 4.0
+# Learnt rows lie round several centres, for emotions and voices are clusters, and a plane between them is not like any:
+# one for so many rows, up to so many. With 8, a third of pink noise passed for mean MFCC of TESS.
+_ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
+# Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary: noise has a smooth spectrum, and so
+# next to nothing in all of the higher ones, which no single one of them tells. Counted from coefficient 1, which is 0.
+_MFCC_RANGES = ((1, 4), (4, 8), (8, 13), (13, 20), (20, 28), (28, 39))
+# Added to a size before its logarithm, in MFCC's decibels: what is smaller is nothing.
+_LEAST_SIZE = 1e-3
 
 # Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
 # not at all from the second: gradually, so that the rounding of float16 moves no frame in or out.
 _LOUD, _FAINT = 3.0, 5.0
-# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below what
-# is usual stays clear of the features' floor.
+# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below
+# TESS's stays clear of the features' floor but for the softest, whose share of loud frames grows.
 _CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
 # Between these shares of periodic power a frame becomes voiced; `sequence.find_voiced` has the middle.
 _UNVOICED, _VOICED = 0.4, 0.6
 # F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
 _NO_PITCH_HZ = 160.0
-# How fast F0 moves from frame to frame, in nepers, where it is half held: a sixteenth of a semitone in 10 ms.
+# How far the logarithm of F0 moves in 10 ms where it is half held: a thirtieth of a semitone.
 _HELD = 0.002
 _N_CEPSTRA, _N_DEVIATIONS = 20, 8
 _TRACKS = (
@@ -61,26 +69,28 @@ _TRACKS = (
 )
 _COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
 
-# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set well short of
-# it, for speech in noise and on the telephone, and beyond what it names, which was synthesised and measured.
-# Vowels, some half of speech: noise has less (0.60).
+# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set short of it,
+# such that TESS on the telephone, in a room, and in white noise down to 5 dB is still speech (0.98), and beyond what it
+# names, which was synthesised and measured.
+# Vowels, some half of speech: noise has less than 0.1 (0.66).
 _LEAST_VOICED_SHARE = 0.3
-# F0 that glides or trembles: notes, tones and hum hold theirs (0.5).
+# F0 that glides or trembles: notes, tones and hum hold theirs (0.56).
 _MOST_HELD_SHARE = 0.6
-# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985): steady sounds have 0.1, chords up to 1 (1.5).
+# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985), which moves the energy: that of steady sounds
+# deviates by 0.1, that of chords by up to 1 (1.1, and 1.5 in all but a thousandth).
 _LEAST_DEPTH_DEVIATION = 1.0
-# Formants move: tones, hum and organs have less than 0.7 (1.2).
-_LEAST_SPECTRAL_DEVIATION = 0.75
-# Bands that hold the power, as the exponential of its entropy: a tone has 3 (5).
+# Formants move, in cepstra: tones, hum and organs have less than 2 (3.8).
+_LEAST_SPECTRAL_DEVIATION = 2.5
+# Bands that hold the power, as the exponential of its entropy: a tone has 3 (4.7).
 _LEAST_BANDS = 4.0
 
 
 def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
 
-    Of mean MFCC, all but the first, which is the level. Of sequences, over frames near the loudest: cepstra 1 to 20 and
-    how much the first 8 vary; which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of
-    the energy; how fast the spectrum changes, how broad it is, how much it varies.
+    Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames
+    near the loudest: cepstra 1 to 20 and how much the first 8 vary; which share is loud and voiced; mean and deviation
+    of F0 and how far it is held; depth of the energy; how fast the spectrum changes, how broad it is, how it varies.
 
     Parameters
     ----------
@@ -90,7 +100,11 @@ def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
         What the features were computed with.
     """
     if isinstance(settings, FeatureSettings):
-        return features.read_vectors(rows, settings)[:, 1:]
+        shape = features.read_vectors(rows, settings)[:, 1:]
+        ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
+        # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
+        sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
+        return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
     return _measure_all(features.read_sequences(rows))
 
 
@@ -109,8 +123,14 @@ def find_speech(rows: pa.Table, settings: AnySettings) -> Booleans | None:
     """
     if isinstance(settings, FeatureSettings):
         return None
-    measured = _measure_all(features.read_sequences(rows))
-    found = {name: measured[:, column] for name, column in _COLUMN.items()}
+    return judge_speech(summarise(rows, settings), settings)
+
+
+def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
+    """Return what `find_speech` does, of summaries that are there already, shape (n_rows, n_dims)."""
+    if isinstance(settings, FeatureSettings):
+        return None
+    found = {name: summaries[:, column] for name, column in _COLUMN.items()}
     return np.asarray(
         (found["voiced_share"] >= _LEAST_VOICED_SHARE)
         & (found["held_share"] <= _MOST_HELD_SHARE)
@@ -127,14 +147,14 @@ class Domain:
 
     Attributes
     ----------
-    centre
-        Median of their summaries, shape (n_dims,).
+    centres
+        Round which their summaries lie, shape (n_centres, n_dims).
     whitening
-        What makes their summaries, less the centre, alike in all directions, shape (n_dims, n_dims).
+        What makes their summaries, less the nearest centre, alike in all directions, shape (n_dims, n_dims).
     threshold
         The distance up to which a row is in the domain: 99th percentile of rows that were held out.
     n_learnt, n_held_out
-        How many rows centre and whitening, and the threshold, are of.
+        How many rows centres and whitening, and the threshold, are of.
     flagged
         Share of rows beyond the threshold, by what they are: ``held_out``, and what the caller adds.
 
@@ -144,7 +164,7 @@ class Domain:
         If the arrays do not fit each other, or a number is not finite or outside its range.
     """
 
-    centre: npt.NDArray[np.float32]
+    centres: npt.NDArray[np.float32]
     whitening: npt.NDArray[np.float32]
     threshold: float
     n_learnt: int
@@ -152,14 +172,14 @@ class Domain:
     flagged: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        n_dims = len(self.centre) if self.centre.ndim == 1 else 0
-        if not n_dims or self.whitening.shape != (n_dims, n_dims):
+        n_dims = self.centres.shape[-1] if self.centres.ndim == 2 else 0
+        if not self.centres.size or self.whitening.shape != (n_dims, n_dims):
             raise ValueError(
-                f"domain: expected a centre (n_dims,) and a whitening matrix (n_dims, n_dims), got shapes "
-                f"{self.centre.shape} and {self.whitening.shape}"
+                f"domain: expected centres (n_centres, n_dims) and a whitening matrix (n_dims, n_dims), got shapes "
+                f"{self.centres.shape} and {self.whitening.shape}"
             )
-        if not (np.isfinite(self.centre).all() and np.isfinite(self.whitening).all()):
-            raise ValueError("domain: expected a centre and a whitening matrix of finite numbers, got others")
+        if not (np.isfinite(self.centres).all() and np.isfinite(self.whitening).all()):
+            raise ValueError("domain: expected centres and a whitening matrix of finite numbers, got others")
         if not 0 < self.threshold < math.inf:
             raise ValueError(f"domain: expected a threshold above 0, got {self.threshold!r}")
         if min(self.n_learnt, self.n_held_out) < 1:
@@ -169,7 +189,9 @@ class Domain:
                 raise ValueError(f"domain: expected a share from 0 to 1 of {name!r}, got {share!r}")
 
     def distances(self, summaries: Floats) -> npt.NDArray[np.float32]:
-        """Return how far rows lie from the centre, shape (n_rows,): Mahalanobis', by the root of n_dims, so about 1.
+        """Return how far rows lie from the nearest centre, shape (n_rows,): Mahalanobis', by the root of n_dims.
+
+        That of a row that was learnt from is about 1.
 
         Parameters
         ----------
@@ -181,14 +203,19 @@ class Domain:
         ValueError
             If they have another number of dimensions.
         """
-        if summaries.ndim != 2 or summaries.shape[1] != len(self.centre):
+        n_dims = self.centres.shape[1]
+        if summaries.ndim != 2 or summaries.shape[1] != n_dims:
             raise ValueError(
-                f"domain: expected summaries of shape (n_rows, {len(self.centre)}), got {summaries.shape}; use the "
-                "settings that it was fitted with"
+                f"domain: expected summaries of shape (n_rows, {n_dims}), got {summaries.shape}; use the settings that "
+                "it was fitted with"
             )
         # Not as a product of matrices, whose last digits would depend on how many rows there are.
-        whitened = np.einsum("rd,de->re", summaries - self.centre, self.whitening)
-        return np.asarray(np.sqrt(np.mean(whitened * whitened, axis=1)), np.float32)
+        whitening = self.whitening.astype(np.float64)
+        rows, centres = (np.einsum("rd,de->re", one.astype(np.float64), whitening) for one in (summaries, self.centres))
+        nearest = np.full(len(rows), np.inf)
+        for centre in centres:
+            np.minimum(nearest, np.mean(np.square(rows - centre), axis=1), out=nearest)
+        return np.asarray(np.sqrt(nearest), np.float32)
 
     def contains(self, summaries: Floats) -> Booleans:
         """Return which rows are no farther than the threshold, shape (n_rows,)."""
@@ -197,7 +224,7 @@ class Domain:
     def to_dict(self) -> dict[str, Any]:
         """Return the domain as JSON holds it."""
         return {
-            "centre": self.centre.tolist(),
+            "centres": self.centres.tolist(),
             "whitening": self.whitening.tolist(),
             "threshold": self.threshold,
             "n_learnt": self.n_learnt,
@@ -218,7 +245,7 @@ class Domain:
         if not isinstance(flagged, Mapping):
             raise ValueError(f"domain: expected shares by name in flagged, got {type(flagged).__name__}")
         return cls(
-            _numbers(value["centre"], "centre"),
+            _numbers(value["centres"], "centres"),
             _numbers(value["whitening"], "whitening"),
             _number(value["threshold"], "threshold"),
             *counts,
@@ -229,9 +256,11 @@ class Domain:
 def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None) -> Domain:
     """Return where learnt rows lie, and how far out rows like them do that were not learnt.
 
-    Centre and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
+    Centres and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
     deviations, is shrunk by Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
-    2004, so that it can be inverted however few rows there are.
+    2004, so that it can be inverted however few rows there are. That it is one scatter round several centres is as in
+    Lee et al., "A simple unified framework for detecting out-of-distribution samples", 2018; but the centres are
+    found (k-means, of whitened rows), not given.
 
     Parameters
     ----------
@@ -246,7 +275,7 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
     Raises
     ------
     UsageError
-        If fewer than `LEAST_HELD_OUT` rows were held out, or fewer than two learnt.
+        If fewer than `LEAST_HELD_OUT` rows were held out, fewer than two learnt, or summaries have no dimensions.
     """
     if len(held_out) < LEAST_HELD_OUT:
         raise UsageError(
@@ -255,26 +284,38 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
         )
     if len(learnt) < 2:
         raise UsageError(f"domain: expected two rows or more to learn from, got {len(learnt)}; give it more")
-    from sklearn.covariance import ledoit_wolf
+    if not learnt.shape[1]:
+        raise UsageError("domain: expected features beside the level, got none; use two coefficients or more")
+    from sklearn.cluster import KMeans
 
     values = learnt.astype(np.float64)
-    centre = np.median(values, axis=0)
-    deviations = values - centre
-    scales = _MADS * np.median(np.abs(deviations), axis=0)
-    # What is the same in most rows has no median deviation, and in all rows none: there a thousandth of the value counts.
-    scales = np.where(scales > 0, scales, np.maximum(deviations.std(axis=0), 1e-3 * (1 + np.abs(centre))))
-    covariance, _ = ledoit_wolf(np.clip(deviations / scales, -_CLIP, _CLIP), assume_centered=True)
-    variances, axes = np.linalg.eigh(covariance)
-    # Of rows that are all alike, nothing is left to shrink towards.
-    whitening = axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis]
-    draft = Domain(centre.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
+    middle = np.median(values, axis=0)
+    whitening = _whiten(values - middle)
+    n_centres = min(_MOST_CENTRES, max(1, len(values) // _ROWS_A_CENTRE))
+    cluster = KMeans(n_centres, n_init=3, random_state=0).fit((values - middle) @ whitening).labels_
+    centres = np.array([np.median(values[cluster == number], axis=0) for number in np.unique(cluster)])
+    whitening = _whiten(values - centres[np.searchsorted(np.unique(cluster), cluster)])
+    draft = Domain(centres.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
     distances = draft.distances(held_out)
     # One of the distances themselves, and above 0 where all are alike.
     threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
     share = float(np.mean(distances > np.float32(threshold)))
     return Domain(
-        draft.centre, draft.whitening, threshold, len(learnt), len(held_out), {"held_out": share, **(flagged or {})}
+        draft.centres, draft.whitening, threshold, len(learnt), len(held_out), {"held_out": share, **(flagged or {})}
     )
+
+
+def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what makes deviations alike in all directions, shape (n_dims, n_dims)."""
+    from sklearn.covariance import ledoit_wolf
+
+    scales = _MADS * np.median(np.abs(deviations), axis=0)
+    # What is the same in most rows has no median deviation, and in all rows none: there a thousandth counts.
+    scales = np.where(scales > 0, scales, np.maximum(deviations.std(axis=0), 1e-3))
+    covariance, _ = ledoit_wolf(np.clip(deviations / scales, -_CLIP, _CLIP), assume_centered=True)
+    variances, axes = np.linalg.eigh(covariance)
+    # Of rows that are all alike, nothing is left to shrink towards.
+    return np.asarray(axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis], np.float64)
 
 
 def flag_new_voices(summaries: Floats, fold_of_row: npt.NDArray[np.integer], is_held_out: Booleans) -> dict[str, Any]:
@@ -321,31 +362,26 @@ def _measure_all(sequences: Iterable[Sequence]) -> npt.NDArray[np.float32]:
 def _measure(one: Sequence) -> npt.NDArray[np.float32]:
     """Return cepstra, their deviations, and what `_TRACKS` names, of a segment, shape (n_dims,)."""
     bands = one.logmel.astype(np.float32)
-    energy = energy_of(bands)
+    highest = bands.max()
+    power = np.exp(bands - highest)
+    total = power.sum(axis=1)
+    energy = highest + np.log(total)
     depth = np.minimum(energy.max() - energy, np.float32(_FRAME_RANGE))
     loud = np.clip((_FAINT - depth) / (_FAINT - _LOUD), 0, 1)
     weights = loud / loud.sum()
+    share = weights / total @ power
     # The loudness of a frame is taken out of its cells, and what is left has no level.
     bands -= energy[:, np.newaxis]
     np.maximum(bands, -_CELL_RANGE, out=bands)
-    mean = weights @ bands
-    deviation = _deviation(weights, bands, mean)
     cepstra = bands @ _cosines(bands.shape[1])
-    mean_cepstra = weights @ cepstra
-    few = cepstra[:, :_N_DEVIATIONS]
-    power = weights @ np.exp(bands)
-    power /= power.sum()
+    mean = weights @ cepstra
+    # From the mean and not from 0, for a difference of squares would not be that of another level.
+    deviations = np.sqrt(weights @ np.square(cepstra - mean))
     both = np.minimum(loud[1:], loud[:-1])
-    change = both @ np.abs(bands[1:] - bands[:-1]).mean(axis=1) / (1 + both.sum())
-    return np.concatenate(
-        [
-            mean_cepstra,
-            _deviation(weights, few, mean_cepstra[:_N_DEVIATIONS]),
-            [loud.mean()],
-            _pitch(one, loud),
-            [depth.mean(), depth.std(), change, -(power @ np.log(power)), deviation.mean()],
-        ]
-    )
+    change = both @ np.abs(cepstra[1:] - cepstra[:-1]).sum(axis=1) / (1 + both.sum())
+    entropy = -float(share @ np.log(share + np.float32(1e-9)))
+    tracks = [depth.mean(), depth.std(), change, entropy, math.sqrt(float(deviations @ deviations))]
+    return np.concatenate([mean, deviations[:_N_DEVIATIONS], [loud.mean(), *_pitch(one, loud), *tracks]])
 
 
 def _pitch(one: Sequence, loud: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
@@ -358,13 +394,6 @@ def _pitch(one: Sequence, loud: npt.NDArray[np.float32]) -> tuple[float, float, 
     both = np.minimum(voiced[1:], voiced[:-1])
     held = both @ (1 / (1 + np.abs(pitch[1:] - pitch[:-1]) / np.float32(_HELD))) / (1 + both.sum())
     return float(voiced.sum() / loud.sum()), float(mean), deviation, float(held)
-
-
-def _deviation(
-    weights: npt.NDArray[np.float32], values: npt.NDArray[np.float32], mean: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    centred = values - mean
-    return np.asarray(np.sqrt(weights @ (centred * centred)), np.float32)
 
 
 @lru_cache(maxsize=1)

@@ -112,7 +112,10 @@ def judge_speakers(name: str, judge: Judge, seeds: Sequence[int], precision: flo
             held[fold.judged] = judge.predict(learn, fold.judged, seed)
             right = float(np.mean(held[fold.judged].argmax(axis=1) == data.targets[fold.judged]))
             by_fold[fold.name].append(right)
-            print(f"  {name}, seed {seed}, judged on {fold.name}: {right:.3f} ({time.perf_counter() - began:.0f} s)", flush=True)
+            print(
+                f"  {name}, seed {seed}, judged on {fold.name}: {right:.3f} ({time.perf_counter() - began:.0f} s)",
+                flush=True,
+            )
         uars.append(evaluation.measure(data.targets, held, data.labels, speakers=data.speakers)["uar"])
         tell_how_sure(name, seed, data, folds, held, precision)
     for fold_name, rights in by_fold.items():

@@ -137,12 +137,13 @@ def _judge(
 ) -> dict[str, npt.NDArray[np.generic] | None]:
     """Return whether labels are to be believed: None where the bundle, or its features, cannot tell."""
     settings, threshold = predictor.card.feature_settings, predictor.card.confidence.get("threshold")
-    is_speech = domain.find_speech(usable, settings)
+    summaries = domain.summarise(usable, settings)
+    is_speech = domain.judge_speech(summaries, settings)
     is_confident = np.zeros(len(confidence), bool)
     if predictor.domain is None:
         return {"is_confident": is_confident, "is_in_domain": None, "domain_distance": None, "is_speech": is_speech}
-    distance = predictor.domain.distances(domain.summarise(usable, settings))
-    is_in_domain = distance <= predictor.domain.threshold
+    distance = predictor.domain.distances(summaries)
+    is_in_domain = distance <= np.float32(predictor.domain.threshold)
     if threshold is not None:
         is_confident = (confidence >= threshold) & is_in_domain
         if is_speech is not None:

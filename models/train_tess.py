@@ -10,7 +10,9 @@ import emotion_batch
 from emotion_batch.settings import FeatureSettings, SequenceSettings
 
 HERE = Path(__file__).parent
-LICENCE = "CC BY-NC-ND 4.0 (Toronto Emotional Speech Set, https://doi.org/10.5683/SP2/E8H2MF): research and evaluation only"
+LICENCE = (
+    "CC BY-NC-ND 4.0 (Toronto Emotional Speech Set, https://doi.org/10.5683/SP2/E8H2MF): research and evaluation only"
+)
 RECIPES = {"tess-seed": FeatureSettings(), "tess-sequence": SequenceSettings()}
 
 

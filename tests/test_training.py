@@ -10,39 +10,48 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import run_command
 
-from emotion_batch import splits, tables, training
+from emotion_batch import splits, tables
+from emotion_batch.dataset import Dataset, read_dataset
 from emotion_batch.errors import UsageError
 from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.spool import Spool
 from emotion_batch.storage import Folder
 from emotion_batch.tables import TableInfo
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 
 
-@pytest.fixture(scope="module")
-def rows(features: Path) -> training.LabelledRows:
-    return read(features, "tess")
-
-
-def read(features: Path, labels: str) -> training.LabelledRows:
+def read(features: Path, labels: str) -> Dataset:
     folder = Folder.of(features)
     info = tables.read_info(folder)
     assert info is not None
-    return training.read_rows(folder, info, sorted(Manifest(folder).shards), labels)
+    with Spool(info.feature_settings) as spool:
+        data = read_dataset(folder, info, sorted(Manifest(folder).shards), labels, spool)
+        # What went to the disk comes back by the same numbers.
+        rows = pq.read_table(features, columns=["file", "mfcc"])
+        vectors = dict(zip(rows["file"].to_pylist(), rows["mfcc"].to_pylist(), strict=True))
+        for number in data.order[::20].tolist():
+            assert spool.read(np.array([number]))[0][0].tolist() == vectors[data.files[number].as_py()]
+    return data
 
 
-def test_rows_with_features_and_a_label_are_learnt_from(rows: training.LabelledRows) -> None:
+def test_rows_with_features_and_a_label_are_learnt_from(features: Path) -> None:
     """Labels are the sorted emotions, failed rows are left out and counted, the order is that of the names."""
-    assert rows.labels == EMOTIONS
-    assert rows.features.shape == (84, 40)
-    assert (rows.n_failed, rows.n_unlabelled) == (5, 0)
-    assert list(rows.files) == sorted(rows.files)
-    assert [rows.labels[number] for number in rows.targets] == [file.rsplit("_", 1)[1][:-4] for file in rows.files]
-    assert set(rows.speakers) == {"V1", "V2"}
+    data = read(features, "tess")
+    assert data.labels == EMOTIONS
+    assert (data.n_failed, data.left_out) == (5, {})
+    files = [data.files[number].as_py() for number in data.order.tolist()]
+    assert len(files) == 84
+    assert files == sorted(files)
+    assert [data.labels[number] for number in data.targets[data.order]] == [
+        file.rsplit("_", 1)[1][:-4] for file in files
+    ]
+    assert set(data.speakers) == {"V1", "V2"}
 
 
 @pytest.mark.parametrize(
@@ -77,13 +86,18 @@ def test_windows_of_one_recording_are_one_recording(tmp_path: Path, n_recordings
     arrays = [pa.array(columns.get(field.name, [None] * 20 * len(names)), field.type) for field in schema]
     tables.publish_part(table, info, 0, "digest", pa.table(arrays, schema=schema))
     if not is_enough:
-        with pytest.raises(UsageError, match="at least 5 recordings of each from 'tess', got 1 of 'happy'"):
-            training.read_rows(table, info, [0], "tess")
+        with (
+            Spool(info.feature_settings) as spool,
+            pytest.raises(UsageError, match="at least 5 recordings of each from 'tess', got 1 of 'happy'"),
+        ):
+            read_dataset(table, info, [0], "tess", spool)
         return
-    rows = training.read_rows(table, info, [0], "tess")
-    held_out = splits.split_stratified(rows.targets, rows.files, 0.2, 0)
+    with Spool(info.feature_settings) as spool:
+        data = read_dataset(table, info, [0], "tess", spool)
+    held_out = splits.split_stratified(data.targets, data.files, 0.2, 0)
     assert held_out.sum() == 2 * 20
-    assert not set(rows.files[held_out]) & set(rows.files[~held_out])
+    files = data.files.to_numpy()
+    assert not set(files[held_out]) & set(files[~held_out])
 
 
 def test_the_bundle_says_what_it_is(bundle: Path) -> None:
@@ -96,6 +110,7 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
         "history.csv",
         "training.png",
         "confusion.png",
+        "reliability.png",
         "README.md",
     }
     for name, digest in card["files"].items():
@@ -104,7 +119,7 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
     counts = card["training"]
     assert (counts["n_rows"], counts["n_learnt"], counts["n_held_out"], counts["n_failed"]) == (84, 67, 17, 5)
     assert counts["n_speakers"] == 2
-    for kind, n_rows in (("training", 67), ("stratified", 17)):
+    for kind, n_rows in (("training", 67), ("stratified", 17), ("speaker_held_out", 84)):
         figures = card["metrics"][kind]
         confusion = np.array(figures["confusion"])
         assert confusion.sum() == figures["n_rows"] == n_rows
@@ -118,7 +133,14 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
     assert float(history[-1]["val_accuracy"]) == pytest.approx(card["metrics"]["stratified"]["accuracy"])
     for name in ("training.png", "confusion.png"):
         assert (bundle / name).read_bytes().startswith(b"\x89PNG")
-    assert card["model_id"] in (bundle / "README.md").read_text()
+    assert [fold["name"] for fold in card["metrics"]["speaker_held_out"]["folds"]] == ["V1", "V2"]
+    assert set(card["metrics"]["speaker_held_out"]["shortcuts"]) == {"duration", "level"}
+    assert card["metrics"]["speaker_held_out"]["intervals"]["n_units"] == 14
+    assert len(card["calibration"]["folds"]) == len(card["confidence"]["folds"]) == 2
+    assert (card["confidence"]["promised"], card["confidence"]["is_guaranteed"]) == (0.9, False)
+    text = (bundle / "README.md").read_text()
+    for word in (card["model_id"], "the recipe's, not these weights'", "nothing is guaranteed", "Intended use"):
+        assert word in text
 
 
 def test_training_again_gives_the_same_model(features: Path, bundle: Path, tmp_path: Path) -> None:
@@ -129,6 +151,8 @@ def test_training_again_gives_the_same_model(features: Path, bundle: Path, tmp_p
     everything = run_command(
         "train", features, tmp_path / "all", "--epochs", "1", "--held-out", "0", "--labels", "folder"
     )
+    # A folder says nothing of who speaks.
+    assert "expected rows of two speakers or more" in everything.err
     # The broken recordings have a folder of their own, and no features.
     assert everything.code == 0, everything.err
     card = json.loads((tmp_path / "all" / "card.json").read_text())

@@ -167,7 +167,7 @@ def keras(bundle: str, batch_size: str) -> Work:
     """Predict with the bundle's Keras network; a block is a number of rows."""
     from emotion_batch import model
 
-    _, keras_module = model._tensorflow()
+    _, keras_module = model.load_keras()
     network = keras_module.saving.load_model(Path(bundle, "model.keras"))
     size = int(batch_size)
     return timed(lambda n_rows: network.predict(vectors(n_rows)[..., np.newaxis], batch_size=size, verbose=0))

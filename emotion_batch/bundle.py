@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ EXECUTABLE = "model.onnx"
 CARD_VERSION = 3
 # The architectures that a card may name: the notebook's network, and the one on sequences.
 SEED, SEQUENCE = "seed-lstm", "sequence-bilstm"
+# Of those that ship, the one that is meant for voices that it has not heard.
+DEFAULT_MODEL = "tess-sequence"
 _MAX_CARD_BYTES = 10**7
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -143,6 +146,27 @@ class Bundle:
 
     folder: Folder
     card: Card
+
+
+def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] | None = None) -> Folder:
+    """Return the folder of a model: a path or URL, or the name of one that ships where there is nothing of that name.
+
+    Parameters
+    ----------
+    model
+        Path, URL or name; None for the one that is meant for voices that it has not heard.
+    options
+        What fsspec's filesystem takes.
+    """
+    name = DEFAULT_MODEL if model is None else os.fspath(model)
+    if model is None or (_PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
+        # In the wheel inside the package, in a checkout beside it.
+        inside = os.path.join(os.path.dirname(__file__), "models", name)
+        beside = os.path.join(os.path.dirname(os.path.dirname(__file__)), "models", name)
+        for folder in (inside, beside):
+            if os.path.exists(os.path.join(folder, CARD)):
+                return Folder.of(folder)
+    return Folder.of(name, options)
 
 
 def open_bundle(folder: Folder) -> Bundle:

@@ -369,7 +369,9 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "label", _label, "recordings, or a feature table, to a label table")
     command.add_argument("source", metavar="SOURCE", help="an archive or a feature table; or one recording, to print")
     command.add_argument("table", metavar="TABLE", nargs="?", help="folder of the label table: new, or to go on with")
-    command.add_argument("--model", required=True, metavar="BUNDLE", help="the bundle to label with")
+    command.add_argument(
+        "--model", metavar="BUNDLE", help="a bundle, or tess-sequence or tess-seed, which ship (tess-sequence)"
+    )
     command.add_argument("--keep-features", metavar="TABLE", help="put an archive's features into this table as well")
     _add_segment_options(command, "of an archive; the default is what the model was trained on")
     _add_run_options(command)

@@ -32,8 +32,8 @@ _KERAS_CLASSES: Mapping[str, frozenset[str]] = {
             *("MaxPooling1D", "Multiply", "ReLU", "Rescaling", "Reshape", "Softmax", "Subtract"),
         }
     ),
-    # For which there is no layer.
-    "keras.src.ops.numpy": frozenset({"Sqrt"}),
+    # For which there is no layer, and what Masking is written as.
+    "keras.src.ops.numpy": frozenset({"Any", "NotEqual", "Sqrt"}),
     "keras.initializers": frozenset(
         {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Orthogonal", "Zeros"}
     ),

@@ -50,7 +50,7 @@ class SegmentLabel:
 def label_recording(
     recording: str | os.PathLike[str],
     *,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     segments: Segments | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[SegmentLabel]:
@@ -61,7 +61,7 @@ def label_recording(
     recording
         Path or URL of the file.
     model
-        The bundle.
+        The bundle, or the name of one that ships; by default the one that is meant for voices that it has not heard.
     segments
         Which stretches of it; by default those that the model was trained on.
     storage_options
@@ -71,7 +71,7 @@ def label_recording(
     -------
     A label for each segment, or a reason; at least one.
     """
-    bundle = bundles.require_safe(Folder.of(model, storage_options))
+    bundle = bundles.require_safe(bundles.find_model(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):
         raise UsageError(

@@ -20,6 +20,7 @@ from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
+from emotion_batch.prediction import load_predictor
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
@@ -99,7 +100,7 @@ def label(
     source: str | os.PathLike[str],
     table: str | os.PathLike[str],
     *,
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | None = None,
     segments: Segments | None = None,
     keep_features: str | os.PathLike[str] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
@@ -120,7 +121,8 @@ def label(
     table
         Folder or prefix of the label table: a new one, or one that is to go on.
     model
-        The bundle. Its feature settings are those that an archive is read with.
+        The bundle, or the name of one that ships; by default the one that is meant for voices that it has not heard. Its
+        feature settings are those that an archive is read with.
     segments
         Which stretches of an archive's recordings; by default those that the model was trained on.
     keep_features
@@ -139,8 +141,10 @@ def label(
     watcher = watcher or Watcher()
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
-    bundle = bundles.require_safe(Folder.of(model, storage_options))
+    bundle = bundles.require_safe(bundles.find_model(model, storage_options))
     card = bundle.card
+    # As workers will, for what they cannot load costs a night.
+    load_predictor(bundle)
     features = _feature_table(origin)
     if features is not None:
         _check_features(features, origin, bundle)

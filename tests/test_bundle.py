@@ -39,7 +39,7 @@ def replace_graph(folder: Path, card: dict[str, object], graph: bytes) -> None:
         ),
         pytest.param(
             lambda folder, card: (folder / "card.json").write_text(json.dumps({**card, "architecture": "lambda"})),
-            "architecture 'lambda' where this release knows 'seed-lstm'",
+            "architecture 'lambda' where its features need 'seed-lstm'",
             id="architecture",
         ),
         pytest.param(
@@ -54,7 +54,7 @@ def replace_graph(folder: Path, card: dict[str, object], graph: bytes) -> None:
         ),
         pytest.param(
             lambda folder, card: (folder / "card.json").write_text(json.dumps({**card, "labels": card["labels"][:-1]})),
-            "expected a network from 40 features to 6 labels, got one from [40] to [7]",
+            "expected a network from [40] features to 6 labels, got one from [40] to [7]",
             id="shape",
         ),
         pytest.param(lambda folder, card: replace_graph(folder, card, b""), "got none that loads", id="no graph"),

@@ -38,6 +38,12 @@ def label_rows(*statuses: str) -> pa.Table:
         "error": [None if good else "why" for good in ok],
         "emotion": ["sad" if good else None for good in ok],
         "confidence": [0.75 if good else None for good in ok],
+        "margin": [0.5 if good else None for good in ok],
+        "entropy": [0.56 if good else None for good in ok],
+        "is_confident": [False if good else None for good in ok],
+        "is_in_domain": [True if good else None for good in ok],
+        "domain_distance": [1.0 if good else None for good in ok],
+        "is_speech": [None] * n,
         "p_happy": [0.25 if good else None for good in ok],
         "p_sad": [0.75 if good else None for good in ok],
     }
@@ -53,7 +59,7 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
     footer = json.loads(metadata.metadata[b"emotion_batch"])
     assert footer.pop("tool_version")
     assert footer == {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "labels",
         "feature_id": FeatureSettings().feature_id,
         "segment_id": Segments().segment_id,
@@ -128,6 +134,6 @@ def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     table = Folder.of(tmp_path)
     tables.create(table, INFO)
     path = tmp_path / "_table" / "table.json"
-    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
-    with pytest.raises(UsageError, match="expected schema version 1, got 99"):
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    with pytest.raises(UsageError, match="expected schema version 2, got 99"):
         tables.create(table, INFO)

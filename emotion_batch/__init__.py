@@ -19,6 +19,7 @@ __all__ = [
     "Summary",
     "TrainingSettings",
     "demo",
+    "evaluate",
     "extract",
     "import_h5",
     "label",
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.recording import label_recording
-    from emotion_batch.runs import extract, import_h5, label, retry, status, train, verify
+    from emotion_batch.runs import evaluate, extract, import_h5, label, retry, status, train, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
     from emotion_batch.training import TrainingSettings
@@ -47,6 +48,7 @@ _HOMES = {
     "Summary": "summary",
     "TrainingSettings": "training",
     "demo": "demonstration",
+    "evaluate": "runs",
     "extract": "runs",
     "import_h5": "runs",
     "label": "runs",

@@ -14,6 +14,7 @@ import emotion_batch
 from emotion_batch.console import (
     Said,
     format_card,
+    format_evaluation,
     format_labels,
     format_status,
     format_summary,
@@ -173,6 +174,22 @@ def _train(options: argparse.Namespace, said: Said) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    from emotion_batch import evaluation, runs
+
+    found = runs.evaluate(
+        options.bundle,
+        options.table,
+        labels=options.labels,
+        label_map=options.label_map,
+        priors=None if options.priors is None else evaluation.read_priors(options.priors),
+        robustness=options.robustness,
+        storage_options=_storage_options(options),
+    )
+    print_result(json.dumps(found.to_dict()) if options.json else format_evaluation(found))
+    return 0
+
+
 def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
     from emotion_batch import runs
 
@@ -320,12 +337,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "train", _train, "a feature table to a bundle")
     command.add_argument("table", metavar="TABLE", help="the feature table")
     command.add_argument("bundle", metavar="BUNDLE", help="folder to write: a new one")
-    command.add_argument(
-        "--labels",
-        default="tess",
-        metavar="SOURCE",
-        help="tess, ravdess, folder, table:FILE (file,emotion[,speaker]) or regex:PATTERN with (?P<emotion>...) (tess)",
-    )
+    _add_labels_option(command)
     command.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="judged, not learnt from (0.2)")
     command.add_argument(
         "--validation",
@@ -352,6 +364,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of split, weights and order (0)")
     command.add_argument("--h5", metavar="FILE", help="also save the network as the notebook did")
     command.add_argument("--force", action="store_true", help="replace the bundle that is there")
+    _add_common_options(command)
+
+    command = _command(commands, "evaluate", _evaluate, "honest figures of a bundle on a labelled feature table")
+    command.add_argument("bundle", metavar="BUNDLE", help="the bundle to judge")
+    command.add_argument("table", metavar="TABLE", help="a feature table of recordings that it has not learnt from")
+    _add_labels_option(command)
+    command.add_argument(
+        "--label-map",
+        metavar="FILE",
+        help="which of these is which of the model's: JSON, CSV (from,to) or lines 'from = to'; others are left out",
+    )
+    command.add_argument(
+        "--priors", metavar="L=N,...|@FILE", help="how common each label is elsewhere, for the precision there"
+    )
+    command.add_argument(
+        "--robustness",
+        type=int,
+        default=200,
+        metavar="N",
+        help="recordings to decode again, louder, quieter and padded with silence; 0 for none (200)",
+    )
     _add_common_options(command)
 
     command = _command(commands, "import", _import, "the notebook's saved network to a bundle")
@@ -408,6 +441,15 @@ def _command(
     command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words.capitalize() + ".")
     command.set_defaults(command=function)
     return command
+
+
+def _add_labels_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labels",
+        default="tess",
+        metavar="SOURCE",
+        help="tess, ravdess, folder, table:FILE (file,emotion[,speaker]) or regex:PATTERN with (?P<emotion>...) (tess)",
+    )
 
 
 def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:

@@ -7,10 +7,11 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
+    from emotion_batch.judging import Evaluation
     from emotion_batch.ledger import TableStatus, Verification
     from emotion_batch.recording import SegmentLabel
     from emotion_batch.summary import Progress, Summary, Watcher
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 _MOST_PROBLEMS = 20
+_MOST_SPEAKERS = 20
 
 
 class Said:
@@ -264,6 +266,121 @@ def _format_figures(card: Card) -> list[str]:
         "`training` is what it learnt from; `stratified` are other recordings of the same speakers.",
         f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
     ]
+
+
+def format_evaluation(found: Evaluation) -> str:
+    """Return what a bundle was found to be worth, with what limits it."""
+    figures, intervals = found.figures, found.figures["intervals"]
+    n_speakers = figures["n_speakers"] or "unknown"
+    lines = [
+        f"{found.table}: model {found.model_id} judged on {figures['n_rows']:,} segments, {n_speakers} speakers",
+        *_format_left_out(found),
+        "",
+        "                    95 %, by " + intervals["unit"] + "   by recording, too narrow",
+    ]
+    lines += [
+        f"  {name:<8} {figures[key]:>7.3f}  {_interval(intervals[key]):<22} {_interval(intervals['recording_wise'][key])}"
+        for name, key in (("accuracy", "accuracy"), ("UAR", "uar"))
+    ]
+    calibrated, raw = found.calibration["calibrated"], found.calibration["raw"]
+    lines += [
+        f"  NLL      {raw['nll']:>7.3f}  calibrated {calibrated['nll']:.3f} (temperature {found.calibration['temperature']:.2f})",
+        f"  ECE      {raw['ece']:>7.3f}  calibrated {calibrated['ece']:.3f}",
+        "",
+        *_format_by_label(found),
+        "",
+        *_format_trust(found.trust),
+        "",
+        "  beside it         segments  speakers  accuracy    UAR",
+        *_format_beside(found),
+    ]
+    if found.by_speaker:
+        lines += ["", "  speaker       segments  accuracy    UAR"]
+        lines += [
+            f"  {_shown(one['speaker']):<12} {one['n_rows']:>9,} {one['accuracy']:>9.3f} {one['uar']:>6.3f}"
+            for one in found.by_speaker[:_MOST_SPEAKERS]
+        ]
+        if len(found.by_speaker) > _MOST_SPEAKERS:
+            n_more = len(found.by_speaker) - _MOST_SPEAKERS
+            lines.append(f"  and {n_more:,} speakers with a higher UAR; all of them with --json")
+    return "\n".join([*lines, "", *(_shown(f"note: {warning}") for warning in found.warnings)])
+
+
+def _format_left_out(found: Evaluation) -> list[str]:
+    words = [f"{_shown(word) or 'without a label'} {n:,}" for word, n in found.left_out.items()]
+    if not (words or found.n_failed):
+        return []
+    reasons = [f"{sum(found.left_out.values()):,} with no label of the model's ({', '.join(words)})"] if words else []
+    return [f"  left out: {'; '.join([*reasons, f'{found.n_failed:,} without features'])}"]
+
+
+def _format_by_label(found: Evaluation) -> list[str]:
+    figures = found.figures
+    width = max(8, *(len(label) for label in found.labels))
+    heads = "".join(f" {label:>{width}}" for label in found.labels)
+    at_priors = found.at_priors
+    lines = [f"  {'true':<{width}} recall  precision{'  at priors' if at_priors else ''}  given:{heads}"]
+    for label, row in zip(found.labels, figures["confusion"], strict=True):
+        shares = f"{_share(figures['recall'][label]):>6} {_share(figures['precision'][label]):>10}"
+        if at_priors:
+            shares += f" {_share(at_priors['precision'][label]):>10}"
+        lines.append(f"  {label:<{width}} {shares}        " + "".join(f" {n:>{width},}" for n in row))
+    return lines
+
+
+def _format_trust(trust: Mapping[str, Any]) -> list[str]:
+    if trust["threshold"] is None:
+        lines = ["  is_confident: nowhere, for the bundle has no threshold"]
+    else:
+        got = "no row" if trust["precision"] is None else f"{trust['precision']:.3f} of them right"
+        reach = f"{trust['n_confident']:,} segments, {trust['coverage']:.1%} of all"
+        n_speakers = trust["n_speakers"] or "unknown"
+        lines = [f"  is_confident: {reach}; {got}, promised {_share(trust['promised'])}; {n_speakers} speakers"]
+    for name, key in (("is_in_domain", "in_domain"), ("is_speech", "speech")):
+        lines.append(f"  {name}: {'cannot be told' if trust[key] is None else format(trust[key], '.1%')}")
+    return lines
+
+
+_BESIDE = {
+    "duration": "duration alone",
+    "level": "level alone",
+    "as_is": "as they are",
+    "plus_12_db": "12 dB louder",
+    "minus_12_db": "12 dB quieter",
+    "padded": "1 s silence around",
+}
+
+
+def _format_beside(found: Evaluation) -> list[str]:
+    """Return what shortcuts reach, and the model on recordings that were changed."""
+    lines = []
+    for figures in (found.shortcuts, found.robustness or {}):
+        if "reason" in figures:
+            lines.append(f"  {_shown(figures['reason'])}")
+        for name, words in _BESIDE.items():
+            if name in figures:
+                one = figures[name]
+                lines.append(
+                    f"  {words:<18} {one['n_rows']:>7,} {one['n_speakers'] or '?':>9} {one['accuracy']:>9.3f} {one['uar']:>6.3f}"
+                )
+    if "reason" not in found.shortcuts:
+        lines.append(
+            "  (duration and level: linear models, each speaker judged by what was learnt on this table's others)"
+        )
+    if found.robustness and found.robustness.get("n_recordings"):
+        unread = f", {found.robustness['n_failed']:,} more could not be" if found.robustness["n_failed"] else ""
+        lines.append(
+            f"  ({found.robustness['n_recordings']:,} recordings were decoded again{unread}; what is louder is not clipped)"
+        )
+    return lines
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "unknown" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _shown(text: str) -> str:

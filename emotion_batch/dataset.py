@@ -29,7 +29,7 @@ class Dataset:
     Attributes
     ----------
     settings
-        What the features are; the spool that was read into has them, by the same numbers.
+        What the features are; a spool that was read into has them, by the same numbers.
     files
         Name of each row's recording, shape (n_rows,).
     targets
@@ -70,7 +70,7 @@ def read_dataset(
     info: TableInfo,
     shards: Sequence[int],
     labels: str,
-    spool: Spool,
+    spool: Spool | None,
     *,
     known_labels: Sequence[str] | None = None,
     label_map: Mapping[str, str] | None = None,
@@ -85,13 +85,13 @@ def read_dataset(
     labels
         Where reference labels are from: see `reference.read_labels`.
     spool
-        Takes the features.
+        Takes the features; None where `on_rows` is enough.
     known_labels
         A model's labels, to which reference labels are brought; None to take them as they are.
     label_map
         Which reference label is which of these; those without a counterpart are left out, and counted.
     on_rows
-        Takes the rows that go into the spool, in its order.
+        Takes the rows with their features, part by part, in the order of the dataset's numbers.
 
     Raises
     ------
@@ -118,7 +118,8 @@ def read_dataset(
         rows = rows.filter(pa.array(is_used))
         if not rows.num_rows:
             continue
-        spool.add(rows)
+        if spool is not None:
+            spool.add(rows)
         on_rows(rows)
         files += rows["file"].chunks
         starts += rows["start_s"].chunks

@@ -176,6 +176,27 @@ def extract_recording(
     yield _row(entry, start_s, header, status=status, reason=reason)
 
 
+@contextlib.contextmanager
+def opened_recording(entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None) -> Iterator[audio.Recording]:
+    """Open one recording of an archive, to read stretches of it within the block.
+
+    Parameters
+    ----------
+    entry, archive, fetched
+        As for `extract_recording`.
+
+    Raises
+    ------
+    RecordingError
+        If it is not what was listed, or cannot be decoded; also from within the block.
+    StorageError
+        If the place of the recording fails, and not the recording.
+    """
+    with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+        yield recording
+        _check_store(source, archive)
+
+
 def _row(
     entry: Entry,
     start_s: float,

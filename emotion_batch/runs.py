@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from emotion_batch import binding, importing, ledger, meter, tables, training
+from emotion_batch import binding, importing, judging, ledger, meter, reference, tables, training
 from emotion_batch import bundle as bundles
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle, Card
@@ -16,6 +16,7 @@ from emotion_batch.errors import Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.inspection import MAX_NETWORK_BYTES
 from emotion_batch.isolation import Limits
+from emotion_batch.judging import Evaluation
 from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
@@ -327,11 +328,7 @@ def train(
         If the table has parts missing.
     """
     place, to = Folder.of(table, storage_options), Folder.of(bundle, storage_options)
-    info = _feature_table(place)
-    if info is None:
-        raise UsageError(
-            f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
-        )
+    info = _require_features(place)
     _require_new(to, force)
     manifest = Manifest(place)
     tables.require_complete(place, info, manifest.shards)
@@ -346,6 +343,57 @@ def train(
         on_note=(watcher or Watcher()).on_note,
         h5=exported,
         h5_name=name,
+    )
+
+
+def evaluate(
+    bundle: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    labels: str = "tess",
+    label_map: str | os.PathLike[str] | None = None,
+    priors: Mapping[str, float] | None = None,
+    robustness: int = 200,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Judge a bundle on a labelled feature table; honest where it has not learnt from these recordings.
+
+    Parameters
+    ----------
+    bundle
+        What is judged.
+    table
+        A feature table with the bundle's features.
+    labels
+        Where the reference labels are from: see `reference.read_labels`.
+    label_map
+        File that says which of them is which of the model's: see `reference.read_label_map`. What has no counterpart is
+        left out, and counted.
+    priors
+        How common each label is elsewhere, for the precision that would be seen there.
+    robustness
+        Recordings that are decoded again, louder, quieter and padded with silence; 0 for none.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Raises
+    ------
+    UsageError
+        If the bundle is none or not safe, the table's features are others, or its labels are not the model's.
+    IncompleteError
+        If the table has parts missing.
+    """
+    if robustness < 0:
+        raise UsageError(f"robustness: expected a number of recordings, or 0, got {robustness}")
+    place = Folder.of(table, storage_options)
+    judged = bundles.require_safe(Folder.of(bundle, storage_options))
+    info = _require_features(place)
+    _check_features(info, place, judged)
+    words = None if label_map is None else reference.read_label_map(os.fspath(label_map))
+    manifest = Manifest(place)
+    tables.require_complete(place, info, manifest.shards)
+    return judging.judge_bundle(
+        judged, place, info, manifest, labels=labels, label_map=words, priors=priors, n_robustness=robustness
     )
 
 
@@ -444,6 +492,16 @@ def _feature_table(place: Folder) -> TableInfo | None:
     return info
 
 
+def _require_features(place: Folder) -> TableInfo:
+    """Return what the feature table at `place` is; raise UsageError if there is none."""
+    info = _feature_table(place)
+    if info is None:
+        raise UsageError(
+            f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
+        )
+    return info
+
+
 def _check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
     card = bundle.card
     if features.feature_settings.feature_id != card.feature_settings.feature_id:
@@ -459,11 +517,13 @@ def _check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
 
 
 __all__ = [
+    "Evaluation",
     "Progress",
     "Summary",
     "TableStatus",
     "Verification",
     "Watcher",
+    "evaluate",
     "extract",
     "import_h5",
     "label",

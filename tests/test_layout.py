@@ -15,7 +15,7 @@ FLOORS = (
     {"cli"},
     {"console", "demonstration"},
     {"runs"},
-    {"run", "recording"},
+    {"run", "recording", "judging"},
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
     {"binding", "fitting"},
     {"networks", "calibration"},

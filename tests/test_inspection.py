@@ -24,7 +24,7 @@ import emotion_batch
 from emotion_batch import inspection, model, networks
 from emotion_batch.bundle import require_safe, sha256, weight_shapes
 from emotion_batch.errors import UsageError
-from emotion_batch.settings import FeatureSettings
+from emotion_batch.settings import FeatureSettings, SequenceSettings
 from emotion_batch.storage import Folder
 
 MEMBERS = ("metadata.json", "config.json", "model.weights.h5")

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture buckets lint format bench clean
+.PHONY: demo test torture buckets lint format bench evaluate clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
@@ -27,6 +27,11 @@ format: .venv/installed-lint
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
+
+# TESS, unpacked: make evaluate TESS=FOLDER
+TESS ?= tess
+evaluate: .venv/installed-bench
+	$(BIN)/python -m benchmarks.recipes $(TESS)
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emotion-batch needs Python 3.11 or later; name one with make PYTHON=...")'

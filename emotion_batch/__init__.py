@@ -33,8 +33,9 @@ __all__ = [
 if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
+    from emotion_batch.modelling import evaluate, import_h5, train
     from emotion_batch.recording import label_recording
-    from emotion_batch.runs import evaluate, extract, import_h5, label, retry, status, train, verify
+    from emotion_batch.runs import extract, label, retry, status, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
     from emotion_batch.training import TrainingSettings
@@ -48,14 +49,14 @@ _HOMES = {
     "Summary": "summary",
     "TrainingSettings": "training",
     "demo": "demonstration",
-    "evaluate": "runs",
+    "evaluate": "modelling",
     "extract": "runs",
-    "import_h5": "runs",
+    "import_h5": "modelling",
     "label": "runs",
     "label_recording": "recording",
     "retry": "runs",
     "status": "runs",
-    "train": "runs",
+    "train": "modelling",
     "verify": "runs",
 }
 

@@ -155,11 +155,11 @@ def _label(options: argparse.Namespace, said: Said) -> int:
 def _train(options: argparse.Namespace, said: Said) -> int:
     from dataclasses import fields
 
-    from emotion_batch import runs
+    from emotion_batch import modelling
     from emotion_batch.training import TrainingSettings
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})
-    card = runs.train(
+    card = modelling.train(
         options.table,
         options.bundle,
         settings=settings,
@@ -175,9 +175,9 @@ def _train(options: argparse.Namespace, said: Said) -> int:
 
 
 def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
-    from emotion_batch import evaluation, runs
+    from emotion_batch import evaluation, modelling
 
-    found = runs.evaluate(
+    found = modelling.evaluate(
         options.bundle,
         options.table,
         labels=options.labels,
@@ -191,9 +191,9 @@ def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 a
 
 
 def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
-    from emotion_batch import runs
+    from emotion_batch import modelling
 
-    card = runs.import_h5(
+    card = modelling.import_h5(
         options.h5,
         options.bundle,
         labels=[label.strip() for label in options.labels.split(",")],

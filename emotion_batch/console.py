@@ -253,19 +253,36 @@ def format_card(card: Card, bundle: str) -> str:
 
 
 def _format_figures(card: Card) -> list[str]:
-    lines = ["  judged on      segments  speakers  accuracy    UAR"]
+    from emotion_batch import binding
+
+    lines = ["  judged on         segments  speakers  accuracy  95 %              UAR  95 %"]
     for kind, figures in card.metrics.items():
         speakers = figures["n_speakers"] or "?"
+        of_accuracy, of_uar = (_interval(figures["intervals"][name]) for name in ("accuracy", "uar"))
         lines.append(
-            f"  {kind:<13} {figures['n_rows']:>9,} {speakers:>9} {figures['accuracy']:>9.3f} {figures['uar']:>6.3f}"
+            f"  {kind:<16} {figures['n_rows']:>9,} {speakers:>9} {figures['accuracy']:>9.3f}  {of_accuracy:<14} "
+            f"{figures['uar']:>6.3f}  {of_uar}"
         )
-    counts = card.training
+    counts, lacking = card.training, []
+    if "speaker_held_out" not in card.metrics:
+        lacking = ["nothing is known of speakers that it has not heard, and so confidence is not calibrated"]
     return [
         *lines,
         "",
-        "`training` is what it learnt from; `stratified` are other recordings of the same speakers.",
+        *(f"`{kind}`: {binding.SPLITS[kind]}" for kind in card.metrics),
+        *lacking,
+        *([_format_promise(card)] if card.confidence else []),
         f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
     ]
+
+
+def _format_promise(card: Card) -> str:
+    found = card.confidence
+    got = "no label reaches it" if found["got"] is None else f"{found['got']:.3f} of those it let through were right"
+    return (
+        f"is_confident promises {found['promised']:g}; on speakers that it was not chosen on, {got} "
+        f"(coverage {found['coverage']:.3f}, {found['n_speakers']} speakers)"
+    )
 
 
 def format_evaluation(found: Evaluation) -> str:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from emotion_batch import runs, synthesis
+from emotion_batch import modelling, runs, synthesis
 from emotion_batch.errors import UsageError
 from emotion_batch.storage import explained
 from emotion_batch.summary import Watcher
@@ -85,7 +85,7 @@ def demo(
 
     # The notebook's batch of 512 would make one step an epoch of so few rows.
     say(f"3. emotion-batch train {features} {bundle} --epochs 40 --batch-size 32 --max-folds 0")
-    card = runs.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
+    card = modelling.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
     judged = card.metrics["stratified"]
     say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
 

@@ -5,29 +5,27 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from emotion_batch import binding, importing, judging, ledger, meter, reference, tables, training
 from emotion_batch import bundle as bundles
+from emotion_batch import ledger, meter, tables
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
-from emotion_batch.bundle import Bundle, Card
+from emotion_batch.bundle import Bundle
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.extraction import Extraction
-from emotion_batch.inspection import MAX_NETWORK_BYTES
 from emotion_batch.isolation import Limits
-from emotion_batch.judging import Evaluation
 from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
 from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
+from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import TableInfo
-from emotion_batch.training import TrainingSettings
 
 
 def extract(
@@ -146,9 +144,9 @@ def label(
     card = bundle.card
     # As workers will, for what they cannot load costs a night.
     load_predictor(bundle)
-    features = _feature_table(origin)
+    features = find_features(origin)
     if features is not None:
-        _check_features(features, origin, bundle)
+        check_features(features, origin, bundle)
         for name, value in (
             ("keep_features", keep_features),
             ("segments or windows", segments),
@@ -220,7 +218,7 @@ def retry(
     bundle = None if info.kind == tables.FEATURES else bundles.require_safe(place.folder(MODEL))
     # That the first recordings fail alike is no news here.
     run = Run(place, info, watcher or Watcher(), Means(scheduler, workers, force=True), started)
-    if bundle is not None and _feature_table(origin) is not None:
+    if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
             f"`emotion-batch retry {origin.url}`, and then label it again"
@@ -288,174 +286,6 @@ def _failures(words: Iterable[str]) -> frozenset[Status]:
     return frozenset(Status(word) for word in named) or failures
 
 
-def train(
-    table: str | os.PathLike[str],
-    bundle: str | os.PathLike[str],
-    *,
-    settings: TrainingSettings | None = None,
-    h5: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    force: bool = False,
-    on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
-    watcher: Watcher | None = None,
-) -> Card:
-    """Train the network of a feature table's recipe and write the bundle.
-
-    Parameters
-    ----------
-    table
-        The feature table.
-    bundle
-        Folder to write; a new one, unless `force`.
-    settings
-        How to train; by default as the notebook does, with a stratified fifth held out.
-    h5
-        File to which the network also goes as the notebook saved it.
-    storage_options
-        What fsspec's filesystem takes.
-    force
-        Replace the bundle that is there.
-    on_epoch
-        Hears what is trained, the epoch's number, from 1, of how many, and its figures.
-    watcher
-        Hears notes.
-
-    Raises
-    ------
-    UsageError
-        If the table is none of features, cannot be learnt from, or the bundle is there.
-    IncompleteError
-        If the table has parts missing.
-    """
-    place, to = Folder.of(table, storage_options), Folder.of(bundle, storage_options)
-    info = _require_features(place)
-    _require_new(to, force)
-    manifest = Manifest(place)
-    tables.require_complete(place, info, manifest.shards)
-    exported, name = (None, "") if h5 is None else _split(Folder.of(h5, storage_options))
-    return training.train_bundle(
-        place,
-        info,
-        sorted(manifest.shards),
-        to,
-        settings or TrainingSettings(),
-        on_epoch=on_epoch,
-        on_note=(watcher or Watcher()).on_note,
-        h5=exported,
-        h5_name=name,
-    )
-
-
-def evaluate(
-    bundle: str | os.PathLike[str],
-    table: str | os.PathLike[str],
-    *,
-    labels: str = "tess",
-    label_map: str | os.PathLike[str] | None = None,
-    priors: Mapping[str, float] | None = None,
-    robustness: int = 200,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Evaluation:
-    """Judge a bundle on a labelled feature table; honest where it has not learnt from these recordings.
-
-    Parameters
-    ----------
-    bundle
-        What is judged.
-    table
-        A feature table with the bundle's features.
-    labels
-        Where the reference labels are from: see `reference.read_labels`.
-    label_map
-        File that says which of them is which of the model's: see `reference.read_label_map`. What has no counterpart is
-        left out, and counted.
-    priors
-        How common each label is elsewhere, for the precision that would be seen there.
-    robustness
-        Recordings that are decoded again, louder, quieter and padded with silence; 0 for none.
-    storage_options
-        What fsspec's filesystem takes.
-
-    Raises
-    ------
-    UsageError
-        If the bundle is none or not safe, the table's features are others, or its labels are not the model's.
-    IncompleteError
-        If the table has parts missing.
-    """
-    if robustness < 0:
-        raise UsageError(f"robustness: expected a number of recordings, or 0, got {robustness}")
-    place = Folder.of(table, storage_options)
-    judged = bundles.require_safe(Folder.of(bundle, storage_options))
-    info = _require_features(place)
-    _check_features(info, place, judged)
-    words = None if label_map is None else reference.read_label_map(os.fspath(label_map))
-    manifest = Manifest(place)
-    tables.require_complete(place, info, manifest.shards)
-    return judging.judge_bundle(
-        judged, place, info, manifest, labels=labels, label_map=words, priors=priors, n_robustness=robustness
-    )
-
-
-def import_h5(
-    h5: str | os.PathLike[str],
-    bundle: str | os.PathLike[str],
-    *,
-    labels: Sequence[str],
-    storage_options: Mapping[str, Any] | None = None,
-    force: bool = False,
-) -> Card:
-    """Make a bundle of a network that the notebook saved; the command is ``import``, which Python keeps for itself.
-
-    Parameters
-    ----------
-    h5
-        The notebook's file, of any Keras 2 or 3; its weights are taken, and nothing in it is run.
-    bundle
-        Folder to write; a new one, unless `force`.
-    labels
-        Emotions in the order of the network's outputs: the notebook's LabelEncoder sorts them.
-    storage_options
-        What fsspec's filesystem takes.
-    force
-        Replace the bundle that is there.
-
-    Raises
-    ------
-    UsageError
-        If the file does not hold the notebook's network, the labels are not as many, or the bundle is there.
-    StorageError
-        If a place cannot be read or written.
-    """
-    file, to = Folder.of(h5, storage_options), Folder.of(bundle, storage_options)
-    _require_new(to, force)
-    folder, name = _split(file)
-    with explained(f"file {file.url}"):
-        data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
-    return importing.import_bundle(data, name, labels, to)
-
-
-def _require_new(bundle: Folder, force: bool) -> None:
-    """Raise UsageError if a bundle, or something else, is where one is to be written."""
-    with explained(f"bundle {bundle.url}"):
-        if bundle.exists(bundles.CARD) and not force:
-            raise UsageError(
-                f"bundle {bundle.url}: expected a new folder, got one with a bundle; name another, or use --force"
-            )
-        # What was stopped while it wrote may be written again.
-        strangers = [name for name in bundle.names() if name not in binding.FILES and not name.startswith(".")]
-        if not bundle.exists(bundles.CARD) and strangers:
-            raise UsageError(
-                f"bundle {bundle.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
-            )
-
-
-def _split(file: Folder) -> tuple[Folder, str]:
-    """Return the folder of a file, and its name there."""
-    parent, _, name = file.url.rpartition("/")
-    return Folder(parent or "/", file.options), name
-
-
 def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
     """Return how far a table is, from its storage alone; raise UsageError if there is none."""
     return ledger.read_status(Folder.of(table, storage_options))
@@ -483,52 +313,15 @@ def verify(
     return ledger.verify_table(Folder.of(table, storage_options), deep=deep)
 
 
-def _feature_table(place: Folder) -> TableInfo | None:
-    """Return what the feature table at `place` is, None if there is no table, and refuse a label table."""
-    with explained(f"source {place.url}"):
-        info = tables.read_info(place)
-    if info is not None and info.kind != tables.FEATURES:
-        raise UsageError(f"table {place.url}: expected a feature table, got one of {info.kind}")
-    return info
-
-
-def _require_features(place: Folder) -> TableInfo:
-    """Return what the feature table at `place` is; raise UsageError if there is none."""
-    info = _feature_table(place)
-    if info is None:
-        raise UsageError(
-            f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
-        )
-    return info
-
-
-def _check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
-    card = bundle.card
-    if features.feature_settings.feature_id != card.feature_settings.feature_id:
-        differing = [
-            f"{name} {value}, got {features.feature_settings.to_dict().get(name)}"
-            for name, value in card.feature_settings.to_dict().items()
-            if features.feature_settings.to_dict().get(name) != value
-        ]
-        raise UsageError(
-            f"feature table {place.url}: expected the features of model {bundle.folder.url}, {'; '.join(differing)}; "
-            "extract again with the model's settings, or take a model for these features"
-        )
-
-
 __all__ = [
-    "Evaluation",
     "Progress",
     "Summary",
     "TableStatus",
     "Verification",
     "Watcher",
-    "evaluate",
     "extract",
-    "import_h5",
     "label",
     "retry",
     "status",
-    "train",
     "verify",
 ]

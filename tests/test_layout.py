@@ -15,6 +15,7 @@ FLOORS = (
     {"cli"},
     {"console", "demonstration"},
     {"runs"},
+    {"modelling"},
     {"run", "recording", "judging"},
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
     {"binding", "fitting"},

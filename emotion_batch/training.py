@@ -215,6 +215,11 @@ def train_bundle(
             held = _predict_held_out(trainer, folds, data, how, on_epoch)
             metrics[Split.SPEAKER_HELD_OUT.value] = _judge_folds(data, folds, held)
             calibrated, confidence = _calibrate(data, folds, held, settings)
+            if confidence["threshold"] is None:
+                on_note(
+                    f"no confidence with 20 rows or more of speakers held out reaches a precision of {settings.precision:g}: "
+                    "is_confident will be false everywhere; a lower --precision may be reached"
+                )
             extras["reliability.png"] = _draw_reliability(data, folds, held, calibrated["temperature"])
         shown = (
             Split.SPEAKER_HELD_OUT.value

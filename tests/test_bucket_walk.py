@@ -86,7 +86,7 @@ def test_the_walk_in_a_bucket_is_that_on_a_disk(
 
     scheduler = ("--scheduler", cluster.address)
     run("extract", f"{at}/tess", f"{at}/features", *scheduler)
-    run("train", f"{at}/features", f"{at}/bundle", "--epochs", "3", "--h5", f"{at}/model.h5")
+    run("train", f"{at}/features", f"{at}/bundle", "--epochs", "3", "--max-folds", "0", "--h5", f"{at}/model.h5")
     run("label", f"{at}/features", f"{at}/labels", "--model", f"{at}/bundle", *scheduler)
     run("label", f"{at}/tess", f"{at}/straight", "--model", f"{at}/bundle", *scheduler)
     n_recordings = len(list(archive.rglob("*.wav")))
@@ -134,7 +134,7 @@ def test_the_walk_in_other_stores(
     common = {"storage_options": bucket.options}
     run = {**common, "scheduler": cluster.address}
     summary = emotion_batch.extract(f"{bucket.url}/speech", f"{bucket.url}/features", **run)
-    settings = TrainingSettings(epochs=2)
+    settings = TrainingSettings(epochs=2, max_folds=0)
     emotion_batch.train(f"{bucket.url}/features", f"{bucket.url}/bundle", settings=settings, **common)
     emotion_batch.label(f"{bucket.url}/features", f"{bucket.url}/labels", model=f"{bucket.url}/bundle", **run)
     again = emotion_batch.extract(f"{bucket.url}/speech", f"{bucket.url}/features", **run)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from conftest import run_command
 
 pytestmark = pytest.mark.tess
@@ -22,7 +23,7 @@ def tables(tess: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("walk")
     for command in (
         ("extract", tess, folder / "features"),
-        ("train", folder / "features", folder / "bundle"),
+        ("train", folder / "features", folder / "bundle", "--max-folds", "0"),
         ("label", folder / "features", folder / "labels", "--model", folder / "bundle"),
         ("label", tess, folder / "straight", "--model", folder / "bundle"),
     ):
@@ -92,13 +93,40 @@ def test_every_reader_counts_the_same_rows(tables: Path) -> None:
     assert set(sizes.values()) == {2_798}, sizes
     assert duckdb.sql(f"SELECT count(DISTINCT file) FROM '{folder}/*.parquet'").fetchall() == [(2_798,)]
     pd.testing.assert_frame_equal(pd.read_parquet(folder).sort_values("file", ignore_index=True), expected)
-    columns = ["file", "start_s", "end_s", "status", "error", "emotion", "confidence"]
-    assert list(expected.columns[:7]) == columns
+    columns = ["file", "start_s", "end_s", "status", "error", "emotion", "confidence", "margin", "entropy"]
+    columns += ["is_confident", "is_in_domain", "domain_distance", "is_speech"]
+    assert list(expected.columns[:13]) == columns
     assert [str(kind) for kind in pq.read_schema(next(folder.glob("*.parquet"))).types][5:8] == [
         "string",
         "float",
         "float",
     ]
+
+
+def test_the_model_that_ships_labels_what_it_knows(tess: Path, tmp_path: Path) -> None:
+    """Without `--model` the shipped one labels: TESS nearly all right, as speech and in its domain, and noise as neither."""
+    archive = tmp_path / "some"
+    for recording in sorted(tess.rglob("*.wav"))[::40]:
+        to = archive / recording.parent.name / recording.name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.symlink_to(recording)
+    rng = np.random.default_rng(0)
+    (archive / "noise").mkdir()
+    for number in range(20):
+        noise = 10 ** rng.uniform(-2, -0.3) * rng.standard_normal(48_000).clip(-3, 3) / 3
+        soundfile.write(archive / "noise" / f"{number}.wav", noise, 16_000)
+    done = run_command("label", archive, tmp_path / "labels", "--workers", "1")
+    assert done.code == 0, done.err
+    rows = read(tmp_path / "labels").to_pandas()
+    is_noise = rows["file"].str.startswith("noise/")
+    words = rows[~is_noise]
+    assert np.mean([file[:-4].endswith(f"_{emotion}") for file, emotion in words[["file", "emotion"]].values]) > 0.97
+    assert words["is_speech"].mean() > 0.97
+    assert words["is_in_domain"].mean() > 0.97
+    assert not rows.loc[is_noise, "is_confident"].any()
+    assert not (rows.loc[is_noise, "is_speech"] & rows.loc[is_noise, "is_in_domain"]).any()
+    # What is confident is in domain, everywhere.
+    assert rows.loc[rows["is_confident"], "is_in_domain"].all()
 
 
 @pytest.mark.spark

@@ -21,7 +21,7 @@ from emotion_batch import bundle as bundles
 from emotion_batch.archive import list_recordings
 from emotion_batch.console import format_evaluation
 from emotion_batch.errors import UsageError
-from emotion_batch.features import compute, read_vectors
+from emotion_batch.features import compute, read_vectors, to_table
 from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage import Folder
@@ -254,7 +254,10 @@ def test_confidence_is_judged_as_labels_have_it(
     sure = tmp_path / "sure"
     shutil.copytree(bundle, sure)
     card = bundles.open_bundle(Folder.of(sure)).card
-    fitted = domain.fit_domain(vectors[:60, 1:], vectors[60:, 1:])
+    summaries = domain.summarise(
+        to_table([(vector,) for vector in vectors], card.feature_settings), card.feature_settings
+    )
+    fitted = domain.fit_domain(summaries[:60], summaries[60:])
     card = replace(card, domain=fitted.to_dict(), confidence={"threshold": 0.15, "promised": 0.9})
     (sure / "card.json").write_bytes(card.to_json())
     found = emotion_batch.evaluate(sure, features, robustness=0)

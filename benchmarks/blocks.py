@@ -28,20 +28,21 @@ def notebook(archive: str) -> Work:
     return timed(lambda names: [extract_mfcc(Path(archive, name)) for name in names])
 
 
-def package(archive: str) -> Work:
+def package(archive: str, recipe: str = "seed") -> Work:
     """Do what a shard does with recordings: names to rows."""
     from emotion_batch import process
     from emotion_batch.archive import list_recordings
     from emotion_batch.rows import extract_rows
-    from emotion_batch.settings import FeatureSettings, Segments
+    from emotion_batch.settings import FeatureSettings, SequenceSettings
 
     process.settle()
+    settings = SequenceSettings() if recipe == "sequence" else FeatureSettings()
     listing = list_recordings(archive)
     numbers = {name: number for number, name in enumerate(listing.entries["file"].to_pylist())}
 
     def work(names: list[str]) -> None:
         entries = listing.entries.take([numbers[name] for name in names]).combine_chunks().to_batches()[0]
-        extract_rows(entries, listing.folder, FeatureSettings(), Segments())
+        extract_rows(entries, listing.folder, settings, settings.segments)
 
     return timed(work)
 
@@ -50,7 +51,7 @@ def stages(archive: str) -> Work:
     """Do what `package` does; an answer is the CPU seconds in each stage of it, and in all."""
     import scipy.fft
 
-    from emotion_batch import audio, mfcc, rows, waves
+    from emotion_batch import audio, mfcc, waves
 
     seconds: dict[str, float] = {}
 
@@ -68,7 +69,7 @@ def stages(archive: str) -> Work:
     scipy.fft.rfft = clocked("transform", scipy.fft.rfft)
     for decoder in (waves.Wave, audio._Libsndfile):
         decoder.decode = clocked("decode", decoder.decode)
-    rows.mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
+    mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
     work = package(archive)
 
     def stage(names: list[str]) -> dict[str, float]:

@@ -26,10 +26,10 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
     size = min(_BLOCK, len(names))
     blocks = [[names[number] for number in rng.choice(len(names), size, replace=False)] for _ in range(n_rounds)]
     kinds = ("notebook", "package", "floor", "stages")
-    with children(*((kind, archive) for kind in kinds)) as processes:
+    with children(*((kind, archive) for kind in kinds), ("package", archive, "sequence")) as processes:
         # Once to warm up.
         in_turn(processes, [names[:5]])
-        notebook, package, floor, stages = in_turn(processes, blocks)
+        notebook, package, floor, stages, sequences = in_turn(processes, blocks)
     theirs = [cpu / size * 1e3 for cpu, _ in notebook]
     ours = [cpu / size * 1e3 for cpu, _ in package]
     parts = [[seconds[which] / size * 1e3 for seconds in floor] for which in range(3)]
@@ -48,6 +48,14 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         Figure("largest difference of a feature", "the notebook's loop", difference, "<= 0.001"),
         ratio("a recording's features", "the notebook's loop", ours, theirs, "<= 0.2", "ms CPU"),
         ratio("a recording's features", "decode, resample and FFT alone", ours, bare, "<= 1.25", "ms CPU"),
+        ratio(
+            "a recording as a sequence",
+            "a recording's features",
+            [cpu / size * 1e3 for cpu, _ in sequences],
+            ours,
+            "<= 3",
+            "ms CPU",
+        ),
         *(
             ratio(f"{name} alone", "the notebook's loop", part, theirs, unit="ms CPU")
             for name, part in zip(("decode", "resample", "FFT"), parts, strict=True)

@@ -224,14 +224,24 @@ def format_labels(found: Sequence[SegmentLabel]) -> str:
         return f"{name}  {one.status}: {one.error}"
     width = max(len(word) for word in one.probabilities)
     ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
-    lines = [f"{name}  {one.emotion}  {one.confidence:.3f}", ""]
+    lines = [f"{name}  {one.emotion}  {one.confidence:.3f}  {_doubts(one)}".rstrip(), ""]
     return "\n".join([*lines, *(f"  {word:<{width}}  {value:.6f}" for word, value in ranked)])
 
 
 def _format_segment(one: SegmentLabel) -> str:
     if one.status != "ok":
         return f"{'':10}  {one.status}: {one.error}"
-    return f"{one.end_s:10.3f}  {one.emotion}  {one.confidence:.3f}"
+    return f"{one.end_s:10.3f}  {one.emotion:<12} {one.confidence:.3f}  {_doubts(one)}".rstrip()
+
+
+def _doubts(one: SegmentLabel) -> str:
+    """Return why a label is not to be believed, as far as the model knows."""
+    words = ["no speech"] if one.is_speech is False else []
+    if one.is_in_domain is False:
+        words.append("unlike what the model was trained on")
+    if not words and not one.is_confident:
+        words.append("not confident")
+    return ", ".join(words)
 
 
 def format_card(card: Card, bundle: str) -> str:

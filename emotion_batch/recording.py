@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -33,6 +33,10 @@ class SegmentLabel:
         What became of it, and why it has no label.
     emotion, confidence
         The most probable emotion and its probability; None without a label.
+    is_confident
+        Whether the label is to be believed; None without one.
+    is_in_domain, is_speech
+        Whether the segment is like what the model was trained on, and speech; None where that cannot be told.
     probabilities
         Of each emotion, in the bundle's order; empty without a label.
     """
@@ -44,6 +48,9 @@ class SegmentLabel:
     error: str | None
     emotion: str | None
     confidence: float | None
+    is_confident: bool | None
+    is_in_domain: bool | None
+    is_speech: bool | None
     probabilities: Mapping[str, float]
 
 
@@ -89,7 +96,7 @@ def label_recording(
     labels = bundle.card.labels
     return [
         SegmentLabel(
-            **{name: row[name] for name in ("file", "start_s", "end_s", "status", "error", "emotion", "confidence")},
+            **{field.name: row[field.name] for field in fields(SegmentLabel) if field.name != "probabilities"},
             probabilities={name: row[f"p_{name}"] for name in labels} if row["status"] == Status.OK else {},
         )
         for row in label_rows(features, load_predictor(bundle)).to_pylist()

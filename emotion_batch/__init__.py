@@ -14,10 +14,12 @@ __version__ = "0.1.0"
 __all__ = [
     "EmotionBatchError",
     "FeatureSettings",
+    "Scheduler",
     "Segments",
     "Status",
     "Summary",
     "TrainingSettings",
+    "cancel",
     "demo",
     "evaluate",
     "extract",
@@ -26,16 +28,18 @@ __all__ = [
     "label_recording",
     "retry",
     "status",
+    "submit",
     "train",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from emotion_batch.connection import Scheduler
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.modelling import evaluate, import_h5, train
     from emotion_batch.recording import label_recording
-    from emotion_batch.runs import extract, label, retry, status, verify
+    from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
     from emotion_batch.training import TrainingSettings
@@ -44,10 +48,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "EmotionBatchError": "errors",
     "FeatureSettings": "settings",
+    "Scheduler": "connection",
     "Segments": "settings",
     "Status": "errors",
     "Summary": "summary",
     "TrainingSettings": "training",
+    "cancel": "runs",
     "demo": "demonstration",
     "evaluate": "modelling",
     "extract": "runs",
@@ -56,6 +62,7 @@ _HOMES = {
     "label_recording": "recording",
     "retry": "runs",
     "status": "runs",
+    "submit": "runs",
     "train": "modelling",
     "verify": "runs",
 }

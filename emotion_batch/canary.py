@@ -7,7 +7,7 @@ from emotion_batch.extraction import Receipt
 from emotion_batch.tables import Counts
 
 # So many recordings alike, from all over the archive, are no accident; a night of them helps nobody.
-_RECORDINGS = 200
+RECORDINGS = 200
 # Of long recordings in windows a tenth of them will do, with so many windows.
 _WINDOWS = 2_000
 _SHARE = 0.98
@@ -50,4 +50,4 @@ class Canary:
 
 def _is_enough(n_recordings: int, n_rows: int) -> bool:
     """Return whether so much that is alike is no accident."""
-    return n_recordings >= _RECORDINGS or (n_recordings >= _RECORDINGS // 10 and n_rows >= _WINDOWS)
+    return n_recordings >= RECORDINGS or (n_recordings >= RECORDINGS // 10 and n_rows >= _WINDOWS)

@@ -17,6 +17,7 @@ from emotion_batch.console import (
     format_evaluation,
     format_labels,
     format_status,
+    format_submission,
     format_summary,
     format_verification,
     print_result,
@@ -24,6 +25,7 @@ from emotion_batch.console import (
 from emotion_batch.errors import EmotionBatchError, UsageError
 
 if TYPE_CHECKING:
+    from emotion_batch.connection import Scheduler
     from emotion_batch.settings import Segments
     from emotion_batch.summary import Summary
 
@@ -95,12 +97,24 @@ def _retry(options: argparse.Namespace, said: Said) -> int:
         options.table,
         status=options.status or (),
         deadline_s=options.deadline,
-        scheduler=options.scheduler,
+        scheduler=_scheduler(options),
         workers=options.workers,
         storage_options=_storage_options(options),
+        leave=options.leave,
         watcher=said.watcher(),
     )
     return _finish(summary, options, said, f"emotion-batch status {options.table}")
+
+
+def _cancel(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    from emotion_batch import runs
+
+    cancelled = runs.cancel(options.table, storage_options=_storage_options(options))
+    if options.json:
+        print_result(json.dumps({"table": options.table, "cancelled": cancelled}))
+    for run in () if options.json else cancelled:
+        print_result(f"run {run} begins no shard any more; what is under way is finished, and stays")
+    return 0
 
 
 def _status(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
@@ -127,6 +141,8 @@ def _label(options: argparse.Namespace, said: Said) -> int:
     if options.window is None and (options.offset is None) != (options.duration is None):
         raise UsageError("--offset, --duration: expected both to replace the model's segments, got one")
     if options.table is None:
+        if options.leave:
+            raise UsageError("TABLE: expected a folder to write, got none; a single recording is labelled here")
         if not archive.is_recording(options.source, _storage_options(options)):
             raise UsageError(
                 f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
@@ -214,6 +230,9 @@ def _demo(options: argparse.Namespace, said: Said) -> int:
 def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
     said.end_line()
     is_too_many = _exceeds(options.max_failed, summary)
+    if options.leave and not options.json:
+        print_result(format_submission(summary, options.table, options.scheduler))
+        return 0
     print_result(json.dumps(summary.to_dict()) if options.json else format_summary(summary, next_command))
     if is_too_many:
         said.error(
@@ -229,12 +248,24 @@ def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:
         "suffixes": tuple(options.suffix) if options.suffix else SUFFIXES,
         "prune": options.prune,
         "deadline_s": options.deadline,
-        "scheduler": options.scheduler,
+        "scheduler": _scheduler(options),
         "workers": options.workers,
         "storage_options": _storage_options(options),
         "force": options.force,
+        "leave": options.leave,
         "watcher": said.watcher(),
     }
+
+
+def _scheduler(options: argparse.Namespace) -> Scheduler | None:
+    from emotion_batch.connection import Scheduler
+
+    files = (options.tls_ca, options.tls_cert, options.tls_key)
+    if options.scheduler is not None:
+        return Scheduler(options.scheduler, *files)
+    if any(files):
+        raise UsageError("--tls-ca, --tls-cert, --tls-key: expected --scheduler with them, got none")
+    return None
 
 
 def _segments(options: argparse.Namespace) -> Segments | None:
@@ -313,26 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"emotion-batch {emotion_batch.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    command = _command(commands, "extract", _extract, "recordings to a feature table")
-    command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
-    command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
-    group = command.add_argument_group("features (the defaults are the notebook's)")
-    group.add_argument(
-        "--recipe",
-        choices=("seed", "sequence"),
-        default="seed",
-        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
-    )
-    for name, default, words in (
-        ("sample-rate", 22_050, "Hz to resample to"),
-        ("n-mfcc", 40, "coefficients"),
-        ("n-fft", 2_048, "samples a frame"),
-        ("hop-length", 512, "samples from frame to frame"),
-        ("n-mels", 128, "mel bands"),
-    ):
-        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
-    _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
-    _add_run_options(command)
+    _add_extract(commands)
 
     command = _command(commands, "train", _train, "a feature table to a bundle")
     command.add_argument("table", metavar="TABLE", help="the feature table")
@@ -399,15 +411,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="replace the bundle that is there")
     _add_common_options(command)
 
-    command = _command(commands, "label", _label, "recordings, or a feature table, to a label table")
-    command.add_argument("source", metavar="SOURCE", help="an archive or a feature table; or one recording, to print")
-    command.add_argument("table", metavar="TABLE", nargs="?", help="folder of the label table: new, or to go on with")
-    command.add_argument(
-        "--model", metavar="BUNDLE", help="a bundle, or tess-sequence or tess-seed, which ship (tess-sequence)"
-    )
-    command.add_argument("--keep-features", metavar="TABLE", help="put an archive's features into this table as well")
-    _add_segment_options(command, "of an archive; the default is what the model was trained on")
-    _add_run_options(command)
+    _add_label(commands)
 
     command = _command(commands, "status", _status, "how far a table is, read from its storage alone")
     command.add_argument("table", metavar="TABLE", help="a feature or label table")
@@ -420,11 +424,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_common_options(command)
 
-    command = _command(commands, "retry", _retry, "do again what failed, and nothing else")
+    _add_retry(commands)
+
+    words = "hand a run to a running Dask cluster, which goes on without this machine"
+    submit = commands.add_parser("submit", help=words, description=words.capitalize() + ".")
+    submitted = submit.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_extract, _add_label, _add_retry):
+        add(submitted, leave=True)
+
+    command = _command(commands, "cancel", _cancel, "stop the runs that are at work on a table, submitted or not")
     command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    command.add_argument("--status", action="append", metavar="S", help="only such failures; may be repeated (all)")
-    group = command.add_argument_group("run")
-    _add_cluster_options(group)
     _add_common_options(command)
 
     command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")
@@ -433,6 +442,53 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=_positive, metavar="N", help="worker processes (one a core)")
     _add_talk_options(command.add_argument_group("common"))
     return parser
+
+
+def _add_extract(commands: Any, *, leave: bool = False) -> None:
+    command = _command(commands, "extract", _extract, "recordings to a feature table")
+    command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
+    command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
+    group = command.add_argument_group("features (the defaults are the notebook's)")
+    group.add_argument(
+        "--recipe",
+        choices=("seed", "sequence"),
+        default="seed",
+        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
+    )
+    for name, default, words in (
+        ("sample-rate", 22_050, "Hz to resample to"),
+        ("n-mfcc", 40, "coefficients"),
+        ("n-fft", 2_048, "samples a frame"),
+        ("hop-length", 512, "samples from frame to frame"),
+        ("n-mels", 128, "mel bands"),
+    ):
+        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
+    _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
+    _add_run_options(command)
+    command.set_defaults(leave=leave)
+
+
+def _add_label(commands: Any, *, leave: bool = False) -> None:
+    command = _command(commands, "label", _label, "recordings, or a feature table, to a label table")
+    command.add_argument("source", metavar="SOURCE", help="an archive or a feature table; or one recording, to print")
+    command.add_argument("table", metavar="TABLE", nargs="?", help="folder of the label table: new, or to go on with")
+    command.add_argument(
+        "--model", metavar="BUNDLE", help="a bundle, or tess-sequence or tess-seed, which ship (tess-sequence)"
+    )
+    command.add_argument("--keep-features", metavar="TABLE", help="put an archive's features into this table as well")
+    _add_segment_options(command, "of an archive; the default is what the model was trained on")
+    _add_run_options(command)
+    command.set_defaults(leave=leave)
+
+
+def _add_retry(commands: Any, *, leave: bool = False) -> None:
+    command = _command(commands, "retry", _retry, "do again what failed, and nothing else")
+    command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    command.add_argument("--status", action="append", metavar="S", help="only such failures; may be repeated (all)")
+    group = command.add_argument_group("run")
+    _add_cluster_options(group)
+    _add_common_options(command)
+    command.set_defaults(leave=leave)
 
 
 def _command(
@@ -477,6 +533,12 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
+    for name, words in (
+        ("ca", "certificate of the authority that the cluster's are signed by"),
+        ("cert", "certificate to show it"),
+        ("key", "key of that certificate"),
+    ):
+        group.add_argument(f"--tls-{name}", metavar="FILE", help=f"{words}, PEM (Dask's own configuration)")
     group.add_argument("--workers", type=_positive, metavar="N", help="processes of the local cluster (one a core)")
     group.add_argument(
         "--deadline",

@@ -4,52 +4,93 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
 import secrets
-import signal
-import subprocess
-import sys
-import tempfile
+import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import dask
 import dask.bag
-from distributed import Client, Future, KilledWorker, as_completed, futures_of
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    Reschedule,
+    Security,
+    as_completed,
+    fire_and_forget,
+    futures_of,
+    get_client,
+    get_worker,
+    secede,
+)
 from distributed.comm.addressing import parse_address
 from distributed.comm.core import CommClosedError
 from distributed.comm.registry import get_backend
 
-from emotion_batch.errors import ClusterError, IncompleteError
+from emotion_batch.connection import Scheduler
+from emotion_batch.errors import ClusterError, IncompleteError, UnfitWorkerError
+from emotion_batch.local import local_cluster
 from emotion_batch.retries import is_transient
 
 Receipt = TypeVar("Receipt")
 Task = TypeVar("Task")
+Total = TypeVar("Total")
+GivenTask = TypeVar("GivenTask", contravariant=True)
+LateTask = TypeVar("LateTask", covariant=True)
 
-_START_TIMEOUT_S = 60
 _POLL_S = 0.05
 _CONNECT_TIMEOUT_S = 10
 _WORKERS_TIMEOUT_S = 30
-# What Dask's processes do beside the work takes a tenth of the cores at its defaults: every 10 ms a look at the stack
-# for the dashboard's profile, every 20 at the event loop, every 100 and 500 at the machine.
-_SETTINGS = {
-    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "500ms",
-    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__DISK": "False",
-}
 # A cluster that scales itself may be without workers for a while.
 _NO_WORKERS_S = 600
 # How long a shard waits before it is handed out once more, because a worker or a store failed: some three minutes in
 # all, on top of what a worker itself waits for a store.
-_RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
+RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
+# A shard that takes so many times what is usual, and so long, while workers have nothing to do, is begun by one of
+# these too: that it is written twice harms nothing.
+STRAGGLES = 3.0
+STRAGGLES_S = 10.0
+_LOOK_S = 2.0
+# How long a worker that cannot do a shard keeps it from coming straight back.
+_UNFIT_PAUSE_S = 5.0
+_UNFIT_TOPIC = "emotion-batch-unfit"
+# Receipts that one task adds up.
+_SPLIT_EVERY = 64
+# How often a watch looks, and how long it lasts before another takes over: Dask condemns a task whose worker died under
+# it four times, and in one night that is not many.
+_WATCH_EVERY_S = 10.0
+_WATCH_S = 300.0
+_WATCH_KEY = "emotion-batch-watch-"
+
+
+class Work(Protocol[GivenTask, Total]):
+    """What is handed to a cluster that nobody waits for; travels to workers."""
+
+    def do(self, task: GivenTask) -> Any:
+        """Do a shard and return its receipt, or what it failed of; raise nothing but `UnfitWorkerError`."""
+
+    def gather(self, outcomes: Iterable[Any]) -> Total:
+        """Add up what shards gave."""
+
+    def merge(self, totals: Iterable[Total]) -> Total:
+        """Add up what was added up."""
+
+    def close(self, total: Total) -> None:
+        """Leave the record of the whole."""
+
+
+class Watch(Protocol[LateTask]):
+    """Looks after work that was handed over; travels to a worker, and on to others."""
+
+    def look(self, has_idle_workers: bool, is_quiet: bool) -> Sequence[LateTask] | None:
+        """Return the shards to hand out once more; None if there is nothing to look after any more."""
 
 
 class Cluster:
@@ -65,8 +106,11 @@ class Cluster:
         Shards handed out once more so far.
     """
 
-    def __init__(self, client: Client, is_local: bool) -> None:
+    def __init__(self, client: Client, is_local: bool, on_note: Callable[[str], None]) -> None:
         self._client = client
+        self._on_note = on_note
+        # Workers that have not what the work takes, with what they lack.
+        self._unfit: dict[str, str] = {}
         self.n_resubmitted = 0
         self.dashboard: str | None = client.dashboard_link or None
         self.is_local = is_local
@@ -112,12 +156,14 @@ class Cluster:
     ) -> Iterator[tuple[Task, Receipt | BaseException]]:
         """Run a function over shards as a bag of one partition each, and yield what each gave, as they end.
 
-        A shard that ends with a worker or a store that failed is handed out again, some times and later and later.
+        A shard that ends with a worker or a store that failed is handed out again, some times and later and later; one
+        that is long in coming when workers are idle is begun by another too, and whichever ends first counts.
 
         Parameters
         ----------
         function
-            From a shard's numbers to its small receipt. Must differ from run to run, for Dask takes equal calls for one.
+            From a shard's numbers to its small receipt. Must differ from run to run, for Dask takes equal calls for one;
+            where it raises `UnfitWorkerError`, another worker gets the shard.
         tasks
             The shards' numbers, in the order in which to begin them.
 
@@ -125,7 +171,8 @@ class Cluster:
         ------
         A shard's numbers, with its receipt or what it raised.
         """
-        bag = dask.bag.from_sequence(tasks, npartitions=len(tasks)).map(function)
+        self._client.subscribe_topic(_UNFIT_TOPIC, self._hear_of_unfit)
+        bag = dask.bag.from_sequence(tasks, npartitions=len(tasks)).map(partial(_do, function))
         futures = futures_of(self._client.persist(bag))
         del bag
         left = {future.key: (task, future) for task, future in zip(tasks, futures, strict=True)}
@@ -133,17 +180,25 @@ class Cluster:
         done = as_completed(
             [future for _, future in left.values()], loop=self._client.loop, with_results=True, raise_errors=False
         )
+        stragglers = _Stragglers(self._client)
+        twins: dict[Task, set[Any]] = {}
         waiting: list[tuple[float, Task]] = []
         n_tries: Counter[Task] = Counter()
         heard = time.monotonic()
+
+        def hand_out(task: Task, **options: Any) -> None:
+            # A key of its own, for the scheduler remembers the other one.
+            key = f"again-{secrets.token_hex(8)}"
+            left[key] = (task, self._client.submit(_do_partition, function, task, key=key, **options))
+            twins.setdefault(task, set()).add(key)
+            done.add(left[key][1])
+            self.n_resubmitted += 1
+
         while left or waiting:
             for due, task in waiting.copy():
                 if due <= time.monotonic():
                     waiting.remove((due, task))
-                    # A key of its own, for the scheduler remembers the other one as failed.
-                    future = self._client.submit(_do_partition, function, task, key=f"again-{secrets.token_hex(8)}")
-                    left[future.key] = (task, future)
-                    done.add(future)
+                    hand_out(task)
             batch = done.next_batch(block=False)
             if not batch:
                 # Asked for and not waited for: what a lost scheduler had would never come.
@@ -151,20 +206,62 @@ class Cluster:
                 if time.monotonic() - heard > (_WORKERS_TIMEOUT_S if self.is_local else _NO_WORKERS_S):
                     self._check_workers()
                     heard = time.monotonic()
+                for key, idle in stragglers.find(left):
+                    task = left[key][0]
+                    twins.setdefault(task, set()).add(key)
+                    hand_out(task, workers=idle, allow_other_workers=True)
                 time.sleep(_POLL_S)
             else:
                 heard = time.monotonic()
             for future, result in batch:
+                if future.key not in left:
+                    # Its twin came first.
+                    continue
                 task, _ = left.pop(future.key)
-                outcome = result[0] if future.status == "finished" else _failure(result)
+                others = twins.get(task, set()) & left.keys()
+                if future.status == "finished":
+                    ((elapsed_s, outcome),) = result
+                    stragglers.hear(elapsed_s)
+                else:
+                    outcome = _failure(result)
                 # The scheduler forgets what is released, which keeps its memory level.
                 future.release()
-                if n_tries[task] < len(_RESUBMIT_S) and _is_passing(outcome):
-                    waiting.append((time.monotonic() + _RESUBMIT_S[n_tries[task]], task))
+                if isinstance(outcome, BaseException) and others:
+                    continue
+                if n_tries[task] < len(RESUBMIT_S) and _is_passing(outcome):
+                    waiting.append((time.monotonic() + RESUBMIT_S[n_tries[task]], task))
                     n_tries[task] += 1
-                    self.n_resubmitted += 1
-                else:
-                    yield task, outcome
+                    continue
+                for key in others:
+                    left.pop(key)[1].release()
+                yield task, outcome
+
+    def hand_over(self, work: Work[Task, Total], watch: Watch[Task], tasks: Sequence[Task]) -> None:
+        """Leave shards, as a bag of one partition each, to the cluster, which goes on to the end by itself.
+
+        What the scheduler then holds is everything: workers may come and go, and no client need be there. Receipts are
+        added up on the workers. Beside the shards a watch goes round that holds no worker's thread and hands out
+        again what was lost or is late.
+
+        Parameters
+        ----------
+        work, watch
+            What is done with a shard and at the end; who looks after it. Both must differ from run to run.
+        tasks
+            The shards' numbers, in the order in which to begin them.
+        """
+        bag = dask.bag.from_sequence(tasks, npartitions=len(tasks))
+        total = bag.map(partial(_settle, work.do)).reduction(work.gather, work.merge, split_every=_SPLIT_EVERY)
+        # The scheduler keeps what was fired and forgotten until it is done, whoever leaves.
+        fire_and_forget(self._client.compute(total.apply(work.close)))
+        _set_watch(self._client, watch, work.do)
+
+    def _hear_of_unfit(self, event: tuple[float, Mapping[str, str]]) -> None:
+        """Take in that a worker cannot do the work, from the client's own thread."""
+        worker, said = event[1]["worker"], event[1]["said"]
+        if worker not in self._unfit:
+            self._unfit[worker] = said
+            self._on_note(f"worker {worker}: {said}; others do its share")
 
     def _check_scheduler(self, futures: Sequence[Future[Any]]) -> None:
         if self._client.status != "running" or any(future.status == "lost" for future in futures):
@@ -174,7 +271,13 @@ class Cluster:
             )
 
     def _check_workers(self) -> None:
-        if not self.threads():
+        there = self.threads()
+        if there and there.keys() <= self._unfit.keys():
+            worker = next(iter(there))
+            raise IncompleteError(
+                f"cluster: expected workers that can do the work, got none: {worker}: {self._unfit[worker]}"
+            )
+        if not there:
             raise IncompleteError(
                 "cluster: expected workers until the work is done, got none any more; "
                 "start some and run the same command again, it goes on from there"
@@ -188,16 +291,51 @@ class Cluster:
         return dict(answers)
 
 
+class _Stragglers:
+    """Finds shards that are long in coming while workers are idle."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._usual: list[float] = []
+        self._since: dict[Any, float] = {}
+        self._looked = 0.0
+
+    def hear(self, elapsed_s: float) -> None:
+        """Take in how long a shard took."""
+        self._usual.append(elapsed_s)
+
+    def find(self, left: Mapping[Any, Any]) -> list[tuple[Any, list[str]]]:
+        """Return the keys of shards that straggle, each once, with the workers that are idle."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return []
+        self._looked = now
+        processing = self._client.processing()
+        idle = [worker for worker, keys in processing.items() if not keys]
+        # Before all are begun, whoever is idle will have others.
+        if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
+            return []
+        limit = max(STRAGGLES_S, STRAGGLES * statistics.median(self._usual or [0.0]))
+        late = [key for key in left if now - self._since.setdefault(key, now) > limit]
+        for key in late:
+            self._since[key] = float("inf")
+        return [(key, idle) for key in late]
+
+
 @contextlib.contextmanager
-def connect(scheduler: str | None, n_workers: int) -> Iterator[Cluster]:
+def connect(
+    scheduler: Scheduler | None, n_workers: int, on_note: Callable[[str], None] = lambda text: None
+) -> Iterator[Cluster]:
     """Connect to a running scheduler, or start a cluster on this machine that ends with the block.
 
     Parameters
     ----------
     scheduler
-        Address as ``tcp://host:8786``; None starts a local cluster.
+        A running one; None starts a local cluster.
     n_workers
         One-thread worker processes of a local cluster.
+    on_note
+        Takes a sentence that a person should read.
 
     Raises
     ------
@@ -208,82 +346,21 @@ def connect(scheduler: str | None, n_workers: int) -> Iterator[Cluster]:
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
-        address = scheduler or stack.enter_context(_local_cluster(n_workers))
-        client = _client(address)
+        is_local = scheduler is None
+        # One that waits for a store keeps its cluster.
+        scheduler = scheduler or Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(RESUBMIT_S))))
+        if (risk := scheduler.find_risk()) is not None:
+            on_note(risk)
+        client = _client(scheduler)
         stack.callback(_close, client)
         try:
             client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
         except TimeoutError as error:
             raise ClusterError(
-                f"scheduler {address}: expected a worker within {_WORKERS_TIMEOUT_S} s, got none; "
-                f"start `dask worker {address}`"
+                f"scheduler {scheduler.address}: expected a worker within {_WORKERS_TIMEOUT_S} s, got none; "
+                f"start `dask worker {scheduler.address}`"
             ) from error
-        yield Cluster(client, is_local=scheduler is None)
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _local_cluster(n_workers: int) -> Iterator[str]:
-    """Start a scheduler and one-thread workers on loopback, each a process; yield the address, end them after.
-
-    Not Dask's LocalCluster, whose workers import the caller's script again and so run it; and in sessions of
-    their own, for Ctrl-C in a terminal goes to a whole session and would take the workers from under the run.
-    """
-    processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder:
-        log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
-
-        def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
-            spec = json.dumps({"cls": kind, "opts": {"host": "127.0.0.1", **options}})
-            command = [sys.executable, "-m", "dask", "spec", *arguments, "--spec", spec]
-            with log.open("ab") as stream:
-                process = subprocess.Popen(  # noqa: S603 our own words
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    # What somebody has set in Dask's variables stands.
-                    env={**_SETTINGS, **os.environ},
-                    start_new_session=True,
-                )
-            processes.append(process)
-
-        try:
-            scheduler = {
-                "port": 0,
-                "dashboard_address": "127.0.0.1:0",
-                "scheduler_file": os.fspath(address_file),
-                # A driver that was killed leaves no cluster behind, one that waits for a store keeps its own.
-                "idle_timeout": f"{3 * max(_RESUBMIT_S):.0f} seconds",
-            }
-            start("distributed.Scheduler", scheduler)
-            address = _read_address(address_file, processes[0], log)
-            worker = {"nthreads": 1, "dashboard_address": "127.0.0.1:0", "death_timeout": "60"}
-            for _ in range(n_workers):
-                start("distributed.Nanny", worker, address)
-            yield address
-        finally:
-            for process in processes:
-                # The session, for a nanny's worker is a process of its own.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _read_address(path: Path, process: subprocess.Popen[bytes], log: Path) -> str:
-    """Wait for the scheduler's file and return the address in it."""
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        # It may be there and not yet written.
-        with contextlib.suppress(OSError, ValueError):
-            return str(json.loads(path.read_bytes())["address"])
-        time.sleep(0.02)
-    said = log.read_text(errors="replace").strip().splitlines()
-    raise ClusterError(f"local cluster: expected a scheduler, got {said[-1] if said else 'none in time'}")
+        yield Cluster(client, is_local, on_note)
 
 
 def _close(client: Client) -> None:
@@ -292,21 +369,80 @@ def _close(client: Client) -> None:
         client.close(timeout=5)
 
 
-def _client(address: str) -> Client:
+def _client(scheduler: Scheduler) -> Client:
+    security = None
+    if scheduler.has_tls_files:
+        security = Security(
+            tls_ca_file=scheduler.tls_ca,
+            tls_client_cert=scheduler.tls_cert,
+            tls_client_key=scheduler.tls_key,
+            require_encryption=True,
+        )
     try:
         # First, for a client that was given an unknown scheme cannot even be closed.
-        get_backend(parse_address(address)[0])
-        return Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+        get_backend(parse_address(scheduler.address)[0])
+        return Client(scheduler.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, security=security)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(
-            f"scheduler {address}: expected a Dask scheduler there, got {_said(error)}; "
+            f"scheduler {scheduler.address}: expected a Dask scheduler there, got {_said(_first_cause(error))}; "
             "start one with `dask scheduler`, or leave out --scheduler to use this machine"
         ) from error
 
 
-def _do_partition(function: Callable[[Task], Receipt], task: Task) -> list[Receipt]:
+def _first_cause(error: BaseException) -> BaseException:
+    """Return what a failure to connect came of: Dask wraps it in a timeout."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _do(function: Callable[[Task], Receipt], task: Task) -> tuple[float, Receipt]:
+    """Do a shard on a worker, and say how long it took; a worker that cannot passes it on."""
+    started = time.monotonic()
+    try:
+        receipt = function(task)
+    except UnfitWorkerError as error:
+        _pass_on(error)
+    return time.monotonic() - started, receipt
+
+
+def _do_partition(function: Callable[[Task], Receipt], task: Task) -> list[tuple[float, Receipt]]:
     """Do what a bag does with a partition of one shard."""
-    return [function(task)]
+    return [_do(function, task)]
+
+
+def _settle(function: Callable[[Task], Receipt], task: Task) -> Receipt:
+    """Do a shard that nobody waits for."""
+    return _do(function, task)[1]
+
+
+def _pass_on(error: UnfitWorkerError) -> NoReturn:
+    """Give a shard back, for another worker; others may use this one for what it can do, so it is left alone."""
+    worker = get_worker()
+    worker.log_event(_UNFIT_TOPIC, {"worker": worker.address, "said": str(error)})
+    logging.getLogger(__name__).warning("%s", error)
+    time.sleep(_UNFIT_PAUSE_S)
+    raise Reschedule from error
+
+
+def _watch(watch: Watch[Task], do: Callable[[Task], object]) -> None:
+    """Look after work that was handed over, from a worker, for a while; then hand the watch on."""
+    secede()
+    client = get_client()
+    until = time.monotonic() + _WATCH_S
+    while time.monotonic() < until:
+        others = [[key for key in keys if not str(key).startswith(_WATCH_KEY)] for keys in client.processing().values()]
+        tasks = watch.look(not all(others), not any(others))
+        if tasks is None:
+            return
+        for task in tasks:
+            fire_and_forget(client.submit(_settle, do, task, key=f"again-{secrets.token_hex(8)}"))
+        time.sleep(_WATCH_EVERY_S)
+    _set_watch(client, watch, do)
+
+
+def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object]) -> None:
+    fire_and_forget(client.submit(_watch, watch, do, key=f"{_WATCH_KEY}{secrets.token_hex(8)}"))
 
 
 class _LostError(Exception):

@@ -166,6 +166,18 @@ def format_summary(summary: Summary, next_command: str) -> str:
     return "\n".join(lines)
 
 
+def format_submission(summary: Summary, table: str, scheduler: str) -> str:
+    """Return what became of a run that was to be left to a cluster."""
+    if not summary.n_shards_left:
+        return f"run {summary.run}: nothing was left to hand over\n{format_summary(summary, f'emotion-batch status {table}')}"
+    return (
+        f"{summary.table}: {summary.n_shards - summary.n_shards_left:,} of {summary.n_shards:,} parts are done, "
+        f"{summary.n_shards_left:,} were handed to {scheduler}, which needs this machine no longer\n"
+        f"next: emotion-batch status {table}; to stop it, emotion-batch cancel {table}\n"
+        f"run {summary.run}"
+    )
+
+
 def _format_counts(counts: Counts) -> str:
     reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
     failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
@@ -182,9 +194,12 @@ def format_status(found: TableStatus) -> str:
     ]
     lines += [f"  {status:<12} {n:>10,} rows" for status, n in found.counts.by_status.items()]
     for holder in found.at_work:
-        lines.append(
-            f"run {holder.run} is at work, on {_shown(holder.host)}, process {holder.pid}, for {_ago(holder.began_s)}"
-        )
+        where = f"on {_shown(holder.host)}, process {holder.pid}"
+        if holder.scheduler is not None:
+            where = f"at {holder.scheduler}, submitted on {_shown(holder.host)}"
+        is_cancelled = holder.run in found.cancelled
+        doing = "is cancelled and ends what it has begun" if is_cancelled else "is at work"
+        lines.append(f"run {holder.run} {doing}, {where}, for {_ago(holder.began_s)}")
     if found.rate:
         lines.append(f"  {found.rate:,.0f} recordings a second, {_duration(n_left / found.rate)} left")
     for holder in found.lost:

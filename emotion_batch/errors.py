@@ -75,12 +75,20 @@ class ClusterError(EmotionBatchError):
     exit_code = 2
 
 
+class UnfitWorkerError(ClusterError):
+    """One worker cannot do this work, where others may."""
+
+
 class CanaryError(EmotionBatchError):
     """The first recordings of a run came out so alike that the rest would be wasted."""
 
 
 class IncompleteError(EmotionBatchError):
     """Work is left over: a shard failed, or a table that was to be read has parts missing."""
+
+
+class CancelledError(IncompleteError):
+    """Somebody cancelled the run; what is finished stays."""
 
 
 class StoreError(OSError):

@@ -8,7 +8,9 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from emotion_batch.retries import hastily
@@ -19,6 +21,8 @@ _SUFFIX = ".lease"
 _RENEW_S = 10.0
 # After so long without a sign a run is taken for dead, on another machine; on this one the process is looked at.
 _DEAD_S = 60.0
+# A cluster that scales itself may be without workers for a while.
+_DEAD_SUBMITTED_S = 600.0
 # How long the end of a run waits for a renewal that is under way.
 _PATIENCE_S = 2.0
 
@@ -39,6 +43,8 @@ class Holder:
         How far it was then: ``n_done_here`` and ``elapsed_s``, once there is something to say.
     namespace
         In which `pid` is one process: a container has its own, of a machine that may be called the same.
+    scheduler
+        Address of the scheduler that the run was handed to; None for one with a driver.
     """
 
     run: str
@@ -48,6 +54,7 @@ class Holder:
     renewed_s: float
     progress: dict[str, Any] = field(default_factory=dict)
     namespace: str | None = None
+    scheduler: str | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -60,7 +67,7 @@ class Holder:
             except PermissionError:
                 pass
         # The number may be another process's by now.
-        return time.time() - self.renewed_s < _DEAD_S
+        return time.time() - self.renewed_s < (_DEAD_S if self.scheduler is None else _DEAD_SUBMITTED_S)
 
 
 class Lease:
@@ -76,7 +83,7 @@ class Lease:
 
     def __init__(self, table: Folder, run_id: str) -> None:
         self._table = table
-        self._name = f"{FOLDER}/{run_id}{_SUFFIX}"
+        self._name = lease_name(run_id)
         now = time.time()
         self._holder = Holder(run_id, platform.node(), os.getpid(), now, now, namespace=_namespace())
         self._is_over = threading.Event()
@@ -94,6 +101,13 @@ class Lease:
         with contextlib.suppress(Exception), hastily():
             self._table.delete(self._name)
 
+    def leave(self, scheduler: str, **progress: Any) -> None:
+        """Say that the run goes on at a scheduler without this process; its workers renew the lease from now on."""
+        self._is_over.set()
+        self._thread.join(_PATIENCE_S)
+        self._holder = replace(self._holder, scheduler=scheduler, pid=0, namespace=None, progress=progress)
+        self._publish()
+
     def tell(self, **progress: Any) -> None:
         """Say how far the run is, at the next renewal."""
         self._holder = replace(self._holder, progress=progress)
@@ -109,6 +123,48 @@ class Lease:
                 self._publish()
 
 
+def lease_name(run_id: str) -> str:
+    """Return the name of a run's lease in its table."""
+    return f"{FOLDER}/{run_id}{_SUFFIX}"
+
+
+def cancellation_name(run_id: str) -> str:
+    """Return the name of what says in a table that a run is to stop."""
+    return f"{FOLDER}/{run_id}.cancel"
+
+
+def seconds_since(began: str) -> float:
+    """Return the seconds since a time in ISO 8601, by this machine's clock."""
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds())
+
+
+@contextlib.contextmanager
+def attended(table: Folder, run_id: str) -> Iterator[None]:
+    """Renew the lease of a run that was handed to a cluster, while this worker does some of it."""
+    is_over = threading.Event()
+
+    def renew() -> None:
+        while not is_over.wait(_RENEW_S):
+            attend(table, run_id)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def attend(table: Folder, run_id: str) -> None:
+    """Renew the lease of a run that was handed to a cluster, if no other worker just has and it was not taken back."""
+    # The work itself will say what is wrong with the place, if it lasts.
+    with contextlib.suppress(Exception), hastily():
+        holder = _read(table, lease_name(run_id))
+        if holder is not None and time.time() - holder.renewed_s >= _RENEW_S:
+            renewed = replace(holder, renewed_s=time.time())
+            table.publish(lease_name(run_id), json.dumps(asdict(renewed)).encode(), is_durable=False)
+
+
 def _namespace() -> str | None:
     """Return what tells the processes of this machine, or of this container of it, from all others; None if nothing does."""
     try:
@@ -120,17 +176,19 @@ def _namespace() -> str | None:
 
 def read_holders(table: Folder) -> list[Holder]:
     """Return the runs whose lease lies in a table, alive or not, the earliest first."""
-    holders = []
-    for name in table.folder(FOLDER).names():
-        if name.endswith(_SUFFIX) and not name.startswith("."):
-            data = table.read_if_there(f"{FOLDER}/{name}")
-            # Gone since, or of another release: no reason to stop.
-            with contextlib.suppress(ValueError, TypeError):
-                if data is not None:
-                    holders.append(Holder(**json.loads(data)))
-    return sorted(holders, key=lambda holder: holder.began_s)
+    names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
+    found = (_read(table, f"{FOLDER}/{name}") for name in names)
+    return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
+
+
+def _read(table: Folder, name: str) -> Holder | None:
+    """Return what a lease says; None if it is gone since, or of another release."""
+    data = table.read_if_there(name)
+    with contextlib.suppress(ValueError, TypeError):
+        return None if data is None else Holder(**json.loads(data))
+    return None
 
 
 def forget(table: Folder, holder: Holder) -> None:
     """Delete the lease of a run that died."""
-    table.delete(f"{FOLDER}/{holder.run}{_SUFFIX}")
+    table.delete(lease_name(holder.run))

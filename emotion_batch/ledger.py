@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -43,6 +44,8 @@ class TableStatus:
         Of the rows of finished shards.
     at_work
         Runs that work on it now.
+    cancelled
+        Ids of those of them that were asked to stop.
     lost
         Runs that died without a word since the last one that ended.
     last_run
@@ -58,12 +61,18 @@ class TableStatus:
     n_shards_done: int
     counts: Counts
     at_work: tuple[Holder, ...]
+    cancelled: tuple[str, ...]
     lost: tuple[Holder, ...]
     last_run: Mapping[str, Any] | None
 
     @property
     def rate(self) -> float | None:
         """Recordings a second, of all runs that are at work; None if none is, or none has said so yet."""
+        # Of a run without a driver, what came since it was handed over.
+        left = [holder for holder in self.at_work if holder.scheduler is not None]
+        if left:
+            n_done = self.n_done - int(left[0].progress["n_before"])
+            return n_done / max(1.0, time.time() - float(left[0].progress["left_s"])) if n_done > 0 else None
         told = [holder.progress for holder in self.at_work if holder.progress.get("elapsed_s")]
         return sum(one["n_done_here"] / one["elapsed_s"] for one in told) if told else None
 
@@ -114,6 +123,7 @@ def read_status(table: Folder) -> TableStatus:
         entries = Manifest(table)
         done = tables.complete_shards(table, info, entries.shards)
         holders = lease.read_holders(table)
+        cancelled = [holder.run for holder in holders if table.exists(lease.cancellation_name(holder.run))]
         last = _last_run(table)
     shards = entries.shards
     return TableStatus(
@@ -126,6 +136,7 @@ def read_status(table: Folder) -> TableStatus:
         n_shards_done=len(done),
         counts=sum((footer.counts for footer in done.values()), Counts()),
         at_work=tuple(holder for holder in holders if holder.is_alive),
+        cancelled=tuple(cancelled),
         lost=tuple(holder for holder in holders if not holder.is_alive),
         last_run=last,
     )

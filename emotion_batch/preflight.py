@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import emotion_batch
 from emotion_batch.archive import Entry, peek
 from emotion_batch.bundle import Bundle, open_bundle
 from emotion_batch.errors import UsageError
@@ -19,13 +20,21 @@ _PREDICTION_PACKAGES = ("onnxruntime",)
 def read_versions(is_predicting: bool) -> dict[str, str]:
     """Return the versions here of what decides a row; Python's without its last number."""
     packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
-    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+    versions = {"emotion-batch": emotion_batch.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "none"
     return versions
+
+
+def find_other_version(versions: Mapping[str, str]) -> str | None:
+    """Return which of these versions is another here, as the end of a sentence; None if all are the same."""
+    for package, found in read_versions(is_predicting=set(_PREDICTION_PACKAGES) <= set(versions)).items():
+        if found != versions.get(package):
+            return f"expected {package} {versions.get(package)}, as where the run was started, got {found}; install the same"
+    return None
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,9 @@ class Probe:
 
     def __call__(self) -> str | None:
         """Return what is lacking here, or None."""
-        for package, found in read_versions(self.bundle is not None).items():
-            if found != self.versions[package]:
-                return f"expected {package} {self.versions[package]}, as where the run was started, got {found}; install the same"
+        lack = find_other_version(self.versions)
+        if lack is not None:
+            return lack
         try:
             same = self.table.read(self.nonce_name) == self.nonce
         except OSError as error:

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-import platform
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-import emotion_batch
 from emotion_batch import ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
 from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
-from emotion_batch.canary import Canary
-from emotion_batch.errors import DeniedError, IncompleteError, Status, StorageError
-from emotion_batch.extraction import Extraction, Receipt, Task
+from emotion_batch.canary import RECORDINGS, Canary
+from emotion_batch.connection import Scheduler
+from emotion_batch.errors import CancelledError, DeniedError, IncompleteError, Status, StorageError, UsageError
+from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
-from emotion_batch.lease import Lease
+from emotion_batch.lease import Lease, cancellation_name
+from emotion_batch.local import count_cores
 from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
+from emotion_batch.record import Recorder
 from emotion_batch.retries import hastily
 from emotion_batch.storage import Folder, explained
+from emotion_batch.submission import Submission, SubmissionWatch
 from emotion_batch.summary import Progress, Summary, Watcher
-from emotion_batch.tables import Counts, Footer, PartError, TableInfo
+from emotion_batch.tables import Counts, Footer, TableInfo
+from emotion_batch.work import Work, make_tasks
+
+if TYPE_CHECKING:
+    from emotion_batch.cluster import Cluster
 
 _PACKAGE = "emotion-batch"
 MODEL = f"{tables.LEDGER}/model"
@@ -50,16 +55,31 @@ class Means:
     Attributes
     ----------
     scheduler
-        Address of a running Dask scheduler; None for a local cluster.
+        A running Dask scheduler; None for a local cluster.
     workers
         One-thread worker processes of a local cluster; None for one a core.
     force
         Go on though the first recordings come out alike.
+    leave
+        Hand the run to the scheduler and come back, rather than wait for its end.
+
+    Raises
+    ------
+    UsageError
+        If a run is to be left to a cluster that would end with the call.
     """
 
-    scheduler: str | None = None
+    scheduler: Scheduler | None = None
     workers: int | None = None
     force: bool = False
+    leave: bool = False
+
+    def __post_init__(self) -> None:
+        if self.leave and self.scheduler is None:
+            raise UsageError(
+                "--scheduler: expected the address of a running Dask scheduler to leave the run to, got none; start one with "
+                "`dask scheduler`, or run the command here without `submit`"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,8 +116,12 @@ class Run:
         self.info = info
         self.watcher = watcher
         self.means = means
-        self.summary = Summary(table.url)
+        self.summary = Summary(table.url, run=self.id)
+        self._recorder = Recorder(
+            self.id, self._began.isoformat(timespec="seconds"), info, means.scheduler is None, means.workers
+        )
         self._started = started
+        self._is_left = False
         self._lease = Lease(table, self.id)
 
     def __enter__(self) -> Run:
@@ -121,10 +145,14 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
+        if self._is_left and error is None:
+            # The cluster writes the record, at the end.
+            return
         try:
             # Whoever stopped a run waits for its end, and storage may be why.
             with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
-                self.table.publish(f"{ledger.RUNS}/{self.id}.json", json.dumps(self._record(error), indent=2).encode())
+                self._recorder.write(self.table, self.summary, *_outcome(error))
+                self.table.delete(cancellation_name(self.id))
         except StorageError as lost:
             self.watcher.on_note(f"the record of this run could not be written: {lost}")
         finally:
@@ -230,14 +258,14 @@ class Run:
             done, missing = self._look(places, features)
             todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
             self._do(job, needs, done, todo)
-            if self._has_company():
+            if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
             for _ in range(_MOST_PASSES):
                 done, missing = self._look(places, features)
                 self._do(job, needs, done, missing)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
-                if not self._has_company():
+                if self._is_left or not self._has_company():
                     return self.summary
             _, missing = self._look(places, features)
         if missing:
@@ -288,11 +316,7 @@ class Run:
         if any(other.run < self.id for other in self._others):
             # The other run begins at the other end.
             order.reverse()
-        history = self.manifest.history
-        return [
-            Task(shard, entries[shard], history.get((shard, present[shard].digest)) if shard in present else None)
-            for shard in order
-        ]
+        return make_tasks(self.manifest, order, present)
 
     def _has_company(self) -> bool:
         """Return whether another run was at work on the table while this one was."""
@@ -310,37 +334,63 @@ class Run:
         from emotion_batch import cluster
 
         means = self.means
-        n_workers = min(means.workers or cluster.count_cores(), len(todo))
-        with cluster.connect(means.scheduler, n_workers) as connected:
+        n_workers = min(means.workers or count_cores(), len(todo))
+        with cluster.connect(means.scheduler, n_workers, self.watcher.on_note) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
-            if not connected.is_local:
+            versions = None
+            if means.scheduler is not None:
                 self._preflight(connected, needs)
-            begun = time.perf_counter()
-            n_done_here = 0
-            failures: list[str] = []
+                versions = tuple(preflight.read_versions(needs.bundle is not None).items())
+            work = Work(job, self.id, tuple(self._places(job)), versions)
             canary = None if means.force else Canary(self.info.source)
-            n_resubmitted = self.summary.n_resubmitted
-            for task, outcome in connected.run(partial(_do_shard, job, self.id, self._places(job)), todo):
-                self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
-                if isinstance(outcome, StorageError):
-                    # A full disk is full for every shard: the rest of the night would be decoded for nothing.
-                    raise IncompleteError(
-                        f"{outcome}; what is finished stays, and the same command goes on"
-                    ) from outcome
-                if isinstance(outcome, BaseException):
-                    failures.append(f"shard {task.shard}: {type(outcome).__name__}: {outcome}")
-                    continue
-                n_done_here += task.entry.n_recordings
-                self.summary.add(outcome)
-                self._tell(n_done_here, time.perf_counter() - begun)
-                if canary is not None and self.summary.n_shards_done + len(failures) < len(todo):
-                    canary.watch(outcome)
-            if failures:
-                raise IncompleteError(
-                    f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not "
-                    f"done ({failures[0]}); run the same command again, it does what is left"
-                )
+            if means.scheduler is None or not means.leave:
+                self._work_off(connected, work, todo, canary, len(todo))
+                return
+            # That they come out alike is better seen before the lid is closed.
+            n_first = _count_first(todo, sum(connected.threads().values()))
+            self._work_off(connected, work, todo[:n_first], canary, len(todo))
+            if todo[n_first:]:
+                self._leave(connected, means.scheduler, work, todo[n_first:])
+
+    def _work_off(self, connected: Cluster, work: Work, todo: list[Task], canary: Canary | None, n_in_all: int) -> None:
+        """Have shards done, of so many in all, and wait for them."""
+        begun = time.perf_counter()
+        n_done_here = 0
+        failures: list[str] = []
+        n_resubmitted = self.summary.n_resubmitted
+        for task, outcome in connected.run(work, todo):
+            self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
+            if isinstance(outcome, CancelledError):
+                raise outcome
+            if isinstance(outcome, StorageError):
+                # A full disk is full for every shard: the rest of the night would be decoded for nothing.
+                raise IncompleteError(f"{outcome}; what is finished stays, and the same command goes on") from outcome
+            if isinstance(outcome, BaseException):
+                failures.append(f"shard {task.shard}: {type(outcome).__name__}: {outcome}")
+                continue
+            n_done_here += task.entry.n_recordings
+            self.summary.add(outcome)
+            self._tell(n_done_here, time.perf_counter() - begun)
+            if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
+                canary.watch(outcome)
+        if failures:
+            raise IncompleteError(
+                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not "
+                f"done ({failures[0]}); run the same command again, it does what is left"
+            )
+
+    def _leave(self, connected: Cluster, scheduler: Scheduler, work: Work, todo: list[Task]) -> None:
+        """Hand shards to the cluster, which goes on with them when this process is gone."""
+        from emotion_batch import cluster
+
+        self.summary.elapsed_s = time.perf_counter() - self._started
+        self._lease.leave(scheduler.address, n_before=self.summary.counts.n_recordings, left_s=time.time())
+        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), cluster.RESUBMIT_S)
+        watch = SubmissionWatch(submission, max(1, sum(connected.threads().values())))
+        connected.hand_over(submission, watch, todo)
+        self.summary.n_shards_left = len(todo)
+        self._is_left = True
 
     def _tell(self, n_done_here: int, elapsed_s: float) -> None:
         counts = self.summary.counts
@@ -349,7 +399,7 @@ class Run:
             Progress(self.manifest.n_recordings, counts.n_recordings, counts.n_failed, n_done_here, elapsed_s)
         )
 
-    def _preflight(self, connected: Any, needs: Needs) -> None:
+    def _preflight(self, connected: Cluster, needs: Needs) -> None:
         """Let every worker try what it will need, and say what would be better."""
         nonce_name, nonce = f"{tables.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
         probe = preflight.Probe(
@@ -375,58 +425,14 @@ class Run:
                 "`dask worker ADDRESS --nworkers auto --nthreads 1`"
             )
 
-    def _record(self, error: BaseException | None) -> dict[str, Any]:
-        """Return what is kept of the run, however it ended; no options, for they may hold credentials."""
-        outcome = "complete"
-        if error is not None:
-            outcome = "failed" if isinstance(error, Exception) else "stopped"
-        return {
-            "run": self.id,
-            "outcome": outcome,
-            "error": None if error is None or outcome == "stopped" else f"{type(error).__name__}: {error}",
-            "began": self._began.isoformat(timespec="seconds"),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": platform.node(),
-            "tool_version": emotion_batch.__version__,
-            "versions": preflight.read_versions(self.info.kind == tables.LABELS),
-            "is_local": self.means.scheduler is None,
-            "workers": self.means.workers,
-            "settings": self.info.to_dict(),
-            **self.summary.to_dict(),
-        }
 
-
-def _do_shard(job: Extraction | Labelling, run_id: str, places: list[tuple[Folder, TableInfo]], task: Task) -> Receipt:
-    """Do one shard on a worker, unless somebody has. The run's id also keeps Dask from taking two runs' calls for one."""
-    found = _read_done(job.table, places, task)
-    if found is not None:
-        return Receipt(found)
-    return job.do_shard(task, run_id)
-
-
-def _read_done(table: Folder, places: list[tuple[Folder, TableInfo]], task: Task) -> Counts | None:
-    """Return what a shard's part holds, if it is none that this task should write over; None if it should.
-
-    Another run may have done the shard, or have frozen newer entries of it and done those: its rows are the better ones.
-    """
-    expected = {task.entry.digest, *([] if task.earlier is None else [task.earlier.digest])}
-    with explained(f"table {table.url}"):
-        try:
-            footers = [tables.read_footer(place, info, tables.part_name(task.shard)) for place, info in places]
-        except PartError:
-            return None
-        if any(footer.shard != task.shard for footer in footers):
-            return None
-        digests = {footer.digest for footer in footers}
-        if digests <= expected:
-            # As the driver saw it, to be done again; or done since.
-            is_done = digests == {task.entry.digest} and (
-                task.earlier is None or task.earlier.digest != task.entry.digest
-            )
-        else:
-            newest = Manifest(table).shards.get(task.shard)
-            is_done = newest is not None and digests == {newest.digest}
-    return footers[-1].counts if is_done else None
+def _outcome(error: BaseException | None) -> tuple[str, str | None]:
+    """Return how a run ended, in a word, and of what it failed."""
+    if error is None:
+        return "complete", None
+    if isinstance(error, CancelledError):
+        return "cancelled", None
+    return ("failed", f"{type(error).__name__}: {error}") if isinstance(error, Exception) else ("stopped", None)
 
 
 def _order(costs: Mapping[int, int]) -> list[int]:
@@ -440,3 +446,13 @@ def _order(costs: Mapping[int, int]) -> list[int]:
     # Steps of the golden ratio: https://en.wikipedia.org/wiki/Low-discrepancy_sequence#Additive_recurrence
     order = np.argsort(np.modf(np.arange(len(others)) * (math.sqrt(5) - 1) / 2)[0], kind="stable")
     return first + [others[number] for number in np.argsort(order).tolist()]
+
+
+def _count_first(tasks: Sequence[Task], n_threads: int) -> int:
+    """Return how many shards a submitted run sees done before it leaves: one a thread, fewer if they hold enough."""
+    n_recordings = 0
+    for n_tasks, task in enumerate(tasks[: max(1, n_threads)]):
+        if n_recordings >= RECORDINGS:
+            return n_tasks
+        n_recordings += task.entry.n_recordings
+    return min(len(tasks), max(1, n_threads))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from emotion_batch import bundle as bundles
 from emotion_batch import ledger, meter, tables
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle
+from emotion_batch.connection import Scheduler
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
@@ -24,6 +25,7 @@ from emotion_batch.prediction import load_predictor
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
+from emotion_batch.submission import cancel_runs
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import TableInfo
 
@@ -37,10 +39,11 @@ def extract(
     suffixes: Iterable[str] = SUFFIXES,
     prune: bool = False,
     deadline_s: float = Limits.deadline_s,
-    scheduler: str | None = None,
+    scheduler: str | Scheduler | None = None,
     workers: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
+    leave: bool = False,
     watcher: Watcher | None = None,
 ) -> Summary:
     """Extract the features of an archive's recordings into a feature table; what is there already is kept.
@@ -61,13 +64,15 @@ def extract(
     deadline_s
         Seconds that a recording may take to give its row, with windows its next row, before it is ``timeout``.
     scheduler
-        Address of a running Dask scheduler; by default a local cluster is started and ended.
+        A running Dask scheduler, or its address; by default a local cluster is started and ended.
     workers
         One-thread worker processes of the local cluster; by default one a core.
     storage_options
         What fsspec's filesystem takes.
     force
         Go on though the first recordings all fail alike, and prune though more than a tenth is gone.
+    leave
+        Come back as soon as the scheduler has the work, as `submit` does.
     watcher
         Hears notes and progress.
 
@@ -79,6 +84,7 @@ def extract(
         If it was stopped, or shards were left over; the same call goes on.
     """
     started = time.perf_counter()
+    means = Means(Scheduler.of(scheduler), workers, force, leave)
     limits = Limits(deadline_s)
     place = Folder.of(table, storage_options)
     source = Folder.of(archive, storage_options)
@@ -88,7 +94,7 @@ def extract(
     watcher = watcher or Watcher()
     _try_to_write(place)
     listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
-    with Run(place, info, watcher, Means(scheduler, workers, force), started) as run:
+    with Run(place, info, watcher, means, started) as run:
         run.freeze(listing, spent, prune=prune)
         witnesses = run.find_witnesses(listing.folder)
         job = Extraction(place, info, listing.folder, limits, witnesses=witnesses)
@@ -105,10 +111,11 @@ def label(
     suffixes: Iterable[str] = SUFFIXES,
     prune: bool = False,
     deadline_s: float = Limits.deadline_s,
-    scheduler: str | None = None,
+    scheduler: str | Scheduler | None = None,
     workers: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
+    leave: bool = False,
     watcher: Watcher | None = None,
 ) -> Summary:
     """Label the recordings of an archive, or the rows of a feature table, into a label table.
@@ -126,7 +133,7 @@ def label(
         Which stretches of an archive's recordings; by default those that the model was trained on.
     keep_features
         Feature table into which the features of an archive go as well.
-    suffixes, prune, deadline_s, scheduler, workers, storage_options, force, watcher
+    suffixes, prune, deadline_s, scheduler, workers, storage_options, force, leave, watcher
         As in `extract`.
 
     Raises
@@ -138,6 +145,7 @@ def label(
     """
     started = time.perf_counter()
     watcher = watcher or Watcher()
+    means = Means(Scheduler.of(scheduler), workers, force, leave)
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
     bundle = bundles.require_safe(bundles.find_model(model, storage_options))
@@ -164,7 +172,7 @@ def label(
     kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
     info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
     tables.check(place, info)
-    run = Run(place, info, watcher, Means(scheduler, workers, force), started)
+    run = Run(place, info, watcher, means, started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
     kept = _features_of(place, info)
@@ -186,9 +194,10 @@ def retry(
     *,
     status: Iterable[str] = (),
     deadline_s: float = Limits.deadline_s,
-    scheduler: str | None = None,
+    scheduler: str | Scheduler | None = None,
     workers: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    leave: bool = False,
     watcher: Watcher | None = None,
 ) -> Summary:
     """Do again the recordings of a table that failed, and no others.
@@ -199,7 +208,7 @@ def retry(
         A feature or label table.
     status
         Which failures, by status; by default all.
-    deadline_s, scheduler, workers, storage_options, watcher
+    deadline_s, scheduler, workers, storage_options, leave, watcher
         As in `extract`.
 
     Raises
@@ -210,14 +219,15 @@ def retry(
         If the table has parts missing, which the command that made it does.
     """
     started = time.perf_counter()
+    # That the first recordings fail alike is no news here.
+    means = Means(Scheduler.of(scheduler), workers, force=True, leave=leave)
     limits = Limits(deadline_s)
     again = _failures(status)
     place = Folder.of(table, storage_options)
     info = ledger.require_table(place)
     origin = Folder.of(info.source, storage_options)
     bundle = None if info.kind == tables.FEATURES else bundles.require_safe(place.folder(MODEL))
-    # That the first recordings fail alike is no news here.
-    run = Run(place, info, watcher or Watcher(), Means(scheduler, workers, force=True), started)
+    run = Run(place, info, watcher or Watcher(), means, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
@@ -235,6 +245,45 @@ def retry(
         extraction = Extraction(*kept, archive, limits, again, witnesses)
         job = extraction if bundle is None else Labelling(place, info, bundle, extraction)
         return run.finish(job, needs, again=again)
+
+
+def submit(command: str, *arguments: Any, **options: Any) -> Summary:
+    """Hand a run to a running Dask cluster and come back: neither this process nor this machine is needed any more.
+
+    The archive is listed, the manifest frozen, every worker tried and the first shards are done before it comes back. Then
+    `status` says from anywhere how far it is, `cancel` stops it, and if the scheduler is lost the same call goes on.
+
+    Parameters
+    ----------
+    command
+        ``"extract"``, ``"label"`` or ``"retry"``.
+    *arguments, **options
+        What that function takes, `scheduler` among it.
+
+    Raises
+    ------
+    UsageError
+        If the command is none of these, or no scheduler is named.
+    """
+    commands: dict[str, Callable[..., Summary]] = {"extract": extract, "label": label, "retry": retry}
+    if command not in commands:
+        raise UsageError(f"submit: expected one of {', '.join(commands)}, got {command!r}")
+    return commands[command](*arguments, **options, leave=True)
+
+
+def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
+    """Stop the runs that are at work on a table, submitted or not, from anywhere; return their ids.
+
+    What is under way is finished, the rest is not begun, and the command that made the table goes on from there.
+
+    Raises
+    ------
+    IncompleteError
+        If none is at work.
+    """
+    place = Folder.of(table, storage_options)
+    ledger.require_table(place)
+    return cancel_runs(place)
 
 
 def _features_of(table: Folder, info: TableInfo) -> tuple[Folder, TableInfo]:
@@ -319,9 +368,11 @@ __all__ = [
     "TableStatus",
     "Verification",
     "Watcher",
+    "cancel",
     "extract",
     "label",
     "retry",
     "status",
+    "submit",
     "verify",
 ]

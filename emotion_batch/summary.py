@@ -83,6 +83,10 @@ class Summary:
         Over all workers: seconds by stage, bytes read, and what failures cost.
     elapsed_s
         Wall-clock seconds from the call to the end.
+    run
+        The run's id.
+    n_shards_left
+        Shards that were handed to a cluster, which goes on with them by itself.
     """
 
     table: str
@@ -100,6 +104,8 @@ class Summary:
     n_resubmitted: int = 0
     spent: Spent = field(default_factory=Spent)
     elapsed_s: float = 0.0
+    run: str = ""
+    n_shards_left: int = 0
 
     def add(self, receipt: Receipt) -> None:
         """Take in what one task hands back."""
@@ -108,10 +114,21 @@ class Summary:
         self.n_decoded += receipt.made.n_recordings
         self.audio_s += receipt.audio_s
         self.spent.add(receipt.spent)
-        for status, example in receipt.examples.items():
+        self._show({status: [example] for status, example in receipt.examples.items()})
+
+    def merge(self, other: Summary) -> None:
+        """Take in what other shards of the same run gave."""
+        self.counts += other.counts
+        self.n_shards_done += other.n_shards_done
+        self.n_decoded += other.n_decoded
+        self.audio_s += other.audio_s
+        self.spent.add(other.spent)
+        self._show(other.examples)
+
+    def _show(self, examples: Mapping[str, list[tuple[str, str]]]) -> None:
+        for status, more in examples.items():
             known = self.examples.setdefault(status, [])
-            if len(known) < _MOST_EXAMPLES:
-                known.append(example)
+            known += more[: _MOST_EXAMPLES - len(known)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""

@@ -17,6 +17,8 @@ FLOORS = (
     {"runs"},
     {"modelling"},
     {"run", "recording", "judging"},
+    {"submission"},
+    {"record", "work"},
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
     {"binding", "fitting"},
     {"networks", "calibration"},
@@ -31,7 +33,7 @@ FLOORS = (
     {"buckets"},
     {"stores"},
     {"retries", "credentials", "settings"},
-    {"meter", "inspection"},
+    {"meter", "inspection", "connection", "local"},
     {"errors", "process", "watchdog", "waves"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}

@@ -1,0 +1,104 @@
+"""A Dask cluster on this machine, for as long as a run: a scheduler and one-thread workers, each a process, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emotion_batch.errors import ClusterError
+
+_START_TIMEOUT_S = 60
+# What Dask's processes do beside the work takes a tenth of the cores at its defaults: every 10 ms a look at the stack
+# for the dashboard's profile, every 20 at the event loop, every 100 and 500 at the machine.
+_SETTINGS = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "500ms",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__DISK": "False",
+}
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
+    """Start a scheduler and workers; yield the scheduler's address, end all of them after.
+
+    Not Dask's LocalCluster, whose workers import the caller's script again and so run it; and in sessions of
+    their own, for Ctrl-C in a terminal goes to a whole session and would take the workers from under the run.
+
+    Parameters
+    ----------
+    n_workers
+        How many workers.
+    idle_timeout_s
+        After how long without work the scheduler ends: a driver that was killed leaves no cluster behind.
+
+    Raises
+    ------
+    ClusterError
+        If no scheduler comes up.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder:
+        log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
+
+        def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
+            spec = json.dumps({"cls": kind, "opts": {"host": "127.0.0.1", **options}})
+            command = [sys.executable, "-m", "dask", "spec", *arguments, "--spec", spec]
+            with log.open("ab") as stream:
+                process = subprocess.Popen(  # noqa: S603 our own words
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    # What somebody has set in Dask's variables stands.
+                    env={**_SETTINGS, **os.environ},
+                    start_new_session=True,
+                )
+            processes.append(process)
+
+        try:
+            scheduler = {
+                "port": 0,
+                "dashboard_address": "127.0.0.1:0",
+                "scheduler_file": os.fspath(address_file),
+                "idle_timeout": f"{idle_timeout_s:.0f} seconds",
+            }
+            start("distributed.Scheduler", scheduler)
+            address = _read_address(address_file, processes[0], log)
+            worker = {"nthreads": 1, "dashboard_address": "127.0.0.1:0", "death_timeout": "60"}
+            for _ in range(n_workers):
+                start("distributed.Nanny", worker, address)
+            yield address
+        finally:
+            for process in processes:
+                # The session, for a nanny's worker is a process of its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _read_address(path: Path, process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait for the scheduler's file and return the address in it."""
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        # It may be there and not yet written.
+        with contextlib.suppress(OSError, ValueError):
+            return str(json.loads(path.read_bytes())["address"])
+        time.sleep(0.02)
+    said = log.read_text(errors="replace").strip().splitlines()
+    raise ClusterError(f"local cluster: expected a scheduler, got {said[-1] if said else 'none in time'}")

@@ -1,0 +1,81 @@
+"""The record of a run: how it went, kept in the table, however it ended."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import emotion_batch
+from emotion_batch import lease, preflight, tables
+from emotion_batch.storage import Folder
+from emotion_batch.summary import Summary
+from emotion_batch.tables import TableInfo
+
+
+def record_name(run_id: str) -> str:
+    """Return the name of a run's record in its table."""
+    return f"{lease.FOLDER}/{run_id}.json"
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """What a record says of a run from its beginning on; no options, for they may hold credentials.
+
+    Attributes
+    ----------
+    run_id
+        The run.
+    began
+        When, as ISO 8601.
+    info
+        What its table is.
+    is_local
+        Whether it has a cluster of its own on this machine.
+    workers
+        Worker processes that were asked for; None for one a core.
+    """
+
+    run_id: str
+    began: str
+    info: TableInfo
+    is_local: bool
+    workers: int | None
+
+    def write(
+        self, table: Folder, summary: Summary, outcome: str, error: str | None, more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Publish the record in its table.
+
+        Parameters
+        ----------
+        table
+            The table.
+        summary
+            What the run left behind.
+        outcome
+            ``complete``, ``failed``, ``stopped``, ``cancelled`` or ``lost``.
+        error
+            What it failed of.
+        more
+            What else is to be said.
+        """
+        record = {
+            "run": self.run_id,
+            "outcome": outcome,
+            "error": error,
+            "began": self.began,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": platform.node(),
+            "tool_version": emotion_batch.__version__,
+            "versions": preflight.read_versions(self.info.kind == tables.LABELS),
+            "is_local": self.is_local,
+            "workers": self.workers,
+            "settings": self.info.to_dict(),
+            **summary.to_dict(),
+            **(more or {}),
+        }
+        table.publish(record_name(self.run_id), json.dumps(record, indent=2).encode())

@@ -1,0 +1,253 @@
+"""A run that was handed to a cluster, where it goes on with nobody waiting for it. Knows nothing of Dask."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from emotion_batch import lease, tables
+from emotion_batch.errors import CancelledError, IncompleteError, UnfitWorkerError
+from emotion_batch.extraction import Receipt, Task
+from emotion_batch.manifest import Manifest
+from emotion_batch.record import Recorder, record_name
+from emotion_batch.retries import hastily, is_transient
+from emotion_batch.storage import Folder, explained
+from emotion_batch.summary import Summary
+from emotion_batch.work import Work, make_tasks
+
+# Of shards that failed, in a record.
+_MOST_FAILURES = 20
+# How long nothing may come while workers are idle, before what is missing is handed out again: at least, and in times
+# that a shard usually takes.
+_PATIENCE_S, _PATIENCE = 30.0, 3.0
+# After so long without a shard under way, a run whose end wrote no record gets it from the watch.
+_QUIET_S = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A shard that was not done.
+
+    Attributes
+    ----------
+    text
+        What it failed of.
+    is_cancelled
+        Whether only because the run was cancelled.
+    """
+
+    text: str
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class Total:
+    """What some shards of a submission gave together."""
+
+    summary: Summary
+    failures: tuple[Failure, ...] = ()
+    n_failures: int = 0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a cluster is handed; travels to workers.
+
+    Attributes
+    ----------
+    work
+        What is done with a shard.
+    recorder
+        Writes the run's record.
+    before
+        What the run had done when it was handed over; its counts are those of all finished shards.
+    waits_s
+        Pauses before a shard is tried again that failed of what passes.
+    """
+
+    work: Work
+    recorder: Recorder
+    before: Summary
+    waits_s: tuple[float, ...]
+
+    def do(self, task: Task) -> Receipt | Failure:
+        """Do a shard, with patience for what passes; nobody is there who would hand it out again."""
+        with lease.attended(self.work.table, self.work.run_id):
+            for wait_s in (*self.waits_s, None):
+                try:
+                    return self.work(task)
+                except UnfitWorkerError:
+                    raise
+                except Exception as error:
+                    if wait_s is None or not is_transient(error):
+                        text = f"shard {task.shard}: {type(error).__name__}: {error}"
+                        return Failure(text, isinstance(error, CancelledError))
+                    time.sleep(wait_s)
+        raise AssertionError("the last try returns")
+
+    def gather(self, outcomes: Iterable[Receipt | Failure]) -> Total:
+        """Add up what shards gave."""
+        summary = Summary(self.work.table.url)
+        failures = []
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                summary.add(outcome)
+        return Total(summary, tuple(failures), len(failures))
+
+    def merge(self, totals: Iterable[Total]) -> Total:
+        """Add up what was added up."""
+        summary = Summary(self.work.table.url)
+        failures: list[Failure] = []
+        n_failures = 0
+        for total in totals:
+            summary.merge(total.summary)
+            failures += total.failures
+            n_failures += total.n_failures
+        return Total(summary, tuple(failures[:_MOST_FAILURES]), n_failures)
+
+    def close(self, total: Total) -> None:
+        """Leave the record of the whole run, and take its lease back."""
+        # A copy, for where a worker is lost this may come again.
+        summary = copy.deepcopy(self.before)
+        summary.merge(total.summary)
+        outcome, error = "complete", None
+        if any(failure.is_cancelled for failure in total.failures):
+            outcome = "cancelled"
+        elif total.n_failures:
+            outcome = "failed"
+            error = f"{total.n_failures} shards were not done ({total.failures[0].text}); the command that made the table goes on"
+        self.end(summary, outcome, error)
+
+    def end(self, summary: Summary, outcome: str, error: str | None) -> None:
+        """Write the record, and remove what said that the run was at work."""
+        table, run_id = self.work.table, self.work.run_id
+        summary.elapsed_s = lease.seconds_since(self.recorder.began)
+        with explained(f"table {table.url}"):
+            self.recorder.write(table, summary, outcome, error, {"is_submitted": True})
+            table.delete(lease.cancellation_name(run_id))
+        with contextlib.suppress(Exception), hastily():
+            table.delete(lease.lease_name(run_id))
+
+
+@dataclass
+class SubmissionWatch:
+    """Looks after a submission, from storage alone; travels from worker to worker.
+
+    Attributes
+    ----------
+    submission
+        What it looks after.
+    n_threads
+        Threads of the cluster when the run was handed over.
+    n_missing, since_s
+        How many shards were not done when it last looked, and since when, in seconds since 1970.
+    n_rounds
+        How often it has handed out what was missing.
+    """
+
+    submission: Submission
+    n_threads: int
+    n_missing: int | None = None
+    since_s: float = 0.0
+    n_rounds: int = 0
+    _done: set[int] = field(default_factory=set)
+    _manifest: Manifest | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Read anew where it arrives: a large archive's is some megabytes.
+        return {**self.__dict__, "_done": set(), "_manifest": None}
+
+    def look(self, has_idle_workers: bool, is_quiet: bool) -> Sequence[Task] | None:
+        """Return the shards to hand out once more; None if the run is over.
+
+        Parameters
+        ----------
+        has_idle_workers
+            Whether some worker has nothing to do.
+        is_quiet
+            Whether all have.
+        """
+        work = self.submission.work
+        now = time.time()
+        if work.table.exists(record_name(work.run_id)):
+            work.table.delete(lease.lease_name(work.run_id))
+            return None
+        lease.attend(work.table, work.run_id)
+        present = self._take_in()
+        assert self._manifest is not None  # noqa: S101 it was just read
+        missing = [shard for shard in self._manifest.shards if shard not in self._done]
+        if len(missing) != self.n_missing:
+            self.n_missing, self.since_s = len(missing), now
+        quiet_s = now - self.since_s
+        try:
+            work.refuse_if_cancelled()
+            is_cancelled = False
+        except CancelledError:
+            is_cancelled = True
+        if is_quiet and quiet_s > _QUIET_S and (is_cancelled or not missing):
+            self._end("cancelled" if is_cancelled else "complete")
+            return None
+        if is_cancelled or not missing or not has_idle_workers or quiet_s <= self._patience_s():
+            return []
+        self.since_s = now
+        self.n_rounds += 1
+        return make_tasks(self._manifest, missing, present)
+
+    def _take_in(self) -> dict[int, tables.Footer]:
+        """Take in which shards are done; return the footers of the others' parts."""
+        work = self.submission.work
+        if self._manifest is None:
+            self._manifest = Manifest(work.table)
+        names = [set(place.names()) for place, _ in work.places]
+        new = [
+            shard
+            for shard in self._manifest.shards
+            if shard not in self._done and all(tables.part_name(shard) in there for there in names)
+        ]
+        found = [tables.own_footers(place, info, new) for place, info in work.places]
+        complete = [tables.select_complete(footers, self._manifest.shards) for footers in found]
+        self._done.update(shard for shard in new if all(shard in one for one in complete))
+        return found[0]
+
+    def _patience_s(self) -> float:
+        """Return how long nothing may come before what is missing is handed out again, longer every time."""
+        n_done = max(1, len(self._done))
+        usual_s = lease.seconds_since(self.submission.recorder.began) * self.n_threads / n_done
+        return float(max(_PATIENCE_S, _PATIENCE * usual_s) * 2**self.n_rounds)
+
+    def _end(self, outcome: str) -> None:
+        """End a run whose last task was lost: what its record says is what the parts say."""
+        work = self.submission.work
+        assert self._manifest is not None  # noqa: S101 it was just read
+        table, info = work.places[-1]
+        footers = tables.complete_shards(table, info, self._manifest.shards)
+        counts = sum((footer.counts for footer in footers.values()), tables.Counts())
+        self.submission.end(replace(self.submission.before, counts=counts), outcome, None)
+
+
+def cancel_runs(table: Folder) -> list[str]:
+    """Ask every run that is at work on a table to stop; return their ids.
+
+    Workers see it before each shard: what is under way is finished, the rest is not begun.
+
+    Raises
+    ------
+    IncompleteError
+        If no run is at work.
+    """
+    with explained(f"table {table.url}"):
+        runs = [holder.run for holder in lease.read_holders(table) if holder.is_alive]
+        for run_id in runs:
+            note = json.dumps({"host": platform.node(), "at": time.time()}).encode()
+            table.publish(lease.cancellation_name(run_id), note)
+    if not runs:
+        raise IncompleteError(f"table {table.url}: expected a run at work to cancel, got none")
+    return runs

@@ -370,13 +370,18 @@ def _close(client: Client) -> None:
 
 
 def _client(scheduler: Scheduler) -> Client:
-    security = None
+    security = Security()
     if scheduler.has_tls_files:
         security = Security(
             tls_ca_file=scheduler.tls_ca,
             tls_client_cert=scheduler.tls_cert,
             tls_client_key=scheduler.tls_key,
             require_encryption=True,
+        )
+    elif scheduler.address.startswith("tls:") and security.get_connection_args("client").get("ssl_context") is None:
+        raise ClusterError(
+            f"scheduler {scheduler.address}: expected certificates for TLS, got none; name them with --tls-ca, --tls-cert and "
+            "--tls-key, or in Dask's configuration"
         )
     try:
         # First, for a client that was given an unknown scheme cannot even be closed.

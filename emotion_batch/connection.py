@@ -25,7 +25,7 @@ class Scheduler:
     Raises
     ------
     UsageError
-        If only some of the files are named, or one cannot be read.
+        If only some of the files are named, one cannot be read, or the address is not one of TLS.
     """
 
     address: str
@@ -38,6 +38,8 @@ class Scheduler:
         missing = [name for name, path in files.items() if path is None]
         if missing and len(missing) < len(files):
             raise UsageError(f"{', '.join(files)}: expected all three or none, got none for {missing[0]}")
+        if not missing and not self.address.startswith("tls://"):
+            raise UsageError(f"{', '.join(files)}: expected an address tls://HOST:PORT with them, got {self.address}")
         for name, path in files.items():
             if path is not None and not os.access(path, os.R_OK):
                 raise UsageError(f"{name}: expected a PEM file that can be read, got {path}")

@@ -21,6 +21,7 @@ import servers
 import soundfile
 
 from emotion_batch import synthesis
+from emotion_batch.connection import Scheduler
 
 ROOT = Path(__file__).parent.parent
 TESS_UNPACKER = ROOT.parent / "shared" / "data" / "unpack_tess"
@@ -314,14 +315,25 @@ class ShellCluster:
 
 
 @contextlib.contextmanager
-def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Iterator[ShellCluster]:
-    """Start ``dask scheduler`` and ``dask worker`` on loopback; end them with the block."""
+def shell_cluster(
+    folder: Path, n_workers: int = 2, *worker_options: str, tls: Scheduler | None = None
+) -> Iterator[ShellCluster]:
+    """Start ``dask scheduler`` and ``dask worker`` on loopback, with certificates if there are any; end them with the block."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(name: str, *arguments: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    protocol = "tcp" if tls is None else "tls"
+    secured = () if tls is None else ("--tls-ca-file", tls.tls_ca, "--tls-cert", tls.tls_cert, "--tls-key", tls.tls_key)
+
+    def start(
+        name: str, kind: str, *arguments: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         log = (folder / f"{name}.log").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "dask", *arguments], stdout=log, stderr=log, cwd=cwd or folder
+            [sys.executable, "-m", "dask", kind, *arguments, *secured],
+            stdout=log,
+            stderr=log,
+            cwd=cwd or folder,
+            env={**os.environ, **(environment or {})},
         )
         processes.append(process)
         return process
@@ -329,14 +341,18 @@ def shell_cluster(folder: Path, n_workers: int = 2, *worker_options: str) -> Ite
     folder.mkdir(parents=True, exist_ok=True)
     try:
         scheduler = start(
-            "scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"
+            "scheduler",
+            "scheduler",
+            *("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--protocol", protocol),
         )
-        address = _wait_for(folder / "scheduler.log", r"Scheduler at:\s+(tcp://127\.0\.0\.1:\d+)")
+        address = _wait_for(folder / "scheduler.log", rf"Scheduler at:\s+({protocol}://127\.0\.0\.1:\d+)")
 
-        def add_worker(*options: str, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        def add_worker(
+            *options: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+        ) -> subprocess.Popen[bytes]:
             name = f"worker{len(processes)}"
-            arguments = ("worker", address, "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", *options)
-            process = start(name, *arguments, cwd=cwd)
+            arguments = (address, "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", *options)
+            process = start(name, "worker", *arguments, cwd=cwd, environment=environment)
             _wait_for(folder / f"{name}.log", r"(Registered to):")
             return process
 

@@ -113,6 +113,39 @@ def write_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     return pem, context
 
 
+def write_authority(folder: Path) -> tuple[str, str, str]:
+    """Write an authority and a certificate for loopback that it signed, which serves and connects; return both and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC)
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("authority", "member")}
+    names = {name: x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{name} {folder.name}")]) for name in keys}
+    for name, key in keys.items():
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(names[name])
+            .issuer_name(names["authority"])
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            )
+            .add_extension(x509.BasicConstraints(ca=name == "authority", path_length=None), critical=True)
+            .sign(keys["authority"], hashes.SHA256())
+        )
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    encoded = keys["member"].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "member.key").write_bytes(encoded)
+    return tuple(os.fspath(folder / name) for name in ("authority.pem", "member.pem", "member.key"))
+
+
 def missing(what: str) -> None:
     """Skip, or fail where the server must be there."""
     if MUST_HAVE:

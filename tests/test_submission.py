@@ -1,0 +1,297 @@
+"""Runs that are handed to a cluster and left: they end without their driver, and are stopped and watched from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+from conftest import ShellCluster, run_command, running, shell_cluster
+from servers import write_authority
+
+import emotion_batch
+import emotion_batch.extraction
+import emotion_batch.manifest
+import emotion_batch.work
+from emotion_batch import lease
+from emotion_batch.connection import Scheduler
+from emotion_batch.errors import CancelledError, IncompleteError, UsageError
+from emotion_batch.record import Recorder
+from emotion_batch.storage import Folder
+from emotion_batch.submission import Submission, SubmissionWatch
+from emotion_batch.summary import Summary
+from emotion_batch.tables import read_info
+from emotion_batch.work import Work
+
+# Windows that overlap so much that a shard takes a second or two.
+SLOWLY = ("--window", "1", "--hop", "0.01")
+
+
+def table(folder: Path) -> pa.Table:
+    found = pyarrow.dataset.dataset(folder).to_table().replace_schema_metadata(None)
+    return found.sort_by([("file", "ascending"), ("start_s", "ascending")])
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_bytes()) for path in sorted((folder / "_table" / "runs").glob("*.json"))]
+
+
+def kill(process: object) -> None:
+    """Kill a worker and the nanny that would start it anew."""
+    nanny = psutil.Process(process.pid)
+    for one in [nanny, *nanny.children(recursive=True)]:
+        one.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Scheduler:
+    """Certificates that everybody in the cluster shows; the address is not known yet."""
+    return Scheduler("tls://", *write_authority(tmp_path_factory.mktemp("certificates")))
+
+
+@pytest.fixture(scope="module")
+def secured(tls: Scheduler, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShellCluster]:
+    """A cluster of one worker that speaks TLS."""
+    with shell_cluster(tmp_path_factory.mktemp("secured"), 1, "--nthreads", "1", tls=tls) as started:
+        yield started
+
+
+def at(cluster: ShellCluster, tls: Scheduler) -> tuple[str, ...]:
+    return (
+        *("--scheduler", cluster.address, "--tls-ca", tls.tls_ca),
+        *("--tls-cert", tls.tls_cert, "--tls-key", tls.tls_key),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run on this machine makes."""
+    folder = tmp_path_factory.mktemp("alone") / "table"
+    done = run_command("extract", speech, folder, *SLOWLY)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_it_ends_without_its_driver_while_workers_come_go_and_die(
+    secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Submitted over TLS, its driver killed, workers from 1 to 3 and back with kill -9: the table of an undisturbed run."""
+    folder = tmp_path / "table"
+    with running("submit", "extract", speech, folder, *SLOWLY, *at(secured, tls), "--quiet") as process:
+        said = [line.decode() for line in process.stdout]
+        process.wait()
+    assert process.returncode == 0
+    run = said[-1].removeprefix("run ").strip()
+    n_parts = len(list(folder.glob("*.parquet")))
+    n_shards = len(json.loads(next((folder / "_table" / "manifest").glob("*.json")).read_bytes())["shards"])
+    assert n_parts < n_shards
+    others = [secured.add_worker("--nthreads", "1") for _ in range(2)]
+    n_parts = len(list(folder.glob("*.parquet")))
+    assert n_parts < n_shards
+    status = run_command("status", folder, "--json").result
+    assert [holder["run"] for holder in status["at_work"]] == [run]
+    assert status["at_work"][0]["scheduler"] == secured.address
+    kill(others[0])
+    wait_until(lambda: len(list(folder.glob("*.parquet"))) > n_parts)
+    others[1].terminate()
+    wait_until(lambda: bool(records(folder)))
+    (record,) = records(folder)
+    assert (record["run"], record["outcome"], record["is_submitted"]) == (run, "complete", True)
+    assert record["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert table(folder).equals(table(alone))
+    assert run_command("verify", folder, "--deep").code == 0
+    status = run_command("status", folder, "--json").result
+    assert (status["at_work"], status["n_left"]) == ([], 0)
+
+
+def test_who_shows_no_certificate_of_the_authority_is_refused(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path
+) -> None:
+    """Another authority's certificate, or none, is one sentence and exit code 2; files that lack are named."""
+    other = Scheduler("tls://", *write_authority(tmp_path / "other"))
+    for options, words in (
+        (at(secured, other), "CERTIFICATE_VERIFY_FAILED"),
+        (("--scheduler", secured.address), "expected certificates for TLS, got none"),
+        (("--scheduler", secured.address.replace("tls:", "tcp:")), "expected a Dask scheduler there"),
+        ((*at(secured, tls)[:4], "--tls-cert", tls.tls_cert), "expected all three or none, got none for --tls-key"),
+        ((*at(secured, tls)[:6], "--tls-key", tmp_path / "nothing"), "--tls-key: expected a PEM file that can be read"),
+        (at(secured, tls)[2:], "expected --scheduler with them"),
+        (("--scheduler", "tcp://127.0.0.1:1", *at(secured, tls)[2:]), "expected an address tls://HOST:PORT with them"),
+    ):
+        done = run_command("extract", speech, tmp_path / "table", *options)
+        assert done.code == 2, done.err
+        assert words in done.err
+        assert "Traceback" not in done.err
+    assert not list((tmp_path / "table").glob("*.parquet"))
+
+
+def test_cancelled_it_stops_and_the_same_command_goes_on(
+    secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
+) -> None:
+    """`cancel` stops a submitted run at its next shards; what is done stays, and the command itself does the rest."""
+    folder = tmp_path / "table"
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    windows = emotion_batch.Segments.windows(1, 0.01)
+    summary = emotion_batch.submit("extract", speech, folder, segments=windows, scheduler=scheduler)
+    assert summary.n_shards_left
+    done = run_command("cancel", folder)
+    assert done.code == 0, done.err
+    assert summary.run in done.out
+    wait_until(lambda: bool(records(folder)))
+    assert [record["outcome"] for record in records(folder)] == ["cancelled"]
+    n_done = len(list(folder.glob("*.parquet")))
+    assert n_done < summary.n_shards
+    done = run_command("cancel", folder)
+    assert done.code == 1
+    assert "expected a run at work to cancel, got none" in done.err
+    went_on = emotion_batch.extract(speech, folder, segments=windows, scheduler=scheduler)
+    assert went_on.n_shards_done == summary.n_shards - n_done
+    assert table(folder).equals(table(alone))
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_run_with_a_driver_can_be_cancelled_too(speech: Path, tmp_path: Path) -> None:
+    """Its driver ends with one sentence and exit code 1."""
+    folder = tmp_path / "table"
+    with running("extract", speech, folder, *SLOWLY, "--workers", "1") as process:
+        wait_until(lambda: bool(list(folder.glob("*.parquet"))))
+        assert run_command("cancel", folder).code == 0
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was cancelled from" in said.decode()
+    assert [record["outcome"] for record in records(folder)] == ["cancelled"]
+    assert not list((folder / "_table" / "runs").glob("*.cancel"))
+
+
+def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_path: Path) -> None:
+    """A worker that stands still with the last shard does not keep the run; one that joins with other versions gets none."""
+    folder = tmp_path / "table"
+    # Metadata of another version, found before the installed one.
+    other = tmp_path / "other" / "soxr-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: soxr\nVersion: 0.0.1\n")
+    with shell_cluster(tmp_path / "cluster", 0) as cluster:
+        stopped, _ = (cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2))
+        options = ("--window", "1", "--hop", "0.05", "--scheduler", cluster.address, "--json")
+        with running("extract", speech, folder, *options) as process:
+            wait_until(lambda: bool(list(folder.glob("*.parquet"))))
+            cluster.add_worker("--nthreads", "1", "--no-nanny", environment={"PYTHONPATH": os.fspath(other.parent)})
+            stopped.send_signal(signal.SIGSTOP)
+            try:
+                out, said = process.communicate(timeout=120)
+            finally:
+                stopped.send_signal(signal.SIGCONT)
+    assert process.returncode == 0, said
+    assert json.loads(out)["n_resubmitted"] >= 1
+    assert b"expected soxr" in said
+    assert b"got 0.0.1; install the same; others do its share" in said
+    assert run_command("verify", folder, "--deep").code == 0
+
+
+def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, speech: Path, tmp_path: Path) -> None:
+    """A lost shard goes out again when workers are idle for long; a run whose end was lost gets its record."""
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    for path in (folder / "_table" / "runs").iterdir():
+        path.unlink()
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20260101T000000Z-00000000"
+    began = lease.datetime.now(lease.UTC).isoformat(timespec="seconds")
+    holder = lease.Lease(place, run)
+    holder.begin()
+    holder.leave("tls://there:8786", n_before=0, left_s=time.time())
+    job = emotion_batch.extraction.Extraction(place, info, Folder.of(speech))
+    work = Work(job, run, ((place, info),))
+    submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), ())
+    watch = SubmissionWatch(submission, 1)
+    lost = sorted(folder.glob("*.parquet"))[2]
+    part = lost.read_bytes()
+    lost.unlink()
+    assert watch.look(has_idle_workers=True, is_quiet=True) == []
+    watch.since_s -= 10_000
+    assert watch.look(has_idle_workers=False, is_quiet=False) == []
+    (task,) = watch.look(has_idle_workers=True, is_quiet=True)
+    assert f"part-{task.shard:06d}.parquet" == lost.name
+    # The shard is not handed out again at once.
+    assert watch.look(has_idle_workers=True, is_quiet=True) == []
+    submission.do(task)
+    assert lost.read_bytes() == part
+    assert watch.look(has_idle_workers=True, is_quiet=True) == []
+    watch.since_s -= 10_000
+    assert watch.look(has_idle_workers=True, is_quiet=False) == []
+    assert watch.look(has_idle_workers=True, is_quiet=True) is None
+    (record,) = records(folder)
+    assert record["outcome"] == "complete"
+    assert record["counts"]["n_recordings"] == 89
+    assert not list((folder / "_table" / "runs").glob("*.lease"))
+
+
+def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Path) -> None:
+    """Receipts, failures and cancelled shards become one record, in whatever order they are added."""
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20260101T000000Z-00000000"
+    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
+    submission = Submission(work, recorder, Summary(place.url), ())
+    lost = sorted(folder.glob("*.parquet"))[0]
+    lost.unlink()
+    tasks = emotion_batch.work.make_tasks(emotion_batch.manifest.Manifest(place), [0, 1], {})
+    totals = [submission.gather([submission.do(task)]) for task in tasks]
+    total = submission.merge([submission.merge(totals[1:]), totals[0]])
+    assert (total.summary.n_shards_done, total.n_failures) == (2, 0)
+    place.publish(lease.cancellation_name(run), b'{"host": "elsewhere"}')
+    failed = submission.gather([submission.do(tasks[0])])
+    assert [failure.is_cancelled for failure in failed.failures] == [True]
+    with pytest.raises(CancelledError, match="cancelled from elsewhere"):
+        work(tasks[0])
+    submission.close(submission.merge([total, failed]))
+    assert records(folder)[0]["outcome"] == "cancelled"
+
+
+def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:
+    """Without a scheduler, or for a command that is none, `submit` says so before any work."""
+    done = run_command("submit", "extract", speech, tmp_path / "table")
+    assert done.code == 2
+    assert "expected the address of a running Dask scheduler to leave the run to" in done.err
+    with pytest.raises(UsageError, match="expected one of extract, label, retry, got 'train'"):
+        emotion_batch.submit("train", speech, tmp_path / "bundle")
+    emotion_batch.extract(speech, tmp_path / "table")
+    with pytest.raises(IncompleteError, match="expected a run at work to cancel"):
+        emotion_batch.cancel(tmp_path / "table")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_risk"),
+    [
+        ("tcp://127.0.0.1:8786", False),
+        ("tcp://localhost:8786", False),
+        ("tcp://[::1]:8786", False),
+        ("tls://10.0.0.5:8786", False),
+        ("tcp://10.0.0.5:8786", True),
+        ("scheduler.example:8786", True),
+    ],
+)
+def test_an_open_scheduler_beyond_loopback_is_a_risk(address: str, is_risk: bool) -> None:
+    """Plain TCP to another machine is warned of, for whoever reaches the scheduler runs code there."""
+    risk = Scheduler(address).find_risk()
+    assert (risk is not None) == is_risk

@@ -313,13 +313,19 @@ class _Stragglers:
         processing = self._client.processing()
         idle = [worker for worker, keys in processing.items() if not keys]
         # Before all are begun, whoever is idle will have others.
-        if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
+        at_work = {_partition(key) for keys in processing.values() for key in keys}
+        if not idle or any(_partition(key) not in at_work for key in left):
             return []
         limit = max(STRAGGLES_S, STRAGGLES * statistics.median(self._usual or [0.0]))
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]
         for key in late:
             self._since[key] = float("inf")
         return [(key, idle) for key in late]
+
+
+def _partition(key: Any) -> Any:
+    """Return what stays of a key when Dask fuses the steps of a bag's partition under another name: token and number."""
+    return (str(key[0]).rpartition("-")[2], key[1]) if isinstance(key, tuple) else key
 
 
 @contextlib.contextmanager

@@ -216,6 +216,7 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
         record = {"run": holder.run, "outcome": "lost", "host": holder.host, **holder.progress}
         table.publish_first(f"{RUNS}/{holder.run}.json", json.dumps(record).encode())
         lease.forget(table, holder)
+        table.delete(lease.cancellation_name(holder.run))
     return others
 
 

@@ -1,7 +1,7 @@
 """The manifest: a table's recordings, frozen and cut into shards, growing by generations.
 
-A generation is two files in ``_table/manifest/``: ``000001-<digest>.arrow`` with one record batch a shard, and
-``000001.json``, written after it and only if there is none, that says which shards these are. A shard's newest entries
+A generation is files in ``_table/manifest/``: ``000001-<digest>.arrow``, one or several, with one record batch a shard,
+and ``000001.json``, written after them and only if there is none, that says which shards these are. A shard's newest entries
 are those of the last generation that has it; with none, it is a shard no more. Of two runs that freeze at the same time
 one has its generation, and the other takes that over and adds what it lacks.
 """
@@ -15,6 +15,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ _MOST_PRUNED = 0.1
 _SHARDS_PER_ROOT = 0.28
 _MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
 _COST_BATCH = 65_536
+# A file of entries is closed when it has so many bytes, so that none is ever large in memory.
+_FILE_BYTES = 2**24
 # Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
 _STRETCH_BYTES = 2**24
 # With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
@@ -243,9 +246,9 @@ class Manifest:
                 )
             if ours is None:
                 index = json.loads(theirs)
-                entries = _entries_file(generation, index)
                 self._folder.make()
-                self._folder.publish(entries, source._folder.read(entries))
+                for entries in dict.fromkeys(file for file, _ in _places(generation, index)):
+                    self._folder.publish(entries, source._folder.read(entries))
                 if not self._folder.publish_first(_name(generation), theirs):
                     # Another run of the same source, most likely: looked at once more.
                     self.follow(source)
@@ -255,34 +258,18 @@ class Manifest:
     def _commit(self, shards: dict[int, pa.Table], segments: Segments) -> bool:
         """Write a further generation; return whether it is this one, and not another run's."""
         generation = self.generation + 1
-        # Of Python's, which grows without a copy and gives its bytes without one.
-        sink = io.BytesIO()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        spans = []
-        # What a file begins with is written with its first batch.
-        start = len(_MAGIC_START) + ENTRY_SCHEMA.serialize().size
-        with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=options) as writer:
-            digests, costs = [], []
-            for entries in shards.values():
-                batch = _as_batch(entries)
-                writer.write_batch(batch)
-                spans.append([start, sink.tell()])
-                start = sink.tell()
-                digests.append(digest(batch))
-                costs.append(int(estimate_costs(batch, segments).sum()))
-        data = sink.getvalue()
         index: dict[str, Any] = {
-            # By its content, so that it is never another's.
-            "entries": f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow",
             "shards": list(shards),
-            "n_recordings": [batch.num_rows for batch in shards.values()],
-            "digests": digests,
-            "costs": costs,
-            # So that a worker reads its shard by one request.
-            "spans": spans,
+            "n_recordings": [entries.num_rows for entries in shards.values()],
         }
+        index |= {"digests": [], "costs": [], "spans": [], "files": [], "n_batches": []}
         self._folder.make()
-        self._folder.publish(index["entries"], data)
+        left = iter(shards.values())
+        while data := _write_file(left, segments, index):
+            # By its content, so that it is never another's.
+            name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
+            self._folder.publish(name, data)
+            index["files"].append(name)
         if not self._folder.publish_first(_name(generation), json.dumps(index).encode()):
             return False
         self._add(generation, index)
@@ -292,9 +279,9 @@ class Manifest:
         # Early tables say no costs: recordings then weigh alike.
         costs = index.get("costs", index["n_recordings"])
         spans = index.get("spans", [(0, 0)] * len(costs))
-        file = _entries_file(generation, index)
-        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, spans, strict=True)
-        for batch, (shard, n_recordings, entries_digest, cost, (start, stop)) in enumerate(columns):
+        places = _places(generation, index)
+        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, spans, places, strict=True)
+        for shard, n_recordings, entries_digest, cost, (start, stop), (file, batch) in columns:
             entry = ShardEntry(file, batch, int(n_recordings), str(entries_digest), int(cost), int(start), int(stop))
             self.history[int(shard), entry.digest] = entry
             if entry.n_recordings:
@@ -370,19 +357,27 @@ def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
     The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone, and share its
     memory.
     """
-    cost = np.empty(entries.num_rows)
-    start = 0
-    # In pieces, for what is computed on the way would be several times as large as the sizes.
-    for batch in entries.to_batches(max_chunksize=_COST_BATCH):
-        cost[start : start + batch.num_rows] = estimate_costs(batch, segments)
+    # In pieces, for what is computed on the way is several times as large as the sizes; in whole numbers, for then the
+    # pieces are of no matter.
+    batches = entries.to_batches(max_chunksize=_COST_BATCH)
+    totals = np.cumsum([_whole_costs(batch, segments).sum() for batch in batches])
+    total = int(totals[-1])
+    n_shards = count_shards(entries.num_rows, total)
+    wanted = total * np.arange(1, n_shards) / n_shards
+    bounds = [0]
+    start = before = 0
+    for batch, after in zip(batches, totals.tolist(), strict=True):
+        cost = before + np.cumsum(_whole_costs(batch, segments))
+        here = wanted[(wanted > before) & (wanted <= after)]
+        bounds += (start + np.searchsorted(cost, here, side="left") + 1).tolist()
         start += batch.num_rows
-    np.cumsum(cost, out=cost)
-    n_shards = count_shards(entries.num_rows, int(cost[-1]))
-    ends = np.searchsorted(cost, cost[-1] * np.arange(1, n_shards) / n_shards, side="left") + 1
-    bounds = np.unique(np.concatenate([[0], ends, [entries.num_rows]]))
-    return [
-        entries.slice(start, end - start) for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-    ]
+        before = after
+    bounds = sorted({*bounds, entries.num_rows})
+    return [entries.slice(start, end - start) for start, end in pairwise(bounds)]
+
+
+def _whole_costs(batch: pa.RecordBatch, segments: Segments) -> npt.NDArray[np.int64]:
+    return np.rint(estimate_costs(batch, segments)).astype(np.int64)
 
 
 def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> npt.NDArray[np.float64]:
@@ -503,9 +498,38 @@ def _damaged(table: Folder, file: str) -> IncompleteError:
     )
 
 
-def _entries_file(generation: int, index: Mapping[str, Any]) -> str:
-    # Early tables do not say it.
-    return str(index.get("entries", f"{generation:06d}.arrow"))
+def _write_file(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
+    """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
+    sink = io.BytesIO()
+    # What a file begins with is written with its first batch.
+    start = len(_MAGIC_START) + ENTRY_SCHEMA.serialize().size
+    n_batches = 0
+    with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for entries in left:
+            batch = _as_batch(entries)
+            writer.write_batch(batch)
+            # So that a worker reads its shard by one request.
+            index["spans"].append([start, sink.tell()])
+            index["digests"].append(digest(batch))
+            index["costs"].append(int(estimate_costs(batch, segments).sum()))
+            start = sink.tell()
+            n_batches += 1
+            if start > _FILE_BYTES:
+                break
+    if not n_batches:
+        return b""
+    index["n_batches"].append(n_batches)
+    return sink.getvalue()
+
+
+def _places(generation: int, index: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the file and the batch in it of each shard of a generation."""
+    if "files" in index:
+        counts = zip(index["files"], index["n_batches"], strict=True)
+        return [(str(file), batch) for file, n_batches in counts for batch in range(n_batches)]
+    # Earlier tables have one file, early ones do not say which.
+    file = str(index.get("entries", f"{generation:06d}.arrow"))
+    return [(file, batch) for batch in range(len(index["shards"]))]
 
 
 def _name(generation: int) -> str:

@@ -125,7 +125,7 @@ def test_a_digest_depends_on_every_value(name: str, number: int) -> None:
 
 
 def with_early_digests(table: Path) -> dict[int, str]:
-    """Make a manifest one of an earlier release, which took a digest of Python's words for each row."""
+    """Make a manifest one of an earlier release, with one file of entries and a digest of Python's words for each row."""
     manifest = Manifest(Folder.of(table))
     early = {}
     for shard, entry in manifest.shards.items():
@@ -135,7 +135,10 @@ def with_early_digests(table: Path) -> dict[int, str]:
         early[shard] = sha.hexdigest()[:32]
     (path,) = (table / "_table" / "manifest").glob("*.json")
     index = json.loads(path.read_text())
-    path.write_text(json.dumps({**index, "digests": [early[shard] for shard in index["shards"]]}))
+    (entries,) = index.pop("files")
+    del index["n_batches"]
+    early_index = {**index, "entries": entries, "digests": [early[shard] for shard in index["shards"]]}
+    path.write_text(json.dumps(early_index))
     return early
 
 
@@ -166,10 +169,14 @@ def test_a_manifest_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
         path.write_bytes(data)
 
 
+@pytest.mark.parametrize("file", [1, 5_000, 2**24])
 @pytest.mark.parametrize("stretch", [1, 5_000, 2**24])
-def test_entries_are_read_in_stretches(stretch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is read at once, in whatever order and of however many generations, each shard has its own entries."""
+def test_entries_lie_in_files_and_are_read_in_stretches(
+    stretch: int, file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is written or read at once, in whatever order and of however many generations, each shard has its own entries."""
     monkeypatch.setattr(manifest_module, "_STRETCH_BYTES", stretch)
+    monkeypatch.setattr(manifest_module, "_FILE_BYTES", file)
     manifest = Manifest(Folder.of(tmp_path))
     manifest.grow(listing(names(3_000)), ONE)
     manifest.grow(listing(names(3_000, "x"), [5, *[80_000] * 2_999]), ONE)
@@ -178,6 +185,28 @@ def test_entries_are_read_in_stretches(stretch: int, tmp_path: Path, monkeypatch
     for order in (shards, shards[::-1], shards[::3], shards[-1:]):
         found = list(manifest.entries(order))
         assert [digest(batch) for batch in found] == [manifest.shards[shard].digest for shard in order]
+    follower = Manifest(Folder.of(tmp_path / "labels"))
+    follower.follow(manifest)
+    assert follower.shards == manifest.shards
+    assert [digest(batch) for batch in follower.entries(shards)] == [manifest.shards[shard].digest for shard in shards]
+    assert not follower.find_damage()
+    (tmp_path / "labels" / "_table" / "manifest" / manifest.shards[shards[-1]].file).unlink()
+    assert len(follower.find_damage()) == 1
+
+
+@pytest.mark.parametrize(
+    "segments", [ONE, WINDOWS, Segments.windows(3, 0.7)], ids=["one segment", "windows", "overlap"]
+)
+def test_shards_follow_from_the_listing_and_not_from_its_chunks(segments: Segments) -> None:
+    """However a listing is held in memory, the shards are the same."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(0, 3_000_000, 5_000).tolist()
+    suffixes = generator.choice([".wav", ".flac", ".mp3", ".opus"], 5_000).tolist()
+    entries = listing([f"{number:07d}{suffix}" for number, suffix in enumerate(suffixes)], sizes)
+    whole = [shard.num_rows for shard in cut(entries, segments)]
+    for chunk in (1, 613, 4_999):
+        pieces = pa.Table.from_batches(entries.to_batches(max_chunksize=chunk), ENTRY_SCHEMA)
+        assert [shard.num_rows for shard in cut(pieces, segments)] == whole
 
 
 @pytest.mark.parametrize("prune", [False, True])

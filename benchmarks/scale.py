@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.measuring import ONE_THREAD, describe
 from emotion_batch import attempts, meter, process, tables
-from emotion_batch.archive import ENTRY_SCHEMA, Listing, list_recordings
+from emotion_batch.archive import ENTRY_SCHEMA, Listing, compact, list_recordings
 from emotion_batch.attempts import Attempt
 from emotion_batch.errors import Status
 from emotion_batch.extraction import Extraction, Receipt, Task
@@ -112,7 +112,7 @@ def entries_of(n_recordings: int) -> pa.Table:
         times = _BEGAN_NS + np.arange(start, stop) * 1_000_000_007 + generator.integers(0, 10**9, stop - start)
         versions = pa.array(times).cast(pa.string())
         columns = [names_of(start, stop), pa.nulls(stop - start, pa.binary()), sizes, versions]
-        batches.append(pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA))
+        batches.append(compact(pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)))
     return pa.Table.from_batches(batches, ENTRY_SCHEMA)
 
 

@@ -43,6 +43,7 @@ _FILE_BYTES = 2**24
 _STRETCH_BYTES = 2**24
 # With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
+_STREAM_START = ENTRY_SCHEMA.serialize().to_pybytes()
 # Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
 # (48 kHz, stereo, 32 bit).
 _OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
@@ -312,8 +313,11 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
 def _decode(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.RecordBatch:
     """Return a shard's entries from the bytes of its record batch."""
     try:
-        return _checked(table, shard, pa.ipc.read_record_batch(pa.py_buffer(data), ENTRY_SCHEMA))
-    except (pa.ArrowException, OSError) as error:
+        # As a stream of one batch, which alone can be told to start no threads: half the time, or a tenth on busy cores.
+        stream = pa.py_buffer(_STREAM_START + data)
+        batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
+        return _checked(table, shard, batch)
+    except (pa.ArrowException, OSError, StopIteration) as error:
         raise _damaged(table, shard.file) from error
 
 
@@ -502,7 +506,7 @@ def _write_file(left: Iterator[pa.Table], segments: Segments, index: dict[str, A
     """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
     sink = io.BytesIO()
     # What a file begins with is written with its first batch.
-    start = len(_MAGIC_START) + ENTRY_SCHEMA.serialize().size
+    start = len(_MAGIC_START) + len(_STREAM_START)
     n_batches = 0
     with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         for entries in left:

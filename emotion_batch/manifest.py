@@ -99,14 +99,25 @@ class Manifest:
     ----------
     table
         The table's folder.
+
+    Attributes
+    ----------
+    shards
+        Where the newest entries of each shard stand, by its number.
+    history
+        Where the entries of any digest stand that a shard has had, pruned shards among them.
+    n_recordings
+        Number of recordings in all shards.
+    generation
+        The newest one's number, 0 without any.
     """
 
     def __init__(self, table: Folder) -> None:
         self._table = table
         self._folder = table.folder(FOLDER)
         self.shards: dict[int, ShardEntry] = {}
-        # Where the entries of any digest stand that a shard has had, pruned shards among them.
         self.history: dict[tuple[int, str], ShardEntry] = {}
+        self.n_recordings = 0
         self.generation = 0
         self.reload()
 
@@ -143,11 +154,6 @@ class Manifest:
                     f"{FOLDER}/{file}: expected the entries of {n_batches} shards or more, got a damaged file or none"
                 )
         return problems
-
-    @property
-    def n_recordings(self) -> int:
-        """Number of recordings in all shards."""
-        return sum(shard.n_recordings for shard in self.shards.values())
 
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
@@ -289,6 +295,8 @@ class Manifest:
                 self.shards[int(shard)] = entry
             else:
                 self.shards.pop(int(shard), None)
+        # Counted here, for a run asks with every shard that it has done.
+        self.n_recordings = sum(entry.n_recordings for entry in self.shards.values())
         self.generation = max(self.generation, generation)
 
 

@@ -298,7 +298,8 @@ def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> It
         if identity in above:
             return
         with os.scandir(path) as found:
-            children = sorted(found, key=lambda child: child.name)
+            # In the order of the names that come of it, for what is in order need not be sorted.
+            children = sorted(found, key=lambda child: f"{child.name}/" if _is_folder(child) else child.name)
     except FileNotFoundError:
         # Gone while the folders above it were listed.
         if below:
@@ -351,10 +352,10 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
     base, names = found.base, found.names
     if found.is_inventory:
         return _of_pages(base, [names], endings, on_listed)
-    on_listed(names.num_rows)
     if pa.types.is_string(names["name"].type):
         is_place = pc.match_substring_regex(names["name"], "^[A-Za-z][A-Za-z0-9+.:-]*://")
         if not base.is_local or pc.all(is_place, min_count=0).as_py():
+            on_listed(names.num_rows)
             # Millions of names, none of them an object of Python's but such as may have secrets in them.
             for name in names["name"].filter(pc.match_substring_regex(names["name"], "://.*[@?]")).to_pylist():
                 refuse_secrets(name)
@@ -362,11 +363,15 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
             return Listing(base, table, {}, n_duplicates)
 
     def entries() -> Iterator[Entry]:
-        for row in names.to_pylist():
-            file = os.fsdecode(row["name"]).removeprefix("file://")
-            refuse_secrets(file)
-            entry = _named(file, row["size"], row["version"])
-            yield _entry_local(file, os.fsdecode(locate_local(base, entry))) if is_local(base, entry) else entry
+        n_listed = 0
+        for batch in names.to_batches(max_chunksize=_PAGE):
+            for name, size, version in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                file = os.fsdecode(name).removeprefix("file://")
+                refuse_secrets(file)
+                entry = _named(file, size, version)
+                yield _entry_local(file, os.fsdecode(locate_local(base, entry))) if is_local(base, entry) else entry
+            n_listed += batch.num_rows
+            on_listed(n_listed)
 
     table, n_duplicates = _table(entries())
     return Listing(base, table, {}, n_duplicates)
@@ -380,7 +385,7 @@ def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
     def flush() -> None:
         columns = list(zip(*chunk, strict=True)) or [(), (), (), ()]
         arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA))
+        batches.append(compact(pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)))
         chunk.clear()
 
     for entry in entries:
@@ -391,14 +396,21 @@ def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
     return _distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))
 
 
+def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return some entries as one piece of memory: of a piece for each array, allocators lose a third on the way."""
+    return pa.ipc.read_record_batch(batch.serialize(), ENTRY_SCHEMA)
+
+
 def _distinct(table: pa.Table) -> tuple[pa.Table, int]:
     """Return entries sorted and without repetition, and how many were repeated; nothing is copied that is right already."""
     if (
         not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
         or table["raw_file"].null_count < table.num_rows
     ):
-        table = table.take(pc.sort_indices(table, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
-        table = _distinct_escapes(table)
+        order = pc.sort_indices(table, sort_keys=[("file", "ascending"), ("raw_file", "ascending")])
+        starts = range(0, len(order), _BATCH)
+        taken = (table.take(order.slice(start, _BATCH)).combine_chunks() for start in starts)
+        table = _distinct_escapes(pa.Table.from_batches([compact(piece.to_batches()[0]) for piece in taken]))
     repeated = _compared(pc.equal, table)
     n_repeated = pc.sum(repeated).as_py() or 0
     if n_repeated:

@@ -20,6 +20,10 @@ from emotion_batch.errors import UsageError
 from emotion_batch.storage import Folder
 from emotion_batch.stores import LISTED_SCHEMA
 
+# With which some editors begin UTF-8.
+_MARK = b"\xef\xbb\xbf"
+# A text is read so much at once.
+_PIECE_BYTES = 2**24
 SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
 _MANIFEST = "manifest.json"
@@ -80,14 +84,19 @@ def read_list(folder: Folder, name: str) -> ReadyList:
         raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
 
 
-def _lines(name: str, data: bytes) -> pa.Array:
+def _lines(name: str, data: bytes) -> pa.ChunkedArray:
     if b"\0" in data:
         raise UsageError(f"list {name}: expected UTF-8 text with a name a line, got NUL bytes; is it UTF-16?")
-    data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-    # Ten million names, none of them an object of Python's.
-    text = pa.array([data], pa.large_binary())
-    lines = pc.split_pattern(text, b"\n").flatten()
-    return lines.filter(pc.greater(pc.binary_length(lines), 0))
+    start = len(_MARK) if data.startswith(_MARK) else 0
+    pieces = [pa.array([], pa.binary())]
+    while start < len(data):
+        stop = data.find(b"\n", start + _PIECE_BYTES) + 1 or len(data)
+        # Ten million names, none of them an object of Python's.
+        text = pa.array([data[start:stop].replace(b"\r\n", b"\n")], pa.large_binary())
+        lines = pc.split_pattern(text, b"\n").flatten()
+        pieces.append(lines.filter(pc.greater(pc.binary_length(lines), 0)).cast(pa.binary()))
+        start = stop
+    return pa.chunked_array(pieces)
 
 
 def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> pa.Table:

@@ -1,7 +1,7 @@
 """The manifest: a table's recordings, frozen and cut into shards, growing by generations.
 
-A generation is two files in ``_table/manifest/``: ``000001-<digest>.arrow`` with one record batch a shard, and
-``000001.json``, written after it and only if there is none, that says which shards these are. A shard's newest entries
+A generation is files in ``_table/manifest/``: ``000001-<digest>.arrow``, one or several, with one record batch a shard,
+and ``000001.json``, written after them and only if there is none, that says which shards these are. A shard's newest entries
 are those of the last generation that has it; with none, it is a shard no more. Of two runs that freeze at the same time
 one has its generation, and the other takes that over and adds what it lacks.
 """
@@ -9,11 +9,14 @@ one has its generation, and the other takes that over and adds what it lacks.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +36,19 @@ _MOST_PRUNED = 0.1
 # square root of its recordings, until a shard holds so many that its part is worth a query's request.
 _SHARDS_PER_ROOT = 0.28
 _MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
-# So few are read each by itself, of more the whole file.
-_FEW_SHARDS = 8
+_COST_BATCH = 65_536
+# A file of entries is closed when it has so many bytes, so that none is ever large in memory.
+_FILE_BYTES = 2**24
+# Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
+_STRETCH_BYTES = 2**24
 # With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
+_STREAM_START = ENTRY_SCHEMA.serialize().to_pybytes()
 # Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
 # (48 kHz, stereo, 32 bit).
 _OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
+# Before a digest of Arrow's own bytes; early tables have one of Python's words for each row, and nothing before it.
+_DIGEST = "2:"
 # Encoders make of a second of PCM about so much less.
 _COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
@@ -90,14 +99,25 @@ class Manifest:
     ----------
     table
         The table's folder.
+
+    Attributes
+    ----------
+    shards
+        Where the newest entries of each shard stand, by its number.
+    history
+        Where the entries of any digest stand that a shard has had, pruned shards among them.
+    n_recordings
+        Number of recordings in all shards.
+    generation
+        The newest one's number, 0 without any.
     """
 
     def __init__(self, table: Folder) -> None:
         self._table = table
         self._folder = table.folder(FOLDER)
         self.shards: dict[int, ShardEntry] = {}
-        # Where the entries of any digest stand that a shard has had, pruned shards among them.
         self.history: dict[tuple[int, str], ShardEntry] = {}
+        self.n_recordings = 0
         self.generation = 0
         self.reload()
 
@@ -135,22 +155,19 @@ class Manifest:
                 )
         return problems
 
-    @property
-    def n_recordings(self) -> int:
-        """Number of recordings in all shards."""
-        return sum(shard.n_recordings for shard in self.shards.values())
-
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
-        if len(shards) <= _FEW_SHARDS:
-            yield from (read_entries(self._table, self.shards[shard]) for shard in shards)
-            return
-        readers: dict[str, pa.ipc.RecordBatchFileReader] = {}
-        for shard in shards:
-            where = self.shards[shard]
-            if where.file not in readers:
-                readers[where.file] = _open(self._table, where.file)
-            yield readers[where.file].get_batch(where.batch)
+        wanted = [self.shards[shard] for shard in shards]
+        for start, stop in _stretches(wanted):
+            stretch = wanted[start:stop]
+            if not stretch[0].stop:
+                yield from (read_entries(self._table, where) for where in stretch)
+                continue
+            with explained(f"table {self._table.url}"):
+                data = memoryview(self._folder.read_range(stretch[0].file, stretch[0].start, stretch[-1].stop))
+            for where in stretch:
+                begin = where.start - stretch[0].start
+                yield _decode(self._table, where, data[begin : begin + where.stop - where.start])
 
     def grow(self, entries: pa.Table, segments: Segments, *, prune: bool = False, force: bool = False) -> Growth:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
@@ -195,34 +212,29 @@ class Manifest:
             first = max((shard for shard, _ in self.history), default=-1) + 1
             # Shared memory all the way: a listing of a hundred million names is there once.
             return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first))
+        # Shard by shard, so that of what is known little more is there than of what is new.
         numbers = list(self.shards)
-        batches = dict(zip(numbers, self.entries(numbers), strict=True))
-        known = pa.Table.from_batches(batches.values(), ENTRY_SCHEMA)
-        if known.equals(entries):
-            return Growth(), {}
-        place = pc.index_in(known["file"], value_set=entries["file"].combine_chunks())
-        is_new = pc.invert(pc.is_in(entries["file"], value_set=known["file"].combine_chunks()))
-        listed = entries.take(place)
-        is_gone = pc.is_null(place).combine_chunks()
-        is_changed = pc.or_(_differs(known, listed, "size"), _differs(known, listed, "version")).combine_chunks()
+        is_new = np.ones(entries.num_rows, bool)
         updated: dict[int, pa.Table] = {}
-        start = 0
-        for number, batch in batches.items():
-            changed, gone = (mask.slice(start, batch.num_rows) for mask in (is_changed, is_gone))
-            if pc.any(changed).as_py() or (prune and pc.any(gone).as_py()):
-                columns = [
-                    pc.if_else(changed, listed[name].slice(start, batch.num_rows).combine_chunks(), batch[name])
-                    for name in ENTRY_SCHEMA.names
-                ]
-                batch = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
-                updated[number] = batch.filter(pc.invert(gone)) if prune else batch
-            start += batch.num_rows
-        new = entries.filter(is_new)
-        if new.num_rows:
+        n_changed = n_gone = stop = 0
+        for number, batch in zip(numbers, self.entries(numbers), strict=True):
+            start, stop = _find_span(entries, batch, stop)
+            listed = entries.slice(start, stop - start)
+            # Most often nothing happened to any of them, nor between them.
+            if pa.Table.from_batches([batch]).equals(listed):
+                is_new[start:stop] = False
+                continue
+            change = _compare_shard(batch, listed, prune=prune)
+            is_new[start:stop] &= change.is_new
+            n_changed += change.n_changed
+            n_gone += change.n_gone
+            if change.entries is not None:
+                updated[number] = change.entries
+        n_new = int(is_new.sum())
+        if n_new:
+            new = entries.filter(pa.array(is_new))
             updated.update(enumerate(cut(new, segments), start=max(shard for shard, _ in self.history) + 1))
-        n_gone = place.null_count
-        growth = Growth(new.num_rows, pc.sum(is_changed).as_py() or 0, 0 if prune else n_gone, n_gone if prune else 0)
-        return growth, updated
+        return Growth(n_new, n_changed, 0 if prune else n_gone, n_gone if prune else 0), updated
 
     def follow(self, source: Manifest) -> None:
         """Take over the generations of another table's manifest that this one lacks, file by file.
@@ -241,9 +253,9 @@ class Manifest:
                 )
             if ours is None:
                 index = json.loads(theirs)
-                entries = _entries_file(generation, index)
                 self._folder.make()
-                self._folder.publish(entries, source._folder.read(entries))
+                for entries in dict.fromkeys(file for file, _ in _places(generation, index)):
+                    self._folder.publish(entries, source._folder.read(entries))
                 if not self._folder.publish_first(_name(generation), theirs):
                     # Another run of the same source, most likely: looked at once more.
                     self.follow(source)
@@ -253,33 +265,18 @@ class Manifest:
     def _commit(self, shards: dict[int, pa.Table], segments: Segments) -> bool:
         """Write a further generation; return whether it is this one, and not another run's."""
         generation = self.generation + 1
-        sink = pa.BufferOutputStream()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
-        spans = []
-        # What a file begins with is written with its first batch.
-        start = len(_MAGIC_START) + ENTRY_SCHEMA.serialize().size
-        with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=options) as writer:
-            digests, costs = [], []
-            for entries in shards.values():
-                batch = _as_batch(entries)
-                writer.write_batch(batch)
-                spans.append([start, sink.tell()])
-                start = sink.tell()
-                digests.append(digest(batch))
-                costs.append(int(estimate_costs(batch, segments).sum()))
-        data = sink.getvalue().to_pybytes()
         index: dict[str, Any] = {
-            # By its content, so that it is never another's.
-            "entries": f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow",
             "shards": list(shards),
-            "n_recordings": [batch.num_rows for batch in shards.values()],
-            "digests": digests,
-            "costs": costs,
-            # So that a worker reads its shard by one request.
-            "spans": spans,
+            "n_recordings": [entries.num_rows for entries in shards.values()],
         }
+        index |= {"digests": [], "costs": [], "spans": [], "files": [], "n_batches": []}
         self._folder.make()
-        self._folder.publish(index["entries"], data)
+        left = iter(shards.values())
+        while data := _write_file(left, segments, index):
+            # By its content, so that it is never another's.
+            name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
+            self._folder.publish(name, data)
+            index["files"].append(name)
         if not self._folder.publish_first(_name(generation), json.dumps(index).encode()):
             return False
         self._add(generation, index)
@@ -289,15 +286,17 @@ class Manifest:
         # Early tables say no costs: recordings then weigh alike.
         costs = index.get("costs", index["n_recordings"])
         spans = index.get("spans", [(0, 0)] * len(costs))
-        file = _entries_file(generation, index)
-        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, spans, strict=True)
-        for batch, (shard, n_recordings, entries_digest, cost, (start, stop)) in enumerate(columns):
+        places = _places(generation, index)
+        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, spans, places, strict=True)
+        for shard, n_recordings, entries_digest, cost, (start, stop), (file, batch) in columns:
             entry = ShardEntry(file, batch, int(n_recordings), str(entries_digest), int(cost), int(start), int(stop))
             self.history[int(shard), entry.digest] = entry
             if entry.n_recordings:
                 self.shards[int(shard)] = entry
             else:
                 self.shards.pop(int(shard), None)
+        # Counted here, for a run asks with every shard that it has done.
+        self.n_recordings = sum(entry.n_recordings for entry in self.shards.values())
         self.generation = max(self.generation, generation)
 
 
@@ -310,17 +309,49 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
         If they are not those that the digest is of: the manifest is damaged.
     """
     with explained(f"table {table.url}"):
-        if not shard.stop:
-            entries = _open(table, shard.file).get_batch(shard.batch)
-        else:
-            data = table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop)
-            try:
-                entries = pa.ipc.read_record_batch(pa.py_buffer(data), ENTRY_SCHEMA)
-            except (pa.ArrowException, OSError) as error:
-                raise _damaged(table, shard.file) from error
-    if digest(entries) != shard.digest:
+        if shard.stop:
+            return _decode(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
+        data = table.folder(FOLDER).read(shard.file)
+    try:
+        return _checked(table, shard, pa.ipc.open_file(pa.py_buffer(data)).get_batch(shard.batch))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(table, shard.file) from error
+
+
+def _decode(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.RecordBatch:
+    """Return a shard's entries from the bytes of its record batch."""
+    try:
+        # As a stream of one batch, which alone can be told to start no threads: half the time, or a tenth on busy cores.
+        stream = pa.py_buffer(_STREAM_START + data)
+        batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
+        return _checked(table, shard, batch)
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        raise _damaged(table, shard.file) from error
+
+
+def _checked(table: Folder, shard: ShardEntry, entries: pa.RecordBatch) -> pa.RecordBatch:
+    # First of all, for with damaged offsets Arrow would read anywhere.
+    entries.validate(full=True)
+    found = digest(entries) if shard.digest.startswith(_DIGEST) else _early_digest(entries)
+    if found != shard.digest:
         raise _damaged(table, shard.file)
     return entries
+
+
+def _stretches(shards: Sequence[ShardEntry]) -> Iterator[tuple[int, int]]:
+    """Yield from which to which of `shards` one request is to read: neighbours of one file."""
+    start = 0
+    for number in range(1, len(shards) + 1):
+        first, before = shards[start], shards[number - 1]
+        where = shards[number] if number < len(shards) else None
+        is_near = (
+            where is not None
+            and where.file == first.file
+            and before.stop <= where.start < where.stop <= first.start + _STRETCH_BYTES
+        )
+        if not is_near:
+            yield start, number
+            start = number
 
 
 def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
@@ -338,13 +369,27 @@ def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
     The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone, and share its
     memory.
     """
-    cost = np.cumsum(estimate_costs(entries, segments))
-    n_shards = count_shards(entries.num_rows, int(cost[-1]))
-    ends = np.searchsorted(cost, cost[-1] * np.arange(1, n_shards) / n_shards, side="left") + 1
-    bounds = np.unique(np.concatenate([[0], ends, [entries.num_rows]]))
-    return [
-        entries.slice(start, end - start) for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-    ]
+    # In pieces, for what is computed on the way is several times as large as the sizes; in whole numbers, for then the
+    # pieces are of no matter.
+    batches = entries.to_batches(max_chunksize=_COST_BATCH)
+    totals = np.cumsum([_whole_costs(batch, segments).sum() for batch in batches])
+    total = int(totals[-1])
+    n_shards = count_shards(entries.num_rows, total)
+    wanted = total * np.arange(1, n_shards) / n_shards
+    bounds = [0]
+    start = before = 0
+    for batch, after in zip(batches, totals.tolist(), strict=True):
+        cost = before + np.cumsum(_whole_costs(batch, segments))
+        here = wanted[(wanted > before) & (wanted <= after)]
+        bounds += (start + np.searchsorted(cost, here, side="left") + 1).tolist()
+        start += batch.num_rows
+        before = after
+    bounds = sorted({*bounds, entries.num_rows})
+    return [entries.slice(start, end - start) for start, end in pairwise(bounds)]
+
+
+def _whole_costs(batch: pa.RecordBatch, segments: Segments) -> npt.NDArray[np.int64]:
+    return np.rint(estimate_costs(batch, segments)).astype(np.int64)
 
 
 def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> npt.NDArray[np.float64]:
@@ -369,11 +414,82 @@ def count_shards(n_recordings: int, cost: int) -> int:
 
 
 def digest(entries: pa.RecordBatch) -> str:
-    """Return 32 hexadecimal digits that change when a name, size or version of the entries does."""
+    """Return a version and 32 hexadecimal digits that change when a name, size or version of the entries does."""
+    sha = hashlib.sha256()
+    for column in entries.columns:
+        there = column.drop_null()
+        # With how much follows, so that other columns never make the same bytes.
+        sha.update(f"{len(column)} {len(there)} ".encode())
+        if there.null_count < column.null_count:
+            sha.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+        if not len(there):
+            continue
+        if pa.types.is_integer(there.type):
+            sha.update(there.to_numpy().astype("<i8", copy=False).tobytes())
+            continue
+        _, offsets, data = there.buffers()
+        first, last = np.frombuffer(offsets, np.int32)[[there.offset, there.offset + len(there)]].tolist()
+        sha.update(pc.binary_length(there).to_numpy().astype("<i4", copy=False).tobytes())
+        # Not all of it: an array may be a stretch of another's memory.
+        sha.update(memoryview(data)[first:last] if data is not None else b"")
+    return f"{_DIGEST}{sha.hexdigest()[:32]}"
+
+
+def _early_digest(entries: pa.RecordBatch) -> str:
     sha = hashlib.sha256()
     for row in zip(*(column.to_pylist() for column in entries.columns), strict=True):
         sha.update(repr(row).encode())
     return sha.hexdigest()[:32]
+
+
+class _Change(NamedTuple):
+    """What a listing changes in one shard: which of the listed entries it lacks, how many of its own, and to what."""
+
+    is_new: npt.NDArray[np.bool_]
+    n_changed: int
+    n_gone: int
+    entries: pa.Table | None
+
+
+def _find_span(entries: pa.Table, batch: pa.RecordBatch, guess: int) -> tuple[int, int]:
+    """Return from where to where a listing may have the entries of a shard; `guess` is where they may well begin."""
+    names, own = entries["file"], batch["file"]
+    first, last = own[0].as_py(), own[-1].as_py()
+
+    def name(number: int) -> str:
+        return str(names[number].as_py())
+
+    end = guess + len(own)
+    if end <= len(names) and name(guess) == first and name(end - 1) == last:
+        return guess, end
+    # Python's order of text is that of its UTF-8.
+    start = bisect_left(range(len(names)), first, key=name)
+    stop = bisect_left(range(len(names)), last, lo=start, key=name)
+    return start, stop + (stop < len(names) and name(stop) == last)
+
+
+def _compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> _Change:
+    """Return what a stretch of a listing changes in the entries of a shard."""
+    at = pc.index_in(listed["file"], value_set=batch["file"])
+    is_new = at.is_null().to_numpy()
+    place = np.full(batch.num_rows, -1)
+    place[at.drop_null().to_numpy()] = np.flatnonzero(~is_new)
+    is_gone = pa.array(place < 0)
+    n_gone = int((place < 0).sum())
+    now = listed.take(pa.array(place, mask=place < 0))
+    is_changed = pc.or_(_differs(batch, now, "size"), _differs(batch, now, "version"))
+    n_changed = pc.sum(is_changed).as_py() or 0
+    if not (n_changed or (prune and n_gone)):
+        return _Change(is_new, n_changed, n_gone, None)
+    if not (n_gone or is_new.any() or listed["size"].null_count or listed["version"].null_count):
+        # The listing's own memory: of an archive that was copied all recordings are changed.
+        return _Change(is_new, n_changed, n_gone, listed)
+    columns = [
+        pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(ENTRY_SCHEMA.field(name).type)
+        for name in ENTRY_SCHEMA.names
+    ]
+    changed = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
+    return _Change(is_new, n_changed, n_gone, changed.filter(pc.invert(is_gone)) if prune else changed)
 
 
 def _as_batch(entries: pa.Table) -> pa.RecordBatch:
@@ -382,18 +498,10 @@ def _as_batch(entries: pa.Table) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=ENTRY_SCHEMA)
 
 
-def _differs(known: pa.Table, listed: pa.Table, name: str) -> pa.ChunkedArray:
+def _differs(known: pa.RecordBatch, listed: pa.Table, name: str) -> pa.Array:
     """Return where the listing knows `name` and it is not what was known."""
-    differs = pc.fill_null(pc.not_equal(known[name], listed[name]), True)
-    return pc.and_(differs, pc.is_valid(listed[name]))
-
-
-def _open(table: Folder, file: str) -> pa.ipc.RecordBatchFileReader:
-    data = table.folder(FOLDER).read(file)
-    try:
-        return pa.ipc.open_file(pa.py_buffer(data))
-    except pa.ArrowException as error:
-        raise _damaged(table, file) from error
+    now = listed[name].combine_chunks()
+    return pc.and_(pc.fill_null(pc.not_equal(known[name], now), True), pc.is_valid(now))
 
 
 def _damaged(table: Folder, file: str) -> IncompleteError:
@@ -402,9 +510,38 @@ def _damaged(table: Folder, file: str) -> IncompleteError:
     )
 
 
-def _entries_file(generation: int, index: Mapping[str, Any]) -> str:
-    # Early tables do not say it.
-    return str(index.get("entries", f"{generation:06d}.arrow"))
+def _write_file(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
+    """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
+    sink = io.BytesIO()
+    # What a file begins with is written with its first batch.
+    start = len(_MAGIC_START) + len(_STREAM_START)
+    n_batches = 0
+    with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for entries in left:
+            batch = _as_batch(entries)
+            writer.write_batch(batch)
+            # So that a worker reads its shard by one request.
+            index["spans"].append([start, sink.tell()])
+            index["digests"].append(digest(batch))
+            index["costs"].append(int(estimate_costs(batch, segments).sum()))
+            start = sink.tell()
+            n_batches += 1
+            if start > _FILE_BYTES:
+                break
+    if not n_batches:
+        return b""
+    index["n_batches"].append(n_batches)
+    return sink.getvalue()
+
+
+def _places(generation: int, index: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the file and the batch in it of each shard of a generation."""
+    if "files" in index:
+        counts = zip(index["files"], index["n_batches"], strict=True)
+        return [(str(file), batch) for file, n_batches in counts for batch in range(n_batches)]
+    # Earlier tables have one file, early ones do not say which.
+    file = str(index.get("entries", f"{generation:06d}.arrow"))
+    return [(file, batch) for batch in range(len(index["shards"]))]
 
 
 def _name(generation: int) -> str:

@@ -96,9 +96,12 @@ def extract(
     listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
     with Run(place, info, watcher, means, started) as run:
         run.freeze(listing, spent, prune=prune)
-        witnesses = run.find_witnesses(listing.folder)
-        job = Extraction(place, info, listing.folder, limits, witnesses=witnesses)
-        return run.finish(job, Needs(archive=listing.folder, recordings=witnesses))
+        base = listing.folder
+        # Its ten million names are in the manifest now.
+        del listing
+        witnesses = run.find_witnesses(base)
+        job = Extraction(place, info, base, limits, witnesses=witnesses)
+        return run.finish(job, Needs(archive=base, recordings=witnesses))
 
 
 def label(
@@ -181,12 +184,15 @@ def label(
     listing, spent = _list(origin, suffixes, watcher, may_be_empty=prune and force)
     with run:
         run.freeze(listing, spent, prune=prune)
+        base = listing.folder
+        # Its ten million names are in the manifest now.
+        del listing
         if kept_at is not None:
             tables.create(*kept)
-        witnesses = run.find_witnesses(listing.folder)
+        witnesses = run.find_witnesses(base)
         copy = run.keep_model(bundle)
-        job = Labelling(place, info, copy, Extraction(*kept, listing.folder, limits, witnesses=witnesses))
-        return run.finish(job, Needs(archive=listing.folder, recordings=witnesses, bundle=copy))
+        job = Labelling(place, info, copy, Extraction(*kept, base, limits, witnesses=witnesses))
+        return run.finish(job, Needs(archive=base, recordings=witnesses, bundle=copy))
 
 
 def retry(

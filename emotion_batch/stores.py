@@ -94,6 +94,16 @@ class Store(Protocol):
         """Yield all files below a folder, of `LISTED_SCHEMA`, their names relative to it."""
 
 
+def _read_local(path: str, start: int, stop: int | None) -> Blob:
+    """Return bytes of a file; from the end with a `start` below 0. Not by fsspec, which takes three times as long."""
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if start:
+            stream.seek(start if start > 0 else max(0, size + start))
+        data = stream.read() if stop is None else stream.read(max(0, stop - start))
+    return Blob(data, size, None)
+
+
 class FsspecStore:
     """A filesystem of fsspec's.
 
@@ -113,6 +123,8 @@ class FsspecStore:
 
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
         """Return bytes of an object, in two requests where it is not read whole, for the size is needed."""
+        if self._is_local:
+            return _read_local(path, start, stop)
         size, found = (None, None) if start == 0 and stop is None else self._info(path)
         if size is None:
             data = bytes(self._call(lambda: self._filesystem.cat_file(path)))
@@ -129,6 +141,8 @@ class FsspecStore:
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes."""
+        if self._is_local:
+            return _read_local(path, -n_bytes, None)
         size, _ = self._info(path)
         return self.get(path) if size is None else self.get(path, max(0, size - n_bytes), size)
 
@@ -199,8 +213,6 @@ class FsspecStore:
         try:
             info = self._call(lambda: self._look(path))
         except FileNotFoundError:
-            if self._is_local:
-                raise
             # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
             return None, None
         # Of times, listings and heads say different things.

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -232,7 +232,7 @@ class Footer:
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
         except (KeyError, ValueError, TypeError) as error:
             raise PartError("expected a part of this table, got a Parquet file of something else") from error
-        expected = (info.feature_settings.feature_id, info.segments.segment_id, info.model_id)
+        expected = _expected(info)[0]
         for name, mine, theirs in zip(("feature_id", "segment_id", "model_id"), expected, found, strict=True):
             if mine != theirs:
                 raise PartError(f"expected {name} {mine}, got {theirs}")
@@ -270,6 +270,12 @@ class Frozen(Protocol):
 
 class PartError(Exception):
     """A file is not the part that it should be; the text is the end of a sentence about it."""
+
+
+@lru_cache(maxsize=16)
+def _expected(info: TableInfo) -> tuple[tuple[str, str, str | None], pa.Schema]:
+    """Return the ids and the columns of a table's parts; once, for a table has thousands."""
+    return (info.feature_settings.feature_id, info.segments.segment_id, info.model_id), info.schema
 
 
 def part_name(shard: int) -> str:
@@ -428,7 +434,7 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
         if start + last.total_compressed_size > size - metadata.serialized_size - 8:
             raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
     footer = Footer.of(metadata.metadata, info)
-    if metadata.schema.to_arrow_schema().remove_metadata() != info.schema:
+    if metadata.schema.to_arrow_schema().remove_metadata() != _expected(info)[1]:
         raise PartError("expected the columns of this table, got others")
     if metadata.num_rows != footer.counts.n_rows:
         raise PartError(f"expected {footer.counts.n_rows:,} rows as its footer says, got {metadata.num_rows:,}")

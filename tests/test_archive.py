@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_command
 
+from emotion_batch import archive as archive_module
+from emotion_batch import lists
 from emotion_batch.archive import Entry, list_recordings, locate_local, locate_remote, peek
 from emotion_batch.errors import StorageError, UsageError
 from emotion_batch.storage import Folder
@@ -230,6 +232,27 @@ listing = _of_pages(Folder("s3://x"), pages(), (".wav",), lambda n_files: None)
 assert listing.entries.num_rows == N
 print(pa.default_memory_pool().max_memory() / N)
 """
+
+
+def test_a_folder_is_walked_in_the_order_of_its_names(tmp_path: Path) -> None:
+    """Ten million recordings need not be sorted, whatever stands before and after a folder's stroke."""
+    names = sorted(
+        f"{one}{two}{three}.wav" for one in ("a", "a-b", "é") for two in "/-. 0" for three in ("b", "b/c", "b-c")
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    walked = [entry.file for entry in archive_module._walk_local(str(tmp_path), "", ())]
+    assert walked == names == list_recordings(tmp_path).entries["file"].to_pylist()
+
+
+def test_a_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a text is divided, its names are the same."""
+    names = [f"https://a.example/{number}{'é' * (number % 5)}.wav" for number in range(50)]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names[:25], "", *names[25:]]).encode())
+    for n_bytes in (1, 30, 31, 32, 10_000):
+        monkeypatch.setattr(lists, "_PIECE_BYTES", n_bytes)
+        assert list_recordings(tmp_path / "list.txt").entries["file"].to_pylist() == sorted(names)
 
 
 def test_a_listing_is_in_memory_once() -> None:

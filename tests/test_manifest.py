@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from emotion_batch import manifest as manifest_module
 from emotion_batch.archive import ENTRY_SCHEMA
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.manifest import MAX_SHARDS, Growth, Manifest, count_shards, cut, digest, estimate_costs, read_entries
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder
@@ -84,10 +88,162 @@ def test_a_compressed_byte_weighs_more() -> None:
 
 def test_a_digest_follows_from_the_entries_alone() -> None:
     """A digest changes with name, size and version, and not with how the entries are held."""
-    (batch,) = cut(listing(names(3)), ONE)
+    (batch,) = cut(listing(names(3)), ONE)[0].to_batches()
     assert digest(batch) == digest(listing(["x", *names(3)]).slice(1).to_batches()[0])
     others = (listing(names(3, "b")), listing(names(3), [1, 80_000, 80_000]), listing(names(3), version="2"))
     assert len({digest(one.to_batches()[0]) for one in others} | {digest(batch)}) == 4
+
+
+ODD = [
+    {"file": "a", "raw_file": None, "size": 1, "version": "12"},
+    {"file": "b%FF", "raw_file": b"b\xff", "size": None, "version": None},
+    {"file": "é", "raw_file": None, "size": 0, "version": ""},
+]
+
+
+@pytest.mark.parametrize("name", ENTRY_SCHEMA.names)
+@pytest.mark.parametrize("number", range(3))
+def test_a_digest_depends_on_every_value(name: str, number: int) -> None:
+    """One value other, unknown or known, is another digest; where the entries lie in memory is of no matter."""
+
+    def batch_of(rows: list[dict[str, object]]) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pylist(rows, schema=ENTRY_SCHEMA)
+
+    found = digest(batch_of(ODD))
+    around = batch_of([ODD[1], *ODD, ODD[0]]).slice(1, 3)
+    assert digest(around) == found == digest(pa.ipc.read_record_batch(around.serialize(), ENTRY_SCHEMA))
+    value = ODD[number][name]
+    kind = ENTRY_SCHEMA.field(name).type
+    nothing: object = 0 if pa.types.is_integer(kind) else b"" if pa.types.is_binary(kind) else ""
+    for other in (None, nothing, 7 if pa.types.is_integer(kind) else b"7" if pa.types.is_binary(kind) else "7"):
+        if other != value and not (name == "file" and other is None):
+            rows = [{**row, name: other} if at == number else row for at, row in enumerate(ODD)]
+            assert digest(batch_of(rows)) != found
+    # Nor do values change places between rows or columns.
+    assert digest(batch_of([{**ODD[0], "version": "1"}, *ODD[1:]])) != found
+    assert digest(batch_of([{**ODD[0], "file": "a1", "version": "2"}, *ODD[1:]])) != found
+
+
+def with_early_digests(table: Path) -> dict[int, str]:
+    """Make a manifest one of an earlier release, with one file of entries and a digest of Python's words for each row."""
+    manifest = Manifest(Folder.of(table))
+    early = {}
+    for shard, entry in manifest.shards.items():
+        sha = hashlib.sha256()
+        for row in read_entries(Folder.of(table), entry).to_pylist():
+            sha.update(repr(tuple(row.values())).encode())
+        early[shard] = sha.hexdigest()[:32]
+    (path,) = (table / "_table" / "manifest").glob("*.json")
+    index = json.loads(path.read_text())
+    (entries,) = index.pop("files")
+    del index["n_batches"]
+    early_index = {**index, "entries": entries, "digests": [early[shard] for shard in index["shards"]]}
+    path.write_text(json.dumps(early_index))
+    return early
+
+
+def test_a_manifest_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """Its digests stand, for parts name them; a shard that changes gets one of the new kind; damage is seen in both."""
+    table = Folder.of(tmp_path)
+    Manifest(table).grow(listing(names(1_000)), ONE)
+    early = with_early_digests(tmp_path)
+    manifest = Manifest(table)
+    assert {shard: entry.digest for shard, entry in manifest.shards.items()} == early
+    assert (
+        read_entries(table, manifest.shards[1])["file"].to_pylist() == next(manifest.entries([1]))["file"].to_pylist()
+    )
+    assert manifest.grow(listing(names(1_000)), ONE) == Growth()
+    assert manifest.grow(listing(names(1_000), [5, *[80_000] * 999]), ONE) == Growth(n_changed=1)
+    again = Manifest(table)
+    assert [shard for shard in early if again.shards[shard].digest != early[shard]] == [0]
+    for shard in (0, 1):
+        path = tmp_path / "_table" / "manifest" / again.shards[shard].file
+        data = bytearray(path.read_bytes())
+        data[(again.shards[shard].start + again.shards[shard].stop) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(IncompleteError, match="got a damaged file"):
+            read_entries(table, again.shards[shard])
+        with pytest.raises(IncompleteError, match="got a damaged file"):
+            list(again.entries(list(again.shards)))
+        data[(again.shards[shard].start + again.shards[shard].stop) // 2] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", [1, 5_000, 2**24])
+@pytest.mark.parametrize("stretch", [1, 5_000, 2**24])
+def test_entries_lie_in_files_and_are_read_in_stretches(
+    stretch: int, file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is written or read at once, in whatever order and of however many generations, each shard has its own entries."""
+    monkeypatch.setattr(manifest_module, "_STRETCH_BYTES", stretch)
+    monkeypatch.setattr(manifest_module, "_FILE_BYTES", file)
+    manifest = Manifest(Folder.of(tmp_path))
+    manifest.grow(listing(names(3_000)), ONE)
+    manifest.grow(listing(names(3_000, "x"), [5, *[80_000] * 2_999]), ONE)
+    manifest.grow(listing(names(3_000), [5, *[80_000] * 2_998, 5]), ONE)
+    shards = list(manifest.shards)
+    for order in (shards, shards[::-1], shards[::3], shards[-1:]):
+        found = list(manifest.entries(order))
+        assert [digest(batch) for batch in found] == [manifest.shards[shard].digest for shard in order]
+    follower = Manifest(Folder.of(tmp_path / "labels"))
+    follower.follow(manifest)
+    assert follower.shards == manifest.shards
+    assert [digest(batch) for batch in follower.entries(shards)] == [manifest.shards[shard].digest for shard in shards]
+    assert not follower.find_damage()
+    (tmp_path / "labels" / "_table" / "manifest" / manifest.shards[shards[-1]].file).unlink()
+    assert len(follower.find_damage()) == 1
+
+
+@pytest.mark.parametrize(
+    "segments", [ONE, WINDOWS, Segments.windows(3, 0.7)], ids=["one segment", "windows", "overlap"]
+)
+def test_shards_follow_from_the_listing_and_not_from_its_chunks(segments: Segments) -> None:
+    """However a listing is held in memory, the shards are the same."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(0, 3_000_000, 5_000).tolist()
+    suffixes = generator.choice([".wav", ".flac", ".mp3", ".opus"], 5_000).tolist()
+    entries = listing([f"{number:07d}{suffix}" for number, suffix in enumerate(suffixes)], sizes)
+    whole = [shard.num_rows for shard in cut(entries, segments)]
+    for chunk in (1, 613, 4_999):
+        pieces = pa.Table.from_batches(entries.to_batches(max_chunksize=chunk), ENTRY_SCHEMA)
+        assert [shard.num_rows for shard in cut(pieces, segments)] == whole
+
+
+@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("chunk", [7, 10_000])
+def test_a_listing_is_compared_recording_by_recording(chunk: int, prune: bool, tmp_path: Path) -> None:
+    """However often it changes all over, the manifest has what a look at each recording by itself says."""
+    generator = np.random.default_rng(0)
+    manifest = Manifest(Folder.of(tmp_path))
+    known: dict[str, tuple[int | None, str | None]] = {}
+    for _ in range(6):
+        numbers = np.flatnonzero(generator.random(1_500) < 0.95).tolist()
+        listed = {f"{number:05d}.wav": known.get(f"{number:05d}.wav", (80_000, "1")) for number in numbers}
+        for name in generator.choice(list(listed), 20).tolist():
+            listed[name] = [(5, "1"), (80_000, "2"), (None, "3"), (None, None)][generator.integers(4)]
+        columns = [list(listed), [None] * len(listed), *map(list, zip(*listed.values(), strict=True))]
+        entries = pa.table(
+            [pa.array(c, f.type) for c, f in zip(columns, ENTRY_SCHEMA, strict=True)], schema=ENTRY_SCHEMA
+        )
+        batches = entries.to_batches(max_chunksize=chunk)
+        growth = manifest.grow(pa.Table.from_batches(batches, ENTRY_SCHEMA), ONE, prune=prune, force=True)
+        gone, new = set(known) - set(listed), set(listed) - set(known)
+        changed = {
+            name
+            for name in set(known) & set(listed)
+            if any(now is not None and now != then for now, then in zip(listed[name], known[name], strict=True))
+        }
+        n_gone = (0, len(gone)) if prune else (len(gone), 0)
+        assert growth == Growth(len(new), len(changed), *n_gone)
+        for name in new | changed:
+            known[name] = listed[name]
+        for name in gone if prune else ():
+            del known[name]
+        found = [
+            row for batch in Manifest(Folder.of(tmp_path)).entries(list(manifest.shards)) for row in batch.to_pylist()
+        ]
+        assert len(found) == len(known)
+        assert {row["file"]: (row["size"], row["version"]) for row in found} == known
 
 
 def test_a_manifest_grows_by_generations(tmp_path: Path) -> None:

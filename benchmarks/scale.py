@@ -1,0 +1,416 @@
+"""What an archive costs besides its recordings, by their number: ``python -m benchmarks.scale``; half an hour.
+
+The listing is generated and decoding is left out; all else is a run as it is: a manifest frozen, a driver, a scheduler
+and two workers in processes of their own, a row for each recording in a part for each shard, and the commands that look
+at the table afterwards. ``--lists`` measures what there is before that: the listing of list files and of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from benchmarks.measuring import ONE_THREAD, describe
+from emotion_batch import attempts, meter, process, tables
+from emotion_batch.archive import ENTRY_SCHEMA, Listing, compact, list_recordings
+from emotion_batch.attempts import Attempt
+from emotion_batch.errors import Status
+from emotion_batch.extraction import Extraction, Receipt, Task
+from emotion_batch.run import Means, Needs, Run
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
+from emotion_batch.summary import Progress, Watcher
+from emotion_batch.tables import TableInfo
+
+ROOT = Path(__file__).parent.parent
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+N_WORKERS = 2
+# As a listing of a folder has them.
+_CHUNK = 65_536
+_LOOK_S = 0.1
+_ROWS_CPU = "rows_cpu"
+_BEGAN_NS = 1_767_225_600_000_000_000
+
+
+class Idle(Extraction):
+    """An extraction that decodes nothing: each recording gets a row that is ``ok``, of zeros."""
+
+    def do_shard(self, task: Task, run_id: str) -> Receipt:
+        """Do what an extraction does, and tell apart what its rows cost."""
+        started = time.perf_counter()
+        with meter.metered() as spent, attempts.noted(self.table, task.shard, run_id) as attempt:
+            process.settle()
+            made, found = self.extract_shard(task, attempt)
+            with _cpu_of_rows():
+                counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
+            return Receipt.of(counts, made, started, spent)
+
+    def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:  # noqa: ARG002 there is no kernel to isolate
+        """Return a row for each of `entries`."""
+        with _cpu_of_rows():
+            return rows_of(entries, self.info)
+
+
+def rows_of(entries: pa.RecordBatch, info: TableInfo) -> pa.Table:
+    """Return a feature row of zeros for each recording."""
+    n = entries.num_rows
+    kinds = {field.name: field.type for field in info.schema}
+    values: dict[str, Any] = {"start_s": 0.5, "end_s": 3.5, "status": Status.OK.value, "duration_s": 4.0}
+    values |= {"sample_rate_hz": 16_000, "channels": 1}
+    columns = {name: pa.repeat(pa.scalar(value, kinds[name]), n) for name, value in values.items()}
+    flat = pa.array(np.zeros(n * kinds["mfcc"].list_size, np.float32))
+    columns["mfcc"] = pa.FixedSizeListArray.from_arrays(flat, type=kinds["mfcc"])
+    columns |= {"file": entries["file"], "error": pa.nulls(n, kinds["error"])}
+    return pa.table([columns[name] for name in info.schema.names], schema=info.schema)
+
+
+@contextmanager
+def _cpu_of_rows() -> Iterator[None]:
+    began = time.thread_time()
+    try:
+        yield
+    finally:
+        stages = meter.current().stages_s
+        stages[_ROWS_CPU] = stages.get(_ROWS_CPU, 0.0) + time.thread_time() - began
+
+
+def names_of(start: int, stop: int) -> pa.Array:
+    """Return the names of recordings by their numbers, in order: a folder for each thousand, 27 bytes each."""
+    numbers = pa.array(np.arange(start, stop))
+
+    def padded(values: pa.Array, width: int) -> pa.Array:
+        return pc.utf8_lpad(values.cast(pa.string()), width, "0")
+
+    folders = padded(pc.divide(numbers, 1_000), 6)
+    return pc.binary_join_element_wise("day-", folders, "/call-", padded(numbers, 8), ".wav", "")
+
+
+def entries_of(n_recordings: int) -> pa.Table:
+    """Return a listing as one of a folder would be: names in order, sizes and modification times all different."""
+    generator = np.random.default_rng(0)
+    batches = []
+    for start in range(0, n_recordings, _CHUNK):
+        stop = min(n_recordings, start + _CHUNK)
+        sizes = pa.array(generator.integers(40_000, 160_000, stop - start))
+        times = _BEGAN_NS + np.arange(start, stop) * 1_000_000_007 + generator.integers(0, 10**9, stop - start)
+        versions = pa.array(times).cast(pa.string())
+        columns = [names_of(start, stop), pa.nulls(stop - start, pa.binary()), sizes, versions]
+        batches.append(compact(pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)))
+    return pa.Table.from_batches(batches, ENTRY_SCHEMA)
+
+
+class _Timed(Run):
+    """A run that says how long it looked for what is to be done."""
+
+    looked_s = 0.0
+
+    def _look(self, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return super()._look(*arguments)
+        finally:
+            self.looked_s += time.perf_counter() - began
+
+
+def drive(n_recordings: int, table: str) -> None:
+    """Do a run over a generated listing, and print its times as JSON: what a driver process is, from list to end."""
+    began = time.perf_counter()
+    entries = entries_of(n_recordings)
+    times = {"list_s": time.perf_counter() - began}
+    place = Folder.of(table)
+    info = TableInfo(tables.FEATURES, "generated", FeatureSettings(), Segments())
+    # From the cluster's being there to the last receipt: graph, scheduler and shards.
+    begun: list[float] = []
+    ended = [0.0]
+
+    def end(progress: Progress) -> None:  # noqa: ARG001 when it is called is what counts
+        ended[0] = time.perf_counter()
+
+    watcher = Watcher(on_note=lambda text: begun.append(time.perf_counter()), on_progress=end)
+    with _Timed(place, info, watcher, Means(None, N_WORKERS), began) as run:
+        began = time.perf_counter()
+        run.freeze(Listing(place, entries), meter.Spent(), prune=False)
+        del entries
+        times["freeze_s"] = time.perf_counter() - began
+        summary = run.finish(Idle(place, info, place), Needs())
+        times["tasks_s"] = run.looked_s
+    if begun:
+        times["shards_s"] = ended[0] - begun[0]
+    times["rows_cpu_s"] = summary.spent.stages_s.get(_ROWS_CPU, 0.0)
+    times["n_shards"] = summary.n_shards
+    times["n_recordings"] = summary.counts.n_recordings
+    print(json.dumps(times))
+
+
+class Watch:
+    """Peak memory and CPU time of a process and of all that it starts, by what they are."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._found: dict[int, tuple[str, int, float]] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(_LOOK_S):
+            try:
+                there = [self._root, *self._root.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for one in there:
+                try:
+                    kind = self._kind(one)
+                    peak = _peak_bytes(one.pid)
+                    times = one.cpu_times()
+                except (psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+                    continue
+                if peak is not None:
+                    self._found[one.pid] = (kind, peak, times.user + times.system)
+
+    def _kind(self, one: psutil.Process) -> str:
+        if one.pid == self._root.pid:
+            return "driver"
+        known = self._found.get(one.pid)
+        if known is not None and known[0] != "other":
+            return known[0]
+        words = " ".join(one.cmdline())
+        if "distributed.Scheduler" in words:
+            return "scheduler"
+        if "distributed.Nanny" in words:
+            return "nanny"
+        return "worker" if "spawn_main" in words else "other"
+
+    def peak_mb(self, kind: str) -> float:
+        """Return the largest peak of processes of a kind, in MB of a million bytes."""
+        return max((peak for name, peak, _ in self._found.values() if name == kind), default=0) / 1e6
+
+    def cpu_s(self, *kinds: str) -> float:
+        """Return the CPU seconds of all processes of some kinds."""
+        return sum(cpu for name, _, cpu in self._found.values() if name in kinds)
+
+
+def _peak_bytes(pid: int) -> int | None:
+    """Return the most memory that a process has had resident; None of one that has ended."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _run(*command: str) -> tuple[Watch, str, float]:
+    """Run a Python program to its end; return what was seen of it, its output, and the seconds that it took."""
+    began = time.perf_counter()
+    environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.fspath(ROOT)}
+    with (
+        subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, env=environment, text=True) as child,
+        Watch(child.pid) as watch,
+    ):
+        assert child.stdout is not None
+        out = child.stdout.read()
+        child.wait()
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)}: expected exit code 0, got {child.returncode}")
+    return watch, out, time.perf_counter() - began
+
+
+def measure(n_recordings: int, folder: Path, *, is_deep: bool = False, is_again: bool = False) -> dict[str, float]:
+    """Return what a run over so many recordings costs, and what looking at its table does.
+
+    Parameters
+    ----------
+    n_recordings
+        How many.
+    folder
+        Where its table is made, and stays.
+    is_deep
+        Whether every row is read afterwards.
+    is_again
+        Whether the same run is done once more, over a table that has everything.
+
+    Returns
+    -------
+    Seconds (``_s``), MB at most (``_mb``) and microseconds of CPU a recording (``_us``).
+    """
+    table = os.fspath(folder / f"table-{n_recordings}")
+    program = f"from benchmarks.scale import drive; drive({n_recordings}, {table!r})"
+    watch, out, _ = _run("-c", program)
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    assert found["n_recordings"] == n_recordings
+    found["plan_s"] = found["list_s"] + found["freeze_s"] + found["tasks_s"]
+    for kind in ("driver", "scheduler", "worker"):
+        found[f"{kind}_mb"] = watch.peak_mb(kind)
+        found[f"{kind}_us"] = watch.cpu_s(kind) / n_recordings * 1e6
+    found["nanny_us"] = watch.cpu_s("nanny") / n_recordings * 1e6
+    found["rows_us"] = found["rows_cpu_s"] / n_recordings * 1e6
+    found["worker_us"] -= found["rows_us"]
+    found["overhead_us"] = sum(found[f"{kind}_us"] for kind in ("driver", "scheduler", "worker", "nanny"))
+    commands = {"status": ("status",), "verify": ("verify",)}
+    if is_deep:
+        commands["deep"] = ("verify", "--deep")
+    for name, command in commands.items():
+        watch, out, elapsed_s = _run("-m", "emotion_batch.cli", *command, table, "--json")
+        about = json.loads(out)
+        assert about["counts"]["n_recordings"] == n_recordings
+        found |= {f"{name}_s": elapsed_s, f"{name}_mb": watch.peak_mb("driver")}
+    if is_again:
+        watch, out, elapsed_s = _run("-c", program)
+        assert json.loads(out.splitlines()[-1])["n_recordings"] == n_recordings
+        found |= {"again_s": elapsed_s, "again_mb": watch.peak_mb("driver")}
+    return found
+
+
+_COLUMNS = {
+    "n_shards": ("shards", ",.0f"),
+    "list_s": ("generate s", ".2f"),
+    "freeze_s": ("freeze s", ".2f"),
+    "tasks_s": ("tasks s", ".2f"),
+    "driver_mb": ("driver MB", ",.0f"),
+    "scheduler_mb": ("scheduler MB", ",.0f"),
+    "worker_mb": ("worker MB", ",.0f"),
+    "shards_s": ("shards done s", ".1f"),
+    "rate": ("shards/s", ".0f"),
+    "driver_us": ("driver µs", ".2f"),
+    "scheduler_us": ("scheduler µs", ".2f"),
+    "worker_us": ("workers µs", ".2f"),
+    "nanny_us": ("nannies µs", ".2f"),
+    "overhead_us": ("overhead µs", ".2f"),
+    "marginal_us": ("each further µs", ".2f"),
+    "rows_us": ("rows µs", ".2f"),
+    "status_s": ("status s", ".2f"),
+    "status_mb": ("MB", ",.0f"),
+    "verify_s": ("verify s", ".2f"),
+    "verify_mb": ("MB", ",.0f"),
+    "deep_s": ("verify --deep s", ".1f"),
+    "deep_mb": ("MB", ",.0f"),
+    "again_s": ("once more s", ".1f"),
+    "again_mb": ("MB", ",.0f"),
+}
+
+
+def render(reports: dict[int, dict[str, float]]) -> str:
+    """Return the figures as a Markdown table, a column a size."""
+    sizes = sorted(reports)
+    for size, before in zip(sizes, [None, *sizes], strict=False):
+        found = reports[size]
+        found["rate"] = found["n_shards"] / found["shards_s"]
+        if before is not None:
+            grown = found["overhead_us"] * size - reports[before]["overhead_us"] * before
+            found["marginal_us"] = grown / (size - before)
+    lines = [f"| recordings | {' | '.join(f'{size:,}' for size in sizes)} |", f"| --- |{' ---: |' * len(sizes)}"]
+    for name, (title, form) in _COLUMNS.items():
+        cells = [format(reports[size][name], form) if name in reports[size] else "" for size in sizes]
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    about = describe()
+    return "\n".join([*lines, "", f"{about['machine']}; Python {about['python']}."])
+
+
+def write_list(path: Path, n_recordings: int, prefix: str) -> None:
+    """Write a list of recordings as text, CSV or Parquet, by its suffix; the names are out of order as in a real one."""
+    order = np.random.default_rng(0).permutation(-(-n_recordings // _CHUNK)).tolist()
+    schema = pa.schema([("file", pa.string())])
+    pieces = (
+        pc.binary_join_element_wise(prefix, names_of(k * _CHUNK, min(n_recordings, (k + 1) * _CHUNK)), "")
+        for k in order
+    )
+    if path.suffix == ".parquet":
+        with pq.ParquetWriter(path, schema) as writer:
+            for piece in pieces:
+                writer.write_table(pa.table([piece], schema=schema))
+        return
+    with path.open("wb") as stream:
+        if path.suffix == ".csv":
+            stream.write(b"file\n")
+        for piece in pieces:
+            stream.write("\n".join([*piece.to_pylist(), ""]).encode())
+
+
+def show_listing(archive: str) -> None:
+    """List an archive and print what it took."""
+    began = time.perf_counter()
+    n_recordings = list_recordings(archive).entries.num_rows
+    print(json.dumps({"n_recordings": n_recordings, "seconds": time.perf_counter() - began}))
+
+
+def measure_listing(archive: str) -> tuple[int, float, float]:
+    """Return how many recordings were listed, in how many seconds, and the MB that it took at most."""
+    watch, out, _ = _run("-c", f"from benchmarks.scale import show_listing; show_listing({archive!r})")
+    found = json.loads(out.splitlines()[-1])
+    return found["n_recordings"], found["seconds"], watch.peak_mb("driver")
+
+
+def measure_lists(n_recordings: int, n_files: int, folder: Path) -> str:
+    """Return a table of what listing costs: list files of names that are URLs and of local ones, and a folder of links."""
+    lines = ["| listing | recordings | s | MB at most |", "| --- | ---: | ---: | ---: |"]
+    for prefix, kind in (("https://calls.example/", "URLs"), ("", "local names, none there")):
+        for suffix in (".txt", ".csv", ".parquet"):
+            path = folder / f"list{suffix}"
+            write_list(path, n_recordings, prefix)
+            found, seconds, mb = measure_listing(os.fspath(path))
+            assert found == n_recordings
+            lines.append(f"| list{suffix} of {kind} | {found:,} | {seconds:.1f} | {mb:,.0f} |")
+            path.unlink()
+    archive = folder / "links"
+    first = folder / "first"
+    first.write_bytes(b"RIFF")
+    for name in names_of(0, n_files).to_pylist():
+        path = os.path.join(archive, name)
+        if name.endswith("000.wav"):
+            os.makedirs(os.path.dirname(path))
+            # A file has 65,000 links at most.
+            first = Path(path)
+            first.write_bytes(b"RIFF")
+        else:
+            os.link(first, path)
+    found, seconds, mb = measure_listing(os.fspath(archive))
+    assert found == n_files
+    lines.append(f"| folder of hard links | {found:,} | {seconds:.1f} | {mb:,.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print what a run costs for each size, or what listing does."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--recordings", type=int, nargs="+", default=list(SIZES), metavar="N", help="sizes to measure")
+    parser.add_argument("--lists", action="store_true", help="measure the listing of the largest size instead")
+    parser.add_argument("--files", type=int, default=1_000_000, help="files of the folder that --lists lists (1000000)")
+    parser.add_argument("--folder", help="where to work; by default the system's folder for temporary files")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.lists:
+            print(measure_lists(max(options.recordings), options.files, Path(folder)))
+            return
+        reports = {}
+        for n_recordings in sorted(options.recordings):
+            reports[n_recordings] = measure(n_recordings, Path(folder), is_deep=True, is_again=True)
+            print(f"{n_recordings:>12,}: {reports[n_recordings]}", file=sys.stderr, flush=True)
+        print(render(reports))
+
+
+if __name__ == "__main__":
+    main()

@@ -387,7 +387,8 @@ class Run:
         self.summary.elapsed_s = time.perf_counter() - self._started
         self._lease.leave(scheduler.address, n_before=self.summary.counts.n_recordings, left_s=time.time())
         submission = Submission(work, self._recorder, copy.deepcopy(self.summary), cluster.RESUBMIT_S)
-        watch = SubmissionWatch(submission, max(1, sum(connected.threads().values())))
+        is_again = any(task.earlier is not None and task.earlier.digest == task.entry.digest for task in todo)
+        watch = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
         connected.hand_over(submission, watch, todo)
         self.summary.n_shards_left = len(todo)
         self._is_left = True

@@ -147,6 +147,8 @@ class SubmissionWatch:
         What it looks after.
     n_threads
         Threads of the cluster when the run was handed over.
+    is_told_by_parts
+        Whether the work is done when all parts are there: not where some of them are made again.
     n_missing, since_s
         How many shards were not done when it last looked, and since when, in seconds since 1970.
     n_rounds
@@ -155,6 +157,7 @@ class SubmissionWatch:
 
     submission: Submission
     n_threads: int
+    is_told_by_parts: bool = True
     n_missing: int | None = None
     since_s: float = 0.0
     n_rounds: int = 0
@@ -192,8 +195,10 @@ class SubmissionWatch:
             is_cancelled = False
         except CancelledError:
             is_cancelled = True
-        if is_quiet and quiet_s > _QUIET_S and (is_cancelled or not missing):
-            self._end("cancelled" if is_cancelled else "complete")
+        # What hangs with a shard that is done by another, or was to be the last to add up, keeps nobody.
+        is_done = not missing and (is_quiet or self.is_told_by_parts)
+        if quiet_s > _QUIET_S and (is_done or (is_cancelled and is_quiet)):
+            self._end("cancelled" if missing else "complete")
             return None
         if is_cancelled or not missing or not has_idle_workers or quiet_s <= self._patience_s():
             return []

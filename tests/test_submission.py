@@ -204,6 +204,42 @@ def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_pat
     assert run_command("verify", folder, "--deep").code == 0
 
 
+@pytest.mark.torture
+def test_a_worker_that_hangs_keeps_no_submitted_run(speech: Path, tmp_path: Path) -> None:
+    """Its shard is begun by another, at the latest when the scheduler gives the worker up, and the run ends."""
+    folder = tmp_path / "table"
+    with shell_cluster(tmp_path / "cluster", 0) as cluster:
+        workers = [cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2)]
+        options = ("--window", "1", "--hop", "0.05", "--scheduler", cluster.address)
+        assert run_command("submit", "extract", speech, folder, *options).code == 0
+        workers[0].send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: bool(records(folder)), timeout_s=480)
+        finally:
+            workers[0].send_signal(signal.SIGCONT)
+    assert run_command("verify", folder, "--deep").code == 0
+    assert records(folder)[0]["outcome"] == "complete"
+
+
+@pytest.mark.torture
+def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alone: Path, tmp_path: Path) -> None:
+    """Submitted again to another cluster, the same command does what is left; the lost run becomes a record."""
+    folder = tmp_path / "table"
+    command = ("submit", "extract", speech, folder, *SLOWLY)
+    with shell_cluster(tmp_path / "first", 1, "--nthreads", "1") as first:
+        assert run_command(*command, "--scheduler", first.address).code == 0
+        first.scheduler.kill()
+        first.scheduler.wait()
+    n_done = len(list(folder.glob("*.parquet")))
+    with shell_cluster(tmp_path / "second", 2, "--nthreads", "1") as second:
+        done = run_command(*command, "--scheduler", second.address)
+        assert done.code == 0, done.err
+        assert "is at work on this table too" in done.err
+        wait_until(lambda: bool(records(folder)))
+    assert n_done < len(list(folder.glob("*.parquet")))
+    assert table(folder).equals(table(alone))
+
+
 def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, speech: Path, tmp_path: Path) -> None:
     """A lost shard goes out again when workers are idle for long; a run whose end was lost gets its record."""
     folder = tmp_path / "table"
@@ -220,7 +256,7 @@ def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, sp
     job = emotion_batch.extraction.Extraction(place, info, Folder.of(speech))
     work = Work(job, run, ((place, info),))
     submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), ())
-    watch = SubmissionWatch(submission, 1)
+    watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
     lost = sorted(folder.glob("*.parquet"))[2]
     part = lost.read_bytes()
     lost.unlink()

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,7 +126,7 @@ class Cluster:
         ------
         A shard's numbers, with its receipt or what it raised.
         """
-        bag = dask.bag.from_sequence(tasks, npartitions=len(tasks)).map(function)
+        bag = _bag(function, tasks)
         futures = futures_of(self._client.persist(bag))
         del bag
         left = {future.key: (task, future) for task, future in zip(tasks, futures, strict=True)}
@@ -302,6 +303,18 @@ def _client(address: str) -> Client:
             f"scheduler {address}: expected a Dask scheduler there, got {_said(error)}; "
             "start one with `dask scheduler`, or leave out --scheduler to use this machine"
         ) from error
+
+
+def _bag(function: Callable[[Task], Receipt], tasks: Sequence[Task]) -> dask.bag.Bag:
+    """Return a bag of what a function gives of shards, one partition and one of Dask's tasks for each.
+
+    Not `from_sequence` and `map`, whose two tasks a shard Dask hands out one after the other.
+    """
+    name = f"shards-{secrets.token_hex(8)}"
+    graph: dict[Any, Any] = {
+        (name, number): (partial(_do_partition, function, task),) for number, task in enumerate(tasks)
+    }
+    return dask.bag.Bag(graph, name, len(tasks))
 
 
 def _do_partition(function: Callable[[Task], Receipt], task: Task) -> list[Receipt]:

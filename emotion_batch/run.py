@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import emotion_batch
 from emotion_batch import ledger, preflight, tables
@@ -225,6 +226,8 @@ class Run:
         CanaryError, IncompleteError, ClusterError
             If the run was stopped, or shards are left over.
         """
+        # The listing's memory, which Arrow would keep: Dask is loaded now.
+        pa.default_memory_pool().release_unused()
         places = self._places(job)
         if again:
             done, missing = self._look(places, features)

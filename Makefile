@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture buckets lint format bench evaluate clean
+.PHONY: demo test torture buckets lint format bench scale evaluate clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
@@ -27,6 +27,10 @@ format: .venv/installed-lint
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
+
+# Ten million recordings: an hour, and 10 GB for their table.
+scale: .venv/installed-bench
+	$(BIN)/python -m benchmarks.scale
 
 # TESS, unpacked: make evaluate TESS=FOLDER
 TESS ?= tess

@@ -2,7 +2,8 @@
 
 The listing is generated and decoding is left out; all else is a run as it is: a manifest frozen, a driver, a scheduler
 and two workers in processes of their own, a row for each recording in a part for each shard, and the commands that look
-at the table afterwards. ``--lists`` measures what there is before that: the listing of list files and of a folder.
+at the table afterwards. ``--lists`` measures what there is before that: the listing of list files and of a folder;
+``--parts`` those commands alone, for a table of so many parts.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from emotion_batch.archive import ENTRY_SCHEMA, Listing, compact, list_recording
 from emotion_batch.attempts import Attempt
 from emotion_batch.errors import Status
 from emotion_batch.extraction import Extraction, Receipt, Task
+from emotion_batch.manifest import Manifest
 from emotion_batch.run import Means, Needs, Run
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
@@ -72,7 +74,8 @@ def rows_of(entries: pa.RecordBatch, info: TableInfo) -> pa.Table:
     """Return a feature row of zeros for each recording."""
     n = entries.num_rows
     kinds = {field.name: field.type for field in info.schema}
-    values: dict[str, Any] = {"start_s": 0.5, "end_s": 3.5, "status": Status.OK.value, "duration_s": 4.0}
+    start_s = next(info.segments.starts())
+    values: dict[str, Any] = {"start_s": start_s, "end_s": start_s + 3.0, "status": Status.OK.value, "duration_s": 4.0}
     values |= {"sample_rate_hz": 16_000, "channels": 1}
     columns = {name: pa.repeat(pa.scalar(value, kinds[name]), n) for name, value in values.items()}
     flat = pa.array(np.zeros(n * kinds["mfcc"].list_size, np.float32))
@@ -269,18 +272,39 @@ def measure(n_recordings: int, folder: Path, *, is_deep: bool = False, is_again:
     found["rows_us"] = found["rows_cpu_s"] / n_recordings * 1e6
     found["worker_us"] -= found["rows_us"]
     found["overhead_us"] = sum(found[f"{kind}_us"] for kind in ("driver", "scheduler", "worker", "nanny"))
-    commands = {"status": ("status",), "verify": ("verify",)}
-    if is_deep:
-        commands["deep"] = ("verify", "--deep")
+    commands = {"status": ("status",), "verify": ("verify",), "deep": ("verify", "--deep")}
     for name, command in commands.items():
-        watch, out, elapsed_s = _run("-m", "emotion_batch.cli", *command, table, "--json")
-        about = json.loads(out)
-        assert about["counts"]["n_recordings"] == n_recordings
-        found |= {f"{name}_s": elapsed_s, f"{name}_mb": watch.peak_mb("driver")}
+        if is_deep or name != "deep":
+            found |= _look(name, command, table, n_recordings)
     if is_again:
         watch, out, elapsed_s = _run("-c", program)
         assert json.loads(out.splitlines()[-1])["n_recordings"] == n_recordings
         found |= {"again_s": elapsed_s, "again_mb": watch.peak_mb("driver")}
+    return found
+
+
+def _look(name: str, command: tuple[str, ...], table: str, n_recordings: int) -> dict[str, float]:
+    """Let a command look at a table, and return what that cost."""
+    watch, out, elapsed_s = _run("-m", "emotion_batch.cli", *command, table, "--json")
+    assert json.loads(out)["counts"]["n_recordings"] == n_recordings
+    return {f"{name}_s": elapsed_s, f"{name}_mb": watch.peak_mb("driver")}
+
+
+def measure_looks(n_parts: int, folder: Path) -> dict[str, float]:
+    """Return what looking at a table of so many parts costs: of recordings so large that each makes a shard."""
+    place = Folder.of(folder / "parts")
+    info = TableInfo(tables.FEATURES, "generated", FeatureSettings(), Segments.windows(3.0))
+    tables.create(place, info)
+    sizes = pa.array(np.full(n_parts, 2**30))
+    manifest = Manifest(place)
+    manifest.grow(entries_of(n_parts).set_column(2, ENTRY_SCHEMA.field("size"), sizes), info.segments)
+    assert len(manifest.shards) == n_parts
+    numbers = list(manifest.shards)
+    for number, batch in zip(numbers, manifest.entries(numbers), strict=True):
+        tables.publish_part(place, info, number, manifest.shards[number].digest, rows_of(batch, info))
+    found: dict[str, float] = {}
+    for name in ("status", "verify"):
+        found |= _look(name, (name,), place.url, n_parts)
     return found
 
 
@@ -399,11 +423,22 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, nargs="+", default=list(SIZES), metavar="N", help="sizes to measure")
     parser.add_argument("--lists", action="store_true", help="measure the listing of the largest size instead")
     parser.add_argument("--files", type=int, default=1_000_000, help="files of the folder that --lists lists (1000000)")
+    parser.add_argument(
+        "--parts", type=int, metavar="N", help="measure status and verify of a table of N parts instead"
+    )
     parser.add_argument("--folder", help="where to work; by default the system's folder for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.lists:
             print(measure_lists(max(options.recordings), options.files, Path(folder)))
+            return
+        if options.parts:
+            found = measure_looks(options.parts, Path(folder))
+            lines = [f"| {options.parts:,} parts | s | MB at most |", "| --- | ---: | ---: |"]
+            lines += [
+                f"| {name} | {found[f'{name}_s']:.2f} | {found[f'{name}_mb']:,.0f} |" for name in ("status", "verify")
+            ]
+            print("\n".join(lines))
             return
         reports = {}
         for n_recordings in sorted(options.recordings):

@@ -172,7 +172,7 @@ class Cluster:
         A shard's numbers, with its receipt or what it raised.
         """
         self._client.subscribe_topic(_UNFIT_TOPIC, self._hear_of_unfit)
-        bag = dask.bag.from_sequence(tasks, npartitions=len(tasks)).map(partial(_do, function))
+        bag = _bag(partial(_do_partition, function), tasks)
         futures = futures_of(self._client.persist(bag))
         del bag
         left = {future.key: (task, future) for task, future in zip(tasks, futures, strict=True)}
@@ -250,8 +250,7 @@ class Cluster:
         tasks
             The shards' numbers, in the order in which to begin them.
         """
-        bag = dask.bag.from_sequence(tasks, npartitions=len(tasks))
-        total = bag.map(partial(_settle, work.do)).reduction(work.gather, work.merge, split_every=_SPLIT_EVERY)
+        total = _bag(partial(_settle, work.do), tasks).reduction(work.gather, work.merge, split_every=_SPLIT_EVERY)
         # The scheduler keeps what was fired and forgotten until it is done, whoever leaves.
         fire_and_forget(self._client.compute(total.apply(work.close)))
         _set_watch(self._client, watch, work.do)
@@ -313,19 +312,13 @@ class _Stragglers:
         processing = self._client.processing()
         idle = [worker for worker, keys in processing.items() if not keys]
         # Before all are begun, whoever is idle will have others.
-        at_work = {_partition(key) for keys in processing.values() for key in keys}
-        if not idle or any(_partition(key) not in at_work for key in left):
+        if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
             return []
         limit = max(STRAGGLES_S, STRAGGLES * statistics.median(self._usual or [0.0]))
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]
         for key in late:
             self._since[key] = float("inf")
         return [(key, idle) for key in late]
-
-
-def _partition(key: Any) -> Any:
-    """Return what stays of a key when Dask fuses the steps of a bag's partition under another name: token and number."""
-    return (str(key[0]).rpartition("-")[2], key[1]) if isinstance(key, tuple) else key
 
 
 @contextlib.contextmanager
@@ -417,14 +410,24 @@ def _do(function: Callable[[Task], Receipt], task: Task) -> tuple[float, Receipt
     return time.monotonic() - started, receipt
 
 
+def _bag(do: Callable[[Task], list[Any]], tasks: Sequence[Task]) -> dask.bag.Bag:
+    """Return a bag of what shards give, one partition and one of Dask's tasks for each.
+
+    Not `from_sequence` and `map`, whose two tasks a shard Dask hands out one after the other.
+    """
+    name = f"shards-{secrets.token_hex(8)}"
+    graph: dict[Any, Any] = {(name, number): (partial(do, task),) for number, task in enumerate(tasks)}
+    return dask.bag.Bag(graph, name, len(tasks))
+
+
 def _do_partition(function: Callable[[Task], Receipt], task: Task) -> list[tuple[float, Receipt]]:
     """Do what a bag does with a partition of one shard."""
     return [_do(function, task)]
 
 
-def _settle(function: Callable[[Task], Receipt], task: Task) -> Receipt:
+def _settle(function: Callable[[Task], Receipt], task: Task) -> list[Receipt]:
     """Do a shard that nobody waits for."""
-    return _do(function, task)[1]
+    return [_do(function, task)[1]]
 
 
 def _pass_on(error: UnfitWorkerError) -> NoReturn:

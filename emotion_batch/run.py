@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from emotion_batch import ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
@@ -253,6 +254,8 @@ class Run:
         CanaryError, IncompleteError, ClusterError
             If the run was stopped, or shards are left over.
         """
+        # The listing's memory, which Arrow would keep: Dask is loaded now.
+        pa.default_memory_pool().release_unused()
         places = self._places(job)
         if again:
             done, missing = self._look(places, features)

@@ -426,7 +426,9 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
         if len(end) < n_footer <= size:
             end, size = table.read_end(name, n_footer)
         # Without the rows before it, for Parquet finds its metadata from the end.
-        metadata = pq.read_metadata(io.BytesIO(end))
+        part = pq.ParquetFile(pa.BufferReader(end))
+        # Not by `metadata.schema`: the two would keep each other, 20 KB a part, until the collector comes by.
+        metadata, schema = part.metadata, part.schema_arrow
     if metadata.num_row_groups:
         # Columns lie one after the other; at the file's end the metadata, its length and four letters.
         last = metadata.row_group(metadata.num_row_groups - 1).column(metadata.num_columns - 1)
@@ -434,7 +436,7 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
         if start + last.total_compressed_size > size - metadata.serialized_size - 8:
             raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
     footer = Footer.of(metadata.metadata, info)
-    if metadata.schema.to_arrow_schema().remove_metadata() != _expected(info)[1]:
+    if schema.remove_metadata() != _expected(info)[1]:
         raise PartError("expected the columns of this table, got others")
     if metadata.num_rows != footer.counts.n_rows:
         raise PartError(f"expected {footer.counts.n_rows:,} rows as its footer says, got {metadata.num_rows:,}")

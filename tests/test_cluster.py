@@ -180,3 +180,18 @@ def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
         assert connected.n_resubmitted >= 1
     assert (found["kills"], found["stumbles"], found["good"]) == ("kills done", "stumbles done", "good done")
     assert isinstance(found["full"], StorageError)
+
+
+def test_a_shard_is_one_task() -> None:
+    """The scheduler knows a task for each shard, and no more."""
+
+    def do(task: int) -> int:
+        time.sleep(0.05)
+        return -task
+
+    with cluster_module.connect(None, 1) as connected:
+        results = connected.run(do, list(range(30)))
+        first = next(results)
+        n_tasks = connected._client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+        assert 15 < n_tasks <= 30
+        assert dict([first, *results]) == {task: -task for task in range(30)}

@@ -24,6 +24,7 @@ __all__ = [
     "import_h5",
     "label",
     "label_recording",
+    "plan",
     "retry",
     "status",
     "train",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.modelling import evaluate, import_h5, train
+    from emotion_batch.planning import plan
     from emotion_batch.recording import label_recording
     from emotion_batch.runs import extract, label, retry, status, verify
     from emotion_batch.settings import FeatureSettings, Segments
@@ -54,6 +56,7 @@ _HOMES = {
     "import_h5": "modelling",
     "label": "runs",
     "label_recording": "recording",
+    "plan": "planning",
     "retry": "runs",
     "status": "runs",
     "train": "modelling",

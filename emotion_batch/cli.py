@@ -16,6 +16,7 @@ from emotion_batch.console import (
     format_card,
     format_evaluation,
     format_labels,
+    format_plan,
     format_status,
     format_summary,
     format_verification,
@@ -24,7 +25,7 @@ from emotion_batch.console import (
 from emotion_batch.errors import EmotionBatchError, UsageError
 
 if TYPE_CHECKING:
-    from emotion_batch.settings import Segments
+    from emotion_batch.settings import AnySettings, Segments
     from emotion_batch.summary import Summary
 
 
@@ -72,12 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _extract(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
-    from emotion_batch.settings import FeatureSettings, SequenceSettings
+    from emotion_batch.settings import FeatureSettings
 
-    stated = {name: value for name in _SEED_OPTIONS if (value := getattr(options, name)) is not None}
-    if options.recipe == "sequence" and stated:
-        raise UsageError(f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got sequence")
-    settings = SequenceSettings() if options.recipe == "sequence" else FeatureSettings(**stated)
+    settings = _settings(options) or FeatureSettings()
     summary = runs.extract(
         options.archive,
         options.table,
@@ -86,6 +84,29 @@ def _extract(options: argparse.Namespace, said: Said) -> int:
         **_common(options, said),
     )
     return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
+
+
+def _plan(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import planning
+    from emotion_batch.archive import SUFFIXES
+
+    found = planning.plan(
+        options.archive,
+        table=options.table,
+        model=options.model,
+        settings=_settings(options),
+        segments=_segments(options),
+        suffixes=tuple(options.suffix) if options.suffix else SUFFIXES,
+        scheduler=options.scheduler,
+        workers=options.workers or (),
+        by=options.by,
+        sample_s=options.sample,
+        storage_options=_storage_options(options),
+        watcher=said.watcher(),
+    )
+    said.end_line()
+    print_result(json.dumps(found.to_dict()) if options.json else format_plan(found))
+    return 1 if found.is_late else 0
 
 
 def _retry(options: argparse.Namespace, said: Said) -> int:
@@ -237,6 +258,18 @@ def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:
     }
 
 
+def _settings(options: argparse.Namespace) -> AnySettings | None:
+    """Return the feature settings that were asked for; None where nothing was said of them."""
+    from emotion_batch.settings import FeatureSettings, SequenceSettings
+
+    stated = {name: value for name in _SEED_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.recipe == "sequence" and stated:
+        raise UsageError(f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got sequence")
+    if options.recipe == "sequence":
+        return SequenceSettings()
+    return FeatureSettings(**stated) if stated or options.recipe == "seed" else None
+
+
 def _segments(options: argparse.Namespace) -> Segments | None:
     """Return the segments that were asked for; None where nothing was said of them."""
     from emotion_batch.settings import Segments
@@ -313,24 +346,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"emotion-batch {emotion_batch.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    command = _command(commands, "plan", _plan, "what a run would do and how long it would take; writes nothing")
+    command.add_argument(
+        "archive", metavar="ARCHIVE", help="what extract or label would be given; or a table, which is to go on"
+    )
+    command.add_argument(
+        "--table", metavar="TABLE", help="the table that they would be given: only what is left counts"
+    )
+    command.add_argument("--model", metavar="BUNDLE", help="of a labelling, as label takes it (it is an extraction)")
+    command.add_argument("--by", metavar="HH:MM", help="whether it is done by then, and on how many workers")
+    command.add_argument(
+        "--workers",
+        type=_positive,
+        action="append",
+        metavar="N",
+        help="how long it takes on so many; may be repeated (10 and 100, beside those that are there)",
+    )
+    command.add_argument("--sample", type=float, default=10.0, metavar="S", help="seconds that the timing takes (10)")
+    _add_feature_options(command)
+    _add_segment_options(command, "the default is the notebook's, of a labelling what the model was trained on")
+    group = command.add_argument_group("run")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
+    group.add_argument(
+        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
+    )
+    _add_common_options(command)
+
     command = _command(commands, "extract", _extract, "recordings to a feature table")
     command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
     command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
-    group = command.add_argument_group("features (the defaults are the notebook's)")
-    group.add_argument(
-        "--recipe",
-        choices=("seed", "sequence"),
-        default="seed",
-        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
-    )
-    for name, default, words in (
-        ("sample-rate", 22_050, "Hz to resample to"),
-        ("n-mfcc", 40, "coefficients"),
-        ("n-fft", 2_048, "samples a frame"),
-        ("hop-length", 512, "samples from frame to frame"),
-        ("n-mels", 128, "mel bands"),
-    ):
-        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
+    _add_feature_options(command)
     _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
     _add_run_options(command)
 
@@ -450,6 +495,23 @@ def _add_labels_option(command: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="tess, ravdess, folder, table:FILE (file,emotion[,speaker]) or regex:PATTERN with (?P<emotion>...) (tess)",
     )
+
+
+def _add_feature_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("features (the defaults are the notebook's)")
+    group.add_argument(
+        "--recipe",
+        choices=("seed", "sequence"),
+        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
+    )
+    for name, default, words in (
+        ("sample-rate", 22_050, "Hz to resample to"),
+        ("n-mfcc", 40, "coefficients"),
+        ("n-fft", 2_048, "samples a frame"),
+        ("hop-length", 512, "samples from frame to frame"),
+        ("n-mels", 128, "mel bands"),
+    ):
+        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
 
 
 def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:

@@ -187,6 +187,10 @@ class Manifest:
             # Another run has its generation there: what it lacks of this listing makes a further one.
             self.reload()
 
+    def preview(self, entries: pa.Table, segments: Segments) -> dict[int, pa.Table]:
+        """Return the entries of each shard that `grow` would write, and write nothing."""
+        return self._compare(entries, segments, prune=False)[1]
+
     def _compare(self, entries: pa.Table, segments: Segments, *, prune: bool) -> tuple[Growth, dict[int, pa.Table]]:
         """Return what a listing changes, and the entries of each shard that it changes."""
         if not self.shards and not entries.num_rows:

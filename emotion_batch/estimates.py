@@ -73,15 +73,16 @@ def draw_conclusions(population: Population, sample: Sample, start_s: float) -> 
     durations = np.array([math.nan if one.duration_s is None else one.duration_s for one in taken])
     costs, sizes, ones = population.costs, population.sizes + 1.0, np.ones(len(population.costs))
     seconds_each, error = _spread_out(population, numbers, seconds, costs)
-    rows_each, _ = _spread_out(population, numbers, n_rows, costs)
+    # A segment is a row each, windows are as many as there is of a recording.
+    rows_each, _ = _spread_out(population, numbers, n_rows, costs if (n_rows > 1).any() else ones)
     failed_each, _ = _spread_out(population, numbers, failed, ones)
     audio_each, audio_error = _spread_out(population, numbers, np.nan_to_num(durations), sizes)
-    paces = [
-        timed.elapsed_s
-        / (timed.n_shards * shard_s + sum(seconds_each[one] * sample.taken[one].share for one in members))
+    actual_s = [timed.elapsed_s for timed, _ in sample.blocks]
+    likely_s = [
+        timed.n_shards * shard_s + sum(seconds_each[one] * sample.taken[one].share for one in members)
         for timed, members in sample.blocks
     ]
-    low, high = forecast.margins(error, paces)
+    low, high = forecast.margins(error, actual_s, likely_s)
     gap_s = float(np.median(sample.gaps_s)) if sample.gaps_s else 0.0
     shards_s = population.sum_by_shard(seconds_each) + shard_s + gap_s
     audio_s = float(audio_each.sum())

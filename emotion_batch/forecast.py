@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float64]
 _MOST_STRATA = 8
 # Of a stratum whose spread one recording cannot tell.
 _UNKNOWN_SPREAD = 0.5
+# Into which a sample is cut in time, to see what a machine is in one and in the next.
+_STRETCHES = 8
 # What a machine is from minute to minute and from day to day, that a sample of seconds does not see.
 _LEAST_DRIFT = 0.04
 # Two-sided 95 %.
@@ -159,20 +161,31 @@ def spread(totals: Floats, errors: Floats) -> float:
     return float(np.sqrt(((totals * errors) ** 2).sum())) / total if total else 0.0
 
 
-def margins(sampling_error: float, paces: Sequence[float]) -> tuple[float, float]:
+def margins(sampling_error: float, actual_s: Sequence[float], likely_s: Sequence[float]) -> tuple[float, float]:
     """Return by what a likely time may be multiplied at its low and its high end.
 
     Parameters
     ----------
     sampling_error
         Relative standard error of what recordings were chosen.
-    paces
-        Seconds of each stretch of the sample, relative to what the estimate gives for it. That of the run is one more
-        such stretch, as far as a machine has moods.
+    actual_s, likely_s
+        Seconds of each block of the sample in the order in which they ended, and what the estimate gives for it. A
+        run is one more stretch as a few blocks together are: what is shorter than these averages out over a run, and
+        what a machine is for longer does not.
     """
-    n_paces = len(paces)
-    drift = float(np.std(paces, ddof=1)) if n_paces > 1 else _UNKNOWN_SPREAD
-    degrees = max(1, n_paces - 1)
+    n_stretches = min(len(actual_s), _STRETCHES)
+    paces = (
+        [
+            sum(actual) / sum(likely)
+            for actual, likely in zip(
+                np.array_split(actual_s, n_stretches), np.array_split(likely_s, n_stretches), strict=True
+            )
+        ]
+        if n_stretches
+        else []
+    )
+    drift = float(np.std(paces, ddof=1)) if len(paces) > 1 else _UNKNOWN_SPREAD
+    degrees = max(1, len(paces) - 1)
     # Student's t, to the second term of its expansion: Abramowitz and Stegun, 26.7.5.
     quantile = _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
     half = quantile * math.hypot(sampling_error, max(_LEAST_DRIFT, drift))

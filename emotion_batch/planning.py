@@ -348,8 +348,9 @@ def _order(left: Remainder) -> Population:
         return Population.of(
             [left.shards[shard] for shard in order], segments, tuple((shard, left.features[shard]) for shard in order)
         )
-    costs = {shard: int(manifests.estimate_costs(entries, segments).sum()) for shard, entries in left.shards.items()}
-    return Population.of([left.shards[shard] for shard in order_shards(costs)], segments)
+    unordered = Population.of(list(left.shards.values()), segments)
+    by_shard = dict(zip(left.shards, unordered.sum_by_shard(unordered.costs).astype(int).tolist(), strict=True))
+    return Population.of([left.shards[shard] for shard in order_shards(by_shard)], segments)
 
 
 def _read_hour(text: str) -> tuple[int, int]:

@@ -154,6 +154,7 @@ def take_sample(
     began = time.monotonic()
     for phase in (sampler.first_blocks, sampler.further_blocks):
         sampler.do(phase(), started)
+    sampler.fall_back()
     sampler.sample.elapsed_s = time.monotonic() - began
     if not sampler.sample.taken:
         raise IncompleteError(
@@ -186,6 +187,10 @@ class _Sampler:
         self._sizes = np.bincount(population.strata, minlength=population.n_strata)
         # Threads that have had a block, with when it ended.
         self._ends: dict[str, float] = {}
+        self._cold: dict[int, Taken] = {}
+        self._is_warm = False
+        # Whether there is more to time than a block or two a thread.
+        self._is_large = (len(population.shards) or len(population.costs)) > 2 * n_threads
 
     def do(self, blocks: list[tuple[Block, Sequence[int]]], started: float) -> None:
         """Do some blocks, as far as there is time for them."""
@@ -194,7 +199,6 @@ class _Sampler:
             return
         deadline = time.monotonic() + self._limit_s
         found: list[Timed] = []
-        ends = self._ends
         for block, outcome in self._connected.run(self._trial, list(numbers)):
             if isinstance(outcome, BaseException):
                 self.sample.n_lost += 1
@@ -205,7 +209,7 @@ class _Sampler:
             if time.monotonic() > deadline and self.sample.taken:
                 break
         # What is handed out within one bag follows at once.
-        ends = {}
+        ends: dict[str, float] = {}
         for timed in sorted(found, key=lambda one: one.began):
             if timed.worker in ends:
                 self.sample.gaps_s.append(max(0.0, timed.began - ends[timed.worker]))
@@ -214,23 +218,24 @@ class _Sampler:
     def _take(self, block: Block, timed: Timed, numbers: Sequence[int], started: float) -> None:
         is_first = timed.worker not in self._ends
         self._ends[timed.worker] = timed.ended
-        if is_first:
-            # What it imports, loads and builds comes once.
+        taken = dict(zip(numbers, timed.taken, strict=True))
+        if is_first and not self._is_warm:
             self.sample.ready_s = max(self.sample.ready_s, time.monotonic() - started)
-        for number, taken in zip(numbers, timed.taken, strict=True):
-            if not is_first or number not in self.sample.taken:
-                self.sample.taken[number] = taken
-        if is_first and self._population_is_larger():
+        if is_first and self._is_large:
+            # What a thread imports, loads and builds comes once, and is no recording's.
+            self._cold.update(taken)
             return
+        self.sample.taken.update(taken)
         if len(numbers) == 1 and block.shard is None:
             self.sample.singles.append(timed)
         else:
             self.sample.blocks.append((timed, numbers))
 
-    def _population_is_larger(self) -> bool:
-        """Return whether there is more to time than one block a thread."""
-        n_all = len(self._population.shards) or len(self._population.costs)
-        return n_all > 2 * self._n_threads
+    def fall_back(self) -> None:
+        """Take what was done by threads that were still cold, where a stratum has nothing else."""
+        strata = self._population.strata
+        known = {strata[number] for number in self.sample.taken}
+        self.sample.taken.update({number: one for number, one in self._cold.items() if strata[number] not in known})
 
     def _block(self, **values: Any) -> Block:
         self._n_blocks += 1
@@ -251,6 +256,7 @@ class _Sampler:
 
     def further_blocks(self) -> list[tuple[Block, Sequence[int]]]:
         """Return blocks that are a small archive each: as much of each stratum as it has of the cost of all."""
+        self._is_warm = True
         if self._population.shards:
             done = [timed.elapsed_s for timed, _ in self.sample.blocks] or [self._budget_s]
             n_first = 2 * self._n_threads + 1
@@ -263,11 +269,12 @@ class _Sampler:
         rows = np.max(wanted_s / np.minimum(self._sizes, _ENOUGH_RECORDINGS) / rows_s)
         most_rows = int(np.clip(rows, _FEW_ROWS, max(_FEW_ROWS, self._budget_s / 8 / float(rows_s.mean()))))
         pieces_s = np.minimum(wholes, most_rows * rows_s)
+        known = {*self.sample.taken, *self._cold}
         chosen: list[tuple[float, int, float]] = []
         for members, seconds, piece_s, n_all in zip(self._orders, wanted_s, pieces_s, self._sizes, strict=True):
             n_wanted = min(max(_FEW, math.ceil(seconds / piece_s)), len(members))
             # Those that were looked at already lie in the system's memory: they come last.
-            fresh = np.roll(members, -sum(number in self.sample.taken for number in members.tolist()))
+            fresh = np.roll(members, -sum(number in known for number in members.tolist()))
             is_all = n_wanted >= n_all
             chosen += [
                 ((place + 0.5) / n_wanted, number, piece_s)
@@ -294,7 +301,7 @@ class _Sampler:
 
     def _first_seconds(self) -> tuple[Floats, Floats]:
         """Return the seconds of a whole recording and of a row, by stratum, as far as a few recordings tell."""
-        taken, strata = self.sample.taken, self._population.strata
+        taken, strata = self.sample.taken or self._cold, self._population.strata
         wholes, rows_s = np.full(len(self._orders), np.nan), np.full(len(self._orders), np.nan)
         for stratum in range(len(self._orders)):
             found = [one for number, one in taken.items() if strata[number] == stratum]

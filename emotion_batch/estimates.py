@@ -79,7 +79,7 @@ def draw_conclusions(population: Population, sample: Sample, start_s: float) -> 
     audio_each, audio_error = _spread_out(population, numbers, np.nan_to_num(durations), sizes)
     actual_s = [timed.elapsed_s for timed, _ in sample.blocks]
     likely_s = [
-        timed.n_shards * shard_s + sum(seconds_each[one] * sample.taken[one].share for one in members)
+        shard_s + sum(seconds_each[one] * sample.taken[one].share for one in members)
         for timed, members in sample.blocks
     ]
     low, high = forecast.margins(error, actual_s, likely_s)
@@ -110,10 +110,10 @@ def _overheads(sample: Sample) -> tuple[float, float]:
 
     many = [timed for timed, _ in sample.blocks]
     if not sample.singles:
-        return (sum(map(rest_s, many)) / max(1, sum(one.n_shards for one in many))), 0.0
+        return sum(map(rest_s, many)) / max(1, len(many)), 0.0
     shard_s = float(np.mean([rest_s(one) for one in sample.singles]))
     n_rows = sum(taken.n_rows for one in many for taken in one.taken)
-    left_s = sum(map(rest_s, many)) - shard_s * sum(one.n_shards for one in many)
+    left_s = sum(map(rest_s, many)) - shard_s * len(many)
     return shard_s, max(0.0, left_s / n_rows) if n_rows else 0.0
 
 
@@ -139,8 +139,8 @@ def _bytes(sample: Sample, rows_by_shard: Floats) -> tuple[float, float]:
     done = sample.all()
     n_rows = [sum(one.n_rows for one in timed.taken) for timed in done]
     single = float(np.mean([one.part_bytes for one in sample.singles])) if sample.singles else 0.0
-    extra_rows = sum(n_rows) - (sum(one.n_shards for one in done) if single else 0)
-    extra_bytes = sum(one.part_bytes for one in done) - single * sum(one.n_shards for one in done)
+    extra_rows = sum(n_rows) - (len(done) if single else 0)
+    extra_bytes = sum(one.part_bytes for one in done) - single * len(done)
     by_row = max(0.0, extra_bytes / extra_rows) if extra_rows > 0 else 0.0
     n_shards = len(rows_by_shard)
     part_bytes = n_shards * single + max(0.0, float(rows_by_shard.sum()) - (n_shards if single else 0)) * by_row

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Recordings of a stratum that are looked at first, each a shard by itself, and the windows of a long one.
 _FEW, _FEW_ROWS = 2, 24
 # Blocks that the sample is cut into, and how long one is at least, for a machine's moods are longer than milliseconds.
-_MOST_BLOCKS, _BLOCK_S = 60, 0.25
+_MOST_BLOCKS, _BLOCK_S = 40, 0.5
 # Windows are many only where there are few long recordings to have them of.
 _ENOUGH_RECORDINGS, _MOST_SAMPLED = 24, 4_000
 # What takes so many times what it was to take is left where it is.

@@ -94,13 +94,11 @@ class Timed:
     began, ended
         When, of that machine's `time.monotonic`: between two blocks of a thread lies what handing them out costs.
     elapsed_s
-        Seconds of its shards, of which those of recordings are a part.
-    n_shards
-        How many shards it was.
+        Seconds of its shard, of which those of recordings are a part.
     part_bytes
-        Of their parts.
+        Of its part.
     row_bytes
-        Of their rows in memory.
+        Of its rows in memory.
     memory_bytes
         The most that the process has had so far.
     taken
@@ -111,7 +109,6 @@ class Timed:
     began: float
     ended: float
     elapsed_s: float
-    n_shards: int
     part_bytes: int
     row_bytes: int
     memory_bytes: int
@@ -169,29 +166,28 @@ class Trial:
 
     def _do_recordings(
         self, table: Folder, bundle: Bundle | None, block: Block
-    ) -> tuple[float, int, int, int, int, tuple[Taken, ...]]:
+    ) -> tuple[float, int, int, int, tuple[Taken, ...]]:
         assert isinstance(self.source, Folder)  # noqa: S101 a block of recordings is an archive's
         manifest = Manifest(table)
         columns = list(zip(*block.entries, strict=True))
         arrays = [pa.array(column, one.type) for column, one in zip(columns, ENTRY_SCHEMA, strict=True)]
-        manifest.grow(pa.Table.from_arrays(arrays, schema=ENTRY_SCHEMA), self.info.segments)
+        # One shard, as large as the sample allows.
+        manifest.freeze({0: pa.Table.from_arrays(arrays, schema=ENTRY_SCHEMA)}, self.info.segments)
         job = _Partly(table, self.info, self.source, most_rows=block.most_rows)
         whole = job if bundle is None else Labelling(table, self.info, bundle, job)
-        taken: list[Taken] = []
-        elapsed_s = 0.0
-        for shard, entry in manifest.shards.items():
-            job.noted.clear()
-            receipt = whole.do_shard(Task(shard, entry), "plan")
-            elapsed_s += receipt.elapsed_s
-            predict_s = receipt.spent.stages_s.get("predict", 0.0)
-            found = [one for made, ticks in job.noted for one in _by_recording(made, ticks, self.info.segments)]
-            n_rows = sum(one.n_rows for one in found) or 1
-            taken += [one._replace(seconds=one.seconds + predict_s * one.n_rows / n_rows) for one in found]
-        return elapsed_s, len(manifest.shards), *_sizes(table, manifest.shards), tuple(taken)
+        receipt = whole.do_shard(Task(0, manifest.shards[0]), "plan")
+        predict_s = receipt.spent.stages_s.get("predict", 0.0)
+        made, ticks = job.noted[-1]
+        n_rows = max(1, made.num_rows)
+        taken = tuple(
+            one._replace(seconds=one.seconds + predict_s * one.n_rows / n_rows)
+            for one in _by_recording(made, ticks, self.info.segments)
+        )
+        return receipt.elapsed_s, *_sizes(table, 0), taken
 
     def _label_shard(
         self, table: Folder, bundle: Bundle | None, shard: tuple[int, ShardEntry]
-    ) -> tuple[float, int, int, int, int, tuple[Taken, ...]]:
+    ) -> tuple[float, int, int, int, tuple[Taken, ...]]:
         assert isinstance(self.source, FeatureTable)  # noqa: S101 only it has shards
         assert bundle is not None  # noqa: S101 and features are only labelled
         number, entry = shard
@@ -202,7 +198,7 @@ class Trial:
         found = list(_by_recording(made, [], self.info.segments))
         n_rows = max(1, made.num_rows)
         taken = tuple(one._replace(seconds=seconds * one.n_rows / n_rows) for one in found)
-        return receipt.elapsed_s, 1, *_sizes(table, [number]), taken
+        return receipt.elapsed_s, *_sizes(table, number), taken
 
     def _keep_model(self, bundle: Bundle) -> Bundle:
         """Return this machine's copy of the model, as a run's workers load the table's."""
@@ -315,11 +311,10 @@ def _by_recording(made: pa.Table, ticks: list[float], segments: Segments) -> Ite
         yield Taken(sum(row[3] for row in found), len(found), share, duration_s, statuses[0] if statuses else Status.OK)
 
 
-def _sizes(table: Folder, shards: Mapping[int, ShardEntry] | list[int]) -> tuple[int, int, int]:
-    """Return the bytes of parts, of their rows in memory, and the most that this process has had."""
-    part_bytes = sum(os.path.getsize(os.path.join(table.url, tables.part_name(shard))) for shard in shards)
-    row_bytes = sum(tables.read_part(table, shard).nbytes for shard in shards)
-    return part_bytes, row_bytes, _peak_bytes()
+def _sizes(table: Folder, shard: int) -> tuple[int, int, int]:
+    """Return the bytes of a part, of its rows in memory, and the most that this process has had."""
+    part_bytes = os.path.getsize(os.path.join(table.url, tables.part_name(shard)))
+    return part_bytes, tables.read_part(table, shard).nbytes, _peak_bytes()
 
 
 def _peak_bytes() -> int:

@@ -16,6 +16,7 @@ from emotion_batch.console import (
     format_card,
     format_evaluation,
     format_labels,
+    format_plan,
     format_status,
     format_submission,
     format_summary,
@@ -26,7 +27,7 @@ from emotion_batch.errors import EmotionBatchError, UsageError
 
 if TYPE_CHECKING:
     from emotion_batch.connection import Scheduler
-    from emotion_batch.settings import Segments
+    from emotion_batch.settings import AnySettings, Segments
     from emotion_batch.summary import Summary
 
 
@@ -74,12 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _extract(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
-    from emotion_batch.settings import FeatureSettings, SequenceSettings
+    from emotion_batch.settings import FeatureSettings
 
-    stated = {name: value for name in _SEED_OPTIONS if (value := getattr(options, name)) is not None}
-    if options.recipe == "sequence" and stated:
-        raise UsageError(f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got sequence")
-    settings = SequenceSettings() if options.recipe == "sequence" else FeatureSettings(**stated)
+    settings = _settings(options) or FeatureSettings()
     summary = runs.extract(
         options.archive,
         options.table,
@@ -88,6 +86,29 @@ def _extract(options: argparse.Namespace, said: Said) -> int:
         **_common(options, said),
     )
     return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
+
+
+def _plan(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import planning
+    from emotion_batch.archive import SUFFIXES
+
+    found = planning.plan(
+        options.archive,
+        table=options.table,
+        model=options.model,
+        settings=_settings(options),
+        segments=_segments(options),
+        suffixes=tuple(options.suffix) if options.suffix else SUFFIXES,
+        scheduler=_scheduler(options),
+        workers=options.workers or (),
+        by=options.by,
+        sample_s=options.sample,
+        storage_options=_storage_options(options),
+        watcher=said.watcher(),
+    )
+    said.end_line()
+    print_result(json.dumps(found.to_dict()) if options.json else format_plan(found))
+    return 1 if found.is_late else 0
 
 
 def _retry(options: argparse.Namespace, said: Said) -> int:
@@ -268,6 +289,18 @@ def _scheduler(options: argparse.Namespace) -> Scheduler | None:
     return None
 
 
+def _settings(options: argparse.Namespace) -> AnySettings | None:
+    """Return the feature settings that were asked for; None where nothing was said of them."""
+    from emotion_batch.settings import FeatureSettings, SequenceSettings
+
+    stated = {name: value for name in _SEED_OPTIONS if (value := getattr(options, name)) is not None}
+    if options.recipe == "sequence" and stated:
+        raise UsageError(f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got sequence")
+    if options.recipe == "sequence":
+        return SequenceSettings()
+    return FeatureSettings(**stated) if stated or options.recipe == "seed" else None
+
+
 def _segments(options: argparse.Namespace) -> Segments | None:
     """Return the segments that were asked for; None where nothing was said of them."""
     from emotion_batch.settings import Segments
@@ -344,6 +377,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"emotion-batch {emotion_batch.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_plan(commands)
     _add_extract(commands)
 
     command = _command(commands, "train", _train, "a feature table to a bundle")
@@ -444,25 +478,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_plan(commands: Any) -> None:
+    command = _command(commands, "plan", _plan, "what a run would do and how long it would take; writes nothing")
+    command.add_argument(
+        "archive", metavar="ARCHIVE", help="what extract or label would be given; or a table, which is to go on"
+    )
+    command.add_argument(
+        "--table", metavar="TABLE", help="the table that they would be given: only what is left counts"
+    )
+    command.add_argument("--model", metavar="BUNDLE", help="of a labelling, as label takes it (it is an extraction)")
+    command.add_argument("--by", metavar="HH:MM", help="whether it is done by then, and on how many workers")
+    command.add_argument(
+        "--workers",
+        type=_positive,
+        action="append",
+        metavar="N",
+        help="how long it takes on so many; may be repeated (10 and 100, beside those that are there)",
+    )
+    command.add_argument("--sample", type=float, default=10.0, metavar="S", help="seconds that the timing takes (10)")
+    _add_feature_options(command)
+    _add_segment_options(command, "the default is the notebook's, of a labelling what the model was trained on")
+    group = command.add_argument_group("run")
+    _add_scheduler_options(group)
+    group.add_argument(
+        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
+    )
+    _add_common_options(command)
+
+
 def _add_extract(commands: Any, *, leave: bool = False) -> None:
     command = _command(commands, "extract", _extract, "recordings to a feature table")
     command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
     command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
-    group = command.add_argument_group("features (the defaults are the notebook's)")
-    group.add_argument(
-        "--recipe",
-        choices=("seed", "sequence"),
-        default="seed",
-        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
-    )
-    for name, default, words in (
-        ("sample-rate", 22_050, "Hz to resample to"),
-        ("n-mfcc", 40, "coefficients"),
-        ("n-fft", 2_048, "samples a frame"),
-        ("hop-length", 512, "samples from frame to frame"),
-        ("n-mels", 128, "mel bands"),
-    ):
-        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
+    _add_feature_options(command)
     _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
     _add_run_options(command)
     command.set_defaults(leave=leave)
@@ -508,6 +556,23 @@ def _add_labels_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_feature_options(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("features (the defaults are the notebook's)")
+    group.add_argument(
+        "--recipe",
+        choices=("seed", "sequence"),
+        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
+    )
+    for name, default, words in (
+        ("sample-rate", 22_050, "Hz to resample to"),
+        ("n-mfcc", 40, "coefficients"),
+        ("n-fft", 2_048, "samples a frame"),
+        ("hop-length", 512, "samples from frame to frame"),
+        ("n-mels", 128, "mel bands"),
+    ):
+        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
+
+
 def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:
     group = command.add_argument_group(f"segments ({words})")
     group.add_argument("--offset", type=float, metavar="S", help="start of a recording's one segment in seconds (0.5)")
@@ -531,7 +596,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     _add_common_options(command)
 
 
-def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
+def _add_scheduler_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
     for name, words in (
         ("ca", "certificate of the authority that the cluster's are signed by"),
@@ -539,6 +604,10 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
         ("key", "key of that certificate"),
     ):
         group.add_argument(f"--tls-{name}", metavar="FILE", help=f"{words}, PEM (Dask's own configuration)")
+
+
+def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
+    _add_scheduler_options(group)
     group.add_argument("--workers", type=_positive, metavar="N", help="processes of the local cluster (one a core)")
     group.add_argument(
         "--deadline",

@@ -7,12 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
     from emotion_batch.judging import Evaluation
     from emotion_batch.ledger import TableStatus, Verification
+    from emotion_batch.planning import Due, Plan
     from emotion_batch.recording import SegmentLabel
     from emotion_batch.summary import Progress, Summary, Watcher
     from emotion_batch.tables import Counts
@@ -222,6 +224,80 @@ def format_verification(found: Verification) -> str:
     lines.append(f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts")
     lines.append(_format_counts(found.counts))
     return "\n".join(lines)
+
+
+def format_plan(found: Plan) -> str:
+    """Return what a run would do and how long it would take, with the answer in the last line."""
+    lines = [f"{_shown(found.source)}: to {found.work}, {found.n_recordings:,} recordings in {found.n_parts:,} parts"]
+    if found.table is not None:
+        lines.append(f"  done    {found.n_done:,} of them, in {_shown(found.table)}")
+    lines += [f"  note    {_shown(note)}" for note in found.notes]
+    if not found.n_left:
+        return "\n".join([*lines, "nothing is left to do"])
+    audio, unsized = found.audio_s, f", without {found.n_unsized:,} of unknown size" if found.n_unsized else ""
+    hours = f"{audio.likely / 3600:,.1f} h of audio"
+    if not found.is_audio_exact:
+        hours = f"about {hours} ({audio.low / 3600:,.1f} to {audio.high / 3600:,.1f})"
+    lines += [
+        f"  left    {found.n_left:,} recordings in {found.n_shards:,} shards, {_size(found.n_bytes)}{unsized}, {hours}",
+        f"  makes   {found.n_shards:,} parts of about {found.n_rows:,} rows, {_size(found.part_bytes)} in all",
+        f"  memory  about {_size(found.memory_bytes)} a worker at most",
+        *_format_sample(found),
+        "",
+        "   workers      likely  between            done",
+    ]
+    now = time.time()
+    for one in found.times:
+        between = f"{_duration(one.low_s)} and {_duration(one.high_s)}"
+        here = ", those that are there" if one.is_here else ""
+        when = f"{_clock(now + one.low_s)} to {_clock(now + one.high_s)}"
+        lines.append(f"{one.workers:>10,}  {_duration(one.likely_s):>10}  {between:<23} {when}{here}")
+    if found.times[-1].workers > found.n_shards:
+        lines.append(f"  no more than {found.n_shards:,} workers have something to do, for no shard is cut further")
+    if found.due is not None:
+        lines += ["", _format_due(found.due)]
+    return "\n".join(lines)
+
+
+def _format_sample(found: Plan) -> list[str]:
+    reasons = ", ".join(f"{status} {n:,}" for status, n in found.statuses.items() if status != "ok")
+    cut = f", {found.n_cut:,} of them in part" if found.n_cut else ""
+    lines = [
+        f"  sample  {found.n_sampled:,} recordings{cut}, in {found.sample_s:.1f} s on {found.sample_workers:,} workers at once"
+    ]
+    if reasons:
+        lines.append(f"  failed  {reasons} of the sample; about {found.n_failed:,} of all")
+    if found.n_lost:
+        lines.append(f"  lost    {found.n_lost:,} stretches of the sample, with their workers or in failures")
+    return lines
+
+
+def _format_due(due: Due) -> str:
+    answers = {
+        "yes": "done, also at the late end of the range",
+        "perhaps": "perhaps done: the hour is within the range",
+        "no": "not done, even at the early end of the range",
+    }
+    words = f"by {due.at[11:16]}, in {_duration(due.within_s)}, on {due.workers:,} workers: {answers[due.is_done]}"
+    if due.workers_likely is None:
+        return f"{words}; nor on any number of workers, for a single shard takes longer"
+    sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"
+    return f"{words}; likely on {due.workers_likely:,} workers, {sure}"
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
+
+
+def _clock(time_s: float) -> str:
+    """Return a time, in seconds since 1970, as a clock here shows it, with the days that are between."""
+    then = datetime.fromtimestamp(time_s)
+    days = (then.date() - datetime.now().date()).days
+    return f"{then:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
 
 
 def _ago(time_s: float) -> str:

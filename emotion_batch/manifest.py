@@ -204,6 +204,15 @@ class Manifest:
             # Another run has its generation there: what it lacks of this listing makes a further one.
             self.reload()
 
+    def preview(self, entries: pa.Table, segments: Segments) -> dict[int, pa.Table]:
+        """Return the entries of each shard that `grow` would write, and write nothing."""
+        return self._compare(entries, segments, prune=False)[1]
+
+    def freeze(self, shards: dict[int, pa.Table], segments: Segments) -> None:
+        """Freeze shards as they are, unless there are any: for whoever has cut them, and is alone with the table."""
+        if not self.shards:
+            self._commit(shards, segments)
+
     def _compare(self, entries: pa.Table, segments: Segments, *, prune: bool) -> tuple[Growth, dict[int, pa.Table]]:
         """Return what a listing changes, and the entries of each shard that it changes."""
         if not self.shards and not entries.num_rows:

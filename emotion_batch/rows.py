@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ def extract_rows(
     segments: Segments,
     on_row: Callable[[], None] = lambda: None,
     on_failure: Callable[[StorageError], None] | None = None,
+    most_rows: int | None = None,
 ) -> pa.Table:
     """Return a row for each segment of each recording, in the order of `entries`.
 
@@ -60,6 +62,8 @@ def extract_rows(
     on_failure
         Takes what the place of a recording raised; raises it if it was not the recording's own fault, for which it gets a
         row. By default it never is.
+    most_rows
+        Rows after which a recording is left for the next one; by default it is read through.
 
     Returns
     -------
@@ -79,7 +83,7 @@ def extract_rows(
                     # Together, for what fails on its way is done anew from its beginning.
                     found = []
                     try:
-                        for row in extract_recording(entry, archive, take, settings, segments):
+                        for row in islice(extract_recording(entry, archive, take, settings, segments), most_rows):
                             found.append(row)
                             on_row()
                         break

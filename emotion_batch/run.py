@@ -315,7 +315,7 @@ class Run:
     def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
         """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""
         entries = self.manifest.shards
-        order = _order({shard: entries[shard].cost for shard in shards})
+        order = order_shards({shard: entries[shard].cost for shard in shards})
         if any(other.run < self.id for other in self._others):
             # The other run begins at the other end.
             order.reverse()
@@ -439,7 +439,7 @@ def _outcome(error: BaseException | None) -> tuple[str, str | None]:
     return ("failed", f"{type(error).__name__}: {error}") if isinstance(error, Exception) else ("stopped", None)
 
 
-def _order(costs: Mapping[int, int]) -> list[int]:
+def order_shards(costs: Mapping[int, int]) -> list[int]:
     """Order shards: such as cost far more than most first, that none is waited for at the end; the others spread.
 
     Spread, so that any first few are from all over the archive.

@@ -14,9 +14,10 @@ PACKAGE = ROOT / "emotion_batch"
 FLOORS = (
     {"cli"},
     {"console", "demonstration"},
-    {"runs"},
-    {"modelling"},
-    {"run", "recording", "judging"},
+    {"runs", "planning"},
+    {"remainder", "estimates"},
+    {"modelling", "sampling"},
+    {"run", "recording", "judging", "trials"},
     {"submission"},
     {"record", "work"},
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
@@ -34,7 +35,7 @@ FLOORS = (
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter", "inspection", "connection", "local"},
-    {"errors", "process", "watchdog", "waves"},
+    {"errors", "forecast", "process", "watchdog", "waves"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 HEAVY = ("tensorflow", "keras", "librosa", "dask", "distributed", "numpy", "pandas", "pyarrow", "sklearn", "matplotlib")

@@ -7,18 +7,18 @@ import pytest
 from emotion_batch.canary import Canary
 from emotion_batch.errors import CanaryError
 from emotion_batch.extraction import Receipt
-from emotion_batch.run import _order
+from emotion_batch.run import order_shards
 from emotion_batch.tables import Counts
 
 
 def test_heavy_shards_come_first_and_the_others_spread() -> None:
     """A shard that takes long is begun first, the heaviest before all; the first few others are from all over."""
     costs = dict.fromkeys(range(100), 10) | {70: 1_000, 30: 500}
-    order = _order(costs)
+    order = order_shards(costs)
     assert sorted(order) == list(range(100))
     assert order[:2] == [70, 30]
     assert max(order[2:10]) - min(order[2:10]) > 60
-    assert _order({}) == []
+    assert order_shards({}) == []
 
 
 def receipt(n_recordings: int, n_ok: int, n_failed: int, *, n_alike: int = 0) -> Receipt:

@@ -81,15 +81,19 @@ def test_a_job_whose_time_is_over_goes_on_in_the_next(cluster: Slurm, tess: Path
 
 
 @pytest.mark.torture
-def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path: Path) -> None:
-    """With a minute's walltime on one core, all of TESS six times over takes several jobs, and has the rows of a local run."""
+@pytest.mark.parametrize("signal", ["USR1", "CONT"], ids=["told", "retired"])
+def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path: Path, signal: str) -> None:
+    """With a minute's walltime on one core, all of TESS six times over takes several jobs, and has the rows of a local run.
+
+    Also where the controller does not tell that the time is over, and workers only retire.
+    """
     archive = tmp_path / "archive"
     archive.mkdir()
     for number in range(6):
         (archive / str(number)).symlink_to(tess)
     table = tmp_path / "table"
     # Slurm looks every 30 s whether the time of a job is over.
-    options = ("--nodes=1", "--nodelist=two", "--time=1", "--signal=B:USR1@10")
+    options = ("--nodes=1", "--nodelist=two", "--time=1", f"--signal=B:{signal}@10")
     job = cluster.submit(tmp_path, *options, "--", archive, table, "--model", "tess-sequence")
     found = cluster.wait_until(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=1_200)
     log = (tmp_path / f"{job}.log").read_text()
@@ -126,7 +130,11 @@ def test_what_is_cancelled_stays_so_and_what_is_wrong_says_so(cluster: Slurm, te
     job = cluster.submit(tmp_path, *words)
     assert cluster.wait_until(job, "COMPLETED", "FAILED")["ExitCode"] == "0:0"
     assert run_command("verify", table, "--deep").code == 0
-    job = cluster.submit(tmp_path, "--", "extract", tmp_path / "nowhere", tmp_path / "other")
+    # Workers that cannot begin end the job, which does not come back.
+    without = "--export=ALL,DASK_DISTRIBUTED__WORKER__PRELOAD=nothing.such"
+    job = cluster.submit(tmp_path, without, "--time=10", "--", tess, tmp_path / "other")
+    assert cluster.wait_until(job, "FAILED")["ExitCode"] == "1:0"
+    job = cluster.submit(tmp_path, "--", "extract", tmp_path / "nowhere", tmp_path / "third")
     assert cluster.wait_until(job, "FAILED")["ExitCode"] == "2:0"
     assert "expected it to exist" in (tmp_path / f"{job}.log").read_text()
     assert_nothing_is_left(cluster, tmp_path)

@@ -45,9 +45,10 @@ evaluate: .venv/installed-bench
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/installed-test: .venv/installed tests/servers.txt
+.venv/installed-test: .venv/installed tests/servers.txt tests/jobs.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
 	touch $@
 
 .venv/installed-lint: .venv/installed-test

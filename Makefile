@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
 
+# Two at a time, a file's tests one after the other: most of them wait for processes that they start.
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 torture: .venv/installed-test
 	$(BIN)/python -m pytest -m torture

@@ -26,6 +26,7 @@ __all__ = [
     "import_h5",
     "label",
     "label_recording",
+    "query",
     "retry",
     "status",
     "submit",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.modelling import evaluate, import_h5, train
+    from emotion_batch.querying import query
     from emotion_batch.recording import label_recording
     from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.settings import FeatureSettings, Segments
@@ -60,6 +62,7 @@ _HOMES = {
     "import_h5": "modelling",
     "label": "runs",
     "label_recording": "recording",
+    "query": "querying",
     "retry": "runs",
     "status": "runs",
     "submit": "runs",

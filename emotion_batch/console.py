@@ -6,8 +6,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
@@ -21,6 +21,7 @@ _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 _MOST_PROBLEMS = 20
 _MOST_SPEAKERS = 20
+_MOST_CHARACTERS = 60
 
 
 class Said:
@@ -133,6 +134,16 @@ def print_result(text: str) -> None:
         _give_up(sys.stdout)
 
 
+def print_stream(write: Callable[[BinaryIO], None]) -> None:
+    """Let a result be written to stdout as it comes; whoever reads no further ends it."""
+    try:
+        sys.stdout.flush()
+        write(sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+
+
 def _give_up(stream: TextIO) -> None:
     """Let a stream that nobody reads lead nowhere; Python would try once more at its end, and exit with 120."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -222,6 +233,40 @@ def format_verification(found: Verification) -> str:
     lines.append(f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts")
     lines.append(_format_counts(found.counts))
     return "\n".join(lines)
+
+
+def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> str:
+    """Return the rows of an answer, a line each; `is_cut` where there are more."""
+    cells = [[_shown(name) for name in names], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_number = [
+        {type(value) for value in column} <= {type(None), int, float}
+        for column in (zip(*rows, strict=True) if rows else [()] * len(names))
+    ]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    if is_cut:
+        lines.append(f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = _shown(str(value))
+    # A name is shown in full, for it is copied; a list of features is not.
+    is_long = not isinstance(value, str) and len(text) > _MOST_CHARACTERS
+    return f"{text[:_MOST_CHARACTERS]}..." if is_long else text
 
 
 def _ago(time_s: float) -> str:

@@ -15,10 +15,10 @@ FLOORS = (
     {"cli"},
     {"console", "demonstration"},
     {"runs"},
-    {"modelling"},
+    {"modelling", "querying"},
     {"run", "recording", "judging"},
-    {"submission"},
-    {"record", "work"},
+    {"submission", "sandbox"},
+    {"record", "work", "inventory"},
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
     {"binding", "fitting"},
     {"networks", "calibration"},
@@ -33,7 +33,7 @@ FLOORS = (
     {"buckets"},
     {"stores"},
     {"retries", "credentials", "settings"},
-    {"meter", "inspection", "connection", "local"},
+    {"meter", "inspection", "connection", "local", "formats"},
     {"errors", "process", "watchdog", "waves"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}

@@ -22,6 +22,7 @@ __all__ = [
     "cancel",
     "demo",
     "evaluate",
+    "export",
     "extract",
     "import_h5",
     "label",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from emotion_batch.connection import Scheduler
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
+    from emotion_batch.exporting import export
     from emotion_batch.modelling import evaluate, import_h5, train
     from emotion_batch.querying import query
     from emotion_batch.recording import label_recording
@@ -58,6 +60,7 @@ _HOMES = {
     "cancel": "runs",
     "demo": "demonstration",
     "evaluate": "modelling",
+    "export": "exporting",
     "extract": "runs",
     "import_h5": "modelling",
     "label": "runs",

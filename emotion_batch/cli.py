@@ -15,6 +15,7 @@ from emotion_batch.console import (
     Said,
     format_card,
     format_evaluation,
+    format_export,
     format_labels,
     format_rows,
     format_status,
@@ -251,6 +252,23 @@ def _query(options: argparse.Namespace, said: Said) -> int:
             print_result(format_rows(answer.schema.names, rows, is_cut=is_cut))
         else:
             print_stream(lambda stream: querying.write(answer, file_format, stream))
+    return 0
+
+
+def _export(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import exporting
+
+    found = exporting.export(
+        options.table,
+        options.folder,
+        file_format=options.format,
+        partial=options.partial,
+        force=options.force,
+        storage_options=_storage_options(options),
+        watcher=said.watcher(),
+    )
+    said.end_line()
+    print_result(json.dumps(found.to_dict()) if options.json else format_export(found))
     return 0
 
 
@@ -509,6 +527,23 @@ def _parser() -> argparse.ArgumentParser:
         help="how it is printed (table), or written (what FILE ends with)",
     )
     command.add_argument("--output", metavar="FILE", help="write it there, whole or not at all")
+    _add_common_options(command)
+
+    command = _command(
+        commands, "export", _export, "a table as few large Parquet files, CSV or audformat, without a ledger"
+    )
+    command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    command.add_argument(
+        "folder", metavar="FOLDER", help="where to: a new or empty folder; it appears whole or not at all"
+    )
+    command.add_argument(
+        "--format",
+        choices=("parquet", "csv", "audformat"),
+        default="parquet",
+        help="files of up to a million rows; one CSV file; or a database of labelled segments (parquet)",
+    )
+    command.add_argument("--partial", action="store_true", help="as far as it is, of a table that has parts missing")
+    command.add_argument("--force", action="store_true", help="replace the export that is there")
     _add_common_options(command)
 
     command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
+    from emotion_batch.exporting import Exported
     from emotion_batch.judging import Evaluation
     from emotion_batch.ledger import TableStatus, Verification
     from emotion_batch.recording import SegmentLabel
@@ -233,6 +234,18 @@ def format_verification(found: Verification) -> str:
     lines.append(f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts")
     lines.append(_format_counts(found.counts))
     return "\n".join(lines)
+
+
+def format_export(found: Exported) -> str:
+    """Return what an export wrote."""
+    next_command = {
+        "parquet": f"duckdb -c \"FROM '{found.folder}/*.parquet' SELECT status, count(*) GROUP BY status\"",
+        "audformat": f"python -c \"import audformat; print(audformat.Database.load('{found.folder}'))\"",
+    }.get(found.file_format, f"head {found.folder}/*.csv")
+    return (
+        f"next: {next_command}\n{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
+        f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB"
+    )
 
 
 def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> str:

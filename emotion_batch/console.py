@@ -22,7 +22,6 @@ _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 _MOST_PROBLEMS = 20
 _MOST_SPEAKERS = 20
-_MOST_CHARACTERS = 60
 
 
 class Said:
@@ -276,10 +275,7 @@ def _cell(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = _shown(str(value))
-    # A name is shown in full, for it is copied; a list of features is not.
-    is_long = not isinstance(value, str) and len(text) > _MOST_CHARACTERS
-    return f"{text[:_MOST_CHARACTERS]}..." if is_long else text
+    return _shown(str(value))
 
 
 def _ago(time_s: float) -> str:

@@ -17,6 +17,7 @@ from emotion_batch.errors import UsageError
 
 # A row group of so many rows is worth a query's request; of rows that are large, as sequences are, so many bytes are.
 GROUP_ROWS, GROUP_BYTES = 131_072, 256 * 2**20
+_OBJECTS_BYTES = 2**20
 
 
 class Writer(Protocol):
@@ -74,10 +75,14 @@ class JsonWriter:
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Write some more rows."""
-        columns = [_as_json(column) for column in _as_table(rows).columns]
-        for values in zip(*columns, strict=True):
-            self._stream.write(f"{self._begin}{json.dumps(dict(zip(self._names, values, strict=True)))}".encode())
-            self._begin = ",\n"
+        table = _as_table(rows)
+        # Features as Python's numbers take ten times the memory.
+        n_rows = max(1, _OBJECTS_BYTES * table.num_rows // max(1, table.nbytes))
+        for start in range(0, table.num_rows, n_rows):
+            columns = [_as_json(column) for column in table.slice(start, n_rows).columns]
+            for values in zip(*columns, strict=True):
+                self._stream.write(f"{self._begin}{json.dumps(dict(zip(self._names, values, strict=True)))}".encode())
+                self._begin = ",\n"
 
     def close(self) -> None:
         """End the array."""

@@ -13,13 +13,15 @@ import pyarrow as pa
 
 from emotion_batch import sandbox, tables
 from emotion_batch.errors import UsageError
-from emotion_batch.formats import CsvWriter, JsonWriter, ParquetWriter, Writer
+from emotion_batch.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
 from emotion_batch.inventory import Inventory, take_inventory
 from emotion_batch.sandbox import Answer
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Watcher
 
 _SAYS_FEATURES = re.compile(rf"\b{tables.FEATURES}\b", re.IGNORECASE)
+# Of a list, in a table for people.
+_MOST_CHARACTERS = 60
 
 # Of a label table; what each asks, and its SQL.
 EXAMPLES: Mapping[str, tuple[str, str]] = {
@@ -153,13 +155,23 @@ def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:
 
 
 def first_rows(answer: Answer, n_rows: int) -> tuple[list[list[Any]], bool]:
-    """Return the first rows of an answer, and whether there are more."""
+    """Return the first rows of an answer as a person may see them, and whether there are more; of lists the beginning."""
     rows: list[list[Any]] = []
     for batch in answer.batches:
-        rows += [list(row) for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)]
-        if len(rows) > n_rows:
-            return rows[:n_rows], True
+        first = pa.Table.from_batches([batch.slice(0, n_rows - len(rows))])
+        rows += [list(row) for row in zip(*(_shortened(column) for column in first.columns), strict=True)]
+        if first.num_rows < batch.num_rows:
+            return rows, True
     return rows, False
+
+
+def _shortened(column: pa.ChunkedArray) -> list[Any]:
+    texts: list[Any] = to_text(column).to_pylist()
+    if not pa.types.is_nested(column.type):
+        return texts
+    return [
+        text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..." for text in texts
+    ]
 
 
 def _find_features(labels: Inventory) -> Inventory | None:

@@ -90,7 +90,7 @@ class Sandbox:
         self._pool = pool
 
     @contextlib.contextmanager
-    def ask(self, sql: str, batch_rows: int = 10_000) -> Iterator[Answer]:
+    def ask(self, sql: str, batch_rows: int = 4_096) -> Iterator[Answer]:
         """Answer one query within the block.
 
         Parameters

@@ -22,11 +22,13 @@ __all__ = [
     "cancel",
     "demo",
     "evaluate",
+    "export",
     "extract",
     "import_h5",
     "label",
     "label_recording",
     "plan",
+    "query",
     "retry",
     "status",
     "submit",
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from emotion_batch.connection import Scheduler
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
+    from emotion_batch.exporting import export
     from emotion_batch.modelling import evaluate, import_h5, train
     from emotion_batch.planning import plan
+    from emotion_batch.querying import query
     from emotion_batch.recording import label_recording
     from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.settings import FeatureSettings, Segments
@@ -58,11 +62,13 @@ _HOMES = {
     "cancel": "runs",
     "demo": "demonstration",
     "evaluate": "modelling",
+    "export": "exporting",
     "extract": "runs",
     "import_h5": "modelling",
     "label": "runs",
     "label_recording": "recording",
     "plan": "planning",
+    "query": "querying",
     "retry": "runs",
     "status": "runs",
     "submit": "runs",

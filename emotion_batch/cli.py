@@ -15,13 +15,16 @@ from emotion_batch.console import (
     Said,
     format_card,
     format_evaluation,
+    format_export,
     format_labels,
     format_plan,
+    format_rows,
     format_status,
     format_submission,
     format_summary,
     format_verification,
     print_result,
+    print_stream,
 )
 from emotion_batch.errors import EmotionBatchError, UsageError
 
@@ -241,6 +244,74 @@ def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as 
     return 0
 
 
+def _query(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import querying, storage
+
+    if options.example == "":
+        lines = [f"  {name:<10} {words}\n\n{_indented(sql)}\n" for name, (words, sql) in querying.EXAMPLES.items()]
+        print_result("\n".join(lines).rstrip())
+        return 0
+    if options.table is None:
+        raise UsageError("TABLE: expected a table, got none; --example alone lists the examples")
+    file_format = _format(options)
+    asked = querying.asked(
+        options.table,
+        options.sql,
+        example=options.example,
+        storage_options=_storage_options(options),
+        watcher=said.watcher(),
+    )
+    with asked as answer:
+        if options.output is not None:
+            with (
+                storage.explained(f"output {options.output}"),
+                storage.writing(options.output, _storage_options(options)) as stream,
+            ):
+                querying.write(answer, file_format, stream)
+        elif file_format == "table":
+            rows, is_cut = querying.first_rows(answer, _MOST_ROWS)
+            print_result(format_rows(answer.schema.names, rows, is_cut=is_cut))
+        else:
+            print_stream(lambda stream: querying.write(answer, file_format, stream))
+    return 0
+
+
+def _export(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import exporting
+
+    found = exporting.export(
+        options.table,
+        options.folder,
+        file_format=options.format,
+        partial=options.partial,
+        force=options.force,
+        storage_options=_storage_options(options),
+        watcher=said.watcher(),
+    )
+    said.end_line()
+    print_result(json.dumps(found.to_dict()) if options.json else format_export(found))
+    return 0
+
+
+def _format(options: argparse.Namespace) -> str:
+    """Return in which format an answer is given."""
+    stated = options.format or ("json" if options.json else None)
+    if options.output is None:
+        if stated == "parquet":
+            raise UsageError("--format parquet: expected --output FILE with it, got none")
+        return stated or "table"
+    found = stated or options.output.rpartition(".")[2].lower()
+    if found not in ("csv", "json", "parquet"):
+        raise UsageError(
+            f"--output: expected a FILE.csv, .json or .parquet, or --format with it, got {options.output!r}"
+        )
+    return str(found)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 def _demo(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.demonstration import demo
 
@@ -363,6 +434,8 @@ def _positive(text: str) -> int:
     return number
 
 
+# What a person reads of an answer.
+_MOST_ROWS = 1_000
 _SEED_OPTIONS = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "n_mels")
 
 
@@ -468,6 +541,43 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "cancel", _cancel, "stop the runs that are at work on a table, submitted or not")
     command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    _add_common_options(command)
+
+    command = _command(
+        commands, "query", _query, "an SQL query of a table, by DuckDB, which sees and changes nothing else"
+    )
+    command.add_argument("table", metavar="TABLE", nargs="?", help="a feature or label table")
+    command.add_argument("sql", metavar="SQL", nargs="?", help="a SELECT FROM labels, or features, which are the table")
+    command.add_argument(
+        "--example",
+        metavar="NAME",
+        nargs="?",
+        const="",
+        help="one that is ready instead; without NAME, which there are",
+    )
+    command.add_argument(
+        "--format",
+        choices=("table", "csv", "json", "parquet"),
+        help="how it is printed (table), or written (what FILE ends with)",
+    )
+    command.add_argument("--output", metavar="FILE", help="write it there, whole or not at all")
+    _add_common_options(command)
+
+    command = _command(
+        commands, "export", _export, "a table as few large Parquet files, CSV or audformat, without a ledger"
+    )
+    command.add_argument("table", metavar="TABLE", help="a feature or label table")
+    command.add_argument(
+        "folder", metavar="FOLDER", help="where to: a new or empty folder; it appears whole or not at all"
+    )
+    command.add_argument(
+        "--format",
+        choices=("parquet", "csv", "audformat"),
+        default="parquet",
+        help="files of up to a million rows; one CSV file; or a database of labelled segments (parquet)",
+    )
+    command.add_argument("--partial", action="store_true", help="as far as it is, of a table that has parts missing")
+    command.add_argument("--force", action="store_true", help="replace the export that is there")
     _add_common_options(command)
 
     command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")

@@ -6,12 +6,13 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
+    from emotion_batch.exporting import Exported
     from emotion_batch.judging import Evaluation
     from emotion_batch.ledger import TableStatus, Verification
     from emotion_batch.planning import Due, Plan
@@ -131,6 +132,16 @@ def print_result(text: str) -> None:
     """Print a result; whoever reads no further changes neither what was done nor its exit code."""
     try:
         print(text, flush=True)
+    except BrokenPipeError:
+        _give_up(sys.stdout)
+
+
+def print_stream(write: Callable[[BinaryIO], None]) -> None:
+    """Let a result be written to stdout as it comes; whoever reads no further ends it."""
+    try:
+        sys.stdout.flush()
+        write(sys.stdout.buffer)
+        sys.stdout.buffer.flush()
     except BrokenPipeError:
         _give_up(sys.stdout)
 
@@ -298,6 +309,49 @@ def _clock(time_s: float) -> str:
     then = datetime.fromtimestamp(time_s)
     days = (then.date() - datetime.now().date()).days
     return f"{then:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
+
+
+def format_export(found: Exported) -> str:
+    """Return what an export wrote."""
+    next_command = {
+        "parquet": f"duckdb -c \"FROM '{found.folder}/*.parquet' SELECT status, count(*) GROUP BY status\"",
+        "audformat": f"python -c \"import audformat; print(audformat.Database.load('{found.folder}'))\"",
+    }.get(found.file_format, f"head {found.folder}/*.csv")
+    return (
+        f"next: {next_command}\n{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
+        f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB"
+    )
+
+
+def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> str:
+    """Return the rows of an answer, a line each; `is_cut` where there are more."""
+    cells = [[_shown(name) for name in names], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_number = [
+        {type(value) for value in column} <= {type(None), int, float}
+        for column in (zip(*rows, strict=True) if rows else [()] * len(names))
+    ]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    if is_cut:
+        lines.append(f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _shown(str(value))
 
 
 def _ago(time_s: float) -> str:

@@ -162,7 +162,8 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         entries = Manifest(table)
         names = table.names()
         problems = [
-            f"{name}: expected only the parts of this table, got {what}" for name, what in _strangers(names, entries)
+            f"{name}: expected only the parts of this table, got {what}"
+            for name, what in find_strangers(names, entries)
         ]
         problems += entries.find_damage()
         if not entries.shards and not entries.history:
@@ -226,7 +227,7 @@ def mend(table: Folder, info: TableInfo, entries: Manifest) -> Iterator[str]:
     Parts under other names go back to where they are missing, copies and parts of pruned shards are removed, and so is what
     processes that were killed have left. What is not provably the table's own is only named.
     """
-    for name, what in _strangers(table.names(), entries):
+    for name, what in find_strangers(table.names(), entries):
         said = f"{name} lies in the table and is {what}; whatever reads the folder may read it too, so move it away"
         if name.endswith(".parquet"):
             with contextlib.suppress(PartError):
@@ -263,7 +264,7 @@ def _put_right(table: Folder, info: TableInfo, entries: Manifest, name: str, foo
     return None
 
 
-def _strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, str]]:
+def find_strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, str]]:
     """Yield what lies in a table's folder and is none of its parts, and what it is."""
     for name in names:
         # Readers of Parquet pass over hidden names.

@@ -10,11 +10,12 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -193,7 +194,7 @@ class Folder:
         with _temporary(path, data, is_durable) as temporary:
             os.replace(temporary, path)
         if is_durable:
-            _fsync_folder(os.path.dirname(path))
+            fsync_folder(os.path.dirname(path))
 
     def publish_first(self, name: str, data: bytes) -> bool:
         """Publish `data` as `name` unless that is there; return whether it was not.
@@ -214,7 +215,7 @@ class Folder:
                 if os.path.exists(path):
                     return False
                 os.replace(temporary, path)
-        _fsync_folder(os.path.dirname(path))
+        fsync_folder(os.path.dirname(path))
         return True
 
     def try_to_write(self, name: str) -> None:
@@ -254,9 +255,38 @@ class Folder:
 
 
 @contextlib.contextmanager
+def writing(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Iterator[BinaryIO]:
+    """Give a stream; what was written to it is the file at `location` once the block ends well, and nothing otherwise."""
+    place = Folder.of(location, options)
+    if not place.is_local:
+        above, _, name = place.url.rpartition("/")
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            Folder(above, place.options).publish(name, spool.read())
+        return
+    temporary = temporary_name(place.url)
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, place.url)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_folder(os.path.dirname(place.url))
+
+
+def temporary_name(path: str) -> str:
+    """Return a hidden name beside `path`, another one each time."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+
+
+@contextlib.contextmanager
 def _temporary(path: str, data: bytes, is_durable: bool) -> Iterator[str]:
     """Write `data` under a hidden name beside `path`, which is gone after the block."""
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -303,7 +333,7 @@ def explained(thing: str) -> Iterator[None]:
         raise raised from error
 
 
-def _fsync_folder(path: str) -> None:
+def fsync_folder(path: str) -> None:
     """Make a rename within `path` survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

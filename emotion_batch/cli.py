@@ -534,7 +534,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_retry(commands)
 
     words = "hand a run to a running Dask cluster, which goes on without this machine"
-    submit = commands.add_parser("submit", help=words, description=words.capitalize() + ".")
+    submit = commands.add_parser("submit", help=words, description=f"{words[:1].upper()}{words[1:]}.")
     submitted = submit.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_add_extract, _add_label, _add_retry):
         add(submitted, leave=True)
@@ -652,7 +652,7 @@ def _add_retry(commands: Any, *, leave: bool = False) -> None:
 def _command(
     commands: Any, name: str, function: Callable[[argparse.Namespace, Said], int], words: str
 ) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words.capitalize() + ".")
+    command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")
     command.set_defaults(command=function)
     return command
 

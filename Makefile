@@ -29,7 +29,7 @@ format: .venv/installed-lint
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
 
-# Ten million recordings: an hour, and 10 GB for their table.
+# Ten million recordings: a quarter of an hour, and a gigabyte of memory.
 scale: .venv/installed-bench
 	$(BIN)/python -m benchmarks.scale
 

@@ -1,4 +1,4 @@
-"""What an archive costs besides its recordings, by their number: ``python -m benchmarks.scale``; half an hour.
+"""What an archive costs besides its recordings, by their number: ``python -m benchmarks.scale``; a quarter of an hour.
 
 The listing is generated and decoding is left out; all else is a run as it is: a manifest frozen, a driver, a scheduler
 and two workers in processes of their own, a row for each recording in a part for each shard, and the commands that look

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -33,6 +34,8 @@ ENTRY_SCHEMA = pa.schema(
 )
 _BATCH = 65_536
 _NOTHING = {field.name: pa.nulls(_BATCH, field.type) for field in ENTRY_SCHEMA}
+# A listing is sorted in so many stretches at most, found by a sample of so many names.
+_STRETCHES, _SAMPLE = 16, 4_096
 # So often a listing says how far it is.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."
@@ -423,15 +426,32 @@ def _distinct(table: pa.Table) -> tuple[pa.Table, int]:
         not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
         or table["raw_file"].null_count < table.num_rows
     ):
-        order = pc.sort_indices(table, sort_keys=[("file", "ascending"), ("raw_file", "ascending")])
-        starts = range(0, len(order), _BATCH)
-        taken = (table.take(order.slice(start, _BATCH)).combine_chunks() for start in starts)
-        table = _distinct_escapes(pa.Table.from_batches([compact(piece.to_batches()[0]) for piece in taken]))
+        table = _distinct_escapes(pa.Table.from_batches(_sorted(table), ENTRY_SCHEMA))
     repeated = _compared(pc.equal, table)
     n_repeated = pc.sum(repeated).as_py() or 0
     if n_repeated:
         table = table.filter(pa.chunked_array([pa.array([True]), *pc.invert(repeated).chunks]))
     return table, n_repeated
+
+
+def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Yield entries by their names, a stretch of the alphabet after the other.
+
+    Arrow would copy all of them together first, whatever it is to take.
+    """
+    names = table["file"]
+    step = -(-table.num_rows // _SAMPLE) or 1
+    some = (chunk.take(pa.array(range(0, len(chunk), step), pa.int64())) for chunk in names.chunks)
+    sample = sorted(name for chunk in some for name in chunk.to_pylist())
+    cuts = sorted({sample[number] for number in range(0, len(sample), -(-len(sample) // _STRETCHES))})
+    for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
+        # What is below the first of the sample belongs to the first stretch.
+        within = [pc.greater_equal(names, start)] if start != cuts[0] else []
+        within += [pc.less(names, stop)] if stop is not None else []
+        piece = table.filter(reduce(pc.and_, within)) if within else table
+        piece = piece.combine_chunks()
+        piece = piece.take(pc.sort_indices(piece, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
+        yield from (compact(batch) for batch in piece.to_batches(max_chunksize=_BATCH))
 
 
 def _compared(compare: Callable[..., pa.ChunkedArray], table: pa.Table) -> pa.ChunkedArray:

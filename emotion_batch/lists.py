@@ -111,7 +111,9 @@ def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> 
     version = nothing if table is None or _ETAG not in table.column_names else table[_ETAG]
     versions = pc.utf8_trim(version.cast(pa.string()), '"')
     listed = pa.table({"name": names, "size": size.cast(pa.int64()), "version": versions})
-    return listed.filter(pc.greater(pc.binary_length(listed["name"]), 0))
+    is_named = pc.greater(pc.binary_length(listed["name"]), 0)
+    # A filter copies what may well be right as it is.
+    return listed if pc.all(is_named, min_count=0).as_py() else listed.filter(is_named)
 
 
 def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:

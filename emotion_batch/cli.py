@@ -652,7 +652,9 @@ def _add_retry(commands: Any, *, leave: bool = False) -> None:
 def _command(
     commands: Any, name: str, function: Callable[[argparse.Namespace, Said], int], words: str
 ) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=words, description=f"{words[:1].upper()}{words[1:]}."
+    )
     command.set_defaults(command=function)
     return command
 

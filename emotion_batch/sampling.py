@@ -17,6 +17,7 @@ from emotion_batch import forecast
 from emotion_batch.archive import SUFFIXES, Entry
 from emotion_batch.errors import IncompleteError
 from emotion_batch.forecast import Floats
+from emotion_batch.isolation import KILLING
 from emotion_batch.manifest import ShardEntry, estimate_costs
 from emotion_batch.settings import Segments
 from emotion_batch.trials import Block, Taken, Timed, Trial
@@ -32,6 +33,8 @@ _MOST_BLOCKS, _BLOCK_S = 40, 0.5
 _ENOUGH_RECORDINGS, _MOST_SAMPLED = 24, 4_000
 # What takes so many times what it was to take is left where it is.
 _PATIENCE = 4
+# Of a recording of which nothing is known but that others like it kill.
+_USUAL_S = 0.01
 # Of a recording whose size nobody has said.
 _USUAL_BYTES = 100_000.0
 
@@ -269,9 +272,14 @@ class _Sampler:
         rows = np.max(wanted_s / np.minimum(self._sizes, _ENOUGH_RECORDINGS) / rows_s)
         most_rows = int(np.clip(rows, _FEW_ROWS, max(_FEW_ROWS, self._budget_s / 8 / float(rows_s.mean()))))
         pieces_s = np.minimum(wholes, most_rows * rows_s)
-        known = {*self.sample.taken, *self._cold}
+        known = self._cold | self.sample.taken
+        killing = {number for number, one in known.items() if one.status in KILLING}
         chosen: list[tuple[float, int, float]] = []
-        for members, seconds, piece_s, n_all in zip(self._orders, wanted_s, pieces_s, self._sizes, strict=True):
+        for order, seconds, piece_s, n_all in zip(self._orders, wanted_s, pieces_s, self._sizes, strict=True):
+            # What has killed a worker is known by now, and would again.
+            members = order[[number not in killing for number in order.tolist()]]
+            if not len(members):
+                continue
             n_wanted = min(max(_FEW, math.ceil(seconds / piece_s)), len(members))
             # Those that were looked at already lie in the system's memory: they come last.
             fresh = np.roll(members, -sum(number in known for number in members.tolist()))
@@ -280,6 +288,8 @@ class _Sampler:
                 ((place + 0.5) / n_wanted, number, piece_s)
                 for place, number in enumerate((members if is_all else fresh)[:n_wanted].tolist())
             ]
+        if not chosen:
+            return []
         # Each stratum evenly over the blocks, so that they are alike.
         chosen.sort()
         ends_s = np.cumsum([piece_s for _, _, piece_s in chosen])
@@ -292,10 +302,10 @@ class _Sampler:
             ]
             entries = self._population.take(chosen_here)
             # As a shard has them, by name: also what is taken comes in this order.
-            order = sorted(range(len(entries)), key=lambda place: entries[place].file)
-            in_order = [chosen_here[place] for place in order]
+            by_name = sorted(range(len(entries)), key=lambda place: entries[place].file)
+            in_order = [chosen_here[place] for place in by_name]
             blocks.append(
-                (self._block(entries=tuple(entries[place] for place in order), most_rows=most_rows), in_order)
+                (self._block(entries=tuple(entries[place] for place in by_name), most_rows=most_rows), in_order)
             )
         return blocks
 
@@ -304,10 +314,16 @@ class _Sampler:
         taken, strata = self.sample.taken or self._cold, self._population.strata
         wholes, rows_s = np.full(len(self._orders), np.nan), np.full(len(self._orders), np.nan)
         for stratum in range(len(self._orders)):
-            found = [one for number, one in taken.items() if strata[number] == stratum]
+            found = [
+                one
+                for number, one in taken.items()
+                if strata[number] == stratum and not (one.status in KILLING and len(taken) > 1)
+            ]
             if found:
                 wholes[stratum] = np.mean([one.seconds / one.share for one in found])
                 rows_s[stratum] = sum(one.seconds for one in found) / sum(one.n_rows for one in found)
+        if np.isnan(wholes).all():
+            wholes[:] = rows_s[:] = _USUAL_S
         wholes[np.isnan(wholes)] = np.nanmean(wholes)
         rows_s[np.isnan(rows_s)] = np.nanmean(rows_s)
         return np.maximum(wholes, 1e-5), np.maximum(rows_s, 1e-5)

@@ -262,7 +262,12 @@ def test_a_recording_that_kills_is_counted(killers: Path, tmp_path: Path) -> Non
     environment = {"PYTHONPATH": os.pathsep.join([os.fspath(killers), os.environ.get("PYTHONPATH", "")])}
     done = run_command("plan", archive, "--sample", "2", "--json", "--quiet", environment=environment)
     assert done.code == 0, done.err
-    assert done.result["statuses"] == {"crashed": 1, "ok": 40}
+    found = done.result
+    assert isinstance(found["statuses"], dict)
+    assert found["statuses"].keys() == {"crashed", "ok"}
+    assert found["statuses"]["crashed"] == found["n_failed"] == 1 and found["n_lost"] == 0
+    # It has not taken the sample's time from the others.
+    assert found["statuses"]["ok"] > 10
 
 
 def _wav(number: int) -> bytes:

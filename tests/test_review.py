@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import servers
+from conftest import run_command
 
 import emotion_batch
-from emotion_batch import precision, reference, sheets, tables
+from emotion_batch import cli, precision, reference, sheets, tables
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.drawing import COLUMNS, INFORMATIVE, RANDOM, STRATA, Drawing, DrawnRow, allocate
 from emotion_batch.errors import IncompleteError, UsageError
@@ -575,6 +577,38 @@ def test_an_interval_of_one_stratum_is_wilsons(n: int, right: int) -> None:
     assert high - low > 0.1
 
 
+def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`review` writes, refuses to replace, takes back, prints text and JSON, each with what comes next."""
+    sheet = tmp_path / "my sheet.csv"
+    call = ["review", os.fspath(table), os.fspath(sheet)]
+    assert cli.main([*call, "--size", "60"]) == 0
+    out = capsys.readouterr().out
+    assert "60 of" in out
+    assert "angry, happy, sad" in out
+    assert out.splitlines()[-1] == f"next: emotion-batch review {table} '{sheet}' --take"
+    assert cli.main(call) == 2
+    assert "expected a new one, got one that is there" in capsys.readouterr().err
+    fill(sheet, answer_truly)
+    assert cli.main([*call, "--take"]) == 0
+    out = capsys.readouterr().out
+    assert "is_confident" in out
+    assert "Wilson" in out
+    assert out.splitlines()[-1].startswith("next: emotion-batch train FEATURES BUNDLE --labels 'table:")
+    assert cli.main([*call, "--take", "--json", "--force"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["n_labelled"] == 60
+    assert result["precision"][0]["of"] == "all"
+    for options, sentence in (
+        (("--take", "--size", "30"), "--size: expected only where a sheet is written"),
+        (("--labels", "x.csv"), "--labels: expected --take with it"),
+        (("--force", "--size", "10"), "size: expected from 20 to 10,000 rows, got 10"),
+        (("--force", "--random", "5"), "random: expected 0, or from 20 to 100 rows"),
+    ):
+        assert cli.main([*call, *options]) == 2
+        said = capsys.readouterr()
+        assert (said.out, sentence in said.err) == ("", True), said.err
+
+
 def test_tables_that_cannot_be_reviewed(features: Path, tmp_path: Path) -> None:
     """A feature table, no table, and one without a label are each one sentence; a part that is missing is counted."""
     with pytest.raises(UsageError, match="expected a label table, got one of features"):
@@ -589,6 +623,32 @@ def test_tables_that_cannot_be_reviewed(features: Path, tmp_path: Path) -> None:
         part.unlink()
     with pytest.raises(IncompleteError, match="expected rows with a label, got none"):
         emotion_batch.review(place.url, tmp_path / "other.csv")
+
+
+def test_real_labels_are_reviewed_and_learnt_from(labels: Path, features: Path, tmp_path: Path) -> None:
+    """A table that a model made is reviewed, and a training takes the answers, with speakers, as its labels."""
+    sheet = tmp_path / "sheet.csv"
+    done = run_command("review", labels, sheet, "--json")
+    assert done.code == 0, done.err
+    assert done.result["n_rows"] == 84
+    cells = read_cells(sheet)
+    for one in cells:
+        one["speaker"], _, one["correct_emotion"] = Path(one["file"]).stem.split("_")
+    write_cells(sheet, cells)
+    done = run_command("review", labels, sheet, "--take")
+    assert done.code == 0, done.err
+    last = done.out.splitlines()[-1]
+    assert last == f"next: emotion-batch train {features} BUNDLE --labels table:{tmp_path}/sheet.labels.csv"
+    from emotion_batch import dataset
+
+    place = Folder.of(features)
+    info = tables.read_info(place)
+    assert info is not None
+    found = dataset.read_dataset(
+        place, info, sorted(Manifest(place).shards), f"table:{tmp_path}/sheet.labels.csv", None
+    )
+    assert len(found.targets) == 84
+    assert found.n_speakers == 2
 
 
 def test_a_table_in_a_bucket(s3: servers.Bucket, tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def _print_grid(console: Console, grid: Grid) -> None:
     widths = [max((cell_len(row[at]) for row in rows), default=0) for at in columns]
     wanted = [max(width, cell_len(heads[at]) if heads else 0) for at, width in zip(columns, widths, strict=True)]
     least = [max(width, min(_LEAST_HEAD, head)) for width, head in zip(widths, wanted, strict=True)]
-    room = console.width - _INDENT - _GAP * (len(columns) - 1)
+    # Some versions of rich leave a gap behind the last column too.
+    room = console.width - _INDENT - _GAP * len(columns)
     if sum(least) > room:
         _print_rows(console, heads, rows, columns)
         return

@@ -1,4 +1,4 @@
-"""What queries and exports of a large label table take: ``python -m benchmarks.analysts --rows 10000000``; some minutes.
+"""What queries, exports and reviews of a large label table take: ``python -m benchmarks.analysts --rows 10000000``; some minutes.
 
 Each is the command, in a process of its own; its time is that of the whole command, its memory the most that it held.
 """
@@ -6,6 +6,7 @@ Each is the command, in a process of its own; its time is that of the whole comm
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shutil
 import sys
@@ -33,12 +34,27 @@ def run(*arguments: object) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
+def say(what: str, seconds: float, memory_mb: float, more: str = "") -> None:
+    """Print what one command took."""
+    print(f"  {what:<28} {seconds:8.1f} s {memory_mb:8,.0f} MB  {more}", flush=True)
+
+
+def measure_reviews(table: Path, scratch: Path) -> None:
+    """Print what a sheet takes, small and large, and to take it back with each row filled in."""
+    for size in (100, 10_000):
+        sheet = scratch / f"{size}.csv"
+        say(f"review --size {size}", *run("review", table, sheet, "--size", size))
+        with sheet.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        with sheet.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({**row, "correct_emotion": row["emotion"]} for row in rows)
+        say(f"review --take, of {size}", *run("review", table, sheet, "--take"))
+
+
 def measure(table: Path, scratch: Path) -> None:
     """Print what each query and each export takes."""
-
-    def say(what: str, seconds: float, memory_mb: float, more: str = "") -> None:
-        print(f"  {what:<28} {seconds:8.1f} s {memory_mb:8,.0f} MB  {more}", flush=True)
-
     for name in EXAMPLES:
         say(f"query --example {name}", *run("query", table, "--example", name, "--json"))
     for kind in ("parquet", "csv", "audformat"):
@@ -65,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the table that is made (1,000,000)")
     parser.add_argument("--table", type=Path, help="instead, one that is there")
+    parser.add_argument("--only-reviews", action="store_true", help="neither queries nor exports")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         table = options.table or Path(folder, "table")
@@ -74,7 +91,9 @@ def main() -> None:
         print(
             f"{n_parts:,} parts, {len(os.sched_getaffinity(0))} cores, {shutil.disk_usage(folder).free / 1e9:,.0f} GB free"
         )
-        measure(table, Path(folder))
+        measure_reviews(table, Path(folder))
+        if not options.only_reviews:
+            measure(table, Path(folder))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ __all__ = [
     "plan",
     "query",
     "retry",
+    "review",
     "status",
     "submit",
+    "take_review",
     "train",
     "verify",
 ]
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from emotion_batch.planning import plan
     from emotion_batch.querying import query
     from emotion_batch.recording import label_recording
+    from emotion_batch.reviewing import review, take_review
     from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
@@ -70,8 +73,10 @@ _HOMES = {
     "plan": "planning",
     "query": "querying",
     "retry": "runs",
+    "review": "reviewing",
     "status": "runs",
     "submit": "runs",
+    "take_review": "reviewing",
     "train": "modelling",
     "verify": "runs",
 }

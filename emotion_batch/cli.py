@@ -5,28 +5,28 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import emotion_batch
-from emotion_batch.console import (
-    Said,
-    format_card,
-    format_evaluation,
-    format_export,
+from emotion_batch.answers import format_export, format_plan, format_rows
+from emotion_batch.console import Said, print_result, print_stream
+from emotion_batch.endings import (
+    format_cancellation,
     format_labels,
-    format_plan,
-    format_rows,
+    format_review,
+    format_sheet,
     format_status,
     format_submission,
     format_summary,
     format_verification,
-    print_result,
-    print_stream,
 )
 from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.judgements import format_card, format_evaluation
+from emotion_batch.results import command as shell
 
 if TYPE_CHECKING:
     from emotion_batch.connection import Scheduler
@@ -88,7 +88,7 @@ def _extract(options: argparse.Namespace, said: Said) -> int:
         segments=_segments(options),
         **_common(options, said),
     )
-    return _finish(summary, options, said, f"emotion-batch train {options.table} BUNDLE")
+    return _finish(summary, options, said, shell("train", options.table, "BUNDLE"))
 
 
 def _plan(options: argparse.Namespace, said: Said) -> int:
@@ -127,17 +127,15 @@ def _retry(options: argparse.Namespace, said: Said) -> int:
         leave=options.leave,
         watcher=said.watcher(),
     )
-    return _finish(summary, options, said, f"emotion-batch status {options.table}")
+    return _finish(summary, options, said, shell("status", options.table))
 
 
 def _cancel(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
     from emotion_batch import runs
 
     cancelled = runs.cancel(options.table, storage_options=_storage_options(options))
-    if options.json:
-        print_result(json.dumps({"table": options.table, "cancelled": cancelled}))
-    for run in () if options.json else cancelled:
-        print_result(f"run {run} begins no shard any more; what is under way is finished, and stays")
+    result = json.dumps({"table": options.table, "cancelled": cancelled})
+    print_result(result if options.json else format_cancellation(cancelled, options.table))
     return 0
 
 
@@ -145,7 +143,7 @@ def _status(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as 
     from emotion_batch import runs
 
     found = runs.status(options.table, storage_options=_storage_options(options))
-    print_result(json.dumps(found.to_dict()) if options.json else format_status(found))
+    print_result(json.dumps(found.to_dict()) if options.json else format_status(found, options.table))
     return 0
 
 
@@ -153,7 +151,7 @@ def _verify(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
 
     found = runs.verify(options.table, deep=options.deep, storage_options=_storage_options(options))
-    print_result(json.dumps(found.to_dict()) if options.json else format_verification(found))
+    print_result(json.dumps(found.to_dict()) if options.json else format_verification(found, options.table))
     if not found.is_whole:
         said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
     return 0 if found.is_whole else 1
@@ -189,7 +187,9 @@ def _label(options: argparse.Namespace, said: Said) -> int:
     )
     name = options.table.replace("'", "''")
     query = f"FROM '{name}/*.parquet' SELECT emotion, count(*) GROUP BY emotion"
-    return _finish(summary, options, said, f'duckdb -c "{query}"')
+    # Double quotes read best, where the shell finds nothing of its own within them.
+    quoted = shlex.quote(query) if set('"$`\\!') & set(query) else f'"{query}"'
+    return _finish(summary, options, said, f"duckdb -c {quoted}")
 
 
 def _train(options: argparse.Namespace, said: Said) -> int:
@@ -226,7 +226,7 @@ def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 a
         robustness=options.robustness,
         storage_options=_storage_options(options),
     )
-    print_result(json.dumps(found.to_dict()) if options.json else format_evaluation(found))
+    print_result(json.dumps(found.to_dict()) if options.json else format_evaluation(found, options.bundle))
     return 0
 
 
@@ -310,6 +310,36 @@ def _format(options: argparse.Namespace) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _review(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import reviewing
+
+    places = {"storage_options": _storage_options(options), "force": options.force}
+    if options.take:
+        for name in ("size", "random", "seed"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name}: expected only where a sheet is written, got it with --take")
+        taken = reviewing.take_review(
+            options.table, options.sheet, labels=options.labels, new_labels=options.new_label or (), **places
+        )
+        print_result(json.dumps(taken.to_dict()) if options.json else format_review(taken))
+        return 0
+    for name in ("labels", "new_label"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: expected --take with it, got none")
+    written = reviewing.review(
+        options.table,
+        options.sheet,
+        size=100 if options.size is None else options.size,
+        random=options.random,
+        seed=options.seed or 0,
+        on_rows=said.read,
+        **places,
+    )
+    said.end_line()
+    print_result(json.dumps(written.to_dict()) if options.json else format_sheet(written, options.table))
+    return 0
 
 
 def _demo(options: argparse.Namespace, said: Said) -> int:
@@ -425,12 +455,20 @@ def _limit(text: str) -> str:
 
 
 def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _whole(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
     return number
 
 
@@ -578,6 +616,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--partial", action="store_true", help="as far as it is, of a table that has parts missing")
     command.add_argument("--force", action="store_true", help="replace the export that is there")
+    command = _command(commands, "review", _review, "a sheet of labels for a person to check, and what it says")
+    command.add_argument("table", metavar="TABLE", help="a label table")
+    command.add_argument(
+        "sheet", metavar="SHEET.csv", help="the sheet: a new one, or with --take one that is filled in"
+    )
+    command.add_argument("--size", type=_positive, metavar="N", help="rows of the sheet (100)")
+    command.add_argument("--random", type=_whole, metavar="N", help="how many of them at random (half, 20 or more)")
+    command.add_argument("--seed", type=_whole, metavar="N", help="what chance follows from (0)")
+    command.add_argument("--take", action="store_true", help="take a sheet that is filled in: labels, and precision")
+    command.add_argument("--labels", metavar="FILE", help="CSV or Parquet to write with --take (SHEET.labels.csv)")
+    command.add_argument(
+        "--new-label", action="append", metavar="WORD", help="an emotion that the model does not know; may be repeated"
+    )
+    command.add_argument("--force", action="store_true", help="replace the file that is to be written")
     _add_common_options(command)
 
     command = _command(commands, "demo", _demo, "all of it on an archive that it makes itself")

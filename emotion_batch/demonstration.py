@@ -113,7 +113,8 @@ and one recording at a time, without a table:
 
   emotion-batch label {example} --model {bundle}
 
-Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md"""
+Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md
+next: emotion-batch label YOUR-RECORDINGS TABLE"""
 
 
 def _prepare(root: Path) -> None:

@@ -19,9 +19,9 @@ import emotion_batch
 from emotion_batch import audio, domain, judging, rows
 from emotion_batch import bundle as bundles
 from emotion_batch.archive import list_recordings
-from emotion_batch.console import format_evaluation
 from emotion_batch.errors import UsageError
 from emotion_batch.features import compute, read_vectors, to_table
+from emotion_batch.judgements import format_evaluation
 from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage import Folder
@@ -186,7 +186,7 @@ def test_precision_is_told_at_priors(bundle: Path, features: Path) -> None:
     assert found.at_priors is not None
     if angry[6] + sad[6]:
         assert found.at_priors["precision"]["sad"] == pytest.approx(sad[6] / (angry[6] + sad[6]))
-    assert "at priors" in format_evaluation(found)
+    assert "at priors" in str(format_evaluation(found))
     done = run_command("evaluate", bundle, features, "--priors", "bored=1")
     assert done.code == 2
     assert "priors: expected labels among angry, disgust" in done.err
@@ -232,7 +232,7 @@ def test_an_archive_that_is_gone_costs_the_robustness_alone(bundle: Path, featur
         assert found.robustness is not None
         assert sentence in found.robustness["reason"]
         assert found.figures["n_rows"] == 84
-        assert sentence in format_evaluation(found)
+        assert sentence in str(format_evaluation(found))
         about["source"] = str(place)
 
 
@@ -242,7 +242,7 @@ def test_one_speaker_gives_no_shortcuts(bundle: Path, features: Path) -> None:
     assert "two speakers or more" in found.shortcuts["reason"]
     assert found.by_speaker == []
     assert "who speaks is unknown" in found.warnings[0]
-    text = format_evaluation(found)
+    text = str(format_evaluation(found))
     assert "unknown speakers" in text
     assert found.shortcuts["reason"] in text
 
@@ -272,7 +272,7 @@ def test_confidence_is_judged_as_labels_have_it(
     assert found.trust["coverage"] == pytest.approx(is_confident.mean())
     assert found.trust["in_domain"] == pytest.approx(np.asarray(table["is_in_domain"]).mean())
     assert found.trust["speech"] is None
-    assert "promised 0.900" in format_evaluation(found)
+    assert "promised 0.900" in str(format_evaluation(found))
 
 
 def test_what_is_printed_is_readable(bundle: Path, features: Path) -> None:

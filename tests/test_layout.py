@@ -13,18 +13,19 @@ PACKAGE = ROOT / "emotion_batch"
 # From the roof down: a module imports only from floors below its own.
 FLOORS = (
     {"cli"},
-    {"console", "demonstration"},
+    {"console", "demonstration", "endings", "judgements", "answers"},
     {"runs", "planning"},
     {"remainder", "estimates"},
-    {"modelling", "sampling", "querying", "exporting"},
+    {"modelling", "sampling", "querying", "exporting", "reviewing"},
     {"run", "recording", "judging", "trials"},
     {"submission", "sandbox", "audformats"},
     {"record", "work", "inventory"},
     {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
+    {"sheets", "precision"},
     {"binding", "fitting"},
     {"networks", "calibration"},
     {"extraction", "model", "pictures", "prediction", "synthesis", "lease"},
-    {"attempts", "carryover", "evaluation", "isolation", "domain", "dataset"},
+    {"attempts", "carryover", "evaluation", "isolation", "domain", "dataset", "drawing"},
     {"rows", "splits", "spool", "reference", "augmentation"},
     {"reading"},
     {"audio", "bundle", "manifest", "tables"},
@@ -34,11 +35,23 @@ FLOORS = (
     {"buckets"},
     {"stores"},
     {"retries", "credentials", "settings"},
-    {"meter", "inspection", "connection", "local", "formats"},
-    {"errors", "forecast", "process", "watchdog", "waves"},
+    {"meter", "inspection", "connection", "local", "formats", "terminal"},
+    {"errors", "forecast", "process", "watchdog", "waves", "results"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
-HEAVY = ("tensorflow", "keras", "librosa", "dask", "distributed", "numpy", "pandas", "pyarrow", "sklearn", "matplotlib")
+HEAVY = (
+    "tensorflow",
+    "keras",
+    "librosa",
+    "dask",
+    "distributed",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "matplotlib",
+    "rich",
+)
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
@@ -83,6 +96,7 @@ def test_imports_run_downward(module: str) -> None:
     assert not outer & {"obstore"} or module == "buckets"
     assert not outer & {"duckdb"} or module in ("sandbox", "demonstration")
     assert not outer & {"audformat"} or module == "audformats"
+    assert not outer & {"rich"} or module == "terminal"
     assert not outer & {"botocore", "google", "azure"} or module == "credentials"
 
 
@@ -105,6 +119,7 @@ def test_imports_run_downward(module: str) -> None:
                 "obstore",
                 "botocore",
                 "pandas",
+                "rich",
             ),
             id="worker",
         ),

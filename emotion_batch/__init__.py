@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EmotionBatchError",
     "FeatureSettings",
+    "Report",
     "Scheduler",
     "Segments",
     "Status",
@@ -26,6 +27,7 @@ __all__ = [
     "import_h5",
     "label",
     "label_recording",
+    "report",
     "retry",
     "status",
     "submit",
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.modelling import evaluate, import_h5, train
     from emotion_batch.recording import label_recording
+    from emotion_batch.reporting import Report, report
     from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.settings import FeatureSettings, Segments
     from emotion_batch.summary import Summary
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "EmotionBatchError": "errors",
     "FeatureSettings": "settings",
+    "Report": "reporting",
     "Scheduler": "connection",
     "Segments": "settings",
     "Status": "errors",
@@ -60,6 +64,7 @@ _HOMES = {
     "import_h5": "modelling",
     "label": "runs",
     "label_recording": "recording",
+    "report": "reporting",
     "retry": "runs",
     "status": "runs",
     "submit": "runs",

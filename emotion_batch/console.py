@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from emotion_batch.judging import Evaluation
     from emotion_batch.ledger import TableStatus, Verification
     from emotion_batch.recording import SegmentLabel
+    from emotion_batch.reporting import Report
     from emotion_batch.summary import Progress, Summary, Watcher
     from emotion_batch.tables import Counts
 
@@ -182,6 +183,14 @@ def _format_counts(counts: Counts) -> str:
     reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
     failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
     return f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}"
+
+
+def format_report(made: Report) -> str:
+    """Return where a report is, and its headline."""
+    from emotion_batch.remarks import headline, remark
+
+    lines = [f"  {_shown(one.text)}" for one in remark(made.figures) if one.kind != "fine"]
+    return "\n".join([f"{headline(made.figures)}", *lines, f"report: {_shown(made.output)}"])
 
 
 def format_status(found: TableStatus) -> str:

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EmotionBatchError",
     "FeatureSettings",
+    "Report",
     "Scheduler",
     "Segments",
     "Status",
@@ -29,6 +30,7 @@ __all__ = [
     "label_recording",
     "plan",
     "query",
+    "report",
     "retry",
     "review",
     "status",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from emotion_batch.planning import plan
     from emotion_batch.querying import query
     from emotion_batch.recording import label_recording
+    from emotion_batch.reporting import Report, report
     from emotion_batch.reviewing import review, take_review
     from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.settings import FeatureSettings, Segments
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "EmotionBatchError": "errors",
     "FeatureSettings": "settings",
+    "Report": "reporting",
     "Scheduler": "connection",
     "Segments": "settings",
     "Status": "errors",
@@ -72,6 +76,7 @@ _HOMES = {
     "label_recording": "recording",
     "plan": "planning",
     "query": "querying",
+    "report": "reporting",
     "retry": "runs",
     "review": "reviewing",
     "status": "runs",

@@ -17,6 +17,7 @@ from emotion_batch.console import Said, print_result, print_stream
 from emotion_batch.endings import (
     format_cancellation,
     format_labels,
+    format_report,
     format_review,
     format_sheet,
     format_status,
@@ -155,6 +156,18 @@ def _verify(options: argparse.Namespace, said: Said) -> int:
     if not found.is_whole:
         said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
     return 0 if found.is_whole else 1
+
+
+def _report(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    from dataclasses import asdict
+
+    from emotion_batch import reporting
+
+    made = reporting.report(
+        options.table, output=options.output, seed=options.seed, storage_options=_storage_options(options)
+    )
+    print_result(json.dumps(asdict(made), default=vars) if options.json else format_report(made, options.table))
+    return 0
 
 
 def _label(options: argparse.Namespace, said: Said) -> int:
@@ -567,6 +580,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--deep", action="store_true", help="read every row, rather than what each part says of itself"
     )
+    _add_common_options(command)
+
+    command = _command(commands, "report", _report, "an HTML page about a table, which needs nothing beside it")
+    command.add_argument("table", metavar="TABLE", help="a label or feature table")
+    command.add_argument(
+        "--output", metavar="FILE", help="where to, or a URL (TABLE-report.html in the current folder)"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the recordings to listen to (0)")
     _add_common_options(command)
 
     _add_retry(commands)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from emotion_batch.ledger import TableStatus, Verification
     from emotion_batch.precision import Precision
     from emotion_batch.recording import SegmentLabel
+    from emotion_batch.reporting import Report
     from emotion_batch.reviewing import Review, Sheet
     from emotion_batch.summary import Summary
     from emotion_batch.tables import Counts
@@ -77,6 +78,19 @@ def _format_counts(counts: Counts) -> Line:
     failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
     return Line(
         f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}", Role.COUNTS
+    )
+
+
+def format_report(made: Report, table: str) -> Result:
+    """Return where a report is, its headline, and what is remarkable."""
+    from emotion_batch.remarks import headline, remark
+
+    remarks = [Line(f"  {one.text}", Role.NOTE) for one in remark(made.figures) if one.kind != "fine"]
+    return Result(
+        Line(headline(made.figures), Role.TITLE),
+        *remarks,
+        next_step(f"open {made.output}; to check some labels by ear, {command('review', table, 'sheet.csv')}"),
+        f"report: {made.output}",
     )
 
 

@@ -124,6 +124,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
         failure: StorageError | None = None
         began = time.perf_counter()
         with _Child(replace(job, entries=left)) as child:
+            asked = time.perf_counter()
             while n_done < len(left) and not is_full:
                 try:
                     message = child.receive(job.limits.deadline_s)
@@ -139,11 +140,12 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
                     meter.current().read_bytes += about["read_bytes"]
                     meter.current().n_retries += about["n_retries"]
                     is_full = about["is_full"]
+                    meter.current().time(left[n_done].file, time.perf_counter() - asked)
                     yield from rows
                     rows = []
                     n_done += 1
                     is_suspect = False
-                    began = time.perf_counter()
+                    began = asked = time.perf_counter()
         left = left[n_done:]
         if is_full or not left:
             continue
@@ -155,6 +157,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
             if not (child.is_late or is_suspect):
                 is_suspect = True
                 continue
+            meter.current().time(left[0].file, time.perf_counter() - asked)
             rest = _rest(left[0], job.segments, rows, *child.cause(job.limits))
         yield from rows
         # It may have killed when it was closed, after all its rows.

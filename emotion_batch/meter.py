@@ -13,6 +13,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 STAGES = ("list", "read", "decode", "features", "predict", "write", "isolated")
+# Recordings that are named for the time they took; of a run, of a shard alike.
+N_SLOWEST = 5
 _local = threading.local()
 
 
@@ -35,6 +37,9 @@ class Spent:
     lost_s
         Seconds of workers that recordings took with them: from the beginning of an attempt that did not end to the next, and
         of children that crashed, hung or ran out of memory.
+    slowest
+        The recordings that took longest until they had their rows, the slowest first: wall-clock seconds and name, at most
+        `N_SLOWEST`. Waiting for a store is part of it.
     """
 
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -42,6 +47,12 @@ class Spent:
     n_retries: int = 0
     n_isolated: int = 0
     lost_s: float = 0.0
+    slowest: list[tuple[float, str]] = field(default_factory=list)
+
+    def time(self, file: str, elapsed_s: float) -> None:
+        """Take down how long a recording took, if few took longer."""
+        if len(self.slowest) < N_SLOWEST or elapsed_s > self.slowest[-1][0]:
+            self.slowest = sorted([*self.slowest, (elapsed_s, file)], key=lambda one: -one[0])[:N_SLOWEST]
 
     def add(self, other: Spent) -> None:
         """Add what was spent elsewhere."""
@@ -51,6 +62,8 @@ class Spent:
         self.n_retries += other.n_retries
         self.n_isolated += other.n_isolated
         self.lost_s += other.lost_s
+        for elapsed_s, file in other.slowest:
+            self.time(file, elapsed_s)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -78,6 +79,7 @@ def extract_rows(
     def rows() -> Iterator[FeatureRow]:
         with reading(archive, segments) as reader:
             for entry, fetched in reader.ahead(Entry(**columns) for columns in entries.to_pylist()):
+                began = time.perf_counter()
                 # Twice, if the place failed and then answered for others.
                 for take in (fetched, None if fetched is None else partial(reader.fetch, entry)):
                     # Together, for what fails on its way is done anew from its beginning.
@@ -94,6 +96,7 @@ def extract_rows(
                         found = [
                             _row(entry, next(segments.starts()), None, status=Status.UNREADABLE, reason=str(error))
                         ]
+                meter.current().time(entry.file, time.perf_counter() - began)
                 yield from found
 
     return to_table(rows(), settings)

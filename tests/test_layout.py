@@ -17,15 +17,17 @@ FLOORS = (
     {"runs", "planning"},
     {"remainder", "estimates"},
     {"modelling", "sampling", "querying", "exporting", "reviewing"},
-    {"run", "recording", "judging", "trials"},
-    {"submission", "sandbox", "audformats"},
+    {"run", "recording", "judging", "trials", "reporting"},
+    {"submission", "sandbox", "audformats", "page"},
+    {"accounts", "remarks", "sections"},
+    {"charts", "figures"},
     {"record", "work", "inventory"},
-    {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary"},
+    {"preflight", "labelling", "training", "importing", "cluster", "ledger", "canary", "summary", "throughput"},
     {"sheets", "precision"},
     {"binding", "fitting"},
     {"networks", "calibration"},
     {"extraction", "model", "pictures", "prediction", "synthesis", "lease"},
-    {"attempts", "carryover", "evaluation", "isolation", "domain", "dataset", "drawing"},
+    {"attempts", "carryover", "evaluation", "isolation", "domain", "dataset", "drawing", "portrait", "survey"},
     {"rows", "splits", "spool", "reference", "augmentation"},
     {"reading"},
     {"audio", "bundle", "manifest", "tables"},
@@ -36,7 +38,7 @@ FLOORS = (
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter", "inspection", "connection", "local", "formats", "terminal"},
-    {"errors", "forecast", "process", "watchdog", "waves", "results"},
+    {"errors", "forecast", "markup", "process", "watchdog", "waves", "results"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 HEAVY = (
@@ -94,7 +96,7 @@ def test_imports_run_downward(module: str) -> None:
     assert not outer & {"onnx"} or module == "networks"
     assert not outer & {"h5py"} or module in ("importing", "inspection")
     assert not outer & {"obstore"} or module == "buckets"
-    assert not outer & {"duckdb"} or module in ("sandbox", "demonstration")
+    assert not outer & {"duckdb"} or module in ("sandbox", "survey", "demonstration")
     assert not outer & {"audformat"} or module == "audformats"
     assert not outer & {"rich"} or module == "terminal"
     assert not outer & {"botocore", "google", "azure"} or module == "credentials"

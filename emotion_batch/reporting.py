@@ -1,0 +1,145 @@
+"""The report about a table: its figures read, its page written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from emotion_batch import lease, ledger, tables
+from emotion_batch.accounts import Locate
+from emotion_batch.archive import find_base
+from emotion_batch.bundle import open_bundle
+from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.figures import N_FOLDERS, Figures, gather
+from emotion_batch.manifest import Manifest
+from emotion_batch.page import MARK, locate_beside, render
+from emotion_batch.portrait import Portrait, read_portrait
+from emotion_batch.storage import Folder, explained
+from emotion_batch.survey import survey
+from emotion_batch.throughput import read_throughput
+
+_MODEL = f"{tables.LEDGER}/model"
+# In which the mark of a page stands.
+_HEAD_BYTES = 4_096
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written.
+
+    Attributes
+    ----------
+    output
+        Its path or URL.
+    figures
+        What it shows.
+    """
+
+    output: str
+    figures: Figures
+
+
+def report(
+    table: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Write one HTML page about a table, which needs nothing beside it, and return what it shows.
+
+    Parameters
+    ----------
+    table
+        A label or feature table; one that is not finished is told as far as it is.
+    output
+        File to write, or URL; by default ``<table>-report.html`` in the current folder. An earlier report is replaced.
+    seed
+        Of the lots that draw the recordings to listen to.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Raises
+    ------
+    UsageError
+        If there is no table, or `output` lies in it or is a file of something else.
+    StorageError
+        If the table cannot be read, or the page not be written.
+    """
+    place = Folder.of(table, storage_options)
+    info = ledger.require_table(place)
+    page = Folder.of(
+        output if output is not None else f"{place.url.rsplit('/', 1)[1] or 'table'}-report.html", storage_options
+    )
+    _check_output(page, place)
+    with explained(f"table {place.url}"):
+        manifest = Manifest(place)
+        holders = lease.read_holders(place)
+        throughput = read_throughput(place)
+    figures = gather(
+        place.url,
+        info,
+        manifest,
+        survey(place, info, manifest.shards, seed=seed, n_shown=N_FOLDERS),
+        throughput,
+        _read_card(place, info.model_id),
+        n_at_work=sum(holder.is_alive for holder in holders),
+        n_lost=sum(not holder.is_alive for holder in holders),
+    )
+    data = render(figures, datetime.now(UTC), _locate(page, info.source, storage_options))
+    folder, name = _split(page)
+    with explained(f"report {page.url}"):
+        folder.publish(name, data)
+    return Report(page.url, figures)
+
+
+def _split(page: Folder) -> tuple[Folder, str]:
+    folder, _, name = page.url.rpartition("/")
+    return Folder(folder or "/", page.options), name
+
+
+def _check_output(page: Folder, table: Folder) -> None:
+    """Raise UsageError if a page may not be written there."""
+    if page.url == table.url or page.url.startswith(f"{table.url}/"):
+        raise UsageError(
+            f"--output: expected a place outside the table {table.url}, got {page.url}; whatever reads it may read that"
+        )
+    folder, name = _split(page)
+    with explained(f"report {page.url}"):
+        kind = page.find_kind()
+        if kind == "folder":
+            raise UsageError(f"--output: expected a file, got the folder {page.url}; name a file in it")
+        if kind is None:
+            return
+        head = folder.read_range(name, 0, _HEAD_BYTES)
+    if MARK.encode() not in head:
+        raise UsageError(f"--output: expected a new file or an earlier report, got the file {page.url}; name another")
+
+
+def _read_card(table: Folder, model_id: str | None) -> Portrait | None:
+    """Return what the table's own copy of its model says; None for features, or if it is gone or of another release."""
+    if model_id is None:
+        return None
+    with contextlib.suppress(UsageError):
+        card = open_bundle(table.folder(_MODEL)).card
+        return read_portrait(card) if card.model_id == model_id else None
+    return None
+
+
+def _locate(page: Folder, source: str, options: Mapping[str, Any] | None) -> Locate:
+    """Return what gives the address of a recording from the page: none, unless both are on this disk."""
+    origin = Folder.of(source, options)
+    if not (page.is_local and origin.is_local):
+        return lambda drawn: None
+    # An archive may be gone by now, and is no condition of a report.
+    with contextlib.suppress(EmotionBatchError):
+        if (features := tables.read_info(origin)) is not None:
+            origin = Folder.of(features.source, options)
+        base = find_base(origin.url, options)
+        if base.is_local:
+            return locate_beside(os.path.dirname(page.url), base.url)
+    return lambda drawn: None

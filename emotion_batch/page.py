@@ -73,9 +73,8 @@ def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: N
     )
     # Of the style its digest and no other; nothing else may be loaded but recordings, and no script runs.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; media-src 'self' file:; base-uri 'none'; form-action 'none'"
-    )
+    media = "media-src 'self' file:; " if "<audio " in body else ""
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; {media}base-uri 'none'; form-action 'none'"
     head = join(
         [
             tag("meta", charset="utf-8"),

@@ -113,6 +113,8 @@ def test_a_page_may_load_nothing(found: Figures) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
+    # Without players not even recordings.
+    assert "media-src" not in policy
 
 
 def test_pictures_have_words(found: Figures) -> None:

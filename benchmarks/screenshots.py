@@ -1,4 +1,4 @@
-"""``python -m benchmarks.screenshots``: the documentation's pictures of a report, of an archive that it synthesises; minutes."""
+"""``python -m benchmarks.screenshots``: the documentation's pictures of a report, of an archive that it synthesises."""
 
 from __future__ import annotations
 
@@ -13,30 +13,24 @@ from PIL import Image
 import emotion_batch
 from benchmarks.browser import opened_tab
 from emotion_batch import synthesis
-from emotion_batch.settings import SequenceSettings
-from emotion_batch.training import TrainingSettings
 
 DOCS = Path(__file__).parent.parent / "docs"
-_N_WORDS, _EPOCHS, _N_DAYS = 30, 12, 20
+_N_WORDS, _N_DAYS = 60, 20
 # How much of the page is shown: the rest is tables.
-_HEIGHTS = {1280: 1_560, 400: 2_060}
+_HEIGHTS = {1280: 1_760, 400: 2_300}
 _COLOURS = 96
 
 
 def make(folder: Path) -> Path:
-    """Synthesise voices, train on them, label other words of theirs in the folders of days, and return the report."""
-    synthesis.write_archive(folder / "known", n_words=_N_WORDS)
-    synthesis.write_archive(folder / "new", n_words=60, seed=1)
-    for number, path in enumerate(sorted((folder / "new").rglob("*.wav"))):
-        # Of a day some more and some less, and the broken ones in one of them.
+    """Synthesise voices, label them in the folders of days by the model that ships, and return the report."""
+    synthesis.write_archive(folder / "voices", n_words=_N_WORDS)
+    for number, path in enumerate(sorted((folder / "voices").rglob("*.wav"))):
+        # Of some days more than of others, and the broken ones in one of them.
         day = _N_DAYS - 2 if path.parent.name == "broken" else int(_N_DAYS * (number * 0.618 % 1) ** 1.2)
         to = folder / "calls" / f"2026-11-{day + 1:02d}" / f"call-{number:04d}.wav"
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)
-    emotion_batch.extract(folder / "known", folder / "features", settings=SequenceSettings())
-    settings = TrainingSettings(epochs=_EPOCHS, data_licence="none: synthesised")
-    emotion_batch.train(folder / "features", folder / "bundle", settings=settings)
-    emotion_batch.label(folder / "calls", folder / "labels", model=folder / "bundle")
+    emotion_batch.label(folder / "calls", folder / "labels")
     page = Path(emotion_batch.report(folder / "labels", output=folder / "labels-report.html").output)
     # What stands for a folder of this machine's is the only thing that is put in.
     page.write_text(page.read_text().replace(str(folder), "/data"))

@@ -73,9 +73,8 @@ def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: N
     )
     # Of the style its digest and no other; nothing else may be loaded but recordings, and no script runs.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; media-src 'self' file:; base-uri 'none'; form-action 'none'"
-    )
+    media = "media-src 'self' file:; " if "<audio " in body else ""
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; {media}base-uri 'none'; form-action 'none'"
     head = join(
         [
             tag("meta", charset="utf-8"),
@@ -156,7 +155,7 @@ def _segments(figures: Figures) -> str:
     segments = figures.info.segments
     if segments.hop_s is not None:
         return f"windows of {segments.duration_s:g} s, every {segments.hop_s:g} s"
-    return f"one a recording, from {segments.offset_s:g} s on, {segments.duration_s:g} s at most"
+    return f"one a recording, {segments.offset_s:g} to {segments.offset_s + segments.duration_s:g} s"
 
 
 def _remarks(figures: Figures) -> Html:
@@ -190,11 +189,11 @@ def _tiles(figures: Figures) -> Html:
     ]
     if figures.info.labels:
         n_ok = coverage.n_ok
-        tiles.append((share(figures.n_confident, n_ok), "confident", f"{count(figures.n_confident)} labels"))
+        tiles.append((share(figures.n_confident, n_ok), "confident", _of_labels(figures.n_confident)))
         if figures.n_outside is None:
             tiles.append(("–", "out of domain", "the model cannot tell"))
         else:
-            tiles.append((share(figures.n_outside, n_ok), "out of domain", f"{count(figures.n_outside)} labels"))
+            tiles.append((share(figures.n_outside, n_ok), "out of domain", _of_labels(figures.n_outside)))
     rate = figures.throughput.rate
     if rate is not None:
         tiles.append((f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", "a second", "while at work"))
@@ -203,6 +202,10 @@ def _tiles(figures: Figures) -> Html:
         for value, words, small in tiles
     ]
     return tag("ul", *items, class_="tiles", aria_label="In numbers")
+
+
+def _of_labels(n: int) -> str:
+    return f"{count(n)} label{'' if n == 1 else 's'}"
 
 
 def _footer() -> Html:

@@ -118,7 +118,14 @@ def _judged(figures: Figures) -> Iterator[Remark]:
     most = max(figures.labels, key=lambda one: one.n_rows)
     if most.n_rows >= _ONE_LABEL * n_ok:
         yield Remark("look", "One label", f"{roughly(most.n_rows, n_ok)} of the labels are “{most.label}”.")
-    promise = None if figures.portrait is None else figures.portrait.promise
+    if figures.portrait is None:
+        yield Remark(
+            "look",
+            "Trust",
+            "The model's card is not in the table: nothing is known of how right its labels are, nor how sure.",
+        )
+        return
+    promise = figures.portrait.promise
     if promise is None or promise.threshold is None:
         yield Remark(
             "look", "Trust", "No label counts as confident: the model's card has no threshold to be confident from."

@@ -127,7 +127,10 @@ def _promise(figures: Figures) -> Iterator[Html]:
 
 def _calibration(figures: Figures) -> Iterator[Html]:
     portrait = figures.portrait
-    if portrait is None or not portrait.calibration:
+    if portrait is None:
+        yield tag("p", "Whether it is calibrated cannot be told: the model's card is not in the table.", class_="note")
+        return
+    if not portrait.calibration:
         yield tag(
             "p",
             "Confidence is not calibrated: the model's card knows of no speakers held out. Read it as an order, not as a share "
@@ -173,7 +176,7 @@ def show_folders(figures: Figures) -> Html:
                     "Label mix by folder",
                     f"{count(len(figures.columns))} folders by name, each a column divided as its labels are.",
                 ),
-                tag("div", name(figures.columns[0].name), name(figures.columns[-1].name), class_="ticks"),
+                tag("div", _folder_name(figures.columns[0]), _folder_name(figures.columns[-1]), class_="ticks"),
                 tag("figcaption", f"All {count(len(figures.columns))} folders by name, each a column."),
             )
         )
@@ -190,9 +193,7 @@ def show_folders(figures: Figures) -> Html:
         table(caption, head, rows, numbers=range(2 if is_labelled else 1, last), wide=1 if is_labelled else None)
     )
     if is_labelled:
-        numbers = [
-            (name(one.name or "(top)"), *(share(n, sum(one.by_label)) for n in one.by_label)) for one in figures.folders
-        ]
+        numbers = [(_folder_name(one), *(share(n, sum(one.by_label)) for n in one.by_label)) for one in figures.folders]
         inner = table(
             "Label mix by folder", ("folder", *figures.info.labels), numbers, numbers=range(1, 1 + len(figures.labels))
         )
@@ -209,8 +210,12 @@ def show_folders(figures: Figures) -> Html:
     return join(parts)
 
 
+def _folder_name(one: FolderFigures) -> Html:
+    return name(one.name or "(top)")
+
+
 def _folder(one: FolderFigures, figures: Figures) -> list[str]:
-    cells: list[str] = [name(one.name or "(top)")]
+    cells: list[str] = [_folder_name(one)]
     if figures.labels:
         cells.append(charts.draw_parts(one.by_label, figures.info.labels))
     cells += [count(one.n_rows), share(one.n_failed, one.n_rows)]

@@ -174,6 +174,11 @@ def test_what_stands_out_is_said(found: Figures) -> None:
     )
     assert [one.kind for one in remark(calm)] == ["fine"]
     assert summarise(calm).endswith("None failed.")
+    cardless = remark(replace(calm, portrait=None))
+    assert [(one.topic, one.text[:34]) for one in cardless] == [("Trust", "The model's card is not in the tab")]
+    assert calm.portrait is not None
+    unsure = remark(replace(calm, portrait=replace(calm.portrait, promise=None)))
+    assert [one.text[:29] for one in unsure] == ["No label counts as confident:"]
     unfinished = replace(calm, coverage=replace(calm.coverage, n_complete=3, n_surveyed=900))
     assert remark(unfinished)[0].kind == "stop"
     assert "with 1,100 recordings, are missing" in remark(unfinished)[0].text

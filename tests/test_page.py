@@ -113,6 +113,8 @@ def test_a_page_may_load_nothing(found: Figures) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
+    # Without players not even recordings.
+    assert "media-src" not in policy
 
 
 def test_pictures_have_words(found: Figures) -> None:
@@ -132,10 +134,13 @@ def test_pictures_have_words(found: Figures) -> None:
 
 def test_what_the_figures_lack_is_no_section(found: Figures) -> None:
     """A page of features, of a table without a card or of one without any row is whole too."""
+    assert found.portrait is not None
     bare = replace(found, portrait=None, moments=(), drawn=(), failures=(), folders=(), columns=())
     page = render(bare, MADE_AT).decode()
     assert "Its card is not in the table" in page
-    assert "Confidence is not calibrated" in page
+    assert "Whether it is calibrated cannot be told" in page
+    uncalibrated = replace(bare, portrait=replace(found.portrait, calibration=(), promise=None, judged=(), recall={}))
+    assert "Confidence is not calibrated" in render(uncalibrated, MADE_AT).decode()
     assert 'id="time"' not in page
     assert 'id="listen"' not in page
     features = replace(bare, info=replace(found.info, labels=()), labels=())

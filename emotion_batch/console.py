@@ -23,6 +23,8 @@ _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 _MOST_PROBLEMS = 20
 _MOST_SPEAKERS = 20
+# Below it, a run's own processes wait for each other.
+_CROWDED = 0.1
 
 
 class Said:
@@ -252,6 +254,10 @@ def _format_sample(found: Plan) -> list[str]:
     ]
     if reasons:
         lines.append(f"  failed  {reasons} of the sample; about {found.n_failed:,} of all")
+    if found.crowd >= _CROWDED:
+        lines.append(
+            f"  busy    other work had the cores for {found.crowd:.0%} of that time; the range allows that it ends, or doubles"
+        )
     if found.n_lost:
         lines.append(f"  lost    {found.n_lost:,} stretches of the sample, with their workers or in failures")
     return lines

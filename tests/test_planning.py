@@ -126,8 +126,8 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
             stream.seek(at)
             stream.write(value.to_bytes(4, "little"))
         stream.truncate(44 + n_bytes)
-    for number in range(60):
-        os.link(archive / "long.wav", archive / f"again-{number:02d}.wav")
+    for number in range(240):
+        os.link(archive / "long.wav", archive / f"again-{number:03d}.wav")
     before = tree(tmp_path)
     by = (datetime.now() + timedelta(minutes=1)).strftime("%H:%M")
     done = run_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
@@ -136,8 +136,8 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
     last = done.out.splitlines()[-1]
     assert last.startswith(f"by {by}") and "on 1 workers: not done, even at the early end" in last
     assert "of them in part" in done.out
-    assert "about 219,600 rows" in done.out
-    assert "183.0 h of audio" in done.out
+    assert "about 867,600 rows" in done.out
+    assert "723.0 h of audio" in done.out
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from emotion_batch.trials import Timed
 
 # Of rows in a process: as columns, as a table, as a part.
 _COPIES = 3
+_MOST_CROWD = 0.9
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Estimates:
     ----------
     outlook
         How long it takes.
+    crowd
+        Share of the sample's time in which other work had the cores.
     n_rows
         Rows that there will be, about.
     n_failed
@@ -44,6 +47,7 @@ class Estimates:
     """
 
     outlook: Outlook
+    crowd: float
     n_rows: float
     n_failed: float
     statuses: Mapping[str, int]
@@ -82,7 +86,8 @@ def draw_conclusions(population: Population, sample: Sample, start_s: float) -> 
         shard_s + sum(seconds_each[one] * sample.taken[one].share for one in members)
         for timed, members in sample.blocks
     ]
-    low, high = forecast.margins(error, actual_s, likely_s)
+    crowd = min(_MOST_CROWD, sum(one.waited_s for one in sample.all()) / sum(one.elapsed_s for one in sample.all()))
+    low, high = forecast.margins(error, actual_s, likely_s, crowd)
     gap_s = float(np.median(sample.gaps_s)) if sample.gaps_s else 0.0
     shards_s = population.sum_by_shard(seconds_each) + shard_s + gap_s
     audio_s = float(audio_each.sum())
@@ -92,6 +97,7 @@ def draw_conclusions(population: Population, sample: Sample, start_s: float) -> 
     statuses = [str(one.status) for one in taken]
     return Estimates(
         outlook=Outlook(shards_s, low, high, start_s),
+        crowd=crowd,
         n_rows=float(rows_each.sum()),
         n_failed=float(failed_each.sum()),
         statuses={status: statuses.count(status) for status in sorted(set(statuses))},

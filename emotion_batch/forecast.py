@@ -83,9 +83,9 @@ class Outlook:
         low = max(float(self.shards_s.sum()) / n_workers, longest)
         tail = float(np.median(self.shards_s)) if len(self.shards_s) > n_workers else 0.0
         return Range(
-            _START_LOW * self.start_s + self.low * low,
+            min(_START_LOW, self.low) * self.start_s + self.low * low,
             self.start_s + likely,
-            _START_HIGH * self.start_s + self.high * (likely + tail),
+            max(_START_HIGH, self.high) * self.start_s + self.high * (likely + tail),
         )
 
     def count_workers(self, within_s: float, end: Callable[[Range], float]) -> int | None:
@@ -161,7 +161,9 @@ def spread(totals: Floats, errors: Floats) -> float:
     return float(np.sqrt(((totals * errors) ** 2).sum())) / total if total else 0.0
 
 
-def margins(sampling_error: float, actual_s: Sequence[float], likely_s: Sequence[float]) -> tuple[float, float]:
+def margins(
+    sampling_error: float, actual_s: Sequence[float], likely_s: Sequence[float], crowd: float = 0.0
+) -> tuple[float, float]:
     """Return by what a likely time may be multiplied at its low and its high end.
 
     Parameters
@@ -172,6 +174,9 @@ def margins(sampling_error: float, actual_s: Sequence[float], likely_s: Sequence
         Seconds of each block of the sample in the order in which they ended, and what the estimate gives for it. A
         run is one more stretch as a few blocks together are: what is shorter than these averages out over a run, and
         what a machine is for longer does not.
+    crowd
+        Share of the sample's time in which other work had the cores. It may be gone when the run begins, or take as
+        much again.
     """
     n_stretches = min(len(actual_s), _STRETCHES)
     paces = (
@@ -189,4 +194,4 @@ def margins(sampling_error: float, actual_s: Sequence[float], likely_s: Sequence
     # Student's t, to the second term of its expansion: Abramowitz and Stegun, 26.7.5.
     quantile = _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
     half = quantile * math.hypot(sampling_error, max(_LEAST_DRIFT, drift))
-    return 1 / (1 + half), 1 + half
+    return (1 - crowd) / (1 + half), (1 + crowd) * (1 + half)

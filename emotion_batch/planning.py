@@ -119,6 +119,8 @@ class Plan:
         Recordings of the sample, those of which only some windows were done, and what became of them.
     sample_s, sample_workers, n_lost
         How long it took, on how many workers, and stretches of it that came to nothing.
+    crowd
+        Share of the sample's time in which other work had the cores; the range allows that it ends, or doubles.
     start_s
         Seconds besides the shards: listing, freezing, starting workers, ending them.
     work_s
@@ -152,6 +154,7 @@ class Plan:
     sample_s: float = 0.0
     sample_workers: int = 0
     n_lost: int = 0
+    crowd: float = 0.0
     start_s: float = 0.0
     work_s: Range = _NOTHING
     times: tuple[Times, ...] = ()
@@ -280,6 +283,7 @@ def _tell(
         sample_s=sample.elapsed_s,
         sample_workers=n_here,
         n_lost=sample.n_lost,
+        crowd=found.crowd,
         start_s=outlook.start_s,
         work_s=outlook.work_s,
         times=tuple(times),

@@ -100,7 +100,8 @@ def _read_local(path: str, start: int, stop: int | None) -> Blob:
         size = os.fstat(stream.fileno()).st_size
         if start:
             stream.seek(start if start > 0 else max(0, size + start))
-        data = stream.read() if stop is None else stream.read(max(0, stop - start))
+        # No more than there is: Python sets aside what is asked for.
+        data = stream.read() if stop is None else stream.read(max(0, min(stop, size) - start))
     return Blob(data, size, None)
 
 

@@ -93,6 +93,8 @@ class Timed:
         Machine, process and thread that did it.
     began, ended
         When, of that machine's `time.monotonic`: between two blocks of a thread lies what handing them out costs.
+    waited_s
+        Seconds in which other processes had the cores.
     elapsed_s
         Seconds of its shard, of which those of recordings are a part.
     part_bytes
@@ -108,6 +110,7 @@ class Timed:
     worker: str
     began: float
     ended: float
+    waited_s: float
     elapsed_s: float
     part_bytes: int
     row_bytes: int
@@ -156,13 +159,15 @@ class Trial:
         tables.create(table, self.info)
         try:
             bundle = None if self.card is None else self._keep_model(self.card)
+            waited_s = _waited_s()
             if block.shard is not None:
-                timed = self._label_shard(table, bundle, block.shard)
+                done = self._label_shard(table, bundle, block.shard)
             else:
-                timed = self._do_recordings(table, bundle, block)
+                done = self._do_recordings(table, bundle, block)
+            waited_s = _waited_s() - waited_s
         finally:
             shutil.rmtree(table.url, ignore_errors=True)
-        return Timed(_name_thread(), began, time.monotonic(), *timed)
+        return Timed(_name_thread(), began, time.monotonic(), waited_s, *done)
 
     def _do_recordings(
         self, table: Folder, bundle: Bundle | None, block: Block
@@ -324,6 +329,18 @@ def _peak_bytes() -> int:
             return next(int(line.split()[1]) for line in stream if line.startswith("VmHWM")) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _waited_s() -> float:
+    """Return how long this thread has been ready to run and not run; 0 on a system that does not say.
+
+    The second of https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat, in ns.
+    """
+    try:
+        with open("/proc/thread-self/schedstat") as stream:
+            return int(stream.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _name_thread() -> str:

@@ -41,7 +41,7 @@ def check(plan: Plan) -> None:
     assert plan.n_left == plan.n_recordings - plan.n_done > 0
     assert 0 < plan.n_shards <= min(plan.n_parts, plan.n_left)
     assert sum(plan.statuses.values()) == plan.n_sampled <= plan.n_left
-    assert plan.n_lost == 0
+    assert plan.n_lost == 0 and 0 <= plan.crowd < 1
     work = plan.work_s
     assert 0 < work.low < work.likely < work.high
     workers = [one.workers for one in plan.times]
@@ -126,8 +126,8 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
             stream.seek(at)
             stream.write(value.to_bytes(4, "little"))
         stream.truncate(44 + n_bytes)
-    for number in range(60):
-        os.link(archive / "long.wav", archive / f"again-{number:02d}.wav")
+    for number in range(240):
+        os.link(archive / "long.wav", archive / f"again-{number:03d}.wav")
     before = tree(tmp_path)
     by = (datetime.now() + timedelta(minutes=3)).strftime("%H:%M")
     done = run_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
@@ -136,8 +136,8 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
     last = done.out.splitlines()[-1]
     assert last.startswith(f"by {by}") and "on 1 workers: not done, even at the early end" in last
     assert "of them in part" in done.out
-    assert "about 219,600 rows" in done.out
-    assert "183.0 h of audio" in done.out
+    assert "about 867,600 rows" in done.out
+    assert "723.0 h of audio" in done.out
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,9 @@ def test_margins_follow_what_a_sample_shows() -> None:
     even = forecast.margins(0.01, [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.0], [1.0] * 8)
     uneven = forecast.margins(0.01, [1.0, 1.5, 0.7, 1.0, 1.4, 0.6, 1.2, 1.0], [1.0] * 8)
     single = forecast.margins(0.01, [1.0], [1.0])
+    crowded = forecast.margins(0.01, [1.0] * 8, [1.0] * 8, crowd=0.5)
     assert uneven[0] < even[0] < 1 < even[1] < uneven[1] < single[1]
+    assert crowded[0] < even[0] / 2 + 0.1 and crowded[1] > 1.5
 
 
 @pytest.mark.torture

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cache, reduce
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -33,7 +33,6 @@ ENTRY_SCHEMA = pa.schema(
     ]
 )
 _BATCH = 65_536
-_NOTHING = {field.name: pa.nulls(_BATCH, field.type) for field in ENTRY_SCHEMA}
 # A listing is sorted in so many stretches at most, found by a sample of so many names.
 _STRETCHES, _SAMPLE = 16, 4_096
 # So often a listing says how far it is.
@@ -400,6 +399,12 @@ def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
     return _distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))
 
 
+@cache
+def _nothing() -> dict[str, pa.Array]:
+    """Return columns of null. Not at the import: Arrow's first array sets a GiB of addresses aside, also in a worker's child."""
+    return {field.name: pa.nulls(_BATCH, field.type) for field in ENTRY_SCHEMA}
+
+
 def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return some entries as one piece of memory, without what is null throughout.
 
@@ -415,7 +420,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
     whole = pa.ipc.read_record_batch(known.serialize(), known.schema)
     return pa.RecordBatch.from_arrays(
-        [whole[name] if name in columns else _NOTHING[name].slice(0, len(batch)) for name in ENTRY_SCHEMA.names],
+        [whole[name] if name in columns else _nothing()[name].slice(0, len(batch)) for name in ENTRY_SCHEMA.names],
         schema=ENTRY_SCHEMA,
     )
 

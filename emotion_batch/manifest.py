@@ -15,6 +15,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,7 +44,6 @@ _FILE_BYTES = 2**24
 _STRETCH_BYTES = 2**24
 # With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
-_STREAM_START = ENTRY_SCHEMA.serialize().to_pybytes()
 # Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
 # (48 kHz, stereo, 32 bit).
 _OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
@@ -309,6 +309,12 @@ class Manifest:
         self.generation = max(self.generation, generation)
 
 
+@cache
+def _stream_start() -> bytes:
+    """Return what a stream of entries begins with."""
+    return bytes(ENTRY_SCHEMA.serialize())
+
+
 def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
     """Return one shard's entries, as a worker reads them: that record batch alone.
 
@@ -331,7 +337,7 @@ def _decode(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.Re
     """Return a shard's entries from the bytes of its record batch."""
     try:
         # As a stream of one batch, which alone can be told to start no threads: half the time, or a tenth on busy cores.
-        stream = pa.py_buffer(_STREAM_START + data)
+        stream = pa.py_buffer(_stream_start() + data)
         batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
         return _checked(table, shard, batch)
     except (pa.ArrowException, OSError, StopIteration) as error:
@@ -523,7 +529,7 @@ def _write_file(left: Iterator[pa.Table], segments: Segments, index: dict[str, A
     """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
     sink = io.BytesIO()
     # What a file begins with is written with its first batch.
-    start = len(_MAGIC_START) + len(_STREAM_START)
+    start = len(_MAGIC_START) + len(_stream_start())
     n_batches = 0
     with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         for entries in left:

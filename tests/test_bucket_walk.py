@@ -215,7 +215,7 @@ def test_what_is_killed_leaves_nothing_half_in_a_bucket(
     [
         ({"secret": f"{SECRET_KEY}x"}, "calls/refusals", "disk", "SignatureDoesNotMatch"),
         ({"key": "NOBODY"}, "calls/refusals", "disk", "InvalidAccessKeyId"),
-        ({"key": READER_KEY, "secret": READER_SECRET}, "calls/refusals", "calls/refused", "AccessDenied"),
+        ({"key": READER_KEY, "secret": READER_SECRET}, "calls/refusals", "calls/no-rights", "AccessDenied"),
         ({}, "no-such-bucket/refusals", "disk", "no bucket s3://no-such-bucket"),
         ({}, "calls/refusals", "no-such-bucket/table", "no bucket s3://no-such-bucket"),
     ],

@@ -269,7 +269,7 @@ def _format_due(due: Due) -> str:
         "perhaps": "perhaps done: the hour is within the range",
         "no": "not done, even at the early end of the range",
     }
-    words = f"by {due.at[11:16]}, in {_duration(due.within_s)}, on {due.workers:,} workers: {answers[due.is_done]}"
+    words = f"by {due.at[11:16]}, in {_duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
     if due.workers_likely is None:
         return f"{words}; nor on any number of workers, for a single shard takes longer"
     sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"

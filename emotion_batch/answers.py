@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from emotion_batch.exporting import Exported
     from emotion_batch.planning import Due, Plan
 
+# Below it, a run's own processes wait for each other.
+_CROWDED = 0.1
+
 
 def format_plan(found: Plan) -> Result:
     """Return what a run would do and how long it would take, with the answer in the last line."""
@@ -60,6 +63,10 @@ def _format_sample(found: Plan) -> list[str]:
     ]
     if reasons:
         lines.append(f"  failed  {reasons} of the sample; about {found.n_failed:,} of all")
+    if found.crowd >= _CROWDED:
+        lines.append(
+            f"  busy    other work had the cores for {found.crowd:.0%} of that time; the range allows that it ends, or doubles"
+        )
     if found.n_lost:
         lines.append(f"  lost    {found.n_lost:,} stretches of the sample, with their workers or in failures")
     return lines
@@ -71,7 +78,9 @@ def _format_due(due: Due) -> str:
         "perhaps": "perhaps done: the hour is within the range",
         "no": "not done, even at the early end of the range",
     }
-    words = f"by {due.at[11:16]}, in {duration(due.within_s)}, on {due.workers:,} workers: {answers[due.is_done]}"
+    words = (
+        f"by {due.at[11:16]}, in {duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
+    )
     if due.workers_likely is None:
         return f"{words}; nor on any number of workers, for a single shard takes longer"
     sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"

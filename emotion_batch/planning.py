@@ -228,8 +228,8 @@ def plan(
         raise UsageError(f"workers: expected numbers >= 1, got {asked[0]}")
     if not 0.5 <= sample_s <= 3_600:
         raise UsageError(f"sample: expected seconds from 0.5 to 3,600, got {sample_s:g}")
-    if by is not None:
-        _read_hour(by)
+    # Of the call, though the hour may come while it is planned.
+    hour = None if by is None else _find_hour(by)
     left = find_remainder(Folder.of(archive, storage_options), table, model, settings, segments, suffixes, watcher)
     told = Plan(
         source=left.source.table.url if isinstance(left.source, FeatureTable) else left.info.source,
@@ -241,12 +241,12 @@ def plan(
         notes=left.notes,
     )
     if not left.shards:
-        due = None if by is None else _judge(by, Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0)
+        due = None if hour is None else _judge(hour, Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0)
         return replace(told, due=due)
     population = _order(left)
     sample, start_s, n_here = _time(left, population, Scheduler.of(scheduler), asked, sample_s, started)
     found = draw_conclusions(population, sample, start_s)
-    return _tell(told, left, population, sample, found, n_here, asked, by)
+    return _tell(told, left, population, sample, found, n_here, asked, hour)
 
 
 def _tell(
@@ -257,7 +257,7 @@ def _tell(
     found: Estimates,
     n_here: int,
     asked: list[int],
-    by: str | None,
+    hour: datetime | None,
 ) -> Plan:
     """Return the plan, with what was found."""
     outlook = found.outlook
@@ -287,7 +287,7 @@ def _tell(
         start_s=outlook.start_s,
         work_s=outlook.work_s,
         times=tuple(times),
-        due=None if by is None else _judge(by, outlook, max(asked, default=n_here)),
+        due=None if hour is None else _judge(hour, outlook, max(asked, default=n_here)),
     )
 
 
@@ -364,24 +364,23 @@ def _order(left: Remainder) -> Population:
     return Population.of([left.shards[shard] for shard in order_shards(by_shard)], segments)
 
 
-def _read_hour(text: str) -> tuple[int, int]:
+def _find_hour(text: str) -> datetime:
+    """Return when it is next that hour."""
     match = _HOUR.fullmatch(text)
     if match is None:
         raise UsageError(f"by: expected an hour as 07:00, got {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _judge(by: str, outlook: Outlook, n_workers: int) -> Due:
-    """Return whether what begins now is done by an hour, and how many workers that takes."""
     now = datetime.now().astimezone()
-    hour, minute = _read_hour(by)
-    at = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    at = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
     if at <= now:
         at += timedelta(days=1)
     # Named as clocks show it, also in a night that is an hour longer.
-    at = at.replace(tzinfo=None).astimezone()
-    within_s = at.timestamp() - now.timestamp()
+    return at.replace(tzinfo=None).astimezone()
+
+
+def _judge(due: datetime, outlook: Outlook, n_workers: int) -> Due:
+    """Return whether what begins now is done by an hour, and how many workers that takes."""
+    within_s = due.timestamp() - datetime.now().astimezone().timestamp()
     end = outlook.elapsed_s(n_workers) if n_workers else _NOTHING
     is_done = "yes" if end.high <= within_s else "no" if end.low > within_s else "perhaps"
     likely, sure = (outlook.count_workers(within_s, which) for which in (lambda one: one.likely, lambda one: one.high))
-    return Due(at.isoformat(timespec="minutes"), within_s, n_workers, is_done, likely, sure)
+    return Due(due.isoformat(timespec="minutes"), within_s, n_workers, is_done, likely, sure)

@@ -18,9 +18,12 @@ from conftest import ShellCluster, run_command, tone, write_killers, write_odd_a
 import emotion_batch
 from benchmarks.plan import compare, write_copies, write_long, write_mix
 from emotion_batch import forecast, planning
+from emotion_batch.archive import list_recordings
 from emotion_batch.errors import UsageError
 from emotion_batch.forecast import Outlook
-from emotion_batch.planning import Plan, _judge
+from emotion_batch.manifest import cut
+from emotion_batch.planning import Plan, _find_hour, _judge
+from emotion_batch.settings import Segments
 
 
 def tree(*folders: Path) -> dict[str, tuple[int, int]]:
@@ -61,7 +64,7 @@ def test_an_odd_archive_is_planned_and_nothing_written(cluster: ShellCluster, tm
     archive.mkdir()
     expected = write_odd_archive(archive)
     before = tree(tmp_path)
-    plan = emotion_batch.plan(archive, scheduler=cluster.address, sample_s=2, workers=[1, 4], by="07:00")
+    plan = emotion_batch.plan(archive, scheduler=cluster.address, sample_s=1, workers=[1, 4], by="07:00")
     check(plan)
     assert tree(tmp_path) == before
     assert plan.n_recordings == plan.n_sampled == plan.n_rows == len(expected)
@@ -70,8 +73,7 @@ def test_an_odd_archive_is_planned_and_nothing_written(cluster: ShellCluster, tm
     assert plan.sample_workers == 2 and [one.workers for one in plan.times] == [1, 2, 4]
     assert plan.notes == ("1 files are no recordings by their suffix (1 .txt)",)
     assert plan.due is not None and plan.due.workers == 4
-    done = run_command("extract", archive, tmp_path / "table", "--quiet", "--json")
-    assert done.result["n_shards"] == plan.n_shards == plan.n_parts
+    assert plan.n_shards == plan.n_parts == len(cut(list_recordings(archive).entries, Segments()))
 
 
 def test_only_what_is_left_of_a_table_counts(cluster: ShellCluster, speech: Path, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
     for number in range(240):
         os.link(archive / "long.wav", archive / f"again-{number:03d}.wav")
     before = tree(tmp_path)
-    by = (datetime.now() + timedelta(minutes=3)).strftime("%H:%M")
+    by = (datetime.now() + timedelta(minutes=2)).strftime("%H:%M")
     done = run_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
     assert tree(tmp_path) == before
     assert done.code == 1, done.err
@@ -202,7 +204,7 @@ def test_an_hour_is_the_next_of_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
     try:
         monkeypatch.setattr(planning, "datetime", Clock)
         outlook = Outlook(np.full(10, 3_600.0), 0.9, 1.1, 0.0)
-        tonight, tomorrow = _judge("23:30", outlook, 1), _judge("07:00", outlook, 1)
+        tonight, tomorrow = (_judge(_find_hour(by), outlook, 1) for by in ("23:30", "07:00"))
     finally:
         monkeypatch.undo()
         time.tzset()

@@ -6,13 +6,14 @@ import csv
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_command
+from conftest import run_command, running
 
 from emotion_batch import splits, tables
 from emotion_batch.dataset import Dataset, read_dataset
@@ -158,6 +159,31 @@ def test_training_again_gives_the_same_model(features: Path, bundle: Path, tmp_p
     card = json.loads((tmp_path / "all" / "card.json").read_text())
     assert list(card["metrics"]) == ["training"]
     assert card["labels"][0] == "v1_angry"
+
+
+@pytest.mark.torture
+def test_a_training_that_is_killed_ends_as_one_that_was_not(features: Path, tmp_path: Path) -> None:
+    """Killed with -9 in the midst of it, twice, the same command goes on, to the model of an undisturbed training."""
+    options = ("--epochs", "40", "--batch-size", "16", "--json")
+    whole = run_command("train", features, tmp_path / "whole", *options)
+    assert whole.code == 0, whole.err
+    bundle = tmp_path / "killed"
+    for _ in range(2):
+        kept = {path: path.stat().st_mtime_ns for path in bundle.glob(".*.checkpoint")}
+        with running("train", features, bundle, *options) as process:
+            deadline = time.monotonic() + 120
+            # Some epochs further than where it was before.
+            while {path: path.stat().st_mtime_ns for path in bundle.glob(".*.checkpoint")} == kept:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+    assert list(bundle.glob(".*.checkpoint"))
+    again = run_command("train", features, bundle, *options)
+    assert again.code == 0, again.err
+    assert again.result["model_id"] == whole.result["model_id"]
+    assert not list(bundle.glob(".*"))
 
 
 def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_what_is_printed_is_readable(bundle: Path, features: Path) -> None:
     assert "not clipped" in done.out
     found = emotion_batch.evaluate(bundle, features, robustness=0)
     voices = [{"speaker": f"S{number}", "n_rows": 1, "accuracy": 1.0, "uar": 1.0} for number in range(33)]
-    text = format_evaluation(replace(found, by_speaker=voices))
+    text = str(format_evaluation(replace(found, by_speaker=voices)))
     assert "S19" in text
     assert "S20" not in text
     assert "and 13 speakers with a higher UAR" in text

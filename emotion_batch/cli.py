@@ -637,6 +637,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--partial", action="store_true", help="as far as it is, of a table that has parts missing")
     command.add_argument("--force", action="store_true", help="replace the export that is there")
+    _add_common_options(command)
+
     command = _command(commands, "review", _review, "a sheet of labels for a person to check, and what it says")
     command.add_argument("table", metavar="TABLE", help="a label table")
     command.add_argument(

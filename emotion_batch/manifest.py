@@ -11,12 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,32 +23,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.archive import ENTRY_SCHEMA
+from emotion_batch.cutting import cut, estimate_costs
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, explained
 
 FOLDER = "_table/manifest"
-MAX_SHARDS = 20_000
 # Of the recordings of a table; more gone at once look like a share that is not mounted.
 _MOST_PRUNED = 0.1
-# A task costs Dask some 10 ms, a lost one its shard: shards and their number grow together with the archive, as the
-# square root of its recordings, until a shard holds so many that its part is worth a query's request.
-_SHARDS_PER_ROOT = 0.28
-_MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
-_COST_BATCH = 65_536
 # A file of entries is closed when it has so many bytes, so that none is ever large in memory.
 _FILE_BYTES = 2**24
 # Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
 _STRETCH_BYTES = 2**24
 # With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
-# Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
-# (48 kHz, stereo, 32 bit).
-_OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
 # Before a digest of Arrow's own bytes; early tables have one of Python's words for each row, and nothing before it.
 _DIGEST = "2:"
-# Encoders make of a second of PCM about so much less.
-_COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
 
 @dataclass(frozen=True)
@@ -367,65 +355,6 @@ def _stretches(shards: Sequence[ShardEntry]) -> Iterator[tuple[int, int]]:
         if not is_near:
             yield start, number
             start = number
-
-
-def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
-    """Cut a listing into shards of neighbours that read about equally much.
-
-    Parameters
-    ----------
-    entries
-        Table of `ENTRY_SCHEMA`, at least one row.
-    segments
-        Which stretches of them will be read.
-
-    Returns
-    -------
-    The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone, and share its
-    memory.
-    """
-    # In pieces, for what is computed on the way is several times as large as the sizes; in whole numbers, for then the
-    # pieces are of no matter.
-    batches = entries.to_batches(max_chunksize=_COST_BATCH)
-    totals = np.cumsum([_whole_costs(batch, segments).sum() for batch in batches])
-    total = int(totals[-1])
-    n_shards = count_shards(entries.num_rows, total)
-    wanted = total * np.arange(1, n_shards) / n_shards
-    bounds = [0]
-    start = before = 0
-    for batch, after in zip(batches, totals.tolist(), strict=True):
-        cost = before + np.cumsum(_whole_costs(batch, segments))
-        here = wanted[(wanted > before) & (wanted <= after)]
-        bounds += (start + np.searchsorted(cost, here, side="left") + 1).tolist()
-        start += batch.num_rows
-        before = after
-    bounds = sorted({*bounds, entries.num_rows})
-    return [entries.slice(start, end - start) for start, end in pairwise(bounds)]
-
-
-def _whole_costs(batch: pa.RecordBatch, segments: Segments) -> npt.NDArray[np.int64]:
-    return np.rint(estimate_costs(batch, segments)).astype(np.int64)
-
-
-def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> npt.NDArray[np.float64]:
-    """Return what each recording will cost, in bytes of PCM that are read and computed on, shape (n_recordings,).
-
-    One segment costs what lies in it; windows the whole recording, again and again where they overlap.
-    """
-    sizes: npt.NDArray[np.float64] = entries["size"].fill_null(_USUAL_BYTES).to_numpy().astype(np.float64)
-    if segments.hop_s is None:
-        return _OPENING_BYTES + np.minimum(sizes, segments.duration_s * _SECOND_BYTES)
-    for suffix, factor in _COMPRESSION.items():
-        sizes[pc.ends_with(entries["file"], suffix, ignore_case=True).to_numpy(zero_copy_only=False)] *= factor
-    return _OPENING_BYTES + sizes * max(1.0, segments.duration_s / segments.hop_s)
-
-
-def count_shards(n_recordings: int, cost: int) -> int:
-    """Return how many shards so many recordings of that cost in all make, at most `MAX_SHARDS`."""
-    n_usual = max(n_recordings, cost / (_OPENING_BYTES + _USUAL_BYTES))
-    small = math.ceil(_SHARDS_PER_ROOT * math.sqrt(n_usual))
-    large = max(math.ceil(n_recordings / _MOST_RECORDINGS), math.ceil(cost / _MOST_BYTES))
-    return min(max(small, large), n_recordings, MAX_SHARDS)
 
 
 def digest(entries: pa.RecordBatch) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from emotion_batch import bundle as bundles
-from emotion_batch import manifest as manifests
 from emotion_batch import tables
 from emotion_batch.archive import find_base, list_recordings
 from emotion_batch.bundle import Bundle
+from emotion_batch.cutting import cut
 from emotion_batch.errors import UsageError
 from emotion_batch.labelling import FeatureTable
 from emotion_batch.manifest import Manifest, ShardEntry
@@ -187,7 +187,7 @@ def _of_listing(
     """Return what is left of an archive, given the table that there may be."""
     n_all = entries.num_rows
     if table is None or tables.check(table, info) is None:
-        shards = dict(enumerate(manifests.cut(entries, info.segments)))
+        shards = dict(enumerate(cut(entries, info.segments)))
         return Remainder(info, archive, bundle, table, shards, n_all, len(shards), n_all, notes=notes)
     with explained(f"table {table.url}"):
         manifest = Manifest(table)

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from emotion_batch import forecast
 from emotion_batch.archive import SUFFIXES, Entry
+from emotion_batch.cutting import estimate_costs
 from emotion_batch.errors import IncompleteError
 from emotion_batch.forecast import Floats
 from emotion_batch.isolation import KILLING
-from emotion_batch.manifest import ShardEntry, estimate_costs
+from emotion_batch.manifest import ShardEntry
 from emotion_batch.settings import Segments
 from emotion_batch.trials import Block, Taken, Timed, Trial
 

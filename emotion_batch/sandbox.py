@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -288,9 +289,9 @@ class _Part(io.RawIOBase):
         super().__init__()
         self._here = threading.local()
 
+    @abstractmethod
     def read_at(self, offset: int, n_bytes: int) -> bytes:
         """Return bytes from `offset` on, fewer at the part's end."""
-        raise NotImplementedError
 
     def readable(self) -> bool:
         """Return that it is."""

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "emotion_batch"
 # From the roof down: a module imports only from floors below its own.
 FLOORS = (
     {"cli"},
+    {"arguments"},
     {"console", "demonstration", "endings", "judgements", "answers"},
     {"runs", "planning"},
     {"remainder", "estimates"},
@@ -31,7 +32,7 @@ FLOORS = (
     {"rows", "splits", "spool", "reference", "augmentation"},
     {"reading"},
     {"audio", "bundle", "manifest", "tables"},
-    {"archive", "features"},
+    {"archive", "cutting", "features"},
     {"lists", "sequence", "destination"},
     {"storage", "mfcc"},
     {"buckets"},

@@ -14,8 +14,9 @@ import pytest
 
 from emotion_batch import manifest as manifest_module
 from emotion_batch.archive import ENTRY_SCHEMA
+from emotion_batch.cutting import MAX_SHARDS, count_shards, cut, estimate_costs
 from emotion_batch.errors import IncompleteError, UsageError
-from emotion_batch.manifest import MAX_SHARDS, Growth, Manifest, count_shards, cut, digest, estimate_costs, read_entries
+from emotion_batch.manifest import Growth, Manifest, digest, read_entries
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder
 

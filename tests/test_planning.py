@@ -19,9 +19,9 @@ import emotion_batch
 from benchmarks.plan import compare, write_copies, write_long, write_mix
 from emotion_batch import forecast, planning
 from emotion_batch.archive import list_recordings
+from emotion_batch.cutting import cut
 from emotion_batch.errors import UsageError
 from emotion_batch.forecast import Outlook
-from emotion_batch.manifest import cut
 from emotion_batch.planning import Plan, _find_hour, _judge
 from emotion_batch.settings import Segments
 

@@ -55,8 +55,8 @@ _NO_WORKERS_S = 600
 RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 # A shard that takes so many times what is usual, and so long, while workers have nothing to do, is begun by one of
 # these too: that it is written twice harms nothing.
-STRAGGLES = 3.0
-STRAGGLES_S = 10.0
+_STRAGGLES = 3.0
+_STRAGGLES_S = 10.0
 _LOOK_S = 2.0
 # How long a worker that cannot do a shard keeps it from coming straight back.
 _UNFIT_PAUSE_S = 5.0
@@ -314,7 +314,7 @@ class _Stragglers:
         # Before all are begun, whoever is idle will have others.
         if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
             return []
-        limit = max(STRAGGLES_S, STRAGGLES * statistics.median(self._usual or [0.0]))
+        limit = max(_STRAGGLES_S, _STRAGGLES * statistics.median(self._usual or [0.0]))
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]
         for key in late:
             self._since[key] = float("inf")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emotion_batch import lease, tables
-from emotion_batch.errors import CancelledError, IncompleteError, UnfitWorkerError
+from emotion_batch.errors import CancelledError, IncompleteError, StorageError, UnfitWorkerError
 from emotion_batch.extraction import Receipt, Task
 from emotion_batch.manifest import Manifest
 from emotion_batch.record import Recorder, record_name
@@ -86,10 +86,17 @@ class Submission:
                     raise
                 except Exception as error:
                     if wait_s is None or not is_transient(error):
+                        if isinstance(error, StorageError):
+                            self._stop_others()
                         text = f"shard {task.shard}: {type(error).__name__}: {error}"
                         return Failure(text, isinstance(error, CancelledError))
                     time.sleep(wait_s)
         raise AssertionError("the last try returns")
+
+    def _stop_others(self) -> None:
+        """Have no further shard begun: a full disk, or an archive that is gone, is so for every one of them."""
+        with contextlib.suppress(Exception), hastily():
+            _publish_cancellation(self.work.table, self.work.run_id)
 
     def gather(self, outcomes: Iterable[Receipt | Failure]) -> Total:
         """Add up what shards gave."""
@@ -111,6 +118,8 @@ class Submission:
             summary.merge(total.summary)
             failures += total.failures
             n_failures += total.n_failures
+        # What failed by itself says more than what was not begun for it.
+        failures.sort(key=lambda failure: failure.is_cancelled)
         return Total(summary, tuple(failures[:_MOST_FAILURES]), n_failures)
 
     def close(self, total: Total) -> None:
@@ -119,9 +128,9 @@ class Submission:
         summary = copy.deepcopy(self.before)
         summary.merge(total.summary)
         outcome, error = "complete", None
-        if any(failure.is_cancelled for failure in total.failures):
+        if total.failures and total.failures[0].is_cancelled:
             outcome = "cancelled"
-        elif total.n_failures:
+        elif total.failures:
             outcome = "failed"
             error = f"{total.n_failures} shards were not done ({total.failures[0].text}); the command that made the table goes on"
         self.end(summary, outcome, error)
@@ -238,6 +247,11 @@ class SubmissionWatch:
         self.submission.end(replace(self.submission.before, counts=counts), outcome, None)
 
 
+def _publish_cancellation(table: Folder, run_id: str) -> None:
+    note = json.dumps({"host": platform.node(), "at": time.time()}).encode()
+    table.publish(lease.cancellation_name(run_id), note)
+
+
 def cancel_runs(table: Folder) -> list[str]:
     """Ask every run that is at work on a table to stop; return their ids.
 
@@ -251,8 +265,7 @@ def cancel_runs(table: Folder) -> list[str]:
     with explained(f"table {table.url}"):
         runs = [holder.run for holder in lease.read_holders(table) if holder.is_alive]
         for run_id in runs:
-            note = json.dumps({"host": platform.node(), "at": time.time()}).encode()
-            table.publish(lease.cancellation_name(run_id), note)
+            _publish_cancellation(table, run_id)
     if not runs:
         raise IncompleteError(f"table {table.url}: expected a run at work to cancel, got none")
     return runs

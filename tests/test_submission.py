@@ -18,6 +18,7 @@ from conftest import ShellCluster, run_command, running, shell_cluster
 from servers import write_authority
 
 import emotion_batch
+import emotion_batch.archive
 import emotion_batch.extraction
 import emotion_batch.manifest
 import emotion_batch.work
@@ -302,6 +303,35 @@ def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Pat
         work(tasks[0])
     submission.close(submission.merge([total, failed]))
     assert records(folder)[0]["outcome"] == "cancelled"
+
+
+def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Path) -> None:
+    """The shard that finds it has the rest not begun, rather than all night in vain, and the record says of what."""
+    folder, archive = tmp_path / "table", tmp_path / "archive"
+    shutil.copytree(alone, folder)
+    for part in sorted(folder.glob("*.parquet"))[:2]:
+        part.unlink()
+    place = Folder.of(folder)
+    info = read_info(place)
+    manifest = emotion_batch.manifest.Manifest(place)
+    (entries,) = manifest.entries([0])
+    witness = emotion_batch.archive.Entry(**entries.to_pylist()[0])
+    job = emotion_batch.extraction.Extraction(place, info, Folder.of(archive), witnesses=(witness,))
+    run = "20260101T000000Z-00000000"
+    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
+    submission = Submission(Work(job, run, ((place, info),)), recorder, Summary(place.url, run=run), ())
+    # Nothing is there any more, which no recording is to blame for.
+    tasks = emotion_batch.work.make_tasks(manifest, [0, 1], {})
+    outcomes = [submission.do(task) for task in tasks]
+    assert [outcome.is_cancelled for outcome in outcomes] == [False, True]
+    totals = [submission.gather([outcome]) for outcome in outcomes]
+    submission.close(submission.merge(totals[::-1]))
+    (record,) = [one for one in records(folder) if one["run"] == run]
+    assert record["outcome"] == "failed"
+    assert "2 shards were not done" in record["error"]
+    assert "expected it to exist" in record["error"]
+    assert not list((folder / "_table" / "runs").glob("*.cancel"))
+    assert len(list(folder.glob("*.parquet"))) == len(manifest.shards) - 2
 
 
 def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Whether a row is speech at all, and whether it is like what a model learnt from.
 
-Both look at a summary of the row that has no level in it. `find_speech` holds it to what speech is anywhere; a `Domain`
+Both look at a summary of the row that has no level in it. `judge_speech` holds it to what speech is anywhere; a `Domain`
 to the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
 """
 
@@ -108,7 +108,7 @@ def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     return _measure_all(features.read_sequences(rows))
 
 
-def find_speech(rows: pa.Table, settings: AnySettings) -> Booleans | None:
+def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
     """Return which rows are speech, by voicing, pitch, modulation and bandwidth, shape (n_rows,).
 
     None for mean MFCC: a mean does not tell whether anything moved. Silence is none, nor are noise and held tones; some
@@ -116,18 +116,11 @@ def find_speech(rows: pa.Table, settings: AnySettings) -> Booleans | None:
 
     Parameters
     ----------
-    rows
-        Rows that all have features.
+    summaries
+        What `summarise` gives of rows that all have features, shape (n_rows, n_dims).
     settings
         What the features were computed with.
     """
-    if isinstance(settings, FeatureSettings):
-        return None
-    return judge_speech(summarise(rows, settings), settings)
-
-
-def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
-    """Return what `find_speech` does, of summaries that are there already, shape (n_rows, n_dims)."""
     if isinstance(settings, FeatureSettings):
         return None
     found = {name: summaries[:, column] for name, column in _COLUMN.items()}

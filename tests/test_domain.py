@@ -15,7 +15,7 @@ import soxr
 from conftest import tone
 
 from emotion_batch import domain, features, synthesis
-from emotion_batch.domain import Domain, find_speech, fit_domain, flag_new_voices, judge_speech, summarise
+from emotion_batch.domain import Domain, fit_domain, flag_new_voices, judge_speech, summarise
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 
@@ -24,6 +24,10 @@ SETTINGS = [
     pytest.param(SequenceSettings(), id="sequence"),
 ]
 LEVELS_DB = (-40, -20, -6)
+
+
+def find_speech(rows: pa.Table, settings: AnySettings) -> np.ndarray | None:
+    return judge_speech(summarise(rows, settings), settings)
 
 
 def cut(samples: np.ndarray, settings: AnySettings) -> np.ndarray:

@@ -7,24 +7,29 @@ with it or by a second; whatever else a decoder asks for comes in blocks.
 from __future__ import annotations
 
 import io
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
 from emotion_batch import meter
 from emotion_batch.archive import Entry, is_local, locate_remote
+from emotion_batch.errors import StoreError
 from emotion_batch.retries import persistently
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, is_url
-from emotion_batch.stores import Store
+from emotion_batch.stores import Ahead, Blob, Store
 from emotion_batch.waves import find_stretch
 
-# Requests of a worker that are under way, and the most that it holds of recordings that are not computed yet.
+# Requests of a worker that threads have under way, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 32
-_MOST_AHEAD, _MOST_AHEAD_BYTES = 64, 64 * 2**20
+_MOST_AHEAD, _MOST_AHEAD_BYTES = 96, 64 * 2**20
+# Others are asked for when so many are gone, and sockets looked at so often: one by one each costs the processor a switch.
+_REFILL, _REFILL_BYTES = 32, 24 * 2**20
+_STEP_S = 0.01
 # What is no larger is fetched whole; of others this much at first, until it is known what recordings here need.
 _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
 # What a decoder asks for beyond that comes in blocks; one that reads a recording through gets the next one meanwhile.
@@ -49,6 +54,8 @@ class RemoteFile(io.RawIOBase):
         How much is fetched at a time.
     pool
         Fetches the next block while one is read; None for one that is read here and there.
+    on_block
+        Called before a block is waited for.
 
     Attributes
     ----------
@@ -65,6 +72,7 @@ class RemoteFile(io.RawIOBase):
         *,
         block_bytes: int = _BLOCK_BYTES,
         pool: ThreadPoolExecutor | None = None,
+        on_block: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._path = path
@@ -72,6 +80,7 @@ class RemoteFile(io.RawIOBase):
         self._version = version
         self._block_bytes = block_bytes
         self._pool = pool
+        self._on_block = on_block
         self._position = 0
         self._spans: list[tuple[int, bytes]] = []
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
@@ -119,6 +128,7 @@ class RemoteFile(io.RawIOBase):
         if number in self._blocks:
             self._blocks.move_to_end(number)
             return self._blocks[number]
+        self._on_block()
         data = self._take_next(number)
         if data is None:
             start = number * self._block_bytes
@@ -184,15 +194,21 @@ class Reader:
         Which stretches will be read.
     pool
         What fetches.
+    transfers
+        What fetches first bytes in the thread that reads, where the archive's store has that.
     """
 
-    def __init__(self, archive: Folder, segments: Segments, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, archive: Folder, segments: Segments, pool: ThreadPoolExecutor, transfers: Ahead | None = None
+    ) -> None:
         self._archive = archive
         self._segments = segments
         self._is_through = segments.hop_s is not None
         self._whole_bytes = _THROUGH_BYTES if self._is_through else _WHOLE_BYTES
         self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
         self._pool = pool
+        self._transfers = transfers
+        self._stepped = 0.0
         self._base = None if archive.is_local else archive.store()
 
     def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
@@ -202,7 +218,8 @@ class Reader:
         n_bytes = 0
         is_over = False
         while True:
-            while not is_over and len(waiting) < _MOST_AHEAD and n_bytes < _MOST_AHEAD_BYTES:
+            is_low = len(waiting) <= _MOST_AHEAD - _REFILL and n_bytes <= _MOST_AHEAD_BYTES - _REFILL_BYTES
+            while is_low and not is_over and len(waiting) < _MOST_AHEAD and n_bytes < _MOST_AHEAD_BYTES:
                 entry = next(left, None)
                 if entry is None:
                     is_over = True
@@ -214,9 +231,10 @@ class Reader:
                 most = self._first_bytes + _THROUGH_BYTES
                 size = most if entry.size is None else min(entry.size, most)
                 n_bytes += size
-                waiting.append((entry, meter.submit(self._pool, partial(self.fetch, entry)), size))
+                waiting.append((entry, self._begin(entry), size))
             if not waiting:
                 return
+            self._step()
             entry, take, size = waiting.popleft()
             n_bytes -= size
             yield entry, take
@@ -228,23 +246,87 @@ class Reader:
         store, path = self._base
         return store, f"{path}/{entry.file}" if path else entry.file
 
-    def fetch(self, entry: Entry) -> Fetched:
-        """Fetch of a recording what its segments need; windows are fetched on their way."""
+    def _step(self) -> None:
+        """Go on with what this thread fetches, if that was some time ago."""
+        if self._transfers is not None and (now := time.monotonic()) >= self._stepped + _STEP_S:
+            self._stepped = now
+            self._transfers.step()
+
+    def _begin(self, entry: Entry) -> Callable[[], Fetched]:
+        """Have a recording fetched, and return what gives it when it is there."""
+        transfers = self._transfers
+        if transfers is None or is_url(entry.file):
+            return meter.submit(self._pool, partial(self.fetch, entry))
         store, path = self._locate(entry)
-        first_bytes = self._first_bytes
-        is_small = entry.size is not None and entry.size <= max(self._whole_bytes, first_bytes)
-        wanted = entry.size if is_small and entry.size else first_bytes
-        blob = persistently(lambda: store.get(path, 0, wanted))
+        take: Callable[[], Fetched] | None = None
+
+        def on_end(found: Blob | StoreError) -> None:
+            nonlocal take
+            if isinstance(found, StoreError):
+                # What is asked for again, or is to be told from what else went wrong, others wait for.
+                take = meter.submit(self._pool, partial(self.fetch, entry, found if found.is_transient else None))
+            elif self._rest(found) is None:
+                take = partial(self._opened, store, path, found)
+            else:
+                take = meter.submit(self._pool, partial(self._opened, store, path, found))
+
+        def fetched() -> Fetched:
+            while take is None:
+                transfers.step(is_waiting=True)
+            return take()
+
+        if not transfers.begin(path, self._n_first(entry), on_end):
+            return meter.submit(self._pool, partial(self.fetch, entry))
+        return fetched
+
+    def _n_first(self, entry: Entry) -> int:
+        """Return how many bytes of a recording to ask for at first."""
+        is_small = entry.size is not None and entry.size <= max(self._whole_bytes, self._first_bytes)
+        return entry.size if is_small and entry.size else self._first_bytes
+
+    def fetch(self, entry: Entry, failure: StoreError | None = None) -> Fetched:
+        """Fetch of a recording what its segments need; windows are fetched on their way.
+
+        Parameters
+        ----------
+        entry
+            The recording.
+        failure
+            What became of a first try, if there was one: transient.
+        """
+        store, path = self._locate(entry)
+        failures = [] if failure is None else [failure]
+
+        def get() -> Blob:
+            if failures:
+                raise failures.pop()
+            return store.get(path, 0, self._n_first(entry))
+
+        return self._opened(store, path, persistently(get))
+
+    def _rest(self, blob: Blob) -> tuple[int, int] | None:
+        """Return what a recording's segment covers beyond its first bytes, from where to where; None for nothing."""
+        if len(blob.data) >= blob.size or self._is_through:
+            return None
+        span = find_stretch(blob.data, self._segments.offset_s, self._segments.duration_s)
+        if span is None:
+            return None
+        start, stop = max(span[0], len(blob.data)), min(span[1], blob.size)
+        return (start, stop) if start < stop else None
+
+    def _opened(self, store: Store, path: str, blob: Blob) -> Fetched:
+        """Return a recording of which the first bytes are there, and fetch the rest of what its segment needs."""
         meter.current().read_bytes += len(blob.data)
         if len(blob.data) >= blob.size:
             return Fetched(blob.data, blob.size, blob.version)
         head = blob.data
-        span = None if self._is_through else find_stretch(head, self._segments.offset_s, self._segments.duration_s)
-        start, stop = (0, 0) if span is None else (max(span[0], len(head)), min(span[1], blob.size))
+        start, stop = self._rest(blob) or (0, 0)
         if self._is_through or stop - start > _THROUGH_BYTES:
-            file = RemoteFile(store, path, blob.size, blob.version, block_bytes=_THROUGH_BYTES, pool=self._pool)
+            file = RemoteFile(
+                store, path, blob.size, blob.version, block_bytes=_THROUGH_BYTES, pool=self._pool, on_block=self._step
+            )
         else:
-            file = RemoteFile(store, path, blob.size, blob.version)
+            file = RemoteFile(store, path, blob.size, blob.version, on_block=self._step)
             if start < stop:
                 file.keep(start, file.fetch(start, stop))
             # What one needs, the next most likely needs too: one request instead of two.
@@ -267,7 +349,8 @@ def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
     """
     pool = ThreadPoolExecutor(_N_CONNECTIONS, thread_name_prefix="fetch")
     try:
-        yield Reader(archive, segments, pool)
+        with nullcontext() if archive.is_local else archive.store()[0].ahead() as transfers:
+            yield Reader(archive, segments, pool, transfers)
     finally:
         # A request that hangs must not hold up whoever gives up on it.
         pool.shutdown(wait=False, cancel_futures=True)

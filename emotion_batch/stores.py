@@ -60,6 +60,16 @@ class Blob(NamedTuple):
     version: str | None
 
 
+class Ahead(Protocol):
+    """First bytes of many objects that are on their way at once; for one thread at a time."""
+
+    def begin(self, path: str, n_bytes: int, on_end: Callable[[Blob | StoreError], None]) -> bool:
+        """Ask for an object's first bytes, once; `on_end` gets what came from within a later `step`. False if it cannot."""
+
+    def step(self, *, is_waiting: bool = False) -> None:
+        """Go on with whatever is ready; if `is_waiting`, wait until something is, a second at most."""
+
+
 class Store(Protocol):
     """A client of storage. Paths are its own, without a protocol; every call may be made from any thread.
 
@@ -92,6 +102,9 @@ class Store(Protocol):
 
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a folder, of `LISTED_SCHEMA`, their names relative to it."""
+
+    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Give the block what fetches many objects in its own thread; None where threads that `get` must do."""
 
 
 def _read_local(path: str, start: int, stop: int | None) -> Blob:
@@ -193,6 +206,10 @@ class FsspecStore:
         files = iter(found.items())
         while some := list(islice(files, _BATCH)):
             yield _listed((name.removeprefix(root), info) for name, info in some if not name.endswith("/"))
+
+    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Return that threads must do."""
+        return contextlib.nullcontext()
 
     def has_any(self, path: str, prefix: str) -> bool:
         """Return whether any name in a bucket begins with `prefix`."""

@@ -299,8 +299,8 @@ class Proxy:
 
     Attributes
     ----------
-    n_requests, n_failed, n_bytes
-        What went through: requests, those that were made to fail, bytes of answers.
+    n_connections, n_requests, n_failed, n_bytes
+        What went through: connections, requests, those that were made to fail, bytes of answers.
     refused
         Words that stand in the first line of requests to be answered by 403.
     n_granted
@@ -329,7 +329,7 @@ class Proxy:
         self.endpoint = endpoint.replace(address, f"127.0.0.1:{self._port}")
         if tls is not None:
             self.endpoint = self.endpoint.replace("http://", "https://")
-        self.n_requests = self.n_failed = self.n_bytes = 0
+        self.n_connections = self.n_requests = self.n_failed = self.n_bytes = 0
         self.refused: tuple[bytes, ...] = ()
         self.n_granted = 0
 
@@ -344,6 +344,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                self.n_connections += 1
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:

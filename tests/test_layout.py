@@ -36,6 +36,7 @@ FLOORS = (
     {"lists", "sequence", "destination"},
     {"storage", "mfcc"},
     {"buckets"},
+    {"transfers"},
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter", "inspection", "connection", "local", "formats", "terminal"},
@@ -97,6 +98,7 @@ def test_imports_run_downward(module: str) -> None:
     assert not outer & {"onnx"} or module == "networks"
     assert not outer & {"h5py"} or module in ("importing", "inspection")
     assert not outer & {"obstore"} or module == "buckets"
+    assert not outer & {"pycurl"} or module == "transfers"
     assert not outer & {"duckdb"} or module in ("sandbox", "survey", "demonstration")
     assert not outer & {"audformat"} or module == "audformats"
     assert not outer & {"rich"} or module == "terminal"
@@ -120,6 +122,7 @@ def test_imports_run_downward(module: str) -> None:
                 "sklearn",
                 "matplotlib",
                 "obstore",
+                "pycurl",
                 "botocore",
                 "pandas",
                 "rich",

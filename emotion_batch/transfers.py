@@ -1,0 +1,200 @@
+"""Many small requests under way at once in the thread that computes: libcurl's multi interface.
+
+A thread for each request would cost more than the request: its switches, its lock and its copies are half of what a small
+recording takes of the processor. Alone imports pycurl, and only when a bucket is read that it serves.
+"""
+
+from __future__ import annotations
+
+import selectors
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from emotion_batch.errors import StoreError
+from emotion_batch.retries import TRANSIENT_CODES
+from emotion_batch.stores import Blob, plain_version
+
+# As the client of buckets has them: a stalled answer is given up long before a deadline.
+_CONNECT_TIMEOUT_S, _STALLED_S = 5, 20
+# An answer is taken from its socket in pieces of at most so much.
+_BUFFER_BYTES = 2**18
+_MOST_WAIT_S = 1.0
+# If so many failed before one came through, it is libcurl that cannot (another proxy, other authorities), not the store.
+_MOST_FAILED = 16
+
+
+class Transfers:
+    """Objects of a bucket that are on their way; for one thread at a time.
+
+    Parameters
+    ----------
+    sign
+        Gives the URL by which anybody may get the object of a key; None for a key that has none.
+    client
+        How to connect, in obstore's words: ``allow_http``, ``allow_invalid_certificates``, ``root_certificate``.
+
+    Raises
+    ------
+    ImportError
+        If pycurl is not installed.
+    """
+
+    def __init__(self, sign: Callable[[str], str | None], client: Mapping[str, Any]) -> None:
+        import pycurl
+
+        self._curl = pycurl
+        self._sign = sign
+        self._options = {
+            "NOSIGNAL": 1,
+            "BUFFERSIZE": _BUFFER_BYTES,
+            "CONNECTTIMEOUT": _CONNECT_TIMEOUT_S,
+            "LOW_SPEED_LIMIT": 1,
+            "LOW_SPEED_TIME": _STALLED_S,
+            "PROTOCOLS": pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
+            "HTTP_VERSION": pycurl.CURL_HTTP_VERSION_1_1,
+            "TCP_KEEPALIVE": 1,
+            **_trust(client),
+        }
+        self._multi = pycurl.CurlMulti()
+        self._selector = selectors.DefaultSelector()
+        self._timer: float | None = None
+        self._idle: list[Any] = []
+        self._running: dict[Any, tuple[list[bytes], list[bytes], Callable[[Blob | StoreError], None]]] = {}
+        self._n_come = self._n_failed = 0
+        self._events = {
+            pycurl.POLL_IN: selectors.EVENT_READ,
+            pycurl.POLL_OUT: selectors.EVENT_WRITE,
+            pycurl.POLL_INOUT: selectors.EVENT_READ | selectors.EVENT_WRITE,
+        }
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
+
+    def begin(self, path: str, n_bytes: int, on_end: Callable[[Blob | StoreError], None]) -> bool:
+        """Ask for the first bytes of an object, once.
+
+        Parameters
+        ----------
+        path
+            Its key.
+        n_bytes
+            How many to ask for, at least 1.
+        on_end
+            Called from within a later `step`, with what came, or with why nothing did: transient, or for the ordinary client
+            to find out.
+
+        Returns
+        -------
+        Whether it was asked for; if not, `on_end` is not called.
+        """
+        if not self._n_come and self._n_failed >= _MOST_FAILED:
+            return False
+        url = self._sign(path)
+        if url is None:
+            return False
+        curl = self._curl
+        handle = self._idle.pop() if self._idle else self._handle()
+        body: list[bytes] = []
+        headers: list[bytes] = []
+        handle.setopt(curl.URL, url)
+        handle.setopt(curl.RANGE, f"0-{n_bytes - 1}")
+        # A list's own, for a function of Python's costs each piece its call.
+        handle.setopt(curl.WRITEFUNCTION, body.append)
+        handle.setopt(curl.HEADERFUNCTION, headers.append)
+        self._running[handle] = body, headers, on_end
+        self._multi.add_handle(handle)
+        return True
+
+    def step(self, *, is_waiting: bool = False) -> None:
+        """Go on with whatever is ready; if `is_waiting`, wait until something is, a second at most."""
+        wait_s = 0.0
+        if is_waiting:
+            wait_s = _MOST_WAIT_S
+            if self._timer is not None:
+                wait_s = min(wait_s, max(0.0, self._timer - time.monotonic()))
+        for key, events in self._selector.select(wait_s):
+            mask = self._curl.CSELECT_IN if events & selectors.EVENT_READ else 0
+            mask |= self._curl.CSELECT_OUT if events & selectors.EVENT_WRITE else 0
+            self._multi.socket_action(key.fd, mask)
+        if self._timer is not None and self._timer <= time.monotonic():
+            self._timer = None
+            self._multi.socket_action(self._curl.SOCKET_TIMEOUT, 0)
+        self._end()
+
+    def abandon(self) -> None:
+        """Give up whatever is under way; nothing more is called of it."""
+        for handle in list(self._running):
+            self._multi.remove_handle(handle)
+            self._idle.append(handle)
+        self._running.clear()
+
+    def _handle(self) -> Any:
+        handle = self._curl.Curl()
+        for name, value in self._options.items():
+            handle.setopt(getattr(self._curl, name), value)
+        return handle
+
+    def _watch(self, event: int, descriptor: int, multi: Any, data: Any) -> None:  # noqa: ARG002 libcurl's
+        """Watch a socket for what libcurl waits for, as it says."""
+        is_watched = descriptor in self._selector.get_map()
+        events = self._events.get(event, 0)
+        if not events:
+            if is_watched:
+                self._selector.unregister(descriptor)
+        elif is_watched:
+            self._selector.modify(descriptor, events)
+        else:
+            self._selector.register(descriptor, events)
+
+    def _set_timer(self, milliseconds: int) -> None:
+        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1e3
+
+    def _end(self) -> None:
+        """Hand on what has come to its end."""
+        n_left = 1
+        while n_left:
+            n_left, done, failed = self._multi.info_read()
+            for handle, is_whole in (*((handle, True) for handle in done), *((one[0], False) for one in failed)):
+                body, headers, on_end = self._running.pop(handle)
+                code = handle.getinfo(self._curl.RESPONSE_CODE) if is_whole else 0
+                self._multi.remove_handle(handle)
+                self._idle.append(handle)
+                found = _understood(code, headers, body)
+                if isinstance(found, Blob):
+                    self._n_come += 1
+                else:
+                    self._n_failed += 1
+                on_end(found)
+
+
+def _trust(client: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whom to trust, in libcurl's words; its own wheel knows no place where a system keeps its authorities."""
+    if client.get("allow_invalid_certificates"):
+        return {"SSL_VERIFYPEER": 0, "SSL_VERIFYHOST": 0}
+    if "root_certificate" in client:
+        return {"CAINFO_BLOB": client["root_certificate"]}
+    paths = ssl.get_default_verify_paths()
+    return {name: path for name, path in (("CAINFO", paths.cafile), ("CAPATH", paths.capath)) if path is not None}
+
+
+def _understood(code: int, lines: list[bytes], body: list[bytes]) -> Blob | StoreError:
+    """Return what an answer brings, or why it brings nothing.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#name-content-range
+    """
+    if code not in (200, 206):
+        return StoreError(f"{code or 'no answer'}", is_transient=not code or code in TRANSIENT_CODES, code=code or None)
+    data = body[0] if len(body) == 1 else b"".join(body)
+    headers: dict[bytes, bytes] = {}
+    for line in lines:
+        # Of several answers (a proxy's comes before) the last one counts.
+        if line.startswith(b"HTTP/"):
+            headers.clear()
+        name, _, value = line.partition(b":")
+        headers[name.lower()] = value.strip()
+    size = headers.get(b"content-range", b"").rpartition(b"/")[2] if code == 206 else str(len(data)).encode()
+    if not size.isdigit():
+        return StoreError("an answer that does not say of how much it is a part", code=code)
+    version = headers.get(b"etag")
+    return Blob(data, int(size), plain_version(version.decode("latin-1")) if version else None)

@@ -1,0 +1,203 @@
+"""Tests of many requests in one thread: they bring what the ordinary client brings, or say that it is to be asked."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import tone
+from servers import Bucket, Proxy, free_ports, write_certificate
+from test_stores import ODD_NAMES
+
+from emotion_batch import meter, retries, transfers
+from emotion_batch.archive import list_recordings
+from emotion_batch.buckets import BucketStore, open_bucket
+from emotion_batch.errors import StoreError
+from emotion_batch.rows import extract_rows
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
+from emotion_batch.stores import Ahead, Blob
+
+SIZES = (1, 44, 4_096, 100_000, 700_000)
+
+
+def opened(url: str, options: dict[str, object]) -> tuple[BucketStore, str]:
+    found = open_bucket(url, options)
+    assert found is not None and isinstance(found[0], BucketStore)
+    return found[0], found[1]
+
+
+def fetch(ahead: Ahead, wanted: dict[str, int]) -> dict[str, Blob | StoreError]:
+    """Return what came of the first bytes of objects."""
+    found: dict[str, Blob | StoreError] = {}
+    for path, n_bytes in wanted.items():
+        assert ahead.begin(path, n_bytes, lambda one, path=path: found.setdefault(path, one)), path
+    while len(found) < len(wanted):
+        ahead.step(is_waiting=True)
+    return found
+
+
+def test_what_comes_is_what_the_client_gets(s3: Bucket) -> None:
+    """Bytes, size and version are those of one request after the other, whatever the name and however much is asked for."""
+    store, root = opened(f"{s3.url}/side-by-side", s3.options)
+    rng = np.random.default_rng(0)
+    names = [f"{root}/{number}.bin" for number in range(40)] + [f"{root}/{name}" for name in ODD_NAMES]
+    for number, name in enumerate(names):
+        store.put(name, rng.bytes(SIZES[number % len(SIZES)]))
+    for most in (10, 50_000, 10**6):
+        with store.ahead() as ahead:
+            assert ahead is not None
+            found = fetch(ahead, dict.fromkeys(names, most))
+        assert found == {name: store.get(name, 0, most) for name in names}
+
+
+def test_what_does_not_come_is_left_to_the_client(s3: Bucket) -> None:
+    """What is not there, is empty, or may not be named is an answer, and none that is asked for again."""
+    store, root = opened(f"{s3.url}/absent", s3.options)
+    store.put(f"{root}/empty", b"")
+    with store.ahead() as ahead:
+        assert ahead is not None
+        found = fetch(ahead, {f"{root}/gone": 10, f"{root}/empty": 10})
+        for name in ("/first", f"{root}//twice", f"{root}/../up"):
+            assert not ahead.begin(name, 10, pytest.fail)
+    assert {path: (one.code, one.is_transient) for path, one in found.items() if isinstance(one, StoreError)} == {
+        f"{root}/gone": (404, False),
+        f"{root}/empty": (416, False),
+    }
+
+
+def test_faults_are_faults(s3: Bucket) -> None:
+    """A refusal for now, a reset and a body that is cut off are transient; never are they taken for the object."""
+    store, root = opened(f"{s3.url}/faults", s3.options)
+    data = np.random.default_rng(0).bytes(60_000)
+    names = [f"{root}/{number}" for number in range(100)]
+    for name in names:
+        store.put(name, data)
+    with Proxy(s3.endpoint, fail_share=0.4, seed=1) as proxy:
+        worse, _ = opened(s3.url, s3.through(proxy))
+        with worse.ahead() as ahead:
+            assert ahead is not None
+            found = fetch(ahead, dict.fromkeys(names, len(data)))
+    good = [one for one in found.values() if isinstance(one, Blob)]
+    bad = [one for one in found.values() if isinstance(one, StoreError)]
+    assert all(one.data == data for one in good) and all(one.is_transient for one in bad)
+    assert {one.code for one in bad} == {None, 503}
+    # A reset of a connection that served before is libcurl's own to mend.
+    assert 10 < len(bad) <= proxy.n_failed
+
+
+def test_connections_are_kept_and_what_is_abandoned_is_not_called(s3: Bucket) -> None:
+    """The next shard goes on with the connections of the last one; of what nobody waits for nothing is heard."""
+    store, root = opened(f"{s3.url}/kept", s3.options)
+    names = [f"{root}/{number}" for number in range(20)]
+    for name in names:
+        store.put(name, b"12345")
+    with Proxy(s3.endpoint) as proxy:
+        far, _ = opened(s3.url, s3.through(proxy))
+        for _ in range(3):
+            with far.ahead() as ahead:
+                assert ahead is not None
+                fetch(ahead, dict.fromkeys(names, 5))
+        assert proxy.n_connections <= len(names)
+        assert proxy.n_requests == 3 * len(names)
+        with far.ahead() as ahead:
+            assert ahead is not None
+            for name in names:
+                ahead.begin(name, 5, pytest.fail)
+            ahead.step()
+        with far.ahead() as again:
+            assert again is ahead
+            assert len(fetch(again, dict.fromkeys(names, 5))) == len(names)
+
+
+def test_each_thread_has_its_own(s3: Bucket) -> None:
+    """Two that read at the same time do not share what is for one thread."""
+    store, _ = opened(s3.url, s3.options)
+    seen: list[Ahead | None] = []
+
+    def look() -> None:
+        with store.ahead() as other:
+            seen.append(other)
+
+    with store.ahead() as ahead:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert ahead is not None and seen[0] is not None and seen[0] is not ahead
+
+
+def test_who_never_comes_through_is_not_asked_for_ever(s3: Bucket) -> None:
+    """Where libcurl gets to nothing at all, the ordinary client is left to do it, or to say why not."""
+    options = {**s3.options, "endpoint_url": f"http://127.0.0.1:{free_ports(1)}"}
+    store, _ = opened(s3.url, options)
+    with store.ahead() as ahead:
+        assert ahead is not None
+        found = fetch(ahead, dict.fromkeys((str(number) for number in range(transfers._MOST_FAILED)), 10))
+        assert all(isinstance(one, StoreError) and one.is_transient for one in found.values())
+        assert not ahead.begin("another", 10, pytest.fail)
+
+
+def test_of_others_it_is_not_asked(s3: Bucket, gcs: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads do it where nothing is signed with keys at hand, and where pycurl is not installed."""
+    for url, options in ((s3.url, {**s3.options, "anon": True}), (gcs.url, gcs.options), ("memory://x", {})):
+        with Folder.of(url, options).store()[0].ahead() as ahead:
+            assert ahead is None
+    monkeypatch.setitem(sys.modules, "pycurl", None)
+    options = {**s3.options, "default_block_size": 5}
+    with Folder.of(s3.url, options).store()[0].ahead() as ahead:
+        assert ahead is None
+
+
+@pytest.fixture(scope="module")
+def archive(s3: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some recordings, small and large, on a disk and in the bucket."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number in range(60):
+        soundfile.write(folder / f"{number:02}.wav", tone(40.0 if number % 20 == 3 else 4.0, 22_050), 22_050)
+    (folder / "empty.wav").touch()
+    (folder / "noise.wav").write_bytes(b"no sound at all")
+    s3.upload(folder, "recordings")
+    return folder
+
+
+def extract(url: str, options: dict[str, object], segments: Segments) -> tuple[list[dict[str, object]], meter.Spent]:
+    entries = list_recordings(url, options=options).entries.combine_chunks().to_batches()[0]
+    with meter.metered() as spent:
+        return extract_rows(entries, Folder.of(url, options), FeatureSettings(), segments).to_pylist(), spent
+
+
+@pytest.mark.parametrize(
+    "segments", [Segments(), Segments(20.0, 3.0), Segments.windows(3.0)], ids=["seed", "late", "windows"]
+)
+def test_rows_are_those_of_the_disk(s3: Bucket, archive: Path, segments: Segments) -> None:
+    """Recordings that come in one request, in two or in many give the rows of their files."""
+    expected, _ = extract(str(archive), {}, segments)
+    found, spent = extract(f"{s3.url}/recordings", s3.options, segments)
+    assert found == expected
+    assert (spent.n_retries, spent.read_bytes > 0) == (0, True)
+
+
+def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults cost a retry each, and no row."""
+    monkeypatch.setattr(retries, "_BACKOFF_S", (0.02,) * 8)
+    with Proxy(s3.endpoint, fail_share=0.2, seed=2) as proxy:
+        found, spent = extract(f"{s3.url}/recordings", s3.through(proxy), Segments())
+    assert found == extract(str(archive), {}, Segments())[0]
+    assert 0 < spent.n_retries <= proxy.n_failed
+
+
+def test_a_private_authority_is_trusted_when_told(s3: Bucket, archive: Path, tmp_path: Path) -> None:
+    """Behind a certificate of one's own the same requests go where it is named, and where it is not, none does."""
+    certificate, context = write_certificate(tmp_path)
+    with Proxy(s3.endpoint, tls=context) as proxy:
+        for client, kind in (({"verify": str(certificate)}, Blob), ({"verify": False}, Blob), ({}, StoreError)):
+            store, _ = opened(s3.url, {**s3.through(proxy), "client_kwargs": client})
+            with store.ahead() as ahead:
+                assert ahead is not None
+                [found] = fetch(ahead, {"recordings/00.wav": 10**6}).values()
+            assert isinstance(found, kind), client
+            assert kind is StoreError or found[0] == (archive / "00.wav").read_bytes()

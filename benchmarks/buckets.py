@@ -6,6 +6,7 @@ what it would be with the store and the proxy elsewhere, by the processor time t
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import sys
@@ -66,11 +67,66 @@ def get_alone(job: Job) -> tuple[float, float]:
     return time.process_time() - cpu_s, time.perf_counter() - wall_s
 
 
+class Wire(asyncio.Protocol):
+    """One end of a connection that passes on what it gets to the other, so much later.
+
+    No more than that, for what the wire takes of the processor the store and the workers lack.
+    """
+
+    def __init__(self, delay_s: float, to: Wire | None = None) -> None:
+        self._delay_s = delay_s
+        self._early: list[bytes] = []
+        self.to = to
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send what came before."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        for data in self._early:
+            transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on."""
+        if self.to is not None and not self._delay_s:
+            self.to.write(data)
+        elif self.to is not None:
+            asyncio.get_running_loop().call_later(self._delay_s, self.to.write, data)
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 asyncio's
+        """Hang up there too."""
+        if self.to is not None and self.to.transport is not None:
+            self.to.transport.close()
+
+    def write(self, data: bytes) -> None:
+        """Send, as soon as there is a connection."""
+        if self.transport is None:
+            self._early.append(data)
+        elif not self.transport.is_closing():
+            self.transport.write(data)
+
+
 def slow_down(endpoint: str, connection: Any) -> None:
-    """Run a proxy that adds latency, in a process of its own, until told to end."""
-    with servers.Proxy(endpoint, latency_s=LATENCY_S) as proxy:
-        connection.send(proxy.endpoint)
-        connection.recv()
+    """Run a wire on which each request takes `LATENCY_S`, in a process of its own that is ended from outside."""
+    host, _, port = endpoint.removeprefix("http://").partition(":")
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        tasks = set()
+
+        def accept() -> Wire:
+            near = Wire(LATENCY_S)
+            far = near.to = Wire(0.0, near)
+            task = loop.create_task(loop.create_connection(lambda: far, host, int(port)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            return near
+
+        server = await loop.create_server(accept, "127.0.0.1", 0, backlog=512)
+        connection.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await server.serve_forever()
+
+    asyncio.run(serve())
 
 
 def measure(archive: str, n_rounds: int) -> list[Figure]:
@@ -113,7 +169,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
                     jobs = [Job(*places["bucket"], start * n_each, n_each) for start in range(N_WORKERS)]
                     answers = pool.map(get_alone, jobs, chunksize=1)
                     alone.append(cpu_ms["disk"][-1] + sum(cpu for cpu, _ in answers) / N_WORKERS / n_each * 1e3)
-        ours.send(None)
+        slow.terminate()
         slow.join()
     return [
         ratio(
@@ -135,7 +191,9 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         ratio(
             "two processes at 50 ms a request", "from the disk", rates["far"], rates["disk"], ">= 0.9", "recordings/s"
         ),
-        ratio("the same, store and proxy on other cores", "from the disk", others, rates["disk"], "", "recordings/s"),
+        ratio(
+            "the same, store and proxy on other cores", "from the disk", others, rates["disk"], ">= 0.9", "recordings/s"
+        ),
     ]
 
 

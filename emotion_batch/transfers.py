@@ -20,6 +20,8 @@ from emotion_batch.stores import Blob, plain_version
 _CONNECT_TIMEOUT_S, _STALLED_S = 5, 20
 # An answer is taken from its socket in pieces of at most so much.
 _BUFFER_BYTES = 2**18
+# Of a store that knows no ranges nothing longer is taken; why something is refused is not longer.
+_LEAST_BYTES = 2**16
 _MOST_WAIT_S = 1.0
 # If so many failed before one came through, it is libcurl that cannot (another proxy, other authorities), not the store.
 _MOST_FAILED = 16
@@ -99,6 +101,7 @@ class Transfers:
         headers: list[bytes] = []
         handle.setopt(curl.URL, url)
         handle.setopt(curl.RANGE, f"0-{n_bytes - 1}")
+        handle.setopt(curl.MAXFILESIZE_LARGE, max(n_bytes, _LEAST_BYTES))
         # A list's own, for a function of Python's costs each piece its call.
         handle.setopt(curl.WRITEFUNCTION, body.append)
         handle.setopt(curl.HEADERFUNCTION, headers.append)

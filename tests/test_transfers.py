@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import sys
 import threading
 from pathlib import Path
@@ -112,6 +113,36 @@ def test_connections_are_kept_and_what_is_abandoned_is_not_called(s3: Bucket) ->
         with far.ahead() as again:
             assert again is ahead
             assert len(fetch(again, dict.fromkeys(names, 5))) == len(names)
+
+
+class WithoutRanges(http.server.BaseHTTPRequestHandler):
+    """Sends all of an object, whatever is asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        n_bytes = int(self.path.partition("?")[0].rpartition("/")[2])
+        self.send_response(200)
+        self.send_header("Content-Length", str(n_bytes))
+        self.end_headers()
+        self.wfile.write(bytes(n_bytes))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_store_without_ranges_does_not_fill_the_memory(s3: Bucket) -> None:
+    """An answer that brings all of a small object will do; one that would bring all of a large one is not taken."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WithoutRanges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {**s3.options, "endpoint_url": f"http://127.0.0.1:{server.server_port}"}
+        store, _ = opened(s3.url, options)
+        with store.ahead() as ahead:
+            assert ahead is not None
+            found = fetch(ahead, {"5000": 10, "500000": 10})
+        server.shutdown()
+    assert found["5000"] == Blob(bytes(5_000), 5_000, None)
+    assert isinstance(found["500000"], StoreError)
 
 
 def test_each_thread_has_its_own(s3: Bucket) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from emotion_batch import bundle as bundles
 from emotion_batch import model, networks, prediction
-from emotion_batch.bundle import Card
+from emotion_batch.bundle import RELIABILITY, Card
 from emotion_batch.errors import EmotionBatchError
 from emotion_batch.features import Inputs
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
@@ -17,7 +17,7 @@ from emotion_batch.storage import Folder, explained
 
 # Both add in float32, each some 4e-6 from what float64 gives on the notebook's corpus: more than this is another network.
 _EXPORT_TOLERANCE = 1e-4
-_PICTURES = ("training.png", "confusion.png", "reliability.png")
+_PICTURES = ("training.png", "confusion.png", RELIABILITY)
 FILES = (bundles.WEIGHTS, bundles.EXECUTABLE, "history.csv", *_PICTURES, "README.md", bundles.CARD)
 
 

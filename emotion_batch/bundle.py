@@ -20,12 +20,16 @@ CARD = "card.json"
 # The one truth about the network, as Keras saves it, and what workers execute, derived from it.
 WEIGHTS = "model.keras"
 EXECUTABLE = "model.onnx"
+# The picture that tells what confidence is worth.
+RELIABILITY = "reliability.png"
 CARD_VERSION = 3
 # The architectures that a card may name: the notebook's network, and the one on sequences.
 SEED, SEQUENCE = "seed-lstm", "sequence-bilstm"
 # Of those that ship, the one that is meant for voices that it has not heard.
 DEFAULT_MODEL = "tess-sequence"
 _MAX_CARD_BYTES = 10**7
+_MAX_PICTURE_BYTES = 2**20
+_PNG = b"\x89PNG\r\n\x1a\n"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # What runs code when it is read as what its name says.
@@ -218,11 +222,13 @@ def require_safe(folder: Folder) -> Bundle:
 
 
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
-    """Copy a bundle's network and card into another folder, card last, after checking them."""
+    """Copy a bundle's network, card and picture of its calibration into another folder, card last, after checking them."""
     with explained(f"model copy {to.url}"):
         to.make()
         for name in (WEIGHTS, EXECUTABLE):
             to.publish(name, read_checked(bundle, name))
+        if (picture := read_reliability(bundle)) is not None:
+            to.publish(RELIABILITY, picture)
         to.publish(CARD, bundle.card.to_json())
     return Bundle(to, bundle.card)
 
@@ -248,6 +254,17 @@ def read_checked(bundle: Bundle, name: str) -> bytes:
     else:
         inspection.inspect_onnx(data, thing)
     return data
+
+
+def read_reliability(bundle: Bundle) -> bytes | None:
+    """Return the picture of a bundle's calibration, a PNG; None if it has none that its card names."""
+    with explained(f"model {bundle.folder.url}/{RELIABILITY}"):
+        try:
+            data = bundle.folder.read_range(RELIABILITY, 0, _MAX_PICTURE_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    is_whole = data.startswith(_PNG) and sha256(data) == bundle.card.files.get(RELIABILITY)
+    return data if is_whole else None
 
 
 def architecture_of(settings: AnySettings) -> str:

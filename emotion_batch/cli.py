@@ -164,14 +164,13 @@ def _verify(options: argparse.Namespace, said: Said) -> int:
 
 
 def _report(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
-    from dataclasses import asdict
 
     from emotion_batch import reporting
 
     made = reporting.report(
         options.table, output=options.output, seed=options.seed, storage_options=_storage_options(options)
     )
-    print_result(json.dumps(asdict(made), default=vars) if options.json else format_report(made, options.table))
+    print_result(json.dumps(made.to_dict(), default=vars) if options.json else format_report(made, options.table))
     return 0
 
 

@@ -13,7 +13,7 @@ class Html(str):
 
 
 # That end themselves.
-_VOID = frozenset({"br", "circle", "line", "meta", "path", "rect"})
+_VOID = frozenset({"br", "circle", "img", "line", "meta", "path", "rect"})
 
 
 def tag(element: str, /, *children: str | None, **attributes: str | float | bool | None) -> Html:

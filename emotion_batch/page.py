@@ -74,7 +74,9 @@ def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: N
     # Of the style its digest and no other; nothing else may be loaded but recordings, and no script runs.
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     media = "media-src 'self' file:; " if "<audio " in body else ""
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; {media}base-uri 'none'; form-action 'none'"
+    # A picture is in the page itself.
+    images = "img-src data:; " if "<img " in body else ""
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; {images}{media}base-uri 'none'; form-action 'none'"
     head = join(
         [
             tag("meta", charset="utf-8"),

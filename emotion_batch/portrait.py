@@ -79,6 +79,8 @@ class Portrait:
         Share of rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others.
     versions
         Of what trained it.
+    reliability
+        Picture of confidence beside the share that was right, a PNG.
     """
 
     model_id: str
@@ -93,10 +95,11 @@ class Portrait:
     promise: Promise | None
     flagged: Mapping[str, float]
     versions: Mapping[str, str]
+    reliability: bytes | None = None
 
 
-def read_portrait(card: Card) -> Portrait:
-    """Return what a card says; what is not as this release writes it is left out, for a page must not fail of it."""
+def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
+    """Return what a card says, with the picture beside it; what is not as this release writes it is left out, for a page must not fail of it."""
     metrics, calibration, training = card.metrics, card.calibration, card.training
     judged = [one for kind, figures in metrics.items() if (one := _judged(str(kind), figures)) is not None]
     held_out = _mapping(metrics.get("speaker_held_out"))
@@ -113,6 +116,7 @@ def read_portrait(card: Card) -> Portrait:
         promise=_promise(card.confidence),
         flagged=_numbers(card.domain.get("flagged")),
         versions={str(name): str(version) for name, version in card.versions.items()},
+        reliability=reliability,
     )
 
 

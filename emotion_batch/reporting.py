@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from emotion_batch import lease, ledger, tables
 from emotion_batch.accounts import Locate
 from emotion_batch.archive import find_base
-from emotion_batch.bundle import open_bundle
+from emotion_batch.bundle import open_bundle, read_reliability
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.figures import N_FOLDERS, Figures, gather
 from emotion_batch.manifest import Manifest
@@ -41,6 +41,13 @@ class Report:
 
     output: str
     figures: Figures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it: without the picture that the page has."""
+        value = asdict(self)
+        if (portrait := value["figures"]["portrait"]) is not None:
+            del portrait["reliability"]
+        return value
 
 
 def report(
@@ -125,8 +132,8 @@ def _read_card(table: Folder, model_id: str | None) -> Portrait | None:
     if model_id is None:
         return None
     with contextlib.suppress(UsageError):
-        card = open_bundle(table.folder(_MODEL)).card
-        return read_portrait(card) if card.model_id == model_id else None
+        bundle = open_bundle(table.folder(_MODEL))
+        return read_portrait(bundle.card, read_reliability(bundle)) if bundle.card.model_id == model_id else None
     return None
 
 

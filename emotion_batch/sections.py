@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 
 from emotion_batch import charts
@@ -152,6 +153,17 @@ def _calibration(figures: Figures) -> Iterator[Html]:
     ]
     caption = "Calibration error (ECE) on speakers held out, from the model's card"
     yield table(caption, ("speakers", "", "as the network is", "", "calibrated", "segments"), rows, numbers=(2, 4, 5))
+    if portrait.reliability is not None:
+        yield tag(
+            "figure",
+            tag(
+                "img",
+                class_="plate",
+                src=f"data:image/png;base64,{base64.b64encode(portrait.reliability).decode()}",
+                alt="Share of right labels by confidence, before and after calibration, on speakers held out.",
+            ),
+            tag("figcaption", "Confidence and the share of labels that were right, drawn when the model was trained."),
+        )
     yield tag(
         "p",
         "The expected calibration error is how far confidence and the share of right labels lie apart on average; each speaker "

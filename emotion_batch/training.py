@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_batch import binding, calibration, domain, evaluation, features, fitting, model, pictures, splits
-from emotion_batch.bundle import Card, sha256
+from emotion_batch.bundle import RELIABILITY, Card, sha256
 from emotion_batch.dataset import Dataset, read_dataset
 from emotion_batch.errors import UsageError
 from emotion_batch.fitting import Checkpoint, Fitting
@@ -220,7 +220,7 @@ def train_bundle(
                     f"no confidence with 20 rows or more of speakers held out reaches a precision of {settings.precision:g}: "
                     "is_confident will be false everywhere; a lower --precision may be reached"
                 )
-            extras["reliability.png"] = _draw_reliability(data, folds, held, calibrated["temperature"])
+            extras[RELIABILITY] = _draw_reliability(data, folds, held, calibrated["temperature"])
         shown = (
             Split.SPEAKER_HELD_OUT.value
             if folds.names

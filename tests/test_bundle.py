@@ -6,11 +6,20 @@ import json
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from emotion_batch.bundle import open_bundle, sha256
+from emotion_batch.bundle import (
+    RELIABILITY,
+    Bundle,
+    copy_bundle,
+    find_model,
+    open_bundle,
+    read_reliability,
+    sha256,
+)
 from emotion_batch.errors import UsageError
 from emotion_batch.prediction import Predictor
 from emotion_batch.storage import Folder
@@ -67,3 +76,20 @@ def test_a_bundle_that_is_not_right_is_refused(bundle: Path, tmp_path: Path, cha
     change(folder, json.loads((bundle / "card.json").read_text()))
     with pytest.raises(UsageError, match=re.escape(sentence)):
         Predictor(open_bundle(Folder.of(folder)))
+
+
+def test_the_picture_of_a_bundle_is_the_one_that_its_card_names(tmp_path: Path) -> None:
+    """It is copied with the network; another file of its name, one that is no picture or none at all is no picture."""
+    bundle = open_bundle(find_model("tess-seed"))
+    picture = read_reliability(bundle)
+    assert picture is not None and picture.startswith(b"\x89PNG")
+    copied = copy_bundle(bundle, Folder.of(tmp_path / "copy"))
+    assert read_reliability(copied) == picture
+    file = tmp_path / "copy" / RELIABILITY
+    for data in (picture + b"x", b"<svg onload=alert(1)>"):
+        file.write_bytes(data)
+        assert read_reliability(copied) is None
+    card = replace(copied.card, files={**copied.card.files, RELIABILITY: sha256(data)})
+    assert read_reliability(Bundle(copied.folder, card)) is None
+    file.unlink()
+    assert read_reliability(copied) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from test_figures import figures_of
 
 from benchmarks.generated import write_label_table
+from emotion_batch import bundle as bundles
 from emotion_batch.figures import Figures
 from emotion_batch.markup import Html, duration, join, roughly, share, tag
 from emotion_batch.page import locate_beside, render
@@ -115,6 +117,20 @@ def test_a_page_may_load_nothing(found: Figures) -> None:
     assert "unsafe" not in policy
     # Without players not even recordings.
     assert "media-src" not in policy
+
+
+def test_the_models_picture_is_in_the_page(found: Figures) -> None:
+    """What was drawn of the calibration when the model was trained is in the page itself, and its policy allows that alone."""
+    bundle = bundles.open_bundle(bundles.find_model("tess-sequence"))
+    picture = bundles.read_reliability(bundle)
+    assert picture is not None and found.portrait is not None
+    page = render(replace(found, portrait=replace(found.portrait, reliability=picture)), MADE_AT).decode()
+    made = Elements(page)
+    [image] = [attributes for name, attributes in made.tags if name == "img"]
+    assert image["src"] == f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    assert image["alt"]
+    [policy] = [a["content"] for name, a in made.tags if name == "meta" and "http-equiv" in a]
+    assert policy is not None and "img-src data:; " in policy
 
 
 def test_pictures_have_words(found: Figures) -> None:

@@ -82,7 +82,9 @@ def test_the_page_in_a_browser(night: tuple[Path, Report], tab: Tab) -> None:
     fills = "[...document.querySelectorAll('svg :is(rect, path)')].map(one => getComputedStyle(one).fill)"
     assert len(set(tab.evaluate(fills))) >= 10
     assert "rgb(0, 0, 0)" not in tab.evaluate(fills)
-    assert tab.evaluate("[...document.scripts, ...document.images].length") == 0
+    assert tab.evaluate("document.scripts.length") == 0
+    # The one that the model brought.
+    assert tab.evaluate("[...document.images].map(one => [one.complete, one.naturalWidth])") == [[True, 600]]
     words = tab.evaluate("document.body.innerText")
     for name in HOSTILE:
         assert name.replace("\n", "\\n").replace("\u202e", "\\u202e") in words

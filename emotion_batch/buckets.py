@@ -13,15 +13,13 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import meter
+from emotion_batch import listing
 from emotion_batch.credentials import Config, configure
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
 from emotion_batch.retries import TRANSIENT_CODES, is_transient, persistently
@@ -45,12 +43,6 @@ _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
 # is read.
 _READING = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
 _WRITING = {"connect_timeout": "5s", "timeout": "600s"}
-# Listings come by so many; so many are under way at once, each of a prefix.
-_PAGE, _N_LISTINGS = 1_000, 16
-# A folder is worth a listing of its own if it has so many of a page's names.
-_LEAST_FOLDER = 250
-# Levels of folders that are looked into for prefixes to list side by side.
-_MOST_LEVELS = 4
 # A URL that is signed is used at once; this is for clocks that differ.
 _SIGNED_FOR = timedelta(hours=1)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
@@ -137,8 +129,7 @@ class BucketStore:
         self._url = url
         self._options = options
         self._config = config
-        self._is_azure = EXTRAS[url.split(":")[0]] == "azure"
-        self._is_s3 = EXTRAS[url.split(":")[0]] == "s3"
+        self._kind = EXTRAS[url.split(":")[0]]
         self._transfers: list[Transfers] = []
         self._endpoint = config.config.get("aws_endpoint_url_s3") or config.config.get("endpoint", url)
         self._lack: str | None = None
@@ -186,7 +177,7 @@ class BucketStore:
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes, in one request where the store can."""
-        if n_bytes and not self._is_azure:
+        if n_bytes and self._kind != "azure":
             try:
                 return self._get(path, {"range": {"suffix": n_bytes}})
             except StoreError as error:
@@ -274,50 +265,17 @@ class BucketStore:
         Folders are listed side by side where the first page shows that they are large. A listing that breaks goes on from
         where it was.
         """
-        pool = ThreadPoolExecutor(_N_LISTINGS)
-        is_over = threading.Event()
-
-        def divided(prefix: str, level: int, first: pa.Table) -> _Listed | None:
-            """Return the folders of a prefix, each begun to be listed, if that is worth it."""
-            # One less may be there, for the marker of the prefix itself is left out.
-            if not level or first.num_rows < _PAGE - 1 or not _has_large_folders(first["name"]):
-                return None
-            listed = persistently(lambda: self._call(prefix, lambda: self._list_children(prefix), lambda *_: None))
-            if listed is None:
-                # Some names in it are none to obstore: its pages will tell.
-                return None
-            files, folders = listed
-            below = [
-                (name, meter.submit(pool, partial(list_prefix, f"{prefix}/{name}".lstrip("/"), level - 1)))
-                for name in sorted(folders, key=_as_prefix)
-            ]
-            return _Listed([files], below)
-
-        def list_prefix(prefix: str, level: int) -> _Listed:
-            pages = self._pages(prefix, is_over)
-            first = next(pages, LISTED_SCHEMA.empty_table())
-            return divided(prefix, level, first) or _Listed([first, *pages], [])
-
-        if not path and not self._is_azure:
+        if not path and self._kind != "azure":
             # obstore lists a key that begins with `/` without it, as if it were another.
             other, root = open_fsspec(self._url, self._options)
             if persistently(lambda: other.has_any(root, "/")):
                 yield from other.walk(root)
                 return
-        try:
-            # The first one here, for most archives are no more than that, and what is listed is handed on at once.
-            pages = self._pages(path, is_over)
-            first = next(pages, LISTED_SCHEMA.empty_table())
-            found = divided(path, _MOST_LEVELS, first)
-            if found is None:
-                yield first
-                yield from pages
-            else:
-                yield from _in_order("", found)
-        finally:
-            # Whoever gives up does not wait for what is under way.
-            is_over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        yield from listing.side_by_side(path, self._pages, self._children_or_none)
+
+    def _children_or_none(self, path: str) -> tuple[pa.Table, list[str]] | None:
+        """Return what `children` does; None if obstore does not take all names in it: its pages will tell."""
+        return persistently(lambda: self._call(path, lambda: self._list_children(path), lambda *_: None))
 
     def _pages(self, prefix: str, is_over: threading.Event) -> Iterator[pa.Table]:
         """Yield what is below a prefix, names relative to it, until somebody says that it is over."""
@@ -330,7 +288,7 @@ class BucketStore:
                 if stream is None:
                     stream = iter(
                         self._obstore.list(
-                            self._store, prefix or None, offset=last, chunk_size=_PAGE, return_arrow=True
+                            self._store, prefix or None, offset=last, chunk_size=listing.PAGE, return_arrow=True
                         )
                     )
                 page = next(stream, None)
@@ -365,7 +323,7 @@ class BucketStore:
 
         For S3 alone, whose signatures are made of keys at hand: Google's and Azure's may be asked for, one by one.
         """
-        if not self._is_s3 or self._config.credentials is None:
+        if self._kind != "s3" or self._config.credentials is None:
             yield None
             return
         with _LOCK:
@@ -468,36 +426,6 @@ class BucketStore:
         return NoBucketError(
             f"there is no bucket {self._url} where it was looked for; check its name, endpoint and region"
         )
-
-
-class _Listed(NamedTuple):
-    """What is below a prefix: its pages, or its own files, and folders that are listed for themselves."""
-
-    pages: list[pa.Table]
-    folders: list[tuple[str, Callable[[], _Listed]]]
-
-
-def _in_order(above: str, found: _Listed) -> Iterator[pa.Table]:
-    """Yield pages as they come to be known, names relative to where the listing began."""
-    # Taken out, so that nobody holds what was handed on.
-    while found.pages:
-        page = found.pages.pop(0)
-        if page.num_rows:
-            yield page.set_column(0, "name", pc.binary_join_element_wise(above, page["name"], "")) if above else page
-    while found.folders:
-        name, below = found.folders.pop(0)
-        yield from _in_order(f"{above}{name}/", below())
-
-
-def _has_large_folders(names: pa.ChunkedArray) -> bool:
-    """Return whether a page's names are in so few folders that each has many; listing many small ones costs more."""
-    folders = pc.struct_field(pc.extract_regex(names, "(?s)^(?P<folder>[^/]*)/"), "folder").drop_null()
-    return 0 < len(folders.unique()) <= _PAGE // _LEAST_FOLDER
-
-
-def _as_prefix(name: str) -> str:
-    """Return the name of a folder as it counts in the order of the names in it."""
-    return f"{name}/"
 
 
 def _listed(objects: pa.Table, prefix: str) -> pa.Table:

@@ -36,7 +36,7 @@ FLOORS = (
     {"lists", "sequence", "destination"},
     {"storage", "mfcc"},
     {"buckets"},
-    {"transfers"},
+    {"listing", "transfers"},
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter", "inspection", "connection", "local", "formats", "terminal"},

@@ -18,7 +18,7 @@ import fsspec
 import pytest
 from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Proxy, write_certificate
 
-from emotion_batch import buckets, meter, retries, stores
+from emotion_batch import buckets, listing, meter, retries, stores
 from emotion_batch.buckets import BucketStore
 from emotion_batch.credentials import Config
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
@@ -330,8 +330,8 @@ def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypat
 def test_a_listing_goes_on_where_it_broke(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that fail are asked for again; nothing is listed twice or not at all, folder by folder or straight on."""
     monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
-    monkeypatch.setattr(buckets, "_PAGE", 20)
-    monkeypatch.setattr(buckets, "_LEAST_FOLDER", 5)
+    monkeypatch.setattr(listing, "PAGE", 20)
+    monkeypatch.setattr(listing, "_LEAST_FOLDER", 5)
     names = [
         f"{kind}/{day:02d}/{number:03d}.wav" for kind in ("a", "a-b", "b") for day in range(3) for number in range(25)
     ]

@@ -236,16 +236,16 @@ class Cluster:
                     left.pop(key)[1].release()
                 yield task, outcome
 
-    def hand_over(self, work: Work[Task, Total], watch: Watch[Task], tasks: Sequence[Task]) -> None:
+    def hand_over(self, work: Work[Task, Total], watches: Sequence[Watch[Task]], tasks: Sequence[Task]) -> None:
         """Leave shards, as a bag of one partition each, to the cluster, which goes on to the end by itself.
 
         What the scheduler then holds is everything: workers may come and go, and no client need be there. Receipts are
-        added up on the workers. Beside the shards a watch goes round that holds no worker's thread and hands out
-        again what was lost or is late.
+        added up on the workers. Beside the shards watches go round that hold no worker's thread and hand out again
+        what was lost or is late: more than one, each on workers of its own, for the one that a watch is on may hang.
 
         Parameters
         ----------
-        work, watch
+        work, watches
             What is done with a shard and at the end; who looks after it. Both must differ from run to run.
         tasks
             The shards' numbers, in the order in which to begin them.
@@ -253,7 +253,8 @@ class Cluster:
         total = _bag(partial(_settle, work.do), tasks).reduction(work.gather, work.merge, split_every=_SPLIT_EVERY)
         # The scheduler keeps what was fired and forgotten until it is done, whoever leaves.
         fire_and_forget(self._client.compute(total.apply(work.close)))
-        _set_watch(self._client, watch, work.do)
+        for number, watch in enumerate(watches):
+            _set_watch(self._client, watch, work.do, (number, len(watches)))
 
     def _hear_of_unfit(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take in that a worker cannot do the work, from the client's own thread."""
@@ -439,7 +440,7 @@ def _pass_on(error: UnfitWorkerError) -> NoReturn:
     raise Reschedule from error
 
 
-def _watch(watch: Watch[Task], do: Callable[[Task], object]) -> None:
+def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, int]) -> None:
     """Look after work that was handed over, from a worker, for a while; then hand the watch on."""
     secede()
     client = get_client()
@@ -452,11 +453,17 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object]) -> None:
         for task in tasks:
             fire_and_forget(client.submit(_settle, do, task, key=f"again-{secrets.token_hex(8)}"))
         time.sleep(_WATCH_EVERY_S)
-    _set_watch(client, watch, do)
+    _set_watch(client, watch, do, place)
 
 
-def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object]) -> None:
-    fire_and_forget(client.submit(_watch, watch, do, key=f"{_WATCH_KEY}{secrets.token_hex(8)}"))
+def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, int]) -> None:
+    """Set a watch, the first number of as many as the second, on one of its share of the workers if it has one."""
+    number, n_watches = place
+    share = sorted(client.processing())[number::n_watches]
+    key = f"{_WATCH_KEY}{secrets.token_hex(8)}"
+    fire_and_forget(
+        client.submit(_watch, watch, do, place, key=key, workers=share or None, allow_other_workers=bool(share))
+    )
 
 
 class _LostError(Exception):

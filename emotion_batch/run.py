@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -391,8 +391,9 @@ class Run:
         self._lease.leave(scheduler.address, n_before=self.summary.counts.n_recordings, left_s=time.time())
         submission = Submission(work, self._recorder, copy.deepcopy(self.summary), cluster.RESUBMIT_S)
         is_again = any(task.earlier is not None and task.earlier.digest == task.entry.digest for task in todo)
-        watch = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
-        connected.hand_over(submission, watch, todo)
+        first = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
+        # The second has more patience, and hands out what the first did not.
+        connected.hand_over(submission, (first, replace(first, n_rounds=1)), todo)
         self.summary.n_shards_left = len(todo)
         self._is_left = True
 

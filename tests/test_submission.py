@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from conftest import ShellCluster, run_command, running, shell_cluster
+from distributed import Client
 from servers import write_authority
 
 import emotion_batch
@@ -188,15 +189,21 @@ def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_pat
     other.mkdir(parents=True)
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: soxr\nVersion: 0.0.1\n")
     with shell_cluster(tmp_path / "cluster", 0) as cluster:
-        stopped, _ = (cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2))
+        stopped, held = (cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2))
         options = ("--window", "1", "--hop", "0.05", "--scheduler", cluster.address, "--json")
         with running("extract", speech, folder, *options) as process:
             wait_until(lambda: bool(list(folder.glob("*.parquet"))))
-            cluster.add_worker("--nthreads", "1", "--no-nanny", environment={"PYTHONPATH": os.fspath(other.parent)})
             stopped.send_signal(signal.SIGSTOP)
+            # Until the third is there, however slow the machine.
+            held.send_signal(signal.SIGSTOP)
             try:
+                cluster.add_worker("--nthreads", "1", "--no-nanny", environment={"PYTHONPATH": os.fspath(other.parent)})
+                with Client(cluster.address, set_as_default=False) as client:
+                    client.wait_for_workers(3, timeout=60)
+                held.send_signal(signal.SIGCONT)
                 out, said = process.communicate(timeout=120)
             finally:
+                held.send_signal(signal.SIGCONT)
                 stopped.send_signal(signal.SIGCONT)
     assert process.returncode == 0, said
     assert json.loads(out)["n_resubmitted"] >= 1

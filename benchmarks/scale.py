@@ -57,9 +57,13 @@ class Idle(Extraction):
     def do_shard(self, task: Task, run_id: str) -> Receipt:
         """Do what an extraction does, and tell apart what its rows cost."""
         started = time.perf_counter()
-        with meter.metered() as spent, attempts.noted(self.table, task.shard, run_id) as attempt:
+        with (
+            meter.metered() as spent,
+            task.entries_ahead(self.table) as read,
+            attempts.noted(self.table, task.shard, run_id) as attempt,
+        ):
             process.settle()
-            made, found = self.extract_shard(task, attempt)
+            made, found = self.extract_shard(task, read(), attempt)
             with _cpu_of_rows():
                 counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
             return Receipt.of(counts, made, started, spent)

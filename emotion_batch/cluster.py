@@ -68,6 +68,8 @@ _SPLIT_EVERY = 64
 _WATCH_EVERY_S = 10.0
 _WATCH_S = 300.0
 _WATCH_KEY = "emotion-batch-watch-"
+# A worker of which nothing was heard for so long hangs, or will be given up.
+_SILENT_S = 60.0
 
 
 class Work(Protocol[GivenTask, Total]):
@@ -446,14 +448,27 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, i
     client = get_client()
     until = time.monotonic() + _WATCH_S
     while time.monotonic() < until:
-        others = [[key for key in keys if not str(key).startswith(_WATCH_KEY)] for keys in client.processing().values()]
-        tasks = watch.look(not all(others), not any(others))
+        processing = client.processing()
+        others = {
+            worker: [key for key in keys if not str(key).startswith(_WATCH_KEY)] for worker, keys in processing.items()
+        }
+        idle = _heard_of(client, [worker for worker, keys in others.items() if not keys])
+        tasks = watch.look(bool(idle), not any(others.values()))
         if tasks is None:
             return
         for task in tasks:
-            fire_and_forget(client.submit(_settle, do, task, key=f"again-{secrets.token_hex(8)}"))
+            key = f"again-{secrets.token_hex(8)}"
+            # Not where Dask thinks, which may be the worker that hangs.
+            fire_and_forget(client.submit(_settle, do, task, key=key, workers=idle, allow_other_workers=True))
         time.sleep(_WATCH_EVERY_S)
     _set_watch(client, watch, do, place)
+
+
+def _heard_of(client: Client, workers: Sequence[str]) -> list[str]:
+    """Return those workers that the scheduler has heard of of late; one that hangs with a watch alone looks idle."""
+    seen = {worker: about["last_seen"] for worker, about in client.scheduler_info()["workers"].items()}
+    latest = max(seen.values(), default=0.0)
+    return [worker for worker in workers if seen.get(worker, 0.0) > latest - _SILENT_S]
 
 
 def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, int]) -> None:

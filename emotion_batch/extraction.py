@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +31,13 @@ from emotion_batch.watchdog import watched
 _LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
 
 
+class Entries(NamedTuple):
+    """What a shard's recordings are: by the newest entries, and by those that its part may have been made from."""
+
+    newest: pa.RecordBatch
+    known: Mapping[str, pa.RecordBatch]
+
+
 class Task(NamedTuple):
     """What one task of a run is told: numbers, never names of recordings.
 
@@ -45,15 +55,21 @@ class Task(NamedTuple):
     entry: ShardEntry
     earlier: ShardEntry | None = None
 
-    def read_entries(self, table: Folder) -> tuple[pa.RecordBatch, dict[str, pa.RecordBatch]]:
+    def read_entries(self, table: Folder) -> Entries:
         """Return the shard's newest entries, and those that its part may have been made from, by digest."""
         entries = read_entries(table, self.entry)
         if self.earlier is None:
-            return entries, {}
+            return Entries(entries, {})
         known = {self.entry.digest: entries}
         if self.earlier.digest not in known:
             known[self.earlier.digest] = read_entries(table, self.earlier)
-        return entries, known
+        return Entries(entries, known)
+
+    @contextmanager
+    def entries_ahead(self, table: Folder) -> Iterator[Callable[[], Entries]]:
+        """Have the entries read while the block does something else, for a table may be far; what gives them raises."""
+        with ThreadPoolExecutor(1) as pool:
+            yield meter.submit(pool, partial(self.read_entries, table))
 
 
 @dataclass(frozen=True)
@@ -124,15 +140,19 @@ class Extraction:
     def do_shard(self, task: Task, run_id: str) -> Receipt:
         """Extract one shard's recordings and publish its part."""
         started = time.perf_counter()
-        with meter.metered() as spent, attempts.noted(self.table, task.shard, run_id) as attempt:
+        with (
+            meter.metered() as spent,
+            task.entries_ahead(self.table) as read,
+            attempts.noted(self.table, task.shard, run_id) as attempt,
+        ):
             process.settle()
-            made, found = self.extract_shard(task, attempt)
+            made, found = self.extract_shard(task, read(), attempt)
             counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
             return Receipt.of(counts, made, started, spent)
 
-    def extract_shard(self, task: Task, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
+    def extract_shard(self, task: Task, read: Entries, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
         """Return the feature rows of a shard that are made now, and all of them with those of its present part."""
-        entries, known = task.read_entries(self.table)
+        entries, known = read
         kept, left = carry_over(self.table, self.info, task.shard, entries, known, self.again)
         made = self.extract(left, attempt)
         return made, merge(entries, kept, made)

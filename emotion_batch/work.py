@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
-from emotion_batch import lease, tables
+from emotion_batch import lease, meter, tables
 from emotion_batch.errors import CancelledError, UnfitWorkerError
 from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
@@ -55,8 +56,11 @@ class Work:
         """
         if self.versions is not None and (lack := _find_lack(self.versions)) is not None:
             raise UnfitWorkerError(lack)
-        self.refuse_if_cancelled()
-        found = self._read_done(task)
+        # Both at once, for a table may be far.
+        with ThreadPoolExecutor(1) as pool:
+            take_done = meter.submit(pool, partial(self._read_done, task))
+            self.refuse_if_cancelled()
+            found = take_done()
         return Receipt(found) if found is not None else self.job.do_shard(task, self.run_id)
 
     def refuse_if_cancelled(self) -> None:

@@ -18,7 +18,10 @@ import resource, sys
 import emotion_batch
 emotion_batch.report(sys.argv[1], output=sys.argv[2])
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+# Not ru_maxrss, which begins with what the process had that started this one.
+with open("/proc/self/status") as status:
+    peak_kb = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+print(used.ru_utime + used.ru_stime, peak_kb / 1024)
 """
 
 

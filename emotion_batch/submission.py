@@ -160,8 +160,8 @@ class SubmissionWatch:
         Whether the work is done when all parts are there: not where some of them are made again.
     n_missing, since_s
         How many shards were not done when it last looked, and since when, in seconds since 1970.
-    n_rounds
-        How often it has handed out what was missing.
+    n_rounds, handed_s
+        How often it has handed out what was missing, and when it last did, in seconds since 1970.
     """
 
     submission: Submission
@@ -170,6 +170,7 @@ class SubmissionWatch:
     n_missing: int | None = None
     since_s: float = 0.0
     n_rounds: int = 0
+    handed_s: float = 0.0
     _done: set[int] = field(default_factory=set)
     _manifest: Manifest | None = None
 
@@ -209,9 +210,10 @@ class SubmissionWatch:
         if quiet_s > _QUIET_S and (is_done or (is_cancelled and is_quiet)):
             self._end("cancelled" if missing else "complete")
             return None
-        if is_cancelled or not missing or not has_idle_workers or quiet_s <= self._patience_s():
+        waited_s = now - max(self.since_s, self.handed_s)
+        if is_cancelled or not missing or not has_idle_workers or waited_s <= self._patience_s(quiet_s):
             return []
-        self.since_s = now
+        self.handed_s = now
         self.n_rounds += 1
         return make_tasks(self._manifest, missing, present)
 
@@ -231,10 +233,11 @@ class SubmissionWatch:
         self._done.update(shard for shard in new if all(shard in one for one in complete))
         return found[0]
 
-    def _patience_s(self) -> float:
+    def _patience_s(self, quiet_s: float) -> float:
         """Return how long nothing may come before what is missing is handed out again, longer every time."""
         n_done = max(1, len(self._done))
-        usual_s = lease.seconds_since(self.submission.recorder.began) * self.n_threads / n_done
+        # Of the time in which shards came: the longer nothing comes, the less that says of how long they take.
+        usual_s = max(0.0, lease.seconds_since(self.submission.recorder.began) - quiet_s) * self.n_threads / n_done
         return float(max(_PATIENCE_S, _PATIENCE * usual_s) * 2**self.n_rounds)
 
     def _end(self, outcome: str) -> None:

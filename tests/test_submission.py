@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -257,7 +258,7 @@ def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, sp
     place = Folder.of(folder)
     info = read_info(place)
     run = "20260101T000000Z-00000000"
-    began = lease.datetime.now(lease.UTC).isoformat(timespec="seconds")
+    began = datetime.now(UTC).isoformat(timespec="seconds")
     holder = lease.Lease(place, run)
     holder.begin()
     holder.leave("tls://there:8786", n_before=0, left_s=time.time())
@@ -285,6 +286,27 @@ def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, sp
     assert record["outcome"] == "complete"
     assert record["counts"]["n_recordings"] == 89
     assert not list((folder / "_table" / "runs").glob("*.lease"))
+
+
+def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech: Path, tmp_path: Path) -> None:
+    """What a shard usually takes is told from the time in which shards came, not from that in which none does."""
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20260101T000000Z-00000000"
+    long_ago = datetime.now(UTC) - timedelta(seconds=1_000)
+    recorder = Recorder(run, long_ago.isoformat(timespec="seconds"), info, False, None)
+    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    n_threads = len(list(folder.glob("*.parquet"))) // 2
+    watch = SubmissionWatch(Submission(work, recorder, Summary(place.url), ()), n_threads)
+    min(folder.glob("*.parquet")).unlink()
+    assert watch.look(has_idle_workers=True, is_quiet=False) == []
+    # 100 s in which shards came and 900 s without any: some 50 s a shard.
+    watch.since_s -= 900
+    assert len(watch.look(has_idle_workers=True, is_quiet=False)) == 1
+    # Handed out, it is waited for anew.
+    assert watch.look(has_idle_workers=True, is_quiet=False) == []
 
 
 def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Path) -> None:

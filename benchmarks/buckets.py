@@ -1,7 +1,8 @@
 """Recordings of a bucket beside the same on a disk: processor time of each, and the rate behind a slow wire.
 
-A real store runs on the same cores and takes its share of them, so that a rate says little by itself: beside it stands
-what it would be with the store and the proxy elsewhere, by the processor time that they took.
+A real store runs on the same cores, of which it takes its share, and pushes what others have in their caches out of them. So
+processor time is measured with the store on a core of its own, too, as stores are on machines of their own; and beside the
+rate stands what it would be with store and proxy elsewhere, by the processor time that they took.
 """
 
 from __future__ import annotations
@@ -129,6 +130,12 @@ def slow_down(endpoint: str, connection: Any) -> None:
     asyncio.run(serve())
 
 
+def keep_to(cores: set[int], pid: int = 0) -> None:
+    """Keep a process to some cores: this one, or another with all its threads."""
+    for thread in psutil.Process(pid or os.getpid()).threads():
+        os.sched_setaffinity(thread.id, cores)
+
+
 def measure(archive: str, n_rounds: int) -> list[Figure]:
     """Return what a recording costs from a bucket, and the rate of two processes behind 50 ms a request."""
     os.environ.update(ONE_THREAD)
@@ -150,8 +157,17 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         rates: dict[str, list[float]] = {name: [] for name in places}
         others: list[float] = []
         alone: list[float] = []
-        with context.Pool(N_WORKERS) as pool:
+        apart_ms: dict[str, list[float]] = {"disk": [], "bucket": []}
+        first, *rest = sorted(os.sched_getaffinity(0))
+        assert rest, "expected two cores or more"
+        with context.Pool(N_WORKERS) as pool, context.Pool(1, keep_to, ({first},)) as one:
             for number in range(-1, n_rounds):
+                keep_to(set(rest), bucket.process.pid)
+                for name, kept in apart_ms.items():
+                    cpu, _ = one.apply(work, (Job(*places[name], 0, n_each),))
+                    if number >= 0:
+                        kept.append(cpu / n_each * 1e3)
+                keep_to({first, *rest}, bucket.process.pid)
                 for name, (url, options) in places.items():
                     jobs = [Job(url, options, start * n_each, n_each) for start in range(N_WORKERS)]
                     before = cpu_s(bucket.process.pid, slow.pid)
@@ -172,6 +188,14 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         slow.terminate()
         slow.join()
     return [
+        ratio(
+            "a recording of a bucket, the store on another core",
+            "the same from the disk",
+            apart_ms["bucket"],
+            apart_ms["disk"],
+            "<= 1.25",
+            "ms CPU",
+        ),
         ratio(
             "a recording of a bucket, in two processes",
             "the same from the disk",

@@ -26,10 +26,12 @@ from emotion_batch.waves import find_stretch
 
 # Requests of a worker that threads have under way, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 32
-_MOST_AHEAD, _MOST_AHEAD_BYTES = 96, 64 * 2**20
-# Others are asked for when so many are gone, and sockets looked at so often: one by one each costs the processor a switch.
-_REFILL, _REFILL_BYTES = 32, 24 * 2**20
-_STEP_S = 0.01
+_MOST_AHEAD, _MOST_AHEAD_BYTES = 64, 64 * 2**20
+# What this thread fetches it holds more of the farther the store is, up to so many: what waits pushes out of the caches what
+# is computed on. More it is if waiting took such a share of the time.
+_MOST_TRANSFERS, _MOST_WAITING = 128, 0.1
+# Others are asked for when half is gone, and sockets looked at so often: one by one each costs the processor a switch.
+_STEP_S = 0.015
 # What is no larger is fetched whole; of others this much at first, until it is known what recordings here need.
 _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
 # What a decoder asks for beyond that comes in blocks; one that reads a recording through gets the next one meanwhile.
@@ -208,7 +210,7 @@ class Reader:
         self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
         self._pool = pool
         self._transfers = transfers
-        self._stepped = 0.0
+        self._stepped = self._waited_s = 0.0
         self._base = None if archive.is_local else archive.store()
 
     def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
@@ -217,9 +219,14 @@ class Reader:
         left = iter(entries)
         n_bytes = 0
         is_over = False
+        n_most = _MOST_AHEAD if self._transfers is None else self._transfers.n_ahead
+        filled = time.monotonic()
         while True:
-            is_low = len(waiting) <= _MOST_AHEAD - _REFILL and n_bytes <= _MOST_AHEAD_BYTES - _REFILL_BYTES
-            while is_low and not is_over and len(waiting) < _MOST_AHEAD and n_bytes < _MOST_AHEAD_BYTES:
+            is_low = len(waiting) <= n_most // 2 and n_bytes <= _MOST_AHEAD_BYTES // 2
+            if is_low and waiting and not is_over:
+                n_most = self._widened(n_most, time.monotonic() - filled)
+                filled = time.monotonic()
+            while is_low and not is_over and len(waiting) < n_most and n_bytes < _MOST_AHEAD_BYTES:
                 entry = next(left, None)
                 if entry is None:
                     is_over = True
@@ -246,6 +253,13 @@ class Reader:
         store, path = self._base
         return store, f"{path}/{entry.file}" if path else entry.file
 
+    def _widened(self, most: int, elapsed_s: float) -> int:
+        """Return how many to hold from now on, after a time of which some was waited."""
+        if self._transfers is not None and self._waited_s > _MOST_WAITING * elapsed_s:
+            most = self._transfers.n_ahead = min(2 * most, _MOST_TRANSFERS)
+        self._waited_s = 0.0
+        return most
+
     def _step(self) -> None:
         """Go on with what this thread fetches, if that was some time ago."""
         if self._transfers is not None and (now := time.monotonic()) >= self._stepped + _STEP_S:
@@ -271,8 +285,11 @@ class Reader:
                 take = meter.submit(self._pool, partial(self._opened, store, path, found))
 
         def fetched() -> Fetched:
-            while take is None:
-                transfers.step(is_waiting=True)
+            if take is None:
+                began = time.monotonic()
+                while take is None:
+                    transfers.step(is_waiting=True)
+                self._waited_s += time.monotonic() - began
             return take()
 
         if not transfers.begin(path, self._n_first(entry), on_end):

@@ -23,6 +23,8 @@ _BUFFER_BYTES = 2**18
 # Of a store that knows no ranges nothing longer is taken; why something is refused is not longer.
 _LEAST_BYTES = 2**16
 _MOST_WAIT_S = 1.0
+# Enough for a store nearby.
+_FIRST_AHEAD = 32
 # If so many failed before one came through, it is libcurl that cannot (another proxy, other authorities), not the store.
 _MOST_FAILED = 16
 
@@ -36,6 +38,11 @@ class Transfers:
         Gives the URL by which anybody may get the object of a key; None for a key that has none.
     client
         How to connect, in obstore's words: ``allow_http``, ``allow_invalid_certificates``, ``root_certificate``.
+
+    Attributes
+    ----------
+    n_ahead
+        How many to have under way, as whoever reads found out; for the next who does.
 
     Raises
     ------
@@ -65,6 +72,7 @@ class Transfers:
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[list[bytes], list[bytes], Callable[[Blob | StoreError], None]]] = {}
         self._n_come = self._n_failed = 0
+        self.n_ahead = _FIRST_AHEAD
         self._events = {
             pycurl.POLL_IN: selectors.EVENT_READ,
             pycurl.POLL_OUT: selectors.EVENT_WRITE,

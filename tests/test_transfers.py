@@ -14,7 +14,7 @@ from conftest import tone
 from servers import Bucket, Proxy, free_ports, write_certificate
 from test_stores import ODD_NAMES
 
-from emotion_batch import meter, retries, transfers
+from emotion_batch import meter, reading, retries, transfers
 from emotion_batch.archive import list_recordings
 from emotion_batch.buckets import BucketStore, open_bucket
 from emotion_batch.errors import StoreError
@@ -210,6 +210,16 @@ def test_rows_are_those_of_the_disk(s3: Bucket, archive: Path, segments: Segment
     found, spent = extract(f"{s3.url}/recordings", s3.options, segments)
     assert found == expected
     assert (spent.n_retries, spent.read_bytes > 0) == (0, True)
+
+
+def test_of_a_far_store_more_is_on_its_way(s3: Bucket, archive: Path) -> None:
+    """Where waiting takes much of the time more is asked for ahead, up to a limit, and the next shard begins with that."""
+    with Proxy(s3.endpoint, latency_s=0.1) as proxy:
+        options = s3.through(proxy)
+        assert extract(f"{s3.url}/recordings", options, Segments())[0] == extract(str(archive), {}, Segments())[0]
+        with opened(s3.url, options)[0].ahead() as ahead:
+            assert ahead is not None
+            assert transfers._FIRST_AHEAD < ahead.n_ahead <= reading._MOST_TRANSFERS
 
 
 def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

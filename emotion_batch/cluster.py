@@ -312,7 +312,11 @@ class _Stragglers:
         if now - self._looked < _LOOK_S:
             return []
         self._looked = now
-        processing = self._client.processing()
+        try:
+            processing = self._client.processing()
+        except (OSError, TimeoutError):
+            # A scheduler that does not answer is no matter of stragglers.
+            return []
         idle = [worker for worker, keys in processing.items() if not keys]
         # Before all are begun, whoever is idle will have others.
         if not idle or left.keys() - {key for keys in processing.values() for key in keys}:

@@ -47,7 +47,7 @@ class Transfers:
     Raises
     ------
     ImportError
-        If pycurl is not installed.
+        If pycurl is not installed, or cannot be loaded: after TensorFlow, whose own libcurl it would get.
     """
 
     def __init__(self, sign: Callable[[str], str | None], client: Mapping[str, Any]) -> None:

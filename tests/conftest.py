@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+
+# Before any test loads TensorFlow, whose own libcurl it would get; no process of ours that reads has both.
+import pycurl  # noqa: F401
 import pytest
 import servers
 import soundfile

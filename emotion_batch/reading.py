@@ -279,10 +279,10 @@ class Reader:
             if isinstance(found, StoreError):
                 # What is asked for again, or is to be told from what else went wrong, others wait for.
                 take = meter.submit(self._pool, partial(self.fetch, entry, found if found.is_transient else None))
-            elif self._rest(found) is None:
-                take = partial(self._opened, store, path, found)
-            else:
-                take = meter.submit(self._pool, partial(self._opened, store, path, found))
+                return
+            rest = self._rest(found)
+            opened = partial(self._opened, store, path, found, rest)
+            take = opened if rest is None else meter.submit(self._pool, opened)
 
         def fetched() -> Fetched:
             if take is None:
@@ -319,7 +319,8 @@ class Reader:
                 raise failures.pop()
             return store.get(path, 0, self._n_first(entry))
 
-        return self._opened(store, path, persistently(get))
+        blob = persistently(get)
+        return self._opened(store, path, blob, self._rest(blob))
 
     def _rest(self, blob: Blob) -> tuple[int, int] | None:
         """Return what a recording's segment covers beyond its first bytes, from where to where; None for nothing."""
@@ -331,13 +332,13 @@ class Reader:
         start, stop = max(span[0], len(blob.data)), min(span[1], blob.size)
         return (start, stop) if start < stop else None
 
-    def _opened(self, store: Store, path: str, blob: Blob) -> Fetched:
+    def _opened(self, store: Store, path: str, blob: Blob, rest: tuple[int, int] | None) -> Fetched:
         """Return a recording of which the first bytes are there, and fetch the rest of what its segment needs."""
         meter.current().read_bytes += len(blob.data)
         if len(blob.data) >= blob.size:
             return Fetched(blob.data, blob.size, blob.version)
         head = blob.data
-        start, stop = self._rest(blob) or (0, 0)
+        start, stop = rest or (0, 0)
         if self._is_through or stop - start > _THROUGH_BYTES:
             file = RemoteFile(
                 store, path, blob.size, blob.version, block_bytes=_THROUGH_BYTES, pool=self._pool, on_block=self._step

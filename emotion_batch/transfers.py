@@ -6,6 +6,7 @@ recording takes of the processor. Alone imports pycurl, and only when a bucket i
 
 from __future__ import annotations
 
+import re
 import selectors
 import ssl
 import time
@@ -27,6 +28,7 @@ _MOST_WAIT_S = 1.0
 _FIRST_AHEAD = 32
 # If so many failed before one came through, it is libcurl that cannot (another proxy, other authorities), not the store.
 _MOST_FAILED = 16
+_FIRST_PART = re.compile(rb"bytes 0-(\d+)/(\d+)")
 
 
 class Transfers:
@@ -204,8 +206,13 @@ def _understood(code: int, lines: list[bytes], body: list[bytes]) -> Blob | Stor
             headers.clear()
         name, _, value = line.partition(b":")
         headers[name.lower()] = value.strip()
-    size = headers.get(b"content-range", b"").rpartition(b"/")[2] if code == 206 else str(len(data)).encode()
-    if not size.isdigit():
-        return StoreError("an answer that does not say of how much it is a part", code=code)
+    # What ends with its connection may have been cut off, and another part than was asked for is not what it is taken for.
+    if code == 206:
+        part = _FIRST_PART.fullmatch(headers.get(b"content-range", b""))
+        size = int(part[2]) if part is not None and int(part[1]) + 1 == len(data) else None
+    else:
+        size = len(data) if headers.get(b"content-length") == b"%d" % len(data) else None
+    if size is None:
+        return StoreError("an answer that does not say which part of how much it is", code=code)
     version = headers.get(b"etag")
-    return Blob(data, int(size), plain_version(version.decode("latin-1")) if version else None)
+    return Blob(data, size, plain_version(version.decode("latin-1")) if version else None)

@@ -195,3 +195,14 @@ def test_a_shard_is_one_task() -> None:
         n_tasks = connected._client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
         assert 15 < n_tasks <= 30
         assert dict([first, *results]) == {task: -task for task in range(30)}
+
+
+def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
+    """One that hangs with nothing but a watch looks idle; what a watch hands out goes to others."""
+
+    class Heard:
+        def scheduler_info(self) -> dict[str, dict[str, dict[str, float]]]:
+            ages_s = {"a": 0.0, "b": cluster_module._SILENT_S / 2, "hangs": 2 * cluster_module._SILENT_S}
+            return {"workers": {name: {"last_seen": 1e9 - age_s} for name, age_s in ages_s.items()}}
+
+    assert cluster_module._heard_of(Heard(), ["a", "b", "hangs", "gone"]) == ["a", "b"]

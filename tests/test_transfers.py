@@ -145,6 +145,26 @@ def test_a_store_without_ranges_does_not_fill_the_memory(s3: Bucket) -> None:
     assert isinstance(found["500000"], StoreError)
 
 
+@pytest.mark.parametrize(
+    ("code", "lines", "is_taken"),
+    [
+        (206, [b"Content-Range: bytes 0-4/9\r\n"], True),
+        (206, [b"Content-Range: bytes 4-8/9\r\n"], False),
+        (206, [b"Content-Range: bytes 0-8/9\r\n"], False),
+        (206, [b"Content-Range: bytes 0-4/*\r\n"], False),
+        (206, [], False),
+        (200, [b"content-length: 5\r\n"], True),
+        (200, [b"HTTP/1.1 200 OK\r\n", b"Content-Length: 5\r\n", b"HTTP/1.1 200 OK\r\n"], False),
+        (200, [], False),
+    ],
+)
+def test_an_answer_that_may_be_another_part_or_cut_off_is_not_taken(
+    code: int, lines: list[bytes], is_taken: bool
+) -> None:
+    """Bytes are those of the object's beginning by what the answer itself says, or the ordinary client is asked."""
+    assert isinstance(transfers._understood(code, lines, [b"12", b"345"]), Blob) == is_taken
+
+
 def test_each_thread_has_its_own(s3: Bucket) -> None:
     """Two that read at the same time do not share what is for one thread."""
     store, _ = opened(s3.url, s3.options)

@@ -294,6 +294,8 @@ class Reader:
 
         if not transfers.begin(path, self._n_first(entry), on_end):
             return meter.submit(self._pool, partial(self.fetch, entry))
+        # On its way at once.
+        self._stepped = 0.0
         return fetched
 
     def _n_first(self, entry: Entry) -> int:

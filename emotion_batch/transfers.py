@@ -7,7 +7,6 @@ recording takes of the processor. Alone imports pycurl, and only when a bucket i
 from __future__ import annotations
 
 import re
-import selectors
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -23,11 +22,14 @@ _CONNECT_TIMEOUT_S, _STALLED_S = 5, 20
 _BUFFER_BYTES = 2**18
 # Of a store that knows no ranges nothing longer is taken; why something is refused is not longer.
 _LEAST_BYTES = 2**16
-_MOST_WAIT_S = 1.0
+_MOST_WAIT_S, _LEAST_WAIT_S = 1.0, 1e-3
+# Kept open though nothing is under way, so that the next shard need not connect anew.
+_MOST_CONNECTIONS = 128
 # Enough for a store nearby.
 _FIRST_AHEAD = 32
 # If so many failed before one came through, it is libcurl that cannot (another proxy, other authorities), not the store.
 _MOST_FAILED = 16
+_HEADERS = re.compile(rb"(?im)^(content-length|content-range|etag):[ \t]*(.*?)[ \t]*\r?$")
 _FIRST_PART = re.compile(rb"bytes 0-(\d+)/(\d+)")
 
 
@@ -69,19 +71,11 @@ class Transfers:
             **_trust(client),
         }
         self._multi = pycurl.CurlMulti()
-        self._selector = selectors.DefaultSelector()
-        self._timer: float | None = None
+        self._multi.setopt(pycurl.M_MAXCONNECTS, _MOST_CONNECTIONS)
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[list[bytes], list[bytes], Callable[[Blob | StoreError], None]]] = {}
         self._n_come = self._n_failed = 0
         self.n_ahead = _FIRST_AHEAD
-        self._events = {
-            pycurl.POLL_IN: selectors.EVENT_READ,
-            pycurl.POLL_OUT: selectors.EVENT_WRITE,
-            pycurl.POLL_INOUT: selectors.EVENT_READ | selectors.EVENT_WRITE,
-        }
-        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
-        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
 
     def begin(self, path: str, n_bytes: int, on_end: Callable[[Blob | StoreError], None]) -> bool:
         """Ask for the first bytes of an object, once.
@@ -121,19 +115,16 @@ class Transfers:
 
     def step(self, *, is_waiting: bool = False) -> None:
         """Go on with whatever is ready; if `is_waiting`, wait until something is, a second at most."""
-        wait_s = 0.0
         if is_waiting:
-            wait_s = _MOST_WAIT_S
-            if self._timer is not None:
-                wait_s = min(wait_s, max(0.0, self._timer - time.monotonic()))
-        for key, events in self._selector.select(wait_s):
-            mask = self._curl.CSELECT_IN if events & selectors.EVENT_READ else 0
-            mask |= self._curl.CSELECT_OUT if events & selectors.EVENT_WRITE else 0
-            self._multi.socket_action(key.fd, mask)
-        if self._timer is not None and self._timer <= time.monotonic():
-            self._timer = None
-            self._multi.socket_action(self._curl.SOCKET_TIMEOUT, 0)
-        self._end()
+            self._wait()
+        self._multi.perform()
+        n_left = 1
+        while n_left:
+            n_left, done, failed = self._multi.info_read()
+            for handle in done:
+                self._end(handle, handle.getinfo(self._curl.RESPONSE_CODE))
+            for handle, _, _ in failed:
+                self._end(handle, 0)
 
     def abandon(self) -> None:
         """Give up whatever is under way; nothing more is called of it."""
@@ -148,37 +139,25 @@ class Transfers:
             handle.setopt(getattr(self._curl, name), value)
         return handle
 
-    def _watch(self, event: int, descriptor: int, multi: Any, data: Any) -> None:  # noqa: ARG002 libcurl's
-        """Watch a socket for what libcurl waits for, as it says."""
-        is_watched = descriptor in self._selector.get_map()
-        events = self._events.get(event, 0)
-        if not events:
-            if is_watched:
-                self._selector.unregister(descriptor)
-        elif is_watched:
-            self._selector.modify(descriptor, events)
+    def _wait(self) -> None:
+        """Wait until something is ready, or libcurl has something to do, a second at most."""
+        left_ms = self._multi.timeout()
+        wait_s = _MOST_WAIT_S if left_ms < 0 else min(_MOST_WAIT_S, left_ms / 1e3)
+        if wait_s and not self._multi.select(wait_s):
+            # At once, if all descriptors are beyond those that select() knows.
+            time.sleep(_LEAST_WAIT_S)
+
+    def _end(self, handle: Any, code: int) -> None:
+        """Hand on what has come to its end: with its status, or 0 if there was no answer, or not all of one."""
+        body, headers, on_end = self._running.pop(handle)
+        self._multi.remove_handle(handle)
+        self._idle.append(handle)
+        found = _understood(code, b"".join(headers), b"".join(body))
+        if isinstance(found, Blob):
+            self._n_come += 1
         else:
-            self._selector.register(descriptor, events)
-
-    def _set_timer(self, milliseconds: int) -> None:
-        self._timer = None if milliseconds < 0 else time.monotonic() + milliseconds / 1e3
-
-    def _end(self) -> None:
-        """Hand on what has come to its end."""
-        n_left = 1
-        while n_left:
-            n_left, done, failed = self._multi.info_read()
-            for handle, is_whole in (*((handle, True) for handle in done), *((one[0], False) for one in failed)):
-                body, headers, on_end = self._running.pop(handle)
-                code = handle.getinfo(self._curl.RESPONSE_CODE) if is_whole else 0
-                self._multi.remove_handle(handle)
-                self._idle.append(handle)
-                found = _understood(code, headers, body)
-                if isinstance(found, Blob):
-                    self._n_come += 1
-                else:
-                    self._n_failed += 1
-                on_end(found)
+            self._n_failed += 1
+        on_end(found)
 
 
 def _trust(client: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,28 +170,23 @@ def _trust(client: Mapping[str, Any]) -> dict[str, Any]:
     return {name: path for name, path in (("CAINFO", paths.cafile), ("CAPATH", paths.capath)) if path is not None}
 
 
-def _understood(code: int, lines: list[bytes], body: list[bytes]) -> Blob | StoreError:
+def _understood(code: int, headers: bytes, data: bytes) -> Blob | StoreError:
     """Return what an answer brings, or why it brings nothing.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-content-range
     """
     if code not in (200, 206):
         return StoreError(f"{code or 'no answer'}", is_transient=not code or code in TRANSIENT_CODES, code=code or None)
-    data = body[0] if len(body) == 1 else b"".join(body)
-    headers: dict[bytes, bytes] = {}
-    for line in lines:
-        # Of several answers (a proxy's comes before) the last one counts.
-        if line.startswith(b"HTTP/"):
-            headers.clear()
-        name, _, value = line.partition(b":")
-        headers[name.lower()] = value.strip()
+    # Of several answers (a proxy's comes before) the last one counts.
+    last = headers.rpartition(b"\nHTTP/")[2]
+    values = {name.lower(): value for name, value in _HEADERS.findall(last)}
     # What ends with its connection may have been cut off, and another part than was asked for is not what it is taken for.
     if code == 206:
-        part = _FIRST_PART.fullmatch(headers.get(b"content-range", b""))
+        part = _FIRST_PART.fullmatch(values.get(b"content-range", b""))
         size = int(part[2]) if part is not None and int(part[1]) + 1 == len(data) else None
     else:
-        size = len(data) if headers.get(b"content-length") == b"%d" % len(data) else None
+        size = len(data) if values.get(b"content-length") == b"%d" % len(data) else None
     if size is None:
         return StoreError("an answer that does not say which part of how much it is", code=code)
-    version = headers.get(b"etag")
+    version = values.get(b"etag")
     return Blob(data, size, plain_version(version.decode("latin-1")) if version else None)

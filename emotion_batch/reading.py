@@ -226,7 +226,10 @@ class Reader:
             if is_low and waiting and not is_over:
                 n_most = self._widened(n_most, time.monotonic() - filled)
                 filled = time.monotonic()
-            while is_low and not is_over and len(waiting) < n_most and n_bytes < _MOST_AHEAD_BYTES:
+            # Half of them at a time, from the first on: the first answer of very many would be late.
+            n_more = n_most // 2 if is_low else 0
+            while n_more and not is_over and n_bytes < _MOST_AHEAD_BYTES:
+                n_more -= 1
                 entry = next(left, None)
                 if entry is None:
                     is_over = True

@@ -59,16 +59,17 @@ class Bucket:
         protocol = self.url.split(":")[0]
         return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **self.options)
 
-    def write(self, files: dict[str, bytes]) -> None:
-        """Put objects by their names in the bucket."""
+    def write(self, files: dict[str, bytes], **how: str) -> None:
+        """Put objects by their names in the bucket; `how` is what its client's writing takes."""
         filesystem = self.filesystem()
         root = self.url.split("://")[1]
-        filesystem.pipe({f"{root}/{name}": data for name, data in files.items()})
+        filesystem.pipe({f"{root}/{name}": data for name, data in files.items()}, **how)
 
-    def upload(self, folder: Path, to: str) -> None:
+    def upload(self, folder: Path, to: str, **how: str) -> None:
         """Put a folder's files below `to`."""
         self.write(
-            {f"{to}/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            {f"{to}/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()},
+            **how,
         )
 
     def read(self, below: str) -> dict[str, bytes]:

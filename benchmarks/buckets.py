@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,8 @@ import servers
 
 N_WORKERS = 2
 LATENCY_S = 0.05
-# Recordings that are read at a time, as those of a shard.
-N_TOGETHER = 500
+# Recordings that are read at a time: a shard of a large archive.
+N_TOGETHER = 1_024
 # What S3 calls an object of which nobody said more. What is said to be audio, SeaweedFS keeps packed and unpacks each time.
 MIME_TYPE = "binary/octet-stream"
 
@@ -54,9 +55,11 @@ def work(job: Job) -> tuple[float, float]:
     settings, segments = FeatureSettings(), Segments()
     extract_rows(entries.slice(job.start, 8), archive, settings, segments)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    for start in range(job.start, job.start + job.n_recordings, N_TOGETHER):
-        n_recordings = min(N_TOGETHER, job.start + job.n_recordings - start)
-        extract_rows(entries.slice(start, n_recordings), archive, settings, segments)
+    stop = job.start + job.n_recordings
+    # Out of step with another process, as shards of a run soon are.
+    first = job.start + N_TOGETHER // (2 if job.start else 1)
+    for start, end in pairwise((job.start, *range(first, stop, N_TOGETHER), stop)):
+        extract_rows(entries.slice(start, end - start), archive, settings, segments)
     return time.process_time() - cpu_s, time.perf_counter() - wall_s
 
 
@@ -230,7 +233,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
             "from the disk",
             rates["far"],
             rates["disk"],
-            "",
+            ">= 0.9",
             "recordings/s",
         ),
     ]

@@ -75,7 +75,7 @@ class Ahead(Protocol):
         """Ask for an object's first bytes, once; `on_end` gets what came from within a later `step`. False if it cannot."""
 
     def step(self, *, is_waiting: bool = False) -> None:
-        """Go on with whatever is ready; if `is_waiting`, wait until something is, a second at most."""
+        """Go on with whatever is ready; if `is_waiting`, wait until something is, for a moment at most."""
 
 
 class Store(Protocol):

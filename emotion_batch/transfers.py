@@ -22,7 +22,7 @@ _CONNECT_TIMEOUT_S, _STALLED_S = 5, 20
 _BUFFER_BYTES = 2**18
 # Of a store that knows no ranges nothing longer is taken; why something is refused is not longer.
 _LEAST_BYTES = 2**16
-_MOST_WAIT_S, _LEAST_WAIT_S = 1.0, 1e-3
+_MOST_WAIT_S, _LEAST_WAIT_S = 0.1, 1e-3
 # Kept open though nothing is under way, so that the next shard need not connect anew.
 _MOST_CONNECTIONS = 128
 # Enough for a store nearby.
@@ -114,7 +114,7 @@ class Transfers:
         return True
 
     def step(self, *, is_waiting: bool = False) -> None:
-        """Go on with whatever is ready; if `is_waiting`, wait until something is, a second at most."""
+        """Go on with whatever is ready; if `is_waiting`, wait until something is, for a moment at most."""
         if is_waiting:
             self._wait()
         self._multi.perform()
@@ -140,11 +140,11 @@ class Transfers:
         return handle
 
     def _wait(self) -> None:
-        """Wait until something is ready, or libcurl has something to do, a second at most."""
+        """Wait until something is ready, or libcurl has something to do, for a moment at most."""
         left_ms = self._multi.timeout()
         wait_s = _MOST_WAIT_S if left_ms < 0 else min(_MOST_WAIT_S, left_ms / 1e3)
         if wait_s and not self._multi.select(wait_s):
-            # At once, if all descriptors are beyond those that select() knows.
+            # At once, if all descriptors are beyond those that select() knows; of some it hears nothing then.
             time.sleep(_LEAST_WAIT_S)
 
     def _end(self, handle: Any, code: int) -> None:

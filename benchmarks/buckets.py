@@ -244,10 +244,10 @@ def extract(
     n_workers: int,
     place: tuple[str, Mapping[str, Any]],
     n_each: int,
-    work: Callable[[Job], tuple[float, float]] = work,
+    what: Callable[[Job], tuple[float, float]] = work,
 ) -> tuple[float, float]:
     """Have each process of a pool read its own recordings; return milliseconds of CPU of one, and how many came a second."""
     jobs = [Job(*place, number * n_each, n_each) for number in range(n_workers)]
-    answers = pool.map(work, jobs, chunksize=1)
+    answers = pool.map(what, jobs, chunksize=1)
     n_recordings = n_workers * n_each
     return sum(cpu for cpu, _ in answers) / n_recordings * 1e3, n_recordings / max(wall_s for _, wall_s in answers)

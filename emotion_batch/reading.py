@@ -7,6 +7,7 @@ with it or by a second; whatever else a decoder asks for comes in blocks.
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,9 +28,9 @@ from emotion_batch.waves import find_stretch
 # Requests of a worker that threads have under way, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 32
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 64, 64 * 2**20
-# What this thread fetches it holds more of the farther the store is, up to so many: what waits pushes out of the caches what
-# is computed on. More it is if waiting took such a share of the time.
-_MOST_TRANSFERS, _MOST_WAITING = 128, 0.1
+# Of what this thread fetches more is held the farther the store is, if waiting took such a share of the time: what waits
+# pushes out of the caches what is computed on.
+_MOST_WAITING = 0.1
 # Others are asked for when half is gone, and sockets looked at so often: one by one each costs the processor a switch.
 _STEP_S = 0.015
 # What is no larger is fetched whole; of others this much at first, until it is known what recordings here need.
@@ -220,7 +221,8 @@ class Reader:
         n_bytes = 0
         is_over = False
         n_most = _MOST_AHEAD if self._transfers is None else self._transfers.n_ahead
-        filled = time.monotonic()
+        # How long the first answer took says nothing of how many to have under way.
+        filled = -math.inf
         while True:
             is_low = len(waiting) <= n_most // 2 and n_bytes <= _MOST_AHEAD_BYTES // 2
             if is_low and waiting and not is_over:
@@ -259,7 +261,8 @@ class Reader:
     def _widened(self, most: int, elapsed_s: float) -> int:
         """Return how many to hold from now on, after a time of which some was waited."""
         if self._transfers is not None and self._waited_s > _MOST_WAITING * elapsed_s:
-            most = self._transfers.n_ahead = min(2 * most, _MOST_TRANSFERS)
+            self._transfers.widen()
+            most = self._transfers.n_ahead
         self._waited_s = 0.0
         return most
 
@@ -288,12 +291,12 @@ class Reader:
             take = opened if rest is None else meter.submit(self._pool, opened)
 
         def fetched() -> Fetched:
-            if take is None:
-                began = time.monotonic()
-                while take is None:
-                    transfers.step(is_waiting=True)
-                self._waited_s += time.monotonic() - began
-            return take()
+            began = time.monotonic()
+            while take is None:
+                transfers.step(is_waiting=True)
+            found = take()
+            self._waited_s += time.monotonic() - began
+            return found
 
         if not transfers.begin(path, self._n_first(entry), on_end):
             return meter.submit(self._pool, partial(self.fetch, entry))

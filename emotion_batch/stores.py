@@ -61,15 +61,14 @@ class Blob(NamedTuple):
 
 
 class Ahead(Protocol):
-    """First bytes of many objects that are on their way at once; for one thread at a time.
+    """First bytes of many objects that are on their way at once; for one thread at a time."""
 
-    Attributes
-    ----------
-    n_ahead
-        How many to have under way, as whoever reads found out; for the next who does.
-    """
+    @property
+    def n_ahead(self) -> int:
+        """Return how many to have under way, as whoever reads found out; for the next who does."""
 
-    n_ahead: int
+    def widen(self) -> None:
+        """Have more under way from now on, up to a limit."""
 
     def begin(self, path: str, n_bytes: int, on_end: Callable[[Blob | StoreError], None]) -> bool:
         """Ask for an object's first bytes, once; `on_end` gets what came from within a later `step`. False if it cannot."""

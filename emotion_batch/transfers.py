@@ -23,10 +23,8 @@ _BUFFER_BYTES = 2**18
 # Of a store that knows no ranges nothing longer is taken; why something is refused is not longer.
 _LEAST_BYTES = 2**16
 _MOST_WAIT_S, _LEAST_WAIT_S = 0.1, 1e-3
-# Kept open though nothing is under way, so that the next shard need not connect anew.
-_MOST_CONNECTIONS = 128
-# Enough for a store nearby.
-_FIRST_AHEAD = 32
+# Under way at once: enough for a store nearby, and at most. So many connections are kept from shard to shard.
+_FIRST_AHEAD, _MOST_AHEAD = 32, 128
 # If so many failed before one came through, it is libcurl that cannot (another proxy, other authorities), not the store.
 _MOST_FAILED = 16
 _HEADERS = re.compile(rb"(?im)^(content-length|content-range|etag):[ \t]*(.*?)[ \t]*\r?$")
@@ -71,7 +69,7 @@ class Transfers:
             **_trust(client),
         }
         self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, _MOST_CONNECTIONS)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, _MOST_AHEAD)
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[list[bytes], list[bytes], Callable[[Blob | StoreError], None]]] = {}
         self._n_come = self._n_failed = 0
@@ -112,6 +110,10 @@ class Transfers:
         self._running[handle] = body, headers, on_end
         self._multi.add_handle(handle)
         return True
+
+    def widen(self) -> None:
+        """Have twice as many under way from now on, up to a limit."""
+        self.n_ahead = min(2 * self.n_ahead, _MOST_AHEAD)
 
     def step(self, *, is_waiting: bool = False) -> None:
         """Go on with whatever is ready; if `is_waiting`, wait until something is, for a moment at most."""

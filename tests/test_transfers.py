@@ -18,7 +18,7 @@ from conftest import tone
 from servers import Bucket, Proxy, free_ports, write_certificate
 from test_stores import ODD_NAMES
 
-from emotion_batch import meter, reading, retries, transfers
+from emotion_batch import meter, retries, transfers
 from emotion_batch.archive import list_recordings
 from emotion_batch.buckets import BucketStore, open_bucket
 from emotion_batch.errors import StoreError
@@ -263,7 +263,20 @@ def test_of_a_far_store_more_is_on_its_way(s3: Bucket, archive: Path) -> None:
         assert extract(f"{s3.url}/recordings", options, Segments())[0] == extract(str(archive), {}, Segments())[0]
         with opened(s3.url, options)[0].ahead() as ahead:
             assert ahead is not None
-            assert transfers._FIRST_AHEAD < ahead.n_ahead <= reading._MOST_TRANSFERS
+            assert transfers._FIRST_AHEAD < ahead.n_ahead <= transfers._MOST_AHEAD
+
+
+def test_what_the_first_answer_takes_makes_no_store_far(s3: Bucket, archive: Path) -> None:
+    """A shard begins with waiting wherever its store is; only what is waited later says that too few are under way."""
+    assert archive.is_dir()
+    with Proxy(s3.endpoint, latency_s=0.3) as proxy:
+        url, options = f"{s3.url}/recordings", s3.through(proxy)
+        entries = list_recordings(url, options=options).entries.combine_chunks().to_batches()[0]
+        few = entries.slice(0, transfers._FIRST_AHEAD // 2 + 4)
+        extract_rows(few, Folder.of(url, options), FeatureSettings(), Segments())
+        with opened(s3.url, options)[0].ahead() as ahead:
+            assert ahead is not None
+            assert ahead.n_ahead == transfers._FIRST_AHEAD
 
 
 def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,44 +1,64 @@
 """Bytes to samples: opens a recording by its content, reads stretches of it as mono float32 at a rate.
 
-The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: libsndfile decodes, the mean
-over channels makes it mono, soxr ("HQ") resamples.
+The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: the mean over channels makes it mono, soxr ("HQ")
+resamples. A recording sounds like what FFmpeg decodes; where libsndfile decodes the same, it is asked first, because it costs less.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
-from emotion_batch import waves
+from emotion_batch import containers, waves
+from emotion_batch.containers import ReadAt
 from emotion_batch.errors import RecordingError, Status
+from emotion_batch.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder
 
-# sf_error codes: http://libsndfile.github.io/libsndfile/api.html#error, and the first internal one, "malformed file".
-_UNRECOGNISED_FORMAT = 1
-# libsndfile gives 2**63 - 1 frames to a stream whose header does not say its length.
-_UNKNOWN_FRAMES = 2**62
-# A writer to a pipe cannot know the length: ffmpeg leaves 0xFFFFFFFF, SoX values just below 0x80000000.
-_STREAMED_BYTES = 0x7FFF_0000
+# Containers and subtypes of which libsndfile decodes all, and the same as FFmpeg:
+# https://libsndfile.github.io/libsndfile/formats.html
+_LIBSNDFILES = (
+    containers.WAV,
+    containers.W64,
+    containers.AIFF,
+    containers.AU,
+    containers.CAF,
+    containers.SPHERE,
+    containers.FLAC,
+)
+_SUBTYPES = frozenset(
+    {
+        *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
+        *("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"),
+    }
+)
+# Tags of these in RIFF/WAVE; the last is that of the extensible format, which names another within.
+_WAVE_TAGS = (0x0001, 0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0xFFFE)
+# What begins like MPEG audio is not shown to libsndfile, whose decoder of it writes to the terminal.
+_LIKE_MPEG = (b"\xff", b"\xfe\xff", b"ID3")
+# So much of a segment may be missing: headers count padding, and their own bytes.
+_MOST_MISSING_S = 0.05
 # Values decoded at a time, over all channels: a recording of hundreds of channels must not fill a worker's memory.
 _BLOCK_VALUES = 2**21
 # A file up to this size is read by one call, of a larger one this many bytes to look for its header.
 _WHOLE_BYTES, _HEADER_BYTES = 2**18, 2**12
-# No recording has so low a rate; a header that says one would make years, and millions of windows, of a few minutes.
-_MIN_RATE_HZ = 100
+# No recording has a lower rate, with which a few minutes would last years and be millions of windows, and none a higher one.
+_MIN_RATE_HZ, _MAX_RATE_HZ = 100, 768_000
 # Filters of so many rates are kept by each thread; an archive rarely has more.
 _MAX_STREAMS = 8
 _local = threading.local()
+
+T = TypeVar("T", bound="_Decoder")
 
 
 @dataclass(frozen=True)
@@ -76,39 +96,61 @@ class Stretch(NamedTuple):
 
 
 class _Decoder(Protocol):
-    """What decodes: frames of a recording, from anywhere in it."""
+    """What decodes: frames of a recording, from anywhere in it, the same however the reading got to them."""
 
     samplerate: int
     channels: int
+    # Those that the headers promise; where they do not, `UNKNOWN_FRAMES` until the end was seen.
     frames: int
-    # Whether frames come out the same however the reading got to them.
-    is_exact: bool
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
         """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
 
 
+class _StoppedError(Exception):
+    """A decoder stopped before the end of what it said that there is."""
+
+
 class Recording:
     """An open recording; `opened` makes it.
+
+    Parameters
+    ----------
+    decoder
+        What decodes it.
+    duration_s
+        What it says of its length in seconds; by default that of the frames that it promises.
+    instead
+        Opens the decoder that goes on where the first one stopped; None where there is none.
 
     Attributes
     ----------
     header
         What it says of itself.
+
+    Raises
+    ------
+    RecordingError
+        ``unreadable``, if no recording has its rate.
     """
 
-    def __init__(self, decoder: _Decoder, promised_frames: int) -> None:
-        if decoder.samplerate < _MIN_RATE_HZ:
+    def __init__(
+        self,
+        decoder: _Decoder,
+        duration_s: float | None = None,
+        instead: Callable[[], _Decoder] | None = None,
+    ) -> None:
+        rate = decoder.samplerate
+        if not _MIN_RATE_HZ <= rate <= _MAX_RATE_HZ:
             raise RecordingError(
-                Status.UNREADABLE, f"the header is damaged: it says a rate of {decoder.samplerate} samples a second"
+                Status.UNREADABLE,
+                f"the header says a rate of {rate} samples a second, and no recording has one outside {_MIN_RATE_HZ} to {_MAX_RATE_HZ}",
             )
         self._decoder = decoder
-        self._promised_frames = promised_frames
+        self._instead = instead
         self._kept = np.empty(0, np.float32)
         self._kept_start = 0
-        is_known = promised_frames < _UNKNOWN_FRAMES
-        duration_s = promised_frames / decoder.samplerate if is_known else math.nan
-        self.header = Header(duration_s, decoder.samplerate, decoder.channels)
+        self.header = Header(decoder.frames / rate if duration_s is None else duration_s, rate, decoder.channels)
 
     def read(self, start_s: float, duration_s: float, *, sample_rate: int) -> Stretch:
         """Read a stretch as mono samples.
@@ -135,22 +177,21 @@ class Recording:
         rate = self._decoder.samplerate
         # int() rather than rounding, for these are librosa.load's frames.
         start, wanted = int(start_s * rate), int(duration_s * rate)
-        end = min(start + wanted, self._promised_frames)
-        if not self._promised_frames:
+        mono = self._read_mono(start, start + wanted)
+        # Where a recording that does not say so ends is known only now.
+        n_frames = self._decoder.frames
+        if not n_frames:
             raise RecordingError(Status.EMPTY, "the recording has no samples")
-        if self._promised_frames <= start:
+        if n_frames <= start:
             raise RecordingError(
-                Status.TOO_SHORT,
-                f"the recording ends at {self._promised_frames / rate:.3f} s, its segment starts at {start_s:g} s",
+                Status.TOO_SHORT, f"the recording ends at {n_frames / rate:.3f} s, its segment starts at {start_s:g} s"
             )
-        if self._decoder.frames < end:
-            raise self._truncated(self._decoder.frames, end)
-        mono = self._read_mono(start, end)
-        if len(mono) < min(end, self._promised_frames) - start:
-            raise self._truncated(start + len(mono), end)
-        if not len(mono):
+        end = min(start + wanted, n_frames)
+        n_missing = end - start - len(mono)
+        if n_missing > _MOST_MISSING_S * rate or not len(mono):
             raise RecordingError(
-                Status.TOO_SHORT, f"the recording ends before its segment, which starts at {start_s:g} s"
+                Status.TRUNCATED,
+                f"the segment goes to {end / rate:.3f} s, the file is cut at {(end - n_missing) / rate:.3f} s",
             )
         end_s = start_s + duration_s if len(mono) == wanted else (start + len(mono)) / rate
         return Stretch(resample(mono, rate, sample_rate), end_s)
@@ -158,89 +199,60 @@ class Recording:
     def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return frames from `start` to `end`, mixed; what the last call decoded of them is taken from it."""
         skipped = start - self._kept_start
-        is_kept = self._decoder.is_exact and 0 <= skipped < len(self._kept)
-        kept = self._kept[skipped:] if is_kept else self._kept[:0]
+        kept = self._kept[skipped:] if 0 <= skipped < len(self._kept) else self._kept[:0]
         parts = [kept]
         at = start + len(kept)
-        # What is not exact is read at once, and never has many channels.
-        n_block = max(1, _BLOCK_VALUES // self._decoder.channels) if self._decoder.is_exact else max(1, end - start)
-        while at < end:
-            n_frames = min(n_block, end - at)
-            block = self._decoder.decode(at, n_frames)
+        n_block = max(1, _BLOCK_VALUES // self._decoder.channels)
+        while at < (stop := min(end, self._decoder.frames)):
+            n_frames = min(n_block, stop - at)
+            try:
+                block = self._decoder.decode(at, n_frames)
+            except _StoppedError as error:
+                if self._instead is None:
+                    raise RecordingError(
+                        Status.UNREADABLE, f"the decoder stopped within the segment: {error}"
+                    ) from error
+                # All of the stretch is the other decoder's.
+                self._decoder, self._instead = self._instead(), None
+                self._kept = self._kept[:0]
+                return self._read_mono(start, end)
             parts.append(_mix(block))
             at += len(block)
             if len(block) < n_frames:
-                if self._promised_frames >= _UNKNOWN_FRAMES:
-                    # A stream that did not say its length has ended.
-                    self._promised_frames = at
                 break
         mono = parts[1] if len(parts) == 2 and not len(kept) else np.concatenate(parts)[: end - start]
         self._kept, self._kept_start = mono, start
         return mono
 
-    def _truncated(self, frames: int, end: int) -> RecordingError:
-        rate = self._decoder.samplerate
-        return RecordingError(
-            Status.TRUNCATED,
-            f"the segment goes to {end / rate:.3f} s, the file is cut at {frames / rate:.3f} s",
-        )
-
 
 class _Libsndfile:
-    """Whatever libsndfile decodes."""
+    """What libsndfile decodes."""
 
-    def __init__(self, sound: soundfile.SoundFile, at_end: Callable[[], bool]) -> None:
+    def __init__(self, sound: soundfile.SoundFile, extent: containers.Extent | None) -> None:
         self._sound = sound
-        self._at_end = at_end
+        self._there: int = sound.frames
         self._position = 0
         self.samplerate: int = sound.samplerate
         self.channels: int = sound.channels
-        self.frames: int = sound.frames
-        # MP3 frames lean on those before, which a seek leaves out and soundfile seeks after each read: librosa's
-        # samples are those of a seek to the stretch's own start.
-        self.is_exact = sound.format not in ("MP3", "MPEG")
+        self.frames = self._there
+        if extent is not None and extent.promised > extent.there:
+            if not extent.there:
+                raise RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")
+            # libsndfile says how many there are, and not how many there were to be.
+            self.frames = self._there * extent.promised // extent.there
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        n_frames = max(0, min(n_frames, self._there - start))
         try:
-            if start != self._position:
-                self._go_to(start)
-            if self.frames >= _UNKNOWN_FRAMES:
-                samples = self._read_to_end(n_frames)
-            else:
-                samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
+            if start != self._position and n_frames:
+                self._sound.seek(start)
+            samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
-            if self._at_end():
-                if self.frames >= _UNKNOWN_FRAMES:
-                    return np.empty((0, self.channels), np.float32)
-                raise RecordingError(Status.TRUNCATED, "the file ends within the segment") from error
-            raise RecordingError(
-                Status.UNREADABLE, f"the decoder stopped within the segment: {_said(error)}"
-            ) from error
+            raise _StoppedError(_said(error)) from error
+        if len(samples) < n_frames:
+            raise _StoppedError("it gave fewer samples than the header says")
         self._position = start + len(samples)
         return samples
-
-    def _read_to_end(self, n_frames: int) -> npt.NDArray[np.float32]:
-        """Read of a stream of unknown length, which libsndfile ends with an error where it ends with a file."""
-        samples = np.full((n_frames, self.channels), np.nan, np.float32)
-        try:
-            return np.asarray(self._sound.read(out=samples))
-        except soundfile.LibsndfileError:
-            n_read = int(np.argmax(np.isnan(samples[:, 0]))) if np.isnan(samples[:, 0]).any() else n_frames
-            if not (n_read and self._at_end()):
-                raise
-            return samples[:n_read]
-
-    def _go_to(self, start: int) -> None:
-        if not self._sound.seekable() or (self._position and self._sound.format == "OGG"):
-            # GSM 6.10 and its like cannot be sought in; and a short way on from where Vorbis was read, libsndfile
-            # 1.2.2 seeks to some other sample.
-            while self._position < start:
-                n_skipped = min(start - self._position, _BLOCK_VALUES // self.channels)
-                if len(self._sound.read(n_skipped, dtype="float32")) < n_skipped:
-                    return
-                self._position += n_skipped
-        else:
-            self._sound.seek(start)
 
 
 class RandomFile(Protocol):
@@ -284,9 +296,6 @@ def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording
                 return head[offset : offset + size]
             return os.pread(descriptor, size, offset)
 
-        def at_end() -> bool:
-            return os.lseek(descriptor, 0, os.SEEK_CUR) >= n_bytes
-
         handle: Any = descriptor
     elif not isinstance(source, bytes):
         remote = source
@@ -294,31 +303,68 @@ def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording
         def read_at(offset: int, size: int) -> bytes:
             return remote.read_at(offset, size)
 
-        def at_end() -> bool:
-            return remote.tell() >= n_bytes
-
         handle = remote
     else:
-        data, stream = source, io.BytesIO(source)
+        data = source
 
         def read_at(offset: int, size: int) -> bytes:
             return data[offset : offset + size]
 
-        def at_end() -> bool:
-            return stream.tell() >= n_bytes
-
-        handle = stream
+        handle = None
     wave = waves.open_plain(read_at, n_bytes)
     if wave is not None:
-        yield Recording(wave, wave.frames)
+        yield Recording(_settled(wave, wave.there))
         return
-    start = read_at(0, 12)
+    with contextlib.ExitStack() as stack:
+        yield _open(stack, handle, read_at, n_bytes)
+
+
+def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int) -> Recording:
+    """Open a recording that is no plain WAV; `stack` closes it."""
+    container = containers.identify(read_at, n_bytes)
+
+    def by_ffmpeg() -> FFmpegDecoder:
+        assert container is not None  # noqa: S101 as each caller has looked
+        decoder = FFmpegDecoder(read_at, n_bytes, container)
+        stack.callback(decoder.close)
+        return decoder
+
+    if container is None and read_at(0, 3).startswith(_LIKE_MPEG):
+        raise _not_audio()
+    if container is None or container in _LIBSNDFILES:
+        sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
+        if sound is not None:
+            extent = None if container is None else containers.measure(container, read_at, n_bytes)
+            decoder = _settled(_Libsndfile(sound, extent), sound.frames)
+            return Recording(decoder, instead=None if container is None else by_ffmpeg)
+    if container is None:
+        raise _not_audio()
+    found = by_ffmpeg()
+    return Recording(found, found.duration_s)
+
+
+def _open_libsndfile(
+    stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int, container: str | None
+) -> soundfile.SoundFile | None:
+    """Return a recording as libsndfile opens it; None if it is for FFmpeg to decode."""
+    is_wrapped = container == containers.WAV and n_bytes > 2**32
+    if container == containers.WAV and (is_wrapped or containers.read_wave_tag(read_at, n_bytes) not in _WAVE_TAGS):
+        return None
     try:
-        sound = soundfile.SoundFile(handle, closefd=False)
-    except soundfile.LibsndfileError as error:
-        raise _not_opened(error, start, n_bytes) from error
-    with sound:
-        yield Recording(_Libsndfile(sound, at_end), _promised_frames(sound.frames, start, read_at, n_bytes))
+        sound = soundfile.SoundFile(io.BytesIO(read_at(0, n_bytes)) if handle is None else handle, closefd=False)
+    except soundfile.LibsndfileError:
+        return None
+    stack.enter_context(sound)
+    # Where FFmpeg does not know the container, libsndfile's word is the only one.
+    is_same = container is None or sound.subtype in _SUBTYPES
+    return sound if is_same and sound.frames < UNKNOWN_FRAMES else None
+
+
+def _settled(decoder: T, there: int) -> T:
+    """Return a decoder that promises no more than there is, if what is missing is no cut."""
+    if decoder.frames - there <= _MOST_MISSING_S * decoder.samplerate:
+        decoder.frames = there
+    return decoder
 
 
 def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:
@@ -375,40 +421,8 @@ def _mix(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return mono
 
 
-def _not_opened(error: soundfile.LibsndfileError, start: bytes, n_bytes: int) -> RecordingError:
-    if error.code == _UNRECOGNISED_FORMAT:
-        return RecordingError(Status.NOT_AUDIO, "the content is no audio format that libsndfile knows")
-    if start[:4] in (b"RIFF", b"FORM") and len(start) >= 8:
-        size = int.from_bytes(start[4:8], "little" if start[:4] == b"RIFF" else "big")
-        if n_bytes < size + 8 < _STREAMED_BYTES:
-            return RecordingError(
-                Status.TRUNCATED, f"the file is cut at {n_bytes} of {size + 8} bytes, within its header"
-            )
-    return RecordingError(Status.UNREADABLE, f"the header is damaged: {_said(error)}")
-
-
-def _promised_frames(n_frames: int, start: bytes, read_at: Callable[[int, int], bytes], n_bytes: int) -> int:
-    """Return how many frames the header promises; libsndfile says how many there are, for WAV and AIFF."""
-    order: Literal["little", "big"]
-    if start[:4] == b"RIFF" and start[8:] == b"WAVE":
-        order, name = "little", b"data"
-    elif start[:4] == b"FORM" and start[8:] in (b"AIFF", b"AIFC"):
-        order, name = "big", b"SSND"
-    else:
-        return n_frames
-    offset = 12
-    while len(chunk := read_at(offset, 8)) == 8:
-        size = int.from_bytes(chunk[4:], order)
-        offset += 8
-        if chunk[:4] == name:
-            there = n_bytes - offset
-            if not there < size < _STREAMED_BYTES:
-                return n_frames
-            if there <= 0:
-                raise RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")
-            return max(n_frames, n_frames * size // there)
-        offset += size + size % 2
-    return n_frames
+def _not_audio() -> RecordingError:
+    return RecordingError(Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows")
 
 
 def _said(error: soundfile.LibsndfileError) -> str:

@@ -13,7 +13,7 @@ from emotion_batch.bundle import Bundle, open_bundle
 from emotion_batch.errors import UsageError
 from emotion_batch.storage import Folder
 
-_PACKAGES = ("librosa", "numpy", "pyarrow", "scipy", "soundfile", "soxr")
+_PACKAGES = ("av", "librosa", "numpy", "pyarrow", "scipy", "soundfile", "soxr")
 _PREDICTION_PACKAGES = ("onnxruntime",)
 
 

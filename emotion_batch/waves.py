@@ -10,6 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from emotion_batch.containers import believe, is_chunks
+
 # RIFF/WAVE, Multimedia Programming Interface 1.0 (1991): tag 1 is integer PCM, full scale is 2**15.
 _WAVE_PCM = 1
 _CHUNKS_BESIDE_DATA = (b"LIST", b"JUNK", b"junk", b"fact", b"bext", b"PAD ", b"FLLR", b"iXML", b"cue ", b"id3 ")
@@ -18,20 +20,40 @@ _MAX_CHANNELS = 1_024
 
 
 class Wave:
-    """The plainest of recordings, 16-bit PCM in RIFF/WAVE, without the cost of libsndfile's opening."""
+    """The plainest of recordings, 16-bit PCM in RIFF/WAVE, without the cost of libsndfile's opening.
 
-    def __init__(self, samplerate: int, channels: int, frames: int, at: int, read_at: Callable[[int, int], bytes]):
+    Parameters
+    ----------
+    samplerate, channels
+        Its rate in Hz, and its channels.
+    promised, there
+        Bytes of samples that its header promises, and that the file has.
+    at
+        Where they begin.
+    read_at
+        Returns bytes of the file.
+    """
+
+    def __init__(
+        self,
+        samplerate: int,
+        channels: int,
+        promised: int,
+        there: int,
+        at: int,
+        read_at: Callable[[int, int], bytes],
+    ):
         self.samplerate = samplerate
         self.channels = channels
-        self.frames = frames
-        self.is_exact = True
+        self.frames = promised // (2 * channels)
+        self.there = there // (2 * channels)
         self._at = at
         self._read_at = read_at
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
         """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
         n_bytes = 2 * self.channels
-        n_frames = min(n_frames, self.frames - start)
+        n_frames = max(0, min(n_frames, self.there - start))
         data = self._read_at(self._at + start * n_bytes, n_frames * n_bytes)
         values = np.frombuffer(data, "<i2", len(data) // n_bytes * self.channels)
         samples: npt.NDArray[np.float32] = np.multiply(values, _PCM_SCALE, dtype=np.float32)
@@ -39,7 +61,7 @@ class Wave:
 
 
 def open_plain(read_at: Callable[[int, int], bytes], n_bytes: int) -> Wave | None:
-    """Return a decoder if this is 16-bit PCM in a RIFF/WAVE file that is what its header says; else None."""
+    """Return a decoder if this is 16-bit PCM in a RIFF/WAVE file of the usual layout; else None."""
     start = read_at(0, min(36, n_bytes))
     if len(start) < 36 or start[:4] != b"RIFF" or start[8:20] != b"WAVEfmt \x10\x00\x00\x00":
         return None
@@ -53,12 +75,12 @@ def open_plain(read_at: Callable[[int, int], bytes], n_bytes: int) -> Wave | Non
         size = int.from_bytes(chunk[4:], "little")
         offset += 8
         if chunk[:4] == b"data":
-            there = n_bytes - offset
-            if not size and int.from_bytes(start[4:8], "little") + 8 < n_bytes:
-                # A recorder that was cut off has come to fill in neither this size nor the file's.
-                size = there
-            # What is longer than the file has other meanings, which libsndfile knows.
-            return Wave(rate, channels, size // frame_bytes, offset, read_at) if size <= there else None
+            there = max(0, n_bytes - offset)
+            if not 0 < size <= there or n_bytes > 2**32:
+                riff_bytes = int.from_bytes(start[4:8], "little") + 8
+                is_unfilled = not size and not is_chunks(read_at, offset, n_bytes)
+                size = there if is_unfilled else believe(size, offset, n_bytes, riff_bytes)
+            return Wave(rate, channels, size, min(size, there), offset, read_at)
         if chunk[:4] not in _CHUNKS_BESIDE_DATA:
             return None
         offset += size + size % 2

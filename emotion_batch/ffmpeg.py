@@ -1,0 +1,391 @@
+"""Decoding by FFmpeg (PyAV): what libsndfile does not decode, or not to its end. Alone imports av.
+
+A recording sounds like what FFmpeg decodes: its frames one after the other, without those that are damaged. FFmpeg gets bytes and
+the name of a demuxer, never the name of a file, so that nothing in a recording makes it open anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from emotion_batch import containers
+from emotion_batch.containers import Extent, ReadAt
+from emotion_batch.errors import RecordingError, Status
+
+if TYPE_CHECKING:
+    import av
+
+# The decoders that a recording may name, by FFmpeg's names: codecs of speech, telephony and music, and none of pictures.
+CODECS = frozenset(
+    {
+        *("aac", "ac3", "alac", "amrnb", "amrwb", "eac3", "flac", "opus", "speex", "vorbis"),
+        *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "libopencore_amrnb", "libopencore_amrwb"),
+        *("wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice"),
+        *("evrc", "g722", "g723_1", "g726", "g726le", "g729", "gsm", "gsm_ms", "ilbc", "qcelp", "truespeech"),
+        *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf", "adpcm_yamaha", "pcm_alaw", "pcm_mulaw"),
+        *("pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le"),
+        *("pcm_s24be", "pcm_s24le", "pcm_s32be", "pcm_s32le"),
+    }
+)
+# FFmpeg's own decoders of AMR do not know the frames of silence that telephones send.
+_BETTER = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+# A stream of unknown length has so many samples.
+UNKNOWN_FRAMES = 2**62
+# No frame of a real codec has more samples, no recording more streams.
+_MOST_FRAME_SAMPLES, _MOST_STREAMS = 2**20, 64
+# What is farther ahead is sought, from so much before it, because decoders lean on the frames before.
+_FAR_S, _PREROLL_S = 10.0, 1.0
+# Containers whose length counts what the file should have, so that a shorter stream is one that was cut.
+_SAYS_LENGTH = (containers.MOV, containers.FLAC)
+# FFmpeg guesses the length of these by their bit rate.
+_GUESSED_LENGTH = (containers.ADTS, containers.AMR)
+# More than the padding that encoders leave at the end, and that decoders take away.
+_MOST_PADDING_S = 0.5
+_SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}
+
+
+class FFmpegDecoder:
+    """The first audio stream of a recording, decoded by FFmpeg.
+
+    Parameters
+    ----------
+    read_at
+        Returns bytes of the recording from an offset on, fewer at its end.
+    n_bytes
+        Length of the recording.
+    container
+        What it is, by `containers.identify`.
+
+    Attributes
+    ----------
+    samplerate, channels
+        Those of the first frame that could be decoded.
+    frames
+        Samples a channel that the recording has, or would have if it were not cut; `UNKNOWN_FRAMES` until its end was seen.
+    duration_s
+        What the recording says of its length, NaN where it does not.
+
+    Raises
+    ------
+    RecordingError
+        If it has no audio that can be decoded.
+    """
+
+    def __init__(self, read_at: ReadAt, n_bytes: int, container: str) -> None:
+        self._read_at = read_at
+        self._n_bytes = n_bytes
+        self._name = container
+        self._extent: Extent | None = containers.measure(container, read_at, n_bytes)
+        self._is_chained = container == containers.OGG and containers.is_chained(read_at, n_bytes)
+        self._container: Any = None
+        self.samplerate = self.channels = 0
+        self.frames = UNKNOWN_FRAMES
+        # The end of what was demuxed and of what was decoded, in seconds of the stream's own clock.
+        self._demuxed_s = self._decoded_s = -math.inf
+        self._open()
+        first = next(self._blocks, None)
+        if first is None:
+            raise self._nothing()
+        self._first_pts, self._pending = first
+        self._n_first = len(self._pending)
+        self._at = 0
+        self.duration_s = self._read_duration()
+
+    def close(self) -> None:
+        """Let FFmpeg's memory go."""
+        if self._container is not None:
+            self._container.close()
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends.
+
+        Raises
+        ------
+        RecordingError
+            ``unreadable``, where the rest is damaged.
+        """
+        if start < self._at or start > self._at + len(self._pending) + _FAR_S * self.samplerate:
+            self._go_to(start)
+        parts = [np.empty((0, self.channels), np.float32)]
+        while n_frames > 0:
+            if start >= self._at + len(self._pending):
+                self._at += len(self._pending)
+                _, self._pending = next(self._blocks, (None, self._pending[:0]))
+                if not len(self._pending):
+                    self._end()
+                    break
+                continue
+            part = self._pending[start - self._at :][:n_frames]
+            parts.append(part)
+            start += len(part)
+            n_frames -= len(part)
+        return np.concatenate(parts)
+
+    def _open(self) -> None:
+        """Begin at the beginning."""
+        import av
+
+        self.close()
+        try:
+            self._container = av.open(
+                _File(self._read_at, self._n_bytes),
+                format=self._name,
+                # Tags in any encoding must not keep a recording from being heard.
+                metadata_errors="replace",
+                container_options=self._options(),
+            )
+        except av.FFmpegError as error:
+            raise self._not_opened(error) from error
+        streams = self._container.streams
+        if not streams.audio:
+            raise RecordingError(Status.NOT_AUDIO, "the file has no audio stream")
+        self._stream = streams.audio[0]
+        for stream in streams:
+            # What is not wanted is not even read, where the container allows.
+            if stream.index != self._stream.index:
+                stream.discard = av.stream.Discard.all
+        codec = self._stream.codec_context
+        if codec is None or codec.name not in CODECS:
+            name = "unknown to FFmpeg" if codec is None else codec.name
+            raise RecordingError(Status.UNREADABLE, f"its codec cannot be decoded: {name}")
+        self._codec_name = codec.name
+        self._resampler: _Resampler | None = None
+        self._blocks = self._decoded()
+
+    def _options(self) -> dict[str, str]:
+        options = {
+            "format_whitelist": self._name,
+            "codec_whitelist": ",".join(sorted(CODECS)),
+            # Its bytes come from us, and nothing that a recording names is opened.
+            "protocol_whitelist": "none",
+            "max_streams": str(_MOST_STREAMS),
+        }
+        if self._name == containers.WAV and self._n_bytes > 2**32:
+            # Sizes of 32 bits have wrapped.
+            options["ignore_length"] = "1"
+        return options
+
+    def _decoder(self) -> Any:
+        """Return the codec, as new."""
+        import av
+
+        codec = self._stream.codec_context
+        better = _BETTER.get(codec.name)
+        if better is not None:
+            codec = av.CodecContext.create(better, "r")
+        if not codec.is_open:
+            codec.thread_count = 1
+            codec.options = {**codec.options, "max_samples": str(_MOST_FRAME_SAMPLES)}
+        return codec
+
+    def _decoded(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
+        """Yield what follows, frame by frame: its time stamp, and samples of shape (n_frames, channels)."""
+        import av
+
+        codec = self._decoder()
+        self._n_packets = 0
+        self._failure = ""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.EOFError:
+                packet = None
+            except av.FFmpegError as error:
+                at = f"{max(0.0, self._decoded_s):.3f} s"
+                raise RecordingError(Status.UNREADABLE, f"the file is damaged at {at}: {_said(error)}") from error
+            if packet is None:
+                break
+            if packet.size:
+                self._n_packets += 1
+                if packet.pts is not None:
+                    end = (packet.pts + (packet.duration or 0)) * self._time_base(packet)
+                    self._demuxed_s = max(self._demuxed_s, end)
+            try:
+                frames = codec.decode(packet)
+            except (av.FFmpegError, EOFError, MemoryError) as error:
+                # FFmpeg passes over a packet that fails as well, and goes on with the next.
+                self._failure = _said(error)
+                continue
+            for frame in frames:
+                if frame.pts is not None and frame.sample_rate:
+                    end = frame.pts * self._time_base(frame) + frame.samples / frame.sample_rate
+                    self._decoded_s = max(self._decoded_s, end)
+                samples = self._convert(frame)
+                if len(samples):
+                    yield frame.pts, samples
+        if self._resampler is not None and len(rest := self._resampler.flush()):
+            yield None, rest
+
+    def _time_base(self, timed: Any) -> float:
+        return float(timed.time_base or self._stream.time_base or 0)
+
+    def _convert(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+        """Return a frame's samples at the rate and with the channels of the first frame, shape (n_frames, channels)."""
+        values = frame.to_ndarray()
+        n_channels = frame.layout.nb_channels
+        values = values.T if frame.format.is_planar else values.reshape(-1, n_channels)
+        if values.dtype.str[1:] == "u1":
+            values = values.astype(np.int16) - 128
+            scale = _SCALES["u1"]
+        else:
+            scale = _SCALES.get(values.dtype.str[1:], 1.0)
+        samples: npt.NDArray[np.float32] = np.multiply(values, scale, dtype=np.float32, casting="unsafe")
+        if not self.samplerate:
+            self.samplerate, self.channels = frame.sample_rate, n_channels
+        if n_channels != self.channels:
+            # Streams that are chained need not be alike.
+            mono = samples.mean(axis=1, keepdims=True, dtype=np.float32)
+            samples = np.repeat(mono, self.channels, axis=1)
+        if self._resampler is not None and self._resampler.rate != frame.sample_rate:
+            samples = np.concatenate([self._resampler.flush(), samples])
+            self._resampler = None
+        if frame.sample_rate != self.samplerate:
+            if self._resampler is None:
+                self._resampler = _Resampler(frame.sample_rate, self.samplerate, self.channels)
+            samples = self._resampler.resample(samples)
+        return samples
+
+    def _go_to(self, start: int) -> None:
+        """Go to a sample, or to one before it that can be reached."""
+        import av
+
+        rate = self.samplerate
+        if start > _FAR_S * rate and not self._is_chained and self._first_pts is not None:
+            time_base = self._stream.time_base
+            target = self._first_pts + int((start / rate - _PREROLL_S) / time_base)
+            with contextlib.suppress(av.FFmpegError):
+                self._container.seek(target, stream=self._stream, backward=True)
+                self._resampler = None
+                self._blocks = self._decoded()
+                pts, self._pending = next(self._blocks, (None, self._pending[:0]))
+                if pts is not None and len(self._pending):
+                    at = self._snap((pts - self._first_pts) * float(time_base) * rate)
+                    if 0 <= at <= start:
+                        self._at = at
+                        return
+        self._open()
+        _, self._pending = next(self._blocks, (None, self._pending[:0]))
+        self._at = 0
+
+    def _snap(self, at: float) -> int:
+        """Return the number of a frame's first sample by its time, which some containers round to milliseconds."""
+        n_frame = len(self._pending)
+        n_before = round((at - self._n_first) / n_frame)
+        exact = self._n_first + n_before * n_frame
+        return exact if abs(exact - at) < 0.002 * self.samplerate else round(at)
+
+    def _end(self) -> None:
+        """Take note of where the recording ends, and of how much is missing there."""
+        missing_s = self._missing_s(self._at / self.samplerate)
+        self.frames = self._at + round(missing_s * self.samplerate)
+        lost_s = self._demuxed_s - self._decoded_s
+        if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S and self._failure:
+            raise RecordingError(
+                Status.UNREADABLE,
+                f"its last {lost_s:.3f} s are damaged, from {self._at / self.samplerate:.3f} s on: {self._failure} "
+                f"({self._codec_name})",
+            )
+
+    def _missing_s(self, heard_s: float) -> float:
+        """Return how many seconds the file lacks at its end, by what its headers promise."""
+        missing = []
+        if self._extent is not None:
+            promised, there = self._extent
+            missing.append((promised - there) / max(1, there) * heard_s)
+        is_counted = self._name in _SAYS_LENGTH or (self._name == containers.MP3 and self._extent is not None)
+        if is_counted and self._stream.duration is not None and math.isfinite(self._demuxed_s):
+            missing.append(float(self._stream.duration * self._stream.time_base) - self._demuxed_s)
+        return max(0.0, min(missing, default=0.0))
+
+    def _read_duration(self) -> float:
+        if self._name in _GUESSED_LENGTH or self._is_chained or (self._name == containers.MP3 and self._extent is None):
+            return math.nan
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        return math.nan if self._container.duration is None else self._container.duration / 1e6
+
+    def _not_opened(self, error: Exception) -> RecordingError:
+        if self._name in (containers.MP3, containers.ADTS):
+            return RecordingError(Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows")
+        if self._name == containers.MOV and b"moov" not in self._read_at(0, 2**12):
+            return RecordingError(
+                Status.TRUNCATED, "the file is cut, or still being written: the index that ends it is not there"
+            )
+        if self._extent is not None and self._extent.promised > self._extent.there:
+            return self._cut()
+        return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_said(error)}")
+
+    def _nothing(self) -> RecordingError:
+        """Return why there is not a single sample."""
+        self.close()
+        if self._n_packets:
+            if self._name in (containers.MP3, containers.ADTS):
+                return RecordingError(
+                    Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows"
+                )
+            reason = self._failure or "no samples came of it"
+            return RecordingError(Status.UNREADABLE, f"none of it can be decoded: {reason} ({self._codec_name})")
+        if self._extent is not None and self._extent.promised > self._extent.there:
+            return self._cut()
+        if self._name in _SAYS_LENGTH and self._stream.duration:
+            return self._cut()
+        return RecordingError(Status.EMPTY, "the recording has no samples")
+
+    def _cut(self) -> RecordingError:
+        return RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")
+
+
+class _Resampler:
+    """Brings what has another rate than the first frames to theirs."""
+
+    def __init__(self, rate: int, to_rate: int, n_channels: int) -> None:
+        self.rate = rate
+        self._n_channels = n_channels
+        self._stream = soxr.ResampleStream(rate, to_rate, n_channels, dtype="float32", quality="soxr_hq")
+
+    def resample(self, samples: npt.NDArray[np.float32], *, is_last: bool = False) -> npt.NDArray[np.float32]:
+        """Return what comes out for more samples, shape (n_frames, channels)."""
+        return np.asarray(self._stream.resample_chunk(samples, last=is_last)).reshape(-1, self._n_channels)
+
+    def flush(self) -> npt.NDArray[np.float32]:
+        """Return what is left in the filter."""
+        return self.resample(np.empty((0, self._n_channels), np.float32), is_last=True)
+
+
+class _File:
+    """Bytes as PyAV wants a file; it has no name."""
+
+    def __init__(self, read_at: ReadAt, n_bytes: int) -> None:
+        self._read_at = read_at
+        self._n_bytes = n_bytes
+        self._position = 0
+
+    def read(self, n_bytes: int) -> bytes:
+        """Return the next bytes."""
+        data = self._read_at(self._position, max(0, min(n_bytes, self._n_bytes - self._position)))
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+
+def _said(error: BaseException) -> str:
+    """Return what FFmpeg says, without the number and the file's name that PyAV puts around it."""
+    return (getattr(error, "strerror", None) or type(error).__name__).rstrip(".").lower()

@@ -179,6 +179,25 @@ def believe(stated: int, at: int, n_bytes: int, riff_bytes: int) -> int:
     return stated
 
 
+def has_index(read_at: ReadAt, n_bytes: int) -> bool:
+    """Return whether an MP4 or QuickTime file has the whole of the atom that says where its samples lie."""
+    at = 0
+    for _ in range(_MOST_CHUNKS):
+        head = read_at(at, 16)
+        if len(head) < 8:
+            return False
+        size = _size(head)
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        end = n_bytes if size == 0 else at + size
+        if head[4:8] == b"moov":
+            return end <= n_bytes
+        if end < at + 8:
+            return False
+        at = end
+    return False
+
+
 def read_wave_tag(read_at: ReadAt, n_bytes: int) -> int | None:
     """Return the number by which a RIFF/WAVE file names its codec; None if it has none."""
     order: Order = "big" if read_at(0, 4) == b"RIFX" else "little"
@@ -317,17 +336,20 @@ def _measure_au(read_at: ReadAt, n_bytes: int) -> Extent | None:
 def _measure_caf(read_at: ReadAt, n_bytes: int) -> Extent | None:
     """Read Apple's chunks: https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec/."""
     at = 8
+    audio: Extent | None = None
     for _ in range(_MOST_CHUNKS):
         head = read_at(at, 12)
         if len(head) < 12:
-            return None
+            break
         size = int.from_bytes(head[4:], "big", signed=True)
-        at += 12
+        at += 12 + max(0, size)
         if head[:4] == b"data":
             # It begins with a number of edits; a size of -1 is one that the writer did not know.
-            return Extent(size - 4, max(0, n_bytes - at - 4)) if size >= 4 else None
-        at += max(0, size)
-    return None
+            audio = None if size < 4 else Extent(size - 4, max(0, n_bytes - at + size - 4))
+        if at > n_bytes:
+            # What follows may be the table without which the audio cannot be decoded.
+            return audio and Extent(max(audio.promised, audio.there + at - n_bytes), audio.there)
+    return audio
 
 
 def _measure_ogg(read_at: ReadAt, n_bytes: int) -> Extent | None:
@@ -339,7 +361,8 @@ def _measure_ogg(read_at: ReadAt, n_bytes: int) -> Extent | None:
     if at < 0 or len(page) < 27 or len(page) < 27 + page[26]:
         return None
     end = offset + at + 27 + page[26] + sum(page[27 : 27 + page[26]])
-    return Extent(max(end, n_bytes), n_bytes)
+    # Of a page that is cut nothing is decoded.
+    return Extent(end, offset + at if end > n_bytes else end)
 
 
 def is_chained(read_at: ReadAt, n_bytes: int) -> bool:

@@ -45,6 +45,8 @@ _MOST_FRAME_SAMPLES, _MOST_STREAMS = 2**20, 64
 _FAR_S, _PREROLL_S = 10.0, 1.0
 # Containers whose length counts what the file should have, so that a shorter stream is one that was cut.
 _SAYS_LENGTH = (containers.MOV, containers.FLAC)
+# Containers that say when their only stream ends, by the clock that its packets have.
+_SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
 # FFmpeg guesses the length of these by their bit rate.
 _GUESSED_LENGTH = (containers.ADTS, containers.AMR)
 # More than the padding that encoders leave at the end, and that decoders take away.
@@ -94,9 +96,13 @@ class FFmpegDecoder:
         first = next(self._blocks, None)
         if first is None:
             raise self._nothing()
-        self._first_pts, self._pending = first
+        self._at, self._pending = 0, first[1]
         self._n_first = len(self._pending)
-        self._at = 0
+        # Where its clock stands at its first sample; by the second frame, because the first one's time may be that of samples
+        # that are not heard.
+        pts, second = next(self._blocks, (None, self._pending[:0]))
+        self._pending = np.concatenate([self._pending, second])
+        self._origin_s = None if pts is None else self._seconds(pts) - self._n_first / self.samplerate
         self.duration_s = self._read_duration()
 
     def close(self) -> None:
@@ -200,6 +206,8 @@ class FFmpegDecoder:
             except av.EOFError:
                 packet = None
             except av.FFmpegError as error:
+                if self._is_cut():
+                    break
                 at = f"{max(0.0, self._decoded_s):.3f} s"
                 raise RecordingError(Status.UNREADABLE, f"the file is damaged at {at}: {_said(error)}") from error
             if packet is None:
@@ -207,8 +215,7 @@ class FFmpegDecoder:
             if packet.size:
                 self._n_packets += 1
                 if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * self._time_base(packet)
-                    self._demuxed_s = max(self._demuxed_s, end)
+                    self._demuxed_s = max(self._demuxed_s, self._seconds(packet.pts + (packet.duration or 0)))
             try:
                 frames = codec.decode(packet)
             except (av.FFmpegError, EOFError, MemoryError) as error:
@@ -217,16 +224,15 @@ class FFmpegDecoder:
                 continue
             for frame in frames:
                 if frame.pts is not None and frame.sample_rate:
-                    end = frame.pts * self._time_base(frame) + frame.samples / frame.sample_rate
-                    self._decoded_s = max(self._decoded_s, end)
+                    self._decoded_s = max(self._decoded_s, self._seconds(frame.pts) + frame.samples / frame.sample_rate)
                 samples = self._convert(frame)
                 if len(samples):
                     yield frame.pts, samples
         if self._resampler is not None and len(rest := self._resampler.flush()):
             yield None, rest
 
-    def _time_base(self, timed: Any) -> float:
-        return float(timed.time_base or self._stream.time_base or 0)
+    def _seconds(self, pts: int) -> float:
+        return float(pts * (self._stream.time_base or 0))
 
     def _convert(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
         """Return a frame's samples at the rate and with the channels of the first frame, shape (n_frames, channels)."""
@@ -259,16 +265,17 @@ class FFmpegDecoder:
         import av
 
         rate = self.samplerate
-        if start > _FAR_S * rate and not self._is_chained and self._first_pts is not None:
-            time_base = self._stream.time_base
-            target = self._first_pts + int((start / rate - _PREROLL_S) / time_base)
+        if start > _FAR_S * rate and not self._is_chained and self._origin_s is not None:
+            target = int((self._origin_s + start / rate - _PREROLL_S) / self._stream.time_base)
             with contextlib.suppress(av.FFmpegError):
                 self._container.seek(target, stream=self._stream, backward=True)
                 self._resampler = None
                 self._blocks = self._decoded()
+                # The first frame may be wrong, and its time too.
+                next(self._blocks, None)
                 pts, self._pending = next(self._blocks, (None, self._pending[:0]))
                 if pts is not None and len(self._pending):
-                    at = self._snap((pts - self._first_pts) * float(time_base) * rate)
+                    at = self._snap((self._seconds(pts) - self._origin_s) * rate)
                     if 0 <= at <= start:
                         self._at = at
                         return
@@ -287,12 +294,15 @@ class FFmpegDecoder:
         """Take note of where the recording ends, and of how much is missing there."""
         missing_s = self._missing_s(self._at / self.samplerate)
         self.frames = self._at + round(missing_s * self.samplerate)
-        lost_s = self._demuxed_s - self._decoded_s
-        if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S and self._failure:
+        end_s = self._demuxed_s
+        if not missing_s and self._name in _SAYS_END and len(self._container.streams) == 1:
+            end_s = max(end_s, self.duration_s if math.isfinite(self.duration_s) else end_s)
+        lost_s = end_s - self._decoded_s
+        if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S:
             raise RecordingError(
                 Status.UNREADABLE,
-                f"its last {lost_s:.3f} s are damaged, from {self._at / self.samplerate:.3f} s on: {self._failure} "
-                f"({self._codec_name})",
+                f"its last {lost_s:.3f} s are damaged, from {self._at / self.samplerate:.3f} s on "
+                f"({self._codec_name}{', ' if self._failure else ''}{self._failure})",
             )
 
     def _missing_s(self, heard_s: float) -> float:
@@ -316,17 +326,19 @@ class FFmpegDecoder:
     def _not_opened(self, error: Exception) -> RecordingError:
         if self._name in (containers.MP3, containers.ADTS):
             return RecordingError(Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows")
-        if self._name == containers.MOV and b"moov" not in self._read_at(0, 2**12):
+        if self._name == containers.MOV and not containers.has_index(self._read_at, self._n_bytes):
             return RecordingError(
-                Status.TRUNCATED, "the file is cut, or still being written: the index that ends it is not there"
+                Status.TRUNCATED, "the file is cut, or still being written: the index of its samples is not there"
             )
-        if self._extent is not None and self._extent.promised > self._extent.there:
+        if isinstance(error, EOFError) or self._is_cut():
             return self._cut()
         return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_said(error)}")
 
     def _nothing(self) -> RecordingError:
         """Return why there is not a single sample."""
         self.close()
+        if self._is_cut():
+            return self._cut()
         if self._n_packets:
             if self._name in (containers.MP3, containers.ADTS):
                 return RecordingError(
@@ -334,11 +346,12 @@ class FFmpegDecoder:
                 )
             reason = self._failure or "no samples came of it"
             return RecordingError(Status.UNREADABLE, f"none of it can be decoded: {reason} ({self._codec_name})")
-        if self._extent is not None and self._extent.promised > self._extent.there:
-            return self._cut()
         if self._name in _SAYS_LENGTH and self._stream.duration:
             return self._cut()
         return RecordingError(Status.EMPTY, "the recording has no samples")
+
+    def _is_cut(self) -> bool:
+        return self._extent is not None and self._extent.promised > self._extent.there
 
     def _cut(self) -> RecordingError:
         return RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")

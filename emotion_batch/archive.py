@@ -20,7 +20,11 @@ from emotion_batch.retries import persistently
 from emotion_batch.storage import Folder, explained, is_url, refuse_secrets
 from emotion_batch.stores import Store
 
-SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
+# What people have of what libsndfile and FFmpeg decode; recordings are read by their content.
+SUFFIXES = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
+    *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
+)
 
 ENTRY_SCHEMA = pa.schema(
     [

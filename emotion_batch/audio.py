@@ -333,8 +333,9 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
         raise _not_audio()
     if container is None or container in _LIBSNDFILES:
         sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
-        if sound is not None:
-            extent = None if container is None else containers.measure(container, read_at, n_bytes)
+        extent = None if container is None else containers.measure(container, read_at, n_bytes)
+        # A length of 0 that was never filled in is not for libsndfile to see through.
+        if sound is not None and (sound.frames or extent is None or not extent.promised):
             decoder = _settled(_Libsndfile(sound, extent), sound.frames)
             return Recording(decoder, instead=None if container is None else by_ffmpeg)
     if container is None:

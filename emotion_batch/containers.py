@@ -207,6 +207,25 @@ def read_wave_tag(read_at: ReadAt, n_bytes: int) -> int | None:
     return None
 
 
+def unbound(read_at: ReadAt, n_bytes: int) -> ReadAt:
+    """Return what reads a WAV file, of one whose length has wrapped at 4 GB with 0 in its place: audio to the file's end."""
+    if n_bytes <= 2**32 or read_at(0, 4) not in (b"RIFF", b"RIFX"):
+        return read_at
+    order: Order = "big" if read_at(0, 4) == b"RIFX" else "little"
+    field = next((at - 4 for name, _, at in _chunks(read_at, 12, n_bytes, order) if name == b"data"), n_bytes)
+
+    def read(offset: int, size: int) -> bytes:
+        data = read_at(offset, size)
+        if offset + size <= field or offset >= field + 4:
+            return data
+        patched = bytearray(data)
+        for at in range(max(field, offset), min(field + 4, offset + len(data))):
+            patched[at - offset] = 0
+        return bytes(patched)
+
+    return read
+
+
 def is_chunks(read_at: ReadAt, at: int, n_bytes: int) -> bool:
     """Return whether chunks of RIFF, and nothing else, follow from a place to the end of the file."""
     for _ in range(_MOST_CHUNKS):

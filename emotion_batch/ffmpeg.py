@@ -41,6 +41,8 @@ _BETTER = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 UNKNOWN_FRAMES = 2**62
 # No frame of a real codec has more samples, no recording more streams.
 _MOST_FRAME_SAMPLES, _MOST_STREAMS = 2**20, 64
+# How far FFmpeg may read to learn what the streams are: by default some megabytes of a film, for the sake of its pictures.
+_PROBE_BYTES = 2**17
 # What is farther ahead is sought, from so much before it, because decoders lean on the frames before.
 _FAR_S, _PREROLL_S = 10.0, 1.0
 # Containers whose length counts what the file should have, so that a shorter stream is one that was cut.
@@ -82,7 +84,7 @@ class FFmpegDecoder:
     """
 
     def __init__(self, read_at: ReadAt, n_bytes: int, container: str) -> None:
-        self._read_at = read_at
+        self._read_at = containers.unbound(read_at, n_bytes) if container == containers.WAV else read_at
         self._n_bytes = n_bytes
         self._name = container
         self._extent: Extent | None = containers.measure(container, read_at, n_bytes)
@@ -167,17 +169,14 @@ class FFmpegDecoder:
         self._blocks = self._decoded()
 
     def _options(self) -> dict[str, str]:
-        options = {
+        return {
             "format_whitelist": self._name,
             "codec_whitelist": ",".join(sorted(CODECS)),
             # Its bytes come from us, and nothing that a recording names is opened.
             "protocol_whitelist": "none",
             "max_streams": str(_MOST_STREAMS),
+            "probesize": str(_PROBE_BYTES),
         }
-        if self._name == containers.WAV and self._n_bytes > 2**32:
-            # Sizes of 32 bits have wrapped.
-            options["ignore_length"] = "1"
-        return options
 
     def _decoder(self) -> Any:
         """Return the codec, as new."""
@@ -209,7 +208,7 @@ class FFmpegDecoder:
                 if self._is_cut():
                     break
                 at = f"{max(0.0, self._decoded_s):.3f} s"
-                raise RecordingError(Status.UNREADABLE, f"the file is damaged at {at}: {_said(error)}") from error
+                raise RecordingError(Status.UNREADABLE, f"decoding stopped at {at}: {_said(error)}") from error
             if packet is None:
                 break
             if packet.size:
@@ -298,7 +297,8 @@ class FFmpegDecoder:
         if not missing_s and self._name in _SAYS_END and len(self._container.streams) == 1:
             end_s = max(end_s, self.duration_s if math.isfinite(self.duration_s) else end_s)
         lost_s = end_s - self._decoded_s
-        if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S:
+        # Streams that are chained begin their clocks anew.
+        if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S and not self._is_chained:
             raise RecordingError(
                 Status.UNREADABLE,
                 f"its last {lost_s:.3f} s are damaged, from {self._at / self.samplerate:.3f} s on "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import librosa
@@ -13,6 +14,7 @@ import pytest
 import soundfile
 import soxr
 from conftest import tone
+from encoding import chunk, fmt, riff
 
 from emotion_batch import audio, waves
 from emotion_batch.errors import RecordingError, Status
@@ -155,19 +157,6 @@ def test_a_kept_stream_resamples_as_a_new_one(from_hz: int, to_hz: int, n_sample
     assert not found[n_same:].any()
 
 
-def chunk(name: bytes, data: bytes, size: int | None = None) -> bytes:
-    return name + (len(data) if size is None else size).to_bytes(4, "little") + data + b"\0" * (len(data) % 2)
-
-
-def riff(*chunks: bytes) -> bytes:
-    return b"RIFF" + (4 + sum(map(len, chunks))).to_bytes(4, "little") + b"WAVE" + b"".join(chunks)
-
-
-def fmt(tag: int = 1, channels: int = 1, rate: int = 24_414, frame_bytes: int = 2, bits: int = 16) -> bytes:
-    fields = ((tag, 2), (channels, 2), (rate, 4), (rate * frame_bytes, 4), (frame_bytes, 2), (bits, 2))
-    return chunk(b"fmt ", b"".join(value.to_bytes(size, "little") for value, size in fields))
-
-
 PCM = (tone(2.0) * 20_000).astype("<i2").tobytes()
 
 
@@ -293,3 +282,139 @@ def test_hundreds_of_channels_are_mixed_in_little_memory() -> None:
     assert peak < 40e6
     expected, _ = librosa.load(io.BytesIO(data), offset=0.5, duration=3)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# Three seconds, so that half of its bytes are half of its samples, and what its header may say of their length.
+LYING = (tone(3.0, 16_000) * 20_000).astype("<i2")
+
+
+def lying(stated: int, *, form: str = "plain", riff_bytes: int | None = None, tail: bytes = b"") -> bytes:
+    """Return a WAV whose data chunk states a length, of 16-bit PCM or of floats."""
+    data = LYING.tobytes() if form == "plain" else (LYING / np.float32(32_768)).astype("<f4").tobytes()
+    head = fmt(rate=16_000) if form == "plain" else fmt(3, rate=16_000, frame_bytes=4, bits=32)
+    return riff(head, chunk(b"data", data, stated) + tail, size=riff_bytes)
+
+
+@pytest.mark.parametrize("form", ["plain", "float"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        pytest.param(lambda size: (2 * size, None), id="each byte counted twice"),
+        pytest.param(lambda size: (2 * size, 2 * size + 36), id="each byte counted twice, throughout"),
+        pytest.param(lambda size: (size + 44, size + 80), id="with the header"),
+        pytest.param(lambda size: (size + 36, size + 36), id="with the rest of the header"),
+        pytest.param(lambda size: (3 * size, None), id="three times, though the file says that it is whole"),
+        pytest.param(lambda size: (0, 0), id="never filled in"),
+        pytest.param(lambda size: (0, 36), id="filled in at the start"),
+        pytest.param(lambda size: (0, None), id="only the file's own is right"),
+        pytest.param(lambda size: (0xFFFF_FFFF, 0xFFFF_FFFF), id="streamed"),
+        pytest.param(lambda size: (0x7FFF_FFFF, 0x7FFF_FFFF), id="streamed by another"),
+    ],
+)
+def test_a_length_that_lies_is_not_believed(form: str, lie: Callable[[int], tuple[int, int | None]]) -> None:
+    """Whatever a writer has made of the length in the header, what is there is read, and nothing is cut."""
+    size = len(LYING) * (2 if form == "plain" else 4)
+    stated, riff_bytes = lie(size)
+    data = lying(stated, form=form, riff_bytes=riff_bytes)
+    with audio.opened(data, len(data)) as recording:
+        found = recording.read(0.5, 10.0, sample_rate=16_000)
+    assert found.end_s == 3.0
+    np.testing.assert_allclose(found.samples, LYING[8_000:] / np.float32(32_768), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "CAF", "W64", "RF64"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+@pytest.mark.parametrize(("missing_s", "is_cut"), [(0.001, False), (0.049, False), (0.055, True), (1.2, True)])
+def test_what_is_missing_is_a_cut_from_50_ms_on(form: str, subtype: str, missing_s: float, is_cut: bool) -> None:
+    """Up to 50 ms less than the header promises is `ok`, with the true end, and no window more; more is `truncated`."""
+    data = encode(tone(3.0, 16_000), 16_000, form=form, subtype=subtype)
+    if form == "WAV":
+        # libsndfile writes another chunk behind the samples of floats.
+        data = data[: data.index(b"data") + 8 + 48_000 * (2 if subtype == "PCM_16" else 4)]
+    data = data[: len(data) - round(missing_s * 16_000) * (2 if subtype == "PCM_16" else 4)]
+    ends = []
+    status = None
+    with audio.opened(data, len(data)) as recording:
+        for number in range(4):
+            try:
+                ends.append(recording.read(number * 1.0, 1.0, sample_rate=16_000).end_s)
+            except RecordingError as error:
+                status = error.status
+                break
+    if is_cut:
+        assert status == Status.TRUNCATED
+        assert ends == [1.0, 2.0] if missing_s < 1 else ends == [1.0]
+    else:
+        assert status == Status.TOO_SHORT
+        assert ends == [1.0, 2.0, pytest.approx(3.0 - missing_s, abs=0.002)]
+
+
+def test_a_window_that_would_begin_in_missing_milliseconds_is_none() -> None:
+    """Of a file whose last 40 ms are missing windows of 20 ms end where it does."""
+    data = encode(tone(1.0, 16_000), 16_000)[: -round(0.04 * 16_000) * 2]
+    with audio.opened(data, len(data)) as recording:
+        for number in range(48):
+            recording.read(number * 0.02, 0.02, sample_rate=16_000)
+        with pytest.raises(RecordingError, match="too_short"):
+            recording.read(48 * 0.02, 0.02, sample_rate=16_000)
+
+
+def test_only_the_segments_own_stretch_counts() -> None:
+    """Of a file that is cut, a segment of which 40 ms are missing is `ok`, and ends where the file does."""
+    data = encode(tone(3.0, 16_000), 16_000)[: 44 + 2 * 32_000]
+    with audio.opened(data, len(data)) as recording:
+        assert recording.read(0.5, 1.54, sample_rate=16_000).end_s == 2.0
+        with pytest.raises(RecordingError, match="truncated"):
+            recording.read(0.5, 1.56, sample_rate=16_000)
+
+
+@pytest.mark.parametrize("form", ["plain", "float"])
+def test_a_length_that_wrapped_at_4_gb_is_unwrapped(form: str, tmp_path: Path) -> None:
+    """A WAV of more than 4 GB, whose length has lost its upper bits, is read from anywhere."""
+    frame_bytes, rate = (2, 48_000) if form == "plain" else (4, 192_000)
+    head = fmt(rate=rate) if form == "plain" else fmt(3, rate=rate, frame_bytes=4, bits=32)
+    size = 2**32 + 100 * rate * frame_bytes
+    path = tmp_path / "long.wav"
+    with path.open("wb") as stream:
+        stream.write(b"RIFF" + ((size + 36) % 2**32).to_bytes(4, "little") + b"WAVE" + head)
+        stream.write(b"data" + (size % 2**32).to_bytes(4, "little"))
+        stream.truncate(44 + size)
+        at_s = size / (rate * frame_bytes) - 10
+        stream.seek(44 + size - 10 * rate * frame_bytes)
+        samples = tone(10.0, rate)
+        stream.write((samples * 32_768).astype("<i2").tobytes() if form == "plain" else samples.tobytes())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with audio.opened(descriptor, 44 + size) as recording:
+            assert recording.header.duration_s == pytest.approx(size / (rate * frame_bytes))
+            found = recording.read(at_s + 1.0, 3.0, sample_rate=rate).samples
+            with pytest.raises(RecordingError, match="too_short"):
+                recording.read(at_s + 10.5, 3.0, sample_rate=rate)
+    finally:
+        os.close(descriptor)
+    np.testing.assert_allclose(found, samples[rate : 4 * rate], atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [99, 768_001, 2_000_000_000])
+def test_a_rate_that_no_recording_has_is_named(rate: int) -> None:
+    """A header with an impossible rate is `unreadable`, with the rate, and not called damaged."""
+    with pytest.raises(RecordingError, match=f"unreadable: .*{rate}") as caught:
+        read(riff(fmt(rate=rate), chunk(b"data", PCM)))
+    assert "damaged" not in caught.value.reason
+    assert len(read(riff(fmt(rate=768_000), chunk(b"data", bytes(4 * 768_000)))))
+
+
+def test_samples_before_the_header_are_found() -> None:
+    """A WAV whose samples stand before what says what they are is read."""
+    np.testing.assert_array_equal(read(riff(chunk(b"data", PCM), fmt())), read(riff(fmt(), chunk(b"data", PCM))))
+
+
+def test_a_damaged_flac_is_heard_without_what_is_damaged() -> None:
+    """Of a FLAC that libsndfile stops in, FFmpeg decodes what is whole; the rest of it is no cut."""
+    data = bytearray(encode(tone(10.0, 16_000), 16_000, form="FLAC"))
+    at = len(data) // 2
+    data[at : at + 300] = bytes(300)
+    with audio.opened(bytes(data), len(data)) as recording:
+        assert recording.read(0.0, 1.0, sample_rate=16_000).end_s == 1.0
+        found = recording.read(1.0, 20.0, sample_rate=16_000)
+    assert 9.0 < found.end_s < 10.0

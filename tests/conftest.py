@@ -53,7 +53,7 @@ def run_command(
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run ``emotion-batch`` (or another Python program) in a process of its own."""
-    command = [sys.executable, *(program or ("-m", "emotion_batch.cli")), *(os.fspath(one) for one in arguments)]
+    command = [sys.executable, *(program or ("-P", "-m", "emotion_batch")), *(os.fspath(one) for one in arguments)]
     # Below 64 columns argparse wraps its sentences.
     variables = {**os.environ, "COLUMNS": "200", **(environment or {})}
     done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=variables, cwd=ROOT, check=False)
@@ -64,7 +64,7 @@ def run_command(
 @contextlib.contextmanager
 def running(*arguments: object, own_session: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """Start ``emotion-batch`` and go on beside it; what still runs at the end of the block is killed."""
-    command = [sys.executable, "-m", "emotion_batch.cli", *(os.fspath(one) for one in arguments)]
+    command = [sys.executable, "-P", "-m", "emotion_batch", *(os.fspath(one) for one in arguments)]
     pipe = subprocess.PIPE
 
     def listen_to_ctrl_c() -> None:

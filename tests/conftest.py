@@ -319,9 +319,12 @@ class ShellCluster:
 
 @contextlib.contextmanager
 def shell_cluster(
-    folder: Path, n_workers: int = 2, *worker_options: str, tls: Scheduler | None = None
+    folder: Path, n_workers: int = 2, *worker_options: str, tls: Scheduler | None = None, inside: tuple[str, ...] = ()
 ) -> Iterator[ShellCluster]:
-    """Start ``dask scheduler`` and ``dask worker`` on loopback, with certificates if there are any; end them with the block."""
+    """Start ``dask scheduler`` and ``dask worker`` on loopback, with certificates if there are any; end them with the block.
+
+    `inside` is the command that runs them elsewhere, such as in another network.
+    """
     processes: list[subprocess.Popen[bytes]] = []
 
     protocol = "tcp" if tls is None else "tls"
@@ -332,7 +335,7 @@ def shell_cluster(
     ) -> subprocess.Popen[bytes]:
         log = (folder / f"{name}.log").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "dask", kind, *arguments, *secured],
+            [*inside, sys.executable, "-m", "dask", kind, *arguments, *secured],
             stdout=log,
             stderr=log,
             cwd=cwd or folder,

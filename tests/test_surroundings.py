@@ -16,10 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import servers
 import soundfile
-from conftest import ROOT, shell_cluster, tone
+from conftest import ROOT, shell_cluster, tone, write_strangers
 from listening import Network, deaf_network
-
-STRANGERS = ("queue", "random", "types", "uuid", "numpy", "dask", "token", "soundfile", "json", "subprocess", "logging")
 
 # By which a user says where libraries may write.
 _PLACES = ("KERAS_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
@@ -44,14 +42,6 @@ eb.review(labels, folder / "sheet.csv")
 eb.status(labels)
 eb.verify(labels, deep=True)
 """
-
-
-def write_strangers(folder: Path, marks: Path) -> None:
-    """Write files with names of modules, which leave a mark and end the process that imports them."""
-    for name in STRANGERS:
-        (folder / f"{name}.py").write_text(
-            f"import os\nos.close(os.open({os.fspath(marks / name)!r}, os.O_CREAT))\nos._exit(7)\n"
-        )
 
 
 @pytest.fixture
@@ -82,7 +72,6 @@ def test_no_file_of_the_current_directory_runs(
     """Modules beside recordings run in no process: not in the one that is started, not in the cluster's, not in a child."""
     archive, marks, table = tmp_path / "archive", tmp_path / "marks", tmp_path / "out"
     archive.mkdir()
-    marks.mkdir()
     # A note that an attempt was begun: a child decodes the shard.
     (table / "_table" / "attempts").mkdir(parents=True)
     (table / "_table" / "attempts" / "000000.json").write_text("{}")
@@ -112,7 +101,7 @@ def test_no_file_of_the_current_directory_runs(
         timeout=120,
         check=False,
     )
-    assert [mark.name for mark in marks.iterdir()] == []
+    assert list(marks.iterdir()) == []
     assert done.returncode == 0, done.stderr
     assert pq.read_table(table, columns=["status"])["status"].to_pylist() == ["ok"] * 3
     assert json.loads(done.stdout)["spent"]["n_isolated"] == 1

@@ -69,7 +69,9 @@ def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, fol
         table, bundle = str(Path(folder, "features")), str(Path(folder, "bundle"))
         for command in (("extract", archive, table), ("train", table, bundle, "--epochs", "2")):
             subprocess.run(
-                [sys.executable, "-m", "emotion_batch.cli", *command, "--quiet"], check=True, stdout=subprocess.DEVNULL
+                [sys.executable, "-P", "-m", "emotion_batch", *command, "--quiet"],
+                check=True,
+                stdout=subprocess.DEVNULL,
             )
         figures += labelling.measure(archive, bundle, n_rounds)
     if "buckets" in parts:

@@ -26,7 +26,7 @@ _COUNT = "SELECT status, count(*) FROM '{}/*.parquet' GROUP BY status"
 
 def run(*arguments: object) -> tuple[float, float]:
     """Run a command and return its wall-clock seconds and its peak memory in MB."""
-    command = [sys.executable, "-m", "emotion_batch.cli", *map(str, arguments), "--quiet"]
+    command = [sys.executable, "-P", "-m", "emotion_batch", *map(str, arguments), "--quiet"]
     started = time.perf_counter()
     process = os.posix_spawn(
         sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]

@@ -47,7 +47,7 @@ def peak_mb(archive: str, bundle: str) -> float:
     """Label an archive with one worker; return the most memory that its worker had, in MB."""
     peak_kb = 0
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "emotion_batch.cli", "label", archive, str(Path(folder, "labels"))]
+        command = [sys.executable, "-P", "-m", "emotion_batch", "label", archive, str(Path(folder, "labels"))]
         driver = subprocess.Popen([*command, "--model", bundle, "--workers", "1", "--quiet"], stdout=subprocess.DEVNULL)
         while driver.poll() is None:
             for process in psutil.Process(driver.pid).children(recursive=True):

@@ -88,7 +88,7 @@ def write_long(path: Path, hours: float) -> None:
 
 def compare(archive: Path, table: Path, *options: str, n_workers: int = 2, sample_s: float = 10.0) -> Compared:
     """Plan an extraction, do it, and return what was said and what it took."""
-    command = [sys.executable, "-m", "emotion_batch.cli"]
+    command = [sys.executable, "-P", "-m", "emotion_batch"]
     by = (datetime.now() + timedelta(minutes=30)).strftime("%H:%M")
     words = ["plan", archive, *options, "--workers", str(n_workers), "--sample", f"{sample_s:g}", "--by", by, "--json"]
     done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=True)

@@ -289,7 +289,7 @@ def measure(n_recordings: int, folder: Path, *, is_deep: bool = False, is_again:
 
 def _look(name: str, command: tuple[str, ...], table: str, n_recordings: int) -> dict[str, float]:
     """Let a command look at a table, and return what that cost."""
-    watch, out, elapsed_s = _run("-m", "emotion_batch.cli", *command, table, "--json")
+    watch, out, elapsed_s = _run("-P", "-m", "emotion_batch", *command, table, "--json")
     assert json.loads(out)["counts"]["n_recordings"] == n_recordings
     return {f"{name}_s": elapsed_s, f"{name}_mb": watch.peak_mb("driver")}
 

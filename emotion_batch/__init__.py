@@ -4,10 +4,10 @@ Each command of ``emotion-batch`` is a function here with the same name and word
 ``emotion_batch.label("calls/", "labels/", model="bundle/")``; that of ``import`` is ``import_h5``. They work from an unguarded script.
 """
 
-from __future__ import annotations
+# Nothing else at the top: until the command has begun, an import could be answered by the current directory.
+from emotion_batch import surroundings
 
-import importlib
-from typing import TYPE_CHECKING, Any
+surroundings.silence()
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,11 @@ __all__ = [
     "verify",
 ]
 
+# Type checkers take it for typing's.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from emotion_batch.connection import Scheduler
     from emotion_batch.demonstration import demo
     from emotion_batch.errors import EmotionBatchError, Status
@@ -87,10 +91,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # On first use, so that `import emotion_batch` and every worker's start stay light.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"emotion_batch.{_HOMES[name]}"), name)
 
 

@@ -29,6 +29,7 @@ from emotion_batch.reading import reading
 from emotion_batch.rows import FeatureRow, extract_recording, to_table
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage import Folder
+from emotion_batch.surroundings import safe_environment
 from emotion_batch.watchdog import watched
 
 # Such statuses are given here, and by nobody else: by recordings that took a process with them.
@@ -181,16 +182,14 @@ class _Child:
 
     def __init__(self, job: _Job) -> None:
         ours, theirs = socket.socketpair()
-        # What this process can import, the child can: a path may have been added at run time.
-        path = os.pathsep.join(entry for entry in sys.path if entry)
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 our own words
-                [sys.executable, "-m", "emotion_batch.isolation", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "emotion_batch.isolation", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 # One thread, for each of OpenBLAS's takes memory of the limit.
-                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+                env={**safe_environment(), "OPENBLAS_NUM_THREADS": "1"},
             )
         self._connection = Connection(ours.detach())
         self.is_late = False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion_batch.errors import ClusterError
+from emotion_batch.surroundings import safe_environment
 
 _START_TIMEOUT_S = 60
 # What Dask's processes do beside the work takes a tenth of the cores at its defaults: every 10 ms a look at the stack
@@ -53,20 +54,22 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
         If no scheduler comes up.
     """
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder:
+    with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
+        # What somebody has set in Dask's variables stands. Processes that are killed leave files in their scratch space,
+        # so that lies in a folder that goes with the cluster.
+        environment = {**_SETTINGS, **safe_environment(), "TMPDIR": folder}
 
         def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
             spec = json.dumps({"cls": kind, "opts": {"host": "127.0.0.1", **options}})
-            command = [sys.executable, "-m", "dask", "spec", *arguments, "--spec", spec]
+            command = [sys.executable, "-P", "-m", "dask", "spec", *arguments, "--spec", spec]
             with log.open("ab") as stream:
                 process = subprocess.Popen(  # noqa: S603 our own words
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=stream,
-                    # What somebody has set in Dask's variables stands.
-                    env={**_SETTINGS, **os.environ},
+                    env=environment,
                     start_new_session=True,
                 )
             processes.append(process)

@@ -20,6 +20,7 @@ import numpy as np
 import emotion_batch
 from emotion_batch import bundle as bundles
 from emotion_batch.errors import UsageError
+from emotion_batch.libraries import keras_out_of_home, load_matplotlib
 from emotion_batch.settings import AnySettings, fingerprint
 
 # The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
@@ -64,7 +65,9 @@ def load_keras() -> tuple[ModuleType, ModuleType]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "keras" not in sys.modules:
         os.environ["KERAS_BACKEND"] = "tensorflow"
-    with _quiet_stderr():
+    # Keras imports it too.
+    load_matplotlib()
+    with _quiet_stderr(), keras_out_of_home():
         import keras
         import tensorflow
     # A training makes many networks, each with functions of its own: that they are traced anew is no news.

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from emotion_batch.libraries import load_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@contextlib.contextmanager
+def _plain_matplotlib() -> Iterator[None]:
+    """Let matplotlib draw as it is installed: a ``matplotlibrc`` in the current directory or at home changes no picture."""
+    matplotlib = load_matplotlib()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@_plain_matplotlib()
 def draw_training(history: Mapping[str, Sequence[float]]) -> bytes:
     """Draw loss and accuracy by epoch, for training and held-out rows.
 
@@ -29,6 +42,7 @@ def draw_training(history: Mapping[str, Sequence[float]]) -> bytes:
     return _png(figure)
 
 
+@_plain_matplotlib()
 def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> bytes:
     """Draw a confusion matrix with its counts.
 
@@ -57,6 +71,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
     return _png(figure)
 
 
+@_plain_matplotlib()
 def draw_reliability(raw: Mapping[str, Sequence[Any]], calibrated: Mapping[str, Sequence[Any]]) -> bytes:
     """Draw accuracy by confidence, as the network is and calibrated, over the number of rows in each bin.
 

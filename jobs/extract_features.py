@@ -2,6 +2,6 @@
 
 import sys
 
-from emotion_batch.cli import main
+from emotion_batch.__main__ import main
 
 sys.exit(main(["extract", *sys.argv[1:]]))

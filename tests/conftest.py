@@ -53,7 +53,7 @@ def run_command(
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run ``emotion-batch`` (or another Python program) in a process of its own."""
-    command = [sys.executable, *(program or ("-m", "emotion_batch.cli")), *(os.fspath(one) for one in arguments)]
+    command = [sys.executable, *(program or ("-P", "-m", "emotion_batch")), *(os.fspath(one) for one in arguments)]
     # Below 64 columns argparse wraps its sentences.
     variables = {**os.environ, "COLUMNS": "200", **(environment or {})}
     done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=variables, cwd=ROOT, check=False)
@@ -64,7 +64,7 @@ def run_command(
 @contextlib.contextmanager
 def running(*arguments: object, own_session: bool = False) -> Iterator[subprocess.Popen[bytes]]:
     """Start ``emotion-batch`` and go on beside it; what still runs at the end of the block is killed."""
-    command = [sys.executable, "-m", "emotion_batch.cli", *(os.fspath(one) for one in arguments)]
+    command = [sys.executable, "-P", "-m", "emotion_batch", *(os.fspath(one) for one in arguments)]
     pipe = subprocess.PIPE
 
     def listen_to_ctrl_c() -> None:
@@ -307,6 +307,20 @@ def write_killers(folder: Path) -> None:
         (folder / name).write_bytes((Path(name).stem.upper().encode() + b"!!")[:6] * 1_000)
 
 
+_STRANGERS = (
+    *("dask", "json", "logging", "numpy", "queue", "random", "socket", "soundfile", "subprocess"),
+    *("token", "types", "uuid"),
+)
+
+
+def write_strangers(folder: Path, marks: Path) -> None:
+    """Write files with names of modules, which leave a mark in a folder and end the process that imports them."""
+    marks.mkdir()
+    for name in _STRANGERS:
+        code = f"import os\nos.close(os.open({os.fspath(marks / name)!r}, os.O_CREAT))\nos._exit(7)\n"
+        (folder / f"{name}.py").write_text(code)
+
+
 @dataclass(frozen=True)
 class ShellCluster:
     """A scheduler and workers, each a process started as from a shell."""
@@ -319,9 +333,12 @@ class ShellCluster:
 
 @contextlib.contextmanager
 def shell_cluster(
-    folder: Path, n_workers: int = 2, *worker_options: str, tls: Scheduler | None = None
+    folder: Path, n_workers: int = 2, *worker_options: str, tls: Scheduler | None = None, inside: tuple[str, ...] = ()
 ) -> Iterator[ShellCluster]:
-    """Start ``dask scheduler`` and ``dask worker`` on loopback, with certificates if there are any; end them with the block."""
+    """Start ``dask scheduler`` and ``dask worker`` on loopback, with certificates if there are any; end them with the block.
+
+    `inside` is the command that runs them elsewhere, such as in another network.
+    """
     processes: list[subprocess.Popen[bytes]] = []
 
     protocol = "tcp" if tls is None else "tls"
@@ -332,7 +349,7 @@ def shell_cluster(
     ) -> subprocess.Popen[bytes]:
         log = (folder / f"{name}.log").open("wb")
         process = subprocess.Popen(
-            [sys.executable, "-m", "dask", kind, *arguments, *secured],
+            [*inside, sys.executable, "-m", "dask", kind, *arguments, *secured],
             stdout=log,
             stderr=log,
             cwd=cwd or folder,

@@ -126,7 +126,7 @@ def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cl
 
 def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: Path) -> None:
     """With stdout or stderr closed the work is done all the same, and the exit code says how it went."""
-    command = [sys.executable, "-m", "emotion_batch.cli", "extract", speech, features, "--max-failed", "0"]
+    command = [sys.executable, "-P", "-m", "emotion_batch", "extract", speech, features, "--max-failed", "0"]
     for streams in ({"stdout": "closed", "stderr": None}, {"stdout": None, "stderr": "closed"}):
         reading, writing = os.pipe()
         os.close(reading)
@@ -148,7 +148,7 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(speech: Path, fe
         size = parts[0].stat().st_size // 2
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    command = [sys.executable, "-m", "emotion_batch.cli", "extract", speech, table]
+    command = [sys.executable, "-P", "-m", "emotion_batch", "extract", speech, table]
     done = subprocess.run(command, preexec_fn=no_room, capture_output=True, check=False, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "File too large; what is finished stays, and the same command goes on" in one_sentence(done.stderr.decode())

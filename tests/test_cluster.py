@@ -96,7 +96,7 @@ def test_a_worker_that_cannot_see_the_archive_is_named(speech: Path, tmp_path: P
     # A path that leads where the process stands: here to the archive, in the workers' folder to nothing.
     here = Path("/proc/self/cwd")
     with shell_cluster(away, 1) as cluster:
-        command = [sys.executable, "-m", "emotion_batch.cli", "extract"]
+        command = [sys.executable, "-P", "-m", "emotion_batch", "extract"]
         for archive, place, words in (
             (here / "archive", tmp_path / "table", "expected to read the recording"),
             (speech, here / "table", "expected to read the table"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from conftest import run_command
+from conftest import run_command, write_strangers
 from slurm import Slurm, slurm
 
 pytestmark = pytest.mark.tess
@@ -53,6 +53,7 @@ def test_a_job_whose_time_is_over_goes_on_in_the_next(cluster: Slurm, tess: Path
     for name in FOLDERS:
         (archive / name).symlink_to(tess / name)
     table = tmp_path / "table"
+    write_strangers(tmp_path, tmp_path / "marks")
     job = cluster.submit(tmp_path, "--nodes=2", "--time=10", "--", archive, table, "--model", "tess-seed")
     wait_for_parts(cluster, job, table, 1)
     (folder,) = tmp_path.glob(".emotion-batch-*")
@@ -70,6 +71,7 @@ def test_a_job_whose_time_is_over_goes_on_in_the_next(cluster: Slurm, tess: Path
     found = cluster.wait_until(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), log.read_text()
     assert_nothing_is_left(cluster, tmp_path)
+    assert list((tmp_path / "marks").iterdir()) == []
     assert run_command("verify", table, "--deep").code == 0
     assert read(table).num_rows == len(list(archive.glob("*/*.wav"))) > 300
     assert read(table).equals(read(tmp_path / "local"))
@@ -100,6 +102,7 @@ def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), log
     assert int(found["Restarts"]) >= 1, log
     assert_nothing_is_left(cluster, tmp_path)
+    assert list((tmp_path / "marks").iterdir()) == []
     assert run_command("verify", table, "--deep").code == 0
     assert run_command("label", tess, tmp_path / "local", "--model", "tess-sequence").code == 0
     expected, rows = read(tmp_path / "local"), read(table)
@@ -129,6 +132,7 @@ def test_what_is_cancelled_stays_so_and_what_is_wrong_says_so(cluster: Slurm, te
     assert_nothing_is_left(cluster, tmp_path)
     job = cluster.submit(tmp_path, *words)
     assert cluster.wait_until(job, "COMPLETED", "FAILED")["ExitCode"] == "0:0"
+    assert list((tmp_path / "marks").iterdir()) == []
     assert run_command("verify", table, "--deep").code == 0
     # Workers that cannot begin end the job, which does not come back.
     without = "--export=ALL,DASK_DISTRIBUTED__WORKER__PRELOAD=nothing.such"

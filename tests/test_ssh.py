@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 import servers
-from conftest import ROOT, run_command, wait_for_parts
+from conftest import ROOT, run_command, wait_for_parts, write_strangers
 
 SCRIPT = ROOT / "jobs" / "ssh" / "label.sh"
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
@@ -92,7 +92,8 @@ def label(configuration: Path, folder: Path, *arguments: object) -> Iterator[sub
         "EMOTION_BATCH_BIN": os.fspath(programs),
         "EMOTION_BATCH_SSH_CONFIG": os.fspath(configuration),
         "PATH": _PATH,
-        "PYTHONPATH": os.fspath(ROOT),
+        # Its first entry is empty: the current directory.
+        "PYTHONPATH": f":{ROOT}",
         "TMPDIR": os.fspath(folder),
     }
     pipe = subprocess.PIPE
@@ -133,6 +134,7 @@ def test_two_machines_give_the_table_of_one(configuration: Path, speech: Path, t
     """Killed in the middle, all ends on both machines; the same command goes on, to an equal table, and leaves nothing."""
     table = tmp_path / "table"
     words = ("alpha:1,beta:1", speech, table, "--model", "tess-seed")
+    write_strangers(tmp_path, tmp_path / "marks")
     with label(configuration, tmp_path, *words) as process:
         wait_for_parts(table, 1, process)
         scripts = {
@@ -150,6 +152,7 @@ def test_two_machines_give_the_table_of_one(configuration: Path, speech: Path, t
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
     assert b"84 ok, 5 failed" in out
+    assert list((tmp_path / "marks").iterdir()) == []
     assert_nothing_is_left(tmp_path)
     done = run_command("label", speech, tmp_path / "local", "--model", "tess-seed", "--workers", "2")
     assert done.code == 0, done.err

@@ -315,7 +315,7 @@ def test_a_process_on_a_terminal(tmp_path: Path) -> None:
     looking = Looking(80)
     variables = {name: value for name, value in os.environ.items() if name not in _UNSET}
     process = subprocess.Popen(
-        [sys.executable, "-m", "emotion_batch.cli", "review", tmp_path / "t", tmp_path / "s"],
+        [sys.executable, "-P", "-m", "emotion_batch", "review", tmp_path / "t", tmp_path / "s"],
         **dict.fromkeys(("stdin", "stdout", "stderr"), looking.theirs),
         cwd=ROOT,
         env={**variables, **_TERMINAL},

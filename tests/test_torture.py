@@ -196,7 +196,7 @@ def run_on_small_disk(table: Path, kilobytes: int, *command: object) -> subproce
         f'mount -t tmpfs -o size={kilobytes}k tmpfs "$0" || exit 99; table="$0"; "$@"; code=$?; '
         'cp -a "$table" "$table/../kept"; exit $code'
     )
-    arguments = [sys.executable, "-m", "emotion_batch.cli", *(os.fspath(one) for one in command)]
+    arguments = [sys.executable, "-P", "-m", "emotion_batch", *(os.fspath(one) for one in command)]
     return subprocess.run(
         ["unshare", "-rm", "sh", "-c", script, os.fspath(table), *arguments],
         capture_output=True,

@@ -30,6 +30,15 @@ for program in emotion-batch dask openssl python3 scp setpriv ssh; do
     exit 2
   fi
 done
+# No process imports from the folder that it is started in, nor through an empty or relative entry of PYTHONPATH.
+export PYTHONSAFEPATH=1
+IFS=: read -ra entries <<<"${PYTHONPATH:-}"
+PYTHONPATH=''
+for entry in "${entries[@]}"; do
+  if [[ $entry == /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+done
+export PYTHONPATH
+
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 bin=${EMOTION_BATCH_BIN:-$(dirname "$(command -v emotion-batch)")}
 options=(-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30)
@@ -89,7 +98,7 @@ export DASK_DISTRIBUTED__DASHBOARD__LINK="http://127.0.0.1:{port}/status"
 
 # The address that this machine speaks to the first of the others from.
 first=$(ssh "${options[@]}" -G "${hosts[0]%%:*}" | sed -n 's/^hostname //p')
-address=$(python3 -c '
+address=$(python3 -I -c '
 import socket, sys
 probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 probe.connect((sys.argv[1], 9))
@@ -101,7 +110,7 @@ until [[ -s $folder/scheduler.json ]]; do
   if ! is_running "$scheduler"; then exit 1; fi
   sleep 0.2
 done
-url=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$folder/scheduler.json")
+url=$(python3 -I -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$folder/scheduler.json")
 
 # Nobody writes into it; that it ends tells a machine that its connection has.
 mkfifo "$folder/held"

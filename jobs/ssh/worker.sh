@@ -24,10 +24,19 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 143' TERM HUP
 
+# No process imports from the folder that it is started in, nor through an empty or relative entry of PYTHONPATH.
+export PYTHONSAFEPATH=1
+IFS=: read -ra entries <<<"${PYTHONPATH:-}"
+PYTHONPATH=''
+for entry in "${entries[@]}"; do
+  if [[ $entry == /* ]]; then PYTHONPATH+=${PYTHONPATH:+:}$entry; fi
+done
+export PYTHONPATH
+
 if ((n_processes == 0)); then n_processes=$(nproc); fi
 host=${url#*://}
 # The address that this machine speaks to the scheduler from.
-host=$(python3 -c '
+host=$(python3 -I -c '
 import socket, sys
 probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 probe.connect((sys.argv[1], 9))

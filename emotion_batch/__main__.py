@@ -1,0 +1,28 @@
+"""The command as a process: ``emotion-batch``, ``python -P -m emotion_batch`` and the scripts of ``jobs/``."""
+
+import sys
+
+from emotion_batch.surroundings import forget_current_folder
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command, import nothing from the current directory, and return the command's exit code.
+
+    Parameters
+    ----------
+    arguments
+        The command line without the program's name; by default this process's own.
+
+    Returns
+    -------
+    As `cli.main`.
+    """
+    forget_current_folder()
+    # Only now, because also the modules that it imports could lie in the current directory.
+    from emotion_batch import cli
+
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

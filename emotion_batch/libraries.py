@@ -1,0 +1,59 @@
+"""Libraries that write into their user's home when they are imported, imported so that they do not.
+
+Where a user has a place for a library's files, named by its variable or made by earlier use, the library keeps to that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+
+def load_matplotlib() -> ModuleType:
+    """Import matplotlib and what it knows of fonts; its list of fonts is written nowhere that stays."""
+    with _matplotlib_out_of_home():
+        import matplotlib
+        import matplotlib.font_manager
+    return matplotlib
+
+
+@contextlib.contextmanager
+def _matplotlib_out_of_home() -> Iterator[None]:
+    configuration = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    has_place = "MPLCONFIGDIR" in os.environ or os.path.isdir(os.path.join(configuration, "matplotlib"))
+    if has_place or "matplotlib.font_manager" in sys.modules:
+        yield
+        return
+    # Pictures use the font that matplotlib brings. Without a PATH it does not start fc-list, which would write a cache of all
+    # the system's fonts; an empty PATH would be the current directory.
+    with tempfile.TemporaryDirectory() as folder, _variables({"MPLCONFIGDIR": folder, "PATH": os.devnull}):
+        yield
+
+
+@contextlib.contextmanager
+def keras_out_of_home() -> Iterator[None]:
+    """Within the block, let Keras write the settings file that it makes when it is imported to a place that does not stay."""
+    if "KERAS_HOME" in os.environ or os.path.exists(os.path.expanduser("~/.keras/keras.json")):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder, _variables({"KERAS_HOME": folder}):
+        yield
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a block; after it they are what they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -40,7 +40,7 @@ FLOORS = (
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter", "inspection", "connection", "local", "formats", "terminal"},
-    {"errors", "forecast", "markup", "process", "watchdog", "waves", "results"},
+    {"errors", "forecast", "markup", "naming", "process", "watchdog", "waves", "results"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}
 HEAVY = (

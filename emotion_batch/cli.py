@@ -247,7 +247,7 @@ def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 a
     return 0
 
 
-def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+def _import(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import modelling
 
     card = modelling.import_h5(
@@ -256,6 +256,7 @@ def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as 
         labels=[label.strip() for label in options.labels.split(",")],
         storage_options=_storage_options(options),
         force=options.force,
+        watcher=said.watcher(),
     )
     print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
     return 0

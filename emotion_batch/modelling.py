@@ -135,6 +135,7 @@ def import_h5(
     labels: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
+    watcher: Watcher | None = None,
 ) -> Card:
     """Make a bundle of a network that the notebook saved; the command is ``import``, which Python keeps for itself.
 
@@ -150,6 +151,8 @@ def import_h5(
         What fsspec's filesystem takes.
     force
         Replace the bundle that is there.
+    watcher
+        Hears a note if the notebook's LabelEncoder would not have given these labels in this order.
 
     Raises
     ------
@@ -163,7 +166,7 @@ def import_h5(
     folder, name = _split(file)
     with explained(f"file {file.url}"):
         data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
-    return importing.import_bundle(data, name, labels, to)
+    return importing.import_bundle(data, name, labels, to, on_note=(watcher or Watcher()).on_note)
 
 
 def _require_new(bundle: Folder, force: bool) -> None:

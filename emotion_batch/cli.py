@@ -239,6 +239,7 @@ def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 a
         options.table,
         labels=options.labels,
         label_map=options.label_map,
+        allow_numeric_labels=options.allow_numeric_labels,
         priors=None if options.priors is None else evaluation.read_priors(options.priors),
         robustness=options.robustness,
         storage_options=_storage_options(options),

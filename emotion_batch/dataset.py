@@ -156,12 +156,13 @@ def read_dataset(
     notes = []
     if isinstance(labeller, LabelTable) and (unfound := labeller.describe_unfound()):
         notes.append(unfound)
-    if n_unlabelled:
-        notes.append(
-            f"{n_unlabelled:,} of {n_recordings:,} recordings with features have no label and are left out, e.g. {unlabelled!r}"
-        )
-    elif left_out.get(""):
-        notes.append(f"{left_out['']:,} of {n_ok:,} segments with features have no label and are left out")
+    # Of windows some have labels and others none.
+    n_without, n_all, things, example = n_unlabelled, n_recordings, "recordings", f", e.g. {unlabelled!r}"
+    if not n_unlabelled:
+        n_without, n_all, things, example = left_out.get("", 0), n_ok, "segments", ""
+    if n_without:
+        verb = "has" if n_without == 1 else "have"
+        notes.append(f"{n_without:,} of {n_all:,} {things} with features {verb} no label{example}")
     if known_labels is None:
         _check_labels(table, labels, list(words), numbers, names, notes)
         # Sorted, as scikit-learn's LabelEncoder does.

@@ -170,8 +170,9 @@ class Run:
         if listing.n_duplicates:
             note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
         if listing.n_missing:
+            verb = "is" if listing.n_missing == 1 else "are"
             note(
-                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list are not there, e.g. "
+                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
                 f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
             )
         is_new = not self.manifest.shards

@@ -114,9 +114,7 @@ def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cl
     notes: list[str] = []
     watcher = Watcher(on_note=notes.append)
     first = emotion_batch.extract(archive / "list.txt", table, scheduler=cluster.address, watcher=watcher)
-    said = (
-        "1 of the 4 recordings of the list are not there, e.g. 'late.wav'; names in a list are relative to the folder"
-    )
+    said = "1 of the 4 recordings of the list is not there, e.g. 'late.wav'; names in a list are relative to the folder"
     assert [note for note in notes if note.startswith(said) and str(archive) in note]
     assert first.counts.by_status == {"ok": 3, "vanished": 1}
     before = {row["file"]: row for row in rows(table)}

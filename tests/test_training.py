@@ -92,7 +92,7 @@ def test_labels_without_recordings_and_recordings_without_labels_are_told(
     assert (
         f"labels {table}: 2 of its 83 rows found no recording, e.g. 'gone.wav'; 1 more repeat another row" in done.err
     )
-    said = f"4 of 84 recordings with features have no label and are left out, e.g. '{good[0]}'"
+    said = f"4 of 84 recordings with features have no label, e.g. '{good[0]}'"
     assert said in done.err
     judged = emotion_batch.evaluate(bundle, features, labels=f"table:{table}", robustness=0)
     assert said in judged.warnings
@@ -191,7 +191,7 @@ def test_segments_have_labels_of_their_own(tmp_path: Path) -> None:
     data = read_dataset(*table, [0], source, None)
     assert [data.labels[target] for target in data.targets] == words
     assert data.left_out == {"": 10}
-    assert data.notes == ("10 of 30 segments with features have no label and are left out",)
+    assert data.notes == ("10 of 30 segments with features have no label",)
     # Most recordings begin alike, one does not: it still can be held out or not.
     words[0:2] = ["fear", "happy"]
     assert splits.split_stratified(np.array([0, 1, *[1, 0] * 9]), np.repeat(names, 2), 0.2, 0).sum() == 4

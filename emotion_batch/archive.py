@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from fsspec.utils import glob_translate
 
 from emotion_batch.errors import UsageError
 from emotion_batch.lists import ReadyList, is_list, read_list
+from emotion_batch.naming import DiskNames
 from emotion_batch.retries import persistently
 from emotion_batch.storage import Folder, explained, is_url, refuse_secrets
 from emotion_batch.stores import Store
@@ -42,6 +43,8 @@ _STRETCHES, _SAMPLE = 16, 4_096
 # So often a listing says how far it is.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."
+_HERE = r"^(\./+)+"
+_PLACE = r"^\s*[A-Za-z][A-Za-z0-9+.:-]*://"
 _Kind = Literal["folder", "list", "recording", "glob"]
 
 
@@ -51,7 +54,8 @@ class Entry(NamedTuple):
     Attributes
     ----------
     file
-        Its name: the path relative to the archive with ``/``, or as a list file has it.
+        Its name: the path relative to the archive with ``/``; absolute, or a URL, if a list file names it so and it lies
+        elsewhere.
     raw_file
         The name's bytes where they are not UTF-8; `file` is then their percent-escaped form.
     size
@@ -79,13 +83,17 @@ class Listing:
     left_out
         Number of files that are no recordings by their suffix, by suffix.
     n_duplicates
-        Number of times that a list file named a recording again.
+        Number of times that a list file named a recording again, in whatever spelling.
+    n_missing, missing
+        Recordings that a list on this machine names and that are not there, and the first of them.
     """
 
     folder: Folder
     entries: pa.Table
     left_out: Mapping[str, int] = field(default_factory=dict)
     n_duplicates: int = 0
+    n_missing: int = 0
+    missing: str = ""
 
 
 def list_recordings(
@@ -106,8 +114,8 @@ def list_recordings(
     options
         What fsspec's filesystem takes.
     suffixes
-        Endings, in any case, by which files of a folder, a glob or an inventory are recordings. Lists are taken as
-        written.
+        Endings, in any case, by which files of a folder, a glob or an inventory are recordings. A list's names may end
+        as they like.
     may_be_empty
         Whether to take it for an answer that nothing there is a recording.
     on_listed
@@ -335,8 +343,13 @@ def _entry_local(name: str, path: str) -> Entry:
         status = os.stat(path)
     except OSError:
         # A dangling link, or gone since: listed all the same, so that it gets a row with its reason.
-        return _named(name, None, None)
-    return _named(name, status.st_size, str(status.st_mtime_ns))
+        return _known(name, None)
+    return _known(name, status)
+
+
+def _known(name: str, status: os.stat_result | None) -> Entry:
+    """Return an entry with what a disk says of it, if it is there."""
+    return _named(name, None, None) if status is None else _named(name, status.st_size, str(status.st_mtime_ns))
 
 
 def _named(name: str, size: int | None, version: str | None) -> Entry:
@@ -360,28 +373,80 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
     if found.is_inventory:
         return _of_pages(base, [names], endings, on_listed)
     if pa.types.is_string(names["name"].type):
-        is_place = pc.match_substring_regex(names["name"], "^[A-Za-z][A-Za-z0-9+.:-]*://")
+        is_place = pc.match_substring_regex(names["name"], _PLACE)
+        is_place = pc.and_not(is_place, pc.match_substring_regex(names["name"], r"^\s*file://"))
         if not base.is_local or pc.all(is_place, min_count=0).as_py():
             on_listed(names.num_rows)
+            names = _trimmed(names)
             # Millions of names, none of them an object of Python's but such as may have secrets in them.
             for name in names["name"].filter(pc.match_substring_regex(names["name"], "://.*[@?]")).to_pylist():
                 refuse_secrets(name)
             table, n_duplicates = _distinct(_entries(names))
-            return Listing(base, table, {}, n_duplicates)
+            table, n_again = _without_aliases(table, base)
+            return Listing(base, table, {}, n_duplicates + n_again)
+    on_disk = DiskNames(base.url)
 
     def entries() -> Iterator[Entry]:
         n_listed = 0
         for batch in names.to_batches(max_chunksize=_PAGE):
             for name, size, version in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                file = os.fsdecode(name).removeprefix("file://")
-                refuse_secrets(file)
-                entry = _named(file, size, version)
-                yield _entry_local(file, os.fsdecode(locate_local(base, entry))) if is_local(base, entry) else entry
+                text = os.fsdecode(name)
+                plain = text.strip()
+                if not plain:
+                    continue
+                refuse_secrets(plain)
+                if plain.startswith("file://"):
+                    text = plain = plain.removeprefix("file://")
+                if is_url(plain) or not base.is_local:
+                    yield _named(re.sub(_HERE, "", plain), size, version)
+                    continue
+                file, status = on_disk.find(text)
+                yield _known(file, status)
             n_listed += batch.num_rows
             on_listed(n_listed)
 
     table, n_duplicates = _table(entries())
-    return Listing(base, table, {}, n_duplicates)
+    table, n_again = _without_aliases(table, base)
+    listing = Listing(base, table, {}, n_duplicates + n_again)
+    if not base.is_local:
+        return listing
+    is_missing = pc.and_not(pc.is_null(table["size"]), pc.match_substring_regex(table["file"], _PLACE))
+    missing = table["file"].filter(is_missing)
+    return replace(listing, n_missing=len(missing), missing=missing[0].as_py() if len(missing) else "")
+
+
+def _trimmed(names: pa.Table) -> pa.Table:
+    """Return names of a store as its keys are: without blanks at their ends and a leading ``./``; all else is literal."""
+    is_odd = pc.match_substring_regex(names["name"], r"^(\s|\./)|\s$")
+    if not pc.any(is_odd, min_count=0).as_py():
+        return names
+    plain = pc.replace_substring_regex(pc.utf8_trim_whitespace(names["name"]), _HERE, "")
+    names = names.set_column(0, "name", pc.if_else(is_odd, plain, names["name"]))
+    return names.filter(pc.not_equal(names["name"], ""))
+
+
+def _without_aliases(table: pa.Table, base: Folder) -> tuple[pa.Table, int]:
+    """Return a list's entries without those that it names relative to its folder as well, and how many these are.
+
+    Which of two names a recording has must not depend on what else is in the list. So a URL stays one, and so does a name
+    that leads out of the folder by ``..``.
+    """
+    names = table["file"]
+    if base.is_local:
+        climbing = names.filter(pc.starts_with(names, "../")).to_pylist()
+        aliases = [os.path.normpath(os.path.join(base.url, name)) for name in climbing]
+        is_again = pc.is_in(names, value_set=pa.array(aliases, pa.string())) if aliases else None
+    else:
+        prefix = f"{base.url}/"
+        is_below = pc.starts_with(names, prefix)
+        relative = names.filter(is_below)
+        relative = pc.utf8_slice_codeunits(relative, len(prefix))
+        known = names.filter(pc.is_in(names, value_set=relative)) if len(relative) else relative
+        again = pc.binary_join_element_wise(prefix, known, "")
+        is_again = pc.is_in(names, value_set=again) if len(known) else None
+    if is_again is None:
+        return table, 0
+    return table.filter(pc.invert(is_again)), pc.sum(is_again).as_py() or 0
 
 
 def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:

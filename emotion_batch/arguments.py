@@ -286,7 +286,11 @@ def _add_labels_option(command: argparse.ArgumentParser) -> None:
         "--labels",
         default="tess",
         metavar="SOURCE",
-        help="tess, ravdess, folder, table:FILE (file,emotion[,speaker]) or regex:PATTERN with (?P<emotion>...) (tess)",
+        help="tess, ravdess, folder, table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with "
+        "(?P<emotion>...) (tess)",
+    )
+    command.add_argument(
+        "--allow-numeric-labels", action="store_true", help="take labels that look like numbers or dates"
     )
 
 

@@ -239,6 +239,7 @@ def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 a
         options.table,
         labels=options.labels,
         label_map=options.label_map,
+        allow_numeric_labels=options.allow_numeric_labels,
         priors=None if options.priors is None else evaluation.read_priors(options.priors),
         robustness=options.robustness,
         storage_options=_storage_options(options),
@@ -247,7 +248,7 @@ def _evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 a
     return 0
 
 
-def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+def _import(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import modelling
 
     card = modelling.import_h5(
@@ -256,6 +257,7 @@ def _import(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as 
         labels=[label.strip() for label in options.labels.split(",")],
         storage_options=_storage_options(options),
         force=options.force,
+        watcher=said.watcher(),
     )
     print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
     return 0

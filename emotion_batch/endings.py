@@ -226,7 +226,6 @@ def format_review(found: Review) -> Result:
             (found.n_unanswered, "rows are not filled in"),
             (found.n_unsure, "rows are answered ?, which count as not filled in"),
             (found.n_none, "rows are answered none, which count as wrong, and are no labels"),
-            (found.n_ambiguous, "recordings have a label of some segments only, or several; they are no labels"),
             (found.n_gone, "rows are about recordings that the table has no more"),
             (found.n_changed, "rows are about labels that the table has otherwise by now"),
             (found.n_missing, "rows are missing in the sheet"),
@@ -234,10 +233,11 @@ def format_review(found: Review) -> Result:
         )
         if n
     ]
-    labels = f"{found.labels}: {found.n_labelled:,} labelled recordings, {found.n_corrected:,} of them corrected"
+    things = "segments" if found.has_segments else "recordings"
+    labels = f"{found.labels}: {found.n_labelled:,} labelled {things}, {found.n_corrected:,} of them corrected"
     train = command("train", found.features or "FEATURES", "BUNDLE", "--labels", f"table:{found.labels}")
     return Result(
-        Line(labels if found.labels else f"{found.sheet}: no label of a whole recording", Role.TITLE),
+        Line(labels if found.labels else f"{found.sheet}: no row gives a label", Role.TITLE),
         *left_out,
         "",
         *_format_precision(found.precision),

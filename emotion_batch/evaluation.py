@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from emotion_batch import naming
 from emotion_batch.errors import UsageError
 from emotion_batch.splits import Fold, number_words
 
@@ -244,7 +245,7 @@ def read_priors(text: str) -> dict[str, float]:
                 pairs = json.load(stream, object_pairs_hook=list)
         else:
             pairs = [pair.rsplit("=", 1) for pair in text.split(",")]
-        numbers = [(label.strip(), float(number)) for label, number in pairs]
+        numbers = [(naming.clean(label), float(number)) for label, number in pairs]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(
             f"priors: expected LABEL=NUMBER,... or @FILE with a JSON object of numbers, got {text!r}"

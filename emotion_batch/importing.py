@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from emotion_batch import binding, inspection, networks
+from emotion_batch import binding, inspection, naming, networks
 from emotion_batch.bundle import Card, sha256, weight_shapes
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import FeatureSettings, Segments
@@ -56,7 +56,14 @@ class SavedNetwork(NamedTuple):
     has_config: bool
 
 
-def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder) -> Card:
+def import_bundle(
+    data: bytes,
+    file: str,
+    labels: Sequence[str],
+    bundle: Folder,
+    *,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Card:
     """Make a bundle of an ``.h5`` that the notebook saved, with the notebook's feature settings and segment.
 
     Parameters
@@ -67,6 +74,8 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
         Emotions in the order of the network's outputs: as scikit-learn's LabelEncoder had them, sorted.
     bundle
         Folder to write to.
+    on_note
+        Takes what is remarkable about the labels.
 
     Returns
     -------
@@ -77,7 +86,8 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
     UsageError
         If the labels are not distinct words, one for each output, or the file holds another network or more than that.
     """
-    if not all(label.strip() for label in labels) or len(set(labels)) != len(labels) or len(labels) < 2:
+    labels = [naming.clean(label) for label in labels]
+    if not all(labels) or len(set(labels)) != len(labels) or len(labels) < 2:
         raise UsageError(
             f"labels: expected two or more words that differ, got {', '.join(map(repr, labels)) or 'none'}"
         )
@@ -89,6 +99,8 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
             f"labels: expected {n_outputs}, one for each output of the network in {file}, got {len(labels)}; "
             "name them in the order of the outputs"
         )
+    for note in _remark(labels):
+        on_note(note)
     network = networks.build_seed(settings.n_mfcc, n_outputs)
     network.set_weights(saved.weights)
     rng = np.random.default_rng(0)
@@ -109,6 +121,19 @@ def import_bundle(data: bytes, file: str, labels: Sequence[str], bundle: Folder)
         inputs=rng.normal(0, 30, (_N_COMPARED, settings.n_mfcc)).astype(np.float32),
         extras={},
     )
+
+
+def _remark(labels: Sequence[str]) -> Iterator[str]:
+    """Yield what the notebook's LabelEncoder would not have given."""
+    if list(labels) != sorted(labels):
+        yield (
+            f"labels: the notebook's LabelEncoder sorts its labels, {', '.join(sorted(labels))}, but these are in another "
+            "order; see that each stands at the place of its output"
+        )
+    by_word: dict[str, str] = {}
+    for label in labels:
+        if (other := by_word.setdefault(label.casefold(), label)) != label:
+            yield f"labels: {other!r} and {label!r} differ only in upper and lower case; see that they are two emotions"
 
 
 def read_network(data: bytes, thing: str) -> SavedNetwork:

@@ -95,6 +95,7 @@ def judge_bundle(
     *,
     labels: str,
     label_map: Mapping[str, str] | None = None,
+    allow_numeric_labels: bool = False,
     priors: Mapping[str, float] | None = None,
     n_robustness: int = 200,
     seed: int = 0,
@@ -107,8 +108,9 @@ def judge_bundle(
         What is judged; its features are the table's.
     table, info, manifest
         The complete feature table, what it is, and its recordings.
-    labels, label_map
-        Where reference labels are from, and what the model calls them: see `dataset.read_dataset`.
+    labels, label_map, allow_numeric_labels
+        Where reference labels are from, what the model calls them, and whether they may look like numbers: see
+        `dataset.read_dataset`.
     priors
         How common each label is elsewhere: see `evaluation.precision_at_priors`.
     n_robustness
@@ -126,7 +128,9 @@ def judge_bundle(
         # What is wrong with them is said before any work: to these counts everything is known.
         evaluation.precision_at_priors(np.eye(len(card.labels), dtype=np.int64).tolist(), card.labels, priors)
     predictor = load_predictor(bundle)
-    data, found, starts = _predict_table(table, info, manifest, predictor, labels, label_map)
+    data, found, starts = _predict_table(
+        table, info, manifest, predictor, labels, label_map, allow_numeric_labels=allow_numeric_labels
+    )
     figures = evaluation.measure(data.targets, found.raw, card.labels, speakers=data.speakers, predicted=found.best) | {
         "intervals": evaluation.intervals(data.targets, found.best, data.speakers)
     }
@@ -169,6 +173,8 @@ def _predict_table(
     predictor: Predictor,
     labels: str,
     label_map: Mapping[str, str] | None,
+    *,
+    allow_numeric_labels: bool,
 ) -> tuple[Dataset, Labels, npt.NDArray[np.float64]]:
     """Return the rows with reference labels, what the model says of each, and where their segments start.
 
@@ -189,6 +195,7 @@ def _predict_table(
         None,
         known_labels=predictor.card.labels,
         label_map=label_map,
+        allow_numeric_labels=allow_numeric_labels,
         on_rows=predict,
     )
     # Of what the bundle cannot tell, it can tell none in every part.
@@ -384,4 +391,4 @@ def _warn(card: Card, info: TableInfo, data: Dataset) -> list[str]:
             f"segments last {info.segments.duration_s:g} s, those that the model was trained on "
             f"{card.segments.duration_s:g} s"
         )
-    return warnings
+    return [*warnings, *data.notes]

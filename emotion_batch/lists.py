@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -16,12 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from emotion_batch import naming
 from emotion_batch.errors import UsageError
 from emotion_batch.storage import Folder
 from emotion_batch.stores import LISTED_SCHEMA
 
 # With which some editors begin UTF-8.
 _MARK = b"\xef\xbb\xbf"
+# With which whatever gzip made begins.
+_GZIP = b"\x1f\x8b"
+# No line of a CSV's column names is longer.
+_HEAD_BYTES = 2**16
 # A text is read so much at once.
 _PIECE_BYTES = 2**24
 SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
@@ -74,19 +80,34 @@ def read_list(folder: Folder, name: str) -> ReadyList:
     data = folder.read(name)
     if name == _MANIFEST:
         return _read_inventory(folder, data)
-    if name.lower().endswith(".txt"):
-        return ReadyList(folder, _names(_lines(name, data)))
     try:
         if name.lower().endswith(".parquet"):
             return _of_parquet(folder, name, data)
+        if name.lower().endswith(".gz"):
+            data = pa.CompressedInputStream(pa.BufferReader(data), "gzip").read()
+        data = _read_text(name, data)
+        if name.lower().endswith(".txt"):
+            return ReadyList(folder, _names(_lines(data)))
         return _of_csv(folder, name, data)
     except (pa.ArrowException, KeyError) as error:
         raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
 
 
-def _lines(name: str, data: bytes) -> pa.ChunkedArray:
+def _read_text(name: str, data: bytes) -> bytes:
+    """Return a list's text in UTF-8, or in whatever the names of a disk are in."""
+    try:
+        data = naming.as_utf8(data)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"list {name}: expected text in UTF-8, got UTF-16 that is cut; save it in UTF-8") from error
     if b"\0" in data:
-        raise UsageError(f"list {name}: expected UTF-8 text with a name a line, got NUL bytes; is it UTF-16?")
+        raise UsageError(f"list {name}: expected text in UTF-8, got NUL bytes; is it UTF-16? Save it in UTF-8")
+    return data
+
+
+def _lines(data: bytes) -> pa.ChunkedArray:
+    if data.find(b"\n") in (-1, len(data) - 1):
+        # A text of one line is a text in which a lone CR ends a line.
+        data = data.replace(b"\r", b"\n")
     start = len(_MARK) if data.startswith(_MARK) else 0
     pieces = [pa.array([], pa.binary())]
     while start < len(data):
@@ -111,7 +132,7 @@ def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> 
     version = nothing if table is None or _ETAG not in table.column_names else table[_ETAG]
     versions = pc.utf8_trim(version.cast(pa.string()), '"')
     listed = pa.table({"name": names, "size": size.cast(pa.int64()), "version": versions})
-    is_named = pc.greater(pc.binary_length(listed["name"]), 0)
+    is_named = pc.fill_null(pc.greater(pc.binary_length(listed["name"]), 0), fill_value=False)
     # A filter copies what may well be right as it is.
     return listed if pc.all(is_named, min_count=0).as_py() else listed.filter(is_named)
 
@@ -128,7 +149,8 @@ def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
 
 
 def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
-    table = _read_csv(name, data)
+    table = _read_csv(data)
+    table = table.rename_columns([naming.bare(column) for column in table.column_names])
     if "file" in table.column_names:
         return ReadyList(folder, _names(table["file"]))
     columns = _guess_inventory(table.column_names)
@@ -138,14 +160,15 @@ def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
     )
     if columns is None or not is_inventory:
         raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
-    return _inventory(folder, [_decoded(_read_csv(name, data, columns))])
+    return _inventory(folder, [_decoded(_read_csv(data, columns))])
 
 
-def _read_csv(name: str, data: bytes, columns: list[str] | None = None) -> pa.Table:
+def _read_csv(data: bytes, columns: list[str] | None = None) -> pa.Table:
     source: Any = io.BytesIO(data)
-    if name.lower().endswith(".gz"):
+    if data.startswith(_GZIP):
         source = pa.CompressedInputStream(source, "gzip")
-    kinds = dict.fromkeys(("file", *(columns or ())), pa.string())
+    # As written: a name such as 007 is no number.
+    kinds = dict.fromkeys(columns or _name_columns(data), pa.string())
     wanted = [column for column in columns or () if column in _COLUMNS]
     return pyarrow.csv.read_csv(
         source,
@@ -154,6 +177,12 @@ def _read_csv(name: str, data: bytes, columns: list[str] | None = None) -> pa.Ta
             column_types=kinds, strings_can_be_null=False, include_columns=wanted
         ),
     )
+
+
+def _name_columns(data: bytes) -> list[str]:
+    """Return how the first line of a CSV spells the name of the column ``file``."""
+    line = re.split(rb"[\r\n]", data.removeprefix(_MARK)[:_HEAD_BYTES], maxsplit=1)[0].decode(errors="replace")
+    return [column for column in next(csv.reader([line]), []) if naming.bare(column) == "file"]
 
 
 def _guess_inventory(first: list[str]) -> list[str] | None:
@@ -198,7 +227,7 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
         for file in files:
             data = _read_beside(folder, file)
             if kind == "CSV":
-                yield _decoded(_read_csv(file, data, columns))
+                yield _decoded(_read_csv(data, columns))
             else:
                 table = pq.read_table(io.BytesIO(data))
                 yield table.rename_columns([column.lower().replace("_", "") for column in table.column_names])

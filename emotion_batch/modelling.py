@@ -83,6 +83,7 @@ def evaluate(
     *,
     labels: str = "tess",
     label_map: str | os.PathLike[str] | None = None,
+    allow_numeric_labels: bool = False,
     priors: Mapping[str, float] | None = None,
     robustness: int = 200,
     storage_options: Mapping[str, Any] | None = None,
@@ -100,6 +101,8 @@ def evaluate(
     label_map
         File that says which of them is which of the model's: see `reference.read_label_map`. What has no counterpart is
         left out, and counted.
+    allow_numeric_labels
+        Take labels that look like numbers or dates, which are an error otherwise unless the model or the map has them.
     priors
         How common each label is elsewhere, for the precision that would be seen there.
     robustness
@@ -124,7 +127,15 @@ def evaluate(
     manifest = Manifest(place)
     tables.require_complete(place, info, manifest.shards)
     return judging.judge_bundle(
-        judged, place, info, manifest, labels=labels, label_map=words, priors=priors, n_robustness=robustness
+        judged,
+        place,
+        info,
+        manifest,
+        labels=labels,
+        label_map=words,
+        allow_numeric_labels=allow_numeric_labels,
+        priors=priors,
+        n_robustness=robustness,
     )
 
 
@@ -135,6 +146,7 @@ def import_h5(
     labels: Sequence[str],
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
+    watcher: Watcher | None = None,
 ) -> Card:
     """Make a bundle of a network that the notebook saved; the command is ``import``, which Python keeps for itself.
 
@@ -150,6 +162,8 @@ def import_h5(
         What fsspec's filesystem takes.
     force
         Replace the bundle that is there.
+    watcher
+        Hears a note if the notebook's LabelEncoder would not have given these labels in this order.
 
     Raises
     ------
@@ -163,7 +177,7 @@ def import_h5(
     folder, name = _split(file)
     with explained(f"file {file.url}"):
         data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
-    return importing.import_bundle(data, name, labels, to)
+    return importing.import_bundle(data, name, labels, to, on_note=(watcher or Watcher()).on_note)
 
 
 def _require_new(bundle: Folder, force: bool) -> None:

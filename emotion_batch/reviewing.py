@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from emotion_batch import ledger, precision, sheets, tables
+from emotion_batch import ledger, naming, precision, sheets, tables
 from emotion_batch.drawing import COLUMNS, LEAST_RANDOM, RANDOM, Drawing
 from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
 from emotion_batch.manifest import Manifest
@@ -73,13 +73,13 @@ class Review:
     table, sheet
         The table, and the sheet.
     labels
-        The file with labels for `train`; None where no recording has one.
+        The file with labels for `train`; None where no row has one.
     features
         The feature table that these labels are for, where the table knows it.
+    has_segments
+        Whether its rows are about segments, as those of a table of windows are; else they are about whole recordings.
     n_labelled, n_corrected
-        Recordings in that file; those of them whose label was another.
-    n_ambiguous
-        Recordings that were answered and are not in it, for a label of some of their segments is none of the recording.
+        Rows of that file; those of them whose label was another.
     n_answered, n_unanswered
         Rows of the sheet with an answer, and without one.
     n_none, n_unsure
@@ -98,9 +98,9 @@ class Review:
     sheet: str
     labels: str | None
     features: str | None
+    has_segments: bool
     n_labelled: int
     n_corrected: int
-    n_ambiguous: int
     n_answered: int
     n_unanswered: int
     n_none: int
@@ -200,8 +200,8 @@ def take_review(
 ) -> Review:
     """Take a sheet back that a person filled in, all of it or nothing.
 
-    A recording's label is the answer about it. With windows it has one only where each of its segments was answered, and
-    alike: a call is not angry because three seconds of it are.
+    Of a table with one segment a recording, the answer is the recording's label. Of windows it is that segment's alone: a
+    call is not angry because three seconds of it are.
 
     Parameters
     ----------
@@ -236,6 +236,7 @@ def take_review(
     _require_new(to_folder, to_name, force)
     rows = sheets.read_sheet(data, thing, str(info.model_id))
     rows, n_repeated = _without_repetitions(rows, thing)
+    new_labels = [naming.clean(label) for label in new_labels]
     answers = _read_answers(rows, thing, (*info.labels, *new_labels))
     if not answers:
         raise UsageError(
@@ -250,12 +251,21 @@ def take_review(
     valid = [row for row in rows if row.number in answers and found.there[row.number] == row.emotion]
     # A model may have a label of that name.
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
-    words, speakers = _label_recordings(valid, answers, apart, found.n_segments, thing)
-    emotions = {row.file: row.emotion for row in valid}
-    if words:
-        data = _labels_file(to_name, words, speakers)
+    labelled = sorted(
+        (row for row in valid if answers[row.number] not in apart),
+        key=lambda row: (row.file, found.segments[row.number]),
+    )
+    has_segments = info.segments.hop_s is not None
+    if labelled:
+        columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
+        if has_segments:
+            starts, ends = zip(*(found.segments[row.number] for row in labelled), strict=True)
+            columns |= {"start_s": list(starts), "end_s": list(ends)}
+        columns["emotion"] = [answers[row.number] for row in labelled]
+        if any(row.speaker for row in labelled):
+            columns["speaker"] = [row.speaker for row in labelled]
         with explained(f"labels {to_folder.url}/{to_name}"):
-            to_folder.publish(to_name, data)
+            to_folder.publish(to_name, _labels_file(to_name, columns))
     told = [row for row in valid if answers[row.number] not in apart - {NONE}]
     sizes = {row.stratum: row.n_stratum for row in rows if row.stratum is not None}
     judged = [(row.stratum, answers[row.number] == row.emotion) for row in told if row.stratum is not None]
@@ -264,11 +274,11 @@ def take_review(
     return Review(
         table=place.url,
         sheet=os.fspath(sheet),
-        labels=to if words else None,
+        labels=to if labelled else None,
         features=_find_features(info, place),
-        n_labelled=len(words),
-        n_corrected=sum(word != emotions[file] for file, word in words.items()),
-        n_ambiguous=len({row.file for row in valid if answers[row.number] not in apart} - words.keys()),
+        has_segments=has_segments,
+        n_labelled=len(labelled),
+        n_corrected=sum(answers[row.number] != row.emotion for row in labelled),
         n_answered=len(answers),
         n_unanswered=len(rows) - len(answers),
         n_none=counts[NONE] if NONE in apart else 0,
@@ -290,12 +300,12 @@ class _Found:
     there
         Of each row of the sheet, by its number, the label that the table has now; "" where it has none, and None where it
         does not have the row.
-    n_segments
-        Of each recording of the sheet, its rows in the table.
+    segments
+        Where the segments of these rows start and end in seconds: a spreadsheet may have written its own numbers.
     """
 
     there: dict[int, str | None]
-    n_segments: dict[str, int]
+    segments: dict[int, tuple[float, float | None]]
 
 
 def _require_labels(place: Folder) -> TableInfo:
@@ -359,7 +369,7 @@ def _without_repetitions(rows: Sequence[SheetRow], thing: str) -> tuple[list[She
 
 def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -> dict[int, str]:
     """Return the answers by the number of their row, as labels spell them."""
-    spelt = {word.casefold(): word for word in (NONE, UNSURE, *labels)}
+    spelt = {naming.clean(word).casefold(): word for word in (NONE, UNSURE, *labels)}
     answers, problems = {}, []
     for row in rows:
         if not row.answer:
@@ -383,7 +393,7 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
     for row in rows:
         by_shard.setdefault(row.shard, []).append(row)
     found = _Found(dict.fromkeys((row.number for row in rows), None), {})
-    columns = ["file", "start_s", "status", "emotion"]
+    columns = ["file", "start_s", "end_s", "status", "emotion"]
 
     def read(shard: int) -> pa.Table | None:
         try:
@@ -398,44 +408,24 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
                 continue
             files = pa.array(sorted({row.file for row in wanted}), pa.string())
             mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
-            found.n_segments.update(Counter(mine["file"]))
-            labels = {
-                sheets.identify(info.model_id, file, start_s): emotion if status == Status.OK else ""
-                for file, start_s, status, emotion in zip(*mine.values(), strict=True)
+            rows_there = {
+                sheets.identify(info.model_id, file, start_s): (
+                    emotion if status == Status.OK else "",
+                    (start_s, end_s),
+                )
+                for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
             }
             for row in wanted:
-                found.there[row.number] = labels.get(row.identity)
+                if row.identity in rows_there:
+                    found.there[row.number], found.segments[row.number] = rows_there[row.identity]
     return found
 
 
-def _label_recordings(
-    rows: Sequence[SheetRow], answers: Mapping[int, str], apart: set[str], n_segments: Mapping[str, int], thing: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the label of each recording that has one, and who speaks in it, where that was filled in."""
-    by_file: dict[str, list[SheetRow]] = {}
-    for row in rows:
-        by_file.setdefault(row.file, []).append(row)
-    words, speakers, problems = {}, {}, []
-    for file, answered in sorted(by_file.items()):
-        said = {answers[row.number] for row in answered}
-        who = {row.speaker: row.number for row in answered if row.speaker}
-        if len(who) > 1:
-            problems.append(f"row {max(who.values())}: expected one speaker a recording, got two for {file!r}")
-        if len(said) == 1 and len(answered) == n_segments[file] and not said & apart:
-            words[file] = said.pop()
-            speakers[file] = next(iter(who), "")
-    sheets.refuse(thing, problems)
-    return words, speakers if any(speakers.values()) else {}
-
-
-def _labels_file(name: str, words: Mapping[str, str], speakers: Mapping[str, str]) -> bytes:
+def _labels_file(name: str, columns: Mapping[str, list[Any]]) -> bytes:
     """Return the labels as `reference.read_labels` reads them, by the suffix of their name."""
-    columns = {"file": list(words), "emotion": list(words.values())}
-    if speakers:
-        columns["speaker"] = [speakers[file] for file in words]
     if name.lower().endswith(".parquet"):
         sink = io.BytesIO()
-        pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), sink)
+        pq.write_table(pa.table(dict(columns)), sink)
         return sink.getvalue()
     text = io.StringIO(newline="")
     # All quoted, for a name may hold a line's end of any kind.

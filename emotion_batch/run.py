@@ -25,6 +25,7 @@ from emotion_batch.errors import CancelledError, DeniedError, IncompleteError, S
 from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease, cancellation_name
+from emotion_batch.lists import is_list
 from emotion_batch.local import count_cores
 from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
@@ -168,6 +169,12 @@ class Run:
             note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
         if listing.n_duplicates:
             note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
+        if listing.n_missing:
+            verb = "is" if listing.n_missing == 1 else "are"
+            note(
+                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
+                f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
+            )
         is_new = not self.manifest.shards
         with explained(f"table {self.table.url}"):
             growth = self.manifest.grow(listing.entries, self.info.segments, prune=prune, force=self.means.force)
@@ -226,6 +233,11 @@ class Run:
         if refusal is not None and not found:
             with explained(f"archive {archive.url}"):
                 raise refusal
+        if batches and not (found or archive.is_local) and is_list(self.info.source):
+            self.watcher.on_note(
+                f"none of the recordings of the list that were tried can be read, e.g. {batches[0]['file'][0].as_py()!r}; names "
+                f"in a list are relative to the folder that the list is in, {archive.url}"
+            )
         return tuple(found)
 
     def finish(

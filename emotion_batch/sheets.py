@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emotion_batch import naming
 from emotion_batch.drawing import INFORMATIVE, RANDOM, STRATA, DrawnRow, Stratum
 from emotion_batch.errors import UsageError
 
@@ -215,7 +216,7 @@ def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
             return SheetRow(
                 *(number, n_of, n_rows, shard, match[5], n_table, file, emotion),
                 *(_BY_NAME[stratum] if part == RANDOM else None, int(numbers[0] or 0)),
-                *(cells["correct_emotion"], cells.get("speaker", "")),
+                *(naming.clean(cells["correct_emotion"]), naming.clean(cells.get("speaker", ""))),
             )
     raise ValueError(
         f"expected file, emotion, part, stratum and its numbers as they were written, got a row in which one differs, of "

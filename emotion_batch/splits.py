@@ -105,10 +105,13 @@ def split_stratified(
 
     recordings, names = number_words(files)
     _, first = np.unique(recordings, return_index=True)
+    labels = targets[first]
+    if (labels[recordings] != targets).any():
+        # Segments with labels of their own: a label that comes first in one recording alone cannot be shared out.
+        counts = np.bincount(labels)
+        labels = np.where(counts[labels] < 2, counts.argmax(), labels)
     try:
-        _, judged = train_test_split(
-            np.arange(len(names)), test_size=held_out, stratify=targets[first], random_state=seed
-        )
+        _, judged = train_test_split(np.arange(len(names)), test_size=held_out, stratify=labels, random_state=seed)
     except ValueError as error:
         raise UsageError(f"held_out: expected a share that gives each label a recording, got {held_out}") from error
     is_judged = np.zeros(len(names), bool)

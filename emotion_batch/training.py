@@ -54,6 +54,8 @@ class TrainingSettings:
         Share of right labels that ``is_confident`` promises.
     data_licence
         Licence of the recordings, for the card.
+    allow_numeric_labels
+        Take labels that look like numbers or dates, which are an error otherwise.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class TrainingSettings:
     max_folds: int = 10
     precision: float = 0.9
     data_licence: str = ""
+    allow_numeric_labels: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
@@ -192,7 +195,11 @@ def train_bundle(
     epochs, batch_size = settings.epochs or fitting.EPOCHS[recipe], settings.batch_size or fitting.BATCH_SIZES[recipe]
     how = Fitting(epochs, batch_size, settings.seed, settings.patience)
     with Spool(info.feature_settings) as spool:
-        data = read_dataset(table, info, shards, settings.labels, spool)
+        data = read_dataset(
+            table, info, shards, settings.labels, spool, allow_numeric_labels=settings.allow_numeric_labels
+        )
+        for note in data.notes:
+            on_note(note)
         identity = _identify(data, settings, how)
         trainer = _Trainer(data, spool, how, settings.patience, bundle, identity)
         is_held_out = _hold_out(data, settings)

@@ -67,21 +67,150 @@ def test_one_recording_is_an_archive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
 def test_a_list_is_taken_as_written(tmp_path: Path, kind: str) -> None:
-    """Names of a list keep their form, relative and absolute; a repeated one counts once, a missing one is kept."""
-    touch(tmp_path, "a.wav", "sub/b.pcm")
-    names = ["sub/b.pcm", str(tmp_path / "a.wav"), "gone, alas.wav", "sub/b.pcm"]
-    path = tmp_path / f"list.{kind}"
-    if kind == "txt":
-        path.write_text("\r\n".join(names) + "\r\n")
-    elif kind == "csv":
-        path.write_text("id,file\n" + "\n".join(f'007,"{name}"' for name in names) + "\n")
+    """Names of a list keep their form, and those below its folder are relative; a repeated one counts once."""
+    touch(tmp_path, "lists/a.wav", "lists/sub/b.pcm", "other/c.wav")
+    folder = tmp_path / "lists"
+    names = ["sub/b.pcm", str(folder / "a.wav"), "gone, alas.wav", "sub/b.pcm", str(tmp_path / "other" / "c.wav")]
+    write_list(folder / f"list.{kind}", names)
+    listing = list_recordings(folder / f"list.{kind}")
+    sizes = dict(zip(listing.entries["file"].to_pylist(), listing.entries["size"].to_pylist(), strict=True))
+    assert sizes == {"sub/b.pcm": 15, "a.wav": 11, "gone, alas.wav": None, names[4]: 11}
+    assert (listing.n_duplicates, listing.n_missing, listing.missing) == (1, 1, "gone, alas.wav")
+
+
+def write_list(path: Path, names: list[str]) -> None:
+    if path.suffix == ".txt":
+        path.write_text("\r\n".join(names) + "\r\n", newline="")
+    elif path.suffix == ".csv":
+        quoted = [name.replace('"', '""') for name in names]
+        path.write_text("id,file\n" + "\n".join(f'007,"{name}"' for name in quoted) + "\n")
     else:
         pq.write_table(pa.table({"file": names}), path)
-    listing = list_recordings(path)
-    assert sorted(listing.entries["file"].to_pylist()) == sorted(set(names))
-    assert listing.n_duplicates == 1
-    sizes = dict(zip(listing.entries["file"].to_pylist(), listing.entries["size"].to_pylist(), strict=True))
-    assert sizes == {"sub/b.pcm": 9, names[1]: 5, "gone, alas.wav": None}
+
+
+NFC, NFD = "r\u00e9sum\u00e9.wav", "re\u0301sume\u0301.wav"
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("file", "spellings"),
+    [
+        ("a.wav", ["a.wav", "./a.wav", "././a.wav", "sub/../a.wav", "nowhere/../a.wav", ".//a.wav", "a.wav/"]),
+        (
+            "a.wav",
+            ["{root}/a.wav", "/{root}//a.wav", "{root}/sub/../a.wav", "../{folder}/a.wav", "file://{root}/a.wav"],
+        ),
+        ("a.wav", [" a.wav", "a.wav\t ", "\xa0a.wav", '"a.wav"', "'a.wav'", ' "./a.wav" ']),
+        ("sub/b.wav", ["sub\\b.wav", ".\\sub\\b.wav", "sub\\..\\sub\\b.wav", "sub//b.wav", " sub\\b.wav "]),
+        (
+            f"m\u00fcll/{NFD}",
+            [f"m\u00fcll/{NFC}", f"mu\u0308ll/{NFD}", f"./mu\u0308ll\\{NFC} ", "{root}/" + f"mu\u0308ll/{NFC}"],
+        ),
+        ("[1]*?.wav", ["[1]*?.wav", "./[1]*?.wav", "{root}/[1]*?.wav"]),
+    ],
+    ids=["dots", "absolute", "blanks and quotes", "backslashes", "composed and decomposed", "glob characters"],
+)
+def test_a_recording_has_one_name_in_whatever_spelling(
+    tmp_path: Path, kind: str, file: str, spellings: list[str]
+) -> None:
+    """Each spelling alone names the recording as it is on disk; all together are one row, and the others are counted."""
+    folder = tmp_path / "calls"
+    touch(folder, "a.wav", "sub/b.wav", f"m\u00fcll/{NFD}", "[1]*?.wav", "1.wav")
+    names = [name.replace("{root}", str(folder)).replace("{folder}", folder.name) for name in spellings]
+    for name in names:
+        write_list(folder / f"list.{kind}", [name])
+        listing = list_recordings(folder / f"list.{kind}")
+        assert listing.entries["file"].to_pylist() == [file], name
+        assert listing.n_missing == 0
+    write_list(folder / f"list.{kind}", names)
+    listing = list_recordings(folder / f"list.{kind}")
+    assert listing.entries["file"].to_pylist() == [file]
+    assert listing.n_duplicates == len(names) - 1
+
+
+@pytest.mark.parametrize(
+    ("there", "others"),
+    [
+        (" a.wav", "a.wav"),
+        ("a.wav ", "a.wav"),
+        ("sub\\b.wav", "sub/b.wav"),
+        ('"a.wav"', "a.wav"),
+        (NFC, NFD),
+        (NFD, NFC),
+    ],
+)
+def test_a_name_that_exists_as_written_wins(tmp_path: Path, there: str, others: str) -> None:
+    """Blanks, backslashes, quotes and either form of Unicode may be part of a name."""
+    touch(tmp_path, there, others)
+    for kind in ("txt", "parquet"):
+        write_list(tmp_path / f"list.{kind}", [there, others, there])
+        listing = list_recordings(tmp_path / f"list.{kind}")
+        assert listing.entries["file"].to_pylist() == sorted([there, others], key=str.encode)
+        assert listing.n_duplicates == 1
+
+
+def test_two_dots_through_a_link_lead_where_the_disk_leads(tmp_path: Path) -> None:
+    """A name is not shortened if that would make it another recording's; a name out of the folder stays relative."""
+    touch(tmp_path, "far/below/x.wav", "far/a.wav", "lists/a.wav")
+    (tmp_path / "lists" / "linked").symlink_to(tmp_path / "far" / "below")
+    names = ["linked/../a.wav", "a.wav", "../far/a.wav", ".././far//a.wav", str(tmp_path / "far" / "a.wav")]
+    write_list(tmp_path / "lists" / "list.txt", names)
+    listing = list_recordings(tmp_path / "lists" / "list.txt")
+    assert listing.entries["file"].to_pylist() == ["../far/a.wav", "a.wav", "linked/../a.wav"]
+    assert listing.n_duplicates == 2
+    # An absolute name by the folder's other name is below it, too.
+    (tmp_path / "other").symlink_to(tmp_path / "lists")
+    (tmp_path / "lists" / "list.txt").write_text(f"{tmp_path}/lists/a.wav\n")
+    assert files(tmp_path / "other" / "list.txt") == ["a.wav"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_is_read_whatever_program_wrote_it(tmp_path: Path, encoding: str, end: str) -> None:
+    """Encodings with a mark, all ends of lines, empty lines, and blanks and quotes around the names of columns."""
+    touch(tmp_path, "007", "two words.wav", "\u96fb\u8a71.wav")
+    names = ["007", "two words.wav", "", "  ", "\u96fb\u8a71.wav"]
+    for last in ("", end):
+        (tmp_path / "list.txt").write_bytes((end.join(names) + last).encode(encoding))
+        listing = list_recordings(tmp_path / "list.txt")
+        assert listing.entries["file"].to_pylist() == sorted(filter(str.strip, names))
+        assert listing.n_missing == 0
+    for head in ("file,id", '"file","id"', ' "file" , id'):
+        rows = [head, *(f"{name},1" for name in names)]
+        (tmp_path / "list.csv").write_bytes(end.join(rows).encode(encoding))
+        assert files(tmp_path / "list.csv") == sorted(filter(str.strip, names))
+
+
+def test_names_of_a_bucket_are_keys(tmp_path: Path) -> None:
+    """Where no disk says what exists, blanks at the ends and a leading ./ go; dots, strokes and backslashes are literal."""
+    memory = fsspec.filesystem("memory")
+    names = [
+        "./a.wav",
+        " a.wav ",
+        "b/../a.wav",
+        "b//c.wav",
+        "b\\c.wav",
+        NFC,
+        NFD,
+        "memory://calls/a.wav",
+        "memory://x/a.wav",
+    ]
+    kept = ["a.wav", "b/../a.wav", "b//c.wav", "b\\c.wav", NFC, NFD, "memory://x/a.wav"]
+    data = {"text": "\n".join([*names, "  "]).encode()}
+    data["odd"] = data["text"] + b"\ncaf\xe9.wav"
+    try:
+        for kind, content in data.items():
+            memory.pipe({f"/calls/{kind}.txt": content})
+            listing = list_recordings(f"memory://calls/{kind}.txt")
+            found = [*kept, "caf%E9.wav"] if kind == "odd" else kept
+            assert listing.entries["file"].to_pylist() == sorted(found, key=str.encode)
+            assert (listing.n_duplicates, listing.n_missing) == (2, 0)
+    finally:
+        memory.rm("/calls", recursive=True)
+    # On a disk too, a URL is as it is written.
+    urls = ["s3://b/x/../y//z.wav", " https://host/a.wav "]
+    (tmp_path / "list.txt").write_text("\n".join([*urls, "a.wav"]))
+    assert files(tmp_path / "list.txt") == ["a.wav", "https://host/a.wav", urls[0]]
 
 
 def test_a_list_without_the_column_is_refused(tmp_path: Path) -> None:
@@ -179,9 +308,9 @@ def test_what_looks_like_a_url_or_is_not_utf8_is_found_by_list_and_folder(tmp_pa
     with open(root + b"/" + name, "wb") as stream:
         stream.write(b"here")
     (tmp_path / "archive" / "list.txt").write_bytes(name + b"\n" + root + b"/" + name)
-    for archive, n_names in ((tmp_path / "archive", 1), (tmp_path / "archive" / "list.txt", 2)):
+    for archive in (tmp_path / "archive", tmp_path / "archive" / "list.txt"):
         listing = list_recordings(archive)
-        assert listing.entries["size"].to_pylist() == [4] * n_names
+        assert listing.entries["size"].to_pylist() == [4]
         for row in listing.entries.to_pylist():
             place = locate_local(listing.folder, Entry(**row))
             assert isinstance(place, bytes)
@@ -189,12 +318,16 @@ def test_what_looks_like_a_url_or_is_not_utf8_is_found_by_list_and_folder(tmp_pa
 
 
 def test_lists_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
-    """Text of another encoding, and a column of something else, are refused."""
-    (tmp_path / "wide.txt").write_bytes("a.wav\n".encode("utf-16"))
+    """Text of an encoding that cannot be told, or that is cut, and a column of something else, are refused."""
+    (tmp_path / "wide.txt").write_bytes("a.wav\n".encode("utf-16-le"))
+    (tmp_path / "wide.csv").write_bytes("file\na.wav\n".encode("utf-16-be"))
+    (tmp_path / "cut.txt").write_bytes("a.wav\n".encode("utf-16")[:-1])
     pq.write_table(pa.table({"file": [["a"], ["b"]]}), tmp_path / "lists.parquet")
     (tmp_path / "secret.txt").write_text("s3://key:hunter2@bucket/a.wav\n")
     for name, words in (
-        ("wide.txt", "UTF-16"),
+        ("wide.txt", "is it UTF-16"),
+        ("wide.csv", "is it UTF-16"),
+        ("cut.txt", "UTF-16 that is cut"),
         ("lists.parquet", "a readable table"),
         ("secret.txt", "without a password"),
     ):

@@ -23,6 +23,7 @@ from conftest import Finished, ShellCluster, run_command, running, tone, wait_fo
 
 import emotion_batch
 from emotion_batch import cli, synthesis
+from emotion_batch.summary import Watcher
 
 
 def rows(table: Path) -> list[dict[str, object]]:
@@ -110,7 +111,11 @@ def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cl
     for name in ("stays", "goes", "changes"):
         shutil.copy(tmp_path / "made" / "V1_sad" / "V1_back_sad.wav", archive / f"{name}.wav")
     (archive / "list.txt").write_text("stays.wav\ngoes.wav\nchanges.wav\nlate.wav\n")
-    first = emotion_batch.extract(archive / "list.txt", table, scheduler=cluster.address)
+    notes: list[str] = []
+    watcher = Watcher(on_note=notes.append)
+    first = emotion_batch.extract(archive / "list.txt", table, scheduler=cluster.address, watcher=watcher)
+    said = "1 of the 4 recordings of the list is not there, e.g. 'late.wav'; names in a list are relative to the folder"
+    assert [note for note in notes if note.startswith(said) and str(archive) in note]
     assert first.counts.by_status == {"ok": 3, "vanished": 1}
     before = {row["file"]: row for row in rows(table)}
     (archive / "goes.wav").unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from emotion_batch.errors import UsageError
 from emotion_batch.prediction import Predictor
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
+from emotion_batch.summary import Watcher
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 LABELS = ",".join(EMOTIONS)
@@ -256,6 +258,39 @@ def test_another_network_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (EMOTIONS, []),
+        (("Angry", *EMOTIONS[1:]), []),
+        ((*EMOTIONS[:5], "sad", "ps"), ["sorts its labels, angry, disgust, fear, happy, neutral, ps, sad, but"]),
+        (("Sad", *EMOTIONS[1:]), ["'Sad' and 'sad' differ only in upper and lower case"]),
+        (("sad", *EMOTIONS[1:6], "SAD"), ["sorts its labels, SAD, disgust", "'sad' and 'SAD' differ only"]),
+        ((*EMOTIONS[:6], " su\u0308ss "), []),
+    ],
+)
+def test_labels_that_the_notebook_would_not_have_given_are_told(
+    notebook: Path, tmp_path: Path, labels: tuple[str, ...], said: list[str]
+) -> None:
+    """Another order than LabelEncoder's, and a label twice but for its case, are a note; the bundle is made."""
+    notes: list[str] = []
+    card = emotion_batch.import_h5(
+        notebook / "emotion_audio_model.h5", tmp_path / "bundle", labels=labels, watcher=Watcher(on_note=notes.append)
+    )
+    assert len(notes) == len(said)
+    assert all(words in note for words, note in zip(said, notes, strict=True))
+    assert card.labels == tuple(unicodedata.normalize("NFC", label.strip()) for label in labels)
+
+
+def test_the_command_tells_of_another_order(notebook: Path, tmp_path: Path) -> None:
+    """It is a line on stderr; the exit code stays 0, and what is printed stays the card."""
+    labels = ",".join([*EMOTIONS[1:], "angry"])
+    done = run_command("import", notebook / "emotion_audio_model.h5", tmp_path / "bundle", "--labels", labels, "--json")
+    assert done.code == 0, done.err
+    assert done.result["labels"] == labels.split(",")
+    assert done.err.startswith("labels: the notebook's LabelEncoder sorts its labels, angry, disgust")
+
+
+@pytest.mark.parametrize(
     ("labels", "sentence"),
     [
         pytest.param(
@@ -265,6 +300,7 @@ def test_another_network_is_refused(
             (*EMOTIONS[:6], "angry"), "labels: expected two or more words that differ, got 'angry', 'disgust'"
         ),
         pytest.param((*EMOTIONS[:6], ""), "labels: expected two or more words that differ"),
+        pytest.param((*EMOTIONS[:6], " angry"), "labels: expected two or more words that differ"),
         pytest.param((), "labels: expected two or more words that differ, got none"),
     ],
 )

@@ -41,7 +41,7 @@ FLOORS = (
     {"stores"},
     {"retries", "credentials", "settings"},
     {"meter", "inspection", "connection", "local", "formats", "terminal"},
-    {"errors", "forecast", "libraries", "markup", "process", "watchdog", "waves", "results"},
+    {"errors", "forecast", "libraries", "markup", "naming", "process", "watchdog", "waves", "results"},
     {"containers", "surroundings"},
 )
 LEVEL = {name: level for level, names in enumerate(reversed(FLOORS)) for name in names}

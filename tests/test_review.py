@@ -22,6 +22,7 @@ import emotion_batch
 from emotion_batch import cli, precision, reference, sheets, tables
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.drawing import COLUMNS, INFORMATIVE, RANDOM, STRATA, Drawing, DrawnRow, allocate
+from emotion_batch.endings import format_review
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
@@ -418,31 +419,69 @@ def test_a_table_that_has_changed_since(tmp_path: Path) -> None:
         emotion_batch.take_review(relabelled.url, sheet, force=True)
 
 
-def test_windows_label_a_recording_only_where_all_agree(tmp_path: Path) -> None:
-    """A call gets a label for training if each of its windows was answered, and alike; else it is counted."""
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_answers_about_windows_label_these_windows(tmp_path: Path, suffix: str) -> None:
+    """Each answer is a label of its segment, with its own speaker, whatever else is said of the call."""
     info = replace(INFO, segments=Segments.windows(3, 1))
     files = [f"call{at:02d}.wav" for at in range(40)]
     place = write_table(tmp_path / "labels", files, info, n_windows=2)
-    rows = pq.read_table(place.url).to_pylist()
-    ok = Counter(row["file"] for row in rows if row["status"] == "ok")
+    rows = [row for row in pq.read_table(place.url).to_pylist() if row["status"] == "ok"]
     sheet = tmp_path / "sheet.csv"
     written = emotion_batch.review(place.url, sheet, size=80, random=80)
-    assert written.n_rows == sum(ok.values())
-    fill(sheet, lambda cells: "sad" if cells["file"] < "call20.wav" or cells["start_s"] == "0" else "angry")
-    taken = emotion_batch.take_review(place.url, sheet, labels=tmp_path / "mine.csv")
-    labeller = reference.read_labels(f"table:{tmp_path / 'mine.csv'}")
-    expected = {file for file in files if ok[file] == 2 and file < "call20.wav"}
-    assert {file for file in files if labeller(file) is not None} == expected
-    assert taken.n_labelled == len(expected)
-    assert taken.n_ambiguous == len(ok) - len(expected)
+    assert written.n_rows == len(rows)
+
+    def answer(file: str, start_s: float) -> str:
+        return "sad" if file < "call20.wav" or start_s == 0 else "angry"
+
+    cells = read_cells(sheet)
+    for one in cells:
+        one["correct_emotion"] = answer(one["file"], float(one["start_s"]))
+        one["speaker"] = "agent" if one["start_s"] == "0" else ""
+        # As a spreadsheet writes numbers.
+        one["start_s"], one["end_s"] = "01. Mai", one["end_s"].replace(".", ",")
+    cells[0]["correct_emotion"] = "none"
+    write_cells(sheet, cells)
+    taken = emotion_batch.take_review(place.url, sheet, labels=tmp_path / f"mine.{suffix}")
+    assert (taken.has_segments, taken.n_labelled, taken.n_none) == (True, len(rows) - 1, 1)
+    labeller = reference.read_labels(f"table:{tmp_path}/mine.{suffix}")
+    found = {(row["file"], row["start_s"]): labeller(row["file"], row["start_s"], row["end_s"]) for row in rows}
+    assert sum(one is None for one in found.values()) == 1
+    for (file, start_s), one in found.items():
+        assert one is None or one == (answer(file, start_s), None if start_s else "agent")
+    assert labeller("call00.wav") is None
+    assert f"{len(rows) - 1:,} labelled segments, {taken.n_corrected:,} of them corrected" in str(format_review(taken))
     # All rows were drawn and answered: nothing is left to chance.
     overall = taken.precision[0]
-    n_right = sum(
-        row["emotion"] == ("sad" if row["file"] < "call20.wav" or row["start_s"] == 0 else "angry")
-        for row in rows
-        if row["status"] == "ok"
-    )
-    assert overall.share == overall.low == overall.high == pytest.approx(n_right / written.n_table)
+    assert overall.share == overall.low == overall.high
+    n_wrong = sum(answer(row["file"], row["start_s"]) != row["emotion"] for row in rows)
+    assert n_wrong - 1 <= taken.n_corrected <= n_wrong
+
+
+def test_eighty_answers_about_windows_are_eighty_rows_to_learn_from(
+    speech: Path, features: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Of recordings in windows each answer is a row of the training that the command names, and of an evaluation."""
+    table, kept, sheet = tmp_path / "labels", tmp_path / "kept", tmp_path / "sheet.csv"
+    done = run_command("label", speech, table, "--model", bundle, "--window", "0.7", "--keep-features", kept)
+    assert done.code == 0, done.err
+    emotion_batch.review(table, sheet, size=80, random=80)
+    fill(sheet, lambda cells: Path(sheets.unguard(cells["file"])).stem.split("_")[-1])
+    done = run_command("review", table, sheet, "--take")
+    assert done.code == 0, done.err
+    assert "80 labelled segments" in done.out
+    source = f"table:{tmp_path}/sheet.labels.csv"
+    assert done.out.splitlines()[-1] == f"next: emotion-batch train {kept} BUNDLE --labels {source}"
+    with (tmp_path / "sheet.labels.csv").open(newline="") as stream:
+        assert next(csv.reader(stream)) == ["file", "start_s", "end_s", "emotion"]
+    options = ("--labels", source, "--epochs", "1", "--max-folds", "0", "--json")
+    done = run_command("train", kept, tmp_path / "bundle", *options)
+    assert done.code == 0, done.err
+    assert done.result["training"]["n_rows"] == 80
+    assert "have no label" in done.err
+    assert emotion_batch.evaluate(bundle, kept, labels=source, robustness=0).figures["n_rows"] == 80
+    # Of other segments of the same recordings nothing was said.
+    with pytest.raises(UsageError, match="80 of its 80 rows found no segment"):
+        emotion_batch.evaluate(bundle, features, labels=source, robustness=0)
 
 
 def test_speakers_and_new_words(table: Path, tmp_path: Path) -> None:

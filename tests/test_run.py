@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import fsspec
 import pytest
 
+from emotion_batch import tables
+from emotion_batch.archive import list_recordings
 from emotion_batch.canary import Canary
 from emotion_batch.errors import CanaryError
 from emotion_batch.extraction import Receipt
-from emotion_batch.run import order_shards
-from emotion_batch.tables import Counts
+from emotion_batch.meter import Spent
+from emotion_batch.run import Means, Run, order_shards
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
+from emotion_batch.summary import Watcher
+from emotion_batch.tables import Counts, TableInfo
 
 
 def test_heavy_shards_come_first_and_the_others_spread() -> None:
@@ -56,3 +65,25 @@ def test_rows_that_were_there_before_are_no_news() -> None:
     """A shard whose failures were kept, or that another run did, says nothing about the archive."""
     canary = Canary("archive")
     canary.watch(Receipt(Counts(1_000, 1_000, {"unreadable": 1_000})))
+
+
+def test_a_list_in_a_store_whose_names_lead_nowhere_is_told(tmp_path: Path) -> None:
+    """No disk says beforehand what is there; if none of what is tried can be read, the reason may be the list's folder."""
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/calls/lists/list.txt": b"calls/1.wav\ncalls/2.wav\n", "/calls/2.wav": b"x"})
+    archive = "memory://calls/lists/list.txt"
+    try:
+        for names, n_notes in ((b"calls/1.wav\ncalls/2.wav\n", 1), (b"1.wav\nmemory://calls/2.wav\n", 0)):
+            memory.pipe({"/calls/lists/list.txt": names})
+            notes: list[str] = []
+            place = Folder.of(tmp_path / str(n_notes))
+            info = TableInfo(tables.FEATURES, archive, FeatureSettings(), Segments())
+            place.make()
+            with Run(place, info, Watcher(on_note=notes.append), Means(), 0.0) as run:
+                listing = list_recordings(archive)
+                run.freeze(listing, Spent(), prune=False)
+                assert len(run.find_witnesses(listing.folder)) == 1 - n_notes
+            assert len(notes) == n_notes
+            assert all("relative to the folder that the list is in, memory://calls/lists" in note for note in notes)
+    finally:
+        memory.rm("/calls", recursive=True)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_command, running
 
+import emotion_batch
 from emotion_batch import splits, tables
 from emotion_batch.dataset import Dataset, read_dataset
 from emotion_batch.errors import UsageError
@@ -24,6 +25,7 @@ from emotion_batch.spool import Spool
 from emotion_batch.storage import Folder
 from emotion_batch.tables import TableInfo
 
+QUICK = ("--epochs", "1", "--max-folds", "0")
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 
 
@@ -70,22 +72,140 @@ def test_labels_that_are_no_classes_are_refused(features: Path, labels: str, sen
     assert sentence in str(caught.value)
 
 
+def test_labels_without_recordings_and_recordings_without_labels_are_told(
+    features: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Both sides are counted, each with an example, by the command and in an error that comes of it."""
+    rows = pq.read_table(features, columns=["file", "status"])
+    good = sorted(rows.filter(pa.compute.equal(rows["status"], "ok"))["file"].to_pylist())
+    failed = rows.filter(pa.compute.not_equal(rows["status"], "ok"))["file"].to_pylist()
+    words = [file.rsplit("_", 1)[1][:-4] for file in good]
+    lines = [f"./{file}, {word} " for file, word in zip(good[4:], words[4:], strict=True)]
+    # A failed recording is one all the same.
+    lines += [f"gone.wav,{words[0]}", "lost.wav,sad", f"{failed[0]},sad", f"{good[4]},{words[4]}"]
+    table = tmp_path / "labels.csv"
+    table.write_text("file,emotion\n" + "\n".join(lines))
+    done = run_command("train", features, tmp_path / "bundle", "--labels", f"table:{table}", *QUICK, "--json")
+    assert done.code == 0, done.err
+    counts = done.result["training"]
+    assert (counts["n_rows"], counts["n_unlabelled"], counts["n_failed"]) == (80, 4, 5)
+    assert (
+        f"labels {table}: 2 of its 83 rows found no recording, e.g. 'gone.wav'; 1 more repeat another row" in done.err
+    )
+    said = f"4 of 84 recordings with features have no label, e.g. '{good[0]}'"
+    assert said in done.err
+    judged = emotion_batch.evaluate(bundle, features, labels=f"table:{table}", robustness=0)
+    assert said in judged.warnings
+    assert judged.figures["n_rows"] == 80
+    table.write_text("file,emotion\nV1 angry/V1_a_angry.wav,angry\n")
+    with pytest.raises(UsageError, match=r"got none; .*1 of its 1 rows found no recording, e.g. 'V1 angry/.*84 of 84"):
+        read(features, f"table:{table}")
+
+
+NUMERIC = {
+    "folder": "folder",
+    "table": "table:{folder}/labels.csv",
+    "regex": r"regex:(?P<emotion>\d\d)/",
+}
+
+
+@pytest.mark.parametrize("kind", NUMERIC)
+def test_labels_that_look_like_numbers_must_be_allowed(tmp_path: Path, kind: str) -> None:
+    """Folders 01 to 02 are no emotions unless somebody says so, wherever the labels are from; nor for `evaluate`."""
+    names = [f"{number:02}/{take}.wav" for number in (1, 2) for take in range(5)]
+    table = write_features(tmp_path, names)
+    (tmp_path / "labels.csv").write_text("file,emotion\n" + "".join(f"{name},{name[:2]}\n" for name in names))
+    source = NUMERIC[kind].format(folder=tmp_path) if kind == "table" else NUMERIC[kind]
+    with pytest.raises(UsageError) as caught:
+        read_dataset(*table, [0], source, None)
+    assert f"'01' from {source!r}, of '01/4.wav', looks like a number or a date" in str(caught.value)
+    assert "--allow-numeric-labels" in str(caught.value)
+    assert read_dataset(*table, [0], source, None, allow_numeric_labels=True).labels == ("01", "02")
+    # Of a model or a map that has them somebody has said so.
+    assert len(read_dataset(*table, [0], source, None, known_labels=("01", "02")).targets) == 10
+    label_map = {"01": "sad", "02": "happy"}
+    assert (
+        len(read_dataset(*table, [0], source, None, known_labels=("sad", "happy"), label_map=label_map).targets) == 10
+    )
+    with pytest.raises(UsageError, match=r"'02' from .* looks like a number"):
+        read_dataset(*table, [0], source, None, known_labels=("sad", "happy"), label_map={"01": "sad"})
+    with pytest.raises(UsageError, match="expected two or more of the model's"):
+        read_dataset(
+            *table, [0], source, None, known_labels=("sad", "happy"), label_map={"01": "sad"}, allow_numeric_labels=True
+        )
+
+
+def test_the_commands_allow_numeric_labels(features: Path, bundle: Path, tmp_path: Path) -> None:
+    """`train` and `evaluate` have the option, and say in one sentence that it lacks."""
+    source = r"regex:V(?P<emotion>\d)_"
+    for command in (
+        ("train", features, tmp_path / "bundle", *QUICK),
+        ("evaluate", bundle, features, "--robustness", "0"),
+    ):
+        done = run_command(*command, "--labels", source)
+        assert done.code == 2
+        assert "'1' from" in done.err
+        assert "use --allow-numeric-labels" in done.err
+        assert len(done.err.strip().splitlines()) == 1
+    done = run_command(
+        "train", features, tmp_path / "bundle", *QUICK, "--labels", source, "--allow-numeric-labels", "--json"
+    )
+    assert done.code == 0, done.err
+    assert done.result["labels"] == ["1", "2"]
+
+
+def write_features(folder: Path, names: list[str], starts: tuple[float, ...] = (0.5,)) -> tuple[Folder, TableInfo]:
+    """Write a feature table of recordings, with segments of 3 s."""
+    table = Folder.of(folder)
+    segments = Segments() if len(starts) == 1 else Segments.windows(3, starts[1] - starts[0])
+    info = TableInfo(tables.FEATURES, "/archive", FeatureSettings(), segments)
+    columns = {
+        "file": [name for name in names for _ in starts],
+        "start_s": [start for _ in names for start in starts],
+        "end_s": [start + 3 for _ in names for start in starts],
+        "status": ["ok"] * len(starts) * len(names),
+        "mfcc": [[0.0] * 40] * len(starts) * len(names),
+    }
+    schema = tables.feature_schema(FeatureSettings())
+    arrays = [pa.array(columns.get(field.name, [None] * len(starts) * len(names)), field.type) for field in schema]
+    tables.publish_part(table, info, 0, "digest", pa.table(arrays, schema=schema))
+    return table, info
+
+
+def test_segments_have_labels_of_their_own(tmp_path: Path) -> None:
+    """Rows are learnt one by one; those of other segments are counted, and a table of none of them is one sentence."""
+    names = [f"{number}.wav" for number in range(10)]
+    table = write_features(tmp_path, names, (0.0, 1.5, 3.0))
+    segments = [(name, start) for name in names for start in (0.0, 3.0)]
+    words = ["sad" if number % 4 in (0, 3) else "happy" for number in range(20)]
+
+    def write(shift_s: float, length_s: float) -> None:
+        rows = [
+            f"{name},{start + shift_s},{start + shift_s + length_s},{word}"
+            for (name, start), word in zip(segments, words, strict=True)
+        ]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,start_s,end_s,emotion", *rows]))
+
+    write(0, 3)
+    source = f"table:{tmp_path}/labels.csv"
+    data = read_dataset(*table, [0], source, None)
+    assert [data.labels[target] for target in data.targets] == words
+    assert data.left_out == {"": 10}
+    assert data.notes == ("10 of 30 segments with features have no label",)
+    # Most recordings begin alike, one does not: it still can be held out or not.
+    words[0:2] = ["fear", "happy"]
+    assert splits.split_stratified(np.array([0, 1, *[1, 0] * 9]), np.repeat(names, 2), 0.2, 0).sum() == 4
+    for shift_s, length_s in ((0.75, 3), (0, 2)):
+        write(shift_s, length_s)
+        with pytest.raises(UsageError, match=rf"20 of its 20 rows found no segment, e.g. '0.wav' at {shift_s:g} s"):
+            read_dataset(*table, [0], source, None)
+
+
 @pytest.mark.parametrize(("n_recordings", "is_enough"), [(1, False), (5, True)])
 def test_windows_of_one_recording_are_one_recording(tmp_path: Path, n_recordings: int, is_enough: bool) -> None:
     """A label needs recordings, not rows, and all windows of a recording are held out together."""
-    table = Folder.of(tmp_path)
-    info = TableInfo(tables.FEATURES, "archive", FeatureSettings(), Segments.windows(3))
     names = [f"V{number}_a_{emotion}.wav" for emotion in ("happy", "sad") for number in range(n_recordings)]
-    columns = {
-        "file": [name for name in names for _ in range(20)],
-        "start_s": [3.0 * number for _ in names for number in range(20)],
-        "end_s": [3.0 * number + 3 for _ in names for number in range(20)],
-        "status": ["ok"] * 20 * len(names),
-        "mfcc": [[0.0] * 40] * 20 * len(names),
-    }
-    schema = tables.feature_schema(FeatureSettings())
-    arrays = [pa.array(columns.get(field.name, [None] * 20 * len(names)), field.type) for field in schema]
-    tables.publish_part(table, info, 0, "digest", pa.table(arrays, schema=schema))
+    table, info = write_features(tmp_path, names, tuple(3.0 * number for number in range(20)))
     if not is_enough:
         with (
             Spool(info.feature_settings) as spool,

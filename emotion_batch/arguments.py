@@ -264,9 +264,14 @@ def _add_label(commands: Any, *, leave: bool = False) -> None:
 
 
 def _add_retry(commands: Any, *, leave: bool = False) -> None:
-    command = _command(commands, "retry", "do again what failed, and nothing else")
+    command = _command(commands, "retry", "do again what failed and another try could mend")
     command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    command.add_argument("--status", action="append", metavar="S", help="only such failures; may be repeated (all)")
+    command.add_argument(
+        "--status",
+        action="append",
+        metavar="S",
+        help="failures with this status; may be repeated (truncated, unreadable, vanished, crashed, timeout, memory)",
+    )
     group = command.add_argument_group("run")
     _add_cluster_options(group)
     _add_common_options(command)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from emotion_batch.errors import Status
 from emotion_batch.results import Grid, Line, Result, Role, command, duration, next_step
 
 if TYPE_CHECKING:
@@ -127,10 +128,12 @@ def format_status(found: TableStatus, table: str) -> Result:
         blocks.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
     if found.at_work:
         words = f"{command('status', table)} again; to stop it, {command('cancel', table)}"
-    elif n_left or not found.n_shards:
+    elif n_left or not found.n_shards or found.counts.by_status.get(Status.CHANGED):
         words = _AGAIN
+    elif found.counts.n_mendable:
+        words = command("retry", found.features or table)
     else:
-        words = command("retry" if found.counts.n_failed else "verify", table)
+        words = command("verify", table)
     return Result(*blocks, next_step(words))
 
 
@@ -145,8 +148,8 @@ def format_verification(found: Verification, table: str) -> Result:
         words = _AGAIN
     elif found.counts.by_label:
         words = command("review", table, "SHEET.csv")
-    elif found.counts.n_failed:
-        words = command("retry", table)
+    elif found.counts.n_mendable:
+        words = command("retry", found.features or table)
     else:
         words = command("train", table, "BUNDLE")
     return Result(

@@ -18,6 +18,7 @@ from emotion_batch import attempts, features, lease, manifest, tables
 from emotion_batch.errors import IncompleteError, Status, UsageError
 from emotion_batch.lease import Holder
 from emotion_batch.manifest import Manifest, ShardEntry, read_entries
+from emotion_batch.retries import hastily
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
@@ -50,6 +51,8 @@ class TableStatus:
         Runs that died without a word since the last one that ended.
     last_run
         Record of the last run that ended; None if none has.
+    features
+        URL of the feature table that these are the labels of, where recordings are tried again; None for other tables.
     """
 
     table: str
@@ -64,6 +67,7 @@ class TableStatus:
     cancelled: tuple[str, ...]
     lost: tuple[Holder, ...]
     last_run: Mapping[str, Any] | None
+    features: str | None = None
 
     @property
     def rate(self) -> float | None:
@@ -97,6 +101,8 @@ class Verification:
         Whether every row was read.
     problems
         What is wrong, a sentence each; none if the table is whole.
+    features
+        As of `TableStatus`.
     """
 
     table: str
@@ -105,6 +111,7 @@ class Verification:
     counts: Counts
     is_deep: bool
     problems: tuple[str, ...] = field(default_factory=tuple)
+    features: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -125,6 +132,7 @@ def read_status(table: Folder) -> TableStatus:
         holders = lease.read_holders(table)
         cancelled = [holder.run for holder in holders if table.exists(lease.cancellation_name(holder.run))]
         last = _last_run(table)
+        features_url = _find_features(table, info)
     shards = entries.shards
     return TableStatus(
         table=table.url,
@@ -139,6 +147,7 @@ def read_status(table: Folder) -> TableStatus:
         cancelled=tuple(cancelled),
         lost=tuple(holder for holder in holders if not holder.is_alive),
         last_run=last,
+        features=features_url,
     )
 
 
@@ -188,7 +197,26 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         if problem is not None
     ]
     counts = sum((footer.counts for footer, _ in found if footer is not None), Counts())
-    return Verification(table.url, entries.n_recordings, len(entries.shards), counts, deep, tuple(problems))
+    return Verification(
+        table.url,
+        entries.n_recordings,
+        len(entries.shards),
+        counts,
+        deep,
+        tuple(problems),
+        _find_features(table, info),
+    )
+
+
+def _find_features(table: Folder, info: TableInfo) -> str | None:
+    """Return the URL of the feature table that a table holds the labels of; None if it is of recordings."""
+    if info.kind != tables.LABELS:
+        return None
+    # The source may be gone or refuse by now, which says nothing about this table.
+    with contextlib.suppress(Exception), hastily():
+        if tables.read_info(Folder(info.source, table.options)) is not None:
+            return info.source
+    return None
 
 
 def require_table(table: Folder) -> TableInfo:

@@ -152,7 +152,9 @@ class Run:
         try:
             # Whoever stopped a run waits for its end, and storage may be why.
             with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
-                self._recorder.write(self.table, self.summary, *_outcome(error))
+                # A call that was refused before any work is no run that failed.
+                if not isinstance(error, UsageError):
+                    self._recorder.write(self.table, self.summary, *_outcome(error))
                 self.table.delete(cancellation_name(self.id))
         except StorageError as lost:
             self.watcher.on_note(f"the record of this run could not be written: {lost}")

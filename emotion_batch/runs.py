@@ -13,7 +13,7 @@ from emotion_batch import ledger, meter, tables
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import Status, UsageError
+from emotion_batch.errors import MENDABLE, Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
@@ -206,14 +206,15 @@ def retry(
     leave: bool = False,
     watcher: Watcher | None = None,
 ) -> Summary:
-    """Do again the recordings of a table that failed, and no others.
+    """Do again the recordings of a table that failed and that another try could mend, and no others.
 
     Parameters
     ----------
     table
         A feature or label table.
     status
-        Which failures, by status; by default all.
+        Which failures, by status; by default ``truncated``, ``unreadable``, ``vanished``, ``crashed``, ``timeout`` and
+        ``memory``. A recording that is ``changed`` is listed and read anew by the command that made the table.
     deadline_s, scheduler, workers, storage_options, leave, watcher
         As in `extract`.
 
@@ -332,13 +333,13 @@ def _list(source: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_e
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:
-    """Return the statuses that `words` name; all failures for none."""
+    """Return the statuses that `words` name; for none, those that another try could mend."""
     failures = frozenset(Status) - {Status.OK}
     named = list(words)
     unknown = [word for word in named if word not in failures]
     if unknown:
         raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
-    return frozenset(Status(word) for word in named) or failures
+    return frozenset(Status(word) for word in named) or MENDABLE
 
 
 def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:

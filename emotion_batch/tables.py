@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 import emotion_batch
 from emotion_batch import features, meter
-from emotion_batch.errors import IncompleteError, Status, StoreError, UsageError
+from emotion_batch.errors import MENDABLE, IncompleteError, Status, StoreError, UsageError
 from emotion_batch.meter import stage
 from emotion_batch.settings import AnySettings, Segments, read_settings
 from emotion_batch.storage import Folder, explained
@@ -193,6 +193,11 @@ class Counts:
     def n_failed(self) -> int:
         """Rows that hold a reason instead."""
         return self.n_rows - self.n_ok
+
+    @property
+    def n_mendable(self) -> int:
+        """Failed rows that another try could mend."""
+        return sum(self.by_status.get(status, 0) for status in MENDABLE)
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sums."""

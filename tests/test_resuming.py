@@ -136,10 +136,11 @@ def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundl
 
     assert label().counts.by_status == {"not_audio": 2, "ok": 4}
     put_right("3.wav")
-    assert emotion_batch.retry(labels, **at).counts.by_status == {"not_audio": 1, "ok": 5}
+    again = {"status": ["not_audio"], **at}
+    assert emotion_batch.retry(labels, **again).counts.by_status == {"not_audio": 1, "ok": 5}
     assert emotion_batch.status(features).counts.by_status == {"not_audio": 1, "ok": 5}
     put_right("4.wav")
-    assert emotion_batch.retry(features, **at).counts.by_status == {"ok": 6}
+    assert emotion_batch.retry(features, **again).counts.by_status == {"ok": 6}
     assert label().counts.by_status == {"ok": 6}
     soundfile.write(archive / "5.wav", tone(1.5, 8_000), 8_000)
     summary = label()
@@ -151,7 +152,7 @@ def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundl
     shutil.rmtree(features)
     assert label().counts.by_status == {"not_audio": 1, "ok": 5}
     shutil.rmtree(features)
-    assert emotion_batch.retry(labels, **at).n_decoded == 1
+    assert emotion_batch.retry(labels, **again).n_decoded == 1
 
 
 def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cluster: ShellCluster) -> None:
@@ -166,6 +167,8 @@ def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cl
     done = run_command("extract", archive, table, "--prune")
     assert done.code == 2
     assert "--prune: expected at most a tenth of the 240 recordings to be gone, got 120" in done.err
+    # Nothing was done, so the table's last run is the one that made it.
+    assert [json.loads(path.read_text())["outcome"] for path in table.glob("_table/runs/*")] == ["complete"]
     for path in archive.iterdir():
         path.rename(away / path.name)
     with pytest.raises(UsageError, match="expected recordings"):
@@ -207,10 +210,13 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     summary = emotion_batch.retry(features, status=["vanished"], **at)
     assert summary.n_decoded == 1
     assert summary.counts.by_status == {"not_audio": 1, "ok": 29}
-    done = run_command("retry", features, "--json")
+    # Without a status only what another try could mend is done again, and none of this is.
+    assert emotion_batch.retry(features, **at).n_decoded == 0
+    done = run_command("retry", features, "--status", "not_audio", "--json")
     assert done.code == 0, done.err
     # What changed since it was listed is for the command that lists.
     assert done.result["counts"]["by_status"] == {"changed": 1, "ok": 29}
+    assert emotion_batch.retry(features, **at).n_decoded == 0
     # The labels are of features that were tried again since.
     summary = emotion_batch.label(features, labels, model=bundle, **at)
     assert (summary.n_shards_done, summary.counts.n_ok) == (1, 29)

@@ -368,16 +368,23 @@ def _demo(options: argparse.Namespace, said: Said) -> int:
 
 def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
     said.end_line()
-    is_too_many = _exceeds(options.max_failed, summary)
-    if options.leave and not options.json:
+    if summary.is_all_failed:
+        next_command = shell("status", options.table)
+    if options.json:
+        print_result(json.dumps(summary.to_dict()))
+    elif options.leave:
         print_result(format_submission(summary, options.table, options.scheduler))
-        return 0
-    print_result(json.dumps(summary.to_dict()) if options.json else format_summary(summary, next_command))
-    if is_too_many:
-        said.error(
-            f"failed rows: expected at most {options.max_failed}, got {summary.counts.n_failed} of {summary.counts.n_rows}"
-        )
-    return 1 if is_too_many else 0
+    else:
+        print_result(format_summary(summary, next_command))
+    counts = summary.counts
+    if summary.is_all_failed:
+        reasons = "; ".join(f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in summary.examples.items())
+        said.error(f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command")
+        return 1
+    if _exceeds(options.max_failed, summary):
+        said.error(f"failed rows: expected at most {options.max_failed}, got {counts.n_failed} of {counts.n_rows}")
+        return 1
+    return 0
 
 
 def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:

@@ -32,10 +32,7 @@ def format_summary(summary: Summary, next_words: str) -> Result:
             Role.TITLE,
         )
     ]
-    blocks += [
-        Line(f"  {status}, as {file}: {reason}", Role.NOTE)
-        for status, ((file, reason), *_) in sorted(summary.examples.items())
-    ]
+    blocks += _format_reasons(summary)
     if counts.by_label:
         shares = [(emotion, f"{n:,}", f"{n / counts.n_ok:.1%}") for emotion, n in counts.by_label.items()]
         blocks.append(Grid("  {:<12} {:>10}  {:>6}", shares))
@@ -52,6 +49,14 @@ def format_summary(summary: Summary, next_words: str) -> Result:
     return Result(*blocks, next_step(next_words), _format_counts(counts))
 
 
+def _format_reasons(summary: Summary) -> list[Line]:
+    """Return a recording and its reason for each way to fail that a run met."""
+    return [
+        Line(f"  {status}, as {file}: {reason}", Role.NOTE)
+        for status, ((file, reason), *_) in sorted(summary.examples.items())
+    ]
+
+
 def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
     """Return what became of a run that was to be left to a cluster."""
     if not summary.n_shards_left:
@@ -63,6 +68,7 @@ def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
             f"{summary.n_shards_left:,} were handed to {scheduler}, which needs this machine no longer",
             Role.TITLE,
         ),
+        *_format_reasons(summary),
         next_step(f"{command('status', table)}; to stop it, {command('cancel', table)}"),
         f"run {summary.run}",
     )

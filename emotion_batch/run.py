@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emotion_batch import ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
@@ -263,12 +264,14 @@ class Run:
             done, missing = self._look(places, features)
             todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
             self._do(job, needs, done, todo)
+            self._recall_reasons(done)
             if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
             for _ in range(_MOST_PASSES):
                 done, missing = self._look(places, features)
                 self._do(job, needs, done, missing)
+                self._recall_reasons(done)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
                 if self._is_left or not self._has_company():
                     return self.summary
@@ -357,6 +360,21 @@ class Run:
             self._work_off(connected, work, todo[:n_first], canary, len(todo))
             if todo[n_first:]:
                 self._leave(connected, means.scheduler, work, todo[n_first:])
+
+    def _recall_reasons(self, done: Mapping[int, Footer]) -> None:
+        """If every recording failed, take examples of what earlier runs met from the parts that they left."""
+        if not self.summary.is_all_failed:
+            return
+        for status in self.summary.counts.by_status.keys() - self.summary.examples.keys():
+            shard = next((shard for shard, footer in done.items() if status in footer.counts.by_status), None)
+            if shard is None:
+                continue
+            with explained(f"table {self.table.url}"):
+                rows = tables.read_part(self.table, shard, ["file", "status", "error"])
+            failed = rows.filter(pc.equal(rows["status"], status))
+            # None, if the shard was done again since and something else became of it.
+            for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
+                self.summary.show({status: [example]})
 
     def _work_off(self, connected: Cluster, work: Work, todo: list[Task], canary: Canary | None, n_in_all: int) -> None:
         """Have shards done, of so many in all, and wait for them."""

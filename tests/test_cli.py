@@ -249,9 +249,33 @@ def test_the_canary_stops_a_useless_run(texts: Path, tmp_path: Path) -> None:
     assert stopped.code == 1
     assert "that are not_audio" in one_sentence(stopped.err)
     forced = run_command("extract", texts, tmp_path / "table", "--force", "--json")
-    assert forced.code == 0, forced.err
+    assert forced.code == 1
+    assert "every recording failed (not_audio, as " in forced.err
     assert forced.result["counts"]["by_status"] == {"not_audio": 300}
     assert len(rows(tmp_path / "table")) == 300
+
+
+@pytest.mark.parametrize("how", ["one", "list"])
+def test_every_recording_failed_is_exit_code_1(tmp_path: Path, cluster: ShellCluster, how: str) -> None:
+    """Whatever their number, by every command that does recordings, and again when nothing is left to do; with the reasons."""
+    archive, table = tmp_path, tmp_path / "table"
+    if how == "one":
+        archive, reason = tmp_path / "calls", "not_audio, as a.wav"
+        archive.mkdir()
+        (archive / "a.wav").write_text("no audio")
+    else:
+        archive, reason = tmp_path / "list.txt", "vanished, as gone/a.wav"
+        archive.write_text("gone/a.wav\ngone/b.wav\n")
+    at = ("--scheduler", cluster.address)
+    commands = [("extract", archive, table)]
+    if how == "one":
+        commands += [("extract", archive, table), ("submit", "label", archive, tmp_path / "labels"), ("retry", table)]
+    for command in commands:
+        done = run_command(*command, *at)
+        assert done.code == 1, (command, done)
+        assert "every recording failed" in one_sentence(done.err)
+        assert reason in done.out, command
+        assert reason in done.err, command
 
 
 def test_the_canary_hears_labels_that_are_all_alike(bundle: Path, tmp_path: Path) -> None:

@@ -46,7 +46,22 @@ class _Parser(argparse.ArgumentParser):
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return what a command line says; ends the process with one sentence where it is wrong, and where it asks for help."""
-    return _parser().parse_args(arguments)
+    parser = _parser()
+    options, left_over = parser.parse_known_args(arguments)
+    if left_over:
+        _refuse(parser, options.command, left_over)
+    return options
+
+
+def _refuse(parser: argparse.ArgumentParser, command: str, left_over: Sequence[str]) -> NoReturn:
+    """End the process with one sentence about words that a command has no use for."""
+    if command in ("extract", "label", "plan") and not any(word.startswith("-") for word in left_over):
+        names = "one ARCHIVE" if command == "plan" else "one SOURCE and one TABLE"
+        parser.error(
+            f"{command} takes {names}, and {len(left_over)} more names were given; name several recordings by their "
+            "folder, a glob in quotes ('*.wav'), or a list file with a name a line"
+        )
+    parser.error(f"unrecognized arguments: {' '.join(left_over)}")
 
 
 def _parser() -> argparse.ArgumentParser:

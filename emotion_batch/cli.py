@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -202,11 +201,7 @@ def _label(options: argparse.Namespace, said: Said) -> int:
         keep_features=options.keep_features,
         **_common(options, said),
     )
-    name = options.table.replace("'", "''")
-    query = f"FROM '{name}/*.parquet' SELECT emotion, count(*) GROUP BY emotion"
-    # Double quotes read best, where the shell finds nothing of its own within them.
-    quoted = shlex.quote(query) if set('"$`\\!') & set(query) else f'"{query}"'
-    return _finish(summary, options, said, f"duckdb -c {quoted}")
+    return _finish(summary, options, said, shell("query", options.table, options=("--example", "mix")))
 
 
 def _train(options: argparse.Namespace, said: Said) -> int:
@@ -378,8 +373,12 @@ def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_comm
         print_result(format_summary(summary, next_command))
     counts = summary.counts
     if summary.is_all_failed:
-        reasons = "; ".join(f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in summary.examples.items())
-        said.error(f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command")
+        reasons = "; ".join(
+            f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in summary.examples.items()
+        )
+        said.error(
+            f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command"
+        )
         return 1
     if _exceeds(options.max_failed, summary):
         said.error(f"failed rows: expected at most {options.max_failed}, got {counts.n_failed} of {counts.n_rows}")

@@ -69,7 +69,8 @@ def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
             Role.TITLE,
         ),
         *_format_reasons(summary),
-        next_step(f"{command('status', table)}; to stop it, {command('cancel', table)}"),
+        f"to stop it: {command('cancel', table)}",
+        next_step(command("status", table)),
         f"run {summary.run}",
     )
 
@@ -91,12 +92,14 @@ def _format_counts(counts: Counts) -> Line:
 def format_report(made: Report, table: str) -> Result:
     """Return where a report is, its headline, and what is remarkable."""
     from emotion_batch.remarks import headline, remark
+    from emotion_batch.tables import LABELS
 
+    is_labels = made.figures.info.kind == LABELS
     remarks = [Line(f"  {one.text}", Role.NOTE) for one in remark(made.figures) if one.kind != "fine"]
     return Result(
         Line(headline(made.figures), Role.TITLE),
         *remarks,
-        next_step(f"open {made.output}; to check some labels by ear, {command('review', table, 'sheet.csv')}"),
+        next_step(command("review", table, "sheet.csv") if is_labels else command("status", table)),
         f"report: {made.output}",
     )
 
@@ -133,7 +136,8 @@ def format_status(found: TableStatus, table: str) -> Result:
         reason = f": {last['error']}" if last.get("error") else ""
         blocks.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
     if found.at_work:
-        words = f"{command('status', table)} again; to stop it, {command('cancel', table)}"
+        blocks.append(f"to stop it: {command('cancel', table)}")
+        words = command("status", table)
     elif n_left or not found.n_shards or found.counts.by_status.get(Status.CHANGED):
         words = _AGAIN
     elif found.counts.n_mendable:
@@ -224,7 +228,7 @@ def format_sheet(written: Sheet, table: str) -> Result:
     ]
     if written.n_parts_missing:
         lines.append(Line(f"  {written.n_parts_missing:,} parts of the table are still to come", Role.NOTE))
-    return Result(*lines, next_step(command("review", table, written.sheet, "--take")))
+    return Result(*lines, next_step(command("review", table, written.sheet, options=("--take",))))
 
 
 def format_review(found: Review) -> Result:
@@ -244,7 +248,8 @@ def format_review(found: Review) -> Result:
         if n
     ]
     labels = f"{found.labels}: {found.n_labelled:,} labelled recordings, {found.n_corrected:,} of them corrected"
-    train = command("train", found.features or "FEATURES", "BUNDLE", "--labels", f"table:{found.labels}")
+    labels_option = ("--labels", f"table:{found.labels}")
+    train = command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
     return Result(
         Line(labels if found.labels else f"{found.sheet}: no label of a whole recording", Role.TITLE),
         *left_out,

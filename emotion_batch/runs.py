@@ -22,6 +22,7 @@ from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
+from emotion_batch.results import command
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
@@ -151,6 +152,8 @@ def label(
     means = Means(Scheduler.of(scheduler), workers, force, leave)
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
+    # First of all, so that a confusion of the two is not told as a fault of either.
+    tables.find(place)
     bundle = bundles.require_safe(bundles.find_model(model, storage_options))
     card = bundle.card
     # As workers will, for what they cannot load costs a night.
@@ -238,7 +241,7 @@ def retry(
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
-            f"`emotion-batch retry {origin.url}`, and then label it again"
+            f"`{command('retry', origin.url)}`, and then label it again"
         )
     archive = find_base(info.source, storage_options)
     with run:

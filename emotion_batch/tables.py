@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 import emotion_batch
 from emotion_batch import features, meter
+from emotion_batch.archive import SUFFIXES
 from emotion_batch.errors import MENDABLE, IncompleteError, Status, StoreError, UsageError
 from emotion_batch.meter import stage
 from emotion_batch.settings import AnySettings, Segments, read_settings
@@ -297,22 +298,52 @@ def read_info(table: Folder) -> TableInfo | None:
         raise UsageError(f"table {table.url}: expected {_INFO} as it was written, got a damaged file") from error
 
 
+def find(table: Folder) -> TableInfo | None:
+    """Return what a folder that is to be written as a table holds; None if it is still to be made.
+
+    Raises
+    ------
+    UsageError
+        If it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
+    """
+    with explained(f"table {table.url}"):
+        there = read_info(table)
+        if there is not None:
+            return there
+        kind = table.find_kind()
+        names = table.names() if kind == "folder" else []
+    strangers = [name for name in names if not name.startswith((".", "_"))]
+    recordings = [name for name in strangers if name.lower().endswith(SUFFIXES)]
+    if kind != "folder" and table.url.lower().endswith(SUFFIXES):
+        # Also if it is not there: nobody calls a folder so, but a second recording may be misspelt.
+        raise UsageError(
+            f"table {table.url} is named as a recording is: name several recordings by their folder, a glob in quotes or a "
+            "list file, and after that a folder for the table"
+        )
+    if kind == "file":
+        raise UsageError(f"table {table.url} is a file, not a folder: name a folder for the table")
+    if recordings:
+        raise UsageError(
+            f"table {table.url} holds recordings ({recordings[0]!r}): expected a new or empty folder or a table; the order is "
+            "SOURCE TABLE, what is read before what is written"
+        )
+    if strangers:
+        raise UsageError(
+            f"table {table.url}: expected a new or empty folder or a table, got {strangers[0]!r} in it; name another "
+            "folder; the order is SOURCE TABLE, what is read before what is written"
+        )
+    return None
+
+
 def check(table: Folder, info: TableInfo) -> TableInfo | None:
     """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
 
     Raises
     ------
     UsageError
-        If it holds a table of something else, or files that are no table.
+        If it holds a table of something else, or what `find` refuses.
     """
-    with explained(f"table {table.url}"):
-        there = read_info(table)
-        strangers = [] if there else [name for name in table.names() if not name.startswith((".", "_"))]
-    if strangers:
-        raise UsageError(
-            f"table {table.url}: expected a new or empty folder or a table, got {strangers[0]!r} in it; "
-            "name another folder"
-        )
+    there = find(table)
     if there and (difference := there.difference(info)):
         raise UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
     return there

@@ -6,17 +6,17 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch import attempts, features, lease, manifest, tables
 from emotion_batch.errors import IncompleteError, Status, UsageError
-from emotion_batch.lease import Holder
+from emotion_batch.lease import Holder, Lease
 from emotion_batch.manifest import Manifest, ShardEntry, read_entries
 from emotion_batch.retries import hastily
 from emotion_batch.settings import Segments
@@ -24,6 +24,8 @@ from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
 RUNS = lease.FOLDER
+# What a lease says of a run that is about to replace a table's settings.
+_IS_REPLACING = "is_replacing"
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _NOTE = re.compile(r"[0-9]{6,}\.json")
 _RUN = re.compile(r"[0-9TZ]+-[0-9a-f]+")
@@ -247,6 +249,70 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
         lease.forget(table, holder)
         table.delete(lease.cancellation_name(holder.run))
     return others
+
+
+class Company(NamedTuple):
+    """Which runs a table knew when a run began, and which of them are at work on it."""
+
+    known: frozenset[str]
+    at_work: tuple[Holder, ...]
+
+
+def check_table(table: Folder, info: TableInfo) -> None:
+    """Raise UsageError if a table cannot be one of `info`, or not while another run works on it with other settings."""
+    if tables.check(table, info) is None and (there := tables.find(table)) is not None:
+        with explained(f"table {table.url}"):
+            at_work = [holder for holder in lease.read_holders(table) if holder.is_alive]
+        _refuse_to_replace(table, there, info, at_work)
+
+
+def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
+    """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
+
+    Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
+    at least one of them sees the other, and the settings are replaced under nobody.
+
+    Raises
+    ------
+    UsageError
+        If the table is of something else, or another run works on it with other settings.
+    """
+    with explained(f"table {table.url}"):
+        table.folder(RUNS).make()
+    replaced = None if tables.check(table, info) is not None else tables.find(table)
+    held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
+    with explained(f"table {table.url}"):
+        held.begin()
+    try:
+        with explained(f"table {table.url}"):
+            # After the lease, and before the look at the others: who is in neither came later.
+            known = run_ids(table)
+            others = others_at_work(table, held.run)
+        if replaced is not None:
+            _refuse_to_replace(table, replaced, info, others)
+            tables.replace(table, info)
+            held.tell()
+            with explained(f"table {table.url}"):
+                held.renew()
+        elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
+            raise UsageError(
+                f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
+            )
+        tables.create(table, info)
+    except BaseException:
+        held.end()
+        raise
+    return Company(frozenset(known), tuple(others))
+
+
+def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work: Sequence[Holder]) -> None:
+    """Raise UsageError if another run is at work on a table of other settings."""
+    difference = there.difference(info)
+    if difference and at_work:
+        raise UsageError(
+            f"table {table.url}: expected {difference}; run {at_work[0].run} is at work on it with these settings, on "
+            f"{at_work[0].host}; name a new table for others"
+        )
 
 
 def mend(table: Folder, info: TableInfo, entries: Manifest) -> Iterator[str]:

@@ -6,8 +6,8 @@ import copy
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import ledger, preflight, tables
+from emotion_batch import attempts, ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
 from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
 from emotion_batch.canary import RECORDINGS, Canary
@@ -127,22 +127,17 @@ class Run:
         self._lease = Lease(table, self.id)
 
     def __enter__(self) -> Run:
-        tables.create(self.table, self.info)
-        with explained(f"table {self.table.url}"):
+        self._known_runs, self._others = ledger.begin(self.table, self.info, self._lease)
+        try:
             self.manifest = Manifest(self.table)
-            self._lease.begin()
-            try:
-                # After it, so that of two runs that begin at once at least one sees the other.
-                self._known_runs = ledger.run_ids(self.table)
-                self._others = ledger.others_at_work(self.table, self.id)
-                for other in self._others:
-                    self.watcher.on_note(
-                        f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
-                        "that one of them has done the other leaves"
-                    )
-            except BaseException:
-                self._lease.end()
-                raise
+            for other in self._others:
+                self.watcher.on_note(
+                    f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
+                    "that one of them has done the other leaves"
+                )
+        except BaseException:
+            self._lease.end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -183,6 +178,12 @@ class Run:
         self.summary.left_out = listing.left_out
         for name, value in asdict(growth).items():
             setattr(self.summary, name, value)
+
+    def keep_features(self, table: Folder, info: TableInfo) -> None:
+        """Make the feature table that keeps the features of this run."""
+        held = Lease(table, self.id)
+        ledger.begin(table, info, held)
+        held.end()
 
     def follow(self, manifest: Manifest) -> None:
         """Take the manifest of a feature table over."""
@@ -338,12 +339,8 @@ class Run:
         self.summary.n_shards = len(self.manifest.shards)
         if not todo:
             return
-        # Here, for a single recording and `--help` start no Dask.
-        from emotion_batch import cluster
-
         means = self.means
-        n_workers = min(means.workers or count_cores(), len(todo))
-        with cluster.connect(means.scheduler, n_workers, self.watcher.on_note) as connected:
+        with self._connected(min(means.workers or count_cores(), len(todo))) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
             versions = None
@@ -360,6 +357,28 @@ class Run:
             self._work_off(connected, work, todo[:n_first], canary, len(todo))
             if todo[n_first:]:
                 self._leave(connected, means.scheduler, work, todo[n_first:])
+
+    @contextmanager
+    def _connected(self, n_workers: int) -> Iterator[Cluster]:
+        """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
+        # Here, for a single recording and `--help` start no Dask.
+        from emotion_batch import cluster
+
+        lost: frozenset[int] | None = None
+        try:
+            with cluster.connect(self.means.scheduler, n_workers, self.watcher.on_note) as connected:
+                try:
+                    yield connected
+                except BaseException:
+                    if self.means.scheduler is None:
+                        with suppress(Exception), hastily():
+                            # While they live, for those that died by themselves may have died of a recording.
+                            lost = attempts.find_lost(self.table, self.id)
+                    raise
+        finally:
+            if lost is not None:
+                with suppress(Exception), hastily():
+                    attempts.take_back(self.table, self.id, lost)
 
     def _recall_reasons(self, done: Mapping[int, Footer]) -> None:
         """If every recording failed, take examples of what earlier runs met from the parts that they left."""

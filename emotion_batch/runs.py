@@ -91,7 +91,7 @@ def extract(
     source = Folder.of(archive, storage_options)
     settings = settings or FeatureSettings()
     info = TableInfo(tables.FEATURES, source.url, settings, segments or settings.segments)
-    tables.check(place, info)
+    ledger.check_table(place, info)
     watcher = watcher or Watcher()
     _try_to_write(place)
     listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
@@ -177,12 +177,12 @@ def label(
         )
     kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
     info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
-    tables.check(place, info)
+    ledger.check_table(place, info)
     run = Run(place, info, watcher, means, started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
     kept = _features_of(place, info)
-    tables.check(*kept)
+    ledger.check_table(*kept)
     _try_to_write(place)
     listing, spent = _list(origin, suffixes, watcher, may_be_empty=prune and force)
     with run:
@@ -191,7 +191,7 @@ def label(
         # Its ten million names are in the manifest now.
         del listing
         if kept_at is not None:
-            tables.create(*kept)
+            run.keep_features(*kept)
         witnesses = run.find_witnesses(base)
         copy = run.keep_model(bundle)
         job = Labelling(place, info, copy, Extraction(*kept, base, limits, witnesses=witnesses))

@@ -306,10 +306,13 @@ def test_calls_that_are_wrong_are_one_sentence(
     for call, sentence in (
         (("extract", empty, new), "expected recordings"),
         (("extract", tmp_path / "missing", new), "missing: expected it to exist"),
-        (("extract", speech, features, "--n-mfcc", "13"), "expected n_mfcc 40, got 13"),
-        (("extract", speech, features, "--offset", "0"), "expected segments"),
+        (("extract", speech, features, "--n-mfcc", "13"), "expected --n-mfcc 40, got --n-mfcc 13"),
+        (
+            ("extract", speech, features, "--offset", "0"),
+            "expected --offset 0.5 --duration 3, got --offset 0 --duration 3",
+        ),
         (("extract", speech, speech), "expected a new or empty folder or a table"),
-        (("extract", speech, labels), "expected kind labels, got features"),
+        (("extract", speech, labels), "expected a table of features, got one of labels"),
         (("extract", speech, sealed), "sealed is a file, not a folder"),
         (("label", wav, wav), "is named as a recording is: name several recordings by their folder, a glob in quotes"),
         (("extract", wav, tmp_path / "missing.wav"), "is named as a recording is"),
@@ -479,6 +482,8 @@ def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: sig
     assert 0 < status.n_shards_done < status.n_shards
     assert status.last_run is not None
     assert status.last_run["outcome"] == "stopped"
+    # The run ended its workers itself: no recording is suspected of it.
+    assert not list((tmp_path / "table" / "_table" / "attempts").iterdir())
     assert {path.name for path in (tmp_path / "table").iterdir()} == {
         "_table",
         *(path.name for path in (tmp_path / "table").glob("*.parquet")),

@@ -257,7 +257,7 @@ def test_a_lease_says_who_is_at_work(copy: Path) -> None:
     held = Lease(place, "20260101T000000Z-0a")
     held.begin()
     held.tell(n_done_here=50, elapsed_s=2.0)
-    held._publish()
+    held.renew()
     status = emotion_batch.status(copy)
     (holder,) = status.at_work
     assert (holder.host, holder.pid) == (platform.node(), os.getpid())

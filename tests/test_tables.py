@@ -13,7 +13,7 @@ import pytest
 
 from emotion_batch import tables
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
 from emotion_batch.storage import Folder
 from emotion_batch.tables import Counts, TableInfo
 
@@ -104,22 +104,30 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (replace(INFO, kind="features"), "expected kind labels, got features"),
-        (replace(INFO, source="/elsewhere"), "expected source /archive, got /elsewhere"),
-        (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected n_mfcc 40, got 20"),
-        (replace(INFO, segments=Segments(1.0)), "expected segments .*1.0"),
-        (replace(INFO, model_id="new"), "expected the labels of model m0del, got model new"),
+        (replace(INFO, kind="features"), "expected a table of features, got one of labels"),
+        (replace(INFO, source="/elsewhere"), "expected SOURCE /archive, got /elsewhere"),
+        (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected --n-mfcc 40, got --n-mfcc 20"),
+        (replace(INFO, feature_settings=SequenceSettings()), "expected --recipe seed, got --recipe sequence"),
+        (replace(INFO, segments=Segments(1.0)), "expected --offset 0.5 --duration 3, got --offset 1 --duration 3"),
+        (replace(INFO, segments=Segments.windows(2)), "expected --offset 0.5 --duration 3, got --window 2 --hop 2"),
+        (
+            replace(INFO, model_id="new"),
+            "expected --model with the model m0del, of which a copy is in _table/model, got new",
+        ),
     ],
-    ids=["kind", "source", "features", "segments", "model"],
+    ids=["kind", "source", "features", "recipe", "segments", "windows", "model"],
 )
 def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sentence: str) -> None:
-    """What differs from what the table holds is named before any work."""
+    """What differs from what the table holds is named before any work, by the option that says it."""
     table = Folder.of(tmp_path)
     tables.create(table, INFO)
     tables.create(table, INFO)
     assert tables.read_info(table) == INFO
     with pytest.raises(UsageError, match=sentence):
         tables.create(table, other)
+    tables.publish_part(table, INFO, 0, "d", label_rows("ok"))
+    with pytest.raises(UsageError, match=sentence):
+        tables.check(table, other)
 
 
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:

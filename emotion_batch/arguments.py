@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import emotion_batch
+from emotion_batch.console import print_result
 
 
 def _limit(text: str) -> str:
@@ -42,6 +44,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would print the whole usage above the one sentence.
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse would pass over a help that cannot be written.
+        if message and file is sys.stdout:
+            print_result(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

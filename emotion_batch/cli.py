@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from emotion_batch.answers import format_export, format_plan, format_rows
 from emotion_batch.arguments import read_arguments
-from emotion_batch.console import Said, print_result, print_stream
+from emotion_batch.console import Said, flush_stderr, open_streams, print_result, print_stream
 from emotion_batch.endings import (
     format_cancellation,
     format_labels,
@@ -24,7 +24,7 @@ from emotion_batch.endings import (
     format_summary,
     format_verification,
 )
-from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.errors import EmotionBatchError, OutputError, UsageError
 from emotion_batch.judgements import format_card, format_evaluation
 from emotion_batch.results import command as shell
 
@@ -56,7 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused,
     130 and 143 after SIGINT and SIGTERM.
     """
-    options = read_arguments(arguments)
+    open_streams()
+    try:
+        options = read_arguments(arguments)
+    except SystemExit as stop:
+        flush_stderr()
+        return int(stop.code or 0)
+    except OutputError as error:
+        # Of a call for help.
+        Said(is_quiet=False, is_debug=False, goes_on=False).error(str(error))
+        return error.exit_code
     # A training, an import and the demo begin anew.
     goes_on = options.command in ("extract", "label", "retry")
     said = Said(is_quiet=options.quiet, is_debug=options.debug, goes_on=goes_on)
@@ -78,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         said.end_line()
+        flush_stderr()
         signal.signal(signal.SIGTERM, previous)
 
 

@@ -86,6 +86,10 @@ class UnfitWorkerError(ClusterError):
     """One worker cannot do this work, where others may."""
 
 
+class OutputError(EmotionBatchError):
+    """What a command prints could not be written, as on a disk without room; what it did is done."""
+
+
 class CanaryError(EmotionBatchError):
     """The first recordings of a run came out so alike that the rest would be wasted."""
 

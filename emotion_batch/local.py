@@ -33,8 +33,17 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _has_current_folder() -> bool:
+    """Return whether the current folder is still there; `os.stat` finds one that was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
+def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> Iterator[str]:
     """Start a scheduler and workers; yield the scheduler's address, end all of them after.
 
     Not Dask's LocalCluster, whose workers import the caller's script again and so run it; and in sessions of
@@ -46,6 +55,9 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
         How many workers.
     idle_timeout_s
         After how long without work the scheduler ends: a driver that was killed leaves no cluster behind.
+    configuration
+        Dask's for these processes, as its ``dask.config.serialize`` gives it. It counts instead of what the user has set for
+        Dask, which is about other clusters: encryption, ports or a preloaded script would keep this one from starting.
 
     Raises
     ------
@@ -53,6 +65,9 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
         If no scheduler comes up.
     """
     processes: list[subprocess.Popen[bytes]] = []
+    others = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    # Both stand above Dask's files of settings, and the second above the first.
+    environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS}
     with tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
 
@@ -65,8 +80,9 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=stream,
-                    # What somebody has set in Dask's variables stands.
-                    env={**_SETTINGS, **os.environ},
+                    env=environment,
+                    # Dask does not start in a folder that was deleted.
+                    cwd=None if _has_current_folder() else folder,
                     start_new_session=True,
                 )
             processes.append(process)

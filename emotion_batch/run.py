@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,15 @@ from emotion_batch.archive import Entry, Listing, peek
 from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
 from emotion_batch.canary import RECORDINGS, Canary
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import CancelledError, DeniedError, IncompleteError, Status, StorageError, UsageError
+from emotion_batch.errors import (
+    CancelledError,
+    ClusterError,
+    DeniedError,
+    IncompleteError,
+    Status,
+    StorageError,
+    UsageError,
+)
 from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease, cancellation_name
@@ -361,9 +369,7 @@ class Run:
     @contextmanager
     def _connected(self, n_workers: int) -> Iterator[Cluster]:
         """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
-        # Here, for a single recording and `--help` start no Dask.
-        from emotion_batch import cluster
-
+        cluster = import_cluster()
         lost: frozenset[int] | None = None
         try:
             with cluster.connect(self.means.scheduler, n_workers, self.watcher.on_note) as connected:
@@ -468,6 +474,26 @@ class Run:
                 f"{len(many)} workers run several threads in one process; the same cores do more as processes: "
                 "`dask worker ADDRESS --nworkers auto --nthreads 1`"
             )
+
+
+def import_cluster() -> ModuleType:
+    """Return what knows Dask: when it is used, because a single recording and `--help` start none.
+
+    Raises
+    ------
+    ClusterError
+        If Dask does not even start with the settings that the user has made for it.
+    """
+    try:
+        from emotion_batch import cluster
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"Dask: it does not start with the settings made for it ({error}); look at its YAML files, such as those in "
+            "~/.config/dask, and at the variables that begin with DASK_"
+        ) from error
+    return cluster
 
 
 def _outcome(error: BaseException | None) -> tuple[str, str | None]:

@@ -137,6 +137,108 @@ def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: P
         os.close(writing)
 
 
+@pytest.mark.parametrize(
+    ("command", "streams", "code", "said"),
+    [
+        pytest.param("extract", ">&-", 0, "dashboard at", id="extract, no stdout"),
+        pytest.param("extract", "<&- >&- 2>&-", 0, "", id="extract, no streams"),
+        pytest.param("extract", "2>/dev/full", 0, "", id="extract, full stderr"),
+        pytest.param("extract", ">/dev/full", 1, "the result could not be written (No space left", id="full stdout"),
+        pytest.param("status", ">/dev/full 2>/dev/full", 1, "", id="status, both full"),
+        pytest.param("query", ">/dev/full", 1, "the result could not be written", id="query, full stdout"),
+        pytest.param("query", ">&-", 0, "", id="query, no stdout"),
+        pytest.param("--help", ">/dev/full", 1, "the result could not be written", id="help, full stdout"),
+        pytest.param("--help", ">&-", 0, "", id="help, no stdout"),
+        pytest.param("nothing", "2>/dev/full", 2, "", id="wrong call, full stderr"),
+        pytest.param("nothing", "2>&-", 2, "", id="wrong call, no stderr"),
+    ],
+)
+def test_streams_that_take_nothing_change_no_work(
+    speech: Path, features: Path, tmp_path: Path, command: str, streams: str, code: int, said: str
+) -> None:
+    """The work is done, what a closed stream would have shown is lost, and only a result that should be there is an error."""
+    arguments = {
+        "extract": [speech / "V1_sad", tmp_path / "table", "--workers", "1"],
+        "status": [features],
+        "query": [features, "FROM features SELECT file", "--format", "csv"],
+    }
+    words = [sys.executable, "-m", "emotion_batch.cli", command, *map(os.fspath, arguments.get(command, []))]
+    script = f"{shlex.join(words)} {streams}"
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    if command == "extract":
+        assert emotion_batch.verify(tmp_path / "table", deep=True).is_whole
+
+
+def test_a_deleted_current_folder_is_no_matter_of_absolute_paths(speech: Path, tmp_path: Path) -> None:
+    """From a folder that is gone a run with absolute paths does its work, and a relative one is refused in a sentence."""
+
+    def run(table: str) -> tuple[int, str]:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        words = [sys.executable, "-m", "emotion_batch.cli", "extract", f"{speech}/V1_sad", table, "--workers", "1"]
+        script = f"rmdir {shlex.quote(os.fspath(gone))}; {shlex.join(words)}"
+        variables = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=gone, env=variables, capture_output=True, text=True, check=False, timeout=120
+        )
+        return done.returncode, done.stderr
+
+    code, err = run(f"{tmp_path}/table")
+    assert code == 0, err
+    assert emotion_batch.verify(tmp_path / "table", deep=True).is_whole
+    code, err = run("table")
+    assert code == 2
+    assert "table: the current folder was deleted; go to another one, or name an absolute path" in one_sentence(err)
+
+
+# What people set for clusters of their own: https://docs.dask.org/en/stable/configuration.html
+_FOREIGN = """
+scheduler-address: tls://scheduler.example:8786
+distributed:
+  comm:
+    require-encryption: true
+    default-scheme: tls
+    tls: {ca-file: /nowhere/ca.pem, scheduler: {cert: /nowhere/s.pem}, worker: {cert: /nowhere/w.pem}, client: {cert: /nowhere/c.pem}}
+  scheduler: {preload: [no.such.module], contact-address: "tcp://203.0.113.1:1", allowed-imports: [], port: 1, dashboard: {tls: {cert: /nowhere/d.pem}}}
+  worker: {preload: [no.such.module], lifetime: {duration: 1 second}, multiprocessing-method: nothing}
+  nanny: {preload: [no.such.module], port: 1}
+  client: {preload: [no.such.module], security-loader: no.such.loader}
+"""
+
+
+@pytest.mark.parametrize("how", ["file", "variables"])
+def test_a_dask_configuration_for_other_clusters_is_no_matter_of_the_local_one(
+    speech: Path, tmp_path: Path, how: str
+) -> None:
+    """Encryption, ports, schemes, certificates and preloads that Dask's settings ask for do not reach a local cluster."""
+    (tmp_path / "dask.yaml").write_text(_FOREIGN)
+    environment = {"DASK_CONFIG": os.fspath(tmp_path)}
+    if how == "variables":
+        environment = {
+            "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
+            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": "/nowhere/ca.pem",
+            "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["no.such.module"]',
+            "DASK_DISTRIBUTED__CLIENT__PRELOAD": '["no.such.module"]',
+            "DASK_SCHEDULER_ADDRESS": "tls://scheduler.example:8786",
+        }
+    done = run_command("extract", speech / "V1_sad", tmp_path / "table", "--workers", "1", environment=environment)
+    assert done.code == 0, done.err
+    assert emotion_batch.verify(tmp_path / "table", deep=True).is_whole
+
+
+def test_a_dask_configuration_that_is_none_is_one_sentence(speech: Path, tmp_path: Path) -> None:
+    """A file of settings that Dask cannot read ends the run before its work, and says where to look."""
+    (tmp_path / "dask.yaml").write_text("distributed: [")
+    environment = {"DASK_CONFIG": os.fspath(tmp_path)}
+    done = run_command("extract", speech / "V1_sad", tmp_path / "table", environment=environment)
+    assert done.code == 2
+    assert "Dask: it does not start with the settings made for it" in one_sentence(done.err)
+
+
 def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(speech: Path, features: Path, tmp_path: Path) -> None:
     """When parts can no longer be written the run stops with one sentence, nothing half-written, and resumes."""
     table = tmp_path / "table"

@@ -19,6 +19,7 @@ import emotion_batch
 from emotion_batch import features, meter
 from emotion_batch.archive import SUFFIXES
 from emotion_batch.errors import MENDABLE, IncompleteError, Status, StoreError, UsageError
+from emotion_batch.formats import nullable
 from emotion_batch.meter import stage
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments, SequenceSettings, read_settings
 from emotion_batch.storage import Folder, explained
@@ -434,7 +435,7 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
         "by_label": counts.by_label,
     }
     sink = io.BytesIO()
-    schema = info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()})
+    schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
     # One row group, for a query costs a request for each.
     pq.write_table(rows.cast(schema), sink, compression="zstd", row_group_size=max(1, rows.num_rows))
     with explained(f"table {table.url}"), stage("write"):

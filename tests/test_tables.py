@@ -7,6 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import dask.dataframe
+import duckdb
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -73,6 +77,29 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
         "by_label": {"sad": 2},
     }
     assert [path.name for path in tmp_path.iterdir()] == ["part-000007.parquet"]
+
+
+def test_booleans_without_a_value_select_in_pandas(tmp_path: Path) -> None:
+    """pandas and Dask take a column with nulls for a condition, and parts of earlier releases beside such are one table."""
+    table = Folder.of(tmp_path)
+    rows = label_rows("ok", "empty", "ok")
+    tables.publish_part(table, INFO, 0, "d", rows)
+    # As earlier releases wrote them.
+    metadata = pq.read_schema(tmp_path / tables.part_name(0)).metadata
+    early = {name: value for name, value in metadata.items() if name != b"pandas"}
+    pq.write_table(rows.replace_schema_metadata(early), tmp_path / tables.part_name(1))
+    assert set(tables.own_footers(table, INFO, range(2))) == {0}
+    frame = pandas.read_parquet(tmp_path)
+    assert (len(frame[frame.is_in_domain]), len(frame[frame.is_confident]), len(frame[frame.is_speech])) == (4, 0, 0)
+    assert (frame.is_confident.isna() == (frame.status != "ok")).all()
+    assert str(frame.file.dtype) == "str"
+    assert frame.index.equals(pandas.RangeIndex(6))
+    assert polars.read_parquet(tmp_path / "*.parquet").filter(polars.col("is_in_domain")).height == 4
+    asked = f"SELECT count(*) FROM '{tmp_path}/*.parquet' WHERE is_in_domain IS NULL"
+    assert duckdb.sql(asked).fetchall() == [(2,)]
+    (tmp_path / tables.part_name(1)).unlink()
+    frame = dask.dataframe.read_parquet(tmp_path)
+    assert len(frame[frame.is_in_domain].compute()) == 2
 
 
 def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_booleans_without_a_value_select_in_pandas(tmp_path: Path) -> None:
-    """pandas and Dask take a column with nulls for a condition, and parts of earlier releases beside such are one table."""
+    """A column with nulls is a condition to pandas and Dask, and parts of earlier releases beside such are one table."""
     table = Folder.of(tmp_path)
     rows = label_rows("ok", "empty", "ok")
     tables.publish_part(table, INFO, 0, "d", rows)

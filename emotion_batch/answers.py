@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from emotion_batch.results import Grid, Line, Result, Role, duration, next_step, shown
+from emotion_batch.results import Grid, Line, Result, Role, as_argument, duration, next_step, shown
 
 if TYPE_CHECKING:
     from emotion_batch.exporting import Exported
@@ -104,10 +105,12 @@ def _clock(time_s: float) -> str:
 
 def format_export(found: Exported) -> Result:
     """Return what an export wrote."""
+    # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
+    folder = shlex.quote(as_argument(found.folder))
     next_command = {
-        "parquet": f"duckdb -c \"FROM '{found.folder}/*.parquet' SELECT status, count(*) GROUP BY status\"",
-        "audformat": f"python -c \"import audformat; print(audformat.Database.load('{found.folder}'))\"",
-    }.get(found.file_format, f"head {found.folder}/*.csv")
+        "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
+        "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
+    }.get(found.file_format, f"head {folder}/*.csv")
     return Result(
         next_step(next_command),
         Line(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import emotion_batch
+from emotion_batch.console import print_result
 
 
 def _limit(text: str) -> str:
@@ -43,10 +45,32 @@ class _Parser(argparse.ArgumentParser):
         # argparse would print the whole usage above the one sentence.
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse would pass over a help that cannot be written.
+        if message and file is sys.stdout:
+            print_result(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
+
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return what a command line says; ends the process with one sentence where it is wrong, and where it asks for help."""
-    return _parser().parse_args(arguments)
+    parser = _parser()
+    options, left_over = parser.parse_known_args(arguments)
+    if left_over:
+        _refuse(parser, options.command, left_over)
+    return options
+
+
+def _refuse(parser: argparse.ArgumentParser, command: str, left_over: Sequence[str]) -> NoReturn:
+    """End the process with one sentence about words that a command has no use for."""
+    if command in ("extract", "label", "plan") and not any(word.startswith("-") for word in left_over):
+        names = "one ARCHIVE" if command == "plan" else "one SOURCE and one TABLE"
+        parser.error(
+            f"{command} takes {names}, and {len(left_over)} more names were given; name several recordings by their "
+            "folder, a glob in quotes ('*.wav'), or a list file with a name a line"
+        )
+    parser.error(f"unrecognized arguments: {' '.join(left_over)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -264,9 +288,14 @@ def _add_label(commands: Any, *, leave: bool = False) -> None:
 
 
 def _add_retry(commands: Any, *, leave: bool = False) -> None:
-    command = _command(commands, "retry", "do again what failed, and nothing else")
+    command = _command(commands, "retry", "do again what failed and another try could mend")
     command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    command.add_argument("--status", action="append", metavar="S", help="only such failures; may be repeated (all)")
+    command.add_argument(
+        "--status",
+        action="append",
+        metavar="S",
+        help="failures with this status; may be repeated (truncated, unreadable, vanished, crashed, timeout, memory)",
+    )
     group = command.add_argument_group("run")
     _add_cluster_options(group)
     _add_common_options(command)

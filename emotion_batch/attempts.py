@@ -6,6 +6,7 @@ decodes in a child process (`isolation`). So a note says no more than that somet
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from emotion_batch.storage import Folder, explained
 
@@ -55,10 +57,16 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
     name = _name(shard)
     with explained(f"table {table.url}"):
         earlier = table.read_if_there(name)
-        note = {"run": run_id, "began": time.time(), "host": platform.node(), "pid": os.getpid()}
+        is_repeated = earlier is not None
+        note = {
+            "run": run_id,
+            "began": time.time(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "is_repeated": is_repeated,
+        }
         # Not for a power cut: after one, the shard is decoded as if for the first time.
         table.publish(name, json.dumps(note).encode(), is_durable=False)
-    is_repeated = earlier is not None
     try:
         yield Attempt(is_repeated, _lost_s(earlier, run_id) if earlier is not None else 0.0)
     except BaseException:
@@ -76,6 +84,41 @@ def forget_finished(table: Folder, shards: Container[int]) -> None:
             stem = name.partition(".")[0]
             if stem.isdigit() and int(stem) in shards:
                 _forget(table, int(stem))
+
+
+def find_lost(table: Folder, run_id: str) -> frozenset[int]:
+    """Return the shards of a run over which a process of this machine has died."""
+    return frozenset(shard for shard, about in _notes(table, run_id) if not _is_alive(about["pid"]))
+
+
+def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
+    """Delete what a run has noted of shards that were under way when it ended its own workers: no recording did that.
+
+    The notes of `lost` shards stay, and so do those of shards that were suspected before.
+    """
+    for shard, about in _notes(table, run_id):
+        if shard not in lost and not about["is_repeated"]:
+            _forget(table, shard)
+
+
+def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the shards that a run has noted, with what it said of them."""
+    with explained(f"table {table.url}"):
+        for name in table.folder(FOLDER).names():
+            stem = name.partition(".")[0]
+            # It may be gone by now, or of another release.
+            with contextlib.suppress(ValueError):
+                about = json.loads((table.read_if_there(f"{FOLDER}/{name}") if stem.isdigit() else None) or b"{}")
+                if about.get("run") == run_id and {"pid", "is_repeated"} <= about.keys():
+                    yield int(stem), about
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _forget(table: Folder, shard: int) -> None:

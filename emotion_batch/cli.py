@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from emotion_batch.answers import format_export, format_plan, format_rows
 from emotion_batch.arguments import read_arguments
-from emotion_batch.console import Said, print_result, print_stream
+from emotion_batch.console import Said, flush_stderr, open_streams, print_result, print_stream
 from emotion_batch.endings import (
     format_cancellation,
     format_labels,
@@ -25,7 +24,7 @@ from emotion_batch.endings import (
     format_summary,
     format_verification,
 )
-from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.errors import EmotionBatchError, OutputError, UsageError
 from emotion_batch.judgements import format_card, format_evaluation
 from emotion_batch.results import command as shell
 
@@ -57,7 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused,
     130 and 143 after SIGINT and SIGTERM.
     """
-    options = read_arguments(arguments)
+    open_streams()
+    try:
+        options = read_arguments(arguments)
+    except SystemExit as stop:
+        flush_stderr()
+        return int(stop.code or 0)
+    except OutputError as error:
+        # Of a call for help.
+        Said(is_quiet=False, is_debug=False, goes_on=False).error(str(error))
+        return error.exit_code
     # A training, an import and the demo begin anew.
     goes_on = options.command in ("extract", "label", "retry")
     said = Said(is_quiet=options.quiet, is_debug=options.debug, goes_on=goes_on)
@@ -79,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         said.end_line()
+        flush_stderr()
         signal.signal(signal.SIGTERM, previous)
 
 
@@ -202,11 +211,7 @@ def _label(options: argparse.Namespace, said: Said) -> int:
         keep_features=options.keep_features,
         **_common(options, said),
     )
-    name = options.table.replace("'", "''")
-    query = f"FROM '{name}/*.parquet' SELECT emotion, count(*) GROUP BY emotion"
-    # Double quotes read best, where the shell finds nothing of its own within them.
-    quoted = shlex.quote(query) if set('"$`\\!') & set(query) else f'"{query}"'
-    return _finish(summary, options, said, f"duckdb -c {quoted}")
+    return _finish(summary, options, said, shell("query", options.table, options=("--example", "mix")))
 
 
 def _train(options: argparse.Namespace, said: Said) -> int:
@@ -370,16 +375,27 @@ def _demo(options: argparse.Namespace, said: Said) -> int:
 
 def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
     said.end_line()
-    is_too_many = _exceeds(options.max_failed, summary)
-    if options.leave and not options.json:
+    if summary.is_all_failed:
+        next_command = shell("status", options.table)
+    if options.json:
+        print_result(json.dumps(summary.to_dict()))
+    elif options.leave:
         print_result(format_submission(summary, options.table, options.scheduler))
-        return 0
-    print_result(json.dumps(summary.to_dict()) if options.json else format_summary(summary, next_command))
-    if is_too_many:
-        said.error(
-            f"failed rows: expected at most {options.max_failed}, got {summary.counts.n_failed} of {summary.counts.n_rows}"
+    else:
+        print_result(format_summary(summary, next_command))
+    counts = summary.counts
+    if summary.is_all_failed:
+        reasons = "; ".join(
+            f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in summary.examples.items()
         )
-    return 1 if is_too_many else 0
+        said.error(
+            f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command"
+        )
+        return 1
+    if _exceeds(options.max_failed, summary):
+        said.error(f"failed rows: expected at most {options.max_failed}, got {counts.n_failed} of {counts.n_rows}")
+        return 1
+    return 0
 
 
 def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:

@@ -354,10 +354,16 @@ def connect(
     with contextlib.ExitStack() as stack:
         is_local = scheduler is None
         # One that waits for a store keeps its cluster.
-        scheduler = scheduler or Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(RESUBMIT_S))))
-        if (risk := scheduler.find_risk()) is not None:
-            on_note(risk)
-        client = _client(scheduler)
+        if scheduler is None:
+            configuration = _local_configuration()
+            given = dask.config.serialize(configuration)
+            scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(RESUBMIT_S), given)))
+            with dask.config.set(configuration):
+                client = _client(scheduler)
+        else:
+            if (risk := scheduler.find_risk()) is not None:
+                on_note(risk)
+            client = _client(scheduler)
         stack.callback(_close, client)
         try:
             client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
@@ -367,6 +373,13 @@ def connect(
                 f"start `dask worker {scheduler.address}`"
             ) from error
         yield Cluster(client, is_local, on_note)
+
+
+def _local_configuration() -> dict[str, Any]:
+    """Return Dask's own settings for a cluster of this machine, with what the user has set of a worker's memory alone."""
+    defaults: dict[str, Any] = dask.config.merge(*dask.config.defaults)
+    memory = dask.config.get("distributed.worker.memory")
+    return dict(dask.config.merge(defaults, {"distributed": {"worker": {"memory": memory}}}))
 
 
 def _close(client: Client) -> None:

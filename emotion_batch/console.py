@@ -5,13 +5,15 @@ On a terminal with colours, tables and a bar, by `terminal`, which is imported o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
+from emotion_batch.errors import OutputError
 from emotion_batch.results import Line, Result, Role, duration, shown
 
 if TYPE_CHECKING:
@@ -22,6 +24,30 @@ _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 # Of a bar that moves; more often than that nobody sees.
 _MOVES_EVERY_S = 0.05
+
+
+def open_streams() -> None:
+    """Let the three standard streams lead nowhere where the caller has closed them.
+
+    Otherwise a file that is opened next gets the number of a closed stream, and what a library prints goes into that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    # Python has no stream where it found none.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 it stays open
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 it stays open
+
+
+def flush_stderr() -> None:
+    """Write what is left for stderr; if that fails, nothing is left, for Python would exit with 120 over it."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
 
 
 class Said:
@@ -122,7 +148,8 @@ class Said:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except BrokenPipeError:
+        except (OSError, ValueError):
+            # Also on a full disk: there is no other place to say it.
             _give_up(sys.stderr)
 
     def _line(self, *texts: str, share: float | None = None, is_last: bool = False) -> None:
@@ -148,25 +175,40 @@ def print_result(result: Result | str) -> None:
     ----------
     result
         What a person reads; as a string, it is printed as it is, for a program.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, and not because its reader has gone.
     """
     text = f"{result}\n"
     if isinstance(result, Result) and _is_terminal(sys.stdout):
         text = _terminal(sys.stdout).render(result)
-    try:
+    with _writing_out():
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _give_up(sys.stdout)
 
 
 def print_stream(write: Callable[[BinaryIO], None]) -> None:
-    """Let a result be written to stdout as it comes; whoever reads no further ends it."""
-    try:
+    """Let a result be written to stdout as it comes; whoever reads no further ends it. Raises what `print_result` does."""
+    with _writing_out():
         sys.stdout.flush()
         write(sys.stdout.buffer)
         sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _writing_out() -> Iterator[None]:
+    """Give stdout up if it cannot be written within the block; raise OutputError unless only its reader has gone."""
+    try:
+        yield
     except BrokenPipeError:
         _give_up(sys.stdout)
+    except OSError as error:
+        _give_up(sys.stdout)
+        raise OutputError(
+            f"stdout: the result could not be written ({error.strerror or error}); what the command did is done"
+        ) from error
 
 
 def _is_terminal(stream: TextIO) -> bool:
@@ -183,6 +225,9 @@ def _terminal(stream: TextIO) -> Terminal:
 
 def _give_up(stream: TextIO) -> None:
     """Let a stream that nobody reads lead nowhere; Python would try once more at its end, and exit with 120."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        # What is left in its buffers goes there too.
+        stream.flush()

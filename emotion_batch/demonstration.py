@@ -9,6 +9,7 @@ from pathlib import Path
 
 from emotion_batch import modelling, runs, synthesis
 from emotion_batch.errors import UsageError
+from emotion_batch.results import as_argument, command
 from emotion_batch.storage import explained
 from emotion_batch.summary import Watcher
 from emotion_batch.training import TrainingSettings
@@ -22,18 +23,18 @@ _QUERIES = (
         "How many recordings of each emotion, and how sure?",
         (
             "SELECT emotion, count(*) AS recordings, round(avg(confidence), 3) AS confidence\n"
-            "FROM '{labels}/*.parquet' WHERE status = 'ok' GROUP BY emotion ORDER BY emotion"
+            "FROM {labels} WHERE status = 'ok' GROUP BY emotion ORDER BY emotion"
         ),
     ),
     (
         "What became of those without a label?",
-        "SELECT status, file, error FROM '{labels}/*.parquet' WHERE status <> 'ok' ORDER BY file",
+        "SELECT status, file, error FROM {labels} WHERE status <> 'ok' ORDER BY file",
     ),
     (
         "Which labels are the least sure?",
         (
             "SELECT file, emotion, round(confidence, 3) AS confidence\n"
-            "FROM '{labels}/*.parquet' WHERE status = 'ok' ORDER BY confidence, file LIMIT 5"
+            "FROM {labels} WHERE status = 'ok' ORDER BY confidence, file LIMIT 5"
         ),
     ),
 )
@@ -79,26 +80,30 @@ def demo(
         raise UsageError(str(error)) from error
     say(f"1. {n_files} synthesised recordings, named as in the TESS corpus, five of them broken: {recordings}\n")
 
-    say(f"2. emotion-batch extract {recordings} {features}")
+    places = [os.fspath(root / name) for name in _MADE]
+    say(f"2. {command('extract', *places[:2])}")
     extracted = runs.extract(recordings, features, workers=workers, watcher=watcher)
     say(f"   {extracted.counts.n_ok} feature rows, {extracted.counts.n_failed} rows with the reason why not\n")
 
     # The notebook's batch of 512 would make one step an epoch of so few rows.
-    say(f"3. emotion-batch train {features} {bundle} --epochs 40 --batch-size 32 --max-folds 0")
+    options = ("--epochs", "40", "--batch-size", "32", "--max-folds", "0")
+    say(f"3. {command('train', *places[1:3], options=options)}")
     card = modelling.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
     judged = card.metrics["stratified"]
     say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
 
-    say(f"4. emotion-batch label {recordings} {labels} --model {bundle}")
+    with_model = ("--model", as_argument(places[2]))
+    say(f"4. {command('label', places[0], places[3], options=with_model)}")
     labelled = runs.label(recordings, labels, model=bundle, workers=workers, watcher=watcher)
     say(f"   {labelled.counts.n_ok} labels, {labelled.counts.n_failed} rows with the reason why not\n")
 
     say("5. Any tool that reads Parquet queries the labels; here DuckDB:")
     with duckdb.connect() as connection:
         for question, template in _QUERIES:
-            query = template.format(labels=str(labels).replace("'", "''"))
+            query = template.format(labels=_as_source(labels))
             say(f"\n-- {question}\n{query};\n{connection.sql(query)}")
-    say(_CLOSING.format(example=recordings / "V1_angry" / "V1_back_angry.wav", bundle=bundle))
+    example = os.fspath(recordings / "V1_angry" / "V1_back_angry.wav")
+    say(_CLOSING.format(one=command("label", example, options=with_model)))
 
 
 _CLOSING = """\
@@ -111,10 +116,21 @@ in a folder for each emotion:
 
 and one recording at a time, without a table:
 
-  emotion-batch label {example} --model {bundle}
+  {one}
 
 Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md
 next: emotion-batch label YOUR-RECORDINGS TABLE"""
+
+
+def _as_source(table: Path) -> str:
+    """Return a table's parts as SQL of DuckDB names them, whatever the folder is called."""
+    name = os.fspath(table).replace("'", "''")
+    plain = f"'{name}/*.parquet'"
+    if not set(name) & set("*?[="):
+        return plain
+    # A glob of DuckDB's reads brackets as a choice of characters, and `emotion=x` as a column of every row.
+    escaped = "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    return f"read_parquet('{escaped}/*.parquet', hive_partitioning = false)"
 
 
 def _prepare(root: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from emotion_batch.errors import Status
 from emotion_batch.results import Grid, Line, Result, Role, command, duration, next_step
 
 if TYPE_CHECKING:
@@ -31,10 +32,7 @@ def format_summary(summary: Summary, next_words: str) -> Result:
             Role.TITLE,
         )
     ]
-    blocks += [
-        Line(f"  {status}, as {file}: {reason}", Role.NOTE)
-        for status, ((file, reason), *_) in sorted(summary.examples.items())
-    ]
+    blocks += _format_reasons(summary)
     if counts.by_label:
         shares = [(emotion, f"{n:,}", f"{n / counts.n_ok:.1%}") for emotion, n in counts.by_label.items()]
         blocks.append(Grid("  {:<12} {:>10}  {:>6}", shares))
@@ -51,6 +49,14 @@ def format_summary(summary: Summary, next_words: str) -> Result:
     return Result(*blocks, next_step(next_words), _format_counts(counts))
 
 
+def _format_reasons(summary: Summary) -> list[Line]:
+    """Return a recording and its reason for each way to fail that a run met."""
+    return [
+        Line(f"  {status}, as {file}: {reason}", Role.NOTE)
+        for status, ((file, reason), *_) in sorted(summary.examples.items())
+    ]
+
+
 def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
     """Return what became of a run that was to be left to a cluster."""
     if not summary.n_shards_left:
@@ -62,7 +68,9 @@ def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
             f"{summary.n_shards_left:,} were handed to {scheduler}, which needs this machine no longer",
             Role.TITLE,
         ),
-        next_step(f"{command('status', table)}; to stop it, {command('cancel', table)}"),
+        *_format_reasons(summary),
+        f"to stop it: {command('cancel', table)}",
+        next_step(command("status", table)),
         f"run {summary.run}",
     )
 
@@ -84,12 +92,14 @@ def _format_counts(counts: Counts) -> Line:
 def format_report(made: Report, table: str) -> Result:
     """Return where a report is, its headline, and what is remarkable."""
     from emotion_batch.remarks import headline, remark
+    from emotion_batch.tables import LABELS
 
+    is_labels = made.figures.info.kind == LABELS
     remarks = [Line(f"  {one.text}", Role.NOTE) for one in remark(made.figures) if one.kind != "fine"]
     return Result(
         Line(headline(made.figures), Role.TITLE),
         *remarks,
-        next_step(f"open {made.output}; to check some labels by ear, {command('review', table, 'sheet.csv')}"),
+        next_step(command("review", table, "sheet.csv") if is_labels else command("status", table)),
         f"report: {made.output}",
     )
 
@@ -126,11 +136,14 @@ def format_status(found: TableStatus, table: str) -> Result:
         reason = f": {last['error']}" if last.get("error") else ""
         blocks.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
     if found.at_work:
-        words = f"{command('status', table)} again; to stop it, {command('cancel', table)}"
-    elif n_left or not found.n_shards:
+        blocks.append(f"to stop it: {command('cancel', table)}")
+        words = command("status", table)
+    elif n_left or not found.n_shards or found.counts.by_status.get(Status.CHANGED):
         words = _AGAIN
+    elif found.counts.n_mendable:
+        words = command("retry", found.features or table)
     else:
-        words = command("retry" if found.counts.n_failed else "verify", table)
+        words = command("verify", table)
     return Result(*blocks, next_step(words))
 
 
@@ -145,8 +158,8 @@ def format_verification(found: Verification, table: str) -> Result:
         words = _AGAIN
     elif found.counts.by_label:
         words = command("review", table, "SHEET.csv")
-    elif found.counts.n_failed:
-        words = command("retry", table)
+    elif found.counts.n_mendable:
+        words = command("retry", found.features or table)
     else:
         words = command("train", table, "BUNDLE")
     return Result(
@@ -215,7 +228,7 @@ def format_sheet(written: Sheet, table: str) -> Result:
     ]
     if written.n_parts_missing:
         lines.append(Line(f"  {written.n_parts_missing:,} parts of the table are still to come", Role.NOTE))
-    return Result(*lines, next_step(command("review", table, written.sheet, "--take")))
+    return Result(*lines, next_step(command("review", table, written.sheet, options=("--take",))))
 
 
 def format_review(found: Review) -> Result:
@@ -235,7 +248,8 @@ def format_review(found: Review) -> Result:
     ]
     things = "segments" if found.has_segments else "recordings"
     labels = f"{found.labels}: {found.n_labelled:,} labelled {things}, {found.n_corrected:,} of them corrected"
-    train = command("train", found.features or "FEATURES", "BUNDLE", "--labels", f"table:{found.labels}")
+    labels_option = ("--labels", f"table:{found.labels}")
+    train = command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
     return Result(
         Line(labels if found.labels else f"{found.sheet}: no row gives a label", Role.TITLE),
         *left_out,

@@ -22,6 +22,13 @@ class Status(StrEnum):
     MEMORY = "memory"
 
 
+# The reason for these may pass: a right, a share, an upload, the memory of a machine. The others lie in what the recording
+# says, which a second look does not change, or, as ``changed``, in a listing that is too old, which a retry does not renew.
+MENDABLE = frozenset(
+    {Status.TRUNCATED, Status.UNREADABLE, Status.VANISHED, Status.CRASHED, Status.TIMEOUT, Status.MEMORY}
+)
+
+
 class RecordingError(Exception):
     """One recording gives no features; extraction turns this into its row and goes on.
 
@@ -77,6 +84,10 @@ class ClusterError(EmotionBatchError):
 
 class UnfitWorkerError(ClusterError):
     """One worker cannot do this work, where others may."""
+
+
+class OutputError(EmotionBatchError):
+    """What a command prints could not be written, as on a disk without room; what it did is done."""
 
 
 class CanaryError(EmotionBatchError):

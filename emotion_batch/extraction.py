@@ -87,7 +87,7 @@ class Receipt:
     elapsed_s
         Wall-clock seconds that the shard took.
     examples
-        For each status but ``ok`` of what was made now, one recording and its reason.
+        For each status but ``ok`` of what was made now, the first recording and its reason.
     spent
         On what the time went.
     """
@@ -104,7 +104,9 @@ class Receipt:
         """Return the receipt for the rows `made` now, begun at `started` of `time.perf_counter`."""
         failed = made.filter(pc.not_equal(made["status"], Status.OK))
         columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
-        examples = {status: (file, error) for status, file, error in zip(*columns, strict=True)}
+        examples: dict[str, tuple[str, str]] = {}
+        for status, file, error in zip(*columns, strict=True):
+            examples.setdefault(status, (file, error))
         starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
         audio_s = float(np.nansum(ends - starts))
         return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)

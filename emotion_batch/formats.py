@@ -20,6 +20,24 @@ GROUP_ROWS, GROUP_BYTES = 131_072, 256 * 2**20
 _OBJECTS_BYTES = 2**20
 
 
+def nullable(schema: pa.Schema) -> pa.Schema:
+    """Return a schema of which pandas reads booleans as its nullable ones.
+
+    Without it, a column with a null is one of objects to pandas, and ``frame[frame.is_confident]`` an error; a nullable one
+    selects where it is true. Nothing but pandas looks at this, and the values are as before.
+    """
+    columns = [
+        {"name": field.name, "field_name": field.name, "pandas_type": "bool", "numpy_type": "boolean", "metadata": None}
+        for field in schema
+        if pa.types.is_boolean(field.type)
+    ]
+    if not columns:
+        return schema
+    # https://arrow.apache.org/docs/python/pandas.html; what is not named is read as it always is.
+    about = {"index_columns": [], "column_indexes": [], "columns": columns, "creator": {"library": "emotion-batch"}}
+    return schema.with_metadata({**(schema.metadata or {}), b"pandas": json.dumps(about).encode()})
+
+
 class Writer(Protocol):
     """What rows go into."""
 
@@ -101,9 +119,9 @@ class ParquetWriter:
     """
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
-        self.schema = schema
+        self.schema = nullable(schema)
         try:
-            self._writer = pq.ParquetWriter(stream, schema, compression="zstd")
+            self._writer = pq.ParquetWriter(stream, self.schema, compression="zstd")
         except pa.ArrowNotImplementedError as error:
             raise UsageError(f"--format parquet: expected columns that Parquet has, got {error}; cast them") from error
         self._waiting: list[pa.Table] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emotion_batch.results import Grid, Line, Result, Role, command, next_step
+from emotion_batch.results import Grid, Line, Result, Role, as_argument, command, next_step
 
 if TYPE_CHECKING:
     from emotion_batch.bundle import Card
@@ -24,7 +24,7 @@ def format_card(card: Card, bundle: str) -> Result:
         Line(f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", Role.TITLE),
         "",
         *said,
-        next_step(command("label", "RECORDINGS", "TABLE", "--model", bundle)),
+        next_step(command("label", "RECORDINGS", "TABLE", options=("--model", as_argument(bundle)))),
     )
 
 
@@ -92,7 +92,7 @@ def format_evaluation(found: Evaluation, bundle: str = "BUNDLE") -> Result:
         *_format_speakers(found),
         "",
         *(Line(f"note: {warning}", Role.NOTE) for warning in found.warnings),
-        next_step(command("label", "RECORDINGS", "TABLE", "--model", bundle)),
+        next_step(command("label", "RECORDINGS", "TABLE", options=("--model", as_argument(bundle)))),
     )
 
 

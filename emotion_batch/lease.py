@@ -89,9 +89,14 @@ class Lease:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self._holder.run
+
     def begin(self) -> None:
         """Publish the lease, and renew it from now on, until the end or until the process dies."""
-        self._publish()
+        self.renew()
         self._thread.start()
 
     def end(self) -> None:
@@ -106,13 +111,14 @@ class Lease:
         self._is_over.set()
         self._thread.join(_PATIENCE_S)
         self._holder = replace(self._holder, scheduler=scheduler, pid=0, namespace=None, progress=progress)
-        self._publish()
+        self.renew()
 
     def tell(self, **progress: Any) -> None:
         """Say how far the run is, at the next renewal."""
         self._holder = replace(self._holder, progress=progress)
 
-    def _publish(self) -> None:
+    def renew(self) -> None:
+        """Publish the lease now."""
         holder = replace(self._holder, renewed_s=time.time())
         self._table.publish(self._name, json.dumps(asdict(holder)).encode(), is_durable=False)
 
@@ -120,7 +126,7 @@ class Lease:
         while not self._is_over.wait(_RENEW_S):
             # The run itself will say what is wrong with the place, if it lasts.
             with contextlib.suppress(Exception):
-                self._publish()
+                self.renew()
 
 
 def lease_name(run_id: str) -> str:

@@ -6,23 +6,26 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch import attempts, features, lease, manifest, tables
 from emotion_batch.errors import IncompleteError, Status, UsageError
-from emotion_batch.lease import Holder
+from emotion_batch.lease import Holder, Lease
 from emotion_batch.manifest import Manifest, ShardEntry, read_entries
+from emotion_batch.retries import hastily
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
 RUNS = lease.FOLDER
+# What a lease says of a run that is about to replace a table's settings.
+_IS_REPLACING = "is_replacing"
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _NOTE = re.compile(r"[0-9]{6,}\.json")
 _RUN = re.compile(r"[0-9TZ]+-[0-9a-f]+")
@@ -50,6 +53,8 @@ class TableStatus:
         Runs that died without a word since the last one that ended.
     last_run
         Record of the last run that ended; None if none has.
+    features
+        URL of the feature table that these are the labels of, where recordings are tried again; None for other tables.
     """
 
     table: str
@@ -64,6 +69,7 @@ class TableStatus:
     cancelled: tuple[str, ...]
     lost: tuple[Holder, ...]
     last_run: Mapping[str, Any] | None
+    features: str | None = None
 
     @property
     def rate(self) -> float | None:
@@ -97,6 +103,8 @@ class Verification:
         Whether every row was read.
     problems
         What is wrong, a sentence each; none if the table is whole.
+    features
+        As of `TableStatus`.
     """
 
     table: str
@@ -105,6 +113,7 @@ class Verification:
     counts: Counts
     is_deep: bool
     problems: tuple[str, ...] = field(default_factory=tuple)
+    features: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -125,6 +134,7 @@ def read_status(table: Folder) -> TableStatus:
         holders = lease.read_holders(table)
         cancelled = [holder.run for holder in holders if table.exists(lease.cancellation_name(holder.run))]
         last = _last_run(table)
+        features_url = _find_features(table, info)
     shards = entries.shards
     return TableStatus(
         table=table.url,
@@ -139,6 +149,7 @@ def read_status(table: Folder) -> TableStatus:
         cancelled=tuple(cancelled),
         lost=tuple(holder for holder in holders if not holder.is_alive),
         last_run=last,
+        features=features_url,
     )
 
 
@@ -188,7 +199,26 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         if problem is not None
     ]
     counts = sum((footer.counts for footer, _ in found if footer is not None), Counts())
-    return Verification(table.url, entries.n_recordings, len(entries.shards), counts, deep, tuple(problems))
+    return Verification(
+        table.url,
+        entries.n_recordings,
+        len(entries.shards),
+        counts,
+        deep,
+        tuple(problems),
+        _find_features(table, info),
+    )
+
+
+def _find_features(table: Folder, info: TableInfo) -> str | None:
+    """Return the URL of the feature table that a table holds the labels of; None if it is of recordings."""
+    if info.kind != tables.LABELS:
+        return None
+    # The source may be gone or refuse by now, which says nothing about this table.
+    with contextlib.suppress(Exception), hastily():
+        if tables.read_info(Folder(info.source, table.options)) is not None:
+            return info.source
+    return None
 
 
 def require_table(table: Folder) -> TableInfo:
@@ -219,6 +249,70 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
         lease.forget(table, holder)
         table.delete(lease.cancellation_name(holder.run))
     return others
+
+
+class Company(NamedTuple):
+    """Which runs a table knew when a run began, and which of them are at work on it."""
+
+    known: frozenset[str]
+    at_work: tuple[Holder, ...]
+
+
+def check_table(table: Folder, info: TableInfo) -> None:
+    """Raise UsageError if a table cannot be one of `info`, or not while another run works on it with other settings."""
+    if tables.check(table, info) is None and (there := tables.find(table)) is not None:
+        with explained(f"table {table.url}"):
+            at_work = [holder for holder in lease.read_holders(table) if holder.is_alive]
+        _refuse_to_replace(table, there, info, at_work)
+
+
+def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
+    """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
+
+    Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
+    at least one of them sees the other, and the settings are replaced under nobody.
+
+    Raises
+    ------
+    UsageError
+        If the table is of something else, or another run works on it with other settings.
+    """
+    with explained(f"table {table.url}"):
+        table.folder(RUNS).make()
+    replaced = None if tables.check(table, info) is not None else tables.find(table)
+    held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
+    with explained(f"table {table.url}"):
+        held.begin()
+    try:
+        with explained(f"table {table.url}"):
+            # After the lease, and before the look at the others: who is in neither came later.
+            known = run_ids(table)
+            others = others_at_work(table, held.run)
+        if replaced is not None:
+            _refuse_to_replace(table, replaced, info, others)
+            tables.replace(table, info)
+            held.tell()
+            with explained(f"table {table.url}"):
+                held.renew()
+        elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
+            raise UsageError(
+                f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
+            )
+        tables.create(table, info)
+    except BaseException:
+        held.end()
+        raise
+    return Company(frozenset(known), tuple(others))
+
+
+def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work: Sequence[Holder]) -> None:
+    """Raise UsageError if another run is at work on a table of other settings."""
+    difference = there.difference(info)
+    if difference and at_work:
+        raise UsageError(
+            f"table {table.url}: expected {difference}; run {at_work[0].run} is at work on it with these settings, on "
+            f"{at_work[0].host}; name a new table for others"
+        )
 
 
 def mend(table: Folder, info: TableInfo, entries: Manifest) -> Iterator[str]:

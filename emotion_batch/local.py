@@ -34,8 +34,17 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _has_current_folder() -> bool:
+    """Return whether the current folder is still there; `os.stat` finds one that was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
+def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> Iterator[str]:
     """Start a scheduler and workers; yield the scheduler's address, end all of them after.
 
     Not Dask's LocalCluster, whose workers import the caller's script again and so run it; and in sessions of
@@ -47,6 +56,9 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
         How many workers.
     idle_timeout_s
         After how long without work the scheduler ends: a driver that was killed leaves no cluster behind.
+    configuration
+        Dask's for these processes, as its ``dask.config.serialize`` gives it. It counts instead of what the user has set for
+        Dask, which is about other clusters: encryption, ports or a preloaded script would keep this one from starting.
 
     Raises
     ------
@@ -56,9 +68,10 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
-        # What somebody has set in Dask's variables stands. Processes that are killed leave files in their scratch space,
-        # so that lies in a folder that goes with the cluster.
-        environment = {**_SETTINGS, **safe_environment(), "TMPDIR": folder}
+        others = {name: value for name, value in safe_environment().items() if not name.startswith("DASK_")}
+        # Both stand above Dask's files of settings, and the second above the first. Processes that are killed leave files in
+        # their scratch space, so that lies in a folder that goes with the cluster.
+        environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS, "TMPDIR": folder}
 
         def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
             spec = json.dumps({"cls": kind, "opts": {"host": "127.0.0.1", **options}})
@@ -70,6 +83,8 @@ def local_cluster(n_workers: int, idle_timeout_s: float) -> Iterator[str]:
                     stdout=stream,
                     stderr=stream,
                     env=environment,
+                    # Dask does not start in a folder that was deleted.
+                    cwd=None if _has_current_folder() else folder,
                     start_new_session=True,
                 )
             processes.append(process)

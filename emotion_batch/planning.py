@@ -24,7 +24,7 @@ from emotion_batch.forecast import Outlook, Range
 from emotion_batch.labelling import FeatureTable
 from emotion_batch.local import count_cores
 from emotion_batch.remainder import Remainder, find_remainder
-from emotion_batch.run import order_shards
+from emotion_batch.run import import_cluster, order_shards
 from emotion_batch.sampling import Population, Sample, take_sample
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage import Folder
@@ -300,7 +300,7 @@ def _time(
     started: float,
 ) -> tuple[Sample, float, int]:
     """Return a sample that was timed, the seconds of a run besides its shards, and the workers that are there."""
-    from emotion_batch import cluster
+    cluster = import_cluster()
 
     trial = Trial.of(secrets.token_hex(8), left.info, left.source, left.bundle)
     n_local = min(count_cores(), *([max(asked)] if asked else []), max(2, len(population.costs)))

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from emotion_batch import sandbox, tables
 from emotion_batch.errors import UsageError
-from emotion_batch.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
+from emotion_batch.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, nullable, to_text
 from emotion_batch.inventory import Inventory, take_inventory
 from emotion_batch.sandbox import Answer
 from emotion_batch.storage import Folder, explained
@@ -103,7 +103,8 @@ def query(
         If the table cannot be read, or the answer does not fit.
     """
     with asked(table, sql, example=example, storage_options=storage_options, watcher=watcher) as answer:
-        return pa.Table.from_batches(answer.batches, answer.schema)
+        found = pa.Table.from_batches(answer.batches, answer.schema)
+        return found.replace_schema_metadata(nullable(answer.schema).metadata)
 
 
 @contextlib.contextmanager

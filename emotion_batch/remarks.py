@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from emotion_batch.errors import MENDABLE
 from emotion_batch.figures import Figures
 from emotion_batch.markup import count, roughly
 
@@ -79,12 +80,10 @@ def _failed(figures: Figures) -> Iterator[Remark]:
     if figures.failures and coverage.n_failed >= _FAILED * max(1, coverage.n_surveyed):
         words = ", ".join(f"{one.status} {count(one.n_rows)}" for one in figures.failures[:3])
         words = words if figures.info.segments.hop_s is None else f"in rows {words}"
-        yield Remark(
-            "look",
-            "Failed",
-            f"{roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words}); "
-            "`emotion-batch retry` tries them again, which helps where the reason has passed.",
-        )
+        text = f"{roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words})"
+        if any(one.status in MENDABLE for one in figures.failures):
+            text += "; `emotion-batch retry` tries again what another try could mend"
+        yield Remark("look", "Failed", f"{text}.")
     broken = [
         one
         for one in figures.columns or figures.folders

@@ -87,9 +87,14 @@ def next_step(words: str) -> Line:
     return Line(f"next: {words}", Role.NEXT)
 
 
-def command(*words: str) -> str:
-    """Return a command of this program as a shell takes it."""
-    return shlex.join(["emotion-batch", *words])
+def command(name: str, *places: str, options: Sequence[str] = ()) -> str:
+    """Return a command of this program as a shell takes it, whatever its places are called."""
+    return shlex.join(["emotion-batch", name, *map(as_argument, places), *options])
+
+
+def as_argument(place: str) -> str:
+    """Return a place as an argument that is not taken for an option."""
+    return f"./{place}" if place.startswith("-") else place
 
 
 def duration(seconds: float) -> str:

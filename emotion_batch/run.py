@@ -6,22 +6,31 @@ import copy
 import math
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from emotion_batch import ledger, preflight, tables
+from emotion_batch import attempts, ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
 from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
 from emotion_batch.canary import RECORDINGS, Canary
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import CancelledError, DeniedError, IncompleteError, Status, StorageError, UsageError
+from emotion_batch.errors import (
+    CancelledError,
+    ClusterError,
+    DeniedError,
+    IncompleteError,
+    Status,
+    StorageError,
+    UsageError,
+)
 from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease, cancellation_name
@@ -127,22 +136,17 @@ class Run:
         self._lease = Lease(table, self.id)
 
     def __enter__(self) -> Run:
-        tables.create(self.table, self.info)
-        with explained(f"table {self.table.url}"):
+        self._known_runs, self._others = ledger.begin(self.table, self.info, self._lease)
+        try:
             self.manifest = Manifest(self.table)
-            self._lease.begin()
-            try:
-                # After it, so that of two runs that begin at once at least one sees the other.
-                self._known_runs = ledger.run_ids(self.table)
-                self._others = ledger.others_at_work(self.table, self.id)
-                for other in self._others:
-                    self.watcher.on_note(
-                        f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
-                        "that one of them has done the other leaves"
-                    )
-            except BaseException:
-                self._lease.end()
-                raise
+            for other in self._others:
+                self.watcher.on_note(
+                    f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
+                    "that one of them has done the other leaves"
+                )
+        except BaseException:
+            self._lease.end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -153,7 +157,9 @@ class Run:
         try:
             # Whoever stopped a run waits for its end, and storage may be why.
             with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
-                self._recorder.write(self.table, self.summary, *_outcome(error))
+                # A call that was refused before any work is no run that failed.
+                if not isinstance(error, UsageError):
+                    self._recorder.write(self.table, self.summary, *_outcome(error))
                 self.table.delete(cancellation_name(self.id))
         except StorageError as lost:
             self.watcher.on_note(f"the record of this run could not be written: {lost}")
@@ -187,6 +193,12 @@ class Run:
         self.summary.left_out = listing.left_out
         for name, value in asdict(growth).items():
             setattr(self.summary, name, value)
+
+    def keep_features(self, table: Folder, info: TableInfo) -> None:
+        """Make the feature table that keeps the features of this run."""
+        held = Lease(table, self.id)
+        ledger.begin(table, info, held)
+        held.end()
 
     def follow(self, manifest: Manifest) -> None:
         """Take the manifest of a feature table over."""
@@ -273,12 +285,14 @@ class Run:
             done, missing = self._look(places, features)
             todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
             self._do(job, needs, done, todo)
+            self._recall_reasons(done)
             if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
             for _ in range(_MOST_PASSES):
                 done, missing = self._look(places, features)
                 self._do(job, needs, done, missing)
+                self._recall_reasons(done)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
                 if self._is_left or not self._has_company():
                     return self.summary
@@ -345,12 +359,8 @@ class Run:
         self.summary.n_shards = len(self.manifest.shards)
         if not todo:
             return
-        # Here, for a single recording and `--help` start no Dask.
-        from emotion_batch import cluster
-
         means = self.means
-        n_workers = min(means.workers or count_cores(), len(todo))
-        with cluster.connect(means.scheduler, n_workers, self.watcher.on_note) as connected:
+        with self._connected(min(means.workers or count_cores(), len(todo))) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
             versions = None
@@ -367,6 +377,41 @@ class Run:
             self._work_off(connected, work, todo[:n_first], canary, len(todo))
             if todo[n_first:]:
                 self._leave(connected, means.scheduler, work, todo[n_first:])
+
+    @contextmanager
+    def _connected(self, n_workers: int) -> Iterator[Cluster]:
+        """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
+        cluster = import_cluster()
+        lost: frozenset[int] | None = None
+        try:
+            with cluster.connect(self.means.scheduler, n_workers, self.watcher.on_note) as connected:
+                try:
+                    yield connected
+                except BaseException:
+                    if self.means.scheduler is None:
+                        with suppress(Exception), hastily():
+                            # While they live, for those that died by themselves may have died of a recording.
+                            lost = attempts.find_lost(self.table, self.id)
+                    raise
+        finally:
+            if lost is not None:
+                with suppress(Exception), hastily():
+                    attempts.take_back(self.table, self.id, lost)
+
+    def _recall_reasons(self, done: Mapping[int, Footer]) -> None:
+        """If every recording failed, take examples of what earlier runs met from the parts that they left."""
+        if not self.summary.is_all_failed:
+            return
+        for status in self.summary.counts.by_status.keys() - self.summary.examples.keys():
+            shard = next((shard for shard, footer in done.items() if status in footer.counts.by_status), None)
+            if shard is None:
+                continue
+            with explained(f"table {self.table.url}"):
+                rows = tables.read_part(self.table, shard, ["file", "status", "error"])
+            failed = rows.filter(pc.equal(rows["status"], status))
+            # None, if the shard was done again since and something else became of it.
+            for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
+                self.summary.show({status: [example]})
 
     def _work_off(self, connected: Cluster, work: Work, todo: list[Task], canary: Canary | None, n_in_all: int) -> None:
         """Have shards done, of so many in all, and wait for them."""
@@ -441,6 +486,26 @@ class Run:
                 f"{len(many)} workers run several threads in one process; the same cores do more as processes: "
                 "`dask worker ADDRESS --nworkers auto --nthreads 1`"
             )
+
+
+def import_cluster() -> ModuleType:
+    """Return what knows Dask: when it is used, because a single recording and `--help` start none.
+
+    Raises
+    ------
+    ClusterError
+        If Dask does not even start with the settings that the user has made for it.
+    """
+    try:
+        from emotion_batch import cluster
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"Dask: it does not start with the settings made for it ({error}); look at its YAML files, such as those in "
+            "~/.config/dask, and at the variables that begin with DASK_"
+        ) from error
+    return cluster
 
 
 def _outcome(error: BaseException | None) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from emotion_batch import ledger, meter, tables
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import Status, UsageError
+from emotion_batch.errors import MENDABLE, Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
@@ -22,6 +22,7 @@ from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
+from emotion_batch.results import command
 from emotion_batch.run import MODEL, Means, Needs, Run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
@@ -90,7 +91,7 @@ def extract(
     source = Folder.of(archive, storage_options)
     settings = settings or FeatureSettings()
     info = TableInfo(tables.FEATURES, source.url, settings, segments or settings.segments)
-    tables.check(place, info)
+    ledger.check_table(place, info)
     watcher = watcher or Watcher()
     _try_to_write(place)
     listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
@@ -151,6 +152,8 @@ def label(
     means = Means(Scheduler.of(scheduler), workers, force, leave)
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
+    # First of all, so that a confusion of the two is not told as a fault of either.
+    tables.find(place)
     bundle = bundles.require_safe(bundles.find_model(model, storage_options))
     card = bundle.card
     # As workers will, for what they cannot load costs a night.
@@ -174,12 +177,12 @@ def label(
         )
     kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
     info = TableInfo(tables.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
-    tables.check(place, info)
+    ledger.check_table(place, info)
     run = Run(place, info, watcher, means, started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
     kept = _features_of(place, info)
-    tables.check(*kept)
+    ledger.check_table(*kept)
     _try_to_write(place)
     listing, spent = _list(origin, suffixes, watcher, may_be_empty=prune and force)
     with run:
@@ -188,7 +191,7 @@ def label(
         # Its ten million names are in the manifest now.
         del listing
         if kept_at is not None:
-            tables.create(*kept)
+            run.keep_features(*kept)
         witnesses = run.find_witnesses(base)
         copy = run.keep_model(bundle)
         job = Labelling(place, info, copy, Extraction(*kept, base, limits, witnesses=witnesses))
@@ -206,14 +209,15 @@ def retry(
     leave: bool = False,
     watcher: Watcher | None = None,
 ) -> Summary:
-    """Do again the recordings of a table that failed, and no others.
+    """Do again the recordings of a table that failed and that another try could mend, and no others.
 
     Parameters
     ----------
     table
         A feature or label table.
     status
-        Which failures, by status; by default all.
+        Which failures, by status; by default ``truncated``, ``unreadable``, ``vanished``, ``crashed``, ``timeout`` and
+        ``memory``. A recording that is ``changed`` is listed and read anew by the command that made the table.
     deadline_s, scheduler, workers, storage_options, leave, watcher
         As in `extract`.
 
@@ -237,7 +241,7 @@ def retry(
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
-            f"`emotion-batch retry {origin.url}`, and then label it again"
+            f"`{command('retry', origin.url)}`, and then label it again"
         )
     archive = find_base(info.source, storage_options)
     with run:
@@ -332,13 +336,13 @@ def _list(source: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_e
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:
-    """Return the statuses that `words` name; all failures for none."""
+    """Return the statuses that `words` name; for none, those that another try could mend."""
     failures = frozenset(Status) - {Status.OK}
     named = list(words)
     unknown = [word for word in named if word not in failures]
     if unknown:
         raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
-    return frozenset(Status(word) for word in named) or failures
+    return frozenset(Status(word) for word in named) or MENDABLE
 
 
 def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:

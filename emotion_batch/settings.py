@@ -223,6 +223,12 @@ class Segments:
         """Fingerprint of which stretches are taken."""
         return fingerprint(self.to_dict())
 
+    def to_options(self) -> str:
+        """Return the options of the command line that say the same."""
+        if self.hop_s is None:
+            return f"--offset {self.offset_s:g} --duration {self.duration_s:g}"
+        return f"--window {self.duration_s:g} --hop {self.hop_s:g}"
+
     def __str__(self) -> str:
         """Return it in words, for a sentence or a bundle's README."""
         if self.hop_s is None:

@@ -79,7 +79,7 @@ class Folder:
         Raises
         ------
         UsageError
-            If the location is empty or carries a password or a signature.
+            If the location is empty, carries a password or a signature, or is relative to a folder that was deleted.
         """
         text = os.fspath(location)
         if not text:
@@ -87,7 +87,12 @@ class Folder:
         refuse_secrets(text)
         text = text.removeprefix("file://")
         if not is_url(text):
-            text = os.path.abspath(os.path.expanduser(text))
+            try:
+                text = os.path.abspath(os.path.expanduser(text))
+            except FileNotFoundError as error:
+                raise UsageError(
+                    f"{text}: the current folder was deleted; go to another one, or name an absolute path"
+                ) from error
         return cls(text.rstrip("/") or "/", options or {})
 
     def store(self, name: str = "") -> tuple[Store, str]:

@@ -107,6 +107,11 @@ class Summary:
     run: str = ""
     n_shards_left: int = 0
 
+    @property
+    def is_all_failed(self) -> bool:
+        """Whether the run is over, there are recordings, and not one row of the table has a result."""
+        return not self.n_shards_left and self.counts.n_rows > 0 and not self.counts.n_ok
+
     def add(self, receipt: Receipt) -> None:
         """Take in what one task hands back."""
         self.counts += receipt.counts
@@ -114,7 +119,7 @@ class Summary:
         self.n_decoded += receipt.made.n_recordings
         self.audio_s += receipt.audio_s
         self.spent.add(receipt.spent)
-        self._show({status: [example] for status, example in receipt.examples.items()})
+        self.show({status: [example] for status, example in receipt.examples.items()})
 
     def merge(self, other: Summary) -> None:
         """Take in what other shards of the same run gave."""
@@ -123,9 +128,10 @@ class Summary:
         self.n_decoded += other.n_decoded
         self.audio_s += other.audio_s
         self.spent.add(other.spent)
-        self._show(other.examples)
+        self.show(other.examples)
 
-    def _show(self, examples: Mapping[str, list[tuple[str, str]]]) -> None:
+    def show(self, examples: Mapping[str, list[tuple[str, str]]]) -> None:
+        """Take in examples of what failed."""
         for status, more in examples.items():
             known = self.examples.setdefault(status, [])
             known += more[: _MOST_EXAMPLES - len(known)]

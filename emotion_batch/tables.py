@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 
 import emotion_batch
 from emotion_batch import features, meter
-from emotion_batch.errors import IncompleteError, Status, StoreError, UsageError
+from emotion_batch.archive import SUFFIXES
+from emotion_batch.errors import MENDABLE, IncompleteError, Status, StoreError, UsageError
+from emotion_batch.formats import nullable
 from emotion_batch.meter import stage
-from emotion_batch.settings import AnySettings, Segments, read_settings
+from emotion_batch.settings import AnySettings, FeatureSettings, Segments, SequenceSettings, read_settings
 from emotion_batch.storage import Folder, explained
 
 FEATURES = "features"
@@ -27,6 +29,8 @@ LABELS = "labels"
 # Of each kind's columns; an earlier release's label table has fewer.
 SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
 LEDGER = "_table"
+# As the command line calls them.
+_RECIPES = {FeatureSettings.recipe: "seed", SequenceSettings.recipe: "sequence"}
 _INFO = f"{LEDGER}/table.json"
 _FOOTER_KEY = b"emotion_batch"
 # In which the metadata of a part of one row group lies.
@@ -145,15 +149,25 @@ class TableInfo:
         return feature_schema(self.feature_settings) if self.kind == FEATURES else label_schema(self.labels)
 
     def difference(self, other: TableInfo) -> str | None:
-        """Return the first thing in which `other` is not this table, as ``name: this, other``; None if it is."""
-        mine, theirs = ({**info.to_dict(), **info.feature_settings.to_dict()} for info in (self, other))
-        for name in ("kind", "source", *self.feature_settings.to_dict()):
-            if mine[name] != theirs[name]:
-                return f"{name} {mine[name]}, got {theirs[name]}"
-        if self.segments != other.segments:
-            return f"segments {self.segments.to_dict()}, got {other.segments.to_dict()}"
+        """Return the first thing in which `other` is not this table, as ``this, got other``; None if it is.
+
+        In the words of the command line: a person can only change what they have typed.
+        """
+        if self.kind != other.kind:
+            return f"a table of {other.kind}, got one of {self.kind}"
+        if self.source != other.source:
+            return f"{'SOURCE' if self.kind == LABELS else 'ARCHIVE'} {self.source}, got {other.source}"
         if self.model_id != other.model_id:
-            return f"the labels of model {self.model_id}, got model {other.model_id}"
+            return f"--model with the model {self.model_id}, of which a copy is in {LEDGER}/model, got {other.model_id}"
+        mine, theirs = (info.feature_settings.to_dict() for info in (self, other))
+        if mine["recipe"] != theirs["recipe"]:
+            return f"--recipe {_RECIPES[mine['recipe']]}, got --recipe {_RECIPES[theirs['recipe']]}"
+        for name, value in mine.items():
+            if value != theirs[name]:
+                option = f"--{name.replace('_', '-')}"
+                return f"{option} {value}, got {option} {theirs[name]}"
+        if self.segments != other.segments:
+            return f"{self.segments.to_options()}, got {other.segments.to_options()}"
         return None
 
 
@@ -193,6 +207,11 @@ class Counts:
     def n_failed(self) -> int:
         """Rows that hold a reason instead."""
         return self.n_rows - self.n_ok
+
+    @property
+    def n_mendable(self) -> int:
+        """Failed rows that another try could mend."""
+        return sum(self.by_status.get(status, 0) for status in MENDABLE)
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sums."""
@@ -292,40 +311,97 @@ def read_info(table: Folder) -> TableInfo | None:
         raise UsageError(f"table {table.url}: expected {_INFO} as it was written, got a damaged file") from error
 
 
-def check(table: Folder, info: TableInfo) -> TableInfo | None:
-    """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
+def find(table: Folder) -> TableInfo | None:
+    """Return what a folder that is to be written as a table holds; None if it is still to be made.
 
     Raises
     ------
     UsageError
-        If it holds a table of something else, or files that are no table.
+        If it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
     """
     with explained(f"table {table.url}"):
         there = read_info(table)
-        strangers = [] if there else [name for name in table.names() if not name.startswith((".", "_"))]
+        if there is not None:
+            return there
+        kind = table.find_kind()
+        names = table.names() if kind == "folder" else []
+    strangers = [name for name in names if not name.startswith((".", "_"))]
+    recordings = [name for name in strangers if name.lower().endswith(SUFFIXES)]
+    if kind != "folder" and table.url.lower().endswith(SUFFIXES):
+        # Also if it is not there: nobody calls a folder so, but a second recording may be misspelt.
+        raise UsageError(
+            f"table {table.url} is named as a recording is: name several recordings by their folder, a glob in quotes or a "
+            "list file, and after that a folder for the table"
+        )
+    if kind == "file":
+        raise UsageError(f"table {table.url} is a file, not a folder: name a folder for the table")
+    if recordings:
+        raise UsageError(
+            f"table {table.url} holds recordings ({recordings[0]!r}): expected a new or empty folder or a table; the order is "
+            "SOURCE TABLE, what is read before what is written"
+        )
     if strangers:
         raise UsageError(
-            f"table {table.url}: expected a new or empty folder or a table, got {strangers[0]!r} in it; "
-            "name another folder"
+            f"table {table.url}: expected a new or empty folder or a table, got {strangers[0]!r} in it; name another "
+            "folder; the order is SOURCE TABLE, what is read before what is written"
         )
-    if there and (difference := there.difference(info)):
-        raise UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
-    return there
+    return None
+
+
+def check(table: Folder, info: TableInfo) -> TableInfo | None:
+    """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
+
+    It also is where one of other settings was begun and has no part: nothing of it would be lost.
+
+    Raises
+    ------
+    UsageError
+        If it holds a table of something else, or what `find` refuses.
+    """
+    there = find(table)
+    if there is None or not (difference := there.difference(info)):
+        return there
+    with explained(f"table {table.url}"):
+        if any(name.endswith(".parquet") and not name.startswith((".", "_")) for name in table.names()):
+            raise _refusal(table, difference)
+    return None
 
 
 def create(table: Folder, info: TableInfo) -> None:
-    """Make `table` one of `info` if it is none yet; raise what `check` does."""
-    there = check(table, info)
+    """Make `table` one of `info` if it is none yet; raise what `check` does, and also for one that has no part."""
     data = json.dumps(info.to_dict(), indent=2).encode()
+    there = find(table)
     with explained(f"table {table.url}"):
         # Also those of a table that an earlier release made.
         for name in ("attempts", "manifest", "runs"):
             table.folder(f"{LEDGER}/{name}").make()
         if there is None and not table.publish_first(_INFO, data):
             # Another run was quicker: its table may be one of something else.
-            there = check(table, info)
+            there = find(table)
+        if there is not None and (difference := there.difference(info)):
+            raise _refusal(table, difference)
         if there is not None and info.features not in (None, there.features):
             table.publish(_INFO, data)
+
+
+def replace(table: Folder, info: TableInfo) -> None:
+    """Make a table without a part one of `info`: for a run that is alone with it.
+
+    What was frozen for the earlier settings goes first, and the settings last: whenever this ends early, the table is one of the
+    earlier settings whose recordings are still to be listed.
+    """
+    with explained(f"table {table.url}"):
+        for name in ("manifest", "attempts", "model"):
+            folder = table.folder(f"{LEDGER}/{name}")
+            # The newest generation of a manifest first, and what says that there is one before what it names.
+            names = sorted(folder.names(), key=lambda name: (name.endswith(".json"), name), reverse=True)
+            for one in names:
+                folder.delete(one)
+        table.publish(_INFO, json.dumps(info.to_dict(), indent=2).encode())
+
+
+def _refusal(table: Folder, difference: str) -> UsageError:
+    return UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
 
 
 def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: pa.Table) -> Counts:
@@ -359,7 +435,7 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
         "by_label": counts.by_label,
     }
     sink = io.BytesIO()
-    schema = info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()})
+    schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
     # One row group, for a query costs a request for each.
     pq.write_table(rows.cast(schema), sink, compression="zstd", row_group_size=max(1, rows.num_rows))
     with explained(f"table {table.url}"), stage("write"):

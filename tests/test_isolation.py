@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,11 +18,12 @@ import pytest
 import soundfile
 from conftest import KILLERS, tone, write_killers, write_odd_archive
 
-from emotion_batch import isolation, meter, rows
+from emotion_batch import attempts, isolation, meter, rows
 from emotion_batch.archive import list_recordings
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
 from emotion_batch.isolation import Limits
 from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
 
 SETTINGS, ONE = FeatureSettings(), Segments()
 # A child must be able to start and decode within it, on a machine that does other things too.
@@ -161,3 +165,25 @@ def test_a_deadline_is_a_time(deadline_s: float) -> None:
     """What is no time is refused before any work."""
     with pytest.raises(UsageError, match="deadline: expected seconds from 1 to"):
         replace(LIMITS, deadline_s=deadline_s)
+
+
+def test_a_run_takes_back_what_it_ended_itself(tmp_path: Path) -> None:
+    """Of a stopped run's shards those are suspected over which a process had died before, and no others."""
+    place = Folder.of(tmp_path)
+    place.folder(attempts.FOLDER).make()
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+
+    def note(shard: int, run_id: str = "mine", *, pid: int = os.getpid(), is_repeated: bool = False) -> None:
+        about = {"run": run_id, "began": 0.0, "host": "here", "pid": pid, "is_repeated": is_repeated}
+        place.publish(f"{attempts.FOLDER}/{shard:06d}.json", json.dumps(about).encode())
+
+    note(0)
+    note(1, pid=dead.pid)
+    note(2, is_repeated=True)
+    note(3, "another")
+    place.publish(f"{attempts.FOLDER}/000004.json", b"torn")
+    lost = attempts.find_lost(place, "mine")
+    note(5)
+    attempts.take_back(place, "mine", lost)
+    assert [int(name[:-5]) for name in place.folder(attempts.FOLDER).names()] == [1, 2, 3, 4]

@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ShellCluster, run_command
 
 import emotion_batch
 from emotion_batch import lease, ledger, tables
+from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.errors import UsageError
 from emotion_batch.lease import Holder, Lease
 from emotion_batch.manifest import Manifest
-from emotion_batch.settings import FeatureSettings
+from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
 from emotion_batch.tables import TableInfo
 
@@ -255,7 +257,7 @@ def test_a_lease_says_who_is_at_work(copy: Path) -> None:
     held = Lease(place, "20260101T000000Z-0a")
     held.begin()
     held.tell(n_done_here=50, elapsed_s=2.0)
-    held._publish()
+    held.renew()
     status = emotion_batch.status(copy)
     (holder,) = status.at_work
     assert (holder.host, holder.pid) == (platform.node(), os.getpid())
@@ -298,3 +300,65 @@ def test_a_run_leaves_its_record(features: Path, speech: Path) -> None:
     assert all(seconds > 0 for seconds in stages.values())
     assert record["spent"]["read_bytes"] > 1_000_000
     assert record["audio_s"] > 60
+
+
+@pytest.mark.parametrize(
+    ("statuses", "is_retried"),
+    [
+        pytest.param(("empty", "not_audio", "too_short", "not_finite"), False, id="what the recordings say"),
+        pytest.param(("empty", "truncated"), True, id="truncated"),
+        pytest.param(("unreadable",), True, id="unreadable"),
+        pytest.param(("vanished",), True, id="vanished"),
+        pytest.param(("crashed", "timeout", "memory"), True, id="what kills"),
+    ],
+)
+def test_a_retry_is_advised_only_where_it_could_mend_something(
+    tmp_path: Path, statuses: tuple[str, ...], is_retried: bool
+) -> None:
+    """`status` and `verify` name `retry` if some failure may pass, and never for what the recordings themselves say."""
+    table = tmp_path / "table"
+    write_table_of(table, ("ok", *statuses))
+    for command in ("status", "verify"):
+        (line,) = [line for line in run_command(command, table).out.splitlines() if line.startswith("next: ")]
+        assert (line == f"next: emotion-batch retry {table}") == is_retried, line
+
+
+def test_what_changed_is_for_the_command_that_lists(tmp_path: Path) -> None:
+    """A recording that is not what was listed is read by the same command as before, which lists anew, not by a retry."""
+    write_table_of(tmp_path, ("ok", "changed", "vanished"))
+    assert "next: the command that made the table, again" in run_command("status", tmp_path).out
+
+
+def test_labels_of_a_feature_table_are_retried_there(tmp_path: Path, labels: Path, features: Path) -> None:
+    """`status` of labels whose features may be mended names the table that `retry` takes."""
+    assert f"next: emotion-batch retry {features}" in run_command("status", labels).out
+    shutil.copytree(labels, tmp_path / "labels")
+    info = tmp_path / "labels" / "_table" / "table.json"
+    info.write_text(info.read_text().replace(os.fspath(features), os.fspath(tmp_path / "gone")))
+    assert f"next: emotion-batch retry {tmp_path / 'labels'}" in run_command("status", tmp_path / "labels").out
+
+
+def write_table_of(folder: Path, statuses: tuple[str, ...]) -> None:
+    """Write a feature table whose recordings have these statuses."""
+    place = Folder.of(folder)
+    info = TableInfo(tables.FEATURES, "/archive", FeatureSettings(), Segments())
+    names = [f"{number}.wav" for number in range(len(statuses))]
+    tables.create(place, info)
+    manifest = Manifest(place)
+    columns = {"file": names, "raw_file": [None] * len(names), "size": [1] * len(names), "version": ["1"] * len(names)}
+    manifest.grow(pa.table(columns, ENTRY_SCHEMA), info.segments)
+    rows = pa.Table.from_pylist(
+        [
+            {
+                "file": name,
+                "start_s": 0.5,
+                "end_s": 1.0 if status == "ok" else None,
+                "status": status,
+                "error": None if status == "ok" else "why",
+                "mfcc": [1.0] * 40 if status == "ok" else None,
+            }
+            for name, status in zip(names, statuses, strict=True)
+        ],
+        info.schema,
+    )
+    tables.publish_part(place, info, 0, manifest.shards[0].digest, rows)

@@ -14,8 +14,13 @@ import soundfile
 from conftest import ShellCluster, run_command, running, tone, wait_for_parts
 
 import emotion_batch
-from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch import ledger, tables
+from emotion_batch.errors import ClusterError, IncompleteError, UsageError
+from emotion_batch.lease import Lease
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage import Folder
 from emotion_batch.summary import Progress, Summary, Watcher
+from emotion_batch.tables import TableInfo
 
 N_RECORDINGS = 240
 
@@ -136,10 +141,11 @@ def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundl
 
     assert label().counts.by_status == {"not_audio": 2, "ok": 4}
     put_right("3.wav")
-    assert emotion_batch.retry(labels, **at).counts.by_status == {"not_audio": 1, "ok": 5}
+    again = {"status": ["not_audio"], **at}
+    assert emotion_batch.retry(labels, **again).counts.by_status == {"not_audio": 1, "ok": 5}
     assert emotion_batch.status(features).counts.by_status == {"not_audio": 1, "ok": 5}
     put_right("4.wav")
-    assert emotion_batch.retry(features, **at).counts.by_status == {"ok": 6}
+    assert emotion_batch.retry(features, **again).counts.by_status == {"ok": 6}
     assert label().counts.by_status == {"ok": 6}
     soundfile.write(archive / "5.wav", tone(1.5, 8_000), 8_000)
     summary = label()
@@ -151,7 +157,7 @@ def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundl
     shutil.rmtree(features)
     assert label().counts.by_status == {"not_audio": 1, "ok": 5}
     shutil.rmtree(features)
-    assert emotion_batch.retry(labels, **at).n_decoded == 1
+    assert emotion_batch.retry(labels, **again).n_decoded == 1
 
 
 def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cluster: ShellCluster) -> None:
@@ -166,6 +172,8 @@ def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cl
     done = run_command("extract", archive, table, "--prune")
     assert done.code == 2
     assert "--prune: expected at most a tenth of the 240 recordings to be gone, got 120" in done.err
+    # Nothing was done, so the table's last run is the one that made it.
+    assert [json.loads(path.read_text())["outcome"] for path in table.glob("_table/runs/*")] == ["complete"]
     for path in archive.iterdir():
         path.rename(away / path.name)
     with pytest.raises(UsageError, match="expected recordings"):
@@ -207,10 +215,13 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     summary = emotion_batch.retry(features, status=["vanished"], **at)
     assert summary.n_decoded == 1
     assert summary.counts.by_status == {"not_audio": 1, "ok": 29}
-    done = run_command("retry", features, "--json")
+    # Without a status only what another try could mend is done again, and none of this is.
+    assert emotion_batch.retry(features, **at).n_decoded == 0
+    done = run_command("retry", features, "--status", "not_audio", "--json")
     assert done.code == 0, done.err
     # What changed since it was listed is for the command that lists.
     assert done.result["counts"]["by_status"] == {"changed": 1, "ok": 29}
+    assert emotion_batch.retry(features, **at).n_decoded == 0
     # The labels are of features that were tried again since.
     summary = emotion_batch.label(features, labels, model=bundle, **at)
     assert (summary.n_shards_done, summary.counts.n_ok) == (1, 29)
@@ -241,10 +252,64 @@ def test_a_new_model_over_an_old_feature_table_decodes_nothing(
     card = json.loads((other / "card.json").read_text())
     (other / "card.json").write_text(json.dumps({**card, "model_id": "another"}))
     archive.rename(tmp_path / "away")
-    sentence = f"expected the labels of model {card['model_id']}, got model another; name a new table"
+    sentence = (
+        f"expected --model with the model {card['model_id']}, of which a copy is in _table/model, got another; name"
+    )
     with pytest.raises(UsageError, match=sentence):
         emotion_batch.label(features, tmp_path / "labels", model=other, **at)
     assert emotion_batch.label(features, tmp_path / "more", model=other, **at).counts.n_ok == N_RECORDINGS
+
+
+def test_a_table_without_a_part_takes_other_settings(
+    speech: Path, bundle: Path, tmp_path: Path, cluster: ShellCluster
+) -> None:
+    """What a run without a result had begun pins nothing: archive, recipe, segments and model are those of the next call."""
+    table, kept, archive = tmp_path / "table", tmp_path / "kept", speech / "V1_sad"
+    nowhere = {"scheduler": "tcp://127.0.0.1:9", "keep_features": kept}
+    with pytest.raises(ClusterError):
+        emotion_batch.label(speech, table, model=bundle, **nowhere)
+    assert (table / "_table" / "model" / "card.json").exists()
+    # As of a process that died over a shard of the other settings.
+    (table / "_table" / "attempts" / "000000.json").write_text("{}")
+    other = emotion_batch.label(
+        archive, table, model="tess-sequence", keep_features=kept, force=True, scheduler=cluster.address
+    )
+    assert other.counts.by_status == {"ok": 6}
+    assert other.spent.n_isolated == 0
+    fresh = emotion_batch.label(
+        archive, tmp_path / "fresh", model="tess-sequence", force=True, scheduler=cluster.address
+    )
+    assert other.counts == fresh.counts
+    assert rows(table) == rows(tmp_path / "fresh")
+    for one in (table, kept):
+        assert emotion_batch.verify(one, deep=True).is_whole
+    with pytest.raises(UsageError, match="--model with the model"):
+        emotion_batch.label(archive, table, model=bundle, scheduler=cluster.address)
+
+
+def test_a_table_that_another_run_works_on_keeps_its_settings(archive: Path, tmp_path: Path) -> None:
+    """Nobody replaces the settings of a run that has no part yet, and of two that begin at once at least one gives way."""
+    place, mine = Folder.of(tmp_path / "table"), FeatureSettings()
+    info, other = (
+        TableInfo(tables.FEATURES, str(archive), settings, Segments())
+        for settings in (mine, FeatureSettings(n_mfcc=13))
+    )
+    first, second, third = (Lease(place, f"20260101T00000{number}Z-0a") for number in range(3))
+    ledger.begin(place, info, first)
+    sentence = "expected --n-mfcc 40, got --n-mfcc 13; run 20260101T000000Z-0a is at work on it with these settings"
+    with pytest.raises(UsageError, match=sentence):
+        emotion_batch.extract(archive, place.url, settings=FeatureSettings(n_mfcc=13))
+    with pytest.raises(UsageError, match=sentence):
+        ledger.begin(place, other, second)
+    first.end()
+    # A run that is about to replace them says so before it looks for others.
+    second = Lease(place, second.run)
+    second.tell(is_replacing=True)
+    second.begin()
+    with pytest.raises(UsageError, match="is giving it other settings just now"):
+        ledger.begin(place, info, third)
+    second.end()
+    assert tables.read_info(place) == info
 
 
 def test_labels_of_a_feature_table_follow_it(archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any]) -> None:

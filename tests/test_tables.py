@@ -7,13 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import dask.dataframe
+import duckdb
+import pandas
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from emotion_batch import tables
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
-from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
 from emotion_batch.storage import Folder
 from emotion_batch.tables import Counts, TableInfo
 
@@ -75,6 +79,29 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["part-000007.parquet"]
 
 
+def test_booleans_without_a_value_select_in_pandas(tmp_path: Path) -> None:
+    """A column with nulls is a condition to pandas and Dask, and parts of earlier releases beside such are one table."""
+    table = Folder.of(tmp_path)
+    rows = label_rows("ok", "empty", "ok")
+    tables.publish_part(table, INFO, 0, "d", rows)
+    # As earlier releases wrote them.
+    metadata = pq.read_schema(tmp_path / tables.part_name(0)).metadata
+    early = {name: value for name, value in metadata.items() if name != b"pandas"}
+    pq.write_table(rows.replace_schema_metadata(early), tmp_path / tables.part_name(1))
+    assert set(tables.own_footers(table, INFO, range(2))) == {0}
+    frame = pandas.read_parquet(tmp_path)
+    assert (len(frame[frame.is_in_domain]), len(frame[frame.is_confident]), len(frame[frame.is_speech])) == (4, 0, 0)
+    assert (frame.is_confident.isna() == (frame.status != "ok")).all()
+    assert str(frame.file.dtype) == "str"
+    assert frame.index.equals(pandas.RangeIndex(6))
+    assert polars.read_parquet(tmp_path / "*.parquet").filter(polars.col("is_in_domain")).height == 4
+    asked = f"SELECT count(*) FROM '{tmp_path}/*.parquet' WHERE is_in_domain IS NULL"
+    assert duckdb.sql(asked).fetchall() == [(2,)]
+    (tmp_path / tables.part_name(1)).unlink()
+    frame = dask.dataframe.read_parquet(tmp_path)
+    assert len(frame[frame.is_in_domain].compute()) == 2
+
+
 def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp_path: Path) -> None:
     """A part from older entries, another model, another shard, or a damaged one, is to be done again."""
     table = Folder.of(tmp_path)
@@ -104,22 +131,30 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (replace(INFO, kind="features"), "expected kind labels, got features"),
-        (replace(INFO, source="/elsewhere"), "expected source /archive, got /elsewhere"),
-        (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected n_mfcc 40, got 20"),
-        (replace(INFO, segments=Segments(1.0)), "expected segments .*1.0"),
-        (replace(INFO, model_id="new"), "expected the labels of model m0del, got model new"),
+        (replace(INFO, kind="features"), "expected a table of features, got one of labels"),
+        (replace(INFO, source="/elsewhere"), "expected SOURCE /archive, got /elsewhere"),
+        (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected --n-mfcc 40, got --n-mfcc 20"),
+        (replace(INFO, feature_settings=SequenceSettings()), "expected --recipe seed, got --recipe sequence"),
+        (replace(INFO, segments=Segments(1.0)), "expected --offset 0.5 --duration 3, got --offset 1 --duration 3"),
+        (replace(INFO, segments=Segments.windows(2)), "expected --offset 0.5 --duration 3, got --window 2 --hop 2"),
+        (
+            replace(INFO, model_id="new"),
+            "expected --model with the model m0del, of which a copy is in _table/model, got new",
+        ),
     ],
-    ids=["kind", "source", "features", "segments", "model"],
+    ids=["kind", "source", "features", "recipe", "segments", "windows", "model"],
 )
 def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sentence: str) -> None:
-    """What differs from what the table holds is named before any work."""
+    """What differs from what the table holds is named before any work, by the option that says it."""
     table = Folder.of(tmp_path)
     tables.create(table, INFO)
     tables.create(table, INFO)
     assert tables.read_info(table) == INFO
     with pytest.raises(UsageError, match=sentence):
         tables.create(table, other)
+    tables.publish_part(table, INFO, 0, "d", label_rows("ok"))
+    with pytest.raises(UsageError, match=sentence):
+        tables.check(table, other)
 
 
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:

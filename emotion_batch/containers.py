@@ -37,7 +37,7 @@ _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"s
 # Sizes from here on mean that the writer could not know: FFmpeg writes 0xFFFFFFFF, SoX a little less than 2**31.
 _STREAMED_BYTES = 0x7FFF_0000
 # Junk before the first MPEG frame that is passed over, as FFmpeg does, and frames in a row that are no coincidence there.
-_MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 3
+_MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
 _MOST_TAGS, _MOST_CHUNKS = 8, 10_000
 # Longest page of Ogg: https://www.rfc-editor.org/rfc/rfc3533#section-6
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
@@ -117,10 +117,14 @@ def find_mpeg(read_at: ReadAt, start: int, n_bytes: int) -> tuple[str, int] | No
                 if end >= n_bytes - start:
                     break
                 following = measure(data[end : end + 8])
-                frame = following if following is not None and following.rate == frame.rate else None
-            # One frame may be all there is; two are enough where junk is unlikely; a frame that is cut off is none.
+                frame = following if following is not None and following.kind == frame.kind else None
+            # At the beginning two are enough, or one that is all there is; a frame that is cut off is none. Programs have
+            # tables that look like frames of layer I, which hardly anything else has.
             is_all = n_frames > 0 and end == n_bytes - start
-            if is_all or n_frames >= (2 if at == 0 else _FRAMES_IN_A_ROW):
+            is_odd = kind == MP3 and n_frames > 0 and data[at + 1] & 6 == 6
+            if at == 0 and (is_all or n_frames >= 2):
+                return kind, start
+            if not is_odd and (n_frames >= _FRAMES_IN_A_ROW or (n_frames > 2 and end >= n_bytes - start)):
                 return kind, start + at
         at = data.find(b"\xff", at + 1)
     return None
@@ -243,10 +247,10 @@ def is_chunks(read_at: ReadAt, at: int, n_bytes: int) -> bool:
 
 
 class _Frame(NamedTuple):
-    """A frame of MPEG audio: its length in bytes, its rate in Hz, and where a Xing header would stand in it."""
+    """A frame of MPEG audio: its length in bytes, what it has in common with the next, and where a Xing header would stand."""
 
     n_bytes: int
-    rate: int
+    kind: tuple[int, int, int]
     xing_at: int
 
 
@@ -268,7 +272,7 @@ def _mpeg_frame(head: bytes) -> _Frame | None:
         n_bytes = (72 if layer == 3 and not is_first else 144) * bits // sample_rate + padding
     is_mono = head[3] >> 6 == 3
     side = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
-    return _Frame(n_bytes, sample_rate, 4 + side)
+    return _Frame(n_bytes, (version, layer, rate), 4 + side)
 
 
 def _adts_frame(head: bytes) -> _Frame | None:
@@ -276,7 +280,7 @@ def _adts_frame(head: bytes) -> _Frame | None:
     if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
         return None
     rate, n_bytes = (head[2] >> 2) & 15, (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-    return _Frame(n_bytes, rate, 0) if rate < 13 and n_bytes > 7 else None
+    return _Frame(n_bytes, (head[1] >> 3 & 1, 0, rate), 0) if rate < 13 and n_bytes > 7 else None
 
 
 def _measure_mp3(read_at: ReadAt, start: int, n_bytes: int) -> Extent | None:

@@ -98,6 +98,8 @@ class FFmpegDecoder:
         first = next(self._blocks, None)
         if first is None:
             raise self._nothing()
+        if not self.samplerate:
+            raise RecordingError(Status.UNREADABLE, "the header says a rate of 0 samples a second")
         self._at, self._pending = 0, first[1]
         self._n_first = len(self._pending)
         # Where its clock stands at its first sample; by the second frame, because the first one's time may be that of samples

@@ -330,7 +330,7 @@ def test_windows_are_extracted_and_labelled(bundle: Path, tmp_path: Path, cluste
     assert done.result["counts"]["by_status"] == {"empty": 1, "ok": 24}
     done = run_command("extract", archive, table)
     assert done.code == 2
-    assert "expected segments {'offset_s': 0.0, 'duration_s': 2.5, 'hop_s': 2.0}" in one_sentence(done.err)
+    assert "expected --window 2.5 --hop 2, got --offset 0.5 --duration 3" in one_sentence(done.err)
     done = run_command("label", table, tmp_path / "labels", "--model", bundle, *at)
     assert done.code == 0, done.err
     assert "segments last 2.5 s, those that the model was trained on 3 s" in done.err

@@ -340,6 +340,8 @@ def test_a_codec_that_cannot_be_decoded_is_named() -> None:
         pytest.param(b"ID3\x04\x00\x00\x00\x00\x00\x0a" + b"0123456789" + b"no music" * 50, id="a tag alone"),
         pytest.param(b"I am free" * 100, id="the word free"),
         pytest.param(np.random.default_rng(5).bytes(300_000), id="noise"),
+        pytest.param(Path(sys.executable).read_bytes()[:200_000], id="program"),
+        pytest.param((tone(3.0, 16_000) * 30_000).astype("<i2").tobytes(), id="samples without a header"),
     ],
 )
 def test_what_is_no_audio_is_told_and_opens_nothing(content: bytes, tmp_path: Path) -> None:
@@ -483,3 +485,44 @@ def test_what_libsndfile_decodes_otherwise_ffmpeg_decodes(subtype: str) -> None:
         whole = np.concatenate([frame.to_ndarray().ravel() for frame in file.decode(audio=0)]) / np.float32(2**15)
     expected = audio.resample(whole[4_000:][:24_000].astype(np.float32), 8_000, RATE)
     np.testing.assert_allclose(read(data, 0.5, 3.0).samples, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype"),
+    [
+        *(("WAV", subtype) for subtype in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")),
+        *(("WAV", subtype) for subtype in ("IMA_ADPCM", "MS_ADPCM")),
+        *((form, "PCM_16") for form in ("WAV", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC")),
+        ("FLAC", "PCM_24"),
+    ],
+)
+def test_what_libsndfile_decodes_ffmpeg_hears_alike(form: str, subtype: str) -> None:
+    """Where libsndfile is asked first, its samples are FFmpeg's: of PCM and FLAC the same, of others nearly."""
+    sink = io.BytesIO()
+    soundfile.write(sink, np.stack([tone(2.0, RATE), tone(2.0, RATE, hertz=330)], axis=1), RATE, subtype, format=form)
+    found = read(sink.getvalue())
+    with av.open(io.BytesIO(sink.getvalue())) as file:
+        resampler = av.AudioResampler(format="fltp")
+        frames = [one for frame in file.decode(audio=0) for one in resampler.resample(frame)]
+    expected = np.concatenate([frame.to_ndarray() for frame in frames], axis=1).mean(axis=0)
+    assert abs(len(found.samples) - len(expected)) < 0.01 * RATE
+    n_both = min(len(found.samples), len(expected))
+    difference = np.abs(found.samples[:n_both] - expected[:n_both])
+    assert np.median(difference) < 0.01
+    if "ADPCM" not in subtype:
+        assert len(found.samples) == len(expected) and difference.max() < 1e-6
+
+
+def test_neither_decoder_speaks_to_the_terminal(tmp_path: Path) -> None:
+    """A damaged recording that is labelled here and now leaves its one line, and no warning of a library."""
+    data = bytearray(make("mp3", 4.0))
+    data[5_000:6_000] = b"\xff\xfb" * 500
+    path = tmp_path / "damaged.mp3"
+    path.write_bytes(data)
+    text = tmp_path / "text.mp3"
+    text.write_bytes("Hallo\n".encode("utf-16") * 200)
+    done = run_command("label", path)
+    assert (done.code, done.err) == (0, "")
+    done = run_command("label", text)
+    assert (done.code, done.err) == (1, "")
+    assert "not_audio" in done.out

@@ -82,6 +82,8 @@ def test_every_reader_counts_the_same_rows(tables: Path) -> None:
 
     folder = tables / "labels"
     expected = read(folder).to_pandas()
+    # Parts tell pandas that their booleans may be missing.
+    expected = expected.astype(dict.fromkeys(("is_confident", "is_in_domain", "is_speech"), "boolean"))
     sizes = {
         "duckdb": len(duckdb.sql(f"FROM '{folder}/*.parquet'").df()),
         "duckdb, all below": len(duckdb.sql(f"FROM '{folder}/**/*.parquet'").df()),

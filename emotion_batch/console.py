@@ -190,7 +190,7 @@ def print_result(result: Result | str) -> None:
 
 
 def print_stream(write: Callable[[BinaryIO], None]) -> None:
-    """Let a result be written to stdout as it comes; whoever reads no further ends it. Raises what `print_result` does."""
+    """Let a result be written to stdout as it comes; a reader that goes away ends it. Raises what `print_result` does."""
     with _writing_out():
         sys.stdout.flush()
         write(sys.stdout.buffer)

@@ -270,7 +270,7 @@ def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
     """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
 
     Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
-    at least one of them sees the other, and the settings are replaced under nobody.
+    at least one of them sees the other, and no run that is at work has its settings replaced.
 
     Raises
     ------

@@ -390,7 +390,7 @@ class Run:
                 except BaseException:
                     if self.means.scheduler is None:
                         with suppress(Exception), hastily():
-                            # While they live, for those that died by themselves may have died of a recording.
+                            # While they live, because those that died by themselves may have died of a recording.
                             lost = attempts.find_lost(self.table, self.id)
                     raise
         finally:

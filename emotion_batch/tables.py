@@ -328,7 +328,7 @@ def find(table: Folder) -> TableInfo | None:
     strangers = [name for name in names if not name.startswith((".", "_"))]
     recordings = [name for name in strangers if name.lower().endswith(SUFFIXES)]
     if kind != "folder" and table.url.lower().endswith(SUFFIXES):
-        # Also if it is not there: nobody calls a folder so, but a second recording may be misspelt.
+        # Also if it is not there, because it may be a second recording, misspelt; no folder has such a name.
         raise UsageError(
             f"table {table.url} is named as a recording is: name several recordings by their folder, a glob in quotes or a "
             "list file, and after that a folder for the table"

@@ -39,7 +39,7 @@ class Network:
 def deaf_network(folder: Path) -> Iterator[Network]:
     """Make a network and its resolver; end them with the block.
 
-    The machine has a name there that no file of hosts knows, so that whoever asks for its address is heard too.
+    The machine has a name there that no file of hosts knows, so that a process that asks for its address is heard too.
 
     Raises
     ------

@@ -288,7 +288,7 @@ def test_a_table_without_a_part_takes_other_settings(
 
 
 def test_a_table_that_another_run_works_on_keeps_its_settings(archive: Path, tmp_path: Path) -> None:
-    """Nobody replaces the settings of a run that has no part yet, and of two that begin at once at least one gives way."""
+    """No run replaces the settings of a run that has no part yet, and of two that begin at once at least one gives way."""
     place, mine = Folder.of(tmp_path / "table"), FeatureSettings()
     info, other = (
         TableInfo(tables.FEATURES, str(archive), settings, Segments())

@@ -22,7 +22,7 @@ from listening import Network, deaf_network
 # By which a user says where libraries may write.
 _PLACES = ("KERAS_HOME", "MPLCONFIGDIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 
-# The other commands, as functions, for each process would take seconds to start.
+# The other commands, as functions, because each process would take seconds to start.
 _CALLS = """
 import sys
 from pathlib import Path
@@ -240,7 +240,7 @@ def test_no_command_leaves_a_file_at_home(overheard: Overheard) -> None:
 
 
 def test_no_command_looks_up_a_name(overheard: Overheard) -> None:
-    """Nobody but the named storage and scheduler is spoken to, by the commands and by a cluster's worker that labelled."""
+    """Only the named storage and scheduler are spoken to, by the commands and by a cluster's worker that labelled."""
     if overheard.names is None:
         servers.missing("the right to make a network, which is root's")
     assert overheard.names == set()

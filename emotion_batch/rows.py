@@ -156,7 +156,7 @@ def extract_recording(
                 _check_store(source, archive)
                 with stage("features"):
                     values = features.compute(stretch.samples, settings)
-                _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header)
+                _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header, is_first=not number)
                 read_to_s = stretch.end_s
                 is_finite = features.sees_every_sample(settings) or np.isfinite(stretch.samples).all()
                 if is_finite and all(np.isfinite(value).all() for value in values):
@@ -221,11 +221,16 @@ def _row(
     )
 
 
-def _count_bytes(source: int | bytes | RemoteFile, n_bytes: int, duration_s: float, header: audio.Header) -> None:
-    """Count what was read of a local recording: of its bytes the share that a stretch has of its duration."""
-    if isinstance(source, int):
-        is_known = math.isfinite(header.duration_s) and header.duration_s > 0
-        meter.current().read_bytes += round(n_bytes * min(1.0, duration_s / header.duration_s)) if is_known else n_bytes
+def _count_bytes(
+    source: int | bytes | RemoteFile, n_bytes: int, duration_s: float, header: audio.Header, *, is_first: bool
+) -> None:
+    """Count what was read of a local recording: of its bytes the share that a stretch has of its duration, if it says that."""
+    if not isinstance(source, int):
+        return
+    if math.isfinite(header.duration_s) and header.duration_s > 0:
+        meter.current().read_bytes += round(n_bytes * min(1.0, duration_s / header.duration_s))
+    elif is_first:
+        meter.current().read_bytes += n_bytes
 
 
 @contextlib.contextmanager

@@ -18,8 +18,10 @@ from conftest import MUST_HAVE_DATA, ROOT, run_command, tone
 from encoding import AWKWARD, encode
 from servers import Bucket
 
-from emotion_batch import audio
+from emotion_batch import audio, meter, rows
+from emotion_batch.archive import list_recordings
 from emotion_batch.errors import RecordingError, Status
+from emotion_batch.settings import FeatureSettings, Segments
 
 RATE = 16_000
 # Of each awkward file what FFmpeg hears of it, in seconds, and its status.
@@ -148,15 +150,15 @@ def test_awkward_recordings_are_heard_as_ffmpeg_hears_them(
     # The other files of the folder are none.
     done = run_command("extract", archive, tmp_path / "table", "--window", "3", *options)
     assert done.code == 0, done.err
-    rows = pq.read_table(tmp_path / "table", columns=["file", "start_s", "end_s", "status", "error"]).to_pylist()
-    assert {row["file"] for row in rows} == set(HEARD)
+    found = pq.read_table(tmp_path / "table", columns=["file", "start_s", "end_s", "status", "error"]).to_pylist()
+    assert {row["file"] for row in found} == set(HEARD)
     for name, (heard_s, status) in HEARD.items():
-        mine = [row for row in rows if row["file"] == name]
+        mine = [row for row in found if row["file"] == name]
         assert {row["status"] for row in mine} == {status}, mine
         if status == "ok":
             assert [row["start_s"] for row in mine] == [3.0 * number for number in range(len(mine))]
             assert mine[-1]["end_s"] == pytest.approx(heard_s, abs=0.05 if "damaged" in name else 0.01)
-    assert "2000000000" in next(row["error"] for row in rows if row["file"] == "w_rate_2e9.wav")
+    assert "2000000000" in next(row["error"] for row in found if row["file"] == "w_rate_2e9.wav")
     # Neither libsndfile nor FFmpeg says anything of its own.
     assert all(
         line.startswith(("dashboard at", "left out 1 ")) or " of 21 recordings" in line
@@ -279,6 +281,18 @@ def test_the_sound_of_a_video_counts() -> None:
     assert status_of(sink.getvalue()) == (Status.NOT_AUDIO, "the file has no audio stream")
 
 
+def test_bytes_of_a_recording_that_does_not_say_its_length_are_counted_once(tmp_path: Path) -> None:
+    """AMR in windows was read once, however many windows there are."""
+    (tmp_path / "call.amr").write_bytes(make("amr", 10.0))
+    listing = list_recordings(tmp_path)
+    with meter.metered() as spent:
+        found = rows.extract_rows(
+            listing.entries.to_batches()[0], listing.folder, FeatureSettings(), Segments.windows(1.0)
+        )
+    assert found.num_rows == 11
+    assert spent.read_bytes == (tmp_path / "call.amr").stat().st_size
+
+
 @pytest.mark.parametrize("kind", ["webm", "vorbis", "aac", "amr", "mp3"])
 def test_a_file_that_is_still_being_written_is_read_as_far_as_it_is(kind: str) -> None:
     """What a recorder has written so far is heard; a live stream promises nothing."""
@@ -354,7 +368,7 @@ def test_what_is_no_audio_is_told_and_opens_nothing(content: bytes, tmp_path: Pa
     assert named.stat().st_atime_ns == past
 
 
-@pytest.mark.parametrize("name", ["m4a", "mp3", "opus", "webm", "amr", "wma"])
+@pytest.mark.parametrize("name", ["m4a", "mp3", "opus", "vorbis", "webm", "amr", "wma"])
 @pytest.mark.parametrize(
     "seeds",
     [
@@ -466,8 +480,8 @@ def test_what_ffmpeg_does_to_a_process_ends_as_with_libsndfile(tmp_path: Path) -
         environment={"PYTHONPATH": os.fspath(folder)},
     )
     assert done.code == 0, done.err
-    rows = pq.read_table(tmp_path / "table", columns=["file", "status"]).to_pylist()
-    assert {row["file"]: row["status"] for row in rows} == {
+    found = pq.read_table(tmp_path / "table", columns=["file", "status"]).to_pylist()
+    assert {row["file"]: row["status"] for row in found} == {
         "a.ogg": "ok",
         "b.ogg": "crashed",
         "c.ogg": "timeout",

@@ -9,7 +9,7 @@ demo: .venv/installed
 
 # Two at a time, a file's tests one after the other: most of them wait for processes that they start.
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 torture: .venv/installed-test
 	$(BIN)/python -m pytest -m torture

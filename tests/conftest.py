@@ -32,6 +32,16 @@ TESS_UNPACKER = ROOT.parent / "shared" / "data" / "unpack_tess"
 MUST_HAVE_DATA = os.environ.get("EMOTION_BATCH_REQUIRE_DATA") == "1"
 
 
+# Files that take minutes each, by a few tests: begun first, so that the other process is not waited for at the end.
+LONGEST = ("test_walk", "test_training", "test_sequence_walk", "test_bucket_walk", "test_submission", "test_torture")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files for `--dist loadfile`, which hands them out as they come."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has ended."""

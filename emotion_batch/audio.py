@@ -141,11 +141,7 @@ class Recording:
         instead: Callable[[], _Decoder] | None = None,
     ) -> None:
         rate = decoder.samplerate
-        if not _MIN_RATE_HZ <= rate <= _MAX_RATE_HZ:
-            raise RecordingError(
-                Status.UNREADABLE,
-                f"the header says a rate of {rate} samples a second, and no recording has one outside {_MIN_RATE_HZ} to {_MAX_RATE_HZ}",
-            )
+        _check_rate(rate)
         self._decoder = decoder
         self._instead = instead
         self._kept = np.empty(0, np.float32)
@@ -321,6 +317,18 @@ def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording
 
 def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int) -> Recording:
     """Open a recording that is no plain WAV; `stack` closes it."""
+    start = containers.find_start(read_at)
+    if start:
+        # Only what reads bytes can be told that the file begins later.
+        whole, handle = read_at, None
+        n_bytes = max(0, n_bytes - start)
+
+        def read_at(offset: int, size: int) -> bytes:
+            return whole(start + offset, size)
+
+        wave = waves.open_plain(read_at, n_bytes)
+        if wave is not None:
+            return Recording(_settled(wave, wave.there))
     container = containers.identify(read_at, n_bytes)
 
     def by_ffmpeg() -> FFmpegDecoder:
@@ -331,7 +339,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
 
     if container is None and read_at(0, 3).startswith(_LIKE_MPEG):
         raise _not_audio()
-    if container is None or container in _LIBSNDFILES:
+    if not start and (container is None or container in _LIBSNDFILES):
         sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
         extent = None if container is None else containers.measure(container, read_at, n_bytes)
         # A length of 0 that was never filled in is not for libsndfile to see through.
@@ -348,9 +356,13 @@ def _open_libsndfile(
     stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int, container: str | None
 ) -> soundfile.SoundFile | None:
     """Return a recording as libsndfile opens it; None if it is for FFmpeg to decode."""
-    is_wrapped = container == containers.WAV and n_bytes > 2**32
-    if container == containers.WAV and (is_wrapped or containers.read_wave_tag(read_at, n_bytes) not in _WAVE_TAGS):
-        return None
+    if container == containers.WAV:
+        found = containers.read_wave_format(read_at, n_bytes)
+        if found is not None:
+            _check_rate(found[1])
+        # Of a file of more than 4 GB the length may have wrapped.
+        if n_bytes > 2**32 or found is None or found[0] not in _WAVE_TAGS:
+            return None
     try:
         sound = soundfile.SoundFile(io.BytesIO(read_at(0, n_bytes)) if handle is None else handle, closefd=False)
     except soundfile.LibsndfileError:
@@ -359,6 +371,14 @@ def _open_libsndfile(
     # Where FFmpeg does not know the container, libsndfile's word is the only one.
     is_same = container is None or sound.subtype in _SUBTYPES
     return sound if is_same and sound.frames < UNKNOWN_FRAMES else None
+
+
+def _check_rate(rate: int) -> None:
+    if not _MIN_RATE_HZ <= rate <= _MAX_RATE_HZ:
+        raise RecordingError(
+            Status.UNREADABLE,
+            f"the header says a rate of {rate} samples a second, and no recording has one outside {_MIN_RATE_HZ} to {_MAX_RATE_HZ}",
+        )
 
 
 def _settled(decoder: T, there: int) -> T:

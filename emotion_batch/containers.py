@@ -39,6 +39,7 @@ _STREAMED_BYTES = 0x7FFF_0000
 # Junk before the first MPEG frame that is passed over, as FFmpeg does, and frames in a row that are no coincidence there.
 _MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
 _MOST_TAGS, _MOST_CHUNKS = 8, 10_000
+_MOST_ZEROS = 2**20
 # Longest page of Ogg: https://www.rfc-editor.org/rfc/rfc3533#section-6
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # Bit rates in kbit/s by layer, of MPEG-1 and of MPEG-2: ISO/IEC 11172-3 and 13818-3.
@@ -94,6 +95,21 @@ def identify(read_at: ReadAt, n_bytes: int) -> str | None:
         return None
     found = find_mpeg(read_at, start, n_bytes)
     return None if found is None else found[0]
+
+
+def find_start(read_at: ReadAt) -> int:
+    """Return where a file begins behind what does not belong to its container: zeros, and tags unless MPEG frames follow.
+
+    FFmpeg passes over tags before MPEG frames itself, and knows by them what follows.
+    """
+    zeros = 0
+    # An MP4 begins with some, which are of its first size.
+    while zeros < _MOST_ZEROS and len(data := read_at(zeros, 16)) == 16 and not any(data):
+        zeros += 16
+    if zeros:
+        zeros += len(data) - len(data.lstrip(b"\0"))
+    start = zeros + _skip_tags(lambda offset, size: read_at(zeros + offset, size))
+    return zeros if read_at(start, 2)[:1] == b"\xff" else start
 
 
 def find_mpeg(read_at: ReadAt, start: int, n_bytes: int) -> tuple[str, int] | None:
@@ -202,30 +218,42 @@ def has_index(read_at: ReadAt, n_bytes: int) -> bool:
     return False
 
 
-def read_wave_tag(read_at: ReadAt, n_bytes: int) -> int | None:
-    """Return the number by which a RIFF/WAVE file names its codec; None if it has none."""
+def read_wave_format(read_at: ReadAt, n_bytes: int) -> tuple[int, int] | None:
+    """Return the number by which a RIFF/WAVE file names its codec, and its rate in Hz; None if it does not say."""
     order: Order = "big" if read_at(0, 4) == b"RIFX" else "little"
     for name, _, at in _chunks(read_at, 12, n_bytes, order):
-        if name == b"fmt ":
-            return int.from_bytes(read_at(at, 2), order)
+        if name == b"fmt " and len(data := read_at(at, 8)) == 8:
+            return int.from_bytes(data[:2], order), int.from_bytes(data[4:], order)
     return None
 
 
 def unbound(read_at: ReadAt, n_bytes: int) -> ReadAt:
-    """Return what reads a WAV file, of one whose length has wrapped at 4 GB with 0 in its place: audio to the file's end."""
-    if n_bytes <= 2**32 or read_at(0, 4) not in (b"RIFF", b"RIFX"):
+    """Return what reads a WAV file so that its audio goes to the file's end, if its header states a length that is wrong.
+
+    Lengths of 32 bits have wrapped at 4 GB, and those of 64 bits may never have been filled in; FFmpeg takes a 0 for unknown.
+    """
+    magic = read_at(0, 4)
+    order: Order = "big" if magic == b"RIFX" else "little"
+    chunks = {name: (size, at) for name, size, at in _chunks(read_at, 12, n_bytes, order)}
+    if b"data" not in chunks:
         return read_at
-    order: Order = "big" if read_at(0, 4) == b"RIFX" else "little"
-    field = next((at - 4 for name, _, at in _chunks(read_at, 12, n_bytes, order) if name == b"data"), n_bytes)
+    size, at = chunks[b"data"]
+    if magic in (b"RF64", b"BW64"):
+        wide = int.from_bytes(read_at(chunks[b"ds64"][1] + 8, 8), "little") if b"ds64" in chunks else 0
+        extent = _measure_wav(read_at, n_bytes)
+        if extent is None or extent.promised == (wide if size == 0xFFFF_FFFF else size):
+            return read_at
+    elif n_bytes <= 2**32:
+        return read_at
+    patches = ((0, b"RIFX" if order == "big" else b"RIFF"), (at - 4, bytes(4)))
 
     def read(offset: int, size: int) -> bytes:
-        data = read_at(offset, size)
-        if offset + size <= field or offset >= field + 4:
-            return data
-        patched = bytearray(data)
-        for at in range(max(field, offset), min(field + 4, offset + len(data))):
-            patched[at - offset] = 0
-        return bytes(patched)
+        data = bytearray(read_at(offset, size))
+        for place, value in patches:
+            for number, byte in enumerate(value, place - offset):
+                if 0 <= number < len(data):
+                    data[number] = byte
+        return bytes(data)
 
     return read
 
@@ -314,7 +342,10 @@ def _measure_wav(read_at: ReadAt, n_bytes: int) -> Extent | None:
         elif name == b"data":
             there = max(0, n_bytes - at)
             if wide is not None:
-                return Extent(wide if size == 0xFFFF_FFFF else size, there)
+                riff_bytes = int.from_bytes(read_at(20, 8), "little") + 8
+                stated = wide if size == 0xFFFF_FFFF else size
+                is_known = 0 < stated < 2**63 and not (stated > there and at <= riff_bytes <= n_bytes + 1)
+                return Extent(stated if is_known and stated != 2 * there else there, there)
             if not size and not is_chunks(read_at, at, n_bytes):
                 return Extent(there, there)
             return Extent(believe(size, at, n_bytes, int.from_bytes(head[4:8], order) + 8), there)
@@ -353,7 +384,8 @@ def _measure_w64(read_at: ReadAt, n_bytes: int) -> Extent | None:
 def _measure_au(read_at: ReadAt, n_bytes: int) -> Extent | None:
     head = read_at(0, 12)
     at, size = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:], "big")
-    return None if size >= _STREAMED_BYTES else Extent(size, max(0, n_bytes - at))
+    there = max(0, n_bytes - at)
+    return Extent(there if size in (0, 2 * there) or size >= _STREAMED_BYTES else size, there)
 
 
 def _measure_caf(read_at: ReadAt, n_bytes: int) -> Extent | None:

@@ -51,6 +51,10 @@ _SAYS_LENGTH = (containers.MOV, containers.FLAC)
 _SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
 # FFmpeg guesses the length of these by their bit rate.
 _GUESSED_LENGTH = (containers.ADTS, containers.AMR)
+# Containers in which FFmpeg finds a sample again; in others it guesses, or has to read up to it anyway, so that decoding up to it
+# is hardly dearer. Codecs and containers of which the same is true: their frames have no constant length, or no time of their own.
+_SEEKABLE = (containers.MOV, containers.MATROSKA, containers.ASF, containers.OGG, containers.CAF, containers.W64)
+_UNSEEKABLE = ((containers.MATROSKA, "vorbis"), (containers.ASF, "vorbis"), (containers.OGG, "flac"))
 # More than the padding that encoders leave at the end, and that decoders take away.
 _MOST_PADDING_S = 0.5
 _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}
@@ -266,7 +270,7 @@ class FFmpegDecoder:
         import av
 
         rate = self.samplerate
-        if start > _FAR_S * rate and not self._is_chained and self._origin_s is not None:
+        if start > _FAR_S * rate and self._is_seekable() and self._origin_s is not None:
             target = int((self._origin_s + start / rate - _PREROLL_S) / self._stream.time_base)
             with contextlib.suppress(av.FFmpegError):
                 self._container.seek(target, stream=self._stream, backward=True)
@@ -283,6 +287,12 @@ class FFmpegDecoder:
         self._open()
         _, self._pending = next(self._blocks, (None, self._pending[:0]))
         self._at = 0
+
+    def _is_seekable(self) -> bool:
+        if self._name == containers.WAV:
+            return str(self._codec_name).startswith("pcm_")
+        is_found = self._name in _SEEKABLE and (self._name, self._codec_name) not in _UNSEEKABLE
+        return is_found and not self._is_chained
 
     def _snap(self, at: float) -> int:
         """Return the number of a frame's first sample by its time, which some containers round to milliseconds."""

@@ -68,7 +68,7 @@ def riff(*chunks: bytes, size: int | None = None) -> bytes:
 
 def fmt(tag: int = 1, channels: int = 1, rate: int = 16_000, frame_bytes: int = 2, bits: int = 16) -> bytes:
     """Return the chunk that says what a WAV file holds."""
-    fields = ((tag, 2), (channels, 2), (rate, 4), (rate * frame_bytes, 4), (frame_bytes, 2), (bits, 2))
+    fields = ((tag, 2), (channels, 2), (rate, 4), (rate * frame_bytes % 2**32, 4), (frame_bytes, 2), (bits, 2))
     return chunk(b"fmt ", b"".join(value.to_bytes(size, "little") for value, size in fields))
 
 

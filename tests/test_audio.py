@@ -322,6 +322,24 @@ def test_a_length_that_lies_is_not_believed(form: str, lie: Callable[[int], tupl
     np.testing.assert_allclose(found.samples, LYING[8_000:] / np.float32(32_768), atol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["AU", "RF64", "BW64"])
+@pytest.mark.parametrize("lie", ["double", "zero", "unknown"])
+def test_a_length_that_lies_elsewhere_is_not_believed(form: str, lie: str) -> None:
+    """The same holds for other containers that state a length."""
+    data = bytearray(encode(tone(3.0, 16_000), 16_000, form="AU" if form == "AU" else "RF64"))
+    if form == "BW64":
+        data[:4] = b"BW64"
+    at, order = (8, "big") if form == "AU" else (data.index(b"ds64") + 16, "little")
+    n_bytes = 4 if form == "AU" else 8
+    stated = {"double": 2 * 96_000, "zero": 0, "unknown": 2 ** (8 * n_bytes) - 1}[lie]
+    data[at : at + n_bytes] = stated.to_bytes(n_bytes, order)
+    if form != "AU":
+        # What the whole file states, which would tell otherwise.
+        data[at - 8 : at] = (stated + 72).to_bytes(9, "little")[:8]
+    with audio.opened(bytes(data), len(data)) as recording:
+        assert recording.read(0.5, 10.0, sample_rate=16_000).end_s == 3.0
+
+
 @pytest.mark.parametrize("form", ["WAV", "AIFF", "AU", "CAF", "W64", "RF64"])
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
 @pytest.mark.parametrize(("missing_s", "is_cut"), [(0.001, False), (0.049, False), (0.055, True), (1.2, True)])
@@ -395,7 +413,7 @@ def test_a_length_that_wrapped_at_4_gb_is_unwrapped(form: str, tmp_path: Path) -
     np.testing.assert_allclose(found, samples[rate : 4 * rate], atol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [99, 768_001, 2_000_000_000])
+@pytest.mark.parametrize("rate", [0, 99, 768_001, 2_000_000_000, 2**32 - 1])
 def test_a_rate_that_no_recording_has_is_named(rate: int) -> None:
     """A header with an impossible rate is `unreadable`, with the rate, and not called damaged."""
     with pytest.raises(RecordingError, match=f"unreadable: .*{rate}") as caught:

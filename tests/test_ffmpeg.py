@@ -59,6 +59,7 @@ KINDS = {
     "wma": ("asf", "wmav2", 44_100, 1, True),
     "webm": ("webm", "libopus", 48_000, 1, True),
     "vorbis in mka": ("matroska", "vorbis", 44_100, 2, True),
+    "vorbis in webm": ("webm", "vorbis", 48_000, 2, True),
     "flac in mka": ("matroska", "flac", 16_000, 1, True),
     "opus": ("ogg", "libopus", 8_000, 1, True),
     "vorbis": ("ogg", "vorbis", 44_100, 2, True),
@@ -70,6 +71,7 @@ KINDS = {
     "g722": ("wav", "g722", 16_000, 1, True),
     "g726": ("wav", "g726", 8_000, 1, True),
     "mp3 in wav": ("wav", "libmp3lame", 16_000, 1, True),
+    "adpcm of a recorder": ("wav", "adpcm_yamaha", 16_000, 1, True),
     "alac in caf": ("caf", "alac", 16_000, 1, True),
 }
 
@@ -322,6 +324,19 @@ def test_streams_that_are_chained_need_not_be_alike() -> None:
     assert found.end_s == pytest.approx(5.0, abs=0.2)
     level = np.sqrt(np.mean(found.samples[int(2.5 * RATE) : int(4.5 * RATE)] ** 2))
     assert level == pytest.approx(0.3 * 0.85 / np.sqrt(2), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "junk", [bytes(70_000), b"ID3\x04\x00\x00\x00\x00\x00\x0a0123456789", bytes(range(1, 200)) * 3]
+)
+def test_junk_before_the_first_frame_is_passed_over(junk: bytes) -> None:
+    """An MP3 behind zeros, a tag or what is left of another file is heard, and so is a WAV behind zeros or a tag."""
+    data = encode(sweep(3.0, RATE), RATE, "mp3", "libmp3lame", container_options={"write_xing": "0"})
+    assert read(junk + data).end_s == pytest.approx(3.1, abs=0.1)
+    sink = io.BytesIO()
+    soundfile.write(sink, sweep(3.0, RATE), RATE, format="WAV")
+    if junk[0] in b"\0I":
+        assert read(junk + sink.getvalue()).end_s == 3.0
 
 
 def test_a_codec_that_cannot_be_decoded_is_named() -> None:

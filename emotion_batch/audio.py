@@ -443,7 +443,7 @@ def _mix(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _not_audio() -> RecordingError:
-    return RecordingError(Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows")
+    return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
 
 
 def _said(error: soundfile.LibsndfileError) -> str:

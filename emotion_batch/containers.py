@@ -40,6 +40,8 @@ _STREAMED_BYTES = 0x7FFF_0000
 _MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
 _MOST_TAGS, _MOST_CHUNKS = 8, 10_000
 _MOST_ZEROS = 2**20
+# A file up to this size is walked through for streams that follow one another.
+_MOST_WALKED_BYTES = 2**22
 # Longest page of Ogg: https://www.rfc-editor.org/rfc/rfc3533#section-6
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # Bit rates in kbit/s by layer, of MPEG-1 and of MPEG-2: ISO/IEC 11172-3 and 13818-3.
@@ -420,12 +422,40 @@ def _measure_ogg(read_at: ReadAt, n_bytes: int) -> Extent | None:
     return Extent(end, offset + at if end > n_bytes else end)
 
 
-def is_chained(read_at: ReadAt, n_bytes: int) -> bool:
-    """Return whether an Ogg file ends with another stream than it begins with."""
+def find_links(read_at: ReadAt, n_bytes: int) -> list[int]:
+    """Return where the streams of an Ogg file begin that follow one another: https://www.rfc-editor.org/rfc/rfc3533#section-4.
+
+    Of a large file that ends with the stream that it begins with, one is assumed.
+    """
     offset = max(0, n_bytes - _OGG_PAGE_BYTES)
     tail = read_at(offset, n_bytes - offset)
-    at = tail.rfind(b"OggS\0")
-    return at >= 0 and tail[at + 14 : at + 18] != read_at(14, 4)
+    last = tail.rfind(b"OggS\0")
+    is_one = last >= 0 and tail[last + 14 : last + 18] == read_at(14, 4)
+    if is_one and n_bytes > _MOST_WALKED_BYTES:
+        return [0]
+    links, at, is_head = [0], 0, True
+    while len(head := read_at(at, 27)) == 27:
+        if head[:4] != b"OggS":
+            found = read_at(at, _OGG_PAGE_BYTES).find(b"OggS\0", 1)
+            if found < 0:
+                break
+            at += found
+            continue
+        is_first = bool(head[5] & 2)
+        if is_first and not is_head:
+            links.append(at)
+        is_head = is_first
+        at += 27 + head[26] + sum(read_at(at + 27, head[26]))
+    return links
+
+
+def read_setup(read_at: ReadAt, start: int) -> bytes:
+    """Return what sets a decoder of an Ogg stream up, or the beginning of that: its first page, and Vorbis's codebooks."""
+    head = read_at(start, 2**16)
+    n_segments = head[26] if len(head) > 26 else 0
+    first = head[27 + n_segments :][: sum(head[27 : 27 + n_segments])]
+    books = head.find(b"\x05vorbis")
+    return first + (head[books : books + 1_000] if books >= 0 else b"")
 
 
 def _measure_matroska(read_at: ReadAt, n_bytes: int) -> Extent | None:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,11 +53,20 @@ _SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
 # FFmpeg guesses the length of these by their bit rate.
 _GUESSED_LENGTH = (containers.ADTS, containers.AMR)
 # Containers in which FFmpeg finds a sample again; in others it guesses, or has to read up to it anyway, so that decoding up to it
-# is hardly dearer. Codecs and containers of which the same is true: their frames have no constant length, or no time of their own.
+# is hardly dearer. The same is true of some codecs in them: their frames have no constant length, no time of their own, or lean on
+# all those before.
 _SEEKABLE = (containers.MOV, containers.MATROSKA, containers.ASF, containers.OGG, containers.CAF, containers.W64)
-_UNSEEKABLE = ((containers.MATROSKA, "vorbis"), (containers.ASF, "vorbis"), (containers.OGG, "flac"))
+_UNSEEKABLE = (
+    (containers.MATROSKA, "vorbis"),
+    (containers.ASF, "vorbis"),
+    (containers.OGG, "flac"),
+    (containers.MOV, "amrnb"),
+    (containers.MOV, "amrwb"),
+)
 # More than the padding that encoders leave at the end, and that decoders take away.
 _MOST_PADDING_S = 0.5
+# Tags behind an MP3 are no more than this, or a twentieth of it.
+_MOST_TAIL_BYTES = 2**14
 _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}
 
 
@@ -92,7 +102,12 @@ class FFmpegDecoder:
         self._n_bytes = n_bytes
         self._name = container
         self._extent: Extent | None = containers.measure(container, read_at, n_bytes)
-        self._is_chained = container == containers.OGG and containers.is_chained(read_at, n_bytes)
+        starts = containers.find_links(self._read_at, n_bytes) if container == containers.OGG else [0]
+        self._is_chained = len(starts) > 1
+        if len({containers.read_setup(self._read_at, start) for start in starts}) == 1:
+            # FFmpeg goes on with the decoder of the first stream, which is right for streams that are alike.
+            starts = [0]
+        self._links = list(pairwise([*starts, n_bytes]))
         self._container: Any = None
         self.samplerate = self.channels = 0
         self.frames = UNKNOWN_FRAMES
@@ -145,12 +160,25 @@ class FFmpegDecoder:
 
     def _open(self) -> None:
         """Begin at the beginning."""
+        self._open_link(*self._links[0])
+        self._blocks = self._decoded_links()
+
+    def _decoded_links(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
+        """Yield what `_decoded` does, of all streams that follow one another."""
+        yield from self._decoded()
+        for start, stop in self._links[1:]:
+            self._open_link(start, stop)
+            yield from self._decoded()
+
+    def _open_link(self, start: int, stop: int) -> None:
+        """Open a stretch of the file by itself."""
         import av
 
         self.close()
+        read_at = self._read_at
         try:
             self._container = av.open(
-                _File(self._read_at, self._n_bytes),
+                _File(lambda offset, size: read_at(start + offset, size), stop - start),
                 format=self._name,
                 # Tags in any encoding must not keep a recording from being heard.
                 metadata_errors="replace",
@@ -172,7 +200,6 @@ class FFmpegDecoder:
             raise RecordingError(Status.UNREADABLE, f"its codec cannot be decoded: {name}")
         self._codec_name = codec.name
         self._resampler: _Resampler | None = None
-        self._blocks = self._decoded()
 
     def _options(self) -> dict[str, str]:
         return {
@@ -296,6 +323,8 @@ class FFmpegDecoder:
 
     def _snap(self, at: float) -> int:
         """Return the number of a frame's first sample by its time, which some containers round to milliseconds."""
+        if self._stream.time_base * self.samplerate <= 1:
+            return round(at)
         n_frame = len(self._pending)
         n_before = round((at - self._n_first) / n_frame)
         exact = self._n_first + n_before * n_frame
@@ -329,7 +358,14 @@ class FFmpegDecoder:
         return max(0.0, min(missing, default=0.0))
 
     def _read_duration(self) -> float:
-        if self._name in _GUESSED_LENGTH or self._is_chained or (self._name == containers.MP3 and self._extent is None):
+        is_guessed = self._name in _GUESSED_LENGTH or self._is_chained
+        if self._name in (containers.MP3, containers.ASF):
+            # What does not know how many bytes it has knows no length either.
+            promised, there = self._extent or (0, 0)
+            is_guessed |= there > promised + max(_MOST_TAIL_BYTES, promised // 20) or not promised
+        # A film may last longer than its sound.
+        is_guessed |= self._name == containers.MATROSKA and len(self._container.streams) > 1
+        if is_guessed:
             return math.nan
         if self._stream.duration is not None:
             return float(self._stream.duration * self._stream.time_base)
@@ -337,7 +373,7 @@ class FFmpegDecoder:
 
     def _not_opened(self, error: Exception) -> RecordingError:
         if self._name in (containers.MP3, containers.ADTS):
-            return RecordingError(Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows")
+            return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
         if self._name == containers.MOV and not containers.has_index(self._read_at, self._n_bytes):
             return RecordingError(
                 Status.TRUNCATED, "the file is cut, or still being written: the index of its samples is not there"
@@ -353,9 +389,7 @@ class FFmpegDecoder:
             return self._cut()
         if self._n_packets:
             if self._name in (containers.MP3, containers.ADTS):
-                return RecordingError(
-                    Status.NOT_AUDIO, "the content is no audio format that libsndfile or FFmpeg knows"
-                )
+                return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
             reason = self._failure or "no samples came of it"
             return RecordingError(Status.UNREADABLE, f"none of it can be decoded: {reason} ({self._codec_name})")
         if self._name in _SAYS_LENGTH and self._stream.duration:

@@ -40,8 +40,8 @@ _STREAMED_BYTES = 0x7FFF_0000
 _MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
 _MOST_TAGS, _MOST_CHUNKS = 8, 10_000
 _MOST_ZEROS = 2**20
-# A file up to this size is walked through for streams that follow one another.
-_MOST_WALKED_BYTES = 2**22
+# A file up to this size is walked through for streams that follow one another. Of a store a larger one is not fetched whole.
+_MOST_WALKED_BYTES = 2**18
 # Longest page of Ogg: https://www.rfc-editor.org/rfc/rfc3533#section-6
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 # Bit rates in kbit/s by layer, of MPEG-1 and of MPEG-2: ISO/IEC 11172-3 and 13818-3.

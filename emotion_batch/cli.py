@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from emotion_batch.answers import format_export, format_plan, format_rows
 from emotion_batch.arguments import read_arguments
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
 # What a person reads of an answer.
 _MOST_ROWS = 1_000
 _SEED_OPTIONS = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "n_mels")
+# A further signal within this time of the first is taken for the same one.
+_ENDING_S = 10.0
 
 
 class _Stopped(BaseException):
-    """SIGTERM, raised where the program stands, so that everything it opened is closed."""
+    """SIGTERM or SIGHUP, raised where the program stands, so that everything it opened is closed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused,
-    130 and 143 after SIGINT and SIGTERM.
+    130, 143 and 129 after SIGINT, SIGTERM and SIGHUP.
     """
     open_streams()
     try:
@@ -73,22 +77,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a name must not end a finished run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    previous = signal.signal(signal.SIGTERM, _on_terminate)
+    with _stoppable():
+        try:
+            return _COMMANDS[options.command](options, said)
+        except EmotionBatchError as error:
+            said.error(str(error))
+            return error.exit_code
+        except (KeyboardInterrupt, _Stopped) as stop:
+            said.error(said.how_far())
+            return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.args[0])
+        except Exception as error:
+            said.error(f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report")
+            return 1
+        finally:
+            said.end_line()
+            flush_stderr()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP, unless the caller ignores it, end the block.
+
+    SIGHUP often comes twice, from the shell of a terminal that was closed and from the system, and Ctrl-C is pressed
+    twice. What is being ended after the first signal must not be left half ended by the second.
+    """
+    stopped_s: float | None = None
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopped_s
+        if stopped_s is None or time.monotonic() - stopped_s >= _ENDING_S:
+            stopped_s = time.monotonic()
+            raise KeyboardInterrupt if number == signal.SIGINT else _Stopped(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ignored = {number for number in numbers if signal.getsignal(number) == signal.SIG_IGN} - {signal.SIGTERM}
+    previous = {number: signal.signal(number, stop) for number in numbers if number not in ignored}
     try:
-        return _COMMANDS[options.command](options, said)
-    except EmotionBatchError as error:
-        said.error(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, _Stopped) as stop:
-        said.error(said.how_far())
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
-    except Exception as error:
-        said.error(f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report")
-        return 1
+        yield
     finally:
-        said.end_line()
-        flush_stderr()
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            # After a signal Python ends, which must not be disturbed either.
+            signal.signal(number, handler if stopped_s is None else signal.SIG_IGN)
 
 
 def _extract(options: argparse.Namespace, said: Said) -> int:
@@ -495,10 +524,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Said], int]] = {
     "train": _train,
     "verify": _verify,
 }
-
-
-def _on_terminate(*_: object) -> NoReturn:
-    raise _Stopped
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Said:
         """Say what went wrong, in one sentence."""
         self.end_line()
         if self._is_debug:
-            traceback.print_exc()
+            self._write(traceback.format_exc())
         self._say(Line(f"emotion-batch: {text}", Role.ERROR))
 
     def progress(self, progress: Progress) -> None:

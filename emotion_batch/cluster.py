@@ -36,7 +36,7 @@ from distributed.comm.registry import get_backend
 
 from emotion_batch.connection import Scheduler
 from emotion_batch.errors import ClusterError, IncompleteError, UnfitWorkerError
-from emotion_batch.local import local_cluster
+from emotion_batch.local import local_cluster, require_loopback
 from emotion_batch.retries import is_transient
 
 Receipt = TypeVar("Receipt")
@@ -372,6 +372,9 @@ def connect(
                 f"scheduler {scheduler.address}: expected a worker within {_WORKERS_TIMEOUT_S} s, got none; "
                 f"start `dask worker {scheduler.address}`"
             ) from error
+        if is_local:
+            # All are started alike, so those that are there tell of those that are not.
+            require_loopback(client.nthreads())
         yield Cluster(client, is_local, on_note)
 
 

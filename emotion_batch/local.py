@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ _SETTINGS = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__DISK": "False",
 }
+
+# A process of the cluster reads none of Dask's files of settings, which are about other clusters: where a file has a key
+# by a name of earlier releases, it counts even above what the environment gives. It dies with the driver.
+_PROGRAM = (
+    "import dask.config; dask.config.paths.clear(); dask.config.refresh(); "
+    "from emotion_batch.process import die_with_parent; die_with_parent(); "
+    "from distributed.cli.dask_spec import main; main()"
+)
+# By other protocols, as by websockets, Dask listens on every address of the machine.
+_PROTOCOL, _HOST = "tcp", "127.0.0.1"
 
 
 def count_cores() -> int:
@@ -58,24 +68,24 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
         After how long without work the scheduler ends: a driver that was killed leaves no cluster behind.
     configuration
         Dask's for these processes, as its ``dask.config.serialize`` gives it. It counts instead of what the user has set for
-        Dask, which is about other clusters: encryption, ports or a preloaded script would keep this one from starting.
+        Dask: encryption, ports or a preloaded script would keep this cluster from starting.
 
     Raises
     ------
     ClusterError
-        If no scheduler comes up.
+        If no scheduler comes up, or not on loopback.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
         others = {name: value for name, value in safe_environment().items() if not name.startswith("DASK_")}
-        # Both stand above Dask's files of settings, and the second above the first. Processes that are killed leave files in
-        # their scratch space, so that lies in a folder that goes with the cluster.
+        # Of the first two the second counts where both have a key. Processes that are killed leave files in their scratch
+        # space, so that lies in a folder that goes with the cluster.
         environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS, "TMPDIR": folder}
 
         def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
-            spec = json.dumps({"cls": kind, "opts": {"host": "127.0.0.1", **options}})
-            command = [sys.executable, "-P", "-m", "dask", "spec", *arguments, "--spec", spec]
+            spec = json.dumps({"cls": kind, "opts": {"protocol": _PROTOCOL, "host": _HOST, **options}})
+            command = [sys.executable, "-P", "-c", _PROGRAM, *arguments, "--spec", spec]
             with log.open("ab") as stream:
                 process = subprocess.Popen(  # noqa: S603 our own words
                     command,
@@ -92,13 +102,14 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
         try:
             scheduler = {
                 "port": 0,
-                "dashboard_address": "127.0.0.1:0",
+                "dashboard_address": f"{_HOST}:0",
                 "scheduler_file": os.fspath(address_file),
                 "idle_timeout": f"{idle_timeout_s:.0f} seconds",
             }
             start("distributed.Scheduler", scheduler)
             address = _read_address(address_file, processes[0], log)
-            worker = {"nthreads": 1, "dashboard_address": "127.0.0.1:0", "death_timeout": "60"}
+            require_loopback([address])
+            worker = {"nthreads": 1, "dashboard_address": f"{_HOST}:0", "death_timeout": "60"}
             for _ in range(n_workers):
                 start("distributed.Nanny", worker, address)
             yield address
@@ -108,6 +119,16 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def require_loopback(addresses: Iterable[str]) -> None:
+    """Raise ClusterError if a process of a local cluster does not listen where it was told to."""
+    for address in addresses:
+        if not address.startswith(f"{_PROTOCOL}://{_HOST}:"):
+            raise ClusterError(
+                f"local cluster: expected it to listen on {_PROTOCOL}://{_HOST} alone, got {address}; no work was begun, so look for "
+                "what changes Dask in this Python, such as a sitecustomize.py, or name a cluster of your own with --scheduler"
+            )
 
 
 def _read_address(path: Path, process: subprocess.Popen[bytes], log: Path) -> str:

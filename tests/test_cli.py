@@ -203,12 +203,13 @@ def test_a_deleted_current_folder_is_no_matter_of_absolute_paths(speech: Path, t
 # What people set for clusters of their own: https://docs.dask.org/en/stable/configuration.html
 _FOREIGN = """
 scheduler-address: tls://scheduler.example:8786
+default-scheme: ws
 distributed:
   comm:
     require-encryption: true
     default-scheme: tls
     tls: {ca-file: /nowhere/ca.pem, scheduler: {cert: /nowhere/s.pem}, worker: {cert: /nowhere/w.pem}, client: {cert: /nowhere/c.pem}}
-  scheduler: {preload: [no.such.module], contact-address: "tcp://203.0.113.1:1", allowed-imports: [], port: 1, dashboard: {tls: {cert: /nowhere/d.pem}}}
+  scheduler: {preload: [no.such.module], contact-address: "tcp://203.0.113.1:1", allowed-imports: [], port: 1, dashboard: {tls: {cert: /nowhere/d.pem}, bokeh-application: {prefix: /d}}}
   worker: {preload: [no.such.module], lifetime: {duration: 1 second}, multiprocessing-method: nothing}
   nanny: {preload: [no.such.module], port: 1}
   client: {preload: [no.such.module], security-loader: no.such.loader}
@@ -220,19 +221,55 @@ def test_a_dask_configuration_for_other_clusters_is_no_matter_of_the_local_one(
     speech: Path, tmp_path: Path, how: str
 ) -> None:
     """Encryption, ports, schemes, certificates and preloads that Dask's settings ask for do not reach a local cluster."""
-    (tmp_path / "dask.yaml").write_text(_FOREIGN)
-    environment = {"DASK_CONFIG": os.fspath(tmp_path)}
+    folder = tmp_path / "home" / ".config" / "dask"
+    folder.mkdir(parents=True)
+    (folder / "dask.yaml").write_text(_FOREIGN)
+    environment = {"HOME": os.fspath(tmp_path / "home"), "DASK_ROOT_CONFIG": os.fspath(folder)}
     if how == "variables":
         environment = {
+            "DASK_DEFAULT_SCHEME": "ws",
             "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
             "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": "/nowhere/ca.pem",
             "DASK_DISTRIBUTED__SCHEDULER__PRELOAD": '["no.such.module"]',
             "DASK_DISTRIBUTED__CLIENT__PRELOAD": '["no.such.module"]',
             "DASK_SCHEDULER_ADDRESS": "tls://scheduler.example:8786",
         }
-    done = run_command("extract", speech / "V1_sad", tmp_path / "table", "--workers", "1", environment=environment)
-    assert done.code == 0, done.err
+    arguments = ("extract", speech / "V1_sad", tmp_path / "table", "--workers", "1")
+    listening: set[tuple[int, str]] = set()
+    others = set(psutil.Process().children(recursive=True))
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(run_command, *arguments, environment=environment)
+        while not run.done():
+            for child in set(psutil.Process().children(recursive=True)) - others:
+                with contextlib.suppress(psutil.Error):
+                    connections = child.net_connections()
+                    listening |= {(one.laddr.port, one.laddr.ip) for one in connections if one.status == "LISTEN"}
+            time.sleep(0.1)
+    assert run.result().code == 0, run.result().err
     assert emotion_batch.verify(tmp_path / "table", deep=True).is_whole
+    # Of the scheduler, the nanny and the worker, and two servers of pages.
+    assert len(listening) == 5
+    assert {address for _, address in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("Scheduler", marks=pytest.mark.torture), "Nanny"])
+def test_a_local_cluster_that_is_not_on_loopback_does_no_work(speech: Path, tmp_path: Path, kind: str) -> None:
+    """If Dask listens on all addresses all the same, as it does for a websocket, the run is refused in one sentence."""
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import sys
+
+# The workers' own environment has no arguments of ours, and the driver starts no cluster by itself.
+if any("distributed.{kind}" in argument for argument in sys.orig_argv):
+    import distributed
+
+    begin = distributed.{kind}.__init__
+    distributed.{kind}.__init__ = lambda *given, **options: begin(*given, **(options | {{"protocol": "ws"}}))
+""")
+    environment = {"PYTHONPATH": os.fspath(tmp_path)}
+    done = run_command("extract", speech / "V1_sad", tmp_path / "table", "--workers", "1", environment=environment)
+    assert done.code == 2
+    assert "expected it to listen on tcp://127.0.0.1 alone, got ws://" in one_sentence(done.err)
+    assert not list((tmp_path / "table").glob("*.parquet"))
 
 
 def test_a_dask_configuration_that_is_none_is_one_sentence(speech: Path, tmp_path: Path) -> None:

@@ -112,3 +112,23 @@ def test_further_signals_do_not_disturb_the_end(
     assert err.decode().endswith("run the same command again, it goes on from there\n")
     assert "Traceback" not in err.decode()
     _require_stopped(table, processes)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGKILL])
+def test_a_run_that_is_killed_takes_its_cluster_along(
+    speech: Path, outlasted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """After a signal that leaves no time for a record, no process is left either, and the same command goes on."""
+    table = tmp_path / "table"
+    arguments = ("extract", speech / "V1_sad", table, *_SLOWLY)
+    with running(*arguments) as process:
+        wait_for_parts(table, 1, process)
+        processes = _processes(process)
+        process.send_signal(number)
+        assert process.wait(30) == -number
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    assert not alive
+    assert len(emotion_batch.status(table).lost) == 1
+    assert run_command(*arguments).code == 0
+    assert _rows(table) == _rows(outlasted)

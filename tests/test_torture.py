@@ -109,7 +109,7 @@ def test_what_is_killed_goes_on(speaker: Path, undisturbed: Path, tmp_path: Path
         for one in killed:
             one.kill()
         _, err = process.communicate(timeout=120)
-    # A killed driver leaves its cluster, which would end by itself only after a while.
+    # What a killed driver's cluster has begun must not go on beside the next command, not even for a moment.
     for one in everybody:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()

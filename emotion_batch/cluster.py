@@ -91,8 +91,11 @@ class Work(Protocol[GivenTask, Total]):
 class Watch(Protocol[LateTask]):
     """Looks after work that was handed over; travels to a worker, and on to others."""
 
-    def look(self, has_idle_workers: bool, is_quiet: bool) -> Sequence[LateTask] | None:
-        """Return the shards to hand out once more; None if there is nothing to look after any more."""
+    def look(self, now_s: float, has_idle_workers: bool, is_quiet: bool) -> Sequence[LateTask] | None:
+        """Return the shards to hand out once more; None if there is nothing to look after any more.
+
+        It is given the time by the scheduler's clock, the one that is the same wherever it looks from.
+        """
 
 
 class Cluster:
@@ -472,8 +475,8 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, i
         others = {
             worker: [key for key in keys if not str(key).startswith(_WATCH_KEY)] for worker, keys in processing.items()
         }
-        idle = _heard_of(client, [worker for worker, keys in others.items() if not keys])
-        tasks = watch.look(bool(idle), not any(others.values()))
+        now_s, idle = _heard_of(client, [worker for worker, keys in others.items() if not keys])
+        tasks = watch.look(now_s, bool(idle), not any(others.values()))
         if tasks is None:
             return
         for task in tasks:
@@ -484,11 +487,14 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, i
     _set_watch(client, watch, do, place)
 
 
-def _heard_of(client: Client, workers: Sequence[str]) -> list[str]:
-    """Return those workers that the scheduler has heard of of late; one that hangs with a watch alone looks idle."""
+def _heard_of(client: Client, workers: Sequence[str]) -> tuple[float, list[str]]:
+    """Return when the scheduler has last heard of a worker, and those workers that it has heard of of late.
+
+    A worker that hangs with a watch alone looks idle.
+    """
     seen = {worker: about["last_seen"] for worker, about in client.scheduler_info()["workers"].items()}
     latest = max(seen.values(), default=0.0)
-    return [worker for worker in workers if seen.get(worker, 0.0) > latest - _SILENT_S]
+    return latest, [worker for worker in workers if seen.get(worker, 0.0) > latest - _SILENT_S]
 
 
 def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, int]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from emotion_batch.errors import Status
@@ -124,11 +124,12 @@ def format_status(found: TableStatus, table: str) -> Result:
             where = f"at {holder.scheduler}, submitted on {holder.host}"
         is_cancelled = holder.run in found.cancelled
         doing = "is cancelled and ends what it has begun" if is_cancelled else "is at work"
-        blocks.append(f"run {holder.run} {doing}, {where}, for {_ago(holder.began_s)}")
+        blocks.append(f"run {holder.run} {doing}, {where}, for {duration(holder.lasted_s)}")
     if found.rate:
         blocks.append(f"  {found.rate:,.0f} recordings a second, {duration(n_left / found.rate)} left")
     for holder in found.lost:
-        said = f"run {holder.run} died, on {holder.host}; last heard of {_ago(holder.renewed_s)} ago"
+        heard = datetime.fromtimestamp(holder.renewed_s, UTC).isoformat(timespec="seconds")
+        said = f"run {holder.run} died, on {holder.host}; last heard of at {heard} by its own clock"
         blocks.append(Line(said, Role.NOTE))
     last = found.last_run
     if last is not None:
@@ -170,11 +171,6 @@ def format_verification(found: Verification, table: str) -> Result:
         next_step(words),
         _format_counts(found.counts),
     )
-
-
-def _ago(time_s: float) -> str:
-    """Return how long ago a time was, in seconds since 1970."""
-    return duration(max(0.0, time.time() - time_s))
 
 
 def format_labels(found: Sequence[SegmentLabel]) -> Result:

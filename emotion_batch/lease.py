@@ -17,12 +17,17 @@ from emotion_batch.retries import hastily
 from emotion_batch.storage import Folder
 
 FOLDER = "_table/runs"
+# How a run ended, in the record that another leaves of it.
+LOST = "lost"
 _SUFFIX = ".lease"
 _RENEW_S = 10.0
-# After so long without a sign a run is taken for dead, on another machine; on this one the process is looked at.
+# After so long without a sign a run may be dead. On this machine the process is looked at.
 _DEAD_S = 60.0
 # A cluster that scales itself may be without workers for a while.
 _DEAD_SUBMITTED_S = 600.0
+# How long the lease of a run that may be dead is looked at, and how often: while it is renewed, the run lives, whatever
+# the clocks say.
+_LOOK_S, _LOOK_EVERY_S = 2 * _RENEW_S, 1.0
 # How long the end of a run waits for a renewal that is under way.
 _PATIENCE_S = 2.0
 
@@ -57,17 +62,31 @@ class Holder:
     scheduler: str | None = None
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it still works, as far as can be known from here."""
-        if self.namespace is not None and self.namespace == _namespace():
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                return False
-            except PermissionError:
-                pass
-        # The number may be another process's by now.
-        return time.time() - self.renewed_s < (_DEAD_S if self.scheduler is None else _DEAD_SUBMITTED_S)
+    def lasted_s(self) -> float:
+        """For how long it had been at work when it last gave a sign, in seconds, of which no two clocks are compared."""
+        if "left_s" not in self.progress:
+            return self.renewed_s - self.began_s
+        # Since it was handed over the time is measured at the scheduler.
+        return float(self.progress["left_s"] - self.began_s + self.progress.get("elapsed_s", 0.0))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is certainly dead, as a process of this machine that is not there any more."""
+        if self.namespace is None or self.namespace != _namespace():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has given a sign of late, by this machine's clock. One from the future tells nothing."""
+        dead_s = _DEAD_S if self.scheduler is None else _DEAD_SUBMITTED_S
+        return -_RENEW_S < time.time() - self.renewed_s < dead_s
 
 
 class Lease:
@@ -106,12 +125,13 @@ class Lease:
         with contextlib.suppress(Exception), hastily():
             self._table.delete(self._name)
 
-    def leave(self, scheduler: str, **progress: Any) -> None:
-        """Say that the run goes on at a scheduler without this process; its workers renew the lease from now on."""
+    def leave(self, scheduler: str, **progress: Any) -> Holder:
+        """Say that the run goes on at a scheduler without this process; its workers renew the lease that is returned."""
         self._is_over.set()
         self._thread.join(_PATIENCE_S)
         self._holder = replace(self._holder, scheduler=scheduler, pid=0, namespace=None, progress=progress)
         self.renew()
+        return self._holder
 
     def tell(self, **progress: Any) -> None:
         """Say how far the run is, at the next renewal."""
@@ -134,6 +154,11 @@ def lease_name(run_id: str) -> str:
     return f"{FOLDER}/{run_id}{_SUFFIX}"
 
 
+def record_name(run_id: str) -> str:
+    """Return the name of a run's record in its table."""
+    return f"{FOLDER}/{run_id}.json"
+
+
 def cancellation_name(run_id: str) -> str:
     """Return the name of what says in a table that a run is to stop."""
     return f"{FOLDER}/{run_id}.cancel"
@@ -145,13 +170,13 @@ def seconds_since(began: str) -> float:
 
 
 @contextlib.contextmanager
-def attended(table: Folder, run_id: str) -> Iterator[None]:
+def attended(table: Folder, left: Holder) -> Iterator[None]:
     """Renew the lease of a run that was handed to a cluster, while this worker does some of it."""
     is_over = threading.Event()
 
     def renew() -> None:
         while not is_over.wait(_RENEW_S):
-            attend(table, run_id)
+            attend(table, left)
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
@@ -161,14 +186,40 @@ def attended(table: Folder, run_id: str) -> Iterator[None]:
         is_over.set()
 
 
-def attend(table: Folder, run_id: str) -> None:
-    """Renew the lease of a run that was handed to a cluster, if no other worker just has and it was not taken back."""
+def attend(table: Folder, left: Holder, **progress: Any) -> None:
+    """Renew the lease of a run that was handed to a cluster, unless another worker just has or the run has ended.
+
+    Parameters
+    ----------
+    table
+        The table.
+    left
+        What the lease was when the run was handed over; it comes back if a machine has taken the run for dead.
+    progress
+        How far the run is, for who knows it.
+    """
     # The work itself will say what is wrong with the place, if it lasts.
     with contextlib.suppress(Exception), hastily():
-        holder = _read(table, lease_name(run_id))
-        if holder is not None and time.time() - holder.renewed_s >= _RENEW_S:
-            renewed = replace(holder, renewed_s=time.time())
-            table.publish(lease_name(run_id), json.dumps(asdict(renewed)).encode(), is_durable=False)
+        holder = _read(table, lease_name(left.run))
+        # A sign from the future is that of a worker whose clock is wrong, and which may be gone.
+        if holder is not None and not progress and abs(time.time() - holder.renewed_s) < _RENEW_S:
+            return
+        if holder is None and has_ended(table, left.run):
+            return
+        holder = replace(holder or left, renewed_s=time.time())
+        holder = replace(holder, progress={**holder.progress, **progress})
+        table.publish(lease_name(left.run), json.dumps(asdict(holder)).encode(), is_durable=False)
+        if has_ended(table, left.run):
+            # Just now, and took its lease back before this one was there.
+            table.delete(lease_name(left.run))
+
+
+def has_ended(table: Folder, run_id: str) -> bool:
+    """Return whether a run has left its record; one by a machine that took it for dead does not count."""
+    data = table.read_if_there(record_name(run_id))
+    with contextlib.suppress(ValueError, AttributeError):
+        return data is not None and json.loads(data).get("outcome") != LOST
+    return True
 
 
 def _namespace() -> str | None:
@@ -185,6 +236,29 @@ def read_holders(table: Folder) -> list[Holder]:
     names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
     found = (_read(table, f"{FOLDER}/{name}") for name in names)
     return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
+
+
+def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
+    """Return the runs that are at work on a table, and those that died at it, the earliest first, as far as can be known.
+
+    A run whose sign is fresh by this machine's clock lives. If it is not, the clock of one of the machines may be wrong,
+    so the lease is looked at for a while.
+    """
+    living: list[Holder] = []
+    dead: list[Holder] = []
+    doubtful: list[Holder] = []
+    for holder in read_holders(table):
+        (dead if holder.is_gone else living if holder.is_fresh else doubtful).append(holder)
+    until = time.monotonic() + _LOOK_S
+    while doubtful and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
+        for holder in doubtful.copy():
+            found = _read(table, lease_name(holder.run))
+            if found != holder:
+                doubtful.remove(holder)
+                # A run whose lease is not there any more has ended.
+                living += [found] if found is not None else []
+    return sorted(living, key=lambda holder: holder.began_s), sorted(dead + doubtful, key=lambda holder: holder.began_s)
 
 
 def _read(table: Folder, name: str) -> Holder | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -74,13 +73,8 @@ class TableStatus:
     @property
     def rate(self) -> float | None:
         """Recordings a second, of all runs that are at work; None if none is, or none has said so yet."""
-        # Of a run without a driver, what came since it was handed over.
-        left = [holder for holder in self.at_work if holder.scheduler is not None]
-        if left:
-            n_done = self.n_done - int(left[0].progress["n_before"])
-            return n_done / max(1.0, time.time() - float(left[0].progress["left_s"])) if n_done > 0 else None
         told = [holder.progress for holder in self.at_work if holder.progress.get("elapsed_s")]
-        return sum(one["n_done_here"] / one["elapsed_s"] for one in told) if told else None
+        return sum(one["n_done_here"] / max(1.0, one["elapsed_s"]) for one in told) if told else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""
@@ -131,9 +125,9 @@ def read_status(table: Folder) -> TableStatus:
     with explained(f"table {table.url}"):
         entries = Manifest(table)
         done = tables.complete_shards(table, info, entries.shards)
-        holders = lease.read_holders(table)
-        cancelled = [holder.run for holder in holders if table.exists(lease.cancellation_name(holder.run))]
-        last = _last_run(table)
+        living, dead = lease.find_runs(table)
+        cancelled = [holder.run for holder in living if table.exists(lease.cancellation_name(holder.run))]
+        last = _last_run(table, {holder.run for holder in living})
         features_url = _find_features(table, info)
     shards = entries.shards
     return TableStatus(
@@ -145,9 +139,9 @@ def read_status(table: Folder) -> TableStatus:
         n_shards=len(shards),
         n_shards_done=len(done),
         counts=sum((footer.counts for footer in done.values()), Counts()),
-        at_work=tuple(holder for holder in holders if holder.is_alive),
+        at_work=tuple(living),
         cancelled=tuple(cancelled),
-        lost=tuple(holder for holder in holders if not holder.is_alive),
+        lost=tuple(dead),
         last_run=last,
         features=features_url,
     )
@@ -237,18 +231,13 @@ def run_ids(table: Folder) -> set[str]:
 
 def others_at_work(table: Folder, run_id: str) -> list[Holder]:
     """Return the other runs that work on a table, and bury those that died: their leases become records."""
-    others = []
-    for holder in lease.read_holders(table):
-        if holder.run == run_id:
-            continue
-        if holder.is_alive:
-            others.append(holder)
-            continue
-        record = {"run": holder.run, "outcome": "lost", "host": holder.host, **holder.progress}
-        table.publish_first(f"{RUNS}/{holder.run}.json", json.dumps(record).encode())
+    living, dead = lease.find_runs(table)
+    for holder in dead:
+        record = {"run": holder.run, "outcome": lease.LOST, "host": holder.host, **holder.progress}
+        table.publish_first(lease.record_name(holder.run), json.dumps(record).encode())
+        # The word that it is cancelled stays: if it lives all the same, it must stop.
         lease.forget(table, holder)
-        table.delete(lease.cancellation_name(holder.run))
-    return others
+    return [holder for holder in living if holder.run != run_id]
 
 
 class Company(NamedTuple):
@@ -262,7 +251,7 @@ def check_table(table: Folder, info: TableInfo) -> None:
     """Raise UsageError if a table cannot be one of `info`, or not while another run works on it with other settings."""
     if tables.check(table, info) is None and (there := tables.find(table)) is not None:
         with explained(f"table {table.url}"):
-            at_work = [holder for holder in lease.read_holders(table) if holder.is_alive]
+            at_work, _ = lease.find_runs(table)
         _refuse_to_replace(table, there, info, at_work)
 
 
@@ -418,11 +407,12 @@ def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
     return None
 
 
-def _last_run(table: Folder) -> Mapping[str, Any] | None:
-    """Return the record of the run that ended last; its name begins with the time."""
+def _last_run(table: Folder, living: Container[str]) -> Mapping[str, Any] | None:
+    """Return the record of the run that ended last; its name begins with the time. A run that lives has not ended."""
     names = [name for name in table.folder(RUNS).names() if name.endswith(".json") and _RUN.match(name)]
     for name in reversed(names):
         with contextlib.suppress(ValueError):
             record: Mapping[str, Any] = json.loads(table.read(f"{RUNS}/{name}"))
-            return record
+            if record.get("run") not in living:
+                return record
     return None

@@ -16,11 +16,6 @@ from emotion_batch.summary import Summary
 from emotion_batch.tables import TableInfo
 
 
-def record_name(run_id: str) -> str:
-    """Return the name of a run's record in its table."""
-    return f"{lease.FOLDER}/{run_id}.json"
-
-
 @dataclass(frozen=True)
 class Recorder:
     """What a record says of a run from its beginning on; no options, for they may hold credentials.
@@ -78,4 +73,4 @@ class Recorder:
             **summary.to_dict(),
             **(more or {}),
         }
-        table.publish(record_name(self.run_id), json.dumps(record, indent=2).encode())
+        table.publish(lease.record_name(self.run_id), json.dumps(record, indent=2).encode())

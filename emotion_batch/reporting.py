@@ -85,7 +85,7 @@ def report(
     _check_output(page, place)
     with explained(f"table {place.url}"):
         manifest = Manifest(place)
-        holders = lease.read_holders(place)
+        at_work, lost = lease.find_runs(place)
         throughput = read_throughput(place)
     figures = gather(
         place.url,
@@ -94,8 +94,8 @@ def report(
         survey(place, info, manifest.shards, seed=seed, n_shown=N_FOLDERS),
         throughput,
         _read_card(place, info.model_id),
-        n_at_work=sum(holder.is_alive for holder in holders),
-        n_lost=sum(not holder.is_alive for holder in holders),
+        n_at_work=len(at_work),
+        n_lost=len(lost),
     )
     data = render(figures, datetime.now(UTC), _locate(page, info.source, storage_options))
     folder, name = _split(page)

@@ -445,8 +445,8 @@ class Run:
         from emotion_batch import cluster
 
         self.summary.elapsed_s = time.perf_counter() - self._started
-        self._lease.leave(scheduler.address, n_before=self.summary.counts.n_recordings, left_s=time.time())
-        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), cluster.RESUBMIT_S)
+        left = self._lease.leave(scheduler.address, left_s=time.time())
+        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), cluster.RESUBMIT_S, left)
         is_again = any(task.earlier is not None and task.earlier.digest == task.entry.digest for task in todo)
         first = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
         # The second has more patience, and hands out what the first did not.

@@ -15,7 +15,7 @@ from emotion_batch import lease, tables
 from emotion_batch.errors import CancelledError, IncompleteError, StorageError, UnfitWorkerError
 from emotion_batch.extraction import Receipt, Task
 from emotion_batch.manifest import Manifest
-from emotion_batch.record import Recorder, record_name
+from emotion_batch.record import Recorder
 from emotion_batch.retries import hastily, is_transient
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Summary
@@ -28,6 +28,8 @@ _MOST_FAILURES = 20
 _PATIENCE_S, _PATIENCE = 30.0, 3.0
 # After so long without a shard under way, a run whose end wrote no record gets it from the watch.
 _QUIET_S = 60.0
+# How much later than its watches say a run may have ended: they begin and look when a worker has time for them.
+_LATE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,19 @@ class Submission:
         What the run had done when it was handed over; its counts are those of all finished shards.
     waits_s
         Pauses before a shard is tried again that failed of what passes.
+    left
+        What the run's lease was when it was handed over.
     """
 
     work: Work
     recorder: Recorder
     before: Summary
     waits_s: tuple[float, ...]
+    left: lease.Holder
 
     def do(self, task: Task) -> Receipt | Failure:
         """Do a shard, with patience for what passes; nobody is there who would hand it out again."""
-        with lease.attended(self.work.table, self.work.run_id):
+        with lease.attended(self.work.table, self.left):
             for wait_s in (*self.waits_s, None):
                 try:
                     return self.work(task)
@@ -138,12 +143,18 @@ class Submission:
     def end(self, summary: Summary, outcome: str, error: str | None) -> None:
         """Write the record, and remove what said that the run was at work."""
         table, run_id = self.work.table, self.work.run_id
-        summary.elapsed_s = lease.seconds_since(self.recorder.began)
         with explained(f"table {table.url}"):
+            summary.elapsed_s = self._lasted_s()
             self.recorder.write(table, summary, outcome, error, {"is_submitted": True})
             table.delete(lease.cancellation_name(run_id))
         with contextlib.suppress(Exception), hastily():
             table.delete(lease.lease_name(run_id))
+
+    def _lasted_s(self) -> float:
+        """Return for how long the run has been at work, by the clocks, as far as these agree with its watches."""
+        told = next((one for one in lease.read_holders(self.work.table) if one.run == self.work.run_id), self.left)
+        told_s = self.before.elapsed_s + float(told.progress.get("elapsed_s", 0.0))
+        return min(max(lease.seconds_since(self.recorder.began), told_s), told_s + _LATE_S)
 
 
 @dataclass
@@ -159,9 +170,11 @@ class SubmissionWatch:
     is_told_by_parts
         Whether the work is done when all parts are there: not where some of them are made again.
     n_missing, since_s
-        How many shards were not done when it last looked, and since when, in seconds since 1970.
+        How many shards were not done when it last looked, and since when, by the scheduler's clock.
     n_rounds, handed_s
-        How often it has handed out what was missing, and when it last did, in seconds since 1970.
+        How often it has handed out what was missing, and when it last did, by the scheduler's clock.
+    began_s, n_before
+        When it first looked, by the scheduler's clock, and how many recordings were done then.
     """
 
     submission: Submission
@@ -171,6 +184,8 @@ class SubmissionWatch:
     since_s: float = 0.0
     n_rounds: int = 0
     handed_s: float = 0.0
+    began_s: float | None = None
+    n_before: int = 0
     _done: set[int] = field(default_factory=set)
     _manifest: Manifest | None = None
 
@@ -178,28 +193,33 @@ class SubmissionWatch:
         # Read anew where it arrives: a large archive's is some megabytes.
         return {**self.__dict__, "_done": set(), "_manifest": None}
 
-    def look(self, has_idle_workers: bool, is_quiet: bool) -> Sequence[Task] | None:
+    def look(self, now_s: float, has_idle_workers: bool, is_quiet: bool) -> Sequence[Task] | None:
         """Return the shards to hand out once more; None if the run is over.
 
         Parameters
         ----------
+        now_s
+            The time, by the scheduler's clock: those of workers may differ.
         has_idle_workers
             Whether some worker has nothing to do.
         is_quiet
             Whether all have.
         """
         work = self.submission.work
-        now = time.time()
-        if work.table.exists(record_name(work.run_id)):
+        if lease.has_ended(work.table, work.run_id):
             work.table.delete(lease.lease_name(work.run_id))
             return None
-        lease.attend(work.table, work.run_id)
         present = self._take_in()
         assert self._manifest is not None  # noqa: S101 it was just read
+        n_done = sum(self._manifest.shards[shard].n_recordings for shard in self._done)
+        if self.began_s is None:
+            self.began_s, self.n_before = now_s, n_done
+        lasted_s = now_s - self.began_s
+        lease.attend(work.table, self.submission.left, n_done_here=n_done - self.n_before, elapsed_s=lasted_s)
         missing = [shard for shard in self._manifest.shards if shard not in self._done]
         if len(missing) != self.n_missing:
-            self.n_missing, self.since_s = len(missing), now
-        quiet_s = now - self.since_s
+            self.n_missing, self.since_s = len(missing), now_s
+        quiet_s = now_s - self.since_s
         try:
             work.refuse_if_cancelled()
             is_cancelled = False
@@ -210,10 +230,10 @@ class SubmissionWatch:
         if quiet_s > _QUIET_S and (is_done or (is_cancelled and is_quiet)):
             self._end("cancelled" if missing else "complete")
             return None
-        waited_s = now - max(self.since_s, self.handed_s)
-        if is_cancelled or not missing or not has_idle_workers or waited_s <= self._patience_s(quiet_s):
+        waited_s = now_s - max(self.since_s, self.handed_s)
+        if is_cancelled or not missing or not has_idle_workers or waited_s <= self._patience_s(lasted_s - quiet_s):
             return []
-        self.handed_s = now
+        self.handed_s = now_s
         self.n_rounds += 1
         return make_tasks(self._manifest, missing, present)
 
@@ -233,11 +253,13 @@ class SubmissionWatch:
         self._done.update(shard for shard in new if all(shard in one for one in complete))
         return found[0]
 
-    def _patience_s(self, quiet_s: float) -> float:
-        """Return how long nothing may come before what is missing is handed out again, longer every time."""
-        n_done = max(1, len(self._done))
-        # Of the time in which shards came: the longer nothing comes, the less that says of how long they take.
-        usual_s = max(0.0, lease.seconds_since(self.submission.recorder.began) - quiet_s) * self.n_threads / n_done
+    def _patience_s(self, busy_s: float) -> float:
+        """Return how long nothing may come before what is missing is handed out again, longer every time.
+
+        Of the time in which shards came: the longer nothing comes, the less that says of how long they take.
+        """
+        busy_s = max(0.0, self.submission.before.elapsed_s + busy_s)
+        usual_s = busy_s * self.n_threads / max(1, len(self._done))
         return float(max(_PATIENCE_S, _PATIENCE * usual_s) * 2**self.n_rounds)
 
     def _end(self, outcome: str) -> None:
@@ -266,7 +288,8 @@ def cancel_runs(table: Folder) -> list[str]:
         If no run is at work.
     """
     with explained(f"table {table.url}"):
-        runs = [holder.run for holder in lease.read_holders(table) if holder.is_alive]
+        # Also those of which nothing was heard for long: a cluster may be without workers, and clocks may be wrong.
+        runs = [holder.run for holder in lease.read_holders(table) if not holder.is_gone]
         for run_id in runs:
             _publish_cancellation(table, run_id)
     if not runs:

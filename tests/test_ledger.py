@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ShellCluster, run_command
+from conftest import ROOT, ShellCluster, run_command
 
 import emotion_batch
 from emotion_batch import lease, ledger, tables
@@ -250,8 +251,9 @@ def test_status_needs_nothing_but_the_table(features: Path, copy: Path) -> None:
     assert run_command("verify", copy.parent).code == 2
 
 
-def test_a_lease_says_who_is_at_work(copy: Path) -> None:
+def test_a_lease_says_who_is_at_work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's lease is seen while it lives; one of a dead run is not believed, and becomes a record."""
+    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
     place = Folder.of(copy)
     n_runs = len(ledger.run_ids(place))
     held = Lease(place, "20260101T000000Z-0a")
@@ -281,6 +283,69 @@ def test_a_lease_says_who_is_at_work(copy: Path) -> None:
     alive = Holder("20260101T000009Z-0c", "other", 1, now, now)
     place.publish(f"{lease.FOLDER}/{alive.run}.lease", json.dumps(vars(alive)).encode())
     assert ledger.others_at_work(place, "mine") == [alive]
+
+
+# What a machine does whose clock is wrong. Its runs give a sign every second, because the test would be long otherwise.
+_CLOCK = """
+import json, sys, time
+right = time.time
+time.time = lambda: right() + float(sys.argv[1])
+from emotion_batch import lease, ledger
+from emotion_batch.endings import format_status
+from emotion_batch.storage import Folder
+lease._RENEW_S, lease._LOOK_S, lease._LOOK_EVERY_S = 1.0, 3.0, 0.2
+place = Folder.of(sys.argv[2])
+"""
+_WORKING = (
+    _CLOCK
+    + """
+held = lease.Lease(place, "20260101T000000Z-0a")
+held.tell(n_done_here=50, elapsed_s=2.0)
+held.begin()
+print("begun", flush=True)
+time.sleep(100)
+"""
+)
+_WATCHING = (
+    _CLOCK
+    + """
+found = ledger.read_status(place)
+runs = [[one.run for one in runs] for runs in (found.at_work, found.lost)]
+print(json.dumps([runs, found.rate, str(format_status(found, "table"))]), flush=True)
+sys.stdin.readline()
+print(json.dumps([one.run for one in ledger.others_at_work(place, "mine")]))
+"""
+)
+
+
+def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
+    """A run that gives signs is at work, seen from any clock, and one that gives none is dead, whatever the clocks say."""
+    place = Folder.of(copy)
+
+    def start(program: str, ahead_s: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, str(ahead_s), os.fspath(copy)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+    working = start(_WORKING, 900)
+    try:
+        working.stdout.readline()
+        # Of machines whose clocks were wrong too, and which are no more.
+        for number, renewed_s in enumerate((time.time() + 5_000, time.time() - 5_000)):
+            holder = Holder(f"20260101T00000{number + 1}Z-0b", "other", 1, renewed_s - 10, renewed_s)
+            place.publish(f"{lease.FOLDER}/{holder.run}.lease", json.dumps(vars(holder)).encode())
+        alive, dead = ["20260101T000000Z-0a"], ["20260101T000001Z-0b", "20260101T000002Z-0b"]
+        watching = [start(_WATCHING, ahead_s) for ahead_s in (0, -900, 1_800)]
+        for one in watching:
+            (at_work, lost), rate, said = json.loads(one.stdout.readline())
+            assert (at_work, sorted(lost), rate) == (alive, dead, 25.0)
+            assert re.search(r"20260101T000000Z-0a is at work, .*, for 0:00:0", said)
+            assert "20260101T000001Z-0b died, on other; last heard of at 20" in said
+        for one in watching:
+            assert json.loads(one.communicate("\n", timeout=60)[0]) == alive
+        assert emotion_batch.cancel(copy) == alive
+    finally:
+        working.kill()
+        working.communicate()
 
 
 def test_a_run_leaves_its_record(features: Path, speech: Path) -> None:

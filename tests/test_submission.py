@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -24,12 +25,12 @@ import emotion_batch.archive
 import emotion_batch.extraction
 import emotion_batch.manifest
 import emotion_batch.work
-from emotion_batch import lease
+from emotion_batch import lease, ledger
 from emotion_batch.connection import Scheduler
 from emotion_batch.errors import CancelledError, IncompleteError, UsageError
 from emotion_batch.record import Recorder
 from emotion_batch.storage import Folder
-from emotion_batch.submission import Submission, SubmissionWatch
+from emotion_batch.submission import Submission, SubmissionWatch, cancel_runs
 from emotion_batch.summary import Summary
 from emotion_batch.tables import read_info
 from emotion_batch.work import Work
@@ -52,6 +53,12 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
 
 def records(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_bytes()) for path in sorted((folder / "_table" / "runs").glob("*.json"))]
+
+
+def left(run: str) -> lease.Holder:
+    """Return what a lease says of a run that was handed over just now."""
+    now = time.time()
+    return lease.Holder(run, "elsewhere", 0, now, now, {"left_s": now}, scheduler="tls://there:8786")
 
 
 def kill(process: object) -> None:
@@ -261,31 +268,69 @@ def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, sp
     began = datetime.now(UTC).isoformat(timespec="seconds")
     holder = lease.Lease(place, run)
     holder.begin()
-    holder.leave("tls://there:8786", n_before=0, left_s=time.time())
+    left = holder.leave("tls://there:8786", left_s=time.time())
     job = emotion_batch.extraction.Extraction(place, info, Folder.of(speech))
     work = Work(job, run, ((place, info),))
-    submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), ())
+    submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), (), left)
     watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
     lost = sorted(folder.glob("*.parquet"))[2]
     part = lost.read_bytes()
     lost.unlink()
-    assert watch.look(has_idle_workers=True, is_quiet=True) == []
-    watch.since_s -= 10_000
-    assert watch.look(has_idle_workers=False, is_quiet=False) == []
-    (task,) = watch.look(has_idle_workers=True, is_quiet=True)
+    now_s = 1e9
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
+    now_s += 10_000
+    assert watch.look(now_s, has_idle_workers=False, is_quiet=False) == []
+    (task,) = watch.look(now_s, has_idle_workers=True, is_quiet=True)
     assert f"part-{task.shard:06d}.parquet" == lost.name
     # The shard is not handed out again at once.
-    assert watch.look(has_idle_workers=True, is_quiet=True) == []
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
     submission.do(task)
     assert lost.read_bytes() == part
-    assert watch.look(has_idle_workers=True, is_quiet=True) == []
-    watch.since_s -= 10_000
-    assert watch.look(has_idle_workers=True, is_quiet=False) == []
-    assert watch.look(has_idle_workers=True, is_quiet=True) is None
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
+    now_s += 10_000
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=False) == []
+    # By its watch the run has lasted for hours, by the clock of this machine for some seconds.
+    (holder,) = emotion_batch.status(folder).at_work
+    assert holder.progress["elapsed_s"] == 20_000
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) is None
     (record,) = records(folder)
     assert record["outcome"] == "complete"
     assert record["counts"]["n_recordings"] == 89
+    assert record["elapsed_s"] == 20_000
     assert not list((folder / "_table" / "runs").glob("*.lease"))
+
+
+def test_a_run_that_was_taken_for_dead_is_seen_again(
+    alone: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a machine has taken a run for dead whose cluster had no workers, its next worker gives the lease back."""
+    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    min(folder.glob("*.parquet")).unlink()
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20300101T000000Z-00000000"
+    holder = left(run)
+    old = dataclasses.replace(holder, renewed_s=time.time() - 1_000)
+    place.publish(lease.lease_name(run), json.dumps(vars(old)).encode())
+    assert cancel_runs(place) == [run]
+    assert ledger.others_at_work(place, "another") == []
+    assert emotion_batch.status(folder).at_work == ()
+    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
+    submission = Submission(work, recorder, Summary(place.url), (), holder)
+    watch = SubmissionWatch(submission, 1)
+    # It looks on, and what was cancelled is so still.
+    assert watch.look(1e9, has_idle_workers=True, is_quiet=True) == []
+    status = emotion_batch.status(folder)
+    assert ([one.run for one in status.at_work], status.cancelled) == ([run], (run,))
+    assert status.last_run["run"] != run
+    assert watch.look(1e9 + 100, has_idle_workers=True, is_quiet=True) is None
+    assert records(folder)[-1]["outcome"] == "cancelled"
+    # A sign that comes late does not bring a run back that has ended.
+    lease.attend(place, holder)
+    assert emotion_batch.status(folder).at_work == ()
 
 
 def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech: Path, tmp_path: Path) -> None:
@@ -295,18 +340,18 @@ def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech
     place = Folder.of(folder)
     info = read_info(place)
     run = "20260101T000000Z-00000000"
-    long_ago = datetime.now(UTC) - timedelta(seconds=1_000)
-    recorder = Recorder(run, long_ago.isoformat(timespec="seconds"), info, False, None)
+    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
     work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
     n_threads = len(list(folder.glob("*.parquet"))) // 2
-    watch = SubmissionWatch(Submission(work, recorder, Summary(place.url), ()), n_threads)
-    min(folder.glob("*.parquet")).unlink()
-    assert watch.look(has_idle_workers=True, is_quiet=False) == []
     # 100 s in which shards came and 900 s without any: some 50 s a shard.
-    watch.since_s -= 900
-    assert len(watch.look(has_idle_workers=True, is_quiet=False)) == 1
+    before = Summary(place.url)
+    before.elapsed_s = 100.0
+    watch = SubmissionWatch(Submission(work, recorder, before, (), left(run)), n_threads)
+    min(folder.glob("*.parquet")).unlink()
+    assert watch.look(1e9, has_idle_workers=True, is_quiet=False) == []
+    assert len(watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False)) == 1
     # Handed out, it is waited for anew.
-    assert watch.look(has_idle_workers=True, is_quiet=False) == []
+    assert watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False) == []
 
 
 def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Path) -> None:
@@ -318,7 +363,7 @@ def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Pat
     run = "20260101T000000Z-00000000"
     work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
     recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(work, recorder, Summary(place.url), ())
+    submission = Submission(work, recorder, Summary(place.url), (), left(run))
     lost = sorted(folder.glob("*.parquet"))[0]
     lost.unlink()
     tasks = emotion_batch.work.make_tasks(emotion_batch.manifest.Manifest(place), [0, 1], {})
@@ -348,7 +393,7 @@ def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Pa
     job = emotion_batch.extraction.Extraction(place, info, Folder.of(archive), witnesses=(witness,))
     run = "20260101T000000Z-00000000"
     recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(Work(job, run, ((place, info),)), recorder, Summary(place.url, run=run), ())
+    submission = Submission(Work(job, run, ((place, info),)), recorder, Summary(place.url, run=run), (), left(run))
     # Nothing is there any more, which no recording is to blame for.
     tasks = emotion_batch.work.make_tasks(manifest, [0, 1], {})
     outcomes = [submission.do(task) for task in tasks]

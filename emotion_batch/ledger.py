@@ -123,9 +123,10 @@ def read_status(table: Folder) -> TableStatus:
     """Return how far a table is; raise UsageError if there is none."""
     info = require_table(table)
     with explained(f"table {table.url}"):
+        # First, because it may take a while.
+        living, dead = lease.find_runs(table)
         entries = Manifest(table)
         done = tables.complete_shards(table, info, entries.shards)
-        living, dead = lease.find_runs(table)
         cancelled = [holder.run for holder in living if table.exists(lease.cancellation_name(holder.run))]
         last = _last_run(table, {holder.run for holder in living})
         features_url = _find_features(table, info)

@@ -314,6 +314,7 @@ runs = [[one.run for one in runs] for runs in (found.at_work, found.lost)]
 print(json.dumps([runs, found.rate, str(format_status(found, "table"))]), flush=True)
 sys.stdin.readline()
 print(json.dumps([one.run for one in ledger.others_at_work(place, "mine")]))
+place.sweep()
 """
 )
 
@@ -326,15 +327,17 @@ def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
         command = [sys.executable, "-c", program, str(ahead_s), os.fspath(copy)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
+    written = copy / f".part-000000.parquet.{'0a' * 16}.tmp"
+    written.write_bytes(b"as it is written by another machine just now")
     working = start(_WORKING, 900)
     try:
         working.stdout.readline()
         # Of machines whose clocks were wrong too, and which are no more.
-        for number, renewed_s in enumerate((time.time() + 5_000, time.time() - 5_000)):
+        for number, renewed_s in enumerate((time.time() + 2_000, time.time() - 5_000)):
             holder = Holder(f"20260101T00000{number + 1}Z-0b", "other", 1, renewed_s - 10, renewed_s)
             place.publish(f"{lease.FOLDER}/{holder.run}.lease", json.dumps(vars(holder)).encode())
         alive, dead = ["20260101T000000Z-0a"], ["20260101T000001Z-0b", "20260101T000002Z-0b"]
-        watching = [start(_WATCHING, ahead_s) for ahead_s in (0, -900, 1_800)]
+        watching = [start(_WATCHING, ahead_s) for ahead_s in (0, -900, 7_200)]
         for one in watching:
             (at_work, lost), rate, said = json.loads(one.stdout.readline())
             assert (at_work, sorted(lost), rate) == (alive, dead, 25.0)
@@ -343,6 +346,7 @@ def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
         for one in watching:
             assert json.loads(one.communicate("\n", timeout=60)[0]) == alive
         assert emotion_batch.cancel(copy) == alive
+        assert written.exists()
     finally:
         working.kill()
         working.communicate()

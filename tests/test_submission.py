@@ -333,6 +333,32 @@ def test_a_run_that_was_taken_for_dead_is_seen_again(
     assert emotion_batch.status(folder).at_work == ()
 
 
+@pytest.mark.torture
+@pytest.mark.parametrize("ahead_s", [900, -900])
+def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp_path: Path, ahead_s: int) -> None:
+    """One worker's clock and that of another machine are wrong: there the run is seen and cancelled all the same."""
+    folder, wrong = tmp_path / "table", {"PYTHONPATH": os.fspath(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
+    )
+    with shell_cluster(tmp_path / "cluster", 1) as cluster:
+        cluster.add_worker("--nthreads", "1", environment=wrong)
+        command = ("extract", speech, folder, *SLOWLY, "--scheduler", cluster.address)
+        run = run_command("submit", *command).out.split()[-1]
+        # Until the watches have told of it.
+        time.sleep(15)
+        status = run_command("status", folder, "--json", environment=wrong).result
+        assert [holder["run"] for holder in status["at_work"]] == [run]
+        assert 0 < status["rate"] < 100
+        assert run_command("cancel", folder, environment=wrong).code == 0
+        wait_until(lambda: bool(records(folder)))
+        assert run_command(*command, environment=wrong).code == 0
+    first, second = records(folder)
+    assert (first["run"], first["outcome"], second["outcome"]) == (run, "cancelled", "complete")
+    assert 15 < first["elapsed_s"] < 300
+    assert table(folder).equals(table(alone))
+
+
 def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech: Path, tmp_path: Path) -> None:
     """What a shard usually takes is told from the time in which shards came, not from that in which none does."""
     folder = tmp_path / "table"

@@ -179,7 +179,9 @@ def test_a_reader_that_leaves_ends_the_query(made: Path) -> None:
         assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.torture)]
+)
 def test_a_long_query_is_stopped(made: Path, stop: signal.Signals) -> None:
     """Ctrl-C, SIGTERM and SIGHUP end a query that would take hours, in one sentence."""
     endless = "SELECT count(*) FROM range(100000000) a, range(1000) b WHERE hash(a.range) % 7 = b.range % 5"

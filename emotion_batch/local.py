@@ -79,7 +79,7 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
         others = {name: value for name, value in safe_environment().items() if not name.startswith("DASK_")}
-        # Of the first two the second counts where both have a key. Processes that are killed leave files in their scratch
+        # The single settings count above the configuration as a whole. Processes that are killed leave files in their scratch
         # space, so that lies in a folder that goes with the cluster.
         environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS, "TMPDIR": folder}
 

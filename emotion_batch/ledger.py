@@ -376,8 +376,7 @@ def _read(table: Folder, info: TableInfo, shard: int, entry: ShardEntry, *, deep
     footer = tables.read_footer(table, info, tables.part_name(shard))
     footer.require(shard, entry)
     if deep:
-        with tables.part_errors():
-            rows = tables.read_part(table, shard)
+        rows = tables.read_part(table, shard)
         problem = _wrong_rows(info, read_entries(table, entry), footer, rows)
         if problem is not None:
             raise PartError(problem)

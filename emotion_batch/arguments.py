@@ -157,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--deep", action="store_true", help="read every row, rather than what each part says of itself"
     )
+    command.add_argument(
+        "--repair",
+        action="store_true",
+        help="read every row and remove damaged parts, so that the command that made the table makes them anew",
+    )
     _add_common_options(command)
 
     command = _command(commands, "report", "an HTML page about a table, which needs nothing beside it")

@@ -72,8 +72,7 @@ def _read(
     if not known:
         return None
     try:
-        with tables.part_errors():
-            rows = tables.read_part(table, shard)
+        rows = tables.read_part(table, shard)
         footer = Footer.of(rows.schema.metadata, info)
     except PartError:
         return None

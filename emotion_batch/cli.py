@@ -194,7 +194,9 @@ def _status(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as 
 def _verify(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import runs
 
-    found = runs.verify(options.table, deep=options.deep, storage_options=_storage_options(options))
+    found = runs.verify(
+        options.table, deep=options.deep, repair=options.repair, storage_options=_storage_options(options)
+    )
     print_result(json.dumps(found.to_dict()) if options.json else format_verification(found, options.table))
     if not found.is_whole:
         said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")

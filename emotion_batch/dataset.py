@@ -16,7 +16,7 @@ from emotion_batch.errors import Status, UsageError
 from emotion_batch.reference import LabelTable, Reference
 from emotion_batch.settings import AnySettings
 from emotion_batch.spool import Spool
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder
 from emotion_batch.tables import TableInfo
 
 # Fewer recordings of a label than this are more often a misread name than a class.
@@ -108,7 +108,7 @@ def read_dataset(
     """
     labeller = reference.read_labels(labels)
     if isinstance(labeller, LabelTable):
-        labeller.settle(_read_files(table, shards), info.source)
+        labeller.settle(_read_files(table, info, shards), info.source)
     columns = ["file", "start_s", "end_s", "status", "duration_s", *features.names(info.feature_settings)]
     expected = {naming.clean(word) for word in (*(known_labels or ()), *(label_map or {}))}
     words: dict[str, int] = {}
@@ -119,8 +119,7 @@ def read_dataset(
     targets: list[npt.NDArray[np.int64]] = []
     speakers: list[str] = []
     for shard in shards:
-        with explained(f"table {table.url}"):
-            rows = tables.read_part(table, shard, columns)
+        rows = tables.require_part(table, info, shard, columns)
         is_ok = pc.equal(rows["status"], Status.OK)
         n_failed += rows.num_rows - pc.sum(is_ok).as_py()
         # Failed rows, too: that a recording gave no features is no fault of the label table.
@@ -190,11 +189,10 @@ def read_dataset(
     )
 
 
-def _read_files(table: Folder, shards: Sequence[int]) -> Iterator[str]:
+def _read_files(table: Folder, info: TableInfo, shards: Sequence[int]) -> Iterator[str]:
     """Yield the names of a table's recordings, failed ones too."""
     for shard in shards:
-        with explained(f"table {table.url}"):
-            yield from pc.unique(tables.read_part(table, shard, ["file"])["file"]).to_pylist()
+        yield from pc.unique(tables.require_part(table, info, shard, ["file"])["file"]).to_pylist()
 
 
 def _check_numeric(

@@ -223,7 +223,11 @@ def format_sheet(written: Sheet, table: str) -> Result:
         "  rows may stay empty; whoever stops halfway has checked a sample all the same",
     ]
     if written.n_parts_missing:
-        lines.append(Line(f"  {written.n_parts_missing:,} parts of the table are still to come", Role.NOTE))
+        n_parts = written.n_parts_missing
+        are = "part of the table is" if n_parts == 1 else "parts of the table are"
+        lines.append(
+            Line(f"  {n_parts:,} {are} missing, out of date or damaged: run the command that made it again", Role.NOTE)
+        )
     return Result(*lines, next_step(command("review", table, written.sheet, options=("--take",))))
 
 

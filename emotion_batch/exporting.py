@@ -24,7 +24,6 @@ from emotion_batch.formats import CsvWriter, ParquetWriter, Writer
 from emotion_batch.inventory import Inventory, take_inventory
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Progress, Watcher
-from emotion_batch.tables import Footer, PartError
 
 FORMATS = ("parquet", "csv", "audformat")
 # Every name that an export writes.
@@ -115,9 +114,11 @@ def export(
         )
     inventory = take_inventory(source)
     if not inventory.is_complete and not partial:
+        left = [tables.part_name(shard) for shard in inventory.shards if shard not in inventory.footers]
+        example = f", e.g. {left[0]}" if left else ""
         raise IncompleteError(
             f"table {source.url}: expected all of its {len(inventory.shards):,} parts, got {inventory.n_missing:,} missing, "
-            "damaged or out of date; the command that made it does them, and --partial exports the others"
+            f"damaged or out of date{example}; the command that made it does them, and --partial exports the others"
         )
     write = _write_csv if file_format == "csv" else _write_parquet
     if file_format == "audformat":
@@ -151,7 +152,9 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Iterator[Iterator[pa.Table]
         n_done = n_failed = 0
         while True:
             while len(waiting) <= _N_AHEAD and (shard := next(left, None)) is not None:
-                waiting.append((shard, meter.submit(pool, partial(_read, inventory, shard))))
+                # If they are still those that the inventory found.
+                read_part = partial(tables.require_part, newest=inventory.shards[shard])
+                waiting.append((shard, meter.submit(pool, partial(read_part, inventory.table, inventory.info, shard))))
             if not waiting:
                 return
             shard, take = waiting.popleft()
@@ -165,20 +168,6 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Iterator[Iterator[pa.Table]
         yield read()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _read(inventory: Inventory, shard: int) -> pa.Table:
-    """Return a part's rows, if they are still those that the inventory found."""
-    table, info, name = inventory.table, inventory.info, tables.part_name(shard)
-    try:
-        with explained(f"table {table.url}"), tables.part_errors():
-            rows = tables.read_part(table, shard)
-        Footer.of(rows.schema.metadata, info).require(shard, inventory.shards[shard])
-    except PartError as error:
-        raise IncompleteError(
-            f"table {table.url}: {name}: {error}; `emotion-batch verify --deep` names what is damaged"
-        ) from error
-    return rows.replace_schema_metadata(None)
 
 
 def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:

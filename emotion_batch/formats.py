@@ -107,6 +107,13 @@ class JsonWriter:
         self._stream.write(b"[]\n" if self._begin == "[" else b"]\n")
 
 
+class _ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]
+    """One that is dropped, because something failed, writes nothing more: its stream is closed by then."""
+
+    def __del__(self) -> None:
+        self.is_open = False
+
+
 class ParquetWriter:
     """Parquet whose row groups are large: each but a small file's only one has at least `GROUP_ROWS`, or `GROUP_BYTES`.
 
@@ -121,7 +128,7 @@ class ParquetWriter:
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self.schema = nullable(schema)
         try:
-            self._writer = pq.ParquetWriter(stream, self.schema, compression="zstd")
+            self._writer = _ParquetWriter(stream, self.schema, compression="zstd", write_page_checksum=True)
         except pa.ArrowNotImplementedError as error:
             raise UsageError(f"--format parquet: expected columns that Parquet has, got {error}; cast them") from error
         self._waiting: list[pa.Table] = []

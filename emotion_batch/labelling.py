@@ -15,12 +15,12 @@ from emotion_batch import attempts, calibration, domain, meter, process, tables
 from emotion_batch.attempts import Attempt
 from emotion_batch.bundle import Bundle
 from emotion_batch.carryover import carry_over, merge
-from emotion_batch.errors import IncompleteError, Status
+from emotion_batch.errors import Status
 from emotion_batch.extraction import Entries, Extraction, Receipt, Task
 from emotion_batch.features import prepare
 from emotion_batch.prediction import Predictor, load_predictor
-from emotion_batch.storage import Folder, explained
-from emotion_batch.tables import Footer, PartError, TableInfo
+from emotion_batch.storage import Folder
+from emotion_batch.tables import TableInfo
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,8 @@ class Labelling:
 
     def _read_features(self, source: FeatureTable, task: Task) -> pa.Table:
         """Return the feature rows of a shard, if they were made from the same entries."""
-        try:
-            with explained(f"feature table {source.table.url}"), meter.stage("read"), tables.part_errors():
-                features = tables.read_part(source.table, task.shard)
-            Footer.of(features.schema.metadata, source.info).require(task.shard, task.entry)
-        except PartError as error:
-            raise IncompleteError(
-                f"feature table {source.table.url}: {tables.part_name(task.shard)}: {error}; run the extraction again, and then this"
-            ) from error
-        return features
+        with meter.stage("read"):
+            return tables.require_part(source.table, source.info, task.shard, newest=task.entry)
 
     def _predict(self, features: pa.Table) -> pa.Table:
         with meter.stage("predict"):

@@ -20,7 +20,7 @@ from emotion_batch.manifest import Manifest, ShardEntry, read_entries
 from emotion_batch.retries import hastily
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, explained
-from emotion_batch.tables import Counts, Footer, PartError, TableInfo
+from emotion_batch.tables import Counts, Footer, OtherPartError, PartError, TableInfo
 
 RUNS = lease.FOLDER
 # What a lease says of a run that is about to replace a table's settings.
@@ -99,6 +99,8 @@ class Verification:
         What is wrong, a sentence each; none if the table is whole.
     features
         As of `TableStatus`.
+    removed
+        Names of damaged parts that were removed.
     """
 
     table: str
@@ -108,6 +110,7 @@ class Verification:
     is_deep: bool
     problems: tuple[str, ...] = field(default_factory=tuple)
     features: str | None = None
+    removed: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -148,7 +151,7 @@ def read_status(table: Folder) -> TableStatus:
     )
 
 
-def verify_table(table: Folder, *, deep: bool = False) -> Verification:
+def verify_table(table: Folder, *, deep: bool = False, repair: bool = False) -> Verification:
     """Look whether a table is whole.
 
     Parameters
@@ -157,6 +160,8 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         The table.
     deep
         Read every row, rather than what each part says of itself.
+    repair
+        Read every row, and remove the parts that are damaged, so that the command that made the table makes them anew.
 
     Raises
     ------
@@ -164,6 +169,7 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         If there is no table.
     """
     info = require_table(table)
+    deep = deep or repair
     with explained(f"table {table.url}"):
         entries = Manifest(table)
         names = table.names()
@@ -174,26 +180,14 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         problems += entries.find_damage()
         if not entries.shards and not entries.history:
             problems.append("manifest: expected recordings, got none; a run ended before it had frozen its listing")
-        there = set(names)
-
-        def look(item: tuple[int, ShardEntry]) -> tuple[Footer | None, str | None]:
-            shard, entry = item
-            if tables.part_name(shard) not in there:
-                return None, f"expected the rows of {entry.n_recordings:,} recordings, got no such part"
-            try:
-                return _read(table, info, shard, entry, deep=deep), None
-            except (PartError, IncompleteError) as error:
-                return None, str(error)
-
-        # Threads, for this waits for storage.
-        with ThreadPoolExecutor(16) as pool:
-            found = list(pool.map(look, entries.shards.items()))
+        found = _look_at_parts(table, info, entries, deep=deep)
+        removed = _remove_damaged(table, found) if repair else {}
     problems += [
-        f"{tables.part_name(shard)}: {problem}"
-        for shard, (_, problem) in zip(entries.shards, found, strict=True)
-        if problem is not None
+        f"{one.name}: {one.problem}{'; removed' if one.name in removed else ''}"
+        for one in found
+        if one.problem is not None
     ]
-    counts = sum((footer.counts for footer, _ in found if footer is not None), Counts())
+    counts = sum((one.footer.counts for one in found if one.footer is not None), Counts())
     return Verification(
         table.url,
         entries.n_recordings,
@@ -202,7 +196,47 @@ def verify_table(table: Folder, *, deep: bool = False) -> Verification:
         deep,
         tuple(problems),
         _find_features(table, info),
+        tuple(removed),
     )
+
+
+class _Looked(NamedTuple):
+    """What a look at the part of a shard found: its footer, or a problem with it, and whether that is damage."""
+
+    name: str
+    footer: Footer | None = None
+    problem: str | None = None
+    is_damaged: bool = False
+
+
+def _look_at_parts(
+    table: Folder, info: TableInfo, entries: Manifest, *, deep: bool, values: bool = True
+) -> list[_Looked]:
+    """Look at the part of each shard; without `values` features are not unpacked whose bytes are as they were written."""
+    there = set(table.names())
+
+    def look(item: tuple[int, ShardEntry]) -> _Looked:
+        shard, entry = item
+        name = tables.part_name(shard)
+        if name not in there:
+            return _Looked(name, problem=f"expected the rows of {entry.n_recordings:,} recordings, got no such part")
+        try:
+            return _Looked(name, _read(table, info, shard, entries, deep=deep, values=values))
+        except (PartError, IncompleteError) as error:
+            is_damaged = isinstance(error, PartError) and not isinstance(error, OtherPartError)
+            return _Looked(name, None, str(error), is_damaged)
+
+    # Threads, for this waits for storage.
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(look, entries.shards.items()))
+
+
+def _remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
+    """Remove the parts that were found to be damaged; return what is wrong with them by their names."""
+    damaged = {one.name: one.problem or "" for one in found if one.is_damaged}
+    for name in damaged:
+        table.delete(name)
+    return damaged
 
 
 def _find_features(table: Folder, info: TableInfo) -> str | None:
@@ -305,12 +339,20 @@ def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work
         )
 
 
-def mend(table: Folder, info: TableInfo, entries: Manifest) -> Iterator[str]:
+def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = False) -> Iterator[str]:
     """Put right what is certainly the table's own; yield a sentence for each thing of note.
+
+    With `deep` every row is read, and parts that only this finds damaged are removed, so that they are made anew.
 
     Parts under other names go back to where they are missing, copies and parts of pruned shards are removed, and so is what
     processes that were killed have left. What is not provably the table's own is only named.
     """
+    if deep:
+        # First, so that a copy under another name takes its place.
+        for name, problem in _remove_damaged(
+            table, _look_at_parts(table, info, entries, deep=True, values=False)
+        ).items():
+            yield f"{table.url}/{name} was damaged and is made anew ({problem})"
     for name, what in find_strangers(table.names(), entries):
         said = f"{name} lies in the table and is {what}; whatever reads the folder may read it too, so move it away"
         if name.endswith(".parquet"):
@@ -361,16 +403,17 @@ def find_strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, s
             yield name, "a part of no shard of its manifest"
 
 
-def _read(table: Folder, info: TableInfo, shard: int, entry: ShardEntry, *, deep: bool) -> Footer:
+def _read(table: Folder, info: TableInfo, shard: int, entries: Manifest, *, deep: bool, values: bool = True) -> Footer:
     """Return a part's footer; raise PartError if the part is not what it should be."""
     footer = tables.read_footer(table, info, tables.part_name(shard))
-    footer.require(shard, entry)
-    if deep:
-        with tables.part_errors():
-            rows = tables.read_part(table, shard)
-        problem = _wrong_rows(info, read_entries(table, entry), footer, rows)
-        if problem is not None:
+    # Of earlier entries too, for their rows may be kept.
+    if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
+        left_out = set(features.names(info.feature_settings)) if footer.is_sealed and not values else set()
+        columns = [name for name in info.schema.names if name not in left_out]
+        rows = tables.read_part(table, shard, columns)
+        if (problem := _wrong_rows(info, read_entries(table, made_from), footer, rows)) is not None:
             raise PartError(problem)
+    footer.require(shard, entries.shards[shard])
     return footer
 
 

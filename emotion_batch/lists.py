@@ -89,7 +89,7 @@ def read_list(folder: Folder, name: str) -> ReadyList:
         if name.lower().endswith(".txt"):
             return ReadyList(folder, _names(_lines(data)))
         return _of_csv(folder, name, data)
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
 
 
@@ -138,7 +138,7 @@ def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> 
 
 
 def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
-    table = pq.read_table(io.BytesIO(data))
+    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     if "file" in table.column_names:
         return ReadyList(folder, _names(table["file"].cast(pa.string())))
     if {_BUCKET, _KEY} <= set(table.column_names):
@@ -229,7 +229,7 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
             if kind == "CSV":
                 yield _decoded(_read_csv(data, columns))
             else:
-                table = pq.read_table(io.BytesIO(data))
+                table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
                 yield table.rename_columns([column.lower().replace("_", "") for column in table.column_names])
 
     return _inventory(folder, tables(), about.get("sourceBucket"))

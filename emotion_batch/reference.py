@@ -370,13 +370,13 @@ def _read_table(location: str) -> LabelTable:
         data = Folder(folder or "/").read(name)
     try:
         if name.lower().endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(data))
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             columns = {
                 column: table[column].cast(pa.string()).to_pylist() for column in _take(thing, table.column_names)
             }
         else:
             columns = _read_columns(thing, naming.as_utf8(data).decode("utf-8-sig"))
-    except (pa.ArrowException, KeyError, UnicodeDecodeError, csv.Error) as error:
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{thing}: expected CSV in UTF-8 or Parquet, got {str(error).splitlines()[0]}") from error
     nothing = [None] * len(columns["file"])
     cells = zip(*(columns.get(column, nothing) for column in _COLUMNS), strict=True)

@@ -331,8 +331,7 @@ def _parts(
 
     def read(shard: int) -> pa.Table | None:
         try:
-            with tables.part_errors():
-                rows = tables.read_part(place, shard, list(COLUMNS))
+            rows = tables.read_part(place, shard, list(COLUMNS))
             Footer.of(rows.schema.metadata, info).require(shard, manifest.shards[shard])
         except PartError:
             return None
@@ -397,8 +396,7 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
 
     def read(shard: int) -> pa.Table | None:
         try:
-            with tables.part_errors():
-                return tables.read_part(place, shard, columns)
+            return tables.read_part(place, shard, columns)
         except PartError:
             return None
 
@@ -425,7 +423,7 @@ def _labels_file(name: str, columns: Mapping[str, list[Any]]) -> bytes:
     """Return the labels as `reference.read_labels` reads them, by the suffix of their name."""
     if name.lower().endswith(".parquet"):
         sink = io.BytesIO()
-        pq.write_table(pa.table(dict(columns)), sink)
+        pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)
         return sink.getvalue()
     text = io.StringIO(newline="")
     # All quoted, for a name may hold a line's end of any kind.

@@ -26,6 +26,7 @@ from emotion_batch.errors import (
     CancelledError,
     ClusterError,
     DeniedError,
+    EmotionBatchError,
     IncompleteError,
     Status,
     StorageError,
@@ -289,8 +290,15 @@ class Run:
             if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
-            for _ in range(_MOST_PASSES):
+            for number in range(_MOST_PASSES):
                 done, missing = self._look(places, features)
+                if number == 0 and done and (not missing or self._has_damage(missing)):
+                    # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
+                    # few new recordings.
+                    self.watcher.on_note(
+                        "reading the rows of finished parts, because some damage shows in nothing else"
+                    )
+                    done, missing = self._look(places, features, deep=True)
                 self._do(job, needs, done, missing)
                 self._recall_reasons(done)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
@@ -313,16 +321,19 @@ class Run:
         return [here]
 
     def _look(
-        self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None
+        self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None, *, deep: bool = False
     ) -> tuple[dict[int, Footer], list[Task]]:
-        """Return the footers of this table's shards that are done, and the tasks of those that are not."""
+        """Return the footers of this table's shards that are done, and the tasks of those that are not.
+
+        With `deep` every row is read, and parts that are damaged are removed first.
+        """
         self.manifest.reload()
         shards = self.manifest.shards
         with explained(f"table {self.table.url}"):
             for place, info in places:
                 if place.url != self.table.url:
                     Manifest(place).follow(self.manifest)
-                for note in ledger.mend(place, info, self.manifest):
+                for note in ledger.mend(place, info, self.manifest, deep=deep):
                     self.watcher.on_note(note)
             # What a shard keeps of its part, it keeps of a part of any entries.
             present = [tables.own_footers(place, info, shards) for place, info in places]
@@ -337,6 +348,12 @@ class Run:
             )
         }
         return done, self._tasks([shard for shard in shards if shard not in done], present[0])
+
+    def _has_damage(self, missing: list[Task]) -> bool:
+        """Return whether a part of a missing shard is there and cannot be used."""
+        with explained(f"table {self.table.url}"):
+            names = set(self.table.names())
+        return any(task.earlier is None and tables.part_name(task.shard) in names for task in missing)
 
     def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
         """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""
@@ -406,8 +423,7 @@ class Run:
             shard = next((shard for shard, footer in done.items() if status in footer.counts.by_status), None)
             if shard is None:
                 continue
-            with explained(f"table {self.table.url}"):
-                rows = tables.read_part(self.table, shard, ["file", "status", "error"])
+            rows = tables.require_part(self.table, self.info, shard, ["file", "status", "error"])
             failed = rows.filter(pc.equal(rows["status"], status))
             # None, if the shard was done again since and something else became of it.
             for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
@@ -417,7 +433,7 @@ class Run:
         """Have shards done, of so many in all, and wait for them."""
         begun = time.perf_counter()
         n_done_here = 0
-        failures: list[str] = []
+        failures: list[tuple[int, BaseException]] = []
         n_resubmitted = self.summary.n_resubmitted
         for task, outcome in connected.run(work, todo):
             self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
@@ -427,7 +443,7 @@ class Run:
                 # A full disk is full for every shard: the rest of the night would be decoded for nothing.
                 raise IncompleteError(f"{outcome}; what is finished stays, and the same command goes on") from outcome
             if isinstance(outcome, BaseException):
-                failures.append(f"shard {task.shard}: {type(outcome).__name__}: {outcome}")
+                failures.append((task.shard, outcome))
                 continue
             n_done_here += task.entry.n_recordings
             self.summary.add(outcome)
@@ -435,9 +451,13 @@ class Run:
             if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
                 canary.watch(outcome)
         if failures:
+            shard, first = failures[0]
+            # What was raised on purpose says itself what is to be done.
+            is_known = isinstance(first, EmotionBatchError)
             raise IncompleteError(
-                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not "
-                f"done ({failures[0]}); run the same command again, it does what is left"
+                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not done"
+                + (f": {first}" if is_known else f" (shard {shard}: {type(first).__name__}: {first})")
+                + ("" if is_known else "; run the same command again, it does what is left")
             )
 
     def _leave(self, connected: Cluster, scheduler: Scheduler, work: Work, todo: list[Task]) -> None:

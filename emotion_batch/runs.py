@@ -351,7 +351,11 @@ def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
 
 
 def verify(
-    table: str | os.PathLike[str], *, deep: bool = False, storage_options: Mapping[str, Any] | None = None
+    table: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    repair: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Look whether each recording of a table's manifest has its rows exactly once, and nothing else is there.
 
@@ -361,6 +365,9 @@ def verify(
         A feature or label table.
     deep
         Read every row, rather than what each part says of itself.
+    repair
+        Read every row, and remove the parts that are damaged: the command that made the table then makes them anew. Without
+        it nothing is written.
     storage_options
         What fsspec's filesystem takes.
 
@@ -369,7 +376,7 @@ def verify(
     UsageError
         If there is no table.
     """
-    return ledger.verify_table(Folder.of(table, storage_options), deep=deep)
+    return ledger.verify_table(Folder.of(table, storage_options), deep=deep, repair=repair)
 
 
 __all__ = [

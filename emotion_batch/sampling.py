@@ -161,6 +161,9 @@ def take_sample(
     sampler.fall_back()
     sampler.sample.elapsed_s = time.monotonic() - began
     if not sampler.sample.taken:
+        if isinstance(sampler.failure, IncompleteError):
+            # It says itself what is to be done.
+            raise sampler.failure
         raise IncompleteError(
             f"sample: expected some of {len(population.costs):,} recordings to be done, got none ({sampler.said}); "
             "run the same command again, or see what a worker's log says"
@@ -174,6 +177,7 @@ class _Sampler:
     ) -> None:
         self.sample = Sample()
         self.said = "no worker was in time"
+        self.failure: BaseException | None = None
         self._connected = connected
         self._trial = trial
         self._population = population
@@ -206,7 +210,7 @@ class _Sampler:
         for block, outcome in self._connected.run(self._trial, list(numbers)):
             if isinstance(outcome, BaseException):
                 self.sample.n_lost += 1
-                self.said = f"{type(outcome).__name__}: {outcome}"
+                self.failure, self.said = outcome, f"{type(outcome).__name__}: {outcome}"
             else:
                 found.append(outcome)
                 self._take(block, outcome, numbers[block], started)

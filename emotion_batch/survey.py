@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from emotion_batch import tables
 from emotion_batch.manifest import ShardEntry
@@ -273,17 +272,15 @@ def _read(table: Folder, info: TableInfo, shard: int, entry: ShardEntry) -> pa.T
     """Return the rows of a part, or None if it is not the complete one of the newest entries."""
     columns = [*_COLUMNS, *(_JUDGED if info.kind == tables.LABELS else ())]
     try:
-        with tables.part_errors():
-            part = pq.ParquetFile(pa.BufferReader(table.read(tables.part_name(shard))))
-            footer = Footer.of(part.metadata.metadata, info)
-            footer.require(shard, entry)
-            if part.schema_arrow.remove_metadata() != info.schema:
-                return None
-            # One thread each, for parts are read side by side.
-            rows = part.read(columns, use_threads=False)
+        rows = tables.read_part(table, shard, columns)
+        footer = Footer.of(rows.schema.metadata, info)
+        footer.require(shard, entry)
     except PartError:
         return None
-    return rows.replace_schema_metadata() if rows.num_rows == footer.counts.n_rows else None
+    is_as_said = rows.num_rows == footer.counts.n_rows and rows.schema.equals(
+        pa.schema(map(info.schema.field, columns))
+    )
+    return rows.replace_schema_metadata() if is_as_said else None
 
 
 def _filled(rows: pa.Table) -> pa.Table:

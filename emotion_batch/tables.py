@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import emotion_batch
 from emotion_batch import features, meter
 from emotion_batch.archive import SUFFIXES
-from emotion_batch.errors import MENDABLE, IncompleteError, Status, StoreError, UsageError
+from emotion_batch.errors import MENDABLE, IncompleteError, Status, UsageError
 from emotion_batch.formats import nullable
 from emotion_batch.meter import stage
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments, SequenceSettings, read_settings
@@ -33,6 +34,10 @@ LEDGER = "_table"
 _RECIPES = {FeatureSettings.recipe: "seed", SequenceSettings.recipe: "sequence"}
 _INFO = f"{LEDGER}/table.json"
 _FOOTER_KEY = b"emotion_batch"
+# The key of a part's digests: 64 hexadecimal digits of all before the footer, and 64 of the footer with zeros in their place.
+_SEAL_KEY = "emotion_batch_sha256"
+# As it stands in a footer, before its value: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+_SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
 # In which the metadata of a part of one row group lies.
 _END_BYTES = 2**16
 _N_READERS = 32
@@ -235,11 +240,14 @@ class Footer:
         Of the manifest entries that they were made from.
     counts
         What they are.
+    is_sealed
+        Whether the part has digests of its own bytes, as those of earlier releases have not.
     """
 
     shard: int
     digest: str
     counts: Counts
+    is_sealed: bool = False
 
     @classmethod
     def of(cls, metadata: Mapping[bytes, bytes] | None, info: TableInfo) -> Footer:
@@ -247,14 +255,14 @@ class Footer:
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
             counts = Counts(about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"])
-            footer = cls(about["shard"], about["digest"], counts)
+            footer = cls(about["shard"], about["digest"], counts, _SEAL_KEY.encode() in (metadata or {}))
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
         except (KeyError, ValueError, TypeError) as error:
-            raise PartError("expected a part of this table, got a Parquet file of something else") from error
+            raise OtherPartError("expected a part of this table, got a Parquet file of something else") from error
         expected = _expected(info)[0]
         for name, mine, theirs in zip(("feature_id", "segment_id", "model_id"), expected, found, strict=True):
             if mine != theirs:
-                raise PartError(f"expected {name} {mine}, got {theirs}")
+                raise OtherPartError(f"expected {name} {mine}, got {theirs}")
         unknown = set(counts.by_status) - set(Status)
         if unknown:
             raise PartError(f"expected known statuses, got {', '.join(sorted(unknown))}")
@@ -264,13 +272,13 @@ class Footer:
         return footer
 
     def require(self, shard: int, frozen: Frozen) -> None:
-        """Raise PartError unless this is the part of a shard's newest entries."""
+        """Raise OtherPartError unless this is the part of a shard's newest entries."""
         if self.shard != shard:
-            raise PartError(f"expected shard {shard}, got {self.shard}")
+            raise OtherPartError(f"expected shard {shard}, got {self.shard}")
         if self.digest != frozen.digest:
-            raise PartError("expected rows of the manifest's newest entries, got those of earlier ones")
+            raise OtherPartError("expected rows of the manifest's newest entries, got those of earlier ones")
         if self.counts.n_recordings != frozen.n_recordings:
-            raise PartError(
+            raise OtherPartError(
                 f"expected rows of {frozen.n_recordings:,} recordings, got those of {self.counts.n_recordings:,}"
             )
 
@@ -289,6 +297,10 @@ class Frozen(Protocol):
 
 class PartError(Exception):
     """A file is not the part that it should be; the text is the end of a sentence about it."""
+
+
+class OtherPartError(PartError):
+    """A file is undamaged, but of other settings, another shard or other entries."""
 
 
 @lru_cache(maxsize=16)
@@ -437,15 +449,52 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
     # One row group, for a query costs a request for each.
-    pq.write_table(rows.cast(schema), sink, compression="zstd", row_group_size=max(1, rows.num_rows))
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(rows.cast(schema), row_group_size=max(1, rows.num_rows))
+        writer.add_key_value_metadata({_SEAL_KEY: "0" * 128})
+    with sink.getbuffer() as data:
+        start = _find_footer(data)
+        at = start + bytes(data[start:]).rindex(_SEAL) + len(_SEAL)
+        data[at : at + 64] = _digest(data[:start])
+        data[at + 64 : at + 128] = _digest(data[start:])
     with explained(f"table {table.url}"), stage("write"):
         table.publish(part_name(shard), sink.getvalue())
     return counts
 
 
 def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa.Table:
-    """Return the rows of a shard's part."""
-    return pq.read_table(io.BytesIO(table.read(part_name(shard))), columns=columns)
+    """Return the rows of a shard's part; raise PartError if it is damaged or not there."""
+    with _fetching():
+        data = table.read(part_name(shard))
+    is_sealed = _check_seal(data, is_whole=True)
+    with _parsing():
+        part = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        # One thread each, for parts are read side by side.
+        rows = part.read(columns, use_threads=False)
+        if columns is not None:
+            rows = rows.select(columns)
+        if not is_sealed:
+            # With a damaged offset Arrow would read anywhere.
+            rows.validate(full=True)
+    return rows
+
+
+def require_part(
+    table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None, newest: Frozen | None = None
+) -> pa.Table:
+    """Return the rows of a shard's part, without its footer; raise IncompleteError, which names it, if they cannot be used."""
+    try:
+        with explained(f"table {table.url}"):
+            rows = read_part(table, shard, columns)
+        footer = Footer.of(rows.schema.metadata, info)
+        if newest is not None:
+            footer.require(shard, newest)
+    except PartError as error:
+        raise IncompleteError(
+            f"table {table.url}: {part_name(shard)}: {error}; run the command that made {table.url} again, which makes the part "
+            "anew (`emotion-batch verify --deep` names all such parts)"
+        ) from error
+    return rows.replace_schema_metadata()
 
 
 def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[int, Footer]:
@@ -485,22 +534,25 @@ def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, Frozen
     """Return the footers of a table's parts; raise IncompleteError unless every shard is done."""
     with explained(f"table {table.url}"):
         footers = complete_shards(table, info, shards)
-    n_left = len(shards) - len(footers)
-    if n_left or not shards:
+    left = [part_name(shard) for shard in shards if shard not in footers]
+    if left or not shards:
+        example = f", e.g. {left[0]}" if left else ""
         raise IncompleteError(
-            f"table {table.url}: expected all of its {len(shards)} parts, got {n_left} missing or out of date; "
-            "run the extraction again, it does what is left"
+            f"table {table.url}: expected all of its {len(shards)} parts, got {len(left)} missing, damaged or out of date"
+            f"{example}; run the extraction again, it does what is left"
         )
     return footers
 
 
 def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
     """Return the footer of the file `name`; raise PartError if it is no whole part of a table of `info`, or not there."""
-    with part_errors():
+    with _fetching():
         end, size = table.read_end(name, _END_BYTES)
-        n_footer = int.from_bytes(end[-8:-4], "little") + 8
+        n_footer = len(end) - _find_footer(end)
         if len(end) < n_footer <= size:
             end, size = table.read_end(name, n_footer)
+    _check_seal(end)
+    with _parsing():
         # Without the rows before it, for Parquet finds its metadata from the end.
         part = pq.ParquetFile(pa.BufferReader(end))
         # Not by `metadata.schema`: the two would keep each other, 20 KB a part, until the collector comes by.
@@ -520,19 +572,53 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
 
 
 @contextlib.contextmanager
-def part_errors() -> Iterator[None]:
-    """Turn what reading a damaged part raises within the block into PartError; what its place raises stays."""
+def _fetching() -> Iterator[None]:
+    """Turn a part's absence within the block into PartError; what its place raises otherwise stays."""
     try:
         yield
     except FileNotFoundError as error:
         raise PartError("expected a part, got nothing there") from error
-    except (pa.ArrowException, IsADirectoryError, OSError) as error:
-        # Arrow says so, without a number, of what is damaged.
-        is_place = isinstance(error, StoreError) or (isinstance(error, OSError) and error.errno is not None)
-        if is_place and not isinstance(error, IsADirectoryError):
-            raise
+    except IsADirectoryError as error:
+        raise PartError("expected a whole Parquet file, got a folder") from error
+
+
+@contextlib.contextmanager
+def _parsing() -> Iterator[None]:
+    """Turn what Arrow raises of damaged bytes within the block into PartError: of many kinds, UnicodeDecodeError among them."""
+    try:
+        yield
+    except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PartError(f"expected a whole Parquet file, got {said}") from error
+
+
+def _find_footer(data: bytes | memoryview) -> int:
+    """Return where a Parquet file's footer begins in the end of the file `data`; below 0, if before it."""
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def _digest(data: bytes | memoryview) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+def _check_seal(data: bytes, *, is_whole: bool = False) -> bool:
+    """Return whether the end of a part, or all of it, has digests, which those of earlier releases lack.
+
+    Raises
+    ------
+    PartError
+        If they are not its own.
+    """
+    at = data.rfind(_SEAL) + len(_SEAL)
+    if at < len(_SEAL):
+        return False
+    start = max(0, _find_footer(data))
+    zeroed = b"".join((data[start : at + 64], bytes(b"0" * 64), data[at + 128 :]))
+    if data[at + 64 : at + 128] != _digest(zeroed):
+        raise PartError("expected a whole Parquet file, got a footer with other bytes than were written")
+    if is_whole and data[at : at + 64] != _digest(memoryview(data)[:start]):
+        raise PartError("expected a whole Parquet file, got rows with other bytes than were written")
+    return True
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -199,7 +199,7 @@ class Trial:
         receipt = Labelling(table, self.info, bundle, self.source).do_shard(Task(number, entry), "plan")
         # As long as it is of many rows, it is theirs.
         seconds = sum(receipt.spent.stages_s.get(stage, 0.0) for stage in ("read", "predict"))
-        made = tables.read_part(self.source.table, number, ["file", "status", "duration_s"])
+        made = tables.require_part(self.source.table, self.source.info, number, ["file", "status", "duration_s"])
         found = list(_by_recording(made, [], self.info.segments))
         n_rows = max(1, made.num_rows)
         taken = tuple(one._replace(seconds=seconds * one.n_rows / n_rows) for one in found)

@@ -101,6 +101,21 @@ def wait_for_parts(table: Path, n_parts: int, process: subprocess.Popen[bytes]) 
         time.sleep(0.02)
 
 
+def flip_bit(path: Path, random: np.random.Generator, start: int = 0, stop: int | None = None) -> int:
+    """Flip one bit of a file, in bytes from `start` to before `stop`; return where."""
+    data = bytearray(path.read_bytes())
+    at = int(random.integers(start, len(data) if stop is None else stop))
+    data[at] ^= 1 << int(random.integers(8))
+    path.write_bytes(data)
+    return at
+
+
+def find_footer(part: Path) -> int:
+    """Return where the footer of a Parquet file begins."""
+    data = part.read_bytes()
+    return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
 def tone(duration_s: float, rate: int = 24_414, *, hertz: float = 220.0, seed: int = 0) -> np.ndarray:
     """Return a harmonic tone with a little noise, shape (n_samples,), float32."""
     seconds = np.arange(round(duration_s * rate)) / rate

@@ -576,7 +576,7 @@ def test_an_unfinished_feature_table_is_not_labelled(features: Path, bundle: Pat
     for arguments in (("label", table, tmp_path / "labels", "--model", bundle), ("train", table, tmp_path / "bundle")):
         done = run_command(*arguments)
         assert done.code == 1
-        assert "1 missing or out of date" in one_sentence(done.err)
+        assert "1 missing, damaged or out of date" in one_sentence(done.err)
 
 
 def test_an_unguarded_script_may_call_it(speech: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_an_incomplete_table_is_not_judged(bundle: Path, features: Path, tmp_pat
     next((tmp_path / "table").glob("*.parquet")).unlink()
     done = run_command("evaluate", bundle, tmp_path / "table")
     assert done.code == 1
-    assert "1 missing or out of date" in done.err
+    assert "1 missing, damaged or out of date" in done.err
 
 
 def test_an_archive_that_is_gone_costs_the_robustness_alone(bundle: Path, features: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -13,15 +14,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, ShellCluster, run_command
+from conftest import ROOT, ShellCluster, find_footer, flip_bit, run_command
 
 import emotion_batch
-from emotion_batch import lease, ledger, tables
+from emotion_batch import cli, lease, ledger, tables
 from emotion_batch.archive import ENTRY_SCHEMA
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.lease import Holder, Lease
 from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
@@ -99,12 +102,42 @@ def age(table: Path) -> None:
     tables.publish_part(place, info, 1, "0" * 32, tables.read_part(place, 1).replace_schema_metadata(None))
 
 
+def age_first_part(table: Path) -> None:
+    place = Folder.of(table)
+    info = tables.read_info(place)
+    assert info is not None
+    tables.publish_part(place, info, 0, "0" * 32, tables.read_part(place, 0).replace_schema_metadata(None))
+
+
 def lose_rows(table: Path) -> None:
     place = Folder.of(table)
     info = tables.read_info(place)
     assert info is not None
     rows = tables.read_part(place, 1).replace_schema_metadata(None)
     tables.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.slice(1))
+
+
+def flip_in_rows(table: Path) -> None:
+    part = table / "part-000001.parquet"
+    flip_bit(part, np.random.default_rng(0), 4, find_footer(part))
+
+
+def flip_in_footer(table: Path) -> None:
+    part = table / "part-000001.parquet"
+    flip_bit(part, np.random.default_rng(0), find_footer(part))
+
+
+def reverse_rows(table: Path) -> None:
+    place = Folder.of(table)
+    info = tables.read_info(place)
+    assert info is not None
+    rows = tables.read_part(place, 1).replace_schema_metadata(None)
+    tables.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.take([*reversed(range(rows.num_rows))]))
+
+
+def reverse_rows_as_earlier_releases_wrote(table: Path) -> None:
+    rows = tables.read_part(Folder.of(table), 1)
+    pq.write_table(rows.take([*reversed(range(rows.num_rows))]), table / "part-000001.parquet")
 
 
 @pytest.mark.parametrize(
@@ -121,6 +154,7 @@ def lose_rows(table: Path) -> None:
         (extract_otherwise, "part-000001.parquet: expected feature_id"),
         (age, "part-000001.parquet: expected rows of the manifest's newest entries"),
         (lose_rows, "part-000001.parquet: expected rows of"),
+        (flip_in_footer, "part-000001.parquet: expected a whole Parquet file, got a footer with other bytes"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -141,6 +175,10 @@ def test_damage_is_named(copy: Path, damage: Damage, sentence: str) -> None:
         (cut_in_the_middle,),
         (extract_otherwise,),
         (lose_rows,),
+        (flip_in_footer,),
+        (flip_in_rows,),
+        (reverse_rows,),
+        (reverse_rows_as_earlier_releases_wrote,),
     ],
     ids=lambda damages: " and ".join(damage.__name__ for damage in damages),
 )
@@ -150,12 +188,130 @@ def test_damage_is_mended(
     """The same command makes a damaged table what it was, byte for byte, and does no other shard for it."""
     for damage in damages:
         damage(copy)
-    assert len(emotion_batch.verify(copy).problems) == len(damages)
+    assert len(emotion_batch.verify(copy, deep=True).problems) == len(damages)
     # From a copy, where there is one, or by doing the shard again.
     n_done = emotion_batch.extract(speech, copy, scheduler=cluster.address).n_shards_done
     assert n_done == (0 if len(damages) == 2 else 1)
     assert emotion_batch.verify(copy, deep=True).is_whole
     assert table_of(copy) == table_of(features)
+
+
+def test_verify_reads_and_repair_removes(copy: Path) -> None:
+    """`verify` writes nothing, whatever it finds; `--repair` reads every row and removes damaged parts, and no others."""
+
+    def what_is_there() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (copy, *copy.rglob("*"))}
+
+    before = what_is_there()
+    whole = emotion_batch.verify(copy, repair=True)
+    assert (whole.is_whole, whole.removed, whole.is_deep) == (True, (), True)
+    assert what_is_there() == before
+    flip_in_rows(copy)
+    age_first_part(copy)
+    before = what_is_there()
+    assert (
+        emotion_batch.verify(copy).problems[0].startswith("part-000000.parquet: expected rows of the manifest's newest")
+    )
+    assert len(emotion_batch.verify(copy, deep=True).problems) == 2
+    assert what_is_there() == before
+    done = run_command("verify", copy, "--repair")
+    assert done.code == 1
+    assert (
+        "part-000001.parquet: expected a whole Parquet file, got rows with other bytes than were written; removed"
+        in done.out
+    )
+    # Rows of earlier entries are kept as far as they are still right.
+    assert [path.name for path in sorted(copy.glob("*.parquet"))] == ["part-000000.parquet", "part-000002.parquet"]
+    assert emotion_batch.verify(copy, repair=True).removed == ()
+
+
+def test_damage_is_mended_though_other_parts_are_missing(
+    features: Path, speech: Path, copy: Path, cluster: ShellCluster
+) -> None:
+    """Where one part is damaged so that any look shows it, the others are read too."""
+    flip_in_rows(copy)
+    (copy / "part-000002.parquet").write_bytes(b"PAR1")
+    assert emotion_batch.extract(speech, copy, scheduler=cluster.address).n_shards_done == 2
+    assert table_of(copy) == table_of(features)
+
+
+def test_labels_of_a_damaged_part_are_not_made_in_a_circle(
+    speech: Path, copy: Path, labels: Path, bundle: Path, cluster: ShellCluster
+) -> None:
+    """The command that the error names mends the features, and then the labels are made; so are damaged labels."""
+    flip_in_rows(copy)
+    table, address = copy.parent / "labels", cluster.address
+    with pytest.raises(
+        IncompleteError, match=r"part-000001\.parquet: .*run the command that made .*table again"
+    ) as raised:
+        emotion_batch.label(copy, table, model=bundle, scheduler=address)
+    assert "the same command" not in str(raised.value)
+    assert emotion_batch.extract(speech, copy, scheduler=address).n_shards_done == 1
+    assert emotion_batch.label(copy, table, model=bundle, scheduler=address).n_shards_done == 1
+    for damage in (flip_in_rows, flip_in_footer):
+        damage(table)
+        assert not emotion_batch.verify(table, deep=True).is_whole
+        assert emotion_batch.label(copy, table, model=bundle, scheduler=address).n_shards_done == 1
+    assert table_of(table) == table_of(labels)
+
+
+def test_whatever_reads_a_damaged_part_names_it(
+    copy: Path, labels: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command that reads rows ends in one sentence about the part, or says that it is not in its answer."""
+    shutil.copytree(labels, tmp_path / "labels")
+    for table in (copy, tmp_path / "labels"):
+        flip_in_rows(table)
+    names = "part-000001.parquet: expected a whole Parquet file, got rows with other bytes than were written; run the command"
+    for arguments, code, said in (
+        (("export", copy, tmp_path / "out"), 1, names),
+        (("export", tmp_path / "labels", tmp_path / "out"), 1, names),
+        (("train", copy, tmp_path / "bundle"), 1, names),
+        (("evaluate", bundle, copy), 1, names),
+        (("report", tmp_path / "labels", "--output", tmp_path / "page.html"), 0, "1 of 3 parts, with "),
+        (
+            ("review", tmp_path / "labels", tmp_path / "sheet.csv"),
+            0,
+            "1 part of the table is missing, out of date or damaged",
+        ),
+    ):
+        assert cli.main([str(one) for one in arguments]) == code
+        found = capsys.readouterr()
+        assert said in found.out + found.err
+        gc.collect()
+        assert "Traceback" not in capsys.readouterr().err
+    shutil.copyfile(labels / "part-000001.parquet", tmp_path / "labels" / "part-000001.parquet")
+    for table in (copy, tmp_path / "labels"):
+        flip_in_footer(table)
+        assert cli.main(["export", str(table), str(tmp_path / "out")]) == 1
+        assert "got 1 missing, damaged or out of date, e.g. part-000001.parquet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("kind", ["features", "labels"])
+def test_of_many_flipped_bits_none_is_overlooked(
+    kind: str, request: pytest.FixtureRequest, speech: Path, bundle: Path, cluster: ShellCluster, tmp_path: Path
+) -> None:
+    """Of 150 bits of a table's parts each is named or changes nothing, and the same command mends any."""
+    whole: Path = request.getfixturevalue(kind)
+    random, names = np.random.default_rng(0), sorted(path.name for path in whole.glob("*.parquet"))
+    table, source = tmp_path / "table", request.getfixturevalue("features")
+    shutil.copytree(whole, table)
+    rows = pyarrow.dataset.dataset(whole).to_table()
+    for number in range(150):
+        part = table / str(random.choice(names))
+        flip_bit(part, random)
+        if emotion_batch.verify(table, deep=True).is_whole:
+            assert pyarrow.dataset.dataset(table).to_table() == rows
+        if number % 10 < 9:
+            part.write_bytes((whole / part.name).read_bytes())
+        elif kind == "features":
+            emotion_batch.extract(speech, table, scheduler=cluster.address)
+        else:
+            emotion_batch.label(source, table, model=bundle, scheduler=cluster.address)
+        assert emotion_batch.verify(table, deep=True).is_whole
+        assert pyarrow.dataset.dataset(table).to_table() == rows
 
 
 def test_a_part_that_was_renamed_is_not_lost(features: Path, copy: Path) -> None:

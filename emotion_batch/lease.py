@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import platform
 import threading
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emotion_batch.retries import hastily
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, seal, unseal
 
 FOLDER = "_table/runs"
 _SUFFIX = ".lease"
@@ -120,7 +120,7 @@ class Lease:
     def renew(self) -> None:
         """Publish the lease now."""
         holder = replace(self._holder, renewed_s=time.time())
-        self._table.publish(self._name, json.dumps(asdict(holder)).encode(), is_durable=False)
+        self._table.publish(self._name, seal(asdict(holder)), is_durable=False)
 
     def _renew(self) -> None:
         while not self._is_over.wait(_RENEW_S):
@@ -166,9 +166,12 @@ def attend(table: Folder, run_id: str) -> None:
     # The work itself will say what is wrong with the place, if it lasts.
     with contextlib.suppress(Exception), hastily():
         holder = _read(table, lease_name(run_id))
+        if holder is None and table.exists(lease_name(run_id)):
+            # Damaged: nobody else would write it anew, and the run could not be seen or cancelled any more.
+            holder = Holder(run_id, "an unknown machine", 0, time.time(), 0.0, scheduler="an unknown scheduler")
         if holder is not None and time.time() - holder.renewed_s >= _RENEW_S:
             renewed = replace(holder, renewed_s=time.time())
-            table.publish(lease_name(run_id), json.dumps(asdict(renewed)).encode(), is_durable=False)
+            table.publish(lease_name(run_id), seal(asdict(renewed)), is_durable=False)
 
 
 def _namespace() -> str | None:
@@ -188,11 +191,24 @@ def read_holders(table: Folder) -> list[Holder]:
 
 
 def _read(table: Folder, name: str) -> Holder | None:
-    """Return what a lease says; None if it is gone since, or of another release."""
+    """Return what a lease says; None if it is gone since, damaged, or of another release."""
     data = table.read_if_there(name)
-    with contextlib.suppress(ValueError, TypeError):
-        return None if data is None else Holder(**json.loads(data))
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        holder = None if data is None else Holder(**unseal(data))
+        if holder is not None and _is_sound(holder) and lease_name(holder.run) == name:
+            return holder
     return None
+
+
+def _is_sound(holder: Holder) -> bool:
+    """Return whether all that a lease says is of the types that its readers rely on."""
+    numbers = [holder.pid, holder.began_s, holder.renewed_s, *holder.progress.values()]
+    texts = [holder.run, holder.host, holder.namespace or "", holder.scheduler or ""]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and isinstance(holder.pid, int)
+    )
 
 
 def forget(table: Folder, holder: Holder) -> None:

@@ -7,7 +7,6 @@ decodes in a child process (`isolation`). So a note says no more than that somet
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, seal, unseal
 
 FOLDER = "_table/attempts"
 
@@ -66,7 +65,7 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
             "is_repeated": is_repeated,
         }
         # Not for a power cut: after one, the shard is decoded as if for the first time.
-        table.publish(name, json.dumps(note).encode(), is_durable=False)
+        table.publish(name, seal(note), is_durable=False)
     try:
         yield Attempt(is_repeated, _lost_s(earlier, run_id) if earlier is not None else 0.0)
     except BaseException:
@@ -106,10 +105,10 @@ def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with explained(f"table {table.url}"):
         for name in table.folder(FOLDER).names():
             stem = name.partition(".")[0]
-            # It may be gone by now, or of another release.
+            # It may be gone by now, damaged, or of another release.
             with contextlib.suppress(ValueError):
-                about = json.loads((table.read_if_there(f"{FOLDER}/{name}") if stem.isdigit() else None) or b"{}")
-                if about.get("run") == run_id and {"pid", "is_repeated"} <= about.keys():
+                about = unseal((table.read_if_there(f"{FOLDER}/{name}") if stem.isdigit() else None) or b"{}")
+                if about.get("run") == run_id and isinstance(about.get("pid"), int) and "is_repeated" in about:
                     yield int(stem), about
 
 
@@ -132,7 +131,7 @@ def _name(shard: int) -> str:
 
 def _lost_s(note: bytes, run_id: str) -> float:
     try:
-        about = json.loads(note)
+        about = unseal(note)
         # Clocks of several machines differ.
         return max(0.0, time.time() - float(about["began"])) if about["run"] == run_id else 0.0
     except (ValueError, KeyError, TypeError):

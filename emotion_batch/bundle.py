@@ -14,9 +14,11 @@ from emotion_batch import inspection
 from emotion_batch.errors import UsageError
 from emotion_batch.inspection import Shape
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments, read_settings
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, is_sealed, seal, unseal
 
 CARD = "card.json"
+# Where in a table its own copy is.
+COPY = "_table/model"
 # The one truth about the network, as Keras saves it, and what workers execute, derived from it.
 WEIGHTS = "model.keras"
 EXECUTABLE = "model.onnx"
@@ -109,6 +111,9 @@ class Card:
     def from_json(cls, data: bytes) -> Card:
         """Return the card that `to_json` gave; raise ValueError, KeyError, TypeError or UsageError if it did not."""
         value = inspection.parse_json(data)
+        if is_sealed(data):
+            # As a table's copy is.
+            unseal(data)
         if value["card_version"] != CARD_VERSION:
             raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
         settings = read_settings(value["feature_settings"])
@@ -222,15 +227,43 @@ def require_safe(folder: Folder) -> Bundle:
 
 
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
-    """Copy a bundle's network, card and picture of its calibration into another folder, card last, after checking them."""
+    """Copy a bundle's network, card and picture of its calibration into another folder, card last, after checking them.
+
+    What is there already is left, and what is damaged of it replaced.
+    """
+    files = {name: read_checked(bundle, name) for name in (WEIGHTS, EXECUTABLE)}
+    if (picture := read_reliability(bundle)) is not None:
+        files[RELIABILITY] = picture
     with explained(f"model copy {to.url}"):
         to.make()
-        for name in (WEIGHTS, EXECUTABLE):
-            to.publish(name, read_checked(bundle, name))
-        if (picture := read_reliability(bundle)) is not None:
-            to.publish(RELIABILITY, picture)
-        to.publish(CARD, bundle.card.to_json())
+        for name, data in {**files, CARD: seal(json.loads(bundle.card.to_json()), indent=2)}.items():
+            if to.read_if_there(name) != data:
+                to.publish(name, data)
     return Bundle(to, bundle.card)
+
+
+def open_copy(table: Folder) -> Bundle:
+    """Return a table's own copy of its model, checked as `require_safe` does; raise UsageError if it is damaged."""
+    try:
+        return require_safe(table.folder(COPY))
+    except UsageError as error:
+        raise UsageError(
+            f"table {table.url}: its copy of the model is damaged or missing ({error}); run the command that made the table again, "
+            "which copies the model anew"
+        ) from error
+
+
+def find_damage(folder: Folder) -> str | None:
+    """Return what is wrong with a copy of a bundle, by the digests of its files; None if nothing is."""
+    try:
+        files = open_bundle(folder).card.files
+    except UsageError:
+        return f"{CARD}: expected the card of the model, got a damaged file or none"
+    for name in (WEIGHTS, EXECUTABLE, RELIABILITY):
+        data = folder.read_if_there(name)
+        if (data is not None or name != RELIABILITY) and sha256(data or b"") != files.get(name):
+            return f"{name}: expected the file that the model's card names, got another or none"
+    return None
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:

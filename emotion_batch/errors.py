@@ -98,6 +98,14 @@ class IncompleteError(EmotionBatchError):
     """Work is left over: a shard failed, or a table that was to be read has parts missing."""
 
 
+class DamagedError(IncompleteError):
+    """A file of a table's ledger is not as it was written; the first argument says which, and this adds the way out."""
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return f"{self.args[0]}; run the command that made the table again, which writes it anew"
+
+
 class CancelledError(IncompleteError):
     """Somebody cancelled the run; what is finished stays."""
 

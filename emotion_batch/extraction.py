@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from emotion_batch import attempts, isolation, meter, process, rows, tables
 from emotion_batch.archive import Entry, peek
 from emotion_batch.attempts import Attempt
 from emotion_batch.carryover import carry_over, merge
-from emotion_batch.errors import Status, StorageError
+from emotion_batch.errors import DamagedError, Status, StorageError
 from emotion_batch.isolation import KILLING, Limits
 from emotion_batch.manifest import ShardEntry, read_entries
 from emotion_batch.meter import Spent
@@ -62,7 +62,9 @@ class Task(NamedTuple):
             return Entries(entries, {})
         known = {self.entry.digest: entries}
         if self.earlier.digest not in known:
-            known[self.earlier.digest] = read_entries(table, self.earlier)
+            # What is damaged of them says nothing of what could be kept.
+            with suppress(DamagedError):
+                known[self.earlier.digest] = read_entries(table, self.earlier)
         return Entries(entries, known)
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import platform
 import threading
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emotion_batch.retries import hastily
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, seal, unseal
 
 FOLDER = "_table/runs"
 # How a run ended, in the record that another leaves of it.
@@ -140,7 +140,7 @@ class Lease:
     def renew(self) -> None:
         """Publish the lease now."""
         holder = replace(self._holder, renewed_s=time.time())
-        self._table.publish(self._name, json.dumps(asdict(holder)).encode(), is_durable=False)
+        self._table.publish(self._name, seal(asdict(holder)), is_durable=False)
 
     def _renew(self) -> None:
         while not self._is_over.wait(_RENEW_S):
@@ -208,7 +208,7 @@ def attend(table: Folder, left: Holder, **progress: Any) -> None:
             return
         holder = replace(holder or left, renewed_s=time.time())
         holder = replace(holder, progress={**holder.progress, **progress})
-        table.publish(lease_name(left.run), json.dumps(asdict(holder)).encode(), is_durable=False)
+        table.publish(lease_name(left.run), seal(asdict(holder)), is_durable=False)
         if has_ended(table, left.run):
             # Just now, and took its lease back before this one was there.
             table.delete(lease_name(left.run))
@@ -218,7 +218,7 @@ def has_ended(table: Folder, run_id: str) -> bool:
     """Return whether a run has left its record; one by a machine that took it for dead does not count."""
     data = table.read_if_there(record_name(run_id))
     with contextlib.suppress(ValueError, AttributeError):
-        return data is not None and json.loads(data).get("outcome") != LOST
+        return data is not None and unseal(data).get("outcome") != LOST
     return True
 
 
@@ -262,11 +262,24 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
 
 
 def _read(table: Folder, name: str) -> Holder | None:
-    """Return what a lease says; None if it is gone since, or of another release."""
+    """Return what a lease says; None if it is gone since, damaged, or of another release."""
     data = table.read_if_there(name)
-    with contextlib.suppress(ValueError, TypeError):
-        return None if data is None else Holder(**json.loads(data))
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        holder = None if data is None else Holder(**unseal(data))
+        if holder is not None and _is_sound(holder) and lease_name(holder.run) == name:
+            return holder
     return None
+
+
+def _is_sound(holder: Holder) -> bool:
+    """Return whether all that a lease says is of the types that its readers rely on."""
+    numbers = [holder.pid, holder.began_s, holder.renewed_s, *holder.progress.values()]
+    texts = [holder.run, holder.host, holder.namespace or "", holder.scheduler or ""]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and isinstance(holder.pid, int)
+    )
 
 
 def forget(table: Folder, holder: Holder) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -13,19 +12,19 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import attempts, features, lease, manifest, tables
-from emotion_batch.errors import IncompleteError, Status, UsageError
+from emotion_batch import attempts, bundle, features, lease, manifest, tables
+from emotion_batch.archive import ENTRY_SCHEMA
+from emotion_batch.errors import DamagedError, IncompleteError, Status, UsageError
 from emotion_batch.lease import Holder, Lease
-from emotion_batch.manifest import Manifest, ShardEntry, read_entries
+from emotion_batch.manifest import Manifest, ShardEntry, digest_like, read_entries
 from emotion_batch.retries import hastily
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, damaged, explained, seal, unseal
 from emotion_batch.tables import Counts, Footer, OtherPartError, PartError, TableInfo
 
 RUNS = lease.FOLDER
 # What a lease says of a run that is about to replace a table's settings.
 _IS_REPLACING = "is_replacing"
-_PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _NOTE = re.compile(r"[0-9]{6,}\.json")
 _RUN = re.compile(r"[0-9TZ]+-[0-9a-f]+")
 
@@ -74,7 +73,7 @@ class TableStatus:
     def rate(self) -> float | None:
         """Recordings a second, of all runs that are at work; None if none is, or none has said so yet."""
         told = [holder.progress for holder in self.at_work if holder.progress.get("elapsed_s")]
-        return sum(one["n_done_here"] / max(1.0, one["elapsed_s"]) for one in told) if told else None
+        return sum(one.get("n_done_here", 0) / max(1.0, one["elapsed_s"]) for one in told) if told else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""
@@ -168,16 +167,23 @@ def verify_table(table: Folder, *, deep: bool = False, repair: bool = False) -> 
     UsageError
         If there is no table.
     """
-    info = require_table(table)
     deep = deep or repair
+    try:
+        info = require_table(table)
+        with explained(f"table {table.url}"):
+            entries = Manifest(table)
+    except DamagedError as error:
+        problem = str(error).removeprefix(f"table {table.url}: ")
+        return Verification(table.url, 0, 0, Counts(), deep, (problem,))
     with explained(f"table {table.url}"):
-        entries = Manifest(table)
         names = table.names()
         problems = [
             f"{name}: expected only the parts of this table, got {what}"
             for name, what in find_strangers(names, entries)
         ]
-        problems += entries.find_damage()
+        problems += entries.find_damage(deep=deep)
+        if info.kind == tables.LABELS and (found_in := bundle.find_damage(table.folder(bundle.COPY))) is not None:
+            problems.append(f"{bundle.COPY}/{found_in}")
         if not entries.shards and not entries.history:
             problems.append("manifest: expected recordings, got none; a run ended before it had frozen its listing")
         found = _look_at_parts(table, info, entries, deep=deep)
@@ -269,17 +275,18 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
     living, dead = lease.find_runs(table)
     for holder in dead:
         record = {"run": holder.run, "outcome": lease.LOST, "host": holder.host, **holder.progress}
-        table.publish_first(lease.record_name(holder.run), json.dumps(record).encode())
+        table.publish_first(lease.record_name(holder.run), seal(record))
         # The word that it is cancelled stays: if it lives all the same, it must stop.
         lease.forget(table, holder)
     return [holder for holder in living if holder.run != run_id]
 
 
 class Company(NamedTuple):
-    """Which runs a table knew when a run began, and which of them are at work on it."""
+    """Which runs a table knew when a run began, which of them are at work on it, and whether it had lost its `table.json`."""
 
     known: frozenset[str]
     at_work: tuple[Holder, ...]
+    is_mended: bool
 
 
 def check_table(table: Folder, info: TableInfo) -> None:
@@ -322,11 +329,11 @@ def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
             raise UsageError(
                 f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
             )
-        tables.create(table, info)
+        is_mended = tables.create(table, info)
     except BaseException:
         held.end()
         raise
-    return Company(frozenset(known), tuple(others))
+    return Company(frozenset(known), tuple(others), is_mended)
 
 
 def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work: Sequence[Holder]) -> None:
@@ -337,6 +344,77 @@ def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work
             f"table {table.url}: expected {difference}; run {at_work[0].run} is at work on it with these settings, on "
             f"{at_work[0].host}; name a new table for others"
         )
+
+
+def require_generations(table: Folder, info: TableInfo, known: Manifest, shards: Collection[int]) -> None:
+    """Raise DamagedError if a part was made from entries that a table's manifest lacks: a generation of it is lost.
+
+    Looked at are parts of shards that the manifest does not have, and those of `shards`.
+    """
+    numbers = {shard for shard, _ in known.history}
+    there = _part_shards(table)
+    footers = tables.own_footers(table, info, (there - numbers) | (there & set(shards)))
+    if any((shard, footer.digest) not in known.history for shard, footer in footers.items()):
+        # Read anew, because another run may have frozen more since.
+        newest = Manifest(table)
+        if any((shard, footer.digest) not in newest.history for shard, footer in footers.items()):
+            raise damaged(table, f"{manifest.FOLDER}/{newest.generation + 1:06d}.json", "no such file")
+
+
+def _part_shards(table: Folder) -> set[int]:
+    """Return the shards of which a part lies in a table, by the names there."""
+    return {shard for name in table.names() if (shard := tables.part_shard(name)) is not None}
+
+
+def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
+    """Freeze anew what a damaged manifest said, from its files that can be read, the listing and the parts.
+
+    A part stands if the entries that its footer names are found. Of another the rows of recordings that are gone stay, and
+    those of the others are made again.
+    """
+    footers = tables.own_footers(table, info, _part_shards(table))
+    places = [(table, info)]
+    if info.features is not None:
+        # The table that keeps the features has the same shards, and a copy of the manifest.
+        kept = TableInfo(tables.FEATURES, info.source, info.feature_settings, info.segments)
+        places.append((Folder(info.features, table.options), kept))
+    wanted = {footer.digest for footer in footers.values()}
+    known = {name: entries for place, _ in places for name, entries in manifest.salvage(place, wanted).items()}
+    shards = {shard: (known[one.digest], one.digest) for shard, one in footers.items() if one.digest in known}
+    files: dict[int, pa.Array] = {}
+    for shard in _part_shards(table) - shards.keys():
+        try:
+            rows = tables.read_part(table, shard)
+            files |= {shard: pc.unique(rows["file"])} if shard in footers else {}
+        except PartError:
+            # What it held is made again, perhaps under another number.
+            table.delete(tables.part_name(shard))
+    # Looked for all at once, because a listing is long.
+    found = pc.index_in(pa.chunked_array(list(files.values()), pa.string()), value_set=listed["file"]).combine_chunks()
+    for shard, its in files.items():
+        at, found = found[: len(its)], found[len(its) :]
+        gone, digest = its.filter(at.is_null()), footers[shard].digest
+        entries = listed.take(at.drop_null())
+        if len(gone):
+            entries = pa.table([gone, *(pa.nulls(len(gone), kind) for kind in ENTRY_SCHEMA.types[1:])], ENTRY_SCHEMA)
+        shards[shard] = entries, digest_like(digest, manifest.as_batch(entries))
+        for place, what in reversed(places) if len(gone) else ():
+            with contextlib.suppress(PartError):
+                if tables.read_footer(place, what, tables.part_name(shard)).digest == digest:
+                    rows = tables.read_part(place, shard).replace_schema_metadata(None)
+                    rows = rows.filter(pc.is_in(rows["file"], value_set=gone))
+                    tables.publish_part(place, what, shard, shards[shard][1], rows)
+    # A recording that was pruned and came back is in two parts, if a run ended early; the later one has it.
+    seen: set[str] = set()
+    for shard in sorted(shards, reverse=True):
+        its = shards[shard][0]["file"].to_pylist()
+        if not seen.isdisjoint(its):
+            entries = shards[shard][0].filter(pa.array([file not in seen for file in its]))
+            shards[shard] = entries, manifest.digest(manifest.as_batch(entries))
+            if not entries.num_rows:
+                table.delete(tables.part_name(shard))
+        seen.update(its)
+    return Manifest.rebuild(table, dict(sorted(shards.items())), info.segments)
 
 
 def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = False) -> Iterator[str]:
@@ -396,10 +474,10 @@ def find_strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, s
         # Readers of Parquet pass over hidden names.
         if name.startswith((".", "_")):
             continue
-        part = _PART.fullmatch(name)
-        if part is None or tables.part_name(int(part[1])) != name:
+        shard = tables.part_shard(name)
+        if shard is None:
             yield name, "no part of it"
-        elif int(part[1]) not in entries.shards:
+        elif shard not in entries.shards:
             yield name, "a part of no shard of its manifest"
 
 
@@ -455,8 +533,14 @@ def _last_run(table: Folder, living: Container[str]) -> Mapping[str, Any] | None
     """Return the record of the run that ended last; its name begins with the time. A run that lives has not ended."""
     names = [name for name in table.folder(RUNS).names() if name.endswith(".json") and _RUN.match(name)]
     for name in reversed(names):
-        with contextlib.suppress(ValueError):
-            record: Mapping[str, Any] = json.loads(table.read(f"{RUNS}/{name}"))
-            if record.get("run") not in living:
+        # What is damaged, or of odd types in an earlier release's, is passed over.
+        with contextlib.suppress(ValueError, KeyError, TypeError, ZeroDivisionError):
+            record = unseal(table.read(f"{RUNS}/{name}"))
+            is_sound = isinstance(record["run"], str) and isinstance(record["outcome"], str)
+            if (
+                is_sound
+                and record["run"] not in living
+                and (not record.get("n_decoded") or record["n_decoded"] / record["elapsed_s"] >= 0)
+            ):
                 return record
     return None

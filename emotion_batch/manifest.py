@@ -3,16 +3,18 @@
 A generation is files in ``_table/manifest/``: ``000001-<digest>.arrow``, one or several, with one record batch a shard,
 and ``000001.json``, written after them and only if there is none, that says which shards these are. A shard's newest entries
 are those of the last generation that has it; with none, it is a shard no more. Of two runs that freeze at the same time
-one has its generation, and the other takes that over and adds what it lacks.
+one has its generation, and the other takes that over and adds what it lacks. A generation that was rebuilt, because files
+of those before were damaged, takes the place of all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
+import re
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,9 +26,9 @@ import pyarrow.compute as pc
 
 from emotion_batch.archive import ENTRY_SCHEMA
 from emotion_batch.cutting import cut, estimate_costs
-from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.errors import DamagedError, UsageError
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, damaged, explained, seal, unseal
 
 FOLDER = "_table/manifest"
 # Of the recordings of a table; more gone at once look like a share that is not mounted.
@@ -39,6 +41,11 @@ _STRETCH_BYTES = 2**24
 _MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
 # Before a digest of Arrow's own bytes; early tables have one of Python's words for each row, and nothing before it.
 _DIGEST = "2:"
+_INDEX = re.compile(r"[0-9]{6,}\.json")
+_FILE_DIGEST = re.compile(r"[0-9]+-([0-9a-f]{16})\.arrow")
+_IS_REBUILT = "is_rebuilt"
+# What reading a JSON file may raise that is damaged, or of odd types.
+_ODD = (ValueError, KeyError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,13 @@ class Manifest:
         Where the entries of any digest stand that a shard has had, pruned shards among them.
     n_recordings
         Number of recordings in all shards.
-    generation
-        The newest one's number, 0 without any.
+    is_rebuilt, first, generation
+        Whether it was rebuilt; numbers of the generation that it begins with, and of the newest one: 0 without any.
+
+    Raises
+    ------
+    StorageError, DamagedError
+        If it cannot be read, or is damaged.
     """
 
     def __init__(self, table: Folder) -> None:
@@ -106,7 +118,7 @@ class Manifest:
         self.shards: dict[int, ShardEntry] = {}
         self.history: dict[tuple[int, str], ShardEntry] = {}
         self.n_recordings = 0
-        self.generation = 0
+        self.is_rebuilt, self.first, self.generation = False, 1, 0
         self.reload()
 
     def reload(self) -> None:
@@ -114,20 +126,26 @@ class Manifest:
 
         Raises
         ------
-        StorageError, IncompleteError
+        StorageError, DamagedError
             If they cannot be read, or are damaged.
         """
         with explained(f"table {self._table.url}"):
-            for name in self._folder.names():
-                stem, _, suffix = name.partition(".")
-                if suffix == "json" and stem.isdigit() and int(stem) > self.generation:
-                    try:
-                        self._add(int(stem), json.loads(self._folder.read(name)))
-                    except (ValueError, KeyError, TypeError) as error:
-                        raise _damaged(self._table, name) from error
+            new: list[tuple[int, dict[str, Any]]] = []
+            for generation in _generations(self._folder)[::-1]:
+                # What is before one that was rebuilt may be damaged, and says nothing any more.
+                if generation <= self.generation or (new and new[-1][1].get(_IS_REBUILT)):
+                    break
+                new.append((generation, _read_index(self._table, generation)))
+            for generation, index in reversed(new):
+                if not index.get(_IS_REBUILT) and generation != self.generation + 1:
+                    raise _damaged(self._table, _name(self.generation + 1), "no such file")
+                try:
+                    self._add(generation, index)
+                except _ODD as error:
+                    raise _damaged(self._table, _name(generation)) from error
 
-    def find_damage(self) -> list[str]:
-        """Return what is wrong with the files of entries, a sentence each; the entries themselves are not read."""
+    def find_damage(self, *, deep: bool = False) -> list[str]:
+        """Return what is wrong with the files of entries, a sentence each; only with `deep` all of their bytes are read."""
         problems = []
         for file in sorted({entry.file for entry in self.shards.values()}):
             entries = [entry for entry in self.shards.values() if entry.file == file]
@@ -135,6 +153,7 @@ class Manifest:
             try:
                 end, size = self._folder.read_end(file, len(_MAGIC))
                 is_whole = end == _MAGIC and size >= max(entry.stop for entry in entries)
+                is_whole = is_whole and not (deep and _is_other(file, self._folder.read(file)))
             except FileNotFoundError:
                 is_whole = False
             if not is_whole:
@@ -151,13 +170,21 @@ class Manifest:
             if not stretch[0].stop:
                 yield from (read_entries(self._table, where) for where in stretch)
                 continue
-            with explained(f"table {self._table.url}"):
+            with _reading(self._table, stretch[0].file):
                 data = memoryview(self._folder.read_range(stretch[0].file, stretch[0].start, stretch[-1].stop))
             for where in stretch:
                 begin = where.start - stretch[0].start
                 yield _decode(self._table, where, data[begin : begin + where.stop - where.start])
 
-    def grow(self, entries: pa.Table, segments: Segments, *, prune: bool = False, force: bool = False) -> Growth:
+    def grow(
+        self,
+        entries: pa.Table,
+        segments: Segments,
+        *,
+        prune: bool = False,
+        force: bool = False,
+        check: Callable[[Collection[int]], None] = lambda shards: None,
+    ) -> Growth:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
@@ -173,20 +200,26 @@ class Manifest:
             Whether recordings that are gone leave the manifest.
         force
             Prune though more than a tenth is gone.
+        check
+            Called before a generation is written with the shards in whose stretch of the listing something is other than it
+            was; may raise, and then none is.
 
         Raises
         ------
         UsageError
             If too many to be pruned are gone.
+        DamagedError
+            If known entries cannot be read.
         """
         while True:
-            growth, updated = self._compare(entries, segments, prune=prune)
+            growth, updated, others = self._compare(entries, segments, prune=prune)
             n_known = self.n_recordings
             if growth.n_pruned > _MOST_PRUNED * n_known and not force:
                 raise UsageError(
                     f"--prune: expected at most a tenth of the {n_known:,} recordings to be gone, got {growth.n_pruned:,}; "
                     "see that the archive is all there, and use --force if it is"
                 )
+            check(others)
             if not updated or self._commit(updated, segments):
                 return growth
             # Another run has its generation there: what it lacks of this listing makes a further one.
@@ -201,18 +234,21 @@ class Manifest:
         if not self.shards:
             self._commit(shards, segments)
 
-    def _compare(self, entries: pa.Table, segments: Segments, *, prune: bool) -> tuple[Growth, dict[int, pa.Table]]:
-        """Return what a listing changes, and the entries of each shard that it changes."""
+    def _compare(
+        self, entries: pa.Table, segments: Segments, *, prune: bool
+    ) -> tuple[Growth, dict[int, pa.Table], list[int]]:
+        """Return what a listing changes, the entries of each shard that it changes, and the shards that it is not equal to."""
         if not self.shards and not entries.num_rows:
-            return Growth(), {}
+            return Growth(), {}, []
         if not self.shards:
             first = max((shard for shard, _ in self.history), default=-1) + 1
             # Shared memory all the way: a listing of a hundred million names is there once.
-            return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first))
+            return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first)), []
         # Shard by shard, so that of what is known little more is there than of what is new.
         numbers = list(self.shards)
         is_new = np.ones(entries.num_rows, bool)
         updated: dict[int, pa.Table] = {}
+        others = []
         n_changed = n_gone = stop = 0
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
             start, stop = _find_span(entries, batch, stop)
@@ -221,6 +257,7 @@ class Manifest:
             if pa.Table.from_batches([batch]).equals(listed):
                 is_new[start:stop] = False
                 continue
+            others.append(number)
             change = _compare_shard(batch, listed, prune=prune)
             is_new[start:stop] &= change.is_new
             n_changed += change.n_changed
@@ -231,38 +268,76 @@ class Manifest:
         if n_new:
             new = entries.filter(pa.array(is_new))
             updated.update(enumerate(cut(new, segments), start=max(shard for shard, _ in self.history) + 1))
-        return Growth(n_new, n_changed, 0 if prune else n_gone, n_gone if prune else 0), updated
+        return Growth(n_new, n_changed, 0 if prune else n_gone, n_gone if prune else 0), updated, others
 
-    def follow(self, source: Manifest) -> None:
-        """Take over the generations of another table's manifest that this one lacks, file by file.
+    @classmethod
+    def following(cls, table: Folder, source: Manifest) -> Manifest:
+        """Return the manifest of a table that has the recordings of another: what it lacks or has damaged is copied.
 
         Raises
         ------
         UsageError
-            If this manifest did not begin as the other's.
+            If it began with other recordings.
+        DamagedError
+            If the other's files are damaged.
         """
-        for generation in range(1, max(self.generation, source.generation) + 1):
-            ours, theirs = (folder.read_if_there(_name(generation)) for folder in (self._folder, source._folder))
-            if theirs is None or (ours is not None and ours != theirs):
-                raise UsageError(
-                    f"table {self._table.url}: expected the recordings of {source._table.url}, "
-                    "got a manifest that did not come from it; name a new table"
-                )
-            if ours is None:
-                index = json.loads(theirs)
-                self._folder.make()
-                for entries in dict.fromkeys(file for file, _ in _places(generation, index)):
-                    self._folder.publish(entries, source._folder.read(entries))
-                if not self._folder.publish_first(_name(generation), theirs):
-                    # Another run of the same source, most likely: looked at once more.
-                    self.follow(source)
-                    return
-                self._add(generation, index)
+        folder = table.folder(FOLDER)
+        in_use = {entry.file for entry in source.shards.values()}
+        for generation in range(source.first, source.generation + 1):
+            index, name = _read_index(source._table, generation), _name(generation)
+            mine, theirs = folder.read_if_there(name), source._folder.read(name)
+            if mine is not None and not source.is_rebuilt and _is_of_others(mine, index):
+                raise _other_recordings(table, source)
+            folder.make()
+            for file in dict.fromkeys(file for file, _ in _places(generation, index)):
+                known = folder.read_if_there(file)
+                if known is None or _is_other(file, known):
+                    data = source._folder.read_if_there(file)
+                    if data is not None and not _is_other(file, data):
+                        folder.publish(file, data)
+                    elif file in in_use:
+                        raise _damaged(source._table, file)
+            if mine is not None and mine != theirs:
+                folder.publish(name, theirs)
+            elif mine is None and not folder.publish_first(name, theirs):
+                # Another run of the same source, most likely: looked at once more.
+                return cls.following(table, source)
+        for generation in _generations(folder)[::-1]:
+            if generation > source.generation:
+                if not source.is_rebuilt:
+                    raise _other_recordings(table, source)
+                folder.delete(_name(generation))
+        return cls(table)
 
-    def _commit(self, shards: dict[int, pa.Table], segments: Segments) -> bool:
-        """Write a further generation; return whether it is this one, and not another run's."""
+    @classmethod
+    def rebuild(cls, table: Folder, shards: Mapping[int, tuple[pa.Table, str]], segments: Segments) -> Manifest:
+        """Return a table's manifest once it is made of these shards alone, whatever is damaged in it.
+
+        Parameters
+        ----------
+        table
+            The table.
+        shards
+            Entries of each shard, and the digest that its part names them by.
+        segments
+            Which stretches of them are read.
+        """
+        # In place of all generations of which there is any trace.
+        numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
+        manifest = cls.__new__(cls)
+        manifest._table, manifest._folder = table, table.folder(FOLDER)
+        manifest.shards, manifest.history = {}, {}
+        manifest.generation = max((int(number[0]) for number in numbers if number), default=0)
+        manifest._commit(
+            {shard: entries for shard, (entries, _) in shards.items()}, segments, [one for _, one in shards.values()]
+        )
+        return cls(table)
+
+    def _commit(self, shards: Mapping[int, pa.Table], segments: Segments, digests: list[str] | None = None) -> bool:
+        """Write a further generation, rebuilt with `digests`; return whether it is this one, and not another run's."""
         generation = self.generation + 1
         index: dict[str, Any] = {
+            "generation": generation,
             "shards": list(shards),
             "n_recordings": [entries.num_rows for entries in shards.values()],
         }
@@ -274,24 +349,23 @@ class Manifest:
             name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
             self._folder.publish(name, data)
             index["files"].append(name)
-        if not self._folder.publish_first(_name(generation), json.dumps(index).encode()):
+        if digests is not None:
+            index |= {"digests": digests, _IS_REBUILT: True}
+        if not self._folder.publish_first(_name(generation), seal(index)):
             return False
         self._add(generation, index)
         return True
 
     def _add(self, generation: int, index: Mapping[str, Any]) -> None:
-        # Early tables say no costs: recordings then weigh alike.
-        costs = index.get("costs", index["n_recordings"])
-        spans = index.get("spans", [(0, 0)] * len(costs))
-        places = _places(generation, index)
-        columns = zip(index["shards"], index["n_recordings"], index["digests"], costs, spans, places, strict=True)
-        for shard, n_recordings, entries_digest, cost, (start, stop), (file, batch) in columns:
-            entry = ShardEntry(file, batch, int(n_recordings), str(entries_digest), int(cost), int(start), int(stop))
-            self.history[int(shard), entry.digest] = entry
+        if index.get(_IS_REBUILT):
+            self.shards, self.history = {}, {}
+            self.is_rebuilt, self.first = True, generation
+        for shard, entry in _parse(generation, index):
+            self.history[shard, entry.digest] = entry
             if entry.n_recordings:
-                self.shards[int(shard)] = entry
+                self.shards[shard] = entry
             else:
-                self.shards.pop(int(shard), None)
+                self.shards.pop(shard, None)
         # Counted here, for a run asks with every shard that it has done.
         self.n_recordings = sum(entry.n_recordings for entry in self.shards.values())
         self.generation = max(self.generation, generation)
@@ -308,10 +382,10 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
 
     Raises
     ------
-    IncompleteError
+    DamagedError
         If they are not those that the digest is of: the manifest is damaged.
     """
-    with explained(f"table {table.url}"):
+    with _reading(table, shard.file):
         if shard.stop:
             return _decode(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
         data = table.folder(FOLDER).read(shard.file)
@@ -335,10 +409,28 @@ def _decode(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.Re
 def _checked(table: Folder, shard: ShardEntry, entries: pa.RecordBatch) -> pa.RecordBatch:
     # First of all, for with damaged offsets Arrow would read anywhere.
     entries.validate(full=True)
-    found = digest(entries) if shard.digest.startswith(_DIGEST) else _early_digest(entries)
-    if found != shard.digest:
+    if digest_like(shard.digest, entries) != shard.digest or entries.num_rows != shard.n_recordings:
         raise _damaged(table, shard.file)
     return entries
+
+
+def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
+    """Return the entries with digests that are wanted, as far as they can still be read in a manifest's files."""
+    folder = table.folder(FOLDER)
+    kinds = {name.startswith(_DIGEST): name for name in wanted}.values()
+    found: dict[str, pa.Table] = {}
+    for name in folder.names():
+        if not name.endswith(".arrow"):
+            continue
+        with suppress(pa.ArrowException, OSError):
+            file = pa.ipc.open_file(pa.py_buffer(folder.read(name)))
+            for number in range(file.num_record_batches):
+                with suppress(pa.ArrowException, OSError):
+                    entries = file.get_batch(number)
+                    entries.validate(full=True)
+                    if entries.schema == ENTRY_SCHEMA:
+                        found |= {digest_like(kind, entries): pa.Table.from_batches([entries]) for kind in kinds}
+    return {name: entries for name, entries in found.items() if name in wanted}
 
 
 def _stretches(shards: Sequence[ShardEntry]) -> Iterator[tuple[int, int]]:
@@ -377,6 +469,11 @@ def digest(entries: pa.RecordBatch) -> str:
         # Not all of it: an array may be a stretch of another's memory.
         sha.update(memoryview(data)[first:last] if data is not None else b"")
     return f"{_DIGEST}{sha.hexdigest()[:32]}"
+
+
+def digest_like(known: str, entries: pa.RecordBatch) -> str:
+    """Return the digest of entries, of the same kind as one that is known: early ones are others."""
+    return digest(entries) if known.startswith(_DIGEST) else _early_digest(entries)
 
 
 def _early_digest(entries: pa.RecordBatch) -> str:
@@ -436,7 +533,7 @@ def _compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> _
     return _Change(is_new, n_changed, n_gone, changed.filter(pc.invert(is_gone)) if prune else changed)
 
 
-def _as_batch(entries: pa.Table) -> pa.RecordBatch:
+def as_batch(entries: pa.Table) -> pa.RecordBatch:
     """Return entries as the one record batch of a shard, which may be none."""
     batches = entries.combine_chunks().to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=ENTRY_SCHEMA)
@@ -448,9 +545,68 @@ def _differs(known: pa.RecordBatch, listed: pa.Table, name: str) -> pa.Array:
     return pc.and_(pc.fill_null(pc.not_equal(known[name], now), True), pc.is_valid(now))
 
 
-def _damaged(table: Folder, file: str) -> IncompleteError:
-    return IncompleteError(
-        f"table {table.url}: expected {FOLDER}/{file} as it was written, got a damaged file; name a new table"
+def _damaged(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:
+    return damaged(table, f"{FOLDER}/{file}", found)
+
+
+@contextmanager
+def _reading(table: Folder, file: str) -> Iterator[None]:
+    """Explain what goes wrong with reading a file of entries; that it is not there is damage."""
+    with explained(f"table {table.url}"):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise _damaged(table, file, "no such file") from error
+
+
+def _is_other(file: str, data: bytes) -> bool:
+    """Return whether bytes are not those that a file of entries is named by; early names do not tell."""
+    named = _FILE_DIGEST.fullmatch(file)
+    return named is not None and hashlib.sha256(data).hexdigest()[:16] != named[1]
+
+
+def _generations(folder: Folder) -> list[int]:
+    """Return the numbers of the generations that lie in a manifest's folder, in their order."""
+    return sorted(int(name[:-5]) for name in folder.names() if _INDEX.fullmatch(name))
+
+
+def _read_index(table: Folder, generation: int) -> dict[str, Any]:
+    """Return what the JSON file of a generation says."""
+    try:
+        index = unseal(table.folder(FOLDER).read(_name(generation)))
+    except ValueError as error:
+        raise _damaged(table, _name(generation)) from error
+    # Early ones do not say which they are.
+    if index.get("generation", generation) != generation:
+        raise _damaged(table, _name(generation), "another generation")
+    return index
+
+
+def _parse(generation: int, index: Mapping[str, Any]) -> list[tuple[int, ShardEntry]]:
+    """Return the shards of a generation; raise one of `_ODD` if what was read is none."""
+    # Early tables say no costs: recordings then weigh alike.
+    costs = index.get("costs", index["n_recordings"])
+    spans = index.get("spans", [(0, 0)] * len(costs))
+    columns = (index["shards"], index["n_recordings"], index["digests"], costs, spans, _places(generation, index))
+    return [
+        (int(shard), ShardEntry(file, batch, int(n), str(digest_of), int(cost), int(start), int(stop)))
+        for shard, n, digest_of, cost, (start, stop), (file, batch) in zip(*columns, strict=True)
+    ]
+
+
+def _is_of_others(data: bytes, index: Mapping[str, Any]) -> bool:
+    """Return whether the JSON file of a generation is a whole one of other recordings than those of another's."""
+    try:
+        known = {word for _, entry in _parse(0, unseal(data)) for word in (entry.digest, entry.file)}
+    except _ODD:
+        return False
+    return bool(known) and not known & {*index["digests"], *index.get("files", ())}
+
+
+def _other_recordings(table: Folder, source: Manifest) -> UsageError:
+    return UsageError(
+        f"table {table.url}: expected the recordings of {source._table.url}, got a manifest that did not come from it; run the "
+        "command that made that table again and then this, or name a new table"
     )
 
 
@@ -462,7 +618,7 @@ def _write_file(left: Iterator[pa.Table], segments: Segments, index: dict[str, A
     n_batches = 0
     with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         for entries in left:
-            batch = _as_batch(entries)
+            batch = as_batch(entries)
             writer.write_batch(batch)
             # So that a worker reads its shard by one request.
             index["spans"].append([start, sink.tell()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import emotion_batch
 from emotion_batch import lease, preflight, tables
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, seal
 from emotion_batch.summary import Summary
 from emotion_batch.tables import TableInfo
 
@@ -73,4 +72,4 @@ class Recorder:
             **summary.to_dict(),
             **(more or {}),
         }
-        table.publish(lease.record_name(self.run_id), json.dumps(record, indent=2).encode())
+        table.publish(lease.record_name(self.run_id), seal(record, indent=2))

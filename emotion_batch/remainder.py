@@ -18,7 +18,6 @@ from emotion_batch.labelling import FeatureTable
 from emotion_batch.manifest import Manifest, ShardEntry
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
-from emotion_batch.run import MODEL
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Watcher
@@ -103,7 +102,7 @@ def find_remainder(
         with explained(f"table {goes_on.url}"):
             begun = tables.read_info(goes_on)
         if begun is not None and begun.kind == tables.LABELS:
-            bundle = bundles.require_safe(goes_on.folder(MODEL))
+            bundle = bundles.open_copy(goes_on)
     elif model is not None:
         bundle = bundles.require_safe(bundles.find_model(model, options))
     if bundle is not None:
@@ -137,7 +136,7 @@ def _label_info(place: Folder, segments: Segments, bundle: Bundle) -> TableInfo:
 def _go_on(place: Folder, info: TableInfo) -> Remainder:
     """Return what is left of a table."""
     origin = Folder.of(info.source, place.options)
-    bundle = None if info.kind == tables.FEATURES else bundles.require_safe(place.folder(MODEL))
+    bundle = None if info.kind == tables.FEATURES else bundles.open_copy(place)
     features = None if bundle is None else find_features(origin)
     if features is not None:
         assert bundle is not None  # noqa: S101 only labels have features

@@ -12,7 +12,7 @@ from typing import Any
 from emotion_batch import lease, ledger, tables
 from emotion_batch.accounts import Locate
 from emotion_batch.archive import find_base
-from emotion_batch.bundle import open_bundle, read_reliability
+from emotion_batch.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.figures import N_FOLDERS, Figures, gather
 from emotion_batch.manifest import Manifest
@@ -22,7 +22,6 @@ from emotion_batch.storage import Folder, explained
 from emotion_batch.survey import survey
 from emotion_batch.throughput import read_throughput
 
-_MODEL = f"{tables.LEDGER}/model"
 # In which the mark of a page stands.
 _HEAD_BYTES = 4_096
 
@@ -132,7 +131,7 @@ def _read_card(table: Folder, model_id: str | None) -> Portrait | None:
     if model_id is None:
         return None
     with contextlib.suppress(UsageError):
-        bundle = open_bundle(table.folder(_MODEL))
+        bundle = open_bundle(table.folder(COPY))
         return read_portrait(bundle.card, read_reliability(bundle)) if bundle.card.model_id == model_id else None
     return None
 

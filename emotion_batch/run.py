@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ import pyarrow.compute as pc
 
 from emotion_batch import attempts, ledger, preflight, tables
 from emotion_batch.archive import Entry, Listing, peek
-from emotion_batch.bundle import CARD, Bundle, Card, copy_bundle
+from emotion_batch.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.canary import RECORDINGS, Canary
 from emotion_batch.connection import Scheduler
 from emotion_batch.errors import (
     CancelledError,
     ClusterError,
+    DamagedError,
     DeniedError,
     EmotionBatchError,
     IncompleteError,
@@ -34,10 +36,10 @@ from emotion_batch.errors import (
 )
 from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
-from emotion_batch.lease import Lease, cancellation_name
+from emotion_batch.lease import Holder, Lease, cancellation_name
 from emotion_batch.lists import is_list
 from emotion_batch.local import count_cores
-from emotion_batch.manifest import Manifest
+from emotion_batch.manifest import Growth, Manifest
 from emotion_batch.meter import Spent
 from emotion_batch.record import Recorder
 from emotion_batch.retries import hastily
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from emotion_batch.cluster import Cluster
 
 _PACKAGE = "emotion-batch"
-MODEL = f"{tables.LEDGER}/model"
 # A shard of so many times the usual cost is begun before the others.
 _HEAVY = 4
 # So often what is left is looked at again, when another run was at work on the same table.
@@ -137,18 +138,19 @@ class Run:
         self._lease = Lease(table, self.id)
 
     def __enter__(self) -> Run:
-        self._known_runs, self._others = ledger.begin(self.table, self.info, self._lease)
-        try:
-            self.manifest = Manifest(self.table)
-            for other in self._others:
-                self.watcher.on_note(
-                    f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
-                    "that one of them has done the other leaves"
-                )
-        except BaseException:
-            self._lease.end()
-            raise
+        self._known_runs, self._others = self._begin(self.table, self.info, self._lease)
+        for other in self._others:
+            self.watcher.on_note(
+                f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
+                "that one of them has done the other leaves"
+            )
         return self
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The table's manifest."""
+        with explained(f"table {self.table.url}"):
+            return Manifest(self.table)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
@@ -182,9 +184,21 @@ class Run:
                 f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
                 f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
             )
-        is_new = not self.manifest.shards
-        with explained(f"table {self.table.url}"):
-            growth = self.manifest.grow(listing.entries, self.info.segments, prune=prune, force=self.means.force)
+        try:
+            is_new = not self.manifest.shards
+            growth = self._grow(listing.entries, prune=prune)
+        except DamagedError as error:
+            if self._others:
+                other = self._others[0]
+                raise IncompleteError(
+                    f"{error.args[0]}, and run {other.run} is at work on it, on {other.host}; run the same command again when "
+                    "that has ended"
+                ) from error
+            note(f"{error.args[0]}; it was written anew, by the parts that are there and the listing")
+            with explained(f"table {self.table.url}"):
+                self.manifest = ledger.rebuild(self.table, self.info, listing.entries)
+            is_new = False
+            growth = self._grow(listing.entries, prune=prune)
         if not is_new and any(asdict(growth).values()):
             gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
             note(
@@ -195,28 +209,36 @@ class Run:
         for name, value in asdict(growth).items():
             setattr(self.summary, name, value)
 
+    def _grow(self, entries: pa.Table, *, prune: bool) -> Growth:
+        """Take a listing over into the manifest; raise DamagedError if that lacks something, or files of it are damaged."""
+        check = partial(ledger.require_generations, self.table, self.info, self.manifest)
+        with explained(f"table {self.table.url}"):
+            if problems := self.manifest.find_damage(deep=True):
+                raise DamagedError(f"table {self.table.url}: {problems[0]}")
+            check([])
+            return self.manifest.grow(entries, self.info.segments, prune=prune, force=self.means.force, check=check)
+
     def keep_features(self, table: Folder, info: TableInfo) -> None:
         """Make the feature table that keeps the features of this run."""
         held = Lease(table, self.id)
-        ledger.begin(table, info, held)
+        self._begin(table, info, held)
         held.end()
+
+    def _begin(self, table: Folder, info: TableInfo, held: Lease) -> tuple[frozenset[str], tuple[Holder, ...]]:
+        """Begin on a table; return the runs that it knew, and those of them that are at work on it."""
+        known, at_work, is_mended = ledger.begin(table, info, held)
+        if is_mended:
+            self.watcher.on_note(f"table {table.url}: {tables.INFO} was damaged or missing, and was written anew")
+        return known, at_work
 
     def follow(self, manifest: Manifest) -> None:
         """Take the manifest of a feature table over."""
         with explained(f"table {self.table.url}"):
-            self.manifest.follow(manifest)
+            self.manifest = Manifest.following(self.table, manifest)
 
     def keep_model(self, bundle: Bundle) -> Bundle:
-        """Return the table's own copy of a bundle, which is made if it is not there."""
-        copy = Bundle(self.table.folder(MODEL), bundle.card)
-        with explained(f"table {self.table.url}"):
-            data = self.table.read_if_there(f"{MODEL}/{CARD}")
-        try:
-            is_there = data is not None and Card.from_json(data).model_id == bundle.card.model_id
-        except (ValueError, KeyError, TypeError):
-            # Of another release: it is copied anew.
-            is_there = False
-        return copy if is_there else copy_bundle(bundle, copy.folder)
+        """Return the table's own copy of a bundle, of which is made what is not there."""
+        return copy_bundle(bundle, self.table.folder(COPY))
 
     def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
         """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
@@ -332,7 +354,7 @@ class Run:
         with explained(f"table {self.table.url}"):
             for place, info in places:
                 if place.url != self.table.url:
-                    Manifest(place).follow(self.manifest)
+                    Manifest.following(place, self.manifest)
                 for note in ledger.mend(place, info, self.manifest, deep=deep):
                     self.watcher.on_note(note)
             # What a shard keeps of its part, it keeps of a part of any entries.
@@ -437,7 +459,7 @@ class Run:
         n_resubmitted = self.summary.n_resubmitted
         for task, outcome in connected.run(work, todo):
             self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
-            if isinstance(outcome, CancelledError):
+            if isinstance(outcome, CancelledError | DamagedError):
                 raise outcome
             if isinstance(outcome, StorageError):
                 # A full disk is full for every shard: the rest of the night would be decoded for nothing.

@@ -23,7 +23,7 @@ from emotion_batch.meter import Spent
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
 from emotion_batch.results import command
-from emotion_batch.run import MODEL, Means, Needs, Run
+from emotion_batch.run import Means, Needs, Run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage import Folder, explained
 from emotion_batch.submission import cancel_runs
@@ -236,7 +236,7 @@ def retry(
     place = Folder.of(table, storage_options)
     info = ledger.require_table(place)
     origin = Folder.of(info.source, storage_options)
-    bundle = None if info.kind == tables.FEATURES else bundles.require_safe(place.folder(MODEL))
+    bundle = None if info.kind == tables.FEATURES else bundles.open_copy(place)
     run = Run(place, info, watcher or Watcher(), means, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import re
 import tempfile
@@ -20,7 +22,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from emotion_batch.buckets import open_bucket
-from emotion_batch.errors import DeniedError, NoBucketError, StorageError, UsageError
+from emotion_batch.errors import DamagedError, DeniedError, NoBucketError, StorageError, UsageError
 from emotion_batch.retries import is_transient, persistently
 from emotion_batch.stores import FsspecStore, Store, is_signed, open_fsspec
 
@@ -32,11 +34,51 @@ _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 _LEFTOVER_AGE_S = 3_600
 _LOCAL = FsspecStore(LocalFileSystem(), {})
+# Under which a sealed JSON file holds the digest of all else in it.
+_SEAL = "sha256"
 
 
 def is_url(location: str) -> bool:
     """Return whether `location` names its protocol, as ``s3://bucket/key`` does."""
     return bool(_SCHEME.match(location))
+
+
+def seal(value: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """Return an object as JSON with a digest of its content, because a flipped digit is still valid JSON."""
+    return json.dumps({**value, _SEAL: _digest(value)}, indent=indent).encode()
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether JSON says that it was sealed."""
+    return f'"{_SEAL}"'.encode() in data
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the object that `seal` gave, or that an earlier release wrote without a digest.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON object, or another than the one that was sealed.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} where an object must be")
+    if _SEAL in value and value.pop(_SEAL) != _digest(value):
+        raise ValueError("another content than the one that its digest is of")
+    return value
+
+
+def damaged(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:
+    """Return what is to be raised because a file of a table's ledger is not as it was written."""
+    return DamagedError(f"table {table.url}: expected {file} as it was written, got {found}")
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def refuse_secrets(location: str) -> None:

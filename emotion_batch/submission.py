@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import platform
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from emotion_batch.extraction import Receipt, Task
 from emotion_batch.manifest import Manifest
 from emotion_batch.record import Recorder
 from emotion_batch.retries import hastily, is_transient
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, seal
 from emotion_batch.summary import Summary
 from emotion_batch.work import Work, make_tasks
 
@@ -273,7 +272,7 @@ class SubmissionWatch:
 
 
 def _publish_cancellation(table: Folder, run_id: str) -> None:
-    note = json.dumps({"host": platform.node(), "at": time.time()}).encode()
+    note = seal({"host": platform.node(), "at": time.time()})
     table.publish(lease.cancellation_name(run_id), note)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ import pyarrow.parquet as pq
 import emotion_batch
 from emotion_batch import features, meter
 from emotion_batch.archive import SUFFIXES
-from emotion_batch.errors import MENDABLE, IncompleteError, Status, UsageError
+from emotion_batch.errors import MENDABLE, DamagedError, IncompleteError, Status, UsageError
 from emotion_batch.formats import nullable
 from emotion_batch.meter import stage
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments, SequenceSettings, read_settings
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, damaged, explained, is_sealed, seal, unseal
 
 FEATURES = "features"
 LABELS = "labels"
@@ -32,7 +33,8 @@ SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
 LEDGER = "_table"
 # As the command line calls them.
 _RECIPES = {FeatureSettings.recipe: "seed", SequenceSettings.recipe: "sequence"}
-_INFO = f"{LEDGER}/table.json"
+INFO = f"{LEDGER}/table.json"
+_PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _FOOTER_KEY = b"emotion_batch"
 # The key of a part's digests: 64 hexadecimal digits of all before the footer, and 64 of the footer with zeros in their place.
 _SEAL_KEY = "emotion_batch_sha256"
@@ -137,14 +139,20 @@ class TableInfo:
                 f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
                 "use the version of emotion-batch that wrote it"
             )
+        # Early tables do not say where features are kept.
+        texts = [value["source"], value["model_id"] or "", value.get("features") or "", *value["labels"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("something else where a text must be")
+        settings, segments = read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
+        if (value["feature_id"], value["segment_id"]) != (settings.feature_id, segments.segment_id):
+            raise ValueError("settings that are not those of their fingerprints")
         return cls(
             kind=value["kind"],
             source=value["source"],
-            feature_settings=read_settings(value["feature_settings"]),
-            segments=Segments.from_dict(value["segments"]),
+            feature_settings=settings,
+            segments=segments,
             model_id=value["model_id"],
             labels=tuple(value["labels"]),
-            # Early tables do not say it.
             features=value.get("features"),
         )
 
@@ -314,17 +322,30 @@ def part_name(shard: int) -> str:
     return f"part-{shard:06d}.parquet"
 
 
+def part_shard(name: str) -> int | None:
+    """Return the number of the shard whose part has this name; None if no part has it."""
+    match = _PART.fullmatch(name)
+    return int(match[1]) if match is not None and part_name(int(match[1])) == name else None
+
+
 def read_info(table: Folder) -> TableInfo | None:
-    """Return what a table is, or None if the folder holds no table; raise UsageError if what says so is damaged."""
-    data = table.read_if_there(_INFO)
+    """Return what a table is, or None if the folder holds no table; raise DamagedError if what says so is damaged or lost."""
+    data = table.read_if_there(INFO)
+    if data is None:
+        if any(name.endswith(".json") for name in table.folder(f"{LEDGER}/manifest").names()):
+            raise damaged(table, INFO, "no such file")
+        return None
     try:
-        return None if data is None else TableInfo.from_dict(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"table {table.url}: expected {_INFO} as it was written, got a damaged file") from error
+        return TableInfo.from_dict(unseal(data))
+    except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UsageError) and is_sealed(data):
+            # As a later release wrote it.
+            raise
+        raise damaged(table, INFO) from error
 
 
 def find(table: Folder) -> TableInfo | None:
-    """Return what a folder that is to be written as a table holds; None if it is still to be made.
+    """Return what a folder that is to be written as a table holds; None if it is still to be made, or its `table.json` is.
 
     Raises
     ------
@@ -332,12 +353,13 @@ def find(table: Folder) -> TableInfo | None:
         If it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
     """
     with explained(f"table {table.url}"):
-        there = read_info(table)
-        if there is not None:
-            return there
+        with contextlib.suppress(DamagedError):
+            there = read_info(table)
+            if there is not None:
+                return there
         kind = table.find_kind()
         names = table.names() if kind == "folder" else []
-    strangers = [name for name in names if not name.startswith((".", "_"))]
+    strangers = [name for name in names if not name.startswith((".", "_")) and part_shard(name) is None]
     recordings = [name for name in strangers if name.lower().endswith(SUFFIXES)]
     if kind != "folder" and table.url.lower().endswith(SUFFIXES):
         # Also if it is not there, because it may be a second recording, misspelt; no folder has such a name.
@@ -363,7 +385,8 @@ def find(table: Folder) -> TableInfo | None:
 def check(table: Folder, info: TableInfo) -> TableInfo | None:
     """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
 
-    It also is where one of other settings was begun and has no part: nothing of it would be lost.
+    It also is where one of other settings was begun and has no part: nothing of it would be lost. What has lost its `table.json`
+    is what its parts say.
 
     Raises
     ------
@@ -371,29 +394,56 @@ def check(table: Folder, info: TableInfo) -> TableInfo | None:
         If it holds a table of something else, or what `find` refuses.
     """
     there = find(table)
-    if there is None or not (difference := there.difference(info)):
+    difference = None if there is None else there.difference(info)
+    if there is not None and not difference:
         return there
     with explained(f"table {table.url}"):
-        if any(name.endswith(".parquet") and not name.startswith((".", "_")) for name in table.names()):
+        parts = [name for name in table.names() if name.endswith(".parquet") and not name.startswith((".", "_"))]
+        if not parts:
+            return None
+        if there is not None and difference and there.source != info.source:
             raise _refusal(table, difference)
-    return None
+        said = None
+        for name in parts:
+            try:
+                read_footer(table, info, name)
+            except PartError as error:
+                said = said or f"{name}: {error}"
+                continue
+            # What an earlier release wrote has no digest that tells of damage.
+            return info
+    if difference:
+        raise _refusal(table, difference)
+    raise UsageError(
+        f"table {table.url}: {INFO} is damaged or missing, and none of the parts there is of these settings ({said}); give the "
+        "settings that they were made with, or name a new table"
+    )
 
 
-def create(table: Folder, info: TableInfo) -> None:
-    """Make `table` one of `info` if it is none yet; raise what `check` does, and also for one that has no part."""
-    data = json.dumps(info.to_dict(), indent=2).encode()
+def create(table: Folder, info: TableInfo) -> bool:
+    """Make `table` one of `info` if it is none yet; raise what `check` does, and also for one that has no part.
+
+    Return whether its `table.json` was damaged or lost and is written anew; for what a caller has seen that `check` lets pass.
+    """
+    data = seal(info.to_dict(), indent=2)
     there = find(table)
     with explained(f"table {table.url}"):
         # Also those of a table that an earlier release made.
         for name in ("attempts", "manifest", "runs"):
             table.folder(f"{LEDGER}/{name}").make()
-        if there is None and not table.publish_first(_INFO, data):
-            # Another run was quicker: its table may be one of something else.
+        is_lost = there is None and any(part_shard(name) is not None for name in table.names())
+        if there is None and not table.publish_first(INFO, data):
+            # Another run was quicker: its table may be one of something else. Or it is damaged.
             there = find(table)
+            is_lost = there is None
         if there is not None and (difference := there.difference(info)):
-            raise _refusal(table, difference)
-        if there is not None and info.features not in (None, there.features):
-            table.publish(_INFO, data)
+            # Unless parts say that it is damaged.
+            is_lost = check(table, info) is info
+            if not is_lost:
+                raise _refusal(table, difference)
+        if is_lost or (there is not None and info.features not in (None, there.features)):
+            table.publish(INFO, data)
+    return is_lost
 
 
 def replace(table: Folder, info: TableInfo) -> None:
@@ -409,7 +459,7 @@ def replace(table: Folder, info: TableInfo) -> None:
             names = sorted(folder.names(), key=lambda name: (name.endswith(".json"), name), reverse=True)
             for one in names:
                 folder.delete(one)
-        table.publish(_INFO, json.dumps(info.to_dict(), indent=2).encode())
+        table.publish(INFO, seal(info.to_dict(), indent=2))
 
 
 def _refusal(table: Folder, difference: str) -> UsageError:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emotion_batch import lease, meter
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, unseal
 
 # Older ones are in the table all the same.
 _MOST_RUNS = 50
@@ -94,7 +93,7 @@ def read_throughput(table: Folder) -> Throughput:
     slowest: dict[str, float] = {}
     for name in sorted(names, reverse=True)[:_MOST_RUNS]:
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
-            record = json.loads(table.read(f"{lease.FOLDER}/{name}"))
+            record = unseal(table.read(f"{lease.FOLDER}/{name}"))
             run, its = _read_run(record)
             runs.append(run)
             spent.add(its)

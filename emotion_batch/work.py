@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -14,7 +14,7 @@ from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
 from emotion_batch.manifest import Manifest
 from emotion_batch.preflight import find_other_version
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, unseal
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
 
@@ -68,10 +68,13 @@ class Work:
         with explained(f"table {self.table.url}"):
             data = self.table.read_if_there(lease.cancellation_name(self.run_id))
         if data is not None:
-            about = json.loads(data)
+            # It is there, so the run was cancelled, whatever is still to be read in it.
+            where = ""
+            with suppress(ValueError, KeyError):
+                where = f" from {unseal(data)['host']}"
             raise CancelledError(
-                f"run {self.run_id} was cancelled from {about.get('host')}; what is finished stays, and the command that made the "
-                "table goes on from there"
+                f"run {self.run_id} was cancelled{where}; what is finished stays, and the command that made the table goes on from "
+                "there"
             )
 
     def _read_done(self, task: Task) -> Counts | None:

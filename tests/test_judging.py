@@ -24,7 +24,7 @@ from emotion_batch.features import compute, read_vectors, to_table
 from emotion_batch.judgements import format_evaluation
 from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.settings import FeatureSettings
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, seal, unseal
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 
@@ -294,7 +294,7 @@ def _move_source(table: Path, old: str, new: str) -> None:
     """Say that a table was made of another archive, in its settings and in each part's footer."""
     for path in (table / "_table" / "table.json", *table.glob("*.parquet")):
         if path.suffix == ".json":
-            path.write_text(path.read_text().replace(old, new))
+            path.write_bytes(seal({**unseal(path.read_bytes()), "source": new}))
             continue
         part = pq.read_table(path)
         about = {key: value.replace(old.encode(), new.encode()) for key, value in part.schema.metadata.items()}

@@ -28,7 +28,7 @@ from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.lease import Holder, Lease
 from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage import Folder, seal, unseal
 from emotion_batch.tables import TableInfo
 
 
@@ -559,7 +559,7 @@ def test_labels_of_a_feature_table_are_retried_there(tmp_path: Path, labels: Pat
     assert f"next: emotion-batch retry {features}" in run_command("status", labels).out
     shutil.copytree(labels, tmp_path / "labels")
     info = tmp_path / "labels" / "_table" / "table.json"
-    info.write_text(info.read_text().replace(os.fspath(features), os.fspath(tmp_path / "gone")))
+    info.write_bytes(seal({**unseal(info.read_bytes()), "source": os.fspath(tmp_path / "gone")}))
     assert f"next: emotion-batch retry {tmp_path / 'labels'}" in run_command("status", tmp_path / "labels").out
 
 

@@ -230,7 +230,7 @@ def _look_at_parts(
             return _Looked(name, _read(table, info, shard, entries, deep=deep, values=values))
         except (PartError, IncompleteError) as error:
             is_damaged = isinstance(error, PartError) and not isinstance(error, OtherPartError)
-            return _Looked(name, None, str(error), is_damaged)
+            return _Looked(name, None, str(error).removeprefix(f"table {table.url}: "), is_damaged)
 
     # Threads, for this waits for storage.
     with ThreadPoolExecutor(16) as pool:

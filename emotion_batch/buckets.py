@@ -30,6 +30,7 @@ from emotion_batch.stores import (
     Ahead,
     Blob,
     FsspecStore,
+    Mark,
     Store,
     open_fsspec,
     plain_version,
@@ -212,17 +213,40 @@ class BucketStore:
             lambda other, root: other.put(root + path, data),
         )
 
-    def put_first(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there (If-None-Match), and return whether it was not."""
+    def find_mark(self, path: str) -> Mark | None:
+        """Return an object's ETag, and its generation where the store has such."""
+
+        def look() -> Mark:
+            meta = self._obstore.head(self._store, path)
+            return {name: meta[name] for name in ("e_tag", "version") if meta[name]}
+
+        try:
+            return self._call(path, look, lambda other, root: other.find_mark(root + path))
+        except FileNotFoundError:
+            return None
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object unless there is another one (If-None-Match, If-Match), and return whether it was written."""
+        kinds = self._obstore.exceptions
 
         def put() -> bool:
             try:
-                self._obstore.put(self._writer, path, data, use_multipart=False, mode="create")
-            except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError):
+                self._obstore.put(self._writer, path, data, use_multipart=False, mode=over or "create")
+            except (kinds.AlreadyExistsError, kinds.PreconditionError):
+                return False
+            except kinds.BaseError as error:
+                # A store that cannot replace on a condition.
+                if over is None or "status code: 501" not in str(error):
+                    raise
+                self._obstore.put(self._writer, path, data, use_multipart=False)
+            except FileNotFoundError as error:
+                # Some stores say so of an object that is to be replaced.
+                if over is None or _NO_BUCKET.search(str(error)):
+                    raise
                 return False
             return True
 
-        return self._call(path, put, lambda other, root: other.put_first(root + path, data))
+        return self._call(path, put, lambda other, root: other.put_first(root + path, data, over))
 
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""

@@ -87,6 +87,8 @@ class Manifest:
     ----------
     table
         The table's folder.
+    after
+        Number of a generation; only those after it are taken in.
 
     Attributes
     ----------
@@ -100,13 +102,13 @@ class Manifest:
         The newest one's number, 0 without any.
     """
 
-    def __init__(self, table: Folder) -> None:
+    def __init__(self, table: Folder, after: int = 0) -> None:
         self._table = table
         self._folder = table.folder(FOLDER)
         self.shards: dict[int, ShardEntry] = {}
         self.history: dict[tuple[int, str], ShardEntry] = {}
         self.n_recordings = 0
-        self.generation = 0
+        self.generation = after
         self.reload()
 
     def reload(self) -> None:

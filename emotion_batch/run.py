@@ -367,7 +367,7 @@ class Run:
             if means.scheduler is not None:
                 self._preflight(connected, needs)
                 versions = tuple(preflight.read_versions(needs.bundle is not None).items())
-            work = Work(job, self.id, tuple(self._places(job)), versions)
+            work = Work(job, self.id, tuple(self._places(job)), versions, self.manifest.generation)
             canary = None if means.force else Canary(self.info.source)
             if means.scheduler is None or not means.leave:
                 self._work_off(connected, work, todo, canary, len(todo))

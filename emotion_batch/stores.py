@@ -60,6 +60,10 @@ class Blob(NamedTuple):
     version: str | None
 
 
+# What tells an object, or a file, from others that had or will have its name; as its store has it.
+Mark = Mapping[str, str]
+
+
 class Ahead(Protocol):
     """First bytes of many objects that are on their way at once; for one thread at a time."""
 
@@ -95,8 +99,11 @@ class Store(Protocol):
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whole or not at all, in one request."""
 
-    def put_first(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there, and return whether it was not."""
+    def find_mark(self, path: str) -> Mark | None:
+        """Return what changes when other bytes are written under a name; None if there is no object."""
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object unless there is one, but for that with the mark `over`; return whether it was written."""
 
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""
@@ -167,16 +174,29 @@ class FsspecStore:
         size, _ = self._info(path)
         return self.get(path) if size is None else self.get(path, max(0, size - n_bytes), size)
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write an object by the filesystem's own put of bytes, which is one request."""
+    def put(self, path: str, data: bytes, **how: str) -> None:
+        """Write an object by the filesystem's own put of bytes, which is one request; `how` is what that takes."""
         # s3fs cuts what is larger than two of its chunks, and leaves the pieces where it is killed.
         whole = {"chunksize": len(data)} if len(data) > _S3FS_CHUNK_BYTES and self._is_s3 else {}
-        self._call(lambda: self._filesystem.pipe_file(path, data, **whole))
+        self._call(lambda: self._filesystem.pipe_file(path, data, **whole, **how))
 
-    def put_first(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there; where the filesystem cannot say so, two in the same instant may both."""
+    def find_mark(self, path: str) -> Mark | None:
+        """Return what the filesystem says of an object beside its name."""
         try:
-            self._call(lambda: self._filesystem.pipe_file(path, data, mode="create"))
+            info = self._call(lambda: self._look(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return {name: str(info[name]) for name in (*_ETAGS, *_TIMES, "size", "ino") if name in info}
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object as is promised; where the filesystem cannot say so, two in the same instant may both."""
+        if over is not None:
+            if self.find_mark(path) != over:
+                return False
+            self.put(path, data)
+            return True
+        try:
+            self.put(path, data, mode="create")
         except (FileExistsError, StoreError) as error:
             if isinstance(error, StoreError) and error.code not in EXISTS_CODES:
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -404,7 +404,14 @@ def _refusal(table: Folder, difference: str) -> UsageError:
     return UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
 
 
-def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: pa.Table) -> Counts:
+def publish_part(
+    table: Folder,
+    info: TableInfo,
+    shard: int,
+    digest: str,
+    rows: pa.Table,
+    publish: Callable[[str, bytes], object] | None = None,
+) -> Counts:
     """Write a shard's rows as its part, whole or not at all, and return their counts.
 
     Parameters
@@ -419,6 +426,8 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
         Of the manifest entries that `rows` were made from.
     rows
         Of the schema of `info`.
+    publish
+        Publishes what it is given as a name of the table; by default `Folder.publish`.
     """
     counts = Counts.of(rows)
     about = {
@@ -439,7 +448,7 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
     # One row group, for a query costs a request for each.
     pq.write_table(rows.cast(schema), sink, compression="zstd", row_group_size=max(1, rows.num_rows))
     with explained(f"table {table.url}"), stage("write"):
-        table.publish(part_name(shard), sink.getvalue())
+        (publish or table.publish)(part_name(shard), sink.getvalue())
     return counts
 
 

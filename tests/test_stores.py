@@ -82,11 +82,15 @@ def test_a_store_keeps_its_promises(place: tuple[Store, str]) -> None:
     assert store.put_first(f"{root}/first", b"1")
     assert not store.put_first(f"{root}/first", b"2")
     assert store.get(f"{root}/first").data == b"1"
-    store.put(f"{root}/first", b"over")
+    mark = store.find_mark(f"{root}/first")
+    assert store.put_first(f"{root}/first", b"over", mark)
+    assert not store.put_first(f"{root}/first", b"again", mark)
     assert store.get(f"{root}/first").data == b"over"
     assert [store.find_kind(f"{root}{name}") for name in ("/a.bin", "", "/nothing")] == ["file", "folder", None]
     store.delete(f"{root}/first")
     store.delete(f"{root}/first")
+    assert store.find_mark(f"{root}/first") is None
+    assert not store.put_first(f"{root}/first", b"again", mark)
     for read in (store.get, lambda path: store.get(path, 0, 5), lambda path: store.get_end(path, 5)):
         with pytest.raises(FileNotFoundError):
             read(f"{root}/first")

@@ -96,6 +96,8 @@ class Manifest:
         Where the newest entries of each shard stand, by its number.
     history
         Where the entries of any digest stand that a shard has had, pruned shards among them.
+    gone
+        Names of a shard's recordings that the listing lacks which was last compared with it; none for most shards.
     n_recordings
         Number of recordings in all shards.
     generation
@@ -107,6 +109,7 @@ class Manifest:
         self._folder = table.folder(FOLDER)
         self.shards: dict[int, ShardEntry] = {}
         self.history: dict[tuple[int, str], ShardEntry] = {}
+        self.gone: dict[int, pa.Array] = {}
         self.n_recordings = 0
         self.generation = after
         self.reload()
@@ -215,7 +218,8 @@ class Manifest:
         numbers = list(self.shards)
         is_new = np.ones(entries.num_rows, bool)
         updated: dict[int, pa.Table] = {}
-        n_changed = n_gone = stop = 0
+        n_changed = stop = 0
+        self.gone = {}
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
             start, stop = _find_span(entries, batch, stop)
             listed = entries.slice(start, stop - start)
@@ -226,13 +230,15 @@ class Manifest:
             change = _compare_shard(batch, listed, prune=prune)
             is_new[start:stop] &= change.is_new
             n_changed += change.n_changed
-            n_gone += change.n_gone
+            if len(change.gone):
+                self.gone[number] = change.gone
             if change.entries is not None:
                 updated[number] = change.entries
         n_new = int(is_new.sum())
         if n_new:
             new = entries.filter(pa.array(is_new))
             updated.update(enumerate(cut(new, segments), start=max(shard for shard, _ in self.history) + 1))
+        n_gone = sum(map(len, self.gone.values()))
         return Growth(n_new, n_changed, 0 if prune else n_gone, n_gone if prune else 0), updated
 
     def follow(self, source: Manifest) -> None:
@@ -389,11 +395,11 @@ def _early_digest(entries: pa.RecordBatch) -> str:
 
 
 class _Change(NamedTuple):
-    """What a listing changes in one shard: which of the listed entries it lacks, how many of its own, and to what."""
+    """What a listing changes in one shard: which of the listed entries it lacks, how many and which of its own, and to what."""
 
     is_new: npt.NDArray[np.bool_]
     n_changed: int
-    n_gone: int
+    gone: pa.Array
     entries: pa.Table | None
 
 
@@ -421,21 +427,21 @@ def _compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> _
     place = np.full(batch.num_rows, -1)
     place[at.drop_null().to_numpy()] = np.flatnonzero(~is_new)
     is_gone = pa.array(place < 0)
-    n_gone = int((place < 0).sum())
+    gone = batch["file"].filter(is_gone)
     now = listed.take(pa.array(place, mask=place < 0))
     is_changed = pc.or_(_differs(batch, now, "size"), _differs(batch, now, "version"))
     n_changed = pc.sum(is_changed).as_py() or 0
-    if not (n_changed or (prune and n_gone)):
-        return _Change(is_new, n_changed, n_gone, None)
-    if not (n_gone or is_new.any() or listed["size"].null_count or listed["version"].null_count):
+    if not (n_changed or (prune and len(gone))):
+        return _Change(is_new, n_changed, gone, None)
+    if not (len(gone) or is_new.any() or listed["size"].null_count or listed["version"].null_count):
         # The listing's own memory: of an archive that was copied all recordings are changed.
-        return _Change(is_new, n_changed, n_gone, listed)
+        return _Change(is_new, n_changed, gone, listed)
     columns = [
         pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(ENTRY_SCHEMA.field(name).type)
         for name in ENTRY_SCHEMA.names
     ]
     changed = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
-    return _Change(is_new, n_changed, n_gone, changed.filter(pc.invert(is_gone)) if prune else changed)
+    return _Change(is_new, n_changed, gone, changed.filter(pc.invert(is_gone)) if prune else changed)
 
 
 def _as_batch(entries: pa.Table) -> pa.RecordBatch:

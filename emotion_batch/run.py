@@ -40,7 +40,7 @@ from emotion_batch.manifest import Manifest
 from emotion_batch.meter import Spent
 from emotion_batch.record import Recorder
 from emotion_batch.retries import hastily
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, is_url
 from emotion_batch.submission import Submission, SubmissionWatch
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import Counts, Footer, TableInfo
@@ -289,9 +289,10 @@ class Run:
             if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
-            for _ in range(_MOST_PASSES):
+            for number in range(_MOST_PASSES):
                 done, missing = self._look(places, features)
-                self._do(job, needs, done, missing)
+                listed = self._find_listed(done) if features is None and not number else []
+                self._do(job, needs, done, missing + self._tasks(listed, done))
                 self._recall_reasons(done)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
                 if self._is_left or not self._has_company():
@@ -337,6 +338,28 @@ class Run:
             )
         }
         return done, self._tasks([shard for shard in shards if shard not in done], present[0])
+
+    def _find_listed(self, done: Mapping[int, Footer]) -> list[int]:
+        """Return the finished shards with recordings that were not as they were listed, and are listed again."""
+        counts = {shard: footer.counts.by_status for shard, footer in done.items()}
+        # Of those that are gone it is said once more what became of them: that they are not there.
+        found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
+        vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
+        # A list names what is not there, and a folder has links that lead nowhere.
+        is_looked_at = is_list(self.info.source) or not is_url(self.info.source)
+        for shard, entries in zip(vanished, self.manifest.entries(vanished), strict=True):
+            missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
+            gone, n_vanished = self.manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
+            if n_vanished > len(missing) + len(gone):
+                found.append(shard)
+            elif n_vanished > len(missing):
+                # Which of them, for what is gone may have its rows.
+                with explained(f"table {self.table.url}"):
+                    rows = tables.read_part(self.table, shard, ["file", "status"])
+                names = rows["file"].filter(pc.equal(rows["status"], Status.VANISHED)).to_pylist()
+                if set(names).difference(missing, gone.to_pylist()):
+                    found.append(shard)
+        return found
 
     def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
         """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""

@@ -13,7 +13,7 @@ from emotion_batch import ledger, meter, tables
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import MENDABLE, Status, UsageError
+from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
@@ -101,7 +101,7 @@ def extract(
         # Its ten million names are in the manifest now.
         del listing
         witnesses = run.find_witnesses(base)
-        job = Extraction(place, info, base, limits, witnesses=witnesses)
+        job = Extraction(place, info, base, limits, UNLISTED, witnesses)
         return run.finish(job, Needs(archive=base, recordings=witnesses))
 
 
@@ -194,7 +194,7 @@ def label(
             run.keep_features(*kept)
         witnesses = run.find_witnesses(base)
         copy = run.keep_model(bundle)
-        job = Labelling(place, info, copy, Extraction(*kept, base, limits, witnesses=witnesses))
+        job = Labelling(place, info, copy, Extraction(*kept, base, limits, UNLISTED, witnesses))
         return run.finish(job, Needs(archive=base, recordings=witnesses, bundle=copy))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
@@ -223,25 +224,30 @@ class Run:
         Raises
         ------
         StorageError
-            If whoever was asked refused all of them.
+            If none of them may be read.
         """
-        found: list[Entry] = []
-        refusal: DeniedError | None = None
+        refusal: PermissionError | None = None
         shards = sorted(self.manifest.shards)
-        spread = [shards[len(shards) * number // _WITNESSES] for number in range(min(_WITNESSES, len(shards)))]
+        spread = [shards[number] for number in _spread(len(shards), _WITNESSES)]
         with explained(f"table {self.table.url}"):
-            batches = [batch.slice(0, _WITNESS_TRIES) for batch in self.manifest.entries(spread)]
-        for batch in batches:
-            for row in batch.to_pylist():
+            batches = [batch.take(_spread(batch.num_rows, _WITNESS_TRIES)) for batch in self.manifest.entries(spread)]
+
+        def find(batch: pa.RecordBatch) -> Iterator[Entry]:
+            nonlocal refusal
+            for entry in (Entry(**row) for row in batch.to_pylist()):
                 try:
-                    peek(archive, Entry(**row))
-                except DeniedError as error:
-                    refusal = error
-                    continue
+                    peek(archive, entry)
+                except PermissionError as error:
+                    refusal = error if isinstance(error, DeniedError) else PermissionError(0, "", entry.file)
                 except Exception:  # noqa: S112 whatever it is, this one tells nothing
                     continue
-                found.append(Entry(**row))
-                break
+                else:
+                    yield entry
+
+        found = [entry for batch in batches for entry in islice(find(batch), 1)]
+        if refusal is not None and not found and archive.is_local:
+            # Some may be readable all the same, and here it takes no time to see.
+            found = list(islice((entry for batch in self.manifest.entries(shards) for entry in find(batch)), 1))
         if refusal is not None and not found:
             with explained(f"archive {archive.url}"):
                 raise refusal
@@ -529,6 +535,11 @@ def import_cluster() -> ModuleType:
             "~/.config/dask, and at the variables that begin with DASK_"
         ) from error
     return cluster
+
+
+def _spread(n_things: int, n_most: int) -> list[int]:
+    """Return the numbers of so many things at most, from all over them."""
+    return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
 
 
 def _outcome(error: BaseException | None) -> tuple[str, str | None]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import tone
-from servers import Bucket, Proxy, free_ports, write_certificate
+from servers import Bucket, Portal, Proxy, free_ports, write_certificate
 from test_stores import ODD_NAMES
 
 from emotion_batch import meter, retries, transfers
@@ -286,6 +286,26 @@ def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch
         found, spent = extract(f"{s3.url}/recordings", s3.through(proxy), Segments())
     assert found == extract(str(archive), {}, Segments())[0]
     assert 0 < spent.n_retries <= proxy.n_failed
+
+
+@pytest.mark.parametrize(
+    ("client", "headers"), [("obstore", b""), ("obstore", b'ETag: "5f"\r\n'), ("fsspec", b"")], ids=str
+)
+def test_a_page_to_log_in_is_no_recording(
+    s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch, client: str, headers: bytes
+) -> None:
+    """What comes under 200 in place of recordings is asked for again, whether they are read in one request or in many."""
+    monkeypatch.setattr(retries, "_BACKOFF_S", (0.02,) * 12)
+    if client == "fsspec":
+        monkeypatch.setattr("emotion_batch.storage.open_bucket", lambda *_: None)
+    entries = list_recordings(f"{s3.url}/recordings", options=s3.options).entries.combine_chunks().to_batches()[0]
+    for segments in (Segments(), Segments.windows(3.0)):
+        with Proxy(s3.endpoint) as proxy, meter.metered() as spent:
+            proxy.instead = Portal(0.3, headers=headers)
+            place = Folder.of(f"{s3.url}/recordings", s3.through(proxy))
+            found = extract_rows(entries, place, FeatureSettings(), segments).to_pylist()
+        assert found == extract(str(archive), {}, segments)[0]
+        assert spent.n_retries > 5
 
 
 def test_a_private_authority_is_trusted_when_told(s3: Bucket, archive: Path, tmp_path: Path) -> None:

@@ -162,7 +162,15 @@ class Manifest:
                 begin = where.start - stretch[0].start
                 yield _decode(self._table, where, data[begin : begin + where.stop - where.start])
 
-    def grow(self, entries: pa.Table, segments: Segments, *, prune: bool = False, force: bool = False) -> Growth:
+    def grow(
+        self,
+        entries: pa.Table,
+        segments: Segments,
+        *,
+        prune: bool = False,
+        force: bool = False,
+        since: int | None = None,
+    ) -> Growth | None:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
@@ -178,6 +186,12 @@ class Manifest:
             Whether recordings that are gone leave the manifest.
         force
             Prune though more than a tenth is gone.
+        since
+            The newest generation when the listing was begun.
+
+        Returns
+        -------
+        What was added; None if it would undo what a listing says that another run has frozen since.
 
         Raises
         ------
@@ -186,6 +200,8 @@ class Manifest:
         """
         while True:
             growth, updated = self._compare(entries, segments, prune=prune)
+            if since is not None and since < self.generation and (growth.n_changed or growth.n_pruned):
+                return None
             n_known = self.n_recordings
             if growth.n_pruned > _MOST_PRUNED * n_known and not force:
                 raise UsageError(
@@ -309,6 +325,13 @@ class Manifest:
 def _stream_start() -> bytes:
     """Return what a stream of entries begins with."""
     return bytes(ENTRY_SCHEMA.serialize())
+
+
+def find_generation(table: Folder) -> int:
+    """Return the number of a table's newest generation, 0 without any."""
+    with explained(f"table {table.url}"):
+        names = table.folder(FOLDER).names()
+    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
 
 
 def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:

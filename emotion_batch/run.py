@@ -167,10 +167,20 @@ class Run:
         finally:
             self._lease.end()
 
-    def freeze(self, listing: Listing, spent: Spent, *, prune: bool) -> None:
-        """Take a listing over into the table's manifest, and say what is remarkable about it."""
+    def freeze(self, listing: Listing, spent: Spent, since: int | None = None, *, prune: bool) -> bool:
+        """Take a listing over into the table's manifest, and say what is remarkable about it.
+
+        Return whether it was taken over: not if it would undo what another run has frozen after the generation `since`.
+        """
         note = self.watcher.on_note
         self.summary.spent.add(spent)
+        is_new = not self.manifest.shards
+        with explained(f"table {self.table.url}"):
+            growth = self.manifest.grow(
+                listing.entries, self.info.segments, prune=prune, force=self.means.force, since=since
+            )
+        if growth is None:
+            return False
         if listing.left_out:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
             note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
@@ -182,9 +192,6 @@ class Run:
                 f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
                 f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
             )
-        is_new = not self.manifest.shards
-        with explained(f"table {self.table.url}"):
-            growth = self.manifest.grow(listing.entries, self.info.segments, prune=prune, force=self.means.force)
         if not is_new and any(asdict(growth).values()):
             gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
             note(
@@ -194,6 +201,7 @@ class Run:
         self.summary.left_out = listing.left_out
         for name, value in asdict(growth).items():
             setattr(self.summary, name, value)
+        return True
 
     def keep_features(self, table: Folder, info: TableInfo) -> None:
         """Make the feature table that keeps the features of this run."""

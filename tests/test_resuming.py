@@ -125,6 +125,28 @@ def test_a_second_run_with_more_to_do_is_not_undone(
     assert found == rows(tmp_path / "fresh")
 
 
+def test_a_listing_that_is_older_than_the_manifest_is_made_again(
+    archive: Path, tmp_path: Path, at: dict[str, Any]
+) -> None:
+    """A driver that stood still while it listed freezes nothing older than what another run has frozen meanwhile."""
+    table = tmp_path / "table"
+    emotion_batch.extract(archive, table, **at)
+    later: list[Summary] = []
+
+    def change_and_run(_: int) -> None:
+        # The first recording was looked at by now.
+        if not later:
+            later.append(Summary(""))
+            soundfile.write(archive / "000.wav", tone(1.2, 8_000, hertz=50), 8_000)
+            soundfile.write(archive / "000 new.wav", tone(1.2, 8_000, hertz=60), 8_000)
+            later[0] = emotion_batch.extract(archive, table, **at)
+
+    late = emotion_batch.extract(archive, table, prune=True, watcher=Watcher(on_listed=change_and_run), **at)
+    assert later[0].counts == late.counts
+    assert (late.n_pruned, late.counts.by_status) == (0, {"ok": N_RECORDINGS + 1})
+    assert emotion_batch.verify(table, deep=True).is_whole
+
+
 @pytest.mark.parametrize("how", ["extract", "label and keep"])
 def test_what_is_again_as_it_was_listed_is_done_again(
     archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any], how: str

@@ -327,6 +327,12 @@ def _stream_start() -> bytes:
     return bytes(ENTRY_SCHEMA.serialize())
 
 
+def has_generation(table: Folder, number: int) -> bool:
+    """Return whether a table has the generation of a number, by one small request."""
+    with explained(f"table {table.url}"):
+        return table.folder(FOLDER).find_mark(_name(number)) is not None
+
+
 def find_generation(table: Folder) -> int:
     """Return the number of a table's newest generation, 0 without any."""
     with explained(f"table {table.url}"):

@@ -48,7 +48,7 @@ EXTRAS = {
 _BATCH = 4_096
 _S3FS_CHUNK_BYTES = 50 * 2**20
 # What answers in a store's place (a proxy, a page to log in) does so with 200 too, and is asked again.
-STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in"
+STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in; see to the network, and run the same command again"
 # What clients raise of it.
 _STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
 _ETAGS = ("md5Hash", "ETag", "etag")

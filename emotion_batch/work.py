@@ -14,7 +14,7 @@ from emotion_batch import lease, meter, tables
 from emotion_batch.errors import CancelledError, UnfitWorkerError
 from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
-from emotion_batch.manifest import Manifest
+from emotion_batch.manifest import Manifest, has_generation
 from emotion_batch.preflight import find_other_version
 from emotion_batch.storage import Folder, explained
 from emotion_batch.stores import Mark
@@ -159,6 +159,8 @@ class Work:
 
     def _find_newest(self, table: Folder, task: Task) -> str | None:
         """Return the digest of a shard's newest entries; None if it was pruned."""
+        if not has_generation(table, self.generation + 1):
+            return task.entry.digest
         newer = Manifest(table, self.generation)
         if not any(shard == task.shard for shard, _ in newer.history):
             return task.entry.digest

@@ -295,7 +295,9 @@ def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("client", "headers"), [("obstore", b""), ("obstore", b'ETag: "5f"\r\n'), ("fsspec", b"")], ids=["page", "page with an ETag", "page by fsspec"]
+    ("client", "headers"),
+    [("obstore", b""), ("obstore", b'ETag: "5f"\r\n'), ("fsspec", b"")],
+    ids=["page", "page with an ETag", "page by fsspec"],
 )
 def test_a_page_to_log_in_is_no_recording(
     s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch, client: str, headers: bytes

@@ -33,7 +33,7 @@ from emotion_batch import attempts, meter, process, tables
 from emotion_batch.archive import ENTRY_SCHEMA, Listing, compact, list_recordings
 from emotion_batch.attempts import Attempt
 from emotion_batch.errors import Status
-from emotion_batch.extraction import Extraction, Receipt, Task
+from emotion_batch.extraction import Extraction, Publish, Receipt, Task
 from emotion_batch.manifest import Manifest
 from emotion_batch.run import Means, Needs, Run
 from emotion_batch.settings import FeatureSettings, Segments
@@ -54,7 +54,7 @@ _BEGAN_NS = 1_767_225_600_000_000_000
 class Idle(Extraction):
     """An extraction that decodes nothing: each recording gets a row that is ``ok``, of zeros."""
 
-    def do_shard(self, task: Task, run_id: str) -> Receipt:
+    def do_shard(self, task: Task, run_id: str, publish: Publish = tables.publish_part) -> Receipt:
         """Do what an extraction does, and tell apart what its rows cost."""
         started = time.perf_counter()
         with (
@@ -65,7 +65,7 @@ class Idle(Extraction):
             process.settle()
             made, found = self.extract_shard(task, read(), attempt)
             with _cpu_of_rows():
-                counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
+                counts = publish(self.table, self.info, task.shard, task.entry.digest, found)
             return Receipt.of(counts, made, started, spent)
 
     def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:  # noqa: ARG002 there is no kernel to isolate

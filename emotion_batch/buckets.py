@@ -27,9 +27,11 @@ from emotion_batch.stores import (
     DENIED_CODES,
     EXTRAS,
     LISTED_SCHEMA,
+    STRANGE,
     Ahead,
     Blob,
     FsspecStore,
+    Mark,
     Store,
     open_fsspec,
     plain_version,
@@ -48,6 +50,7 @@ _SIGNED_FOR = timedelta(hours=1)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
 _CODE = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
+_STRANGE = re.compile(r"invalid \w+ response|non-partial response|[Hh]eader missing|parse range|Content-Range")
 _CERTIFICATE = re.compile(r"InvalidCertificate|UnknownIssuer|certificate verify|CertificateError", re.IGNORECASE)
 # What comes with a 400 and passes all the same.
 _TRANSIENT_REASONS = {"RequestTimeout", "SlowDown", "InternalError", "ServerBusy", "OperationTimedOut"}
@@ -191,8 +194,10 @@ class BucketStore:
         def get() -> Blob:
             result = self._obstore.get(self._store, path, options=options or None)
             meta = result.meta
+            if meta["e_tag"] is None:
+                raise StoreError(STRANGE, is_transient=True)
             data = b"" if options.get("head") else result.bytes().to_bytes()
-            return Blob(data, meta["size"], plain_version(meta["e_tag"]) if meta["e_tag"] else None)
+            return Blob(data, meta["size"], plain_version(meta["e_tag"]))
 
         def otherwise(other: FsspecStore, root: str) -> Blob:
             wanted = options.get("range", (0, 0 if options.get("head") else None))
@@ -206,23 +211,46 @@ class BucketStore:
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object in one request, for parts of an upload that is given up stay and cost."""
-        self._call(
-            path,
-            lambda: self._obstore.put(self._writer, path, data, use_multipart=False),
-            lambda other, root: other.put(root + path, data),
-        )
+        self._call(path, lambda: self._put(path, data, "overwrite"), lambda other, root: other.put(root + path, data))
 
-    def put_first(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there (If-None-Match), and return whether it was not."""
+    def _put(self, path: str, data: bytes, mode: Any) -> None:
+        if self._obstore.put(self._writer, path, data, use_multipart=False, mode=mode)["e_tag"] is None:
+            raise StoreError(STRANGE, is_transient=True)
+
+    def find_mark(self, path: str) -> Mark | None:
+        """Return an object's ETag, and its generation where the store has such."""
+
+        def look() -> Mark:
+            meta = self._obstore.head(self._store, path)
+            return {name: meta[name] for name in ("e_tag", "version") if meta[name]}
+
+        try:
+            return self._call(path, look, lambda other, root: other.find_mark(root + path))
+        except FileNotFoundError:
+            return None
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object unless there is another one (If-None-Match, If-Match), and return whether it was written."""
+        kinds = self._obstore.exceptions
 
         def put() -> bool:
             try:
-                self._obstore.put(self._writer, path, data, use_multipart=False, mode="create")
-            except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError):
+                self._put(path, data, over or "create")
+            except (kinds.AlreadyExistsError, kinds.PreconditionError):
+                return False
+            except kinds.BaseError as error:
+                # A store that cannot replace on a condition.
+                if over is None or "status code: 501" not in str(error):
+                    raise
+                self._put(path, data, "overwrite")
+            except FileNotFoundError as error:
+                # Some stores say so of an object that is to be replaced.
+                if over is None or _NO_BUCKET.search(str(error)):
+                    raise
                 return False
             return True
 
-        return self._call(path, put, lambda other, root: other.put_first(root + path, data))
+        return self._call(path, put, lambda other, root: other.put_first(root + path, data, over))
 
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""
@@ -281,6 +309,7 @@ class BucketStore:
         """Yield what is below a prefix, names relative to it, until somebody says that it is over."""
         stream: Iterator[Any] | None = None
         last: str | None = None
+        ended_at: str | None = ""
 
         def next_page() -> pa.Table | None:
             nonlocal stream
@@ -307,7 +336,11 @@ class BucketStore:
 
             page = persistently(lambda: self._call(prefix, next_page, otherwise))
             if page is None:
-                return
+                # A page to log in may be read as an end: it is one if there is nothing more after the last name.
+                if ended_at == last:
+                    return
+                ended_at, stream = last, None
+                continue
             if is_last:
                 # Names among them that obstore does not take: all of them once more, without those that came before.
                 after = pc.greater(page["name"], last.removeprefix(f"{prefix}/")) if last is not None else None
@@ -389,6 +422,8 @@ class BucketStore:
 
     def _translated(self, error: BaseException) -> OSError:
         """Return what obstore raised as an OSError; its own text has whole requests in it, which may be signed."""
+        if isinstance(error, StoreError):
+            return error
         text = str(error)
         match, reason = _CODE.search(text), _REASON.search(text)
         code = int(match[1]) if match else None
@@ -406,6 +441,8 @@ class BucketStore:
         kinds = self._obstore.exceptions
         if isinstance(error, kinds.PreconditionError | kinds.AlreadyExistsError):
             return ChangedError(said, code=code)
+        if code is None and _STRANGE.search(text):
+            return StoreError(STRANGE, is_transient=True)
         if self._lack is not None and self._is_lack_passing:
             return StoreError(f"no credentials now: {self._lack}", is_transient=True)
         is_denied = code in DENIED_CODES or word in _DENIED_REASONS

@@ -419,8 +419,10 @@ def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_comm
         reasons = "; ".join(
             f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in summary.examples.items()
         )
+        # What is listed as before is not looked at again by the same command, such as files whose rights were wrong.
+        retried = f", or `{shell('retry', options.table)}` if its files are the same" if counts.n_mendable else ""
         said.error(
-            f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command"
+            f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command{retried}"
         )
         return 1
     if _exceeds(options.max_failed, summary):

@@ -139,8 +139,12 @@ def format_status(found: TableStatus, table: str) -> Result:
     if found.at_work:
         blocks.append(f"to stop it: {command('cancel', table)}")
         words = command("status", table)
-    elif n_left or not found.n_shards or found.counts.by_status.get(Status.CHANGED):
+    elif n_left or not found.n_shards:
         words = _AGAIN
+    elif found.counts.by_status.get(Status.CHANGED):
+        words = (
+            _AGAIN if found.features is None else f"the command that made {found.features}, again, and then this one's"
+        )
     elif found.counts.n_mendable:
         words = command("retry", found.features or table)
     else:

@@ -22,6 +22,8 @@ class Status(StrEnum):
     MEMORY = "memory"
 
 
+# These were not as they were listed: once they are listed again, they may be.
+UNLISTED = frozenset({Status.CHANGED, Status.VANISHED})
 # The reason for these may pass: a right, a share, an upload, the memory of a machine. The others lie in what the recording
 # says, which a second look does not change, or, as ``changed``, in a listing that is too old, which a retry does not renew.
 MENDABLE = frozenset(

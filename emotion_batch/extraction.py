@@ -27,6 +27,8 @@ from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, TableInfo
 from emotion_batch.watchdog import watched
 
+# Writes a part, as `tables.publish_part` does.
+Publish = Callable[[Folder, TableInfo, int, str, pa.Table], Counts]
 # What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
 _LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
 
@@ -141,7 +143,7 @@ class Extraction:
     again: frozenset[Status] = frozenset()
     witnesses: tuple[Entry, ...] = ()
 
-    def do_shard(self, task: Task, run_id: str) -> Receipt:
+    def do_shard(self, task: Task, run_id: str, publish: Publish = tables.publish_part) -> Receipt:
         """Extract one shard's recordings and publish its part."""
         started = time.perf_counter()
         with (
@@ -151,7 +153,7 @@ class Extraction:
         ):
             process.settle()
             made, found = self.extract_shard(task, read(), attempt)
-            counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
+            counts = publish(self.table, self.info, task.shard, task.entry.digest, found)
             return Receipt.of(counts, made, started, spent)
 
     def extract_shard(self, task: Task, read: Entries, attempt: Attempt) -> tuple[pa.Table, pa.Table]:

@@ -16,7 +16,7 @@ from emotion_batch.attempts import Attempt
 from emotion_batch.bundle import Bundle
 from emotion_batch.carryover import carry_over, merge
 from emotion_batch.errors import Status
-from emotion_batch.extraction import Entries, Extraction, Receipt, Task
+from emotion_batch.extraction import Entries, Extraction, Publish, Receipt, Task
 from emotion_batch.features import prepare
 from emotion_batch.prediction import Predictor, load_predictor
 from emotion_batch.storage import Folder
@@ -53,7 +53,7 @@ class Labelling:
     bundle: Bundle
     source: FeatureTable | Extraction
 
-    def do_shard(self, task: Task, run_id: str) -> Receipt:
+    def do_shard(self, task: Task, run_id: str, publish: Publish = tables.publish_part) -> Receipt:
         """Label one shard and publish its part."""
         started = time.perf_counter()
         with meter.metered() as spent:
@@ -65,18 +65,18 @@ class Labelling:
                     task.entries_ahead(self.table) as read,
                     attempts.noted(self.table, task.shard, run_id) as attempt,
                 ):
-                    made, found = self._label_recordings(self.source, task, read(), attempt)
-            counts = tables.publish_part(self.table, self.info, task.shard, task.entry.digest, found)
+                    made, found = self._label_recordings(self.source, task, read(), attempt, publish)
+            counts = publish(self.table, self.info, task.shard, task.entry.digest, found)
             return Receipt.of(counts, made, started, spent)
 
     def _label_recordings(
-        self, extraction: Extraction, task: Task, read: Entries, attempt: Attempt
+        self, extraction: Extraction, task: Task, read: Entries, attempt: Attempt, publish: Publish
     ) -> tuple[pa.Table, pa.Table]:
         """Return the label rows of a shard that are made now, and all of them with those of its present part."""
         if extraction.table.url != self.table.url:
             # The features go into a table of their own, and it is its part that says what need not be decoded.
             made, features = extraction.extract_shard(task, read, attempt)
-            tables.publish_part(extraction.table, extraction.info, task.shard, task.entry.digest, features)
+            publish(extraction.table, extraction.info, task.shard, task.entry.digest, features)
             return self._predict(made), self._predict(features)
         entries, known = read
         kept, left = carry_over(self.table, self.info, task.shard, entries, known, extraction.again)

@@ -55,7 +55,8 @@ def side_by_side(
         if not level or first.num_rows < PAGE - 1 or not _has_large_folders(first["name"]):
             return None
         listed = list_children(prefix)
-        if listed is None:
+        # Without a folder it is not what the first page was of.
+        if listed is None or not listed[1]:
             return None
         files, folders = listed
         below = [

@@ -94,6 +94,8 @@ class Manifest:
     ----------
     table
         The table's folder.
+    after
+        Number of a generation; only those after it are taken in.
 
     Attributes
     ----------
@@ -101,6 +103,8 @@ class Manifest:
         Where the newest entries of each shard stand, by its number.
     history
         Where the entries of any digest stand that a shard has had, pruned shards among them.
+    gone
+        Names of a shard's recordings that the listing lacks which was last compared with it; none for most shards.
     n_recordings
         Number of recordings in all shards.
     is_rebuilt, first, generation
@@ -112,13 +116,14 @@ class Manifest:
         If it cannot be read, or is damaged.
     """
 
-    def __init__(self, table: Folder) -> None:
+    def __init__(self, table: Folder, after: int = 0) -> None:
         self._table = table
         self._folder = table.folder(FOLDER)
         self.shards: dict[int, ShardEntry] = {}
         self.history: dict[tuple[int, str], ShardEntry] = {}
+        self.gone: dict[int, pa.Array] = {}
         self.n_recordings = 0
-        self.is_rebuilt, self.first, self.generation = False, 1, 0
+        self.is_rebuilt, self.first, self.generation = False, after + 1, after
         self.reload()
 
     def reload(self) -> None:
@@ -183,8 +188,9 @@ class Manifest:
         *,
         prune: bool = False,
         force: bool = False,
+        since: int | None = None,
         check: Callable[[Collection[int]], None] = lambda shards: None,
-    ) -> Growth:
+    ) -> Growth | None:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
@@ -200,9 +206,15 @@ class Manifest:
             Whether recordings that are gone leave the manifest.
         force
             Prune though more than a tenth is gone.
+        since
+            The newest generation when the listing was begun.
         check
             Called before a generation is written with the shards in whose stretch of the listing something is other than it
             was; may raise, and then none is.
+
+        Returns
+        -------
+        What was added; None if it would undo what a listing says that another run has frozen since.
 
         Raises
         ------
@@ -213,6 +225,8 @@ class Manifest:
         """
         while True:
             growth, updated, others = self._compare(entries, segments, prune=prune)
+            if since is not None and since < self.generation and (growth.n_changed or growth.n_pruned):
+                return None
             n_known = self.n_recordings
             if growth.n_pruned > _MOST_PRUNED * n_known and not force:
                 raise UsageError(
@@ -249,7 +263,8 @@ class Manifest:
         is_new = np.ones(entries.num_rows, bool)
         updated: dict[int, pa.Table] = {}
         others = []
-        n_changed = n_gone = stop = 0
+        n_changed = stop = 0
+        self.gone = {}
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
             start, stop = _find_span(entries, batch, stop)
             listed = entries.slice(start, stop - start)
@@ -261,13 +276,15 @@ class Manifest:
             change = _compare_shard(batch, listed, prune=prune)
             is_new[start:stop] &= change.is_new
             n_changed += change.n_changed
-            n_gone += change.n_gone
+            if len(change.gone):
+                self.gone[number] = change.gone
             if change.entries is not None:
                 updated[number] = change.entries
         n_new = int(is_new.sum())
         if n_new:
             new = entries.filter(pa.array(is_new))
             updated.update(enumerate(cut(new, segments), start=max(shard for shard, _ in self.history) + 1))
+        n_gone = sum(map(len, self.gone.values()))
         return Growth(n_new, n_changed, 0 if prune else n_gone, n_gone if prune else 0), updated, others
 
     @classmethod
@@ -377,6 +394,19 @@ def _stream_start() -> bytes:
     return bytes(ENTRY_SCHEMA.serialize())
 
 
+def has_generation(table: Folder, number: int) -> bool:
+    """Return whether a table has the generation of a number, by one small request."""
+    with explained(f"table {table.url}"):
+        return table.folder(FOLDER).find_mark(_name(number)) is not None
+
+
+def find_generation(table: Folder) -> int:
+    """Return the number of a table's newest generation, 0 without any."""
+    with explained(f"table {table.url}"):
+        names = table.folder(FOLDER).names()
+    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
+
+
 def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
     """Return one shard's entries, as a worker reads them: that record batch alone.
 
@@ -484,11 +514,11 @@ def _early_digest(entries: pa.RecordBatch) -> str:
 
 
 class _Change(NamedTuple):
-    """What a listing changes in one shard: which of the listed entries it lacks, how many of its own, and to what."""
+    """What a listing changes in one shard: which of the listed entries it lacks, how many and which of its own, and to what."""
 
     is_new: npt.NDArray[np.bool_]
     n_changed: int
-    n_gone: int
+    gone: pa.Array
     entries: pa.Table | None
 
 
@@ -516,21 +546,21 @@ def _compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> _
     place = np.full(batch.num_rows, -1)
     place[at.drop_null().to_numpy()] = np.flatnonzero(~is_new)
     is_gone = pa.array(place < 0)
-    n_gone = int((place < 0).sum())
+    gone = batch["file"].filter(is_gone)
     now = listed.take(pa.array(place, mask=place < 0))
     is_changed = pc.or_(_differs(batch, now, "size"), _differs(batch, now, "version"))
     n_changed = pc.sum(is_changed).as_py() or 0
-    if not (n_changed or (prune and n_gone)):
-        return _Change(is_new, n_changed, n_gone, None)
-    if not (n_gone or is_new.any() or listed["size"].null_count or listed["version"].null_count):
+    if not (n_changed or (prune and len(gone))):
+        return _Change(is_new, n_changed, gone, None)
+    if not (len(gone) or is_new.any() or listed["size"].null_count or listed["version"].null_count):
         # The listing's own memory: of an archive that was copied all recordings are changed.
-        return _Change(is_new, n_changed, n_gone, listed)
+        return _Change(is_new, n_changed, gone, listed)
     columns = [
         pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(ENTRY_SCHEMA.field(name).type)
         for name in ENTRY_SCHEMA.names
     ]
     changed = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
-    return _Change(is_new, n_changed, n_gone, changed.filter(pc.invert(is_gone)) if prune else changed)
+    return _Change(is_new, n_changed, gone, changed.filter(pc.invert(is_gone)) if prune else changed)
 
 
 def as_batch(entries: pa.Table) -> pa.RecordBatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from emotion_batch.errors import StoreError
 from emotion_batch.retries import persistently
 from emotion_batch.settings import Segments
 from emotion_batch.storage import Folder, is_url
-from emotion_batch.stores import Ahead, Blob, Store
+from emotion_batch.stores import STRANGE, Ahead, Blob, Store
 from emotion_batch.waves import find_stretch
 
 # Requests of a worker that threads have under way, and the most that it holds of recordings that are not computed yet.
@@ -38,6 +39,7 @@ _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
 # What a decoder asks for beyond that comes in blocks; one that reads a recording through gets the next one meanwhile.
 _BLOCK_BYTES, _THROUGH_BYTES = 2**17, 2**21
 _MOST_BLOCKS = 8
+_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b", re.IGNORECASE | re.DOTALL)
 
 
 class RemoteFile(io.RawIOBase):
@@ -282,6 +284,8 @@ class Reader:
 
         def on_end(found: Blob | StoreError) -> None:
             nonlocal take
+            if isinstance(found, Blob) and _is_page(entry, found):
+                found = StoreError(STRANGE, is_transient=True)
             if isinstance(found, StoreError):
                 # What is asked for again, or is to be told from what else went wrong, others wait for.
                 take = meter.submit(self._pool, partial(self.fetch, entry, found if found.is_transient else None))
@@ -325,7 +329,10 @@ class Reader:
         def get() -> Blob:
             if failures:
                 raise failures.pop()
-            return store.get(path, 0, self._n_first(entry))
+            blob = store.get(path, 0, self._n_first(entry))
+            if _is_page(entry, blob):
+                raise StoreError(STRANGE, is_transient=True)
+            return blob
 
         blob = persistently(get)
         return self._opened(store, path, blob, self._rest(blob))
@@ -360,6 +367,14 @@ class Reader:
                 self._first_bytes = stop
         file.keep(0, head)
         return Fetched(file, blob.size, blob.version)
+
+
+def _is_page(entry: Entry, blob: Blob) -> bool:
+    """Return whether what came is a page of HTML and no recording that was listed, which may be such a page, too."""
+    pairs = ((entry.size, blob.size), (entry.version, blob.version))
+    is_other = any(None not in pair and pair[0] != pair[1] for pair in pairs)
+    # No bytes of an object that says it has some: its size is the page's.
+    return is_other and (_PAGE.match(blob.data) is not None if blob.data else blob.size > 0)
 
 
 @contextmanager

@@ -26,8 +26,8 @@ _TRANSIENT_ERRNOS = {
         *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "EMFILE", "ENFILE", "ENOMEM"),
     )
 }
-# Request timeout, too many requests, and what a server says when it is the one to blame.
-TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}
+# Request timeout, too many requests, what a server says when it is the one to blame, and a network that wants a login.
+TRANSIENT_CODES = {408, 429, 500, 502, 503, 504, 511}
 # What clients raise of a connection that broke, and which is no OSError in each of them.
 _TRANSIENT_NAMES = {
     *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import islice
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ from emotion_batch.manifest import Growth, Manifest
 from emotion_batch.meter import Spent
 from emotion_batch.record import Recorder
 from emotion_batch.retries import hastily
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import Folder, explained, is_url
 from emotion_batch.submission import Submission, SubmissionWatch
 from emotion_batch.summary import Progress, Summary, Watcher
 from emotion_batch.tables import Counts, Footer, TableInfo
@@ -169,24 +170,16 @@ class Run:
         finally:
             self._lease.end()
 
-    def freeze(self, listing: Listing, spent: Spent, *, prune: bool) -> None:
-        """Take a listing over into the table's manifest, and say what is remarkable about it."""
+    def freeze(self, listing: Listing, spent: Spent, since: int | None = None, *, prune: bool) -> bool:
+        """Take a listing over into the table's manifest, and say what is remarkable about it.
+
+        Return whether it was taken over: not if it would undo what another run has frozen after the generation `since`.
+        """
         note = self.watcher.on_note
         self.summary.spent.add(spent)
-        if listing.left_out:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
-            note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
-        if listing.n_duplicates:
-            note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
-        if listing.n_missing:
-            verb = "is" if listing.n_missing == 1 else "are"
-            note(
-                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
-                f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
-            )
         try:
             is_new = not self.manifest.shards
-            growth = self._grow(listing.entries, prune=prune)
+            growth = self._grow(listing.entries, since, prune=prune)
         except DamagedError as error:
             if self._others:
                 other = self._others[0]
@@ -198,7 +191,20 @@ class Run:
             with explained(f"table {self.table.url}"):
                 self.manifest = ledger.rebuild(self.table, self.info, listing.entries)
             is_new = False
-            growth = self._grow(listing.entries, prune=prune)
+            growth = self._grow(listing.entries, None, prune=prune)
+        if growth is None:
+            return False
+        if listing.left_out:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
+            note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
+        if listing.n_duplicates:
+            note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
+        if listing.n_missing:
+            verb = "is" if listing.n_missing == 1 else "are"
+            note(
+                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
+                f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
+            )
         if not is_new and any(asdict(growth).values()):
             gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
             note(
@@ -208,15 +214,18 @@ class Run:
         self.summary.left_out = listing.left_out
         for name, value in asdict(growth).items():
             setattr(self.summary, name, value)
+        return True
 
-    def _grow(self, entries: pa.Table, *, prune: bool) -> Growth:
-        """Take a listing over into the manifest; raise DamagedError if that lacks something, or files of it are damaged."""
+    def _grow(self, entries: pa.Table, since: int | None, *, prune: bool) -> Growth | None:
+        """Take a listing over into the manifest as `Manifest.grow` does; raise DamagedError if that lacks something, or files of it are damaged."""
         check = partial(ledger.require_generations, self.table, self.info, self.manifest)
         with explained(f"table {self.table.url}"):
             if problems := self.manifest.find_damage(deep=True):
                 raise DamagedError(f"table {self.table.url}: {problems[0]}")
             check([])
-            return self.manifest.grow(entries, self.info.segments, prune=prune, force=self.means.force, check=check)
+            return self.manifest.grow(
+                entries, self.info.segments, prune=prune, force=self.means.force, since=since, check=check
+            )
 
     def keep_features(self, table: Folder, info: TableInfo) -> None:
         """Make the feature table that keeps the features of this run."""
@@ -246,25 +255,30 @@ class Run:
         Raises
         ------
         StorageError
-            If whoever was asked refused all of them.
+            If none of them may be read.
         """
-        found: list[Entry] = []
-        refusal: DeniedError | None = None
+        refusal: PermissionError | None = None
         shards = sorted(self.manifest.shards)
-        spread = [shards[len(shards) * number // _WITNESSES] for number in range(min(_WITNESSES, len(shards)))]
+        spread = [shards[number] for number in _spread(len(shards), _WITNESSES)]
         with explained(f"table {self.table.url}"):
-            batches = [batch.slice(0, _WITNESS_TRIES) for batch in self.manifest.entries(spread)]
-        for batch in batches:
-            for row in batch.to_pylist():
+            batches = [batch.take(_spread(batch.num_rows, _WITNESS_TRIES)) for batch in self.manifest.entries(spread)]
+
+        def find(batch: pa.RecordBatch) -> Iterator[Entry]:
+            nonlocal refusal
+            for entry in (Entry(**row) for row in batch.to_pylist()):
                 try:
-                    peek(archive, Entry(**row))
-                except DeniedError as error:
-                    refusal = error
-                    continue
+                    peek(archive, entry)
+                except PermissionError as error:
+                    refusal = error if isinstance(error, DeniedError) else PermissionError(0, "", entry.file)
                 except Exception:  # noqa: S112 whatever it is, this one tells nothing
                     continue
-                found.append(Entry(**row))
-                break
+                else:
+                    yield entry
+
+        found = [entry for batch in batches for entry in islice(find(batch), 1)]
+        if refusal is not None and not found and archive.is_local:
+            # Some may be readable all the same, and here it takes no time to see.
+            found = list(islice((entry for batch in self.manifest.entries(shards) for entry in find(batch)), 1))
         if refusal is not None and not found:
             with explained(f"archive {archive.url}"):
                 raise refusal
@@ -321,7 +335,8 @@ class Run:
                         "reading the rows of finished parts, because some damage shows in nothing else"
                     )
                     done, missing = self._look(places, features, deep=True)
-                self._do(job, needs, done, missing)
+                listed = self._find_listed(done) if features is None and not number else []
+                self._do(job, needs, done, missing + self._tasks(listed, done))
                 self._recall_reasons(done)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
                 if self._is_left or not self._has_company():
@@ -377,6 +392,27 @@ class Run:
             names = set(self.table.names())
         return any(task.earlier is None and tables.part_name(task.shard) in names for task in missing)
 
+    def _find_listed(self, done: Mapping[int, Footer]) -> list[int]:
+        """Return the finished shards with recordings that were not as they were listed, and are listed again."""
+        counts = {shard: footer.counts.by_status for shard, footer in done.items()}
+        # Of those that are gone it is said once more what became of them: that they are not there.
+        found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
+        vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
+        # A list names what is not there, and a folder has links that lead nowhere.
+        is_looked_at = is_list(self.info.source) or not is_url(self.info.source)
+        for shard, entries in zip(vanished, self.manifest.entries(vanished), strict=True):
+            missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
+            gone, n_vanished = self.manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
+            if n_vanished > len(missing) + len(gone):
+                found.append(shard)
+            elif n_vanished > len(missing):
+                # Which of them, for what is gone may have its rows.
+                rows = tables.require_part(self.table, self.info, shard, ["file", "status"])
+                names = rows["file"].filter(pc.equal(rows["status"], Status.VANISHED)).to_pylist()
+                if set(names).difference(missing, gone.to_pylist()):
+                    found.append(shard)
+        return found
+
     def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
         """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""
         entries = self.manifest.shards
@@ -406,7 +442,7 @@ class Run:
             if means.scheduler is not None:
                 self._preflight(connected, needs)
                 versions = tuple(preflight.read_versions(needs.bundle is not None).items())
-            work = Work(job, self.id, tuple(self._places(job)), versions)
+            work = Work(job, self.id, tuple(self._places(job)), versions, self.manifest.generation)
             canary = None if means.force else Canary(self.info.source)
             if means.scheduler is None or not means.leave:
                 self._work_off(connected, work, todo, canary, len(todo))
@@ -548,6 +584,11 @@ def import_cluster() -> ModuleType:
             "~/.config/dask, and at the variables that begin with DASK_"
         ) from error
     return cluster
+
+
+def _spread(n_things: int, n_most: int) -> list[int]:
+    """Return the numbers of so many things at most, from all over them."""
+    return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
 
 
 def _outcome(error: BaseException | None) -> tuple[str, str | None]:

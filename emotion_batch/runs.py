@@ -13,12 +13,12 @@ from emotion_batch import ledger, meter, tables
 from emotion_batch.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.bundle import Bundle
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import MENDABLE, Status, UsageError
+from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError
 from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
-from emotion_batch.manifest import Manifest
+from emotion_batch.manifest import Manifest, find_generation
 from emotion_batch.meter import Spent
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
@@ -94,14 +94,15 @@ def extract(
     ledger.check_table(place, info)
     watcher = watcher or Watcher()
     _try_to_write(place)
-    listing, spent = _list(source, suffixes, watcher, may_be_empty=prune and force)
+    listed = _list(source, place, suffixes, watcher, may_be_empty=prune and force)
     with Run(place, info, watcher, means, started) as run:
-        run.freeze(listing, spent, prune=prune)
-        base = listing.folder
+        while not run.freeze(*listed, prune=prune):
+            listed = _list(source, place, suffixes, watcher, may_be_empty=prune and force)
+        base = listed[0].folder
         # Its ten million names are in the manifest now.
-        del listing
+        del listed
         witnesses = run.find_witnesses(base)
-        job = Extraction(place, info, base, limits, witnesses=witnesses)
+        job = Extraction(place, info, base, limits, UNLISTED, witnesses)
         return run.finish(job, Needs(archive=base, recordings=witnesses))
 
 
@@ -184,17 +185,18 @@ def label(
     kept = _features_of(place, info)
     ledger.check_table(*kept)
     _try_to_write(place)
-    listing, spent = _list(origin, suffixes, watcher, may_be_empty=prune and force)
+    listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
     with run:
-        run.freeze(listing, spent, prune=prune)
-        base = listing.folder
+        while not run.freeze(*listed, prune=prune):
+            listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
+        base = listed[0].folder
         # Its ten million names are in the manifest now.
-        del listing
+        del listed
         if kept_at is not None:
             run.keep_features(*kept)
         witnesses = run.find_witnesses(base)
         copy = run.keep_model(bundle)
-        job = Labelling(place, info, copy, Extraction(*kept, base, limits, witnesses=witnesses))
+        job = Labelling(place, info, copy, Extraction(*kept, base, limits, UNLISTED, witnesses))
         return run.finish(job, Needs(archive=base, recordings=witnesses, bundle=copy))
 
 
@@ -322,8 +324,11 @@ def _try_to_write(table: Folder) -> None:
         table.try_to_write(f"{tables.LEDGER}/try-{secrets.token_hex(8)}")
 
 
-def _list(source: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool) -> tuple[Listing, Spent]:
-    """Return the recordings of an archive, and what it took to list them."""
+def _list(
+    source: Folder, table: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool
+) -> tuple[Listing, Spent, int]:
+    """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
+    generation = find_generation(table)
     with meter.metered() as spent, meter.stage("list"):
         listing = list_recordings(
             source.url,
@@ -332,7 +337,7 @@ def _list(source: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_e
             may_be_empty=may_be_empty,
             on_listed=watcher.on_listed,
         )
-    return listing, spent
+    return listing, spent, generation
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:

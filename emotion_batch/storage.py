@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from emotion_batch.buckets import open_bucket
 from emotion_batch.errors import DamagedError, DeniedError, NoBucketError, StorageError, UsageError
 from emotion_batch.retries import is_transient, persistently
-from emotion_batch.stores import FsspecStore, Store, is_signed, open_fsspec
+from emotion_batch.stores import FsspecStore, Mark, Store, is_signed, open_fsspec
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
@@ -242,24 +242,46 @@ class Folder:
         if is_durable:
             fsync_folder(os.path.dirname(path))
 
-    def publish_first(self, name: str, data: bytes) -> bool:
-        """Publish `data` as `name` unless that is there; return whether it was not.
+    def find_mark(self, name: str) -> Mark | None:
+        """Return what tells the file `name` from others that had or will have that name; None if there is none."""
+        store, path = self.store(name)
+        return persistently(lambda: store.find_mark(path))
 
-        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match and its like in
-        a bucket. Where a filesystem has neither, two in the same instant may both.
+    def publish_first(
+        self, name: str, data: bytes, over: Mark | None = None, is_due: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Publish `data` as `name` unless that is there, or is there as `over`; return whether it was published.
+
+        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and
+        their like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant
+        may both.
+
+        Parameters
+        ----------
+        name, data
+            Where to, and what to write.
+        over
+            Mark of a file to replace.
+        is_due
+            Asked directly before; if it says no, nothing is published.
         """
         store, path = self.store(name)
         if not self.is_local:
-            return self._put_first(store, path, data)
+            return is_due() and self._put_first(store, path, data, over)
         with _temporary(path, data, is_durable=True) as temporary:
+            if not is_due() or store.find_mark(path) != over:
+                return False
             try:
-                os.link(temporary, path)
+                if over is None:
+                    os.link(temporary, path)
             except FileExistsError:
                 return False
             except OSError:
                 # exFAT, some shares: no links.
                 if os.path.exists(path):
                     return False
+                over = {}
+            if over is not None:
                 os.replace(temporary, path)
         fsync_folder(os.path.dirname(path))
         return True
@@ -270,14 +292,14 @@ class Folder:
             self.publish(name, b"")
             self.delete(name)
 
-    def _put_first(self, store: Store, path: str, data: bytes) -> bool:
+    def _put_first(self, store: Store, path: str, data: bytes, over: Mark | None) -> bool:
         """Put an object unless it is there; an answer that was lost on its way is no other's object."""
         n_tries = 0
 
         def put() -> bool:
             nonlocal n_tries
             n_tries += 1
-            is_first = store.put_first(path, data)
+            is_first = store.put_first(path, data, over)
             return is_first or (n_tries > 1 and store.get(path).data == data)
 
         return persistently(put)

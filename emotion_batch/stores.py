@@ -20,7 +20,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from emotion_batch.errors import ChangedError, DeniedError, StorageError, StoreError
-from emotion_batch.retries import find_status_code, is_transient
+from emotion_batch.retries import find_status_code, is_transient, persistently
 
 T = TypeVar("T")
 DENIED_CODES = {401, 403}
@@ -47,6 +47,10 @@ EXTRAS = {
 }
 _BATCH = 4_096
 _S3FS_CHUNK_BYTES = 50 * 2**20
+# What answers in a store's place (a proxy, a page to log in) does so with 200 too, and is asked again.
+STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in; see to the network, and run the same command again"
+# What clients raise of it.
+_STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
 _ETAGS = ("md5Hash", "ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
 LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
@@ -58,6 +62,10 @@ class Blob(NamedTuple):
     data: bytes
     size: int
     version: str | None
+
+
+# What tells an object, or a file, from others that had or will have its name; as its store has it.
+Mark = Mapping[str, str]
 
 
 class Ahead(Protocol):
@@ -95,8 +103,11 @@ class Store(Protocol):
     def put(self, path: str, data: bytes) -> None:
         """Write an object, whole or not at all, in one request."""
 
-    def put_first(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there, and return whether it was not."""
+    def find_mark(self, path: str) -> Mark | None:
+        """Return what changes when other bytes are written under a name; None if there is no object."""
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object unless there is one, but for that with the mark `over`; return whether it was written."""
 
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""
@@ -140,7 +151,9 @@ class FsspecStore:
         self._filesystem = filesystem
         self._options = options
         self._is_local = isinstance(filesystem, LocalFileSystem)
-        self._is_s3 = "s3" in filesystem.protocol
+        protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else {*filesystem.protocol}
+        self._is_s3 = "s3" in protocols
+        self._has_versions = bool(protocols & EXTRAS.keys())
 
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
         """Return bytes of an object, in two requests where it is not read whole, for the size is needed."""
@@ -158,6 +171,8 @@ class FsspecStore:
             b"" if start >= stop else bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
         )
         # Web servers that know no ranges send all of it.
+        if len(data) not in (max(0, stop - start), size):
+            raise StoreError(STRANGE, is_transient=True)
         return Blob(data if len(data) <= stop - start else data[start:stop], size, found)
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
@@ -167,16 +182,29 @@ class FsspecStore:
         size, _ = self._info(path)
         return self.get(path) if size is None else self.get(path, max(0, size - n_bytes), size)
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write an object by the filesystem's own put of bytes, which is one request."""
+    def put(self, path: str, data: bytes, **how: str) -> None:
+        """Write an object by the filesystem's own put of bytes, which is one request; `how` is what that takes."""
         # s3fs cuts what is larger than two of its chunks, and leaves the pieces where it is killed.
         whole = {"chunksize": len(data)} if len(data) > _S3FS_CHUNK_BYTES and self._is_s3 else {}
-        self._call(lambda: self._filesystem.pipe_file(path, data, **whole))
+        self._call(lambda: self._filesystem.pipe_file(path, data, **whole, **how))
 
-    def put_first(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there; where the filesystem cannot say so, two in the same instant may both."""
+    def find_mark(self, path: str) -> Mark | None:
+        """Return what the filesystem says of an object beside its name."""
         try:
-            self._call(lambda: self._filesystem.pipe_file(path, data, mode="create"))
+            info = self._call(lambda: self._look(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return {name: str(info[name]) for name in (*_ETAGS, *_TIMES, "size", "ino") if name in info}
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object as is promised; where the filesystem cannot say so, two in the same instant may both."""
+        if over is not None:
+            if self.find_mark(path) != over:
+                return False
+            self.put(path, data)
+            return True
+        try:
+            self.put(path, data, mode="create")
         except (FileExistsError, StoreError) as error:
             if isinstance(error, StoreError) and error.code not in EXISTS_CODES:
                 raise
@@ -208,7 +236,7 @@ class FsspecStore:
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a folder; fsspec holds all their names at once."""
         self._forget()
-        found = self._call(lambda: self._filesystem.find(path, detail=True))
+        found = persistently(lambda: self._call(lambda: self._filesystem.find(path, detail=True)))
         root = f"{path.rstrip('/')}/"
         files = iter(found.items())
         while some := list(islice(files, _BATCH)):
@@ -241,7 +269,11 @@ class FsspecStore:
             # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
             return None, None
         # Of times, listings and heads say different things.
-        return info.get("size"), find_version({name: info[name] for name in _ETAGS if name in info})
+        version = find_version({name: info[name] for name in _ETAGS if name in info})
+        is_strange = version is None and self._has_versions and info.get("type") != "directory"
+        if is_strange or str(info.get("mimetype")).startswith("text/html"):
+            raise StoreError(STRANGE, is_transient=True)
+        return info.get("size"), version
 
     def _call(self, function: Callable[[], T]) -> T:
         """Call the client; what it raises becomes an OSError without secrets."""
@@ -265,6 +297,8 @@ class FsspecStore:
             return DeniedError(
                 errno.EACCES, f"{said}; credentials are what fsspec's client finds, and --storage-options"
             )
+        if type(error).__name__ in _STRANGE_NAMES:
+            return StoreError(STRANGE, is_transient=True)
         return StoreError(said, is_transient=is_transient(error), code=code)
 
 

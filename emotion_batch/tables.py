@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -466,7 +466,14 @@ def _refusal(table: Folder, difference: str) -> UsageError:
     return UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
 
 
-def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: pa.Table) -> Counts:
+def publish_part(
+    table: Folder,
+    info: TableInfo,
+    shard: int,
+    digest: str,
+    rows: pa.Table,
+    publish: Callable[[str, bytes], object] | None = None,
+) -> Counts:
     """Write a shard's rows as its part, whole or not at all, and return their counts.
 
     Parameters
@@ -481,6 +488,8 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
         Of the manifest entries that `rows` were made from.
     rows
         Of the schema of `info`.
+    publish
+        Publishes what it is given as a name of the table; by default `Folder.publish`.
     """
     counts = Counts.of(rows)
     about = {
@@ -508,7 +517,7 @@ def publish_part(table: Folder, info: TableInfo, shard: int, digest: str, rows: 
         data[at : at + 64] = _digest(data[:start])
         data[at + 64 : at + 128] = _digest(data[start:])
     with explained(f"table {table.url}"), stage("write"):
-        table.publish(part_name(shard), sink.getvalue())
+        (publish or table.publish)(part_name(shard), sink.getvalue())
     return counts
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from emotion_batch.errors import StoreError
 from emotion_batch.retries import TRANSIENT_CODES
-from emotion_batch.stores import Blob, plain_version
+from emotion_batch.stores import STRANGE, Blob, plain_version
 
 # As the client of buckets has them: a stalled answer is given up long before a deadline.
 _CONNECT_TIMEOUT_S, _STALLED_S = 5, 20
@@ -190,5 +190,6 @@ def _understood(code: int, headers: bytes, data: bytes) -> Blob | StoreError:
         size = len(data) if values.get(b"content-length") == b"%d" % len(data) else None
     if size is None:
         return StoreError("an answer that does not say which part of how much it is", code=code)
-    version = values.get(b"etag")
-    return Blob(data, size, plain_version(version.decode("latin-1")) if version else None)
+    if not (version := values.get(b"etag")):
+        return StoreError(STRANGE, is_transient=True, code=code)
+    return Blob(data, size, plain_version(version.decode("latin-1")))

@@ -8,13 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 
+import pyarrow as pa
+
 from emotion_batch import lease, meter, tables
 from emotion_batch.errors import CancelledError, UnfitWorkerError
 from emotion_batch.extraction import Extraction, Receipt, Task
 from emotion_batch.labelling import Labelling
-from emotion_batch.manifest import Manifest
+from emotion_batch.manifest import Manifest, has_generation
 from emotion_batch.preflight import find_other_version
 from emotion_batch.storage import Folder, explained, unseal
+from emotion_batch.stores import Mark
 from emotion_batch.tables import Counts, Footer, PartError, TableInfo
 
 
@@ -32,12 +35,15 @@ class Work:
         The tables that the job writes parts of, that one last whose shards these are.
     versions
         What a worker must have, for workers join that were not there at the preflight; None where all are this machine's.
+    generation
+        Of the manifest, when the shards were handed out.
     """
 
     job: Extraction | Labelling
     run_id: str
     places: tuple[tuple[Folder, TableInfo], ...]
     versions: tuple[tuple[str, str], ...] | None = None
+    generation: int = 0
 
     @property
     def table(self) -> Folder:
@@ -56,12 +62,18 @@ class Work:
         """
         if self.versions is not None and (lack := _find_lack(self.versions)) is not None:
             raise UnfitWorkerError(lack)
-        # Both at once, for a table may be far.
-        with ThreadPoolExecutor(1) as pool:
+        # All at once, for a table may be far.
+        with ThreadPoolExecutor(2) as pool:
             take_done = meter.submit(pool, partial(self._read_done, task))
+            take_marks = meter.submit(pool, partial(self._find_marks, task.shard))
             self.refuse_if_cancelled()
-            found = take_done()
-        return Receipt(found) if found is not None else self.job.do_shard(task, self.run_id)
+            found, marks = take_done(), take_marks()
+        if found is not None:
+            return Receipt(found)
+        try:
+            return self.job.do_shard(task, self.run_id, partial(self._publish, task, marks))
+        except _LateError as error:
+            return Receipt(error.counts)
 
     def refuse_if_cancelled(self) -> None:
         """Raise CancelledError if somebody has cancelled the run."""
@@ -100,6 +112,75 @@ class Work:
                 newest = Manifest(self.table).shards.get(task.shard)
                 is_done = newest is not None and digests == {newest.digest}
         return footers[-1].counts if is_done else None
+
+    def _find_marks(self, shard: int) -> dict[str, Mark | None]:
+        """Return the marks of a shard's parts as they are before anything is read for new ones, by the URL of their table."""
+        with explained(f"table {self.table.url}"):
+            return {place.url: place.find_mark(tables.part_name(shard)) for place, _ in self.places}
+
+    def _publish(
+        self,
+        task: Task,
+        marks: Mapping[str, Mark | None],
+        table: Folder,
+        info: TableInfo,
+        shard: int,
+        digest: str,
+        rows: pa.Table,
+    ) -> Counts:
+        """Publish a part, unless the worker stood still and others went further; return what the part then holds.
+
+        If the manifest has other entries of the shard by now, these rows are of no use; and if a part was made of the same
+        entries meanwhile, that may be a later try.
+
+        Raises
+        ------
+        _LateError
+            If the shard's own part is left as it is.
+        """
+        late: list[Counts] = []
+
+        def publish(name: str, data: bytes) -> None:
+            mark = marks[table.url]
+            while not table.publish_first(name, data, mark, lambda: self._find_newest(table, task) == digest):
+                newest, before, mark = self._find_newest(table, task), mark, table.find_mark(name)
+                if (newest, mark) == (digest, before):
+                    # A store that does not compare with what it says itself, such as behind a gateway with weak ETags.
+                    table.publish(name, data)
+                    return
+                try:
+                    footer = tables.read_footer(table, info, name)
+                except PartError:
+                    footer = None
+                if footer is not None and (footer.shard, footer.digest) == (shard, newest):
+                    late.append(footer.counts)
+                elif newest != digest:
+                    late.append(Counts())
+                if late:
+                    return
+
+        counts = tables.publish_part(table, info, shard, digest, rows, publish)
+        if late and table.url == self.table.url:
+            raise _LateError(late[0])
+        return late[0] if late else counts
+
+    def _find_newest(self, table: Folder, task: Task) -> str | None:
+        """Return the digest of a shard's newest entries; None if it was pruned."""
+        if not has_generation(table, self.generation + 1):
+            return task.entry.digest
+        newer = Manifest(table, self.generation)
+        if not newer.is_rebuilt and not any(shard == task.shard for shard, _ in newer.history):
+            return task.entry.digest
+        entry = newer.shards.get(task.shard)
+        return None if entry is None else entry.digest
+
+
+class _LateError(Exception):
+    """Others have published a shard's part meanwhile; `counts` is what it holds, nothing if the shard is none any more."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__("a part was published by others meanwhile")
+        self.counts = counts
 
 
 @cache

@@ -306,6 +306,8 @@ class Proxy:
         Words that stand in the first line of requests to be answered by 403.
     n_granted
         How many of these are passed on before.
+    instead
+        Gives of a request's lines, and the answer's lines and body, what is answered; None for the answer itself.
     """
 
     def __init__(
@@ -333,6 +335,7 @@ class Proxy:
         self.n_connections = self.n_requests = self.n_failed = self.n_bytes = 0
         self.refused: tuple[bytes, ...] = ()
         self.n_granted = 0
+        self.instead: Callable[[bytes, bytes, bytes], tuple[bytes, bytes] | None] | None = None
 
     def __enter__(self) -> Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -390,6 +393,8 @@ class Proxy:
         server.sendall(head + body)
         answer = _read_head(answered)
         content = b"" if head.startswith(b"HEAD ") else _read_body(answer, answered, is_answer=True)
+        if self.instead is not None:
+            answer, content = self.instead(head, answer, content) or (answer, content)
         with self._lock:
             self.n_bytes += len(content)
         if fault == "cut":
@@ -397,6 +402,45 @@ class Proxy:
             return bool(not content)
         client.sendall(answer + content)
         return b"connection: close" not in answer.lower()
+
+
+class Portal:
+    """Answers some requests, in a proxy, with a page to log in under 200, as networks do that want a login.
+
+    Parameters
+    ----------
+    share
+        Share of the requests.
+    kinds
+        Methods of these requests.
+    headers
+        Lines that the page has beside its type and length.
+    is_strict
+        Whether the page is well-formed XML as well.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        kinds: tuple[bytes, ...] = (b"GET", b"HEAD"),
+        headers: bytes = b"",
+        *,
+        is_strict: bool = False,
+    ) -> None:
+        self._random = random.Random(0)  # noqa: S311 which requests, again and again the same
+        self._share, self._kinds = share, kinds
+        open_tag = b"" if is_strict else b"<meta charset=utf-8>"
+        self._page = b"<!DOCTYPE html>\n<html><head>%s<title>Log in</title></head><body></body></html>" % open_tag
+        self._lines = b"Content-Type: text/html\r\nContent-Length: %d\r\n%s\r\n" % (len(self._page), headers)
+        self.n_answered = 0
+
+    def __call__(self, head: bytes, answer: bytes, content: bytes) -> tuple[bytes, bytes] | None:
+        """Return the page, or None for what the server has answered."""
+        kind = head.split(b" ")[0]
+        if kind not in self._kinds or self._random.random() >= self._share:
+            return None
+        self.n_answered += 1
+        return b"HTTP/1.1 200 OK\r\n" + self._lines, b"" if kind == b"HEAD" else self._page
 
 
 def _read_head(stream: Any) -> bytes:

@@ -424,6 +424,32 @@ def test_every_recording_failed_is_exit_code_1(tmp_path: Path, cluster: ShellClu
         assert reason in done.err, command
 
 
+def test_recordings_that_may_not_be_read_are_a_refusal(tmp_path: Path) -> None:
+    """An archive none of whose recordings may be read is exit code 2 and no table of rows; if one may be, each has its row."""
+    archive, table = tmp_path / "archive", tmp_path / "table"
+    archive.mkdir()
+    for number in range(70):
+        soundfile.write(archive / f"{number:02d}.wav", tone(1.0, 8_000), 8_000)
+        (archive / f"{number:02d}.wav").chmod(0)
+    # Root may read everything, unless this is taken from it.
+    rights = ("-dac_override", "-dac_read_search")
+    as_others = ["setpriv", f"--bounding-set={','.join(rights)}"] if os.geteuid() == 0 else []
+    command = [*as_others, sys.executable, "-P", "-m", "emotion_batch", "extract", archive, table, "--workers", "1"]
+
+    def run() -> tuple[int, str]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+        return done.returncode, done.stderr
+
+    code, said = run()
+    assert code == 2, said
+    assert "archive: expected the right to use it, got permission denied for " in one_sentence(said)
+    assert not list(table.glob("*.parquet"))
+    (archive / "68.wav").chmod(0o400)
+    code, said = run()
+    assert code == 0, said
+    assert emotion_batch.status(table).counts.by_status == {"ok": 1, "unreadable": 69}
+
+
 def test_the_canary_hears_labels_that_are_all_alike(bundle: Path, tmp_path: Path) -> None:
     """An archive in which every recording gets one label stops, for a model or its input is likely wrong."""
     archive = tmp_path / "archive"

@@ -15,12 +15,17 @@ from conftest import ShellCluster, run_command, running, tone, wait_for_parts
 
 import emotion_batch
 from emotion_batch import ledger, tables
+from emotion_batch.bundle import require_safe
 from emotion_batch.errors import ClusterError, IncompleteError, UsageError
+from emotion_batch.extraction import Extraction
+from emotion_batch.labelling import Labelling
 from emotion_batch.lease import Lease
+from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
 from emotion_batch.summary import Progress, Summary, Watcher
-from emotion_batch.tables import TableInfo
+from emotion_batch.tables import Counts, TableInfo
+from emotion_batch.work import Work, make_tasks
 
 N_RECORDINGS = 240
 
@@ -118,6 +123,84 @@ def test_a_second_run_with_more_to_do_is_not_undone(
     assert first.counts.n_recordings == later[0].counts.n_recordings == fresh.counts.n_recordings + (not prune)
     found = [row for row in rows(table) if prune or row["file"] != "101.wav"]
     assert found == rows(tmp_path / "fresh")
+
+
+def test_a_listing_that_is_older_than_the_manifest_is_made_again(
+    archive: Path, tmp_path: Path, at: dict[str, Any]
+) -> None:
+    """A driver that stood still while it listed freezes nothing older than what another run has frozen meanwhile."""
+    table = tmp_path / "table"
+    emotion_batch.extract(archive, table, **at)
+    later: list[Summary] = []
+
+    def change_and_run(_: int) -> None:
+        # The first recording was looked at by now.
+        if not later:
+            later.append(Summary(""))
+            soundfile.write(archive / "000.wav", tone(1.2, 8_000, hertz=50), 8_000)
+            soundfile.write(archive / "000 new.wav", tone(1.2, 8_000, hertz=60), 8_000)
+            later[0] = emotion_batch.extract(archive, table, **at)
+
+    late = emotion_batch.extract(archive, table, prune=True, watcher=Watcher(on_listed=change_and_run), **at)
+    assert later[0].counts == late.counts
+    assert (late.n_pruned, late.counts.by_status) == (0, {"ok": N_RECORDINGS + 1})
+    assert emotion_batch.verify(table, deep=True).is_whole
+
+
+@pytest.mark.parametrize("how", ["extract", "label and keep"])
+def test_what_is_again_as_it_was_listed_is_done_again(
+    archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any], how: str
+) -> None:
+    """What was touched or away when it was to be read, and is there again as it was, is done by the same command."""
+    table, kept = Folder.of(tmp_path / "table"), tmp_path / "kept"
+
+    def run(**options: Any) -> Summary:
+        if how == "extract":
+            return emotion_batch.extract(archive, table.url, **{**at, **options})
+        return emotion_batch.label(archive, table.url, model=bundle, keep_features=kept, **{**at, **options})
+
+    link, touched, away, gone, touched_and_gone = (
+        archive / f"{name}.wav" for name in ("link", "003", "100", "101", "200")
+    )
+    link.symlink_to("nowhere")
+    with pytest.raises(ClusterError):
+        run(scheduler="tcp://127.0.0.1:9")
+    # What its workers would have made of it a moment later.
+    times = touched.stat()
+    touched.touch()
+    touched_and_gone.touch()
+    away.rename(tmp_path / "away.wav")
+    gone.unlink()
+    info = tables.find(table)
+    assert info is not None
+    manifest = Manifest(table)
+    places = [(table, info)]
+    job: Extraction | Labelling = Extraction(*places[0], Folder.of(archive))
+    if how != "extract":
+        places.insert(
+            0, (Folder.of(kept), TableInfo(tables.FEATURES, info.source, info.feature_settings, info.segments))
+        )
+        job = Labelling(
+            table, info, require_safe(table.folder("_table/model")), Extraction(*places[0], Folder.of(archive))
+        )
+    work = Work(job, "run", tuple(places), None, manifest.generation)
+    made = sum((work(task).counts for task in make_tasks(manifest, manifest.shards, {})), Counts())
+    assert made.by_status == {"changed": 2, "ok": N_RECORDINGS - 4, "vanished": 3}
+    for path in archive.glob("???.wav"):
+        if path not in (touched, touched_and_gone):
+            spoil(path)
+    os.utime(touched, ns=(times.st_atime_ns, times.st_mtime_ns))
+    touched_and_gone.unlink()
+    (tmp_path / "away.wav").rename(away)
+    summary = run()
+    assert (summary.n_changed, summary.n_gone) == (0, 2)
+    assert summary.counts.by_status == {"ok": N_RECORDINGS - 2, "vanished": 3}
+    assert 3 <= summary.n_decoded <= 5
+    # What is gone stays, and a link that leads nowhere is not tried every night.
+    assert run().n_shards_done == 0
+    if how != "extract":
+        assert emotion_batch.status(kept).counts.by_status == summary.counts.by_status
+    assert emotion_batch.verify(table.url, deep=True).is_whole
 
 
 def test_kept_features_and_labels_are_tried_again_together(tmp_path: Path, bundle: Path, cluster: ShellCluster) -> None:

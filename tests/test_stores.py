@@ -16,7 +16,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Proxy, write_certificate
+from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Portal, Proxy, write_certificate
 
 from emotion_batch import buckets, listing, meter, retries, stores
 from emotion_batch.buckets import BucketStore
@@ -82,11 +82,15 @@ def test_a_store_keeps_its_promises(place: tuple[Store, str]) -> None:
     assert store.put_first(f"{root}/first", b"1")
     assert not store.put_first(f"{root}/first", b"2")
     assert store.get(f"{root}/first").data == b"1"
-    store.put(f"{root}/first", b"over")
+    mark = store.find_mark(f"{root}/first")
+    assert store.put_first(f"{root}/first", b"over", mark)
+    assert not store.put_first(f"{root}/first", b"again", mark)
     assert store.get(f"{root}/first").data == b"over"
     assert [store.find_kind(f"{root}{name}") for name in ("/a.bin", "", "/nothing")] == ["file", "folder", None]
     store.delete(f"{root}/first")
     store.delete(f"{root}/first")
+    assert store.find_mark(f"{root}/first") is None
+    assert not store.put_first(f"{root}/first", b"again", mark)
     for read in (store.get, lambda path: store.get(path, 0, 5), lambda path: store.get_end(path, 5)):
         with pytest.raises(FileNotFoundError):
             read(f"{root}/first")
@@ -346,6 +350,51 @@ def test_a_listing_goes_on_where_it_broke(s3: Bucket, monkeypatch: pytest.Monkey
     assert spent.n_retries > 0
     # Folder by folder, and in the order of their names.
     assert [name for name in listed if "/" in name] == sorted(names, key=str.encode)
+
+
+@pytest.mark.parametrize(
+    ("where", "spoilt"), [("s3", "cut"), ("s3", "page"), ("s3", "strict page"), ("gcs", "cut"), ("gcs", "page")]
+)
+def test_half_a_listing_is_none(
+    where: str, spoilt: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that is cut in half under 200, or a page to log in that comes in its place, is asked for again."""
+    bucket: Bucket = request.getfixturevalue(where)
+    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(listing, "PAGE", 20)
+    names = [f"{number:03d}.wav" for number in range(50)]
+    bucket.write({f"halves/{name}": b"1" for name in names})
+    portal = Portal(0.4, is_strict=spoilt == "strict page")
+
+    def cut(_: bytes, answer: bytes, content: bytes) -> tuple[bytes, bytes] | None:
+        if portal(b"GET ", answer, content) is None:
+            return None
+        whole = b"".join(content.split(b"\r\n")[1::2]) if b"chunked" in answer.lower() else content
+        lines = [line for line in answer.split(b"\r\n") if not line.lower().startswith((b"content-l", b"transfer-e"))]
+        half = whole[: len(whole) // 2]
+        return b"\r\n".join([*lines[:-2], b"Content-Length: %d" % len(half), b"", b""]), half
+
+    for _ in range(5):
+        with Proxy(bucket.endpoint) as proxy:
+            proxy.instead = cut if spoilt == "cut" else portal
+            folder = Folder.of(f"{bucket.url}/halves", bucket.through(proxy))
+            assert [name for page in folder.walk() for name in page["name"].to_pylist()] == names
+            if spoilt != "strict page":
+                assert folder.names() == names
+    assert portal.n_answered > 1
+
+
+def test_what_was_not_written_is_written_again(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page to log in that answers a put does not pass for its success."""
+    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
+    with Proxy(s3.endpoint) as proxy:
+        proxy.instead = portal = Portal(0.5, (b"PUT",))
+        folder = Folder.of(f"{s3.url}/written", s3.through(proxy))
+        for number in range(6):
+            folder.publish(f"{number}", b"1")
+            assert folder.publish_first(f"first {number}", b"1")
+    assert len(s3.read("written")) == 12
+    assert portal.n_answered > 1
 
 
 def test_names_that_obstore_refuses_are_fsspecs(s3: Bucket) -> None:

@@ -148,7 +148,9 @@ class Cluster:
                     f"worker {worker}: expected {package} {version}, got none ({_said(found)}); install it there"
                 )
             if found != version:
-                raise ClusterError(f"worker {worker}: expected {package} {version}, got {found}; install the same")
+                raise ClusterError(
+                    f"worker {worker}: expected {package} {version}, got {found}; install the same, and start the worker again"
+                )
         for worker, lack in self._ask(probe).items():
             if lack is not None:
                 raise ClusterError(f"worker {worker}: {_said(lack) if isinstance(lack, BaseException) else lack}")
@@ -277,7 +279,8 @@ class Cluster:
         if there and there.keys() <= self._unfit.keys():
             worker = next(iter(there))
             raise IncompleteError(
-                f"cluster: expected workers that can do the work, got none: {worker}: {self._unfit[worker]}"
+                f"cluster: expected workers that can do the work, got none: {worker}: {self._unfit[worker]}; then run the same "
+                "command again, it goes on from there"
             )
         if not there:
             raise IncompleteError(

@@ -363,10 +363,9 @@ class Run:
         with self._connected(min(means.workers or count_cores(), len(todo))) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
-            versions = None
             if means.scheduler is not None:
                 self._preflight(connected, needs)
-                versions = tuple(preflight.read_versions(needs.bundle is not None).items())
+            versions = tuple(preflight.read_versions(needs.bundle is not None).items())
             work = Work(job, self.id, tuple(self._places(job)), versions)
             canary = None if means.force else Canary(self.info.source)
             if means.scheduler is None or not means.leave:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
-from conftest import ROOT, Finished, ShellCluster, run_command, shell_cluster
+import pytest
+from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
 
 from emotion_batch import cluster as cluster_module
+from emotion_batch import process
 from emotion_batch.errors import StorageError
 
 
 def table(folder: Path) -> pa.Table:
-    return pyarrow.dataset.dataset(folder).to_table().sort_by("file").replace_schema_metadata(None)
+    return (
+        pyarrow.dataset.dataset(folder)
+        .to_table()
+        .sort_by([("file", "ascending"), ("start_s", "ascending")])
+        .replace_schema_metadata(None)
+    )
 
 
 def job(name: str, *arguments: object) -> Finished:
@@ -151,6 +162,91 @@ def test_a_worker_without_the_package_is_named(speech: Path, tmp_path: Path) -> 
             worker.wait(20)
     assert "expected emotion-batch" in sentence
     assert "install it there" in sentence
+
+
+def copy_package(folder: Path, *changed: str) -> dict[str, str]:
+    """Copy the package with other dynamic ranges of its features, and return what makes a process import the copy."""
+    shutil.copytree(ROOT / "emotion_batch", folder / "emotion_batch", ignore=shutil.ignore_patterns("__pycache__"))
+    module = folder / "emotion_batch" / "mfcc.py"
+    for text in changed:
+        code = module.read_text()
+        assert text in code
+        module.write_text(code.replace(text, text.replace("8", "4")))
+    return {"PYTHONPATH": os.fspath(folder)}
+
+
+def test_a_worker_with_other_code_of_the_same_version_does_no_row(speech: Path, features: Path, tmp_path: Path) -> None:
+    """Whether it is there at the start or joins later, a worker whose package differs in one constant is named and does nothing."""
+    folder = tmp_path / "table"
+    environment = copy_package(tmp_path / "other", "_RANGE_DB = 80.0")
+    with shell_cluster(tmp_path / "cluster", 0) as cluster:
+        good = cluster.add_worker("--nthreads", "1", "--no-nanny")
+        with running("extract", speech, folder, "--scheduler", cluster.address) as command:
+            wait_for_parts(folder, 1, command)
+            # Until the other one is there, however slow the machine.
+            good.send_signal(signal.SIGSTOP)
+            try:
+                cluster.add_worker("--nthreads", "1", "--no-nanny", environment=environment)
+            finally:
+                good.send_signal(signal.SIGCONT)
+            _, said = command.communicate(timeout=120)
+        assert command.returncode == 0, said
+        assert b"expected emotion-batch source" in said
+        assert b"others do its share" in said
+        sentence = refused(cluster, "extract", speech, tmp_path / "another")
+    assert "expected emotion-batch source" in sentence
+    assert table(folder).equals(table(features))
+
+
+def test_a_copy_of_the_package_has_the_same_source_wherever_it_is(tmp_path: Path) -> None:
+    """Installed, in a checkout or zipped the digest is the same; compiled files do not count, and every constant does."""
+    copy_package(tmp_path / "same")
+    copy_package(tmp_path / "other", "_RANGE_DB = 80.0")
+    shutil.make_archive(os.fspath(tmp_path / "zipped"), "zip", tmp_path / "same")
+    (tmp_path / "same" / "emotion_batch" / "__pycache__").mkdir()
+    (tmp_path / "same" / "emotion_batch" / "__pycache__" / "mfcc.cpython-311.pyc").write_bytes(b"compiled")
+    found = []
+    for place in ("same", "zipped.zip", "other"):
+        done = run_command(
+            program=("-P", "-c", "from emotion_batch import process; print(process.__file__, process.SOURCE)"),
+            environment={"PYTHONPATH": os.fspath(tmp_path / place)},
+        )
+        path, digest = done.out.split()
+        assert path.startswith(os.fspath(tmp_path / place))
+        found.append(digest)
+    assert found[:2] == [process.SOURCE] * 2
+    assert found[2] != process.SOURCE
+
+
+@pytest.mark.torture
+def test_a_package_that_is_upgraded_under_a_local_run_mixes_no_rows(speech: Path, tmp_path: Path) -> None:
+    """A worker that is started again finds other code and does nothing with it; the run says so and ends."""
+    environment = copy_package(tmp_path / "package")
+    with running(
+        "extract",
+        speech,
+        tmp_path / "table",
+        "--window",
+        "1",
+        "--hop",
+        "0.05",
+        "--workers",
+        "1",
+        environment=environment,
+    ) as command:
+        wait_for_parts(tmp_path / "table", 1, command)
+        module = tmp_path / "package" / "emotion_batch" / "mfcc.py"
+        module.write_text(module.read_text().replace("_RANGE_DB = 80.0", "_RANGE_DB = 40.0"))
+        (worker,) = [
+            one for one in psutil.Process(command.pid).children(recursive=True) if "spawn_main" in str(one.cmdline())
+        ]
+        worker.kill()
+        _, said = command.communicate(timeout=120)
+    assert command.returncode == 1
+    assert b"expected emotion-batch source" in said.splitlines()[-1]
+    found = table(tmp_path / "table")
+    assert run_command("extract", speech, tmp_path / "alone", "--window", "1", "--hop", "0.05").code == 0
+    assert found.equals(table(tmp_path / "alone").filter(pc.is_in(pc.field("file"), found["file"])))
 
 
 def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 # malloc.h of glibc; 32 MiB is the most that M_MMAP_THRESHOLD takes on all of its versions.
@@ -63,6 +64,13 @@ def keep_heap() -> bool:
     return mallopt is not None and bool(
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     )
+
+
+def give_back_memory() -> None:
+    """Give the system back what this process has freed and kept."""
+    pa.default_memory_pool().release_unused()
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def die_with_parent() -> None:

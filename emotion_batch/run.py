@@ -30,6 +30,7 @@ from emotion_batch.errors import (
     Status,
     StorageError,
     UsageError,
+    find_shortage,
 )
 from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
@@ -426,7 +427,9 @@ class Run:
                 # A full disk is full for every shard: the rest of the night would be decoded for nothing.
                 raise IncompleteError(f"{outcome}; what is finished stays, and the same command goes on") from outcome
             if isinstance(outcome, BaseException):
-                failures.append(f"shard {task.shard}: {type(outcome).__name__}: {outcome}")
+                shortage = find_shortage(outcome)
+                reason = f"its worker had not enough {shortage}" if shortage else f"{type(outcome).__name__}: {outcome}"
+                failures.append(f"shard {task.shard}: {reason}")
                 continue
             n_done_here += task.entry.n_recordings
             self.summary.add(outcome)

@@ -273,11 +273,12 @@ class Cluster:
         tasks
             The shards' numbers, in the order in which to begin them.
         """
+        # The watches first, because a worker that Dask pauses over its first shards begins nothing more.
+        for number, watch in enumerate(watches):
+            _set_watch(self._client, watch, work.do, (number, len(watches)))
         total = _bag(partial(_settle, work.do), tasks).reduction(work.gather, work.merge, split_every=_SPLIT_EVERY)
         # The scheduler keeps what was fired and forgotten until it is done, whoever leaves.
         fire_and_forget(self._client.compute(total.apply(work.close)))
-        for number, watch in enumerate(watches):
-            _set_watch(self._client, watch, work.do, (number, len(watches)))
 
     def _hear_of_unfit(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take in that a worker cannot do the work, from the client's own thread."""
@@ -632,7 +633,9 @@ def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object],
     share = sorted(client.processing())[number::n_watches]
     key = f"{_WATCH_KEY}{secrets.token_hex(8)}"
     fire_and_forget(
-        client.submit(_watch, watch, do, place, key=key, workers=share or None, allow_other_workers=bool(share))
+        client.submit(
+            _watch, watch, do, place, key=key, workers=share or None, allow_other_workers=bool(share), priority=1
+        )
     )
 
 

@@ -318,6 +318,25 @@ def test_a_paused_worker_is_started_again_or_ends_the_run(
                 list(connected.run(do, list(range(8))))
 
 
+@pytest.mark.torture
+@pytest.mark.tess
+@pytest.mark.parametrize("command", [("extract",), ("submit", "extract", "--force")], ids=["driver", "submitted"])
+def test_eight_threads_with_little_memory_make_the_whole_table(
+    tess: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Real recordings, a worker that Dask pauses again and again: the run ends with the rows of an undisturbed one."""
+    folder = tmp_path / "table"
+    with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "8", "--memory-limit", "300MB") as shell:
+        done = run_command(*command, tess, folder, "--scheduler", shell.address)
+        assert done.code == 0, done.err
+        deadline = time.monotonic() + 240
+        while not list((folder / "_table" / "runs").glob("*.json")):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    assert run_command("extract", tess, tmp_path / "alone").code == 0
+    assert table(folder).equals(table(tmp_path / "alone"))
+
+
 def test_a_worker_that_ends_while_it_is_tried_is_no_traceback(tmp_path: Path) -> None:
     """If others are there they do its share; the last one's end is a sentence, and so is the scheduler's."""
     flag = os.fspath(tmp_path / "killed")

@@ -26,7 +26,7 @@ from emotion_batch.endings import (
     format_summary,
     format_verification,
 )
-from emotion_batch.errors import EmotionBatchError, OutputError, UsageError
+from emotion_batch.errors import EmotionBatchError, OutputError, UsageError, find_shortage
 from emotion_batch.judgements import format_card, format_evaluation
 from emotion_batch.results import command as shell
 
@@ -87,7 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said.error(said.how_far())
             return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.args[0])
         except Exception as error:
-            said.error(f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report")
+            shortage = find_shortage(error)
+            said.error(
+                f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report"
+                if shortage is None
+                else f"this machine: expected enough {shortage}, got {str(error) or type(error).__name__}; end other programs, or "
+                "raise the limit (`ulimit -a` shows it), then run the same command again"
+            )
             return 1
         finally:
             said.end_line()

@@ -30,12 +30,14 @@ from distributed import (
     get_worker,
     secede,
 )
+from distributed.client import FutureCancelledError
 from distributed.comm.addressing import parse_address
 from distributed.comm.core import CommClosedError
 from distributed.comm.registry import get_backend
 
+from emotion_batch import process
 from emotion_batch.connection import Scheduler
-from emotion_batch.errors import ClusterError, IncompleteError, UnfitWorkerError
+from emotion_batch.errors import ClusterError, EmotionBatchError, IncompleteError, UnfitWorkerError, find_shortage
 from emotion_batch.local import local_cluster, require_loopback
 from emotion_batch.retries import is_transient
 
@@ -70,6 +72,18 @@ _WATCH_S = 300.0
 _WATCH_KEY = "emotion-batch-watch-"
 # A worker of which nothing was heard for so long hangs, or will be given up.
 _SILENT_S = 60.0
+_LOST = (
+    "scheduler: expected it to stay until the work is done, got no answer any more; run the same command again, it goes on from "
+    "there"
+)
+# A worker that Dask has paused for so long while nothing runs on it does not resume by itself; after so long without
+# another way out, a run of such workers alone ends.
+_PAUSED_S, _PAUSED_FOR_GOOD_S = 10.0, 60.0
+# So often each worker is started again while no shard ends: one that is too small even then stays so.
+_MOST_STARTS = 3
+# So often for each thread workers are ended for their memory while no shard ends: what ends one is decoded in a child after.
+_MOST_ENDS = 4
+_WAY_OUT = "start workers with more memory or fewer threads"
 
 
 class Work(Protocol[GivenTask, Total]):
@@ -91,8 +105,10 @@ class Work(Protocol[GivenTask, Total]):
 class Watch(Protocol[LateTask]):
     """Looks after work that was handed over; travels to a worker, and on to others."""
 
-    def look(self, now_s: float, has_idle_workers: bool, is_quiet: bool) -> Sequence[LateTask] | None:
-        """Return the shards to hand out once more; None if there is nothing to look after any more.
+    def look(
+        self, now_s: float, has_idle_workers: bool, is_quiet: bool, reason: str | None
+    ) -> Sequence[LateTask] | None:
+        """Return the shards to hand out once more; None if there is nothing to look after any more, or a reason to give up.
 
         It is given the time by the scheduler's clock, the one that is the same wherever it looks from.
         """
@@ -151,7 +167,9 @@ class Cluster:
                     f"worker {worker}: expected {package} {version}, got none ({_said(found)}); install it there"
                 )
             if found != version:
-                raise ClusterError(f"worker {worker}: expected {package} {version}, got {found}; install the same")
+                raise ClusterError(
+                    f"worker {worker}: expected {package} {version}, got {found}; install the same, and start the worker again"
+                )
         for worker, lack in self._ask(probe).items():
             if lack is not None:
                 raise ClusterError(f"worker {worker}: {_said(lack) if isinstance(lack, BaseException) else lack}")
@@ -186,6 +204,8 @@ class Cluster:
             [future for _, future in left.values()], loop=self._client.loop, with_results=True, raise_errors=False
         )
         stragglers = _Stragglers(self._client)
+        memory = _Memory(self._client, self._on_note)
+        self._client.subscribe_topic("worker-restart-memory", memory.hear)
         twins: dict[Task, set[Any]] = {}
         waiting: list[tuple[float, Task]] = []
         n_tries: Counter[Task] = Counter()
@@ -211,6 +231,8 @@ class Cluster:
                 if time.monotonic() - heard > (_WORKERS_TIMEOUT_S if self.is_local else _NO_WORKERS_S):
                     self._check_workers()
                     heard = time.monotonic()
+                if (reason := memory.look()) is not None:
+                    raise IncompleteError(reason)
                 for key, idle in stragglers.find(left):
                     task = left[key][0]
                     twins.setdefault(task, set()).add(key)
@@ -218,6 +240,7 @@ class Cluster:
                 time.sleep(_POLL_S)
             else:
                 heard = time.monotonic()
+                memory.n_starts = memory.n_ended = 0
             for future, result in batch:
                 if future.key not in left:
                     # Its twin came first.
@@ -255,11 +278,12 @@ class Cluster:
         tasks
             The shards' numbers, in the order in which to begin them.
         """
+        # The watches first, because a worker that Dask pauses over its first shards begins nothing more.
+        for number, watch in enumerate(watches):
+            _set_watch(self._client, watch, work.do, (number, len(watches)))
         total = _bag(partial(_settle, work.do), tasks).reduction(work.gather, work.merge, split_every=_SPLIT_EVERY)
         # The scheduler keeps what was fired and forgotten until it is done, whoever leaves.
         fire_and_forget(self._client.compute(total.apply(work.close)))
-        for number, watch in enumerate(watches):
-            _set_watch(self._client, watch, work.do, (number, len(watches)))
 
     def _hear_of_unfit(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take in that a worker cannot do the work, from the client's own thread."""
@@ -270,17 +294,15 @@ class Cluster:
 
     def _check_scheduler(self, futures: Sequence[Future[Any]]) -> None:
         if self._client.status != "running" or any(future.status == "lost" for future in futures):
-            raise IncompleteError(
-                "scheduler: expected it to stay until the work is done, got no answer any more; "
-                "run the same command again, it goes on from there"
-            )
+            raise IncompleteError(_LOST)
 
     def _check_workers(self) -> None:
         there = self.threads()
         if there and there.keys() <= self._unfit.keys():
             worker = next(iter(there))
             raise IncompleteError(
-                f"cluster: expected workers that can do the work, got none: {worker}: {self._unfit[worker]}"
+                f"cluster: expected workers that can do the work, got none: {worker}: {self._unfit[worker]}; then run the same "
+                "command again, it goes on from there"
             )
         if not there:
             raise IncompleteError(
@@ -289,11 +311,19 @@ class Cluster:
             )
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Mapping[str, Any]:
-        try:
-            answers = self._client.run(function, *arguments, on_error="return")
-        except (OSError, TimeoutError) as error:
-            raise ClusterError(f"scheduler: expected answers of its workers, got {_said(error)}") from error
-        return dict(answers)
+        """Ask all workers, and return what those say that are still there."""
+        with _losing(self._client):
+            answers = dict(self._client.run(function, *arguments, on_error="return"))
+        gone = [worker for worker, found in answers.items() if isinstance(found, OSError) and not find_shortage(found)]
+        if gone and len(gone) == len(answers):
+            raise ClusterError(
+                f"worker {gone[0]}: expected an answer, got none, because it has ended; look into its log (its limit of memory may "
+                "be too low), then run the same command again"
+            )
+        for worker in gone:
+            self._on_note(f"worker {worker} has ended, before it had any work; others do its share")
+            del answers[worker]
+        return answers
 
 
 class _Stragglers:
@@ -328,7 +358,90 @@ class _Stragglers:
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]
         for key in late:
             self._since[key] = float("inf")
+        idle = _heard_of(self._client, idle)[1] if late else []
         return [(key, idle) for key in late]
+
+
+class _Memory:
+    """Looks after workers that are short of memory: Dask pauses them, and those do not resume by themselves, or ends them."""
+
+    def __init__(self, client: Client, on_note: Callable[[str], None]) -> None:
+        self._client = client
+        self._on_note = on_note
+        # Since when each is paused and runs nothing.
+        self._since: dict[str, float] = {}
+        self._told: set[str] = set()
+        self._looked = 0.0
+        self._ended = ""
+        self._n_threads = 1
+        # Since a shard ended: paused workers that were started again, and workers that their nannies have ended.
+        self.n_starts = 0
+        self.n_ended = 0
+
+    def hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        """Take in that a nanny has ended its worker, from the client's own thread."""
+        self.n_ended += 1
+        self._ended = f"{event[1]['worker']} at {event[1]['rss'] / 1e6:,.0f} MB"
+        self._tell(
+            "ended", f"worker {self._ended}: its nanny has ended it, because its limit of memory is near; {_WAY_OUT}"
+        )
+
+    def look(self) -> str | None:
+        """Start paused workers again if they have a nanny; return why the work does not go on if there is no way out."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return None
+        self._looked = now
+        workers = self._client.scheduler_info()["workers"]
+        # Some are missing because they are just being started again.
+        self._n_threads = max(self._n_threads, sum(about["nthreads"] for about in workers.values()))
+        if self.n_ended > _MOST_ENDS * self._n_threads:
+            return (
+                f"cluster: expected shards to be done, got workers that are ended one after the other because their limit of memory is "
+                f"near, as {self._ended}; {_WAY_OUT}, then run the same command again, it goes on from there"
+            )
+        paused = {
+            address: about
+            for address, about in workers.items()
+            if about["status"] == "paused" and "executing" not in about["metrics"].get("task_counts", {})
+        }
+        new = [address for address in paused if address not in self._since]
+        if new:
+            self._client.run(process.give_back_memory, workers=new, on_error="ignore")
+        self._since = {address: self._since.get(address, now) for address in paused}
+        for address, about in paused.items():
+            if now - self._since[address] < _PAUSED_S:
+                continue
+            memory = f"{about['metrics']['memory'] / 1e6:,.0f} of its {about['memory_limit'] / 1e6:,.0f} MB of memory"
+            if about["nanny"] and self.n_starts < _MOST_STARTS * len(workers):
+                self._client.run(_start_again, workers=[address], wait=False, on_error="ignore")
+                self.n_starts += 1
+                self._since[address] = now
+                self._tell(
+                    "again",
+                    f"worker {address}: Dask has paused it at {memory}, so it is started again; {_WAY_OUT}",
+                )
+            elif len(paused) < len(workers):
+                self._tell(
+                    address, f"worker {address}: Dask has paused it at {memory}; others do its share; {_WAY_OUT}"
+                )
+            elif now - min(self._since.values()) > _PAUSED_FOR_GOOD_S:
+                return (
+                    f"cluster: expected workers that go on, got only such as Dask has paused, as {address} at {memory}; {_WAY_OUT}, "
+                    "then run the same command again, it goes on from there"
+                )
+        return None
+
+    def _tell(self, what: str, text: str) -> None:
+        """Say what has happened, but each only once: in a long night it may come often."""
+        if what not in self._told:
+            self._told.add(what)
+            self._on_note(text)
+
+
+async def _start_again(dask_worker: Any) -> None:
+    """Let a worker hand what it holds to others and end; its nanny starts it again."""
+    await dask_worker.close_gracefully(restart=True, reason="emotion-batch-paused")
 
 
 @contextlib.contextmanager
@@ -360,7 +473,12 @@ def connect(
         if scheduler is None:
             configuration = _local_configuration()
             given = dask.config.serialize(configuration)
-            scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(RESUBMIT_S), given)))
+            try:
+                scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(RESUBMIT_S), given)))
+            except OSError as error:
+                raise ClusterError(
+                    f"local cluster: expected to start its processes, got {error}; mend that, then run the same command again"
+                ) from error
             with dask.config.set(configuration):
                 client = _client(scheduler)
         else:
@@ -370,7 +488,12 @@ def connect(
         stack.callback(_close, client)
         try:
             client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
-        except TimeoutError as error:
+        except OSError as error:
+            if not isinstance(error, TimeoutError):
+                raise IncompleteError(_LOST) from error
+            if is_local:
+                # It has the log that says why.
+                raise
             raise ClusterError(
                 f"scheduler {scheduler.address}: expected a worker within {_WORKERS_TIMEOUT_S} s, got none; "
                 f"start `dask worker {scheduler.address}`"
@@ -378,7 +501,22 @@ def connect(
         if is_local:
             # All are started alike, so those that are there tell of those that are not.
             require_loopback(client.nthreads())
-        yield Cluster(client, is_local, on_note)
+        with _losing(client):
+            yield Cluster(client, is_local, on_note)
+
+
+@contextlib.contextmanager
+def _losing(client: Client) -> Iterator[None]:
+    """Say in a sentence that the scheduler was lost, whatever Dask raises within the block because of that."""
+    try:
+        yield
+    except EmotionBatchError:
+        raise
+    except Exception as error:
+        is_lost = client.status != "running" or isinstance(error, OSError | FutureCancelledError)
+        if is_lost and find_shortage(error) is None:
+            raise IncompleteError(_LOST) from error
+        raise
 
 
 def _local_configuration() -> dict[str, Any]:
@@ -421,7 +559,7 @@ def _client(scheduler: Scheduler) -> Client:
 
 def _first_cause(error: BaseException) -> BaseException:
     """Return what a failure to connect came of: Dask wraps it in a timeout."""
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
     return error
 
@@ -470,13 +608,15 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, i
     secede()
     client = get_client()
     until = time.monotonic() + _WATCH_S
+    memory = _Memory(client, logging.getLogger(__name__).warning)
     while time.monotonic() < until:
+        reason = memory.look()
         processing = client.processing()
         others = {
             worker: [key for key in keys if not str(key).startswith(_WATCH_KEY)] for worker, keys in processing.items()
         }
         now_s, idle = _heard_of(client, [worker for worker, keys in others.items() if not keys])
-        tasks = watch.look(now_s, bool(idle), not any(others.values()))
+        tasks = watch.look(now_s, bool(idle), not any(others.values()), reason)
         if tasks is None:
             return
         for task in tasks:
@@ -488,13 +628,15 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, i
 
 
 def _heard_of(client: Client, workers: Sequence[str]) -> tuple[float, list[str]]:
-    """Return when the scheduler has last heard of a worker, and those workers that it has heard of of late.
+    """Return when the scheduler has last heard of a worker, and those workers that it has heard of of late and that work.
 
-    A worker that hangs with a watch alone looks idle.
+    One that is paused, or that hangs with a watch alone, only looks idle.
     """
-    seen = {worker: about["last_seen"] for worker, about in client.scheduler_info()["workers"].items()}
+    found = client.scheduler_info()["workers"]
+    seen = {worker: about["last_seen"] for worker, about in found.items()}
+    running = {worker for worker, about in found.items() if about["status"] == "running"}
     latest = max(seen.values(), default=0.0)
-    return latest, [worker for worker in workers if seen.get(worker, 0.0) > latest - _SILENT_S]
+    return latest, [worker for worker in workers if worker in running and seen[worker] > latest - _SILENT_S]
 
 
 def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, int]) -> None:
@@ -503,7 +645,9 @@ def _set_watch(client: Client, watch: Watch[Task], do: Callable[[Task], object],
     share = sorted(client.processing())[number::n_watches]
     key = f"{_WATCH_KEY}{secrets.token_hex(8)}"
     fire_and_forget(
-        client.submit(_watch, watch, do, place, key=key, workers=share or None, allow_other_workers=bool(share))
+        client.submit(
+            _watch, watch, do, place, key=key, workers=share or None, allow_other_workers=bool(share), priority=1
+        )
     )
 
 
@@ -513,6 +657,8 @@ class _LostError(Exception):
 
 def _failure(result: Any) -> BaseException:
     """Return the exception of a future that failed, was cancelled or lost its scheduler."""
+    if isinstance(result, FutureCancelledError):
+        return _LostError("the cluster lost this shard")
     if isinstance(result, tuple) and len(result) == 3 and isinstance(result[1], BaseException):
         return result[1]
     if isinstance(result, BaseException):
@@ -523,7 +669,7 @@ def _failure(result: Any) -> BaseException:
 def _is_passing(outcome: object) -> bool:
     """Return whether a shard ended with what is no fault of its own."""
     return isinstance(outcome, KilledWorker | CommClosedError | _LostError) or (
-        isinstance(outcome, BaseException) and is_transient(outcome)
+        isinstance(outcome, BaseException) and (is_transient(outcome) or find_shortage(outcome) is not None)
     )
 
 

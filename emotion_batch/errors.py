@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 
 
@@ -141,3 +142,20 @@ class ChangedError(StoreError):
 
 class DeniedError(PermissionError):
     """A store refused; the text says why, and where credentials were looked for."""
+
+
+_SHORTAGES = {
+    errno.ENOMEM: "memory",
+    errno.EAGAIN: "processes and threads",
+    errno.EMFILE: "open files",
+    errno.ENFILE: "open files",
+}
+
+
+def find_shortage(error: BaseException) -> str | None:
+    """Return what this machine, or a limit of it, has not given enough of, if that is what an error says."""
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+        return "memory"
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "processes and threads"
+    return _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None

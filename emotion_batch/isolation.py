@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from emotion_batch import features, meter, process
 from emotion_batch.archive import Entry
-from emotion_batch.errors import IncompleteError, Status, StorageError, UsageError
+from emotion_batch.errors import IncompleteError, Status, StorageError, UnfitWorkerError, UsageError
 from emotion_batch.reading import reading
 from emotion_batch.rows import FeatureRow, extract_recording, to_table
 from emotion_batch.settings import AnySettings, Segments
@@ -106,6 +106,8 @@ def extract_rows(
         If the place that recordings are read from fails.
     IncompleteError
         If no child can be started.
+    UnfitWorkerError
+        If the child runs other code than this process.
     """
     meter.current().n_isolated += 1
     with meter.stage("isolated"):
@@ -203,7 +205,14 @@ class _Child:
                 f"child process: expected one for recordings that may kill it, got none ({self._process.returncode}); "
                 "see the worker's log, and run the same command again"
             )
-        self._first_bytes = json.loads(ready[1:])["peak_bytes"]
+        about = json.loads(ready[1:])
+        self._first_bytes = about["peak_bytes"]
+        if about["source"] != process.SOURCE:
+            self.__exit__()
+            raise UnfitWorkerError(
+                f"child process: expected emotion-batch source {process.SOURCE}, got {about['source']}, because files of the "
+                "package have changed since the worker was started; start the worker again"
+            )
         # It may have died since: then it says nothing more.
         with contextlib.suppress(OSError):
             self._connection.send(job)
@@ -279,7 +288,7 @@ def main(descriptor: int) -> None:
         process.die_with_parent()
         process.settle()
         first_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
-        connection.send_bytes(_END + json.dumps({"peak_bytes": first_bytes}).encode())
+        connection.send_bytes(_END + json.dumps({"peak_bytes": first_bytes, "source": process.SOURCE}).encode())
         job: _Job = connection.recv()
         _limit(job.limits.memory_bytes)
         with reading(job.archive, job.segments) as reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from emotion_batch.errors import ClusterError
 from emotion_batch.surroundings import safe_environment
 
 _START_TIMEOUT_S = 60
+# How the last line of a traceback looks; some of those in Dask's log only follow from others.
+_RAISED = re.compile(
+    r"^(?!AssertionError|AttributeError|RuntimeError: \w+ failed to start)[\w.]*(?:Error|Exception)(?::.*)?$", re.M
+)
 # What Dask's processes do beside the work takes a tenth of the cores at its defaults: every 10 ms a look at the stack
 # for the dashboard's profile, every 20 at the event loop, every 100 and 500 at the machine.
 _SETTINGS = {
@@ -73,7 +78,7 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
     Raises
     ------
     ClusterError
-        If no scheduler comes up, or not on loopback.
+        If no scheduler comes up, or not on loopback, or the block raises TimeoutError because no worker does.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
@@ -113,6 +118,10 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
             for _ in range(n_workers):
                 start("distributed.Nanny", worker, address)
             yield address
+        except TimeoutError as error:
+            raise ClusterError(
+                f"local cluster: expected a worker, got none ({_find_reason(log)}); mend that, then run the same command again"
+            ) from error
         finally:
             for process in processes:
                 # The session, for a nanny's worker is a process of its own.
@@ -139,5 +148,13 @@ def _read_address(path: Path, process: subprocess.Popen[bytes], log: Path) -> st
         with contextlib.suppress(OSError, ValueError):
             return str(json.loads(path.read_bytes())["address"])
         time.sleep(0.02)
-    said = log.read_text(errors="replace").strip().splitlines()
-    raise ClusterError(f"local cluster: expected a scheduler, got {said[-1] if said else 'none in time'}")
+    raise ClusterError(
+        f"local cluster: expected a scheduler, got none ({_find_reason(log)}); mend that, then run the same command again"
+    )
+
+
+def _find_reason(log: Path) -> str:
+    """Return the line of a log that says best why a process did not start."""
+    said = log.read_text(errors="replace").strip()
+    lines = _RAISED.findall(said) or [line for line in said.splitlines() if " - INFO - " not in line]
+    return lines[-1] if lines else "its log has no reason"

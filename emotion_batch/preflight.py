@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import emotion_batch
+from emotion_batch import process
 from emotion_batch.archive import Entry, peek
 from emotion_batch.bundle import Bundle, open_bundle
 from emotion_batch.errors import UsageError
@@ -18,9 +19,13 @@ _PREDICTION_PACKAGES = ("onnxruntime",)
 
 
 def read_versions(is_predicting: bool) -> dict[str, str]:
-    """Return the versions here of what decides a row; Python's without its last number."""
+    """Return the versions here of what decides a row, and the digest of our own source; Python's without its last number."""
     packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
-    versions = {"emotion-batch": emotion_batch.__version__, "python": ".".join(platform.python_version_tuple()[:2])}
+    versions = {
+        "emotion-batch": emotion_batch.__version__,
+        "emotion-batch source": process.SOURCE,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -33,7 +38,10 @@ def find_other_version(versions: Mapping[str, str]) -> str | None:
     """Return which of these versions is another here, as the end of a sentence; None if all are the same."""
     for package, found in read_versions(is_predicting=set(_PREDICTION_PACKAGES) <= set(versions)).items():
         if found != versions.get(package):
-            return f"expected {package} {versions.get(package)}, as where the run was started, got {found}; install the same"
+            return (
+                f"expected {package} {versions.get(package)}, as where the command was started, got {found}; install the same, "
+                "and start the worker again"
+            )
     return None
 
 

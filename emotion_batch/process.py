@@ -1,12 +1,17 @@
-"""What a process that does shards is set to, for the rest of its life: one BLAS thread, and a heap that is kept."""
+"""What a process that does shards is set to, for the rest of its life, and which code it runs."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import importlib.resources
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
 
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 # malloc.h of glibc; 32 MiB is the most that M_MMAP_THRESHOLD takes on all of its versions.
@@ -16,6 +21,20 @@ _KEPT_BYTES = 2**25
 _PR_SET_PDEATHSIG = 1
 _LOCK = threading.Lock()
 _is_settled = False
+
+
+def _read_source(folder: Traversable) -> Iterator[bytes]:
+    """Yield names and content of the files of the package that decide rows: a checkout has the same as an installed wheel."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name):
+        if child.is_dir():
+            yield from _read_source(child)
+        elif child.name.endswith((".py", ".npz")):
+            yield f"{child.name} ".encode() + hashlib.sha256(child.read_bytes()).digest()
+
+
+# The digest is taken when this module is imported, as the other modules are: a process that was started before an upgrade
+# goes on with the old code, and so it must go on to name the old digest.
+SOURCE = hashlib.sha256(b"".join(_read_source(importlib.resources.files(__package__)))).hexdigest()[:12]
 
 
 def settle() -> None:
@@ -45,6 +64,13 @@ def keep_heap() -> bool:
     return mallopt is not None and bool(
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     )
+
+
+def give_back_memory() -> None:
+    """Give the system back what this process has freed and kept."""
+    pa.default_memory_pool().release_unused()
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def die_with_parent() -> None:

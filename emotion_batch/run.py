@@ -34,6 +34,7 @@ from emotion_batch.errors import (
     Status,
     StorageError,
     UsageError,
+    find_shortage,
 )
 from emotion_batch.extraction import Extraction, Task
 from emotion_batch.labelling import Labelling
@@ -438,10 +439,9 @@ class Run:
         with self._connected(min(means.workers or count_cores(), len(todo))) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
-            versions = None
             if means.scheduler is not None:
                 self._preflight(connected, needs)
-                versions = tuple(preflight.read_versions(needs.bundle is not None).items())
+            versions = tuple(preflight.read_versions(needs.bundle is not None).items())
             work = Work(job, self.id, tuple(self._places(job)), versions, self.manifest.generation)
             canary = None if means.force else Canary(self.info.source)
             if means.scheduler is None or not means.leave:
@@ -512,9 +512,11 @@ class Run:
             shard, first = failures[0]
             # What was raised on purpose says itself what is to be done.
             is_known = isinstance(first, EmotionBatchError)
+            shortage = find_shortage(first)
+            reason = f"its worker had not enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
             raise IncompleteError(
                 f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not done"
-                + (f": {first}" if is_known else f" (shard {shard}: {type(first).__name__}: {first})")
+                + (f": {first}" if is_known else f" (shard {shard}: {reason})")
                 + ("" if is_known else "; run the same command again, it does what is left")
             )
 

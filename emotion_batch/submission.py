@@ -192,7 +192,9 @@ class SubmissionWatch:
         # Read anew where it arrives: a large archive's is some megabytes.
         return {**self.__dict__, "_done": set(), "_manifest": None}
 
-    def look(self, now_s: float, has_idle_workers: bool, is_quiet: bool) -> Sequence[Task] | None:
+    def look(
+        self, now_s: float, has_idle_workers: bool, is_quiet: bool, reason: str | None = None
+    ) -> Sequence[Task] | None:
         """Return the shards to hand out once more; None if the run is over.
 
         Parameters
@@ -203,6 +205,8 @@ class SubmissionWatch:
             Whether some worker has nothing to do.
         is_quiet
             Whether all have.
+        reason
+            Why no worker goes on, if that is so.
         """
         work = self.submission.work
         if lease.has_ended(work.table, work.run_id):
@@ -228,6 +232,9 @@ class SubmissionWatch:
         is_done = not missing and (is_quiet or self.is_told_by_parts)
         if quiet_s > _QUIET_S and (is_done or (is_cancelled and is_quiet)):
             self._end("cancelled" if missing else "complete")
+            return None
+        if missing and reason is not None:
+            self._end("failed", reason)
             return None
         waited_s = now_s - max(self.since_s, self.handed_s)
         if is_cancelled or not missing or not has_idle_workers or waited_s <= self._patience_s(lasted_s - quiet_s):
@@ -261,14 +268,14 @@ class SubmissionWatch:
         usual_s = busy_s * self.n_threads / max(1, len(self._done))
         return float(max(_PATIENCE_S, _PATIENCE * usual_s) * 2**self.n_rounds)
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, outcome: str, error: str | None = None) -> None:
         """End a run whose last task was lost: what its record says is what the parts say."""
         work = self.submission.work
         assert self._manifest is not None  # noqa: S101 it was just read
         table, info = work.places[-1]
         footers = tables.complete_shards(table, info, self._manifest.shards)
         counts = sum((footer.counts for footer in footers.values()), tables.Counts())
-        self.submission.end(replace(self.submission.before, counts=counts), outcome, None)
+        self.submission.end(replace(self.submission.before, counts=counts), outcome, error)
 
 
 def _publish_cancellation(table: Folder, run_id: str) -> None:

@@ -230,9 +230,9 @@ class Fitness:
 
     def __call__(self) -> str | None:
         """Return what is lacking here, or None."""
-        for package, found in preflight.read_versions(self.trial.card is not None).items():
-            if found != self.versions[package]:
-                return f"expected {package} {self.versions[package]}, as where the plan is made, got {found}; install the same"
+        lack = preflight.find_other_version(self.versions)
+        if lack is not None:
+            return lack
         if self.witness is not None and isinstance(self.trial.source, Folder):
             try:
                 peek(self.trial.source, self.witness)

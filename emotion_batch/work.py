@@ -34,7 +34,8 @@ class Work:
     places
         The tables that the job writes parts of, that one last whose shards these are.
     versions
-        What a worker must have, for workers join that were not there at the preflight; None where all are this machine's.
+        What a worker must have, because workers join after the preflight, and also one that a local cluster starts again may
+        find other files; None compares nothing.
     generation
         Of the manifest, when the shards were handed out.
     """

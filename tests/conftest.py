@@ -72,7 +72,9 @@ def run_command(
 
 
 @contextlib.contextmanager
-def running(*arguments: object, own_session: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    *arguments: object, own_session: bool = False, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Start ``emotion-batch`` and go on beside it; what still runs at the end of the block is killed."""
     command = [sys.executable, "-P", "-m", "emotion_batch", *(os.fspath(one) for one in arguments)]
     pipe = subprocess.PIPE
@@ -82,7 +84,13 @@ def running(*arguments: object, own_session: bool = False) -> Iterator[subproces
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     process = subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, cwd=ROOT, start_new_session=own_session, preexec_fn=listen_to_ctrl_c
+        command,
+        stdout=pipe,
+        stderr=pipe,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        start_new_session=own_session,
+        preexec_fn=listen_to_ctrl_c,
     )
     try:
         yield process

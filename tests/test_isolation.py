@@ -20,7 +20,7 @@ from conftest import KILLERS, tone, write_killers, write_odd_archive
 
 from emotion_batch import attempts, isolation, meter, rows
 from emotion_batch.archive import list_recordings
-from emotion_batch.errors import IncompleteError, StorageError, UsageError
+from emotion_batch.errors import IncompleteError, StorageError, UnfitWorkerError, UsageError
 from emotion_batch.isolation import Limits
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import Folder
@@ -157,6 +157,14 @@ def test_a_child_that_cannot_start_blames_nobody(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.wav").touch()
     monkeypatch.setattr("sys.executable", "/bin/false")
     with pytest.raises(IncompleteError, match="expected one for recordings that may kill it, got none"):
+        isolated(tmp_path)
+
+
+def test_a_child_with_other_code_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child imports what is on the disk now; if that is not what its worker has imported, the worker passes the shard on."""
+    (tmp_path / "a.wav").touch()
+    monkeypatch.setattr("emotion_batch.process.SOURCE", "of before")
+    with pytest.raises(UnfitWorkerError, match="expected emotion-batch source of before, got"):
         isolated(tmp_path)
 
 

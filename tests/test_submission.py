@@ -216,7 +216,7 @@ def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_pat
     assert process.returncode == 0, said
     assert json.loads(out)["n_resubmitted"] >= 1
     assert b"expected soxr" in said
-    assert b"got 0.0.1; install the same; others do its share" in said
+    assert b"got 0.0.1; install the same, and start the worker again; others do its share" in said
     assert run_command("verify", folder, "--deep").code == 0
 
 

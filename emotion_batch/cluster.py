@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -133,7 +134,10 @@ class Cluster:
         # Workers that have not what the work takes, with what they lack.
         self._unfit: dict[str, str] = {}
         self.n_resubmitted = 0
-        self.dashboard: str | None = client.dashboard_link or None
+        self.dashboard: str | None = None
+        # What the user has set for it may be no format.
+        with contextlib.suppress(Exception):
+            self.dashboard = client.dashboard_link or None
         self.is_local = is_local
 
     def threads(self) -> dict[str, int]:
@@ -240,7 +244,8 @@ class Cluster:
                 time.sleep(_POLL_S)
             else:
                 heard = time.monotonic()
-                memory.n_starts = memory.n_ended = 0
+                if any(future.status == "finished" for future, _ in batch):
+                    memory.n_starts = memory.n_ended = 0
             for future, result in batch:
                 if future.key not in left:
                     # Its twin came first.
@@ -278,6 +283,7 @@ class Cluster:
         tasks
             The shards' numbers, in the order in which to begin them.
         """
+        _wake(self._client, self._on_note)
         # The watches first, because a worker that Dask pauses over its first shards begins nothing more.
         for number, watch in enumerate(watches):
             _set_watch(self._client, watch, work.do, (number, len(watches)))
@@ -307,7 +313,12 @@ class Cluster:
         if not there:
             raise IncompleteError(
                 "cluster: expected workers until the work is done, got none any more; "
-                "start some and run the same command again, it goes on from there"
+                + (
+                    "see what ends them on this machine, such as a limit (`ulimit -a`),"
+                    if self.is_local
+                    else "start some"
+                )
+                + " and run the same command again, it goes on from there"
             )
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Mapping[str, Any]:
@@ -439,6 +450,17 @@ class _Memory:
             self._on_note(text)
 
 
+def _wake(client: Client, on_note: Callable[[str], None]) -> None:
+    """Wait until a worker runs, if there are workers and Dask has paused all of them; raise IncompleteError if none will."""
+    memory = _Memory(client, on_note)
+    while (workers := client.scheduler_info()["workers"]) and all(
+        one["status"] == "paused" for one in workers.values()
+    ):
+        if (reason := memory.look()) is not None:
+            raise IncompleteError(reason)
+        time.sleep(_POLL_S)
+
+
 async def _start_again(dask_worker: Any) -> None:
     """Let a worker hand what it holds to others and end; its nanny starts it again."""
     await dask_worker.close_gracefully(restart=True, reason="emotion-batch-paused")
@@ -487,6 +509,7 @@ def connect(
             client = _client(scheduler)
         stack.callback(_close, client)
         try:
+            _wake(client, on_note)
             client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
         except OSError as error:
             if not isinstance(error, TimeoutError):
@@ -549,12 +572,37 @@ def _client(scheduler: Scheduler) -> Client:
     try:
         # First, for a client that was given an unknown scheme cannot even be closed.
         get_backend(parse_address(scheduler.address)[0])
-        return Client(scheduler.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, security=security)
+        return _answered(
+            partial(Client, scheduler.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, security=security)
+        )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(
             f"scheduler {scheduler.address}: expected a Dask scheduler there, got {_said(_first_cause(error))}; "
             "start one with `dask scheduler`, or leave out --scheduler to use this machine"
         ) from error
+
+
+def _answered(start: Callable[[], Client]) -> Client:
+    """Return a client, or raise TimeoutError where a scheduler takes the connection and then stands still.
+
+    In a thread that may be left behind, because Dask's own limit of time ends before that.
+    """
+    found: list[Client | BaseException] = []
+
+    def look() -> None:
+        try:
+            found.append(start())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(2 * _CONNECT_TIMEOUT_S)
+    if not found:
+        raise TimeoutError(f"no answer within {2 * _CONNECT_TIMEOUT_S} s")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -160,7 +160,8 @@ def format_verification(found: Verification, table: str) -> Result:
     word = "whole" if found.is_whole else "not whole"
     how = "every row was read" if found.is_deep else "by what its parts say of themselves"
     if not found.is_whole:
-        words = _AGAIN
+        is_strange = len(found.problems) == len(found.strangers)
+        words = f"move {', '.join(found.strangers[:_MOST_PROBLEMS])} away" if is_strange else _AGAIN
     elif found.counts.by_label:
         words = command("review", table, "SHEET.csv")
     elif found.counts.n_mendable:

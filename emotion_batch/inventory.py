@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from emotion_batch import ledger, tables
-from emotion_batch.manifest import Manifest, ShardEntry
+from emotion_batch.manifest import ShardEntry
 from emotion_batch.storage import Folder, explained
 from emotion_batch.tables import Counts, Footer, TableInfo
 
@@ -68,7 +68,7 @@ def take_inventory(table: Folder) -> Inventory:
     """Look at each part of a table; raise UsageError if there is none."""
     info = ledger.require_table(table)
     with explained(f"table {table.url}"):
-        manifest = Manifest(table)
+        manifest = ledger.read_manifest(table, info)
         strangers = [name for name, _ in ledger.find_strangers(table.names(), manifest)]
         footers = tables.complete_shards(table, info, manifest.shards)
     return Inventory(table, info, manifest.shards, dict(sorted(footers.items())), strangers)

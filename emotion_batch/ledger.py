@@ -100,6 +100,8 @@ class Verification:
         As of `TableStatus`.
     removed
         Names of damaged parts that were removed.
+    strangers
+        Names of files that are no parts of it.
     """
 
     table: str
@@ -110,6 +112,7 @@ class Verification:
     problems: tuple[str, ...] = field(default_factory=tuple)
     features: str | None = None
     removed: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -127,7 +130,7 @@ def read_status(table: Folder) -> TableStatus:
     with explained(f"table {table.url}"):
         # First, because it may take a while.
         living, dead = lease.find_runs(table)
-        entries = Manifest(table)
+        entries = read_manifest(table, info)
         done = tables.complete_shards(table, info, entries.shards)
         cancelled = [holder.run for holder in living if table.exists(lease.cancellation_name(holder.run))]
         last = _last_run(table, {holder.run for holder in living})
@@ -172,15 +175,14 @@ def verify_table(table: Folder, *, deep: bool = False, repair: bool = False) -> 
         info = require_table(table)
         with explained(f"table {table.url}"):
             entries = Manifest(table)
+            require_generations(table, info, entries, ())
     except DamagedError as error:
         problem = str(error).removeprefix(f"table {table.url}: ")
         return Verification(table.url, 0, 0, Counts(), deep, (problem,))
     with explained(f"table {table.url}"):
         names = table.names()
-        problems = [
-            f"{name}: expected only the parts of this table, got {what}"
-            for name, what in find_strangers(names, entries)
-        ]
+        strangers = list(find_strangers(names, entries))
+        problems = [f"{name}: expected only the parts of this table, got {what}" for name, what in strangers]
         problems += entries.find_damage(deep=deep)
         if info.kind == tables.LABELS and (found_in := bundle.find_damage(table.folder(bundle.COPY))) is not None:
             problems.append(f"{bundle.COPY}/{found_in}")
@@ -203,6 +205,7 @@ def verify_table(table: Folder, *, deep: bool = False, repair: bool = False) -> 
         tuple(problems),
         _find_features(table, info),
         tuple(removed),
+        tuple(name for name, _ in strangers),
     )
 
 
@@ -346,19 +349,42 @@ def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work
         )
 
 
-def require_generations(table: Folder, info: TableInfo, known: Manifest, shards: Collection[int]) -> None:
+def read_manifest(table: Folder, info: TableInfo) -> Manifest:
+    """Return a table's manifest for a command that reads it; raise DamagedError if a generation of it is damaged or lost."""
+    with explained(f"table {table.url}"):
+        known = Manifest(table)
+        require_generations(table, info, known, ())
+    return known
+
+
+def require_generations(
+    table: Folder, info: TableInfo, known: Manifest, shards: Collection[int], listed: pa.Table | None = None
+) -> None:
     """Raise DamagedError if a part was made from entries that a table's manifest lacks: a generation of it is lost.
 
-    Looked at are parts of shards that the manifest does not have, and those of `shards`.
+    Looked at are parts of shards that the manifest does not have, and those of `shards`. Where nothing else is left of a lost
+    generation, only the archive's listing tells whether such a part is another table's.
     """
-    numbers = {shard for shard, _ in known.history}
     there = _part_shards(table)
-    footers = tables.own_footers(table, info, (there - numbers) | (there & set(shards)))
-    if any((shard, footer.digest) not in known.history for shard, footer in footers.items()):
-        # Read anew, because another run may have frozen more since.
-        newest = Manifest(table)
-        if any((shard, footer.digest) not in newest.history for shard, footer in footers.items()):
+    suspects = (there - {shard for shard, _ in known.history}) | (there & set(shards))
+    is_listed = listed is not None or not known.generation
+    if not suspects or not (is_listed or manifest.has_entries_after(table, known.generation)):
+        return
+    footers = tables.own_footers(table, info, suspects)
+    if all((shard, footer.digest) in known.history for shard, footer in footers.items()):
+        return
+    # Read anew, because another run may have frozen more since.
+    newest = Manifest(table)
+    for shard, footer in footers.items():
+        if (shard, footer.digest) not in newest.history and (
+            listed is None or _has_listed(tables.require_part(table, info, shard, ["file"])["file"], listed)
+        ):
             raise damaged(table, f"{manifest.FOLDER}/{newest.generation + 1:06d}.json", "no such file")
+
+
+def _has_listed(files: pa.ChunkedArray, listed: pa.Table) -> bool:
+    """Return whether a recording of a part is in a listing."""
+    return bool(pc.any(pc.is_in(files, value_set=listed["file"]), min_count=0).as_py())
 
 
 def _part_shards(table: Folder) -> set[int]:
@@ -372,23 +398,35 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
     A part stands if the entries that its footer names are found. Of another the rows of recordings that are gone stay, and
     those of the others are made again.
     """
-    footers = tables.own_footers(table, info, _part_shards(table))
     places = [(table, info)]
     if info.features is not None:
         # The table that keeps the features has the same shards, and a copy of the manifest.
         kept = TableInfo(tables.FEATURES, info.source, info.feature_settings, info.segments)
         places.append((Folder(info.features, table.options), kept))
+    footers: dict[int, Footer] = {}
+    # What is made again gets a number of its own, so each part must lie under its own first. The table's own parts count above
+    # those of its features.
+    for place, what in reversed(places):
+        _restore_names(place, what)
+        footers |= tables.own_footers(place, what, _part_shards(place))
     wanted = {footer.digest for footer in footers.values()}
     known = {name: entries for place, _ in places for name, entries in manifest.salvage(place, wanted).items()}
     shards = {shard: (known[one.digest], one.digest) for shard, one in footers.items() if one.digest in known}
     files: dict[int, pa.Array] = {}
-    for shard in _part_shards(table) - shards.keys():
-        try:
-            rows = tables.read_part(table, shard)
-            files |= {shard: pc.unique(rows["file"])} if shard in footers else {}
-        except PartError:
-            # What it held is made again, perhaps under another number.
-            table.delete(tables.part_name(shard))
+    for place, what in places:
+        for shard in _part_shards(place) - shards.keys() - files.keys():
+            try:
+                rows = tables.read_part(place, shard)
+                Footer.of(rows.schema.metadata, what)
+            except OtherPartError:
+                continue
+            except PartError:
+                # What it held is made again, perhaps under another number.
+                place.delete(tables.part_name(shard))
+                continue
+            # If none is listed, it may be a part of another table, which is only named.
+            if shard in footers and _has_listed(rows["file"], listed):
+                files[shard] = pc.unique(rows["file"])
     # Looked for all at once, because a listing is long.
     found = pc.index_in(pa.chunked_array(list(files.values()), pa.string()), value_set=listed["file"]).combine_chunks()
     for shard, its in files.items():
@@ -411,10 +449,26 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
         if not seen.isdisjoint(its):
             entries = shards[shard][0].filter(pa.array([file not in seen for file in its]))
             shards[shard] = entries, manifest.digest(manifest.as_batch(entries))
-            if not entries.num_rows:
-                table.delete(tables.part_name(shard))
+            for place, _ in places if not entries.num_rows else ():
+                place.delete(tables.part_name(shard))
         seen.update(its)
     return Manifest.rebuild(table, dict(sorted(shards.items())), info.segments)
+
+
+def _restore_names(table: Folder, info: TableInfo) -> None:
+    """Give parts of a table that lie under the names of others of its shards their own names back."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for shard in _part_shards(table):
+        name = tables.part_name(shard)
+        with contextlib.suppress(PartError):
+            footer = tables.read_footer(table, info, name)
+            if footer.shard != shard:
+                # All before any is written: two may have been swapped.
+                found[name] = tables.part_name(footer.shard), table.read(name)
+    for name in found:
+        table.delete(name)
+    for name, data in found.values():
+        table.publish_first(name, data)
 
 
 def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = False) -> Iterator[str]:

@@ -303,7 +303,7 @@ class Manifest:
         for generation in range(source.first, source.generation + 1):
             index, name = _read_index(source._table, generation), _name(generation)
             mine, theirs = folder.read_if_there(name), source._folder.read(name)
-            if mine is not None and not source.is_rebuilt and _is_of_others(mine, index):
+            if mine is not None and not source.is_rebuilt and _is_of_others(mine, generation, source):
                 raise _other_recordings(table, source)
             folder.make()
             for file in dict.fromkeys(file for file, _ in _places(generation, index)):
@@ -321,7 +321,7 @@ class Manifest:
                 return cls.following(table, source)
         for generation in _generations(folder)[::-1]:
             if generation > source.generation:
-                if not source.is_rebuilt:
+                if not source.is_rebuilt and _is_of_others(folder.read(_name(generation)), generation, source):
                     raise _other_recordings(table, source)
                 folder.delete(_name(generation))
         return cls(table)
@@ -442,6 +442,12 @@ def _checked(table: Folder, shard: ShardEntry, entries: pa.RecordBatch) -> pa.Re
     if digest_like(shard.digest, entries) != shard.digest or entries.num_rows != shard.n_recordings:
         raise _damaged(table, shard.file)
     return entries
+
+
+def has_entries_after(table: Folder, generation: int) -> bool:
+    """Return whether entries lie in a table of a generation after that one, whose JSON file is lost or still to come."""
+    numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names() if name.endswith(".arrow"))
+    return any(int(number[0]) > generation for number in numbers if number)
 
 
 def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
@@ -604,10 +610,15 @@ def _read_index(table: Folder, generation: int) -> dict[str, Any]:
     """Return what the JSON file of a generation says."""
     try:
         index = unseal(table.folder(FOLDER).read(_name(generation)))
-    except ValueError as error:
+        # Early ones do not say which they are, but by the names of their files.
+        names = [
+            _name(index.get("generation", generation)),
+            *index.get("files", [index.get("entries", _name(generation))]),
+        ]
+        is_another = any(not str(name).startswith(_name(generation)[:-5]) for name in names)
+    except _ODD as error:
         raise _damaged(table, _name(generation)) from error
-    # Early ones do not say which they are.
-    if index.get("generation", generation) != generation:
+    if is_another:
         raise _damaged(table, _name(generation), "another generation")
     return index
 
@@ -624,19 +635,22 @@ def _parse(generation: int, index: Mapping[str, Any]) -> list[tuple[int, ShardEn
     ]
 
 
-def _is_of_others(data: bytes, index: Mapping[str, Any]) -> bool:
-    """Return whether the JSON file of a generation is a whole one of other recordings than those of another's."""
+def _is_of_others(data: bytes, generation: int, source: Manifest) -> bool:
+    """Return whether the JSON file of a generation is a whole one, and of recordings that another table never had."""
     try:
-        known = {word for _, entry in _parse(0, unseal(data)) for word in (entry.digest, entry.file)}
+        index = unseal(data)
+        known = {word for _, entry in _parse(generation, index) for word in (entry.digest, entry.file)}
     except _ODD:
         return False
-    return bool(known) and not known & {*index["digests"], *index.get("files", ())}
+    is_itself = index.get("generation", generation) == generation
+    return is_itself and not known & {word for entry in source.history.values() for word in (entry.digest, entry.file)}
 
 
 def _other_recordings(table: Folder, source: Manifest) -> UsageError:
     return UsageError(
         f"table {table.url}: expected the recordings of {source._table.url}, got a manifest that did not come from it; run the "
-        "command that made that table again and then this, or name a new table"
+        "command that made that table again and then this, or name a new table; if files of another table were copied into "
+        f"{FOLDER}/, delete that folder and run this again"
     )
 
 

@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emotion_batch import binding, importing, judging, reference, tables, training
+from emotion_batch import binding, importing, judging, ledger, reference, tables, training
 from emotion_batch import bundle as bundles
 from emotion_batch.bundle import Bundle, Card
 from emotion_batch.errors import UsageError
 from emotion_batch.inspection import MAX_NETWORK_BYTES
 from emotion_batch.judging import Evaluation
-from emotion_batch.manifest import Manifest
 from emotion_batch.storage import Folder, explained
 from emotion_batch.summary import Watcher
 from emotion_batch.tables import TableInfo
@@ -61,7 +60,7 @@ def train(
     place, to = Folder.of(table, storage_options), Folder.of(bundle, storage_options)
     info = _require_features(place)
     _require_new(to, force)
-    manifest = Manifest(place)
+    manifest = ledger.read_manifest(place, info)
     tables.require_complete(place, info, manifest.shards)
     exported, name = (None, "") if h5 is None else _split(Folder.of(h5, storage_options))
     return training.train_bundle(
@@ -124,7 +123,7 @@ def evaluate(
     info = _require_features(place)
     check_features(info, place, judged)
     words = None if label_map is None else reference.read_label_map(os.fspath(label_map))
-    manifest = Manifest(place)
+    manifest = ledger.read_manifest(place, info)
     tables.require_complete(place, info, manifest.shards)
     return judging.judge_bundle(
         judged,

@@ -22,8 +22,8 @@ def read_versions(is_predicting: bool) -> dict[str, str]:
     """Return the versions here of what decides a row, and the digest of our own source; Python's without its last number."""
     packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
     versions = {
-        "emotion-batch": emotion_batch.__version__,
-        "emotion-batch source": process.SOURCE,
+        # In one value, because a worker compares by its own code, and that of earlier releases knows this name alone.
+        "emotion-batch": f"{emotion_batch.__version__} (source {process.SOURCE})",
         "python": ".".join(platform.python_version_tuple()[:2]),
     }
     for package in packages:

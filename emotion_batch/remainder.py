@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from emotion_batch import bundle as bundles
-from emotion_batch import tables
+from emotion_batch import ledger, tables
 from emotion_batch.archive import find_base, list_recordings
 from emotion_batch.bundle import Bundle
 from emotion_batch.cutting import cut
 from emotion_batch.errors import UsageError
 from emotion_batch.labelling import FeatureTable
-from emotion_batch.manifest import Manifest, ShardEntry
+from emotion_batch.manifest import ShardEntry
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
@@ -142,7 +142,7 @@ def _go_on(place: Folder, info: TableInfo) -> Remainder:
         assert bundle is not None  # noqa: S101 only labels have features
         return _of_features(origin, features, info, bundle, place)
     with explained(f"table {place.url}"):
-        manifest = Manifest(place)
+        manifest = ledger.read_manifest(place, info)
         done = tables.complete_shards(place, info, manifest.shards)
         left = [shard for shard in manifest.shards if shard not in done]
         entries = {shard: pa.Table.from_batches([one]) for shard, one in zip(left, manifest.entries(left), strict=True)}
@@ -154,7 +154,7 @@ def _of_features(
     origin: Folder, features: TableInfo, info: TableInfo, bundle: Bundle, table: Folder | None
 ) -> Remainder:
     """Return what is left of a labelling of a feature table."""
-    manifest = Manifest(origin)
+    manifest = ledger.read_manifest(origin, features)
     tables.require_complete(origin, features, manifest.shards)
     done: Mapping[int, object] = {}
     if table is not None and tables.check(table, info) is not None:
@@ -189,7 +189,7 @@ def _of_listing(
         shards = dict(enumerate(cut(entries, info.segments)))
         return Remainder(info, archive, bundle, table, shards, n_all, len(shards), n_all, notes=notes)
     with explained(f"table {table.url}"):
-        manifest = Manifest(table)
+        manifest = ledger.read_manifest(table, info)
         updated = manifest.preview(entries, info.segments)
         done = tables.complete_shards(table, info, manifest.shards)
         left = [shard for shard in manifest.shards if shard not in done and shard not in updated]

@@ -15,7 +15,6 @@ from emotion_batch.archive import find_base
 from emotion_batch.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.figures import N_FOLDERS, Figures, gather
-from emotion_batch.manifest import Manifest
 from emotion_batch.page import MARK, locate_beside, render
 from emotion_batch.portrait import Portrait, read_portrait
 from emotion_batch.storage import Folder, explained
@@ -83,7 +82,7 @@ def report(
     )
     _check_output(page, place)
     with explained(f"table {place.url}"):
-        manifest = Manifest(place)
+        manifest = ledger.read_manifest(place, info)
         at_work, lost = lease.find_runs(place)
         throughput = read_throughput(place)
     figures = gather(

@@ -166,7 +166,7 @@ def review(
     drawing = Drawing(size, max(LEAST_RANDOM, size // 2) if random is None else random, seed)
     _require_new(folder, name, force)
     with explained(f"table {place.url}"):
-        manifest = Manifest(place)
+        manifest = ledger.read_manifest(place, info)
         n_read = 0
         for shard, rows in _parts(place, info, manifest, on_rows):
             drawing.add(shard, rows)

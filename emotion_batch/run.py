@@ -152,7 +152,7 @@ class Run:
     def manifest(self) -> Manifest:
         """The table's manifest."""
         with explained(f"table {self.table.url}"):
-            return Manifest(self.table)
+            return ledger.read_manifest(self.table, self.info)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
@@ -219,7 +219,7 @@ class Run:
 
     def _grow(self, entries: pa.Table, since: int | None, *, prune: bool) -> Growth | None:
         """Take a listing over into the manifest as `Manifest.grow` does; raise DamagedError if that lacks something, or files of it are damaged."""
-        check = partial(ledger.require_generations, self.table, self.info, self.manifest)
+        check = partial(ledger.require_generations, self.table, self.info, self.manifest, listed=entries)
         with explained(f"table {self.table.url}"):
             if problems := self.manifest.find_damage(deep=True):
                 raise DamagedError(f"table {self.table.url}: {problems[0]}")

@@ -18,7 +18,7 @@ from emotion_batch.extraction import Extraction
 from emotion_batch.isolation import Limits
 from emotion_batch.labelling import FeatureTable, Labelling
 from emotion_batch.ledger import TableStatus, Verification
-from emotion_batch.manifest import Manifest, find_generation
+from emotion_batch.manifest import find_generation
 from emotion_batch.meter import Spent
 from emotion_batch.modelling import check_features, find_features
 from emotion_batch.prediction import load_predictor
@@ -309,7 +309,7 @@ def _features_of(table: Folder, info: TableInfo) -> tuple[Folder, TableInfo]:
 
 def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInfo) -> Summary:
     """Label a feature table."""
-    manifest = Manifest(origin)
+    manifest = ledger.read_manifest(origin, features)
     footers = tables.require_complete(origin, features, manifest.shards)
     with run:
         run.follow(manifest)

@@ -398,6 +398,8 @@ def explained(thing: str) -> Iterator[None]:
             raise
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number is not None else str(error)
+        if isinstance(error, OSError) and isinstance(error.filename, str) and number not in _FULL_ERRNOS:
+            reason = f"{reason} for {error.filename}"
         raised = StorageError(
             f"{thing}: expected a place that works, got {reason or type(error).__name__}", is_transient=is_passing
         )

@@ -71,7 +71,8 @@ def night(tmp_path_factory: pytest.TempPathFactory, cluster: ShellCluster) -> Ni
     for table in (made.features, made.labels):
         place = Folder.of(table)
         assert Manifest(place).generation == 2
-        holder = Holder(RUN, "elsewhere", 1, 0.0, 0.0, scheduler="tcp://elsewhere:1")
+        # Of a process of this machine that is gone: for one of another machine each command would wait.
+        holder = Holder(RUN, "here", 2**30, 0.0, 0.0, namespace=lease._namespace())
         place.publish(lease.lease_name(RUN), seal(asdict(holder)))
         place.publish(lease.cancellation_name(RUN), seal({"host": "elsewhere", "at": 0.0}))
         note = {"run": RUN, "began": 0.0, "host": "elsewhere", "pid": 1, "is_repeated": False}
@@ -272,8 +273,25 @@ def break_a_part_too(table: Path) -> None:
     part.write_bytes(part.read_bytes()[:1_000])
 
 
+def swap_parts_too(table: Path) -> None:
+    (table / "_table" / "manifest" / "000002.json").write_text("{")
+    one, two = (table / f"part-00000{number}.parquet" for number in (0, 1))
+    data = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(data)
+
+
+def exchange_as_of_before(table: Path) -> None:
+    """Exchange generations that do not say which they are."""
+    exchange(table)
+    for path in (table / "_table" / "manifest").glob("*.json"):
+        index = json.loads(path.read_bytes())
+        del index["sha256"], index["generation"]
+        path.write_text(json.dumps(index))
+
+
 SCENES = (
-    *(lose_the_newest, lose_entries_and_settings, break_a_part_too),
+    *(lose_the_newest, lose_entries_and_settings, break_a_part_too, swap_parts_too, exchange_as_of_before),
     *(
         pytest.param(scene, marks=pytest.mark.torture)
         for scene in (lose_all, lose_the_ledger, lose_entries, exchange, repeat, break_the_middle)
@@ -320,6 +338,39 @@ def test_the_archive_changed_since(night: Night, tmp_path: Path, damage: Callabl
         aside.rename(night.archive)
 
 
+def test_a_lost_generation_is_named_by_what_reads(night: Night, tmp_path: Path) -> None:
+    """Where new recordings are those of a lost generation, no command takes the others for all of them."""
+    table = tmp_path / "table"
+    shutil.copytree(night.features, table)
+    (table / "_table" / "manifest" / "000002.json").unlink()
+    for read in (
+        lambda: emotion_batch.status(table),
+        lambda: emotion_batch.retry(table, scheduler=None),
+        lambda: emotion_batch.export(table, tmp_path / "export", file_format="csv"),
+        lambda: emotion_batch.report(table, output=tmp_path / "report.html"),
+        lambda: emotion_batch.query(table, "SELECT count(*) FROM features"),
+        lambda: emotion_batch.plan(table),
+        lambda: night.label(tmp_path / "labels", table),
+    ):
+        with pytest.raises(IncompleteError, match=r"_table/manifest/000002\.json"):
+            read()
+    (problem,) = emotion_batch.verify(table).problems
+    assert "_table/manifest/000002.json" in problem
+
+
+@pytest.mark.parametrize("damage", [exchange, repeat])
+def test_labels_take_their_manifest_from_the_features(
+    night: Night, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Generations that lie under the names of others are copied again from the feature table."""
+    labels = tmp_path / "labels"
+    shutil.copytree(night.labels, labels)
+    damage(labels)
+    night.label(labels)
+    assert rows(labels) == rows(night.labels)
+    assert emotion_batch.verify(labels, deep=True).problems == ()
+
+
 @pytest.mark.parametrize("damage", [lose_all, lose_the_newest, lose_entries, exchange])
 def test_labels_of_a_damaged_feature_table(night: Night, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """A labelling says which table's file is damaged; after the command of that table the same labelling is whole."""
@@ -347,7 +398,9 @@ def test_labels_of_a_damaged_feature_table(night: Night, tmp_path: Path, damage:
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("which", [("labels",), ("features",), ("labels", "features")], ids=" and ".join)
+@pytest.mark.parametrize(
+    "which", [("labels",), ("features",), ("labels", "features"), ("settings", "part")], ids=" and ".join
+)
 def test_kept_features_stay_with_their_labels(
     night: Night, tmp_path: Path, cluster: ShellCluster, which: tuple[str, ...]
 ) -> None:
@@ -364,7 +417,12 @@ def test_kept_features_stay_with_their_labels(
     undisturbed = [rows(tmp_path / name) for name in ("labels", "features")]
     (archive / "01.wav").unlink()
     for name in which:
-        lose_entries(tmp_path / name)
+        if name == "settings":
+            (tmp_path / "labels" / "_table" / "manifest" / "000001.json").write_text("{")
+        elif name == "part":
+            (tmp_path / "labels" / "part-000000.parquet").unlink()
+        else:
+            lose_entries(tmp_path / name)
     label()
     assert [rows(tmp_path / name) for name in ("labels", "features")] == undisturbed
     for name in ("labels", "features"):
@@ -448,9 +506,9 @@ def test_a_damaged_lease_of_a_live_run_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / lease.lease_name(RUN)
     held = Lease(place, RUN)
     held.begin()
-    held.leave("tcp://elsewhere:1", n_before=3, left_s=time.time())
+    left = held.leave("tcp://elsewhere:1", n_before=3, left_s=time.time())
     whole = path.read_bytes()
-    lease.attend(place, RUN)
+    lease.attend(place, left)
     assert path.read_bytes() == whole
     for name, damage in {**WAYS, **ODD}.items():
         data = damage(whole, random.Random(name))  # noqa: S311 a seed, no secret
@@ -458,16 +516,13 @@ def test_a_damaged_lease_of_a_live_run_is_written_anew(tmp_path: Path) -> None:
             continue
         path.write_bytes(data)
         assert lease.read_holders(place) == [], name
-        lease.attend(place, RUN)
+        lease.attend(place, left)
         (holder,) = lease.read_holders(place)
-        assert holder.is_alive, name
+        assert holder.is_fresh, name
         path.write_bytes(data)
         held.renew()
         (holder,) = lease.read_holders(place)
         assert holder.progress["n_before"] == 3, name
-    path.unlink()
-    lease.attend(place, RUN)
-    assert not path.exists()
 
 
 def test_what_a_person_sees(night: Night, tmp_path: Path) -> None:

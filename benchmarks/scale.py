@@ -128,10 +128,10 @@ class _Timed(Run):
 
     looked_s = 0.0
 
-    def _look(self, *arguments: Any) -> Any:
+    def _look(self, *arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
         try:
-            return super()._look(*arguments)
+            return super()._look(*arguments, **options)
         finally:
             self.looked_s += time.perf_counter() - began
 

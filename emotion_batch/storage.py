@@ -199,7 +199,7 @@ class Folder:
     def names(self) -> list[str]:
         """Return the sorted names of what lies directly in the folder; none if it does not exist."""
         if self.is_local:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 return sorted(os.listdir(self.url))
             return []
         try:

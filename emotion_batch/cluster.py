@@ -328,7 +328,7 @@ class Cluster:
         gone = [worker for worker, found in answers.items() if isinstance(found, OSError) and not find_shortage(found)]
         if gone and len(gone) == len(answers):
             raise ClusterError(
-                f"worker {gone[0]}: expected an answer, got none, because it has ended; look into its log (its limit of memory may "
+                f"worker {gone[0]}: it has ended before it answered; look into its log (its limit of memory may "
                 "be too low), then run the same command again"
             )
         for worker in gone:

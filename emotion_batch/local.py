@@ -120,7 +120,7 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
             yield address
         except TimeoutError as error:
             raise ClusterError(
-                f"local cluster: expected a worker, got none ({_find_reason(log)}); mend that, then run the same command again"
+                f"local cluster: no worker has started ({_find_reason(log)}); mend that, then run the same command again"
             ) from error
         finally:
             for process in processes:
@@ -135,7 +135,7 @@ def require_loopback(addresses: Iterable[str]) -> None:
     for address in addresses:
         if not address.startswith(f"{_PROTOCOL}://{_HOST}:"):
             raise ClusterError(
-                f"local cluster: expected it to listen on {_PROTOCOL}://{_HOST} alone, got {address}; no work was begun, so look for "
+                f"local cluster: expected its processes to listen on {_PROTOCOL}://{_HOST} alone, got {address}; no work was begun, so look for "
                 "what changes Dask in this Python, such as a sitecustomize.py, or name a cluster of your own with --scheduler"
             )
 
@@ -149,7 +149,7 @@ def _read_address(path: Path, process: subprocess.Popen[bytes], log: Path) -> st
             return str(json.loads(path.read_bytes())["address"])
         time.sleep(0.02)
     raise ClusterError(
-        f"local cluster: expected a scheduler, got none ({_find_reason(log)}); mend that, then run the same command again"
+        f"local cluster: no scheduler has started ({_find_reason(log)}); mend that, then run the same command again"
     )
 
 

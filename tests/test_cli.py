@@ -268,7 +268,7 @@ if any("distributed.{kind}" in argument for argument in sys.orig_argv):
     environment = {"PYTHONPATH": os.fspath(tmp_path)}
     done = run_command("extract", speech / "V1_sad", tmp_path / "table", "--workers", "1", environment=environment)
     assert done.code == 2
-    assert "expected it to listen on tcp://127.0.0.1 alone, got ws://" in one_sentence(done.err)
+    assert "expected its processes to listen on tcp://127.0.0.1 alone, got ws://" in one_sentence(done.err)
     assert not list((tmp_path / "table").glob("*.parquet"))
 
 

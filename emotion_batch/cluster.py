@@ -307,7 +307,7 @@ class Cluster:
         if there and there.keys() <= self._unfit.keys():
             worker = next(iter(there))
             raise IncompleteError(
-                f"cluster: expected workers that can do the work, got none: {worker}: {self._unfit[worker]}; then run the same "
+                f"cluster: expected workers that can do the work, got only others: {worker}: {self._unfit[worker]}; then run the same "
                 "command again, it goes on from there"
             )
         if not there:

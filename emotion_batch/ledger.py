@@ -376,10 +376,16 @@ def require_generations(
     # Read anew, because another run may have frozen more since.
     newest = Manifest(table)
     for shard, footer in footers.items():
-        if (shard, footer.digest) not in newest.history and (
-            listed is None or _has_listed(tables.require_part(table, info, shard, ["file"])["file"], listed)
-        ):
+        if (shard, footer.digest) not in newest.history and (listed is None or _may_be_listed(table, shard, listed)):
             raise damaged(table, f"{manifest.FOLDER}/{newest.generation + 1:06d}.json", "no such file")
+
+
+def _may_be_listed(table: Folder, shard: int, listed: pa.Table) -> bool:
+    """Return whether a recording of a part is in a listing, or the part cannot be read, and so is made again."""
+    try:
+        return _has_listed(tables.read_part(table, shard, ["file"])["file"], listed)
+    except PartError:
+        return True
 
 
 def _has_listed(files: pa.ChunkedArray, listed: pa.Table) -> bool:
@@ -465,10 +471,11 @@ def _restore_names(table: Folder, info: TableInfo) -> None:
             if footer.shard != shard:
                 # All before any is written: two may have been swapped.
                 found[name] = tables.part_name(footer.shard), table.read(name)
-    for name in found:
-        table.delete(name)
     for name, data in found.values():
-        table.publish_first(name, data)
+        if name in found or not table.exists(name):
+            table.publish(name, data)
+    for name in found.keys() - {name for name, _ in found.values()}:
+        table.delete(name)
 
 
 def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = False) -> Iterator[str]:

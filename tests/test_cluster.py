@@ -300,7 +300,7 @@ def test_a_paused_worker_is_started_again_or_ends_the_run(
 
         if not Path(flag).exists():
             Path(flag).touch()
-            # Kept by the process, as a heap is: it can be given back to nobody, and is less than what nannies end workers for.
+            # Kept by the process, as a heap is: it cannot be given back, and is less than what nannies end workers for.
             builtins.kept = b"x" * int(0.87 * 4e8 - psutil.Process().memory_info().rss)
         time.sleep(0.3)
         return -task

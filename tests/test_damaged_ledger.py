@@ -277,6 +277,15 @@ def break_a_part_too(table: Path) -> None:
     part.write_bytes(part.read_bytes()[:1_000])
 
 
+def lose_the_newest_and_break_its_rows(table: Path) -> None:
+    """Leave of the lost generation nothing but a part whose rows cannot be read."""
+    lose_the_newest(table)
+    part = max(table.glob("part-*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[200] ^= 1
+    part.write_bytes(data)
+
+
 def swap_parts_too(table: Path) -> None:
     (table / "_table" / "manifest" / "000002.json").write_text("{")
     one, two = (table / f"part-00000{number}.parquet" for number in (0, 1))
@@ -295,7 +304,7 @@ def exchange_as_of_before(table: Path) -> None:
 
 
 SCENES = (
-    *(lose_the_newest, break_a_part_too, swap_parts_too),
+    *(lose_the_newest, lose_the_newest_and_break_its_rows, break_a_part_too, swap_parts_too),
     *(
         pytest.param(scene, marks=pytest.mark.torture)
         for scene in (
@@ -327,7 +336,7 @@ def test_the_archive_changed_since(night: Night, tmp_path: Path, damage: Callabl
         night.extract(table)
         expected = rows(whole)
         assert {row["file"]: row["status"] for row in expected}["01.wav"] == "ok"
-        if damage is break_a_part_too:
+        if damage in (break_a_part_too, lose_the_newest_and_break_its_rows):
             # Its rows cannot be read any more, and one of its recordings is gone.
             gone = {row["file"] for row in expected} - {row["file"] for row in rows(table)}
             assert gone <= {"01.wav", "42.wav"}

@@ -193,7 +193,7 @@ def test_what_others_made_of_the_same_recordings_stays(
         (archive / "away").rename(archive / "b.wav")
         assert receipt.counts.by_status == {"ok": 2}
         assert [rows(place) for place, _ in places] == whole
-    # Nobody else has made it: then it is published, in place of what was there.
+    # No other run has made it: then it is published, in place of what was there.
     receipt = Work(job, "run", tuple(places), None, manifest.generation)(make_tasks(manifest, [shard], footers)[0])
     assert receipt.made.by_status == {"ok": 2}
     assert [rows(place) for place, _ in places] == whole

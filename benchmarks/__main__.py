@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks import buckets, cold_start, kernel, labelling, ledger, worker
 from benchmarks.measuring import describe, render
-from emotion_batch import synthesis
-from emotion_batch.archive import list_recordings
+from emotion_batch.example import synthesis
+from emotion_batch.storage.archive import list_recordings
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

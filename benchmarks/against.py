@@ -25,8 +25,8 @@ _BLOCK = 400
 _CHILD = """
 import json, sys, time
 import pyarrow as pa
-from emotion_batch import process, rows
-from emotion_batch.archive import list_recordings
+from emotion_batch.worker import process, recordings as rows
+from emotion_batch.storage.archive import list_recordings
 from emotion_batch.settings import FeatureSettings, SequenceSettings
 process.settle()
 settings = {"seed": FeatureSettings, "sequence": SequenceSettings}[sys.argv[2]]()

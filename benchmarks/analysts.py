@@ -19,7 +19,7 @@ from pathlib import Path
 import duckdb
 
 from benchmarks.generated import write_label_table
-from emotion_batch.querying import EXAMPLES
+from emotion_batch.analysis.query import EXAMPLES
 
 _COUNT = "SELECT status, count(*) FROM '{}/*.parquet' GROUP BY status"
 

@@ -30,10 +30,10 @@ def notebook(archive: str) -> Work:
 
 def package(archive: str, recipe: str = "seed") -> Work:
     """Do what a shard does with recordings: names to rows."""
-    from emotion_batch import process
-    from emotion_batch.archive import list_recordings
-    from emotion_batch.rows import extract_rows
     from emotion_batch.settings import FeatureSettings, SequenceSettings
+    from emotion_batch.storage.archive import list_recordings
+    from emotion_batch.worker import process
+    from emotion_batch.worker.recordings import extract_rows
 
     process.settle()
     settings = SequenceSettings() if recipe == "sequence" else FeatureSettings()
@@ -51,7 +51,7 @@ def stages(archive: str) -> Work:
     """Do what `package` does; an answer is the CPU seconds in each stage of it, and in all."""
     import scipy.fft
 
-    from emotion_batch import audio, mfcc, waves
+    from emotion_batch.features import audio, mfcc, wav
 
     seconds: dict[str, float] = {}
 
@@ -67,7 +67,7 @@ def stages(archive: str) -> Work:
 
     audio.resample = clocked("resample", audio.resample)
     scipy.fft.rfft = clocked("transform", scipy.fft.rfft)
-    for decoder in (waves.Wave, audio._Libsndfile):
+    for decoder in (wav.Wave, audio._Libsndfile):
         decoder.decode = clocked("decode", decoder.decode)
     mfcc.mean_mfcc = clocked("mfcc", mfcc.mean_mfcc)
     work = package(archive)
@@ -86,7 +86,7 @@ def floor(archive: str) -> Work:
     import soundfile
     import soxr
 
-    from emotion_batch import process
+    from emotion_batch.worker import process
 
     process.settle()
     streams: dict[int, soxr.ResampleStream] = {}
@@ -126,7 +126,7 @@ def floor(archive: str) -> Work:
 def shards(archive: str, bundle: str = "") -> Work:
     """Do whole shards with no Dask, as a worker does: manifest, rows, part. A block is (job, shard numbers)."""
     from benchmarks.jobs import make_jobs
-    from emotion_batch.extraction import Task
+    from emotion_batch.worker.extraction import Task
 
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
@@ -146,11 +146,12 @@ def unguarded(archive: str) -> Work:
     from contextlib import nullcontext
 
     from benchmarks.jobs import make_jobs
-    from emotion_batch import process, rows, tables
-    from emotion_batch.manifest import read_entries
+    from emotion_batch.tables import parts
+    from emotion_batch.tables.manifest import read_entries
+    from emotion_batch.worker import process, recordings
 
     process.settle()
-    rows.stage = tables.stage = nullcontext
+    recordings.stage = parts.stage = nullcontext
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     job, entries = make_jobs(Path(folder.name), archive, None)["extract"]
@@ -158,17 +159,17 @@ def unguarded(archive: str) -> Work:
     def work(block: tuple[str, list[int]]) -> None:
         for number in block[1]:
             listed = read_entries(job.table, entries[number])
-            found = rows.extract_rows(listed, job.archive, job.info.feature_settings, job.info.segments)
-            tables.publish_part(job.table, job.info, number, entries[number].digest, found)
+            found = recordings.extract_rows(listed, job.archive, job.info.feature_settings, job.info.segments)
+            parts.publish_part(job.table, job.info, number, entries[number].digest, found)
 
     return timed(work)
 
 
 def keras(bundle: str, batch_size: str) -> Work:
     """Predict with the bundle's Keras network; a block is a number of rows."""
-    from emotion_batch import model
+    from emotion_batch.training import keras_model
 
-    _, keras_module = model.load_keras()
+    _, keras_module = keras_model.load_keras()
     network = keras_module.saving.load_model(Path(bundle, "model.keras"))
     size = int(batch_size)
     return timed(lambda n_rows: network.predict(vectors(n_rows)[..., np.newaxis], batch_size=size, verbose=0))
@@ -176,9 +177,9 @@ def keras(bundle: str, batch_size: str) -> Work:
 
 def executable(bundle: str) -> Work:
     """Predict as a worker does; a block is a number of rows."""
-    from emotion_batch.bundle import open_bundle
-    from emotion_batch.prediction import Predictor
-    from emotion_batch.storage import Folder
+    from emotion_batch.inference.bundle import open_bundle
+    from emotion_batch.inference.predict import Predictor
+    from emotion_batch.storage.folder import Folder
 
     predictor = Predictor(open_bundle(Folder.of(bundle)))
     return timed(lambda n_rows: predictor.predict(vectors(n_rows)))

@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import psutil
 
 from benchmarks.measuring import ONE_THREAD, Figure, ratio
-from emotion_batch.archive import list_recordings
-from emotion_batch.rows import extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.folder import Folder
+from emotion_batch.worker.recordings import extract_rows
 
 sys.path.insert(0, os.fspath(Path(__file__).parent.parent / "tests"))
 import servers

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch import tables
-from emotion_batch.archive import ENTRY_SCHEMA
-from emotion_batch.manifest import Manifest
 from emotion_batch.settings import Segments, SequenceSettings
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import TableInfo
 
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 HOSTILE = ("<img src=x onerror=alert(1)>.wav", "quo\"te's, and a comma.wav", "two\nlines\x1b[31m.wav", "=1+1.wav")
@@ -49,15 +49,15 @@ def write_label_table(folder: Path, n_rows: int, *, n_windows: int = 1) -> Table
     """
     settings = SequenceSettings()
     segments = Segments.windows(3.0) if n_windows > 1 else settings.segments
-    info = TableInfo(tables.LABELS, "/archive", settings, segments, "0123456789abcdef", LABELS)
+    info = TableInfo(parts.LABELS, "/archive", settings, segments, "0123456789abcdef", LABELS)
     place = Folder.of(folder)
-    tables.create(place, info)
+    parts.create(place, info)
     manifest = Manifest(place)
     manifest.grow(_list(n_rows // n_windows), segments)
     generator = np.random.default_rng(0)
     for shard, entries in zip(manifest.shards, manifest.entries(list(manifest.shards)), strict=True):
         rows = _label(entries["file"], n_windows, generator)
-        tables.publish_part(place, info, shard, manifest.shards[shard].digest, rows)
+        parts.publish_part(place, info, shard, manifest.shards[shard].digest, rows)
     return info
 
 
@@ -108,7 +108,7 @@ def _label(files: pa.Array, n_windows: int, generator: np.random.Generator) -> p
         "is_speech": is_speech,
         **{f"p_{label}": p[:, number] for number, label in enumerate(LABELS)},
     }
-    schema = tables.label_schema(LABELS)
+    schema = parts.label_schema(LABELS)
     start = 3.0 * window
     columns = {
         "file": files.take(pa.array(file_of)),

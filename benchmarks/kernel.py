@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from benchmarks.measuring import Figure, children, in_turn, quartiles, ratio
 from benchmarks.peers import extract_mfcc
-from emotion_batch.archive import list_recordings
-from emotion_batch.rows import extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.worker.recordings import extract_rows
 
 _BLOCK = 50
 

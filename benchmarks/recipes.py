@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emotion_batch import calibration, evaluation, fitting, runs, splits, tables
-from emotion_batch.dataset import Dataset, read_dataset
-from emotion_batch.fitting import BATCH_SIZES, EPOCHS, Fitting
-from emotion_batch.manifest import Manifest
+from emotion_batch import api
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
-from emotion_batch.splits import Split
-from emotion_batch.spool import Spool
-from emotion_batch.storage import Folder
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.training import calibrate, fit, metrics, splits
+from emotion_batch.training.data import Dataset, read_dataset
+from emotion_batch.training.fit import BATCH_SIZES, EPOCHS, Fitting
+from emotion_batch.training.splits import Split
+from emotion_batch.training.spool import Spool
 
 RECIPES: dict[str, AnySettings] = {"seed": FeatureSettings(), "sequence": SequenceSettings()}
 
@@ -43,9 +45,9 @@ class Judge:
         self._settings = RECIPES[name]
         self._spool = spool
         table = folder / name
-        runs.extract(archive, table, settings=self._settings)
+        api.extract(archive, table, settings=self._settings)
         place = Folder.of(table)
-        info = tables.read_info(place)
+        info = parts.read_info(place)
         assert info is not None
         self.data: Dataset = read_dataset(place, info, sorted(Manifest(place).shards), "tess", spool)
 
@@ -54,7 +56,7 @@ class Judge:
     ) -> npt.NDArray[np.float32]:
         """Return what a network that learnt from some rows gives for others."""
         data, recipe = self.data, self._settings.recipe
-        network, _ = fitting.fit(
+        network, _ = fit.fit(
             self._spool,
             self._settings,
             data.order[learn[data.order]],
@@ -62,7 +64,7 @@ class Judge:
             n_labels=len(data.labels),
             fitting=Fitting(EPOCHS[recipe], BATCH_SIZES[recipe], seed),
         )
-        return fitting.predict(network, self._spool, self._settings, judged)
+        return fit.predict(network, self._spool, self._settings, judged)
 
     def accuracy(self, learn: npt.NDArray[np.bool_], judged: npt.NDArray[np.int64], seed: int) -> float:
         """Return the share that such a network has right."""
@@ -116,14 +118,14 @@ def judge_speakers(name: str, judge: Judge, seeds: Sequence[int], precision: flo
                 f"  {name}, seed {seed}, judged on {fold.name}: {right:.3f} ({time.perf_counter() - began:.0f} s)",
                 flush=True,
             )
-        uars.append(evaluation.measure(data.targets, held, data.labels, speakers=data.speakers)["uar"])
+        uars.append(metrics.measure(data.targets, held, data.labels, speakers=data.speakers)["uar"])
         tell_how_sure(name, seed, data, folds, held, precision)
     for fold_name, rights in by_fold.items():
         say(f"{name}: judged on {fold_name}, which it has not heard", rights)
     say(f"{name}: mean over seeds and speakers held out", [float(np.mean(list(by_fold.values())))])
     say(f"{name}: UAR of the same", uars)
     for kind, values in (("duration", data.duration_s), ("level", data.level)):
-        found = evaluation.judge_shortcut(values, data.targets, data.labels, data.speakers, folds)
+        found = metrics.judge_shortcut(values, data.targets, data.labels, data.speakers, folds)
         say(f"{kind} alone, linear, on the same folds", [found["accuracy"]])
 
 
@@ -137,8 +139,8 @@ def tell_how_sure(
 ) -> None:
     """Print calibration, and what `is_confident` promised and got, each on the speaker that it was not fitted on."""
     source = Split.SPEAKER_HELD_OUT
-    found = calibration.calibrate_across_folds(held, data.targets, folds.fold_of_row, source=source)
-    sure = calibration.judge_threshold_across_folds(
+    found = calibrate.calibrate_across_folds(held, data.targets, folds.fold_of_row, source=source)
+    sure = calibrate.judge_threshold_across_folds(
         held, data.targets, folds.fold_of_row, source=source, n_speakers=folds.n_speakers, precision=precision
     )
     for one, other, fold_name in zip(found["folds"], sure["folds"], folds.names, strict=True):

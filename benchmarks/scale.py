@@ -29,17 +29,19 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from benchmarks.measuring import ONE_THREAD, describe
-from emotion_batch import attempts, meter, process, tables
-from emotion_batch.archive import ENTRY_SCHEMA, Listing, compact, list_recordings
-from emotion_batch.attempts import Attempt
+from emotion_batch import usage
 from emotion_batch.errors import Status
-from emotion_batch.extraction import Extraction, Publish, Receipt, Task
-from emotion_batch.manifest import Manifest
-from emotion_batch.run import Means, Needs, Run
+from emotion_batch.run.driver import Means, Needs, Run
+from emotion_batch.run.summary import Progress, Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.summary import Progress, Watcher
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage.archive import ENTRY_SCHEMA, Listing, compact, list_recordings
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import attempts, parts
+from emotion_batch.tables.attempts import Attempt
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import TableInfo
+from emotion_batch.worker import process
+from emotion_batch.worker.extraction import Extraction, Publish, Receipt, Task
 
 ROOT = Path(__file__).parent.parent
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -54,11 +56,11 @@ _BEGAN_NS = 1_767_225_600_000_000_000
 class Idle(Extraction):
     """An extraction that decodes nothing: each recording gets a row that is ``ok``, of zeros."""
 
-    def do_shard(self, task: Task, run_id: str, publish: Publish = tables.publish_part) -> Receipt:
+    def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
         """Do what an extraction does, and tell apart what its rows cost."""
         started = time.perf_counter()
         with (
-            meter.metered() as spent,
+            usage.metered() as spent,
             task.entries_ahead(self.table) as read,
             attempts.noted(self.table, task.shard, run_id) as attempt,
         ):
@@ -94,7 +96,7 @@ def _cpu_of_rows() -> Iterator[None]:
     try:
         yield
     finally:
-        stages = meter.current().stages_s
+        stages = usage.current().stages_s
         stages[_ROWS_CPU] = stages.get(_ROWS_CPU, 0.0) + time.thread_time() - began
 
 
@@ -142,7 +144,7 @@ def drive(n_recordings: int, table: str) -> None:
     entries = entries_of(n_recordings)
     times = {"list_s": time.perf_counter() - began}
     place = Folder.of(table)
-    info = TableInfo(tables.FEATURES, "generated", FeatureSettings(), Segments())
+    info = TableInfo(parts.FEATURES, "generated", FeatureSettings(), Segments())
     # From the cluster's being there to the last receipt: graph, scheduler and shards.
     begun: list[float] = []
     ended = [0.0]
@@ -153,7 +155,7 @@ def drive(n_recordings: int, table: str) -> None:
     watcher = Watcher(on_note=lambda text: begun.append(time.perf_counter()), on_progress=end)
     with _Timed(place, info, watcher, Means(None, N_WORKERS), began) as run:
         began = time.perf_counter()
-        run.freeze(Listing(place, entries), meter.Spent(), prune=False)
+        run.freeze(Listing(place, entries), usage.Spent(), prune=False)
         del entries
         times["freeze_s"] = time.perf_counter() - began
         summary = run.finish(Idle(place, info, place), Needs())
@@ -297,15 +299,15 @@ def _look(name: str, command: tuple[str, ...], table: str, n_recordings: int) ->
 def measure_looks(n_parts: int, folder: Path) -> dict[str, float]:
     """Return what looking at a table of so many parts costs: of recordings so large that each makes a shard."""
     place = Folder.of(folder / "parts")
-    info = TableInfo(tables.FEATURES, "generated", FeatureSettings(), Segments.windows(3.0))
-    tables.create(place, info)
+    info = TableInfo(parts.FEATURES, "generated", FeatureSettings(), Segments.windows(3.0))
+    parts.create(place, info)
     sizes = pa.array(np.full(n_parts, 2**30))
     manifest = Manifest(place)
     manifest.grow(entries_of(n_parts).set_column(2, ENTRY_SCHEMA.field("size"), sizes), info.segments)
     assert len(manifest.shards) == n_parts
     numbers = list(manifest.shards)
     for number, batch in zip(numbers, manifest.entries(numbers), strict=True):
-        tables.publish_part(place, info, number, manifest.shards[number].digest, rows_of(batch, info))
+        parts.publish_part(place, info, number, manifest.shards[number].digest, rows_of(batch, info))
     found: dict[str, float] = {}
     for name in ("status", "verify"):
         found |= _look(name, (name,), place.url, n_parts)

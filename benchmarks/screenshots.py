@@ -12,7 +12,7 @@ from PIL import Image
 
 import emotion_batch
 from benchmarks.browser import opened_tab
-from emotion_batch import synthesis
+from emotion_batch.example import synthesis
 
 DOCS = Path(__file__).parent.parent / "docs"
 _N_WORDS, _N_DAYS = 60, 20

@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measuring import ONE_THREAD
-from emotion_batch import tables
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts
+from emotion_batch.tables.parts import TableInfo
 
 _PART = 10_000
 _EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
-_INFO = TableInfo(tables.FEATURES, "archive", FeatureSettings(), Segments())
+_INFO = TableInfo(parts.FEATURES, "archive", FeatureSettings(), Segments())
 _TRAIN = """
 import resource, sys
 from benchmarks.size import _INFO
-from emotion_batch.storage import Folder
-from emotion_batch.training import TrainingSettings, train_bundle
+from emotion_batch.storage.folder import Folder
+from emotion_batch.training.train import TrainingSettings, train_bundle
 
 table, bundle, n_parts = sys.argv[1:]
 settings = TrainingSettings(epochs=1, max_folds=0)
@@ -37,7 +37,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def write_table(folder: Path, n_parts: int) -> None:
     """Write synthetic feature rows, each a recording of its own."""
     generator = np.random.default_rng(0)
-    schema = tables.feature_schema(_INFO.feature_settings)
+    schema = parts.feature_schema(_INFO.feature_settings)
     folder.mkdir()
     for part in range(n_parts):
         numbers = range(part * _PART, (part + 1) * _PART)
@@ -54,7 +54,7 @@ def write_table(folder: Path, n_parts: int) -> None:
         vectors = generator.normal(0, 30, _PART * 40).astype(np.float32)
         mfcc = pa.FixedSizeListArray.from_arrays(pa.array(vectors), type=schema.field("mfcc").type)
         arrays = [pa.array(column, schema.field(name).type) for name, column in values.items()]
-        tables.publish_part(
+        parts.publish_part(
             Folder.of(folder), _INFO, part, "digest", pa.Table.from_arrays([*arrays, mfcc], schema=schema)
         )
 

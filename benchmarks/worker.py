@@ -11,9 +11,9 @@ import psutil
 
 from benchmarks.jobs import Job, make_jobs
 from benchmarks.measuring import Figure, children, ratio
-from emotion_batch import cluster
-from emotion_batch.extraction import Receipt, Task
-from emotion_batch.manifest import ShardEntry
+from emotion_batch.run import dask_cluster
+from emotion_batch.tables.manifest import ShardEntry
+from emotion_batch.worker.extraction import Receipt, Task
 
 
 def measure(archive: str, n_rounds: int) -> list[Figure]:
@@ -24,8 +24,8 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         halves = [numbers[::2], numbers[1::2]]
         in_worker, bare, two_workers, two_bare = [], [], [], []
         with (
-            cluster.connect(None, 1) as one,
-            cluster.connect(None, 2) as two,
+            dask_cluster.connect(None, 1) as one,
+            dask_cluster.connect(None, 2) as two,
             children(("shards", archive), ("shards", archive)) as processes,
         ):
             for number in range(-1, n_rounds):
@@ -49,7 +49,9 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
     ]
 
 
-def run(connected: cluster.Cluster, job: Job, shards: dict[int, ShardEntry], numbers: list[int]) -> tuple[float, float]:
+def run(
+    connected: dask_cluster.Cluster, job: Job, shards: dict[int, ShardEntry], numbers: list[int]
+) -> tuple[float, float]:
     """Do shards on a cluster; return the CPU seconds of its worker processes, all of them, and the wall seconds."""
     workers = [psutil.Process(pid) for pid in connected.processes()]
     before = cpu_s(workers)

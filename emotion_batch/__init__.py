@@ -5,11 +5,10 @@ Each command of ``emotion-batch`` is a function here with the same name and word
 """
 
 # Nothing else at the top: until the command has begun, an import could be answered by the current directory.
-from emotion_batch import surroundings
+from emotion_batch import environment
+from emotion_batch._version import __version__ as __version__
 
-surroundings.silence()
-
-__version__ = "0.1.0"
+environment.silence()
 
 __all__ = [
     "EmotionBatchError",
@@ -45,49 +44,49 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from emotion_batch.connection import Scheduler
-    from emotion_batch.demonstration import demo
+    from emotion_batch.analysis.export import export
+    from emotion_batch.analysis.query import query
+    from emotion_batch.analysis.report import Report, report
+    from emotion_batch.analysis.review import review, take_review
+    from emotion_batch.api import cancel, extract, label, retry, status, submit, verify
     from emotion_batch.errors import EmotionBatchError, Status
-    from emotion_batch.exporting import export
-    from emotion_batch.modelling import evaluate, import_h5, train
-    from emotion_batch.planning import plan
-    from emotion_batch.querying import query
-    from emotion_batch.recording import label_recording
-    from emotion_batch.reporting import Report, report
-    from emotion_batch.reviewing import review, take_review
-    from emotion_batch.runs import cancel, extract, label, retry, status, submit, verify
+    from emotion_batch.example.demo import demo
+    from emotion_batch.run.planning.plan import plan
+    from emotion_batch.run.scheduler import Scheduler
+    from emotion_batch.run.summary import Summary
     from emotion_batch.settings import FeatureSettings, Segments
-    from emotion_batch.summary import Summary
-    from emotion_batch.training import TrainingSettings
+    from emotion_batch.training.commands import evaluate, import_h5, train
+    from emotion_batch.training.train import TrainingSettings
+    from emotion_batch.worker.single_recording import label_recording
 
 # No module has a function's name: importing a module binds its name here.
 _HOMES = {
     "EmotionBatchError": "errors",
     "FeatureSettings": "settings",
-    "Report": "reporting",
-    "Scheduler": "connection",
+    "Report": "analysis.report",
+    "Scheduler": "run.scheduler",
     "Segments": "settings",
     "Status": "errors",
-    "Summary": "summary",
-    "TrainingSettings": "training",
-    "cancel": "runs",
-    "demo": "demonstration",
-    "evaluate": "modelling",
-    "export": "exporting",
-    "extract": "runs",
-    "import_h5": "modelling",
-    "label": "runs",
-    "label_recording": "recording",
-    "plan": "planning",
-    "query": "querying",
-    "report": "reporting",
-    "retry": "runs",
-    "review": "reviewing",
-    "status": "runs",
-    "submit": "runs",
-    "take_review": "reviewing",
-    "train": "modelling",
-    "verify": "runs",
+    "Summary": "run.summary",
+    "TrainingSettings": "training.train",
+    "cancel": "api",
+    "demo": "example.demo",
+    "evaluate": "training.commands",
+    "export": "analysis.export",
+    "extract": "api",
+    "import_h5": "training.commands",
+    "label": "api",
+    "label_recording": "worker.single_recording",
+    "plan": "run.planning.plan",
+    "query": "analysis.query",
+    "report": "analysis.report",
+    "retry": "api",
+    "review": "analysis.review",
+    "status": "api",
+    "submit": "api",
+    "take_review": "analysis.review",
+    "train": "training.commands",
+    "verify": "api",
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from emotion_batch.surroundings import forget_current_folder
+from emotion_batch.environment import forget_current_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     forget_current_folder()
     # Only now, because also the modules that it imports could lie in the current directory.
-    from emotion_batch import cli
+    from emotion_batch.cli import app
 
-    return cli.main(arguments)
+    return app.main(arguments)
 
 
 if __name__ == "__main__":

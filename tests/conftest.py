@@ -23,8 +23,8 @@ import pytest
 import servers
 import soundfile
 
-from emotion_batch import synthesis
-from emotion_batch.connection import Scheduler
+from emotion_batch.example import synthesis
+from emotion_batch.run.scheduler import Scheduler
 
 ROOT = Path(__file__).parent.parent
 TESS_UNPACKER = ROOT.parent / "shared" / "data" / "unpack_tess"

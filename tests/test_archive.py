@@ -11,11 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_command
 
-from emotion_batch import archive as archive_module
-from emotion_batch import lists
-from emotion_batch.archive import ENTRY_SCHEMA, Entry, list_recordings, locate_local, locate_remote, peek
 from emotion_batch.errors import StorageError, UsageError
-from emotion_batch.storage import Folder
+from emotion_batch.storage import archive as archive_module
+from emotion_batch.storage import file_lists
+from emotion_batch.storage.archive import (
+    ENTRY_SCHEMA,
+    Entry,
+    _distinct,
+    _walk_local,
+    list_recordings,
+    locate_local,
+    locate_remote,
+    peek,
+)
+from emotion_batch.storage.folder import Folder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -350,9 +359,9 @@ def test_a_look_at_a_recording_waits_for_nobody(tmp_path: Path) -> None:
 
 _LISTED = """
 import pyarrow as pa
-from emotion_batch.archive import _of_pages
-from emotion_batch.storage import Folder
-from emotion_batch.stores import LISTED_SCHEMA
+from emotion_batch.storage.archive import _of_pages
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.fsspec_store import LISTED_SCHEMA
 
 N = 200_000
 def pages():
@@ -375,7 +384,7 @@ def test_a_folder_is_walked_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    walked = [entry.file for entry in archive_module._walk_local(str(tmp_path), "", ())]
+    walked = [entry.file for entry in _walk_local(str(tmp_path), "", ())]
     assert walked == names == list_recordings(tmp_path).entries["file"].to_pylist()
 
 
@@ -384,7 +393,7 @@ def test_a_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names = [f"https://a.example/{number}{'é' * (number % 5)}.wav" for number in range(50)]
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*names[:25], "", *names[25:]]).encode())
     for n_bytes in (1, 30, 31, 32, 10_000):
-        monkeypatch.setattr(lists, "_PIECE_BYTES", n_bytes)
+        monkeypatch.setattr(file_lists, "_PIECE_BYTES", n_bytes)
         assert list_recordings(tmp_path / "list.txt").entries["file"].to_pylist() == sorted(names)
 
 
@@ -400,7 +409,7 @@ def test_a_listing_is_sorted_by_stretches(chunk: int, n_stretches: int, monkeypa
     rows = [{"file": name, "raw_file": None, "size": len(name), "version": None} for name in names]
     rows += [{"file": "250%E9.wav", "raw_file": b"250\xe9.wav", "size": 1, "version": "1"}]
     table = pa.Table.from_batches(pa.Table.from_pylist(rows, ENTRY_SCHEMA).to_batches(max_chunksize=chunk))
-    found, n_repeated = archive_module._distinct(table)
+    found, n_repeated = _distinct(table)
     assert n_repeated == 200
     expected = {row["file"]: row for row in rows}
     assert found.to_pylist() == [expected[name] for name in sorted(expected)]

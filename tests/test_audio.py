@@ -16,8 +16,8 @@ import soxr
 from conftest import tone
 from encoding import chunk, fmt, riff
 
-from emotion_batch import audio, waves
 from emotion_batch.errors import RecordingError, Status
+from emotion_batch.features import audio, wav
 
 
 def encode(samples: np.ndarray, rate: int, *, form: str = "WAV", subtype: str = "PCM_16") -> bytes:
@@ -181,7 +181,7 @@ PCM = (tone(2.0) * 20_000).astype("<i2").tobytes()
 )
 def test_plain_waves_are_read_as_libsndfile_reads_them(data: bytes, is_plain: bool, tmp_path: Path) -> None:
     """What is decoded without libsndfile gives its samples; all else goes to it."""
-    plain = waves.open_plain(lambda offset, size: data[offset : offset + size], len(data))
+    plain = wav.open_plain(lambda offset, size: data[offset : offset + size], len(data))
     assert (plain is not None) == is_plain
     expected, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     path = tmp_path / "one"

@@ -12,7 +12,7 @@ from conftest import run_command
 from benchmarks import against, scale
 from benchmarks.__main__ import MARKS, README, RESULTS
 from benchmarks.measuring import render
-from emotion_batch.archive import list_recordings
+from emotion_batch.storage.archive import list_recordings
 
 
 def test_the_benchmarks_run(tmp_path: Path) -> None:

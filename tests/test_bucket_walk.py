@@ -21,10 +21,10 @@ from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, P
 from test_torture import victims
 
 import emotion_batch
-from emotion_batch.archive import Entry, list_recordings, peek
 from emotion_batch.errors import IncompleteError, StorageError
-from emotion_batch.storage import Folder
-from emotion_batch.training import TrainingSettings
+from emotion_batch.storage.archive import Entry, list_recordings, peek
+from emotion_batch.storage.folder import Folder
+from emotion_batch.training.train import TrainingSettings
 
 # Each recording of TESS so far from the next: some in CI, all of them in the torture, and in a minute by hand.
 STRIDES = [pytest.param(24, id="some"), pytest.param(1, id="all", marks=pytest.mark.torture)]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from emotion_batch.bundle import (
+from emotion_batch.errors import UsageError
+from emotion_batch.inference.bundle import (
     RELIABILITY,
     Bundle,
     copy_bundle,
@@ -20,9 +21,8 @@ from emotion_batch.bundle import (
     read_reliability,
     sha256,
 )
-from emotion_batch.errors import UsageError
-from emotion_batch.prediction import Predictor
-from emotion_batch.storage import Folder
+from emotion_batch.inference.predict import Predictor
+from emotion_batch.storage.folder import Folder
 
 
 def test_a_bundle_travels_to_another_process(bundle: Path) -> None:

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from emotion_batch import calibration
-from emotion_batch.calibration import apply_temperature, choose_threshold, fit_temperature, judge_threshold
 from emotion_batch.errors import UsageError
-from emotion_batch.splits import NO_FOLD, Split
+from emotion_batch.training import calibrate
+from emotion_batch.training.calibrate import apply_temperature, choose_threshold, fit_temperature, judge_threshold
+from emotion_batch.training.splits import NO_FOLD, Split
 
 HELD_OUT = Split.SPEAKER_HELD_OUT
 
@@ -61,8 +61,8 @@ def test_other_sources_are_refused(source: Split) -> None:
     folds = np.arange(100) % 2
     for act in (
         lambda: fit_temperature(probabilities, targets, source=source),
-        lambda: calibration.calibrate_across_folds(probabilities, targets, folds, source=source),
-        lambda: calibration.judge_threshold_across_folds(probabilities, targets, folds, source=source, n_speakers=2),
+        lambda: calibrate.calibrate_across_folds(probabilities, targets, folds, source=source),
+        lambda: calibrate.judge_threshold_across_folds(probabilities, targets, folds, source=source, n_speakers=2),
     ):
         with pytest.raises(UsageError, match=f"has not heard, got the split {source}"):
             act()
@@ -107,7 +107,7 @@ def test_two_speakers_are_calibrated_both_ways() -> None:
     probabilities, targets = (np.concatenate(pair) for pair in zip(sure, unsure, strict=True))
     folds = np.repeat([0, 1], 20_000)
     folds[:100] = NO_FOLD
-    found = calibration.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
+    found = calibrate.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
     first, second = found["folds"]
     assert (first["fold"], first["n_rows"], second["n_rows"], found["n_rows"]) == (0, 19_900, 20_000, 39_900)
     assert first["temperature"] == pytest.approx(2, rel=0.05)
@@ -125,7 +125,7 @@ def test_a_temperature_that_helps_no_other_speaker_is_one() -> None:
     """Speakers who need opposite temperatures get none."""
     pairs = predict(5, 2_000, seed=1), predict(0.2, 2_000, seed=2)
     probabilities, targets = (np.concatenate(pair) for pair in zip(*pairs, strict=True))
-    found = calibration.calibrate_across_folds(probabilities, targets, np.repeat([0, 1], 2_000), source=HELD_OUT)
+    found = calibrate.calibrate_across_folds(probabilities, targets, np.repeat([0, 1], 2_000), source=HELD_OUT)
     assert found["calibrated"]["nll"] > found["raw"]["nll"]
     assert found["temperature"] == 1
 
@@ -135,7 +135,7 @@ def test_one_fold_cannot_be_calibrated() -> None:
     probabilities, targets = predict(2, 100)
     for folds in (np.zeros(100, int), np.full(100, NO_FOLD)):
         with pytest.raises(UsageError, match="calibration: expected two folds of speakers or more"):
-            calibration.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
+            calibrate.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
 
 
 def test_the_lowest_threshold_that_keeps_the_promise_is_chosen() -> None:
@@ -144,7 +144,7 @@ def test_the_lowest_threshold_that_keeps_the_promise_is_chosen() -> None:
     is_right = np.concatenate([np.ones(40, bool), np.arange(60) % 2 == 1])
     found = choose_threshold(confidence, is_right, precision=0.9)
     # At the 52nd, the next that is right, 6 of 52 are wrong: too many.
-    assert found == calibration.Threshold(confidence[49], 0.9, 45 / 50, 0.5, 100)
+    assert found == calibrate.Threshold(confidence[49], 0.9, 45 / 50, 0.5, 100)
     order = np.random.default_rng(0).permutation(100)
     assert choose_threshold(confidence[order], is_right[order], precision=0.9) == found
 
@@ -184,7 +184,7 @@ def test_a_promise_is_judged_on_other_speakers(n_speakers: int, is_guaranteed: b
     """Speakers who are alike get what was promised; of fewer than five it is no guarantee."""
     probabilities, targets = predict(2.5)
     folds = np.arange(20_000) % n_speakers
-    found = calibration.judge_threshold_across_folds(
+    found = calibrate.judge_threshold_across_folds(
         probabilities, targets, folds, source=HELD_OUT, n_speakers=n_speakers
     )
     assert found["promised"] == 0.9
@@ -199,7 +199,7 @@ def test_a_promise_can_fail_on_another_speaker() -> None:
     """A threshold of a speaker who is understood says nothing of one who is not, and that is what is reported."""
     probabilities, targets = predict(1, 4_000)
     targets[2_000:] = (np.argmax(probabilities[2_000:], axis=1) + 1) % 7
-    found = calibration.judge_threshold_across_folds(
+    found = calibrate.judge_threshold_across_folds(
         probabilities, targets, np.repeat([0, 1], 2_000), source=HELD_OUT, n_speakers=2
     )
     understood, other = found["folds"]
@@ -211,9 +211,9 @@ def test_a_promise_can_fail_on_another_speaker() -> None:
 def test_margin_and_entropy() -> None:
     """Both are by hand: 0.7 - 0.2, and between 0 for certainty and the logarithm of the number of labels."""
     probabilities = np.array([[0.1, 0.7, 0.2], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], np.float32)
-    np.testing.assert_allclose(calibration.margin(probabilities), [0.5, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(calibrate.margin(probabilities), [0.5, 1, 0], atol=1e-6)
     expected = -(0.1 * np.log(0.1) + 0.7 * np.log(0.7) + 0.2 * np.log(0.2))
-    entropy = calibration.entropy(probabilities)
+    entropy = calibrate.entropy(probabilities)
     np.testing.assert_allclose(entropy, [expected, 0, np.log(3)], atol=1e-6)
     assert not np.signbit(entropy).any()
-    assert calibration.margin(probabilities).dtype == entropy.dtype == np.float32
+    assert calibrate.margin(probabilities).dtype == entropy.dtype == np.float32

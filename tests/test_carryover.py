@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from emotion_batch import tables
-from emotion_batch.archive import ENTRY_SCHEMA
-from emotion_batch.carryover import carry_over, merge
 from emotion_batch.errors import Status
-from emotion_batch.manifest import digest
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts
+from emotion_batch.tables.manifest import digest
+from emotion_batch.tables.parts import TableInfo
+from emotion_batch.worker.reuse import carry_over, merge
 
-INFO = TableInfo(tables.FEATURES, "/archive", FeatureSettings(n_mfcc=2), Segments.windows(1))
+INFO = TableInfo(parts.FEATURES, "/archive", FeatureSettings(n_mfcc=2), Segments.windows(1))
 NOTHING: frozenset[Status] = frozenset()
 
 
@@ -50,7 +50,7 @@ PART = rows(("a", 0, "ok"), ("a", 1, "ok"), ("b", 0, "ok"), ("c", 0, "timeout"),
 @pytest.fixture
 def table(tmp_path: Path) -> Folder:
     folder = Folder.of(tmp_path)
-    tables.publish_part(folder, INFO, 0, digest(BEFORE), PART)
+    parts.publish_part(folder, INFO, 0, digest(BEFORE), PART)
     return folder
 
 
@@ -98,8 +98,8 @@ def test_of_a_part_that_is_not_what_it_should_be_nothing_is_kept(table: Folder, 
     else:
         of = "0" * 32 if how == "of other entries" else digest(BEFORE)
         settings = FeatureSettings(n_mfcc=2, n_mels=64) if how == "of other settings" else INFO.feature_settings
-        info = TableInfo(tables.FEATURES, "/archive", settings, INFO.segments)
-        tables.publish_part(table, info, 1 if how == "of another shard" else 0, of, PART)
+        info = TableInfo(parts.FEATURES, "/archive", settings, INFO.segments)
+        parts.publish_part(table, info, 1 if how == "of another shard" else 0, of, PART)
         if how == "of another shard":
             path.write_bytes((tmp_path / "part-000001.parquet").read_bytes())
     kept, todo = carry_over(table, INFO, 0, BEFORE, {digest(BEFORE): BEFORE}, NOTHING)

@@ -23,9 +23,10 @@ import soundfile
 from conftest import ROOT, Finished, ShellCluster, run_command, running, tone, wait_for_parts, write_odd_archive
 
 import emotion_batch
-from emotion_batch import cli, results, synthesis
-from emotion_batch.arguments import read_arguments
-from emotion_batch.summary import Watcher
+from emotion_batch.cli import app, results
+from emotion_batch.cli.options import read_arguments
+from emotion_batch.example import synthesis
+from emotion_batch.run.summary import Watcher
 
 
 def rows(table: Path) -> list[dict[str, object]]:
@@ -85,7 +86,7 @@ def test_too_many_failures_are_exit_code_1(
     n_failed = sum(status != "ok" for status in expected.values())
     table = tmp_path / "features"
     for limit, code in (("0", 1), (str(n_failed - 1), 1), (str(n_failed), 0), ("1%", 1), ("99%", 0)):
-        assert cli.main(["extract", os.fspath(archive), os.fspath(table), "--max-failed", limit, "--json"]) == code
+        assert app.main(["extract", os.fspath(archive), os.fspath(table), "--max-failed", limit, "--json"]) == code
         out, err = capsys.readouterr()
         assert json.loads(out)["n_failed"] == n_failed
         assert (f"got {n_failed} of {len(expected)}" in err) == bool(code)
@@ -167,7 +168,7 @@ def test_streams_that_take_nothing_change_no_work(
         "status": [features],
         "query": [features, "FROM features SELECT file", "--format", "csv"],
     }
-    words = [sys.executable, "-m", "emotion_batch.cli", command, *map(os.fspath, arguments.get(command, []))]
+    words = [sys.executable, "-m", "emotion_batch.cli.app", command, *map(os.fspath, arguments.get(command, []))]
     script = f"{shlex.join(words)} {streams}"
     done = subprocess.run(["sh", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code, done.stderr
@@ -184,7 +185,7 @@ def test_a_deleted_current_folder_is_no_matter_of_absolute_paths(speech: Path, t
     def run(table: str) -> tuple[int, str]:
         gone = tmp_path / "gone"
         gone.mkdir()
-        words = [sys.executable, "-m", "emotion_batch.cli", "extract", f"{speech}/V1_sad", table, "--workers", "1"]
+        words = [sys.executable, "-m", "emotion_batch.cli.app", "extract", f"{speech}/V1_sad", table, "--workers", "1"]
         script = f"rmdir {shlex.quote(os.fspath(gone))}; {shlex.join(words)}"
         variables = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
         done = subprocess.run(
@@ -308,7 +309,7 @@ def test_one_recording_is_printed(speech: Path, bundle: Path, labels: Path, caps
     recording = "V1_sad/V1_back_sad.wav"
 
     def printed(name: str, *options: str) -> tuple[int, str]:
-        code = cli.main(["label", os.fspath(speech / name), "--model", os.fspath(bundle), *options])
+        code = app.main(["label", os.fspath(speech / name), "--model", os.fspath(bundle), *options])
         return code, capsys.readouterr().out
 
     code, out = printed(recording)
@@ -334,7 +335,7 @@ def test_windows_of_one_recording_are_printed(bundle: Path, tmp_path: Path, caps
     recording = tmp_path / "call.wav"
     soundfile.write(recording, tone(5.0), 24_414)
     call = ["label", os.fspath(recording), "--model", os.fspath(bundle)]
-    assert cli.main([*call, "--window", "2", "--hop", "1.5"]) == 0
+    assert app.main([*call, "--window", "2", "--hop", "1.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "call.wav"
     stretches = [tuple(map(float, line.split()[:2])) for line in lines[1:]]
@@ -348,7 +349,7 @@ def test_windows_of_one_recording_are_printed(bundle: Path, tmp_path: Path, caps
         (("--offset", "1"), "--offset, --duration: expected both"),
         (("--window", "nan"), "window: expected seconds from 0.01 to 1e+06, got nan"),
     ):
-        assert cli.main([*call, *options]) == 2
+        assert app.main([*call, *options]) == 2
         assert words in capsys.readouterr().err
 
 
@@ -513,7 +514,7 @@ def test_calls_that_are_wrong_are_one_sentence(
         (("demo", speech), "expected a new or empty folder"),
     ):
         try:
-            code = cli.main([os.fspath(one) for one in call])
+            code = app.main([os.fspath(one) for one in call])
         except SystemExit as stop:
             code = stop.code
         said = capsys.readouterr()
@@ -542,7 +543,7 @@ def test_what_is_printed_as_the_next_step_runs_as_printed(
     monkeypatch.chdir(tmp_path)
     program = tmp_path / "bin" / "emotion-batch"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_batch.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_batch.cli.app "$@"\n')
     program.chmod(0o755)
     python = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": python, "PYTHONPATH": os.fspath(ROOT)}
@@ -560,7 +561,7 @@ def test_what_is_printed_as_the_next_step_runs_as_printed(
         ("review", *dash, table, f"{name}sheet.csv"),
         ("export", *dash, table, f"{name}exported"),
     ):
-        assert cli.main([os.fspath(one) for one in command]) == 0, capsys.readouterr()
+        assert app.main([os.fspath(one) for one in command]) == 0, capsys.readouterr()
         out = capsys.readouterr().out
         (line,) = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
         # The features are shared with other tests, which read their status.
@@ -662,7 +663,7 @@ def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: sig
 
 def test_hostile_names_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """What a file is called cannot move a terminal's cursor or start a line of its own."""
-    code = cli.main(["label", "no\x1b[2Jsuch\nfile.wav", "--model", "x"])
+    code = app.main(["label", "no\x1b[2Jsuch\nfile.wav", "--model", "x"])
     assert code == 2
     err = capsys.readouterr().err
     assert "\x1b" not in err

@@ -18,10 +18,10 @@ import pyarrow.dataset
 import pytest
 from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
 
-from emotion_batch import cluster as cluster_module
-from emotion_batch import process
-from emotion_batch.connection import Scheduler
 from emotion_batch.errors import ClusterError, IncompleteError, StorageError
+from emotion_batch.run import dask_cluster
+from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.worker import process
 
 
 def table(folder: Path) -> pa.Table:
@@ -213,7 +213,7 @@ def test_a_copy_of_the_package_has_the_same_source_wherever_it_is(tmp_path: Path
     found = []
     for place in ("same", "zipped.zip", "other"):
         done = run_command(
-            program=("-P", "-c", "from emotion_batch import process; print(process.__file__, process.SOURCE)"),
+            program=("-P", "-c", "from emotion_batch.worker import process; print(process.__file__, process.SOURCE)"),
             environment={"PYTHONPATH": os.fspath(tmp_path / place)},
         )
         path, digest = done.out.split()
@@ -275,7 +275,7 @@ def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
         return f"{task} done"
 
     folder = os.fspath(tmp_path)
-    with cluster_module.connect(None, 2) as connected:
+    with dask_cluster.connect(None, 2) as connected:
         found = dict(connected.run(do, ["kills", "stumbles", "full", "good"]))
         # At the fourth death Dask condemns a task; whoever was beside it may have died with it before it stumbled.
         assert connected.n_resubmitted >= 1
@@ -305,14 +305,14 @@ def test_a_paused_worker_is_started_again_or_ends_the_run(
         time.sleep(0.3)
         return -task
 
-    monkeypatch.setattr(cluster_module, "_PAUSED_S", 1.0)
-    monkeypatch.setattr(cluster_module, "_PAUSED_FOR_GOOD_S", 2.0)
+    monkeypatch.setattr(dask_cluster, "_PAUSED_S", 1.0)
+    monkeypatch.setattr(dask_cluster, "_PAUSED_FOR_GOOD_S", 2.0)
     flag = os.fspath(tmp_path / "full")
     options = ("--nthreads", "1", "--memory-limit", "400MB", *(() if has_nanny else ("--no-nanny",)))
     notes: list[str] = []
     with (
         shell_cluster(tmp_path / "cluster", 1, *options) as shell,
-        cluster_module.connect(Scheduler(shell.address), 1, notes.append) as connected,
+        dask_cluster.connect(Scheduler(shell.address), 1, notes.append) as connected,
     ):
         if has_nanny:
             assert dict(connected.run(do, list(range(8)))) == {task: -task for task in range(8)}
@@ -359,7 +359,7 @@ def test_a_worker_that_ends_while_it_is_tried_is_no_traceback(tmp_path: Path) ->
     notes: list[str] = []
     with (
         shell_cluster(tmp_path / "cluster", 2, "--nthreads", "1", "--no-nanny") as shell,
-        cluster_module.connect(Scheduler(shell.address), 1, notes.append) as connected,
+        dask_cluster.connect(Scheduler(shell.address), 1, notes.append) as connected,
     ):
         connected.preflight("emotion-batch", end_one)
         assert len(notes) == 1 and "others do its share" in notes[0]
@@ -402,13 +402,13 @@ def test_a_scheduler_that_is_killed_is_said_in_a_sentence(
 
 def test_a_local_worker_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason out of the cluster's log is named, and no command of Dask's is advised."""
-    monkeypatch.setattr(cluster_module, "_WORKERS_TIMEOUT_S", 6)
+    monkeypatch.setattr(dask_cluster, "_WORKERS_TIMEOUT_S", 6)
     with (
         dask.config.set({"distributed.worker.memory.max-spill": "nonsense"}),
         pytest.raises(
             ClusterError, match=r"no worker has started .ValueError: Could not interpret 'nonsense' as a byte unit"
         ) as said,
-        cluster_module.connect(None, 1),
+        dask_cluster.connect(None, 1),
     ):
         pass
     assert "dask worker" not in str(said.value)
@@ -418,7 +418,7 @@ def test_a_machine_without_memory_is_said_in_a_sentence(speech: Path, tmp_path: 
     """What the machine does not give is no unexpected error of ours."""
     program = (
         "import resource, sys\n"
-        "from emotion_batch import cli, run, runs\n"
+        "from emotion_batch.cli import app as cli; from emotion_batch.run import driver as run; from emotion_batch import api as runs\n"
         "free = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (free, free))\n"
         "sys.exit(cli.main(['extract', *sys.argv[1:]]))\n"
@@ -435,7 +435,7 @@ def test_a_shard_is_one_task() -> None:
         time.sleep(0.05)
         return -task
 
-    with cluster_module.connect(None, 1) as connected:
+    with dask_cluster.connect(None, 1) as connected:
         results = connected.run(do, list(range(30)))
         first = next(results)
         n_tasks = connected._client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
@@ -448,7 +448,7 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
 
     class Heard:
         def scheduler_info(self) -> dict[str, dict[str, dict[str, object]]]:
-            ages_s = {"a": 0.0, "b": cluster_module._SILENT_S / 2, "hangs": 2 * cluster_module._SILENT_S, "paused": 0.0}
+            ages_s = {"a": 0.0, "b": dask_cluster._SILENT_S / 2, "hangs": 2 * dask_cluster._SILENT_S, "paused": 0.0}
             status = {"paused": "paused"}
             return {
                 "workers": {
@@ -457,4 +457,4 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
                 }
             }
 
-    assert cluster_module._heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == (1e9, ["a", "b"])
+    assert dask_cluster._heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == (1e9, ["a", "b"])

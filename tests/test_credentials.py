@@ -9,9 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from emotion_batch.buckets import open_bucket
-from emotion_batch.credentials import configure, find_region
 from emotion_batch.errors import StorageError
+from emotion_batch.storage.bucket import open_bucket
+from emotion_batch.storage.bucket_options import configure, find_region
 
 ENDPOINT = "http://127.0.0.1:9000"
 KEYS = {"key": "name", "secret": "hidden"}

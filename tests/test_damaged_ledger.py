@@ -17,15 +17,16 @@ import soundfile
 from conftest import ShellCluster, run_command, tone
 
 import emotion_batch
-from emotion_batch import lease, tables
 from emotion_batch.errors import CancelledError, EmotionBatchError, IncompleteError, UsageError
-from emotion_batch.extraction import Extraction
-from emotion_batch.lease import Holder, Lease
-from emotion_batch.manifest import Manifest
+from emotion_batch.run.summary import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder, seal, unseal
-from emotion_batch.summary import Watcher
-from emotion_batch.work import Work
+from emotion_batch.storage.folder import Folder, seal, unseal
+from emotion_batch.tables import lease
+from emotion_batch.tables.lease import Holder, Lease
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import read_info
+from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.shard import Work
 
 RUN = "20260101T000000Z-0a"
 # What says nothing about rows: it may be passed over.
@@ -506,7 +507,7 @@ def test_a_damaged_cancellation_is_one(night: Night, tmp_path: Path) -> None:
     """Whatever is in the file, a run that somebody cancelled begins no further shard."""
     place = Folder.of(tmp_path)
     (tmp_path / "_table" / "runs").mkdir(parents=True)
-    info = tables.read_info(Folder.of(night.features))
+    info = read_info(Folder.of(night.features))
     assert info is not None
     work = Work(Extraction(place, info, Folder.of(night.archive)), RUN, ((place, info),))
     whole = seal({"host": "elsewhere", "at": 0.0})

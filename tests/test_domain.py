@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 import soundfile
 import soxr
-from conftest import tone
+from conftest import ROOT, tone
 
-from emotion_batch import domain, features, synthesis
-from emotion_batch.domain import Domain, fit_domain, flag_new_voices, judge_speech, summarise
 from emotion_batch.errors import UsageError
+from emotion_batch.example import synthesis
+from emotion_batch.features import recipes
+from emotion_batch.inference.domain import Domain, fit_domain, flag_new_voices, judge_speech, summarise
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 
 SETTINGS = [
@@ -39,10 +40,10 @@ def cut(samples: np.ndarray, settings: AnySettings) -> np.ndarray:
 
 def table(sounds: list[np.ndarray], settings: AnySettings) -> pa.Table:
     """Return a row of features a sound."""
-    columns = features.Columns(settings)
+    columns = recipes.Columns(settings)
     for one in sounds:
-        columns.add(features.compute(cut(one, settings), settings))
-    return pa.table(columns.to_arrays(), schema=pa.schema(features.fields(settings)))
+        columns.add(recipes.compute(cut(one, settings), settings))
+    return pa.table(columns.to_arrays(), schema=pa.schema(recipes.fields(settings)))
 
 
 @cache
@@ -160,9 +161,9 @@ def test_no_rows_have_no_summaries(settings: AnySettings) -> None:
     """A table without rows gives arrays without rows, and a row of one frame numbers."""
     summaries = summarise(spoken(settings), settings)
     assert summarise(spoken(settings).slice(0, 0), settings).shape == (0, summaries.shape[1])
-    columns = features.Columns(settings)
-    columns.add(features.compute(np.zeros(1, np.float32), settings))
-    short = pa.table(columns.to_arrays(), schema=pa.schema(features.fields(settings)))
+    columns = recipes.Columns(settings)
+    columns.add(recipes.compute(np.zeros(1, np.float32), settings))
+    short = pa.table(columns.to_arrays(), schema=pa.schema(recipes.fields(settings)))
     assert np.isfinite(summarise(short, settings)).all()
 
 
@@ -321,8 +322,8 @@ def test_the_module_needs_no_sklearn_to_apply() -> None:
     import sys
 
     code = (
-        "import sys, numpy as np; from emotion_batch.domain import Domain;"
+        "import sys, numpy as np; from emotion_batch.inference.domain import Domain;"
         "Domain(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32), 1.0, 2, 20, {}).contains(np.zeros((3, 2)));"
         "sys.exit('sklearn' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(domain.__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

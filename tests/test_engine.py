@@ -20,16 +20,16 @@ import pytest
 import soundfile
 from conftest import running, tone, write_odd_archive
 
-from emotion_batch import audio
-from emotion_batch.archive import list_recordings
-from emotion_batch.bundle import open_bundle
 from emotion_batch.errors import RecordingError
-from emotion_batch.labelling import label_rows
-from emotion_batch.mfcc import mean_mfcc
-from emotion_batch.prediction import Predictor
-from emotion_batch.rows import extract_rows
+from emotion_batch.features import audio
+from emotion_batch.features.mfcc import mean_mfcc
+from emotion_batch.inference.bundle import open_bundle
+from emotion_batch.inference.predict import Predictor
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.folder import Folder
+from emotion_batch.worker.labelling import label_rows
+from emotion_batch.worker.recordings import extract_rows
 
 SETTINGS = FeatureSettings()
 

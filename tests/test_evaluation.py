@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion_batch import evaluation, pictures
 from emotion_batch.errors import UsageError
-from emotion_batch.splits import speaker_folds
+from emotion_batch.training import metrics, plots
+from emotion_batch.training.splits import speaker_folds
 
 LABELS = ("angry", "neutral", "sad")
 
@@ -31,7 +31,7 @@ def test_figures_are_those_computed_by_hand() -> None:
     targets = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     predicted = np.array([0, 0, 0, 1, 1, 2, 2, 0])
     speakers = np.array(["a", "a", "b", "b", "", "", "", ""], object)
-    figures = evaluation.measure(targets, certain(predicted), LABELS, speakers=speakers)
+    figures = metrics.measure(targets, certain(predicted), LABELS, speakers=speakers)
     assert (figures["n_rows"], figures["n_speakers"]) == (8, 2)
     assert figures["confusion"] == [[3, 1, 0], [0, 1, 1], [1, 0, 1]]
     assert figures["accuracy"] == 5 / 8
@@ -46,7 +46,7 @@ def test_figures_are_those_computed_by_hand() -> None:
 def test_uar_is_over_the_labels_that_are_there() -> None:
     """A label without reference rows has no recall and no part in UAR; giving it is wrong."""
     targets, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    figures = evaluation.measure(targets, certain(predicted), LABELS, speakers=nobody(4))
+    figures = metrics.measure(targets, certain(predicted), LABELS, speakers=nobody(4))
     assert figures["uar"] == 0.75
     assert figures["recall"] == {"angry": 0.5, "neutral": 1.0, "sad": None}
     assert figures["precision"] == {"angry": 1.0, "neutral": 1.0, "sad": None}
@@ -55,7 +55,7 @@ def test_uar_is_over_the_labels_that_are_there() -> None:
 
 def test_a_label_that_is_never_given_has_no_precision() -> None:
     """Its recall is 0; its precision is unknown, not 0."""
-    figures = evaluation.measure(np.array([0, 1]), certain(np.array([0, 0])), LABELS, speakers=nobody(2))
+    figures = metrics.measure(np.array([0, 1]), certain(np.array([0, 0])), LABELS, speakers=nobody(2))
     assert figures["recall"]["neutral"] == 0
     assert figures["precision"] == {"angry": 0.5, "neutral": None, "sad": None}
 
@@ -63,24 +63,24 @@ def test_a_label_that_is_never_given_has_no_precision() -> None:
 def test_labels_that_were_given_are_judged_instead_of_the_most_probable() -> None:
     """What a row was given counts, where it is said."""
     targets = np.array([0, 1])
-    figures = evaluation.measure(targets, certain(1 - targets), LABELS, speakers=nobody(2), predicted=targets)
+    figures = metrics.measure(targets, certain(1 - targets), LABELS, speakers=nobody(2), predicted=targets)
     assert figures["accuracy"] == 1
 
 
 def test_no_rows_have_no_figures() -> None:
     """Nothing to judge is one sentence, not a division by zero."""
     with pytest.raises(UsageError, match="figures: expected one row or more to judge, got none"):
-        evaluation.measure(np.array([], int), np.zeros((0, 3)), LABELS, speakers=nobody(0))
+        metrics.measure(np.array([], int), np.zeros((0, 3)), LABELS, speakers=nobody(0))
 
 
 def test_calibration_error_is_that_computed_by_hand() -> None:
     """Two rows at 0.6, one right, and three at 0.9, all right: (2 * 0.1 + 3 * 0.1) / 5."""
     probabilities = np.array([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
     targets = np.array([0, 1, 0, 0, 0])
-    assert evaluation.expected_calibration_error(targets, probabilities) == pytest.approx(0.1)
+    assert metrics.expected_calibration_error(targets, probabilities) == pytest.approx(0.1)
     # In one bin the mean confidence, 0.78, is nearly the accuracy, 0.8.
-    assert evaluation.expected_calibration_error(targets, probabilities, 1) == pytest.approx(0.02)
-    bins = evaluation.reliability(targets, probabilities, 5)
+    assert metrics.expected_calibration_error(targets, probabilities, 1) == pytest.approx(0.02)
+    bins = metrics.reliability(targets, probabilities, 5)
     # A bin is closed above: 0.6 is in the third of five.
     assert bins["n_rows"] == [0, 0, 2, 0, 3]
     assert bins["confidence"] == pytest.approx([None, None, 0.6, None, 0.9])
@@ -91,8 +91,8 @@ def test_calibration_error_is_that_computed_by_hand() -> None:
 def test_certainty_is_finite(kind: type) -> None:
     """Probabilities of 0 and 1 fall into the last bin, and being certainly wrong costs much, but no infinity."""
     probabilities = np.array([[1, 0], [1, 0]], kind)
-    assert evaluation.reliability(np.array([0, 1]), probabilities)["n_rows"][-1] == 2
-    assert evaluation.negative_log_likelihood(np.array([0, 1]), probabilities) == pytest.approx(87.34 / 2, abs=0.01)
+    assert metrics.reliability(np.array([0, 1]), probabilities)["n_rows"][-1] == 2
+    assert metrics.negative_log_likelihood(np.array([0, 1]), probabilities) == pytest.approx(87.34 / 2, abs=0.01)
 
 
 def simulate(random: np.random.Generator, n_speakers: int, n_rows: int) -> tuple[np.ndarray, ...]:
@@ -109,7 +109,7 @@ def test_intervals_over_speakers_cover_the_truth() -> None:
     random = np.random.default_rng(0)
     n_covered = {"accuracy": 0, "uar": 0, "recording_wise": 0}
     for _ in range(60):
-        found = evaluation.intervals(*simulate(random, 30, 60), n_resamples=300)
+        found = metrics.intervals(*simulate(random, 30, 60), n_resamples=300)
         assert (found["unit"], found["n_units"]) == ("speaker", 30)
         for name in ("accuracy", "uar"):
             n_covered[name] += found[name][0] <= 0.6 <= found[name][1]
@@ -126,14 +126,14 @@ def test_intervals_of_few_speakers_are_over_cells() -> None:
     speakers = np.repeat(np.array(["a", "b"], object), 700)
     is_right = np.repeat(np.random.default_rng(1).random(14) < 0.6, 100)
     predicted = np.where(is_right, targets, (targets + 1) % 7)
-    found = evaluation.intervals(targets, predicted, speakers)
+    found = metrics.intervals(targets, predicted, speakers)
     assert (found["unit"], found["n_units"], found["level"]) == ("speaker by emotion", 14, 0.95)
     for name in ("accuracy", "uar"):
         width, width_by_row = (np.diff(one[name])[0] for one in (found, found["recording_wise"]))
         assert width > 5 * width_by_row
         assert found[name][0] < is_right.mean() < found[name][1]
-    assert found == evaluation.intervals(targets, predicted, speakers)
-    assert found != evaluation.intervals(targets, predicted, speakers, seed=1)
+    assert found == metrics.intervals(targets, predicted, speakers)
+    assert found != metrics.intervals(targets, predicted, speakers, seed=1)
     assert json.loads(json.dumps(found)) == found
 
 
@@ -141,7 +141,7 @@ def test_recording_wise_intervals_are_the_binomial_ones() -> None:
     """Of 1,000 rows, 600 right, the interval is 0.6 +- 1.96 * sqrt(0.6 * 0.4 / 1,000)."""
     targets = np.zeros(1_000, int)
     predicted = (np.arange(1_000) >= 600).astype(int)
-    found = evaluation.intervals(targets, predicted, nobody(1_000))
+    found = metrics.intervals(targets, predicted, nobody(1_000))
     assert found["recording_wise"]["accuracy"] == pytest.approx([0.5696, 0.6304], abs=0.005)
     # One speaker and one emotion are one unit, which says nothing of others.
     assert (found["n_units"], found["accuracy"], found["uar"]) == (1, None, None)
@@ -150,11 +150,11 @@ def test_recording_wise_intervals_are_the_binomial_ones() -> None:
 def test_precision_at_priors_is_bayes_rule() -> None:
     """Right on 9 of 10 of both labels, and one in ten angry: 0.09 / (0.09 + 0.09) of what is called angry is."""
     confusion = [[9, 1, 0], [10, 90, 0], [0, 0, 0]]
-    found = evaluation.precision_at_priors(confusion, LABELS, {"angry": 1, "neutral": 9})
+    found = metrics.precision_at_priors(confusion, LABELS, {"angry": 1, "neutral": 9})
     assert found == {"angry": pytest.approx(0.5), "neutral": pytest.approx(0.81 / 0.82), "sad": None}
-    flat = evaluation.precision_at_priors(confusion, LABELS, {"angry": 0.5, "neutral": 0.5})
+    flat = metrics.precision_at_priors(confusion, LABELS, {"angry": 0.5, "neutral": 0.5})
     assert flat["angry"] == pytest.approx(0.9)
-    never = evaluation.precision_at_priors([[1, 0], [1, 0]], LABELS[:2], {"angry": 1, "neutral": 1})
+    never = metrics.precision_at_priors([[1, 0], [1, 0]], LABELS[:2], {"angry": 1, "neutral": 1})
     assert never == {"angry": 0.5, "neutral": None}
 
 
@@ -173,7 +173,7 @@ def test_precision_at_priors_is_bayes_rule() -> None:
 def test_priors_that_cannot_be(priors: dict[str, float], sentence: str) -> None:
     """Each is one sentence that names the label."""
     with pytest.raises(UsageError) as caught:
-        evaluation.precision_at_priors([[1, 0, 0], [0, 1, 0], [0, 0, 0]], LABELS, priors)
+        metrics.precision_at_priors([[1, 0, 0], [0, 1, 0], [0, 0, 0]], LABELS, priors)
     assert sentence in str(caught.value)
 
 
@@ -182,7 +182,7 @@ def test_priors_are_read_from_a_word_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "priors.json"
     path.write_text('{"angry": 0.1, "neutral": 7}')
     for text in ("angry=0.1,neutral=7", " angry = 0.1, neutral =7", f"@{path}"):
-        assert evaluation.read_priors(text) == {"angry": 0.1, "neutral": 7.0}
+        assert metrics.read_priors(text) == {"angry": 0.1, "neutral": 7.0}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_priors_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=r"^priors: expected "):
-        evaluation.read_priors(text)
+        metrics.read_priors(text)
 
 
 def test_a_shortcut_is_judged_on_the_same_folds() -> None:
@@ -210,19 +210,19 @@ def test_a_shortcut_is_judged_on_the_same_folds() -> None:
     targets = np.tile(np.arange(3), 200)
     speakers = np.repeat(np.array(["a", "b", "c", ""], object), 150)
     folds = speaker_folds(targets, speakers)
-    told = evaluation.judge_shortcut(targets + random.normal(0, 0.1, 600), targets, LABELS, speakers, folds)
+    told = metrics.judge_shortcut(targets + random.normal(0, 0.1, 600), targets, LABELS, speakers, folds)
     assert told["uar"] > 0.95
     assert (told["n_rows"], told["n_speakers"]) == (450, 3)
-    blind = evaluation.judge_shortcut(random.normal(size=(600, 2)), targets, LABELS, speakers, folds)
+    blind = metrics.judge_shortcut(random.normal(size=(600, 2)), targets, LABELS, speakers, folds)
     assert blind["uar"] == pytest.approx(1 / 3, abs=0.08)
     # A label that nobody has keeps its place.
-    assert len(evaluation.judge_shortcut(targets, targets, (*LABELS, "ps"), speakers, folds)["confusion"]) == 4
+    assert len(metrics.judge_shortcut(targets, targets, (*LABELS, "ps"), speakers, folds)["confusion"]) == 4
     with pytest.raises(UsageError, match="shortcut: expected one fold or more"):
-        evaluation.judge_shortcut(targets, targets, LABELS, speakers, [])
+        metrics.judge_shortcut(targets, targets, LABELS, speakers, [])
 
 
 def test_reliability_is_drawn() -> None:
     """A picture comes of bins of which some are empty."""
     targets = np.array([0, 1, 0])
-    bins = evaluation.reliability(targets, certain(targets, 2))
-    assert pictures.draw_reliability(bins, bins).startswith(b"\x89PNG")
+    bins = metrics.reliability(targets, certain(targets, 2))
+    assert plots.draw_reliability(bins, bins).startswith(b"\x89PNG")

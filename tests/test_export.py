@@ -25,9 +25,10 @@ from test_bucket_walk import local_rows, read
 
 import emotion_batch
 from benchmarks.generated import write_label_table
-from emotion_batch import cli, destination, exporting, formats
+from emotion_batch.analysis import destination, export, formats
+from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, UsageError
-from emotion_batch.storage import Folder
+from emotion_batch.storage.folder import Folder
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_parquet_is_few_large_files(made: Path, tmp_path: Path, monkeypatch: pyt
     assert local_rows(tmp_path / "one").equals(rows)
     assert pq.read_metadata(tmp_path / "one" / "labels-00001.parquet").num_row_groups == 1
     # As it is of millions.
-    monkeypatch.setattr(exporting, "_FILE_ROWS", 25_000)
+    monkeypatch.setattr(export, "_FILE_ROWS", 25_000)
     monkeypatch.setattr(formats, "GROUP_ROWS", 6_000)
     found = emotion_batch.export(made, tmp_path / "more")
     files = sorted((tmp_path / "more").iterdir())
@@ -140,9 +141,7 @@ def test_audformat_reads_its_database(labels: Path, features: Path, made: Path, 
 
 def test_a_missing_package_names_its_extra(made: Path, tmp_path: Path) -> None:
     """Without audformat the command says what to install, before it reads a row."""
-    program = (
-        "import sys; sys.modules['audformat'] = None; from emotion_batch import cli; sys.exit(cli.main(sys.argv[1:]))"
-    )
+    program = "import sys; sys.modules['audformat'] = None; from emotion_batch.cli import app as cli; sys.exit(cli.main(sys.argv[1:]))"
     done = run_command("export", made, tmp_path / "out", "--format", "audformat", program=("-c", program))
     assert done.code == 2
     assert "pip install 'emotion-batch[audformat]'" in done.err
@@ -176,10 +175,10 @@ def test_a_table_that_is_not_complete_is_said(copy: Path, tmp_path: Path, capsys
     shutil.copyfile(parts[1], copy / "mine.parquet")
     parts[0].unlink()
     n_rows = sum(pq.read_metadata(part).num_rows for part in parts[1:])
-    assert cli.main(["export", str(copy), str(tmp_path / "out")]) == 1
+    assert app.main(["export", str(copy), str(tmp_path / "out")]) == 1
     assert f"expected all of its {len(parts)} parts, got 1 missing, damaged or out of date" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert cli.main(["export", str(copy), str(tmp_path / "out"), "--partial", "--json"]) == 0
+    assert app.main(["export", str(copy), str(tmp_path / "out"), "--partial", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["n_rows"] == n_rows == local_rows(tmp_path / "out").num_rows
     assert f"{len(parts) - 1} of its {len(parts)} parts count" in said.err

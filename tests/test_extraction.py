@@ -15,17 +15,17 @@ import pytest
 import soundfile
 from conftest import tone, write_odd_archive
 
-from emotion_batch import retries, tables
-from emotion_batch.archive import ENTRY_SCHEMA, Entry, list_recordings, locate_local
-from emotion_batch.attempts import Attempt
 from emotion_batch.errors import StorageError
-from emotion_batch.extraction import Extraction, Task
-from emotion_batch.isolation import Limits
-from emotion_batch.manifest import Manifest
-from emotion_batch.rows import extract_recording, extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage import retry
+from emotion_batch.storage.archive import ENTRY_SCHEMA, Entry, list_recordings, locate_local
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables.attempts import Attempt
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import FEATURES, TableInfo, complete_shards, create, feature_schema, read_part
+from emotion_batch.worker.extraction import Extraction, Task
+from emotion_batch.worker.isolation import Limits
+from emotion_batch.worker.recordings import extract_recording, extract_rows
 
 SETTINGS, SEGMENTS = FeatureSettings(), Segments()
 
@@ -41,7 +41,7 @@ def test_every_odd_recording_has_its_row(tmp_path: Path) -> None:
     expected = write_odd_archive(tmp_path)
     listing = list_recordings(tmp_path)
     rows = rows_of(tmp_path)
-    assert rows.schema == tables.feature_schema(SETTINGS)
+    assert rows.schema == feature_schema(SETTINGS)
     found = rows.to_pylist()
     assert {row["file"]: row["status"] for row in found} == expected
     places = {entry["file"]: locate_local(listing.folder, Entry(**entry)) for entry in listing.entries.to_pylist()}
@@ -95,7 +95,7 @@ def test_a_fault_that_nobody_thought_of_costs_one_row(tmp_path: Path, monkeypatc
             raise error
         return samples
 
-    monkeypatch.setattr("emotion_batch.audio.resample", resample)
+    monkeypatch.setattr("emotion_batch.features.audio.resample", resample)
     for name in "abc":
         _write_wav(tmp_path / f"{name}.wav")
     rows = rows_of(tmp_path)
@@ -108,8 +108,8 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     expected = write_odd_archive(tmp_path / "archive")
     table = Folder.of(tmp_path / "table")
     listing = list_recordings(tmp_path / "archive")
-    info = TableInfo(tables.FEATURES, listing.folder.url, SETTINGS, SEGMENTS)
-    tables.create(table, info)
+    info = TableInfo(FEATURES, listing.folder.url, SETTINGS, SEGMENTS)
+    create(table, info)
     manifest = Manifest(table)
     manifest.grow(listing.entries, SEGMENTS)
     job = Extraction(table, info, listing.folder)
@@ -117,9 +117,9 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     assert sum(receipt.counts.n_recordings for receipt in receipts.values()) == len(expected)
     failed = {status for status in expected.values() if status != "ok"}
     assert set().union(*(receipt.examples for receipt in receipts.values())) == failed
-    done = tables.complete_shards(table, info, manifest.shards)
+    done = complete_shards(table, info, manifest.shards)
     assert {shard: footer.counts for shard, footer in done.items()} == {s: r.counts for s, r in receipts.items()}
-    parts = pa.concat_tables([tables.read_part(table, shard) for shard in sorted(done)])
+    parts = pa.concat_tables([read_part(table, shard) for shard in sorted(done)])
     assert parts.replace_schema_metadata(None).equals(rows_of(tmp_path / "archive"))
 
 
@@ -228,7 +228,7 @@ def job(tmp_path: Path) -> Extraction:
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", tone(1.0, 8_000), 8_000)
     entries = [Entry(f"{name}.wav", None, None, None) for name in "abc"]
-    info = TableInfo(tables.FEATURES, os.fspath(tmp_path), SETTINGS, SEGMENTS)
+    info = TableInfo(FEATURES, os.fspath(tmp_path), SETTINGS, SEGMENTS)
     archive = Folder.of(tmp_path)
     return Extraction(archive.folder("table"), info, archive, Limits(2.0), witnesses=tuple(entries))
 
@@ -243,7 +243,7 @@ def test_a_place_that_fails_for_one_recording_is_its_own_fault(
     job: Extraction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recording that its store refuses for good has a row that says so, as long as others can be read."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,))
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,))
     # Nobody listens at the discard port, and no client is called so.
     names = ("a.wav", "http://127.0.0.1:9/x.wav", "odd://host/x.wav", "c.wav")
     found = job.extract(entries_of(*names), Attempt(False, 0.0))
@@ -265,7 +265,7 @@ def test_an_archive_that_is_gone_raises(job: Extraction, tmp_path: Path) -> None
 
 def test_an_archive_that_hangs_raises(job: Extraction, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that never answers is no recording's fault, and nobody waits for it for ever."""
-    monkeypatch.setattr("emotion_batch.extraction.peek", lambda *_: time.sleep(3))
+    monkeypatch.setattr("emotion_batch.worker.extraction.peek", lambda *_: time.sleep(3))
     with pytest.raises(StorageError, match="expected an answer, got none") as caught:
         job._check_archive(None)
     assert caught.value.is_transient

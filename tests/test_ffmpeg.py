@@ -18,10 +18,12 @@ from conftest import MUST_HAVE_DATA, ROOT, run_command, tone
 from encoding import AWKWARD, encode
 from servers import Bucket
 
-from emotion_batch import audio, meter, rows
-from emotion_batch.archive import list_recordings
+from emotion_batch import usage
 from emotion_batch.errors import RecordingError, Status
+from emotion_batch.features import audio
 from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.worker import recordings
 
 RATE = 16_000
 # Of each awkward file what FFmpeg hears of it, in seconds, and its status.
@@ -288,8 +290,8 @@ def test_bytes_of_a_recording_that_does_not_say_its_length_are_counted_once(tmp_
     """AMR in windows was read once, however many windows there are."""
     (tmp_path / "call.amr").write_bytes(make("amr", 10.0))
     listing = list_recordings(tmp_path)
-    with meter.metered() as spent:
-        found = rows.extract_rows(
+    with usage.metered() as spent:
+        found = recordings.extract_rows(
             listing.entries.to_batches()[0], listing.folder, FeatureSettings(), Segments.windows(1.0)
         )
     assert found.num_rows == 11
@@ -409,7 +411,7 @@ def test_mutated_files_give_a_row_each(name: str, seeds: range, tmp_path: Path) 
             del data[int(rng.integers(1, len(data))) :]
         (archive / f"{seed}.{name}").write_bytes(data)
     script = (
-        "import sys; from emotion_batch import rows; from emotion_batch.archive import list_recordings\n"
+        "import sys; from emotion_batch.worker import recordings as rows; from emotion_batch.storage.archive import list_recordings\n"
         "from emotion_batch.settings import FeatureSettings, Segments\n"
         "listing = list_recordings(sys.argv[1], suffixes=[sys.argv[2]])\n"
         "peaks = []\n"
@@ -443,7 +445,7 @@ def test_three_hours_of_m4a_take_little_memory(tmp_path: Path) -> None:
             packet.duration = step
             sink.mux(packet)
     script = (
-        "import os, sys; from emotion_batch import audio\n"
+        "import os, sys; from emotion_batch.features import audio\n"
         "file = os.open(sys.argv[1], os.O_RDONLY); n = 0\n"
         "with audio.opened(file, os.fstat(file).st_size) as recording:\n"
         "    while True:\n"

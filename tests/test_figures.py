@@ -10,21 +10,22 @@ import numpy as np
 import pytest
 
 from benchmarks.generated import write_label_table
-from emotion_batch import bundle as bundles
-from emotion_batch import figures, ledger
-from emotion_batch.figures import Figures, effective_size, gather, interval
-from emotion_batch.manifest import Manifest
-from emotion_batch.portrait import read_portrait
-from emotion_batch.remarks import headline, remark, summarise
-from emotion_batch.storage import Folder
-from emotion_batch.survey import Cluster, survey
-from emotion_batch.throughput import read_throughput
+from emotion_batch.analysis import statistics
+from emotion_batch.analysis.findings import headline, remark, summarise
+from emotion_batch.analysis.page.portrait import read_portrait
+from emotion_batch.analysis.page.throughput import read_throughput
+from emotion_batch.analysis.scan import Cluster, survey
+from emotion_batch.analysis.statistics import Figures, effective_size, gather, interval
+from emotion_batch.inference import bundle
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import status
+from emotion_batch.tables.manifest import Manifest
 
 
 def figures_of(table: Path, model: str | None = "tess-sequence") -> Figures:
     place = Folder.of(table)
-    info, manifest = ledger.require_table(place), Manifest(place)
-    portrait = None if model is None else read_portrait(bundles.open_bundle(bundles.find_model(model)).card)
+    info, manifest = status.require_table(place), Manifest(place)
+    portrait = None if model is None else read_portrait(bundle.open_bundle(bundle.find_model(model)).card)
     return gather(place.url, info, manifest, survey(place, info, manifest.shards), read_throughput(place), portrait)
 
 
@@ -94,7 +95,7 @@ def test_figures_add_up(found: Figures) -> None:
     assert sum(one.n_failed for one in found.columns) == coverage.n_failed
     assert sum(one.n_outside for one in found.columns) == found.n_outside == sum(one.n_outside for one in found.labels)
     assert all(one.low < one.share < one.high for one in found.labels)
-    assert len(found.folders) == figures.N_FOLDERS < found.n_folders == len(found.columns)
+    assert len(found.folders) == statistics.N_FOLDERS < found.n_folders == len(found.columns)
     assert found.folders[0].distance == max(one.distance for one in found.columns)
 
 
@@ -102,7 +103,7 @@ def test_few_folders_give_no_estimate(tmp_path: Path) -> None:
     """With too few folders the interval is over recordings, and of windows no narrower than their recordings allow."""
     write_label_table(tmp_path / "table", 1_200, n_windows=12)
     place = Folder.of(tmp_path / "table")
-    info, manifest = ledger.require_table(place), Manifest(place)
+    info, manifest = status.require_table(place), Manifest(place)
     seen = survey(place, info, manifest.shards)
     few = replace(seen, clusters={label: replace(one, n_folders=9) for label, one in seen.clusters.items()})
     made = gather(place.url, info, manifest, few, read_throughput(place), None)
@@ -116,7 +117,7 @@ def test_few_folders_give_no_estimate(tmp_path: Path) -> None:
 
 def test_a_card_is_read_as_far_as_it_goes() -> None:
     """What ships is read whole; a card with other things in the same places loses those and no more."""
-    card = bundles.open_bundle(bundles.find_model("tess-sequence")).card
+    card = bundle.open_bundle(bundle.find_model("tess-sequence")).card
     whole = read_portrait(card)
     assert [one.kind for one in whole.judged] == ["training", "speaker_held_out"]
     assert whole.judged[-1].interval is not None

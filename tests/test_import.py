@@ -16,13 +16,13 @@ import pytest
 from conftest import Finished, run_command
 
 import emotion_batch
-from emotion_batch import importing, networks
-from emotion_batch.bundle import open_bundle, require_safe
 from emotion_batch.errors import UsageError
-from emotion_batch.prediction import Predictor
+from emotion_batch.inference.bundle import open_bundle, require_safe
+from emotion_batch.inference.predict import Predictor
+from emotion_batch.run.summary import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.summary import Watcher
+from emotion_batch.storage.folder import Folder
+from emotion_batch.training import import_h5, networks
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 LABELS = ",".join(EMOTIONS)
@@ -148,9 +148,9 @@ def old_weights(weights: list[np.ndarray], write: Callable[[h5py.File], object] 
 
 def test_files_of_older_keras_are_read(notebook: Path) -> None:
     """Weights are found by the file's attributes, whatever the layers are called and whether or not there is a config."""
-    saved = importing.read_network((notebook / "emotion_audio_model.h5").read_bytes(), "file")
+    saved = import_h5.read_network((notebook / "emotion_audio_model.h5").read_bytes(), "file")
     assert saved.has_config
-    old = importing.read_network(old_weights(saved.weights), "file")
+    old = import_h5.read_network(old_weights(saved.weights), "file")
     assert (old.keras_version, old.has_config) == ("2.4.0", False)
     for one, other in zip(saved.weights, old.weights, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -160,7 +160,7 @@ def test_the_layers_are_those_of_the_network_that_is_built() -> None:
     """What is asked of a file's config holds of the network that its weights are put into."""
     network = networks.build_seed(40, 7)
     active = [layer for layer in network.layers if type(layer).__name__ != "Dropout"]
-    for layer, (name, settings) in zip(active, importing.LAYERS, strict=True):
+    for layer, (name, settings) in zip(active, import_h5.LAYERS, strict=True):
         config = layer.get_config()
         assert type(layer).__name__ == name
         assert {key: config[key] for key in settings if key in config} == {

@@ -18,12 +18,14 @@ import pytest
 import soundfile
 from conftest import KILLERS, tone, write_killers, write_odd_archive
 
-from emotion_batch import attempts, isolation, meter, rows
-from emotion_batch.archive import list_recordings
+from emotion_batch import usage
 from emotion_batch.errors import IncompleteError, StorageError, UnfitWorkerError, UsageError
-from emotion_batch.isolation import Limits
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import attempts
+from emotion_batch.worker import isolation, recordings
+from emotion_batch.worker.isolation import Limits
 
 SETTINGS, ONE = FeatureSettings(), Segments()
 # A child must be able to start and decode within it, on a machine that does other things too.
@@ -47,9 +49,9 @@ def test_a_child_gives_the_same_rows(tmp_path: Path) -> None:
     listing = list_recordings(tmp_path)
     entries = listing.entries.to_batches()[0]
     for segments in (ONE, Segments.windows(1, 0.5)):
-        with meter.metered() as spent:
+        with usage.metered() as spent:
             found = isolated(tmp_path, segments)
-        assert found.equals(rows.extract_rows(entries, listing.folder, SETTINGS, segments))
+        assert found.equals(recordings.extract_rows(entries, listing.folder, SETTINGS, segments))
         assert spent.n_isolated == 1
         assert spent.read_bytes > 0
         assert spent.lost_s == 0
@@ -64,7 +66,7 @@ def test_what_kills_the_child_has_its_status(killers: Path, tmp_path: Path, monk
     # Servers of other tests among them.
     children = set(psutil.Process().children())
     started = time.perf_counter()
-    with meter.metered() as spent:
+    with usage.metered() as spent:
         found = {row["file"]: row for row in isolated(tmp_path).to_pylist()}
     assert {name: row["status"] for name, row in found.items()} == {
         **KILLERS,
@@ -135,10 +137,10 @@ def test_a_large_parent_is_not_a_large_child(killers: Path, tmp_path: Path, monk
 def test_an_archive_that_fails_is_no_recordings_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens to the place in the child is raised in the parent, and not put into rows."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import emotion_batch.rows\n"
+        "import emotion_batch.worker.recordings\n"
         "from emotion_batch.errors import StorageError\n"
         "def fail(*_): raise StorageError('archive: gone', is_transient=True)\n"
-        "emotion_batch.rows.extract_recording = fail\n"
+        "emotion_batch.worker.recordings.extract_recording = fail\n"
     )
     monkeypatch.syspath_prepend(os.fspath(tmp_path))
     (tmp_path / "a.wav").touch()
@@ -163,7 +165,7 @@ def test_a_child_that_cannot_start_blames_nobody(tmp_path: Path, monkeypatch: py
 def test_a_child_with_other_code_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child imports what is on the disk now; if that is not what its worker has imported, the worker passes the shard on."""
     (tmp_path / "a.wav").touch()
-    monkeypatch.setattr("emotion_batch.process.SOURCE", "of before")
+    monkeypatch.setattr("emotion_batch.worker.process.SOURCE", "of before")
     with pytest.raises(UnfitWorkerError, match="expected emotion-batch source of before, got"):
         isolated(tmp_path)
 

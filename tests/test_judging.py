@@ -16,15 +16,18 @@ from conftest import Finished, run_command
 from sklearn import metrics
 
 import emotion_batch
-from emotion_batch import audio, domain, judging, rows
-from emotion_batch import bundle as bundles
-from emotion_batch.archive import list_recordings
+from emotion_batch.cli.judgements import format_evaluation
 from emotion_batch.errors import UsageError
-from emotion_batch.features import compute, read_vectors, to_table
-from emotion_batch.judgements import format_evaluation
-from emotion_batch.prediction import Predictor, load_predictor
+from emotion_batch.features import audio
+from emotion_batch.features.recipes import compute, read_vectors, to_table
+from emotion_batch.inference import domain
+from emotion_batch.inference.bundle import open_bundle
+from emotion_batch.inference.predict import Predictor, load_predictor
 from emotion_batch.settings import FeatureSettings
-from emotion_batch.storage import Folder, seal, unseal
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.folder import Folder, seal, unseal
+from emotion_batch.training import evaluate
+from emotion_batch.worker import recordings
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 
@@ -39,7 +42,7 @@ def done(bundle: Path, features: Path) -> Finished:
 
 @pytest.fixture(scope="module")
 def predictor(bundle: Path) -> Predictor:
-    return load_predictor(bundles.open_bundle(Folder.of(bundle)))
+    return load_predictor(open_bundle(Folder.of(bundle)))
 
 
 def emotion_of(file: str) -> str:
@@ -101,7 +104,7 @@ def test_recordings_are_judged_at_other_levels_and_padded(
         soundfile.write(tmp_path / file, np.pad(samples, rate), rate, subtype="PCM_16")
     listing = list_recordings(tmp_path)
     (batch,) = listing.entries.to_batches()
-    padded = rows.extract_rows(batch, listing.folder, FeatureSettings(), FeatureSettings().segments)
+    padded = recordings.extract_rows(batch, listing.folder, FeatureSettings(), FeatureSettings().segments)
     assert set(padded["status"].to_pylist()) == {"ok"}
     right = [
         word == EMOTIONS[number]
@@ -121,7 +124,7 @@ def test_what_is_louder_is_not_clipped(tmp_path: Path) -> None:
     data = (tmp_path / "loud.wav").read_bytes()
     settings = FeatureSettings()
     with audio.opened(data, len(data)) as recording:
-        plain, louder, quieter, padded = judging._vary(recording, 0.5, settings.segments, settings)
+        plain, louder, quieter, padded = evaluate._vary(recording, 0.5, settings.segments, settings)
     np.testing.assert_array_equal(plain, samples[11_025:] / np.float32(32_768))
     np.testing.assert_allclose(louder, plain * 3.9811, rtol=1e-4)
     np.testing.assert_allclose(quieter * 3.9811, plain, rtol=1e-4)
@@ -144,7 +147,7 @@ def test_a_padded_segment_is_that_of_a_padded_file(start_s: float, tmp_path: Pat
         with audio.opened(padded, len(padded)) as recording:
             expected = recording.read(start_s, duration_s, sample_rate=22_050).samples
         with audio.opened(plain, len(plain)) as recording:
-            found = judging._read_padded(recording, start_s, duration_s, 22_050)
+            found = evaluate._read_padded(recording, start_s, duration_s, 22_050)
         np.testing.assert_array_equal(found, expected)
 
 
@@ -253,7 +256,7 @@ def test_confidence_is_judged_as_labels_have_it(
     """`is_confident` and `is_in_domain` are those of a label table by the same bundle."""
     sure = tmp_path / "sure"
     shutil.copytree(bundle, sure)
-    card = bundles.open_bundle(Folder.of(sure)).card
+    card = open_bundle(Folder.of(sure)).card
     summaries = domain.summarise(
         to_table([(vector,) for vector in vectors], card.feature_settings), card.feature_settings
     )

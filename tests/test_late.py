@@ -20,16 +20,17 @@ from distributed import Client
 from servers import Bucket
 
 import emotion_batch
-from emotion_batch import attempts, bundle, tables
-from emotion_batch.attempts import Attempt
 from emotion_batch.errors import Status
-from emotion_batch.extraction import Extraction, Task
-from emotion_batch.labelling import Labelling
-from emotion_batch.manifest import Manifest
+from emotion_batch.inference import bundle
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
-from emotion_batch.work import Work, make_tasks
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import attempts
+from emotion_batch.tables.attempts import Attempt
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import FEATURES, TableInfo, find, own_footers, part_name, publish_part, read_part
+from emotion_batch.worker.extraction import Extraction, Task
+from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.shard import Work, make_tasks
 
 WINDOWS = Segments(0.0, 1.0, 0.05)
 
@@ -44,7 +45,7 @@ def write(folder: Path, names: str, *, seed: int = 0, duration_s: float = 1.0) -
 
 def rows(table: Folder) -> list[dict[str, Any]]:
     """Return a table's rows, whatever parts they are in."""
-    found = [tables.read_part(table, int(name[5:11])) for name in table.names() if name.endswith(".parquet")]
+    found = [read_part(table, int(name[5:11])) for name in table.names() if name.endswith(".parquet")]
     return pa.concat_tables(found).sort_by([("file", "ascending"), ("start_s", "ascending")]).to_pylist()
 
 
@@ -58,7 +59,7 @@ def stop_in_a_shard(worker: subprocess.Popen[bytes], table: Folder) -> int:
         time.sleep(0.2)
         if begun and begun == table.folder(attempts.FOLDER).names():
             shard = int(begun[0].partition(".")[0])
-            if not table.exists(tables.part_name(shard)):
+            if not table.exists(part_name(shard)):
                 return shard
         worker.send_signal(signal.SIGCONT)
         time.sleep(0.02)
@@ -111,7 +112,7 @@ def test_a_worker_that_wakes_late_undoes_nothing(
         write(archive, "abcde" if how == "changed" else "xyz", seed=1, duration_s=2)
         with_all = {"segments": WINDOWS, "prune": True, "force": True, "storage_options": table.options}
         emotion_batch.extract(archive, table.url, **with_all)
-        assert table.exists(tables.part_name(shard)) == (how == "changed")
+        assert table.exists(part_name(shard)) == (how == "changed")
         whole = rows(table)
     assert rows(table) == whole
     assert emotion_batch.verify(table.url, deep=True, storage_options=table.options).problems == ()
@@ -159,34 +160,34 @@ def test_what_others_made_of_the_same_recordings_stays(
     else:
         keep = {"keep_features": kept.url} if kind == "labels and features" else {}
         emotion_batch.label(archive, table.url, model="tess-sequence", **keep, **at)
-    info = tables.find(table)
+    info = find(table)
     assert info is not None
     places = [(table, info)]
     if info.features is not None:
-        places.insert(0, (kept, TableInfo(tables.FEATURES, info.source, info.feature_settings, info.segments)))
+        places.insert(0, (kept, TableInfo(FEATURES, info.source, info.feature_settings, info.segments)))
     whole = [rows(place) for place, _ in places]
     manifest = Manifest(table)
     (shard,) = manifest.shards
     # Read while a recording was away, as one of a run that tries again what failed.
-    footers = tables.own_footers(*places[0], [shard])
+    footers = own_footers(*places[0], [shard])
     job: Extraction | Labelling = LateExtraction(*places[0], Folder.of(archive), again=frozenset(Status))
     if kind != "features":
         job = Labelling(table, info, bundle.require_safe(table.folder("_table/model")), job)
-    parts = [place.read(tables.part_name(shard)) for place, _ in places]
+    parts = [place.read(part_name(shard)) for place, _ in places]
 
     def come_back() -> None:
         for (place, _), part in zip(places, parts, strict=True):
-            place.publish(tables.part_name(shard), part)
+            place.publish(part_name(shard), part)
 
     for tasks in (make_tasks(manifest, [shard], footers), [Task(shard, manifest.shards[shard])]):
         for place, _ in places:
             # What was there is another part, or none.
             if tasks[0].earlier is None:
-                place.delete(tables.part_name(shard))
+                place.delete(part_name(shard))
             else:
-                worse = tables.read_part(place, shard).replace_schema_metadata(None)
+                worse = read_part(place, shard).replace_schema_metadata(None)
                 worse = worse.set_column(0, worse.schema.field(0), pa.array(["a.wav", "c.wav"]))
-                tables.publish_part(place, dict(places)[place], shard, manifest.shards[shard].digest, worse)
+                publish_part(place, dict(places)[place], shard, manifest.shards[shard].digest, worse)
         MEANWHILE.append(come_back)
         (archive / "b.wav").rename(archive / "away")
         receipt = Work(job, "run", tuple(places), None, manifest.generation)(tasks[0])

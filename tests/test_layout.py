@@ -113,7 +113,7 @@ def test_imports_run_downward(module: str) -> None:
     [
         pytest.param("emotion_batch --help", HEAVY, id="help"),
         pytest.param(
-            "emotion_batch.labelling",
+            "emotion_batch.worker.labelling",
             (
                 "tensorflow",
                 "keras",
@@ -147,7 +147,7 @@ def test_a_start_imports_only_what_it_uses(start: str, absent: tuple[str, ...]) 
 def test_the_package_offers_what_it_names() -> None:
     """Each name of `__all__` is there, a function stays one after its module was imported."""
     import emotion_batch
-    import emotion_batch.runs
+    import emotion_batch.api
 
     for name in emotion_batch.__all__:
         assert callable(getattr(emotion_batch, name))

@@ -22,14 +22,16 @@ import pytest
 from conftest import ROOT, ShellCluster, find_footer, flip_bit, run_command
 
 import emotion_batch
-from emotion_batch import cli, lease, ledger, tables
-from emotion_batch.archive import ENTRY_SCHEMA
+from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, UsageError
-from emotion_batch.lease import Holder, Lease
-from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder, seal, unseal
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.folder import Folder, seal, unseal
+from emotion_batch.tables import lease, parts
+from emotion_batch.tables.lease import Holder, Lease
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.status import mend, others_at_work, run_ids
 
 
 def table_of(folder: Path) -> dict[str, bytes]:
@@ -88,33 +90,33 @@ def put_in_place_of_another(table: Path) -> None:
 
 def extract_otherwise(table: Path) -> None:
     place = Folder.of(table)
-    info = tables.read_info(place)
+    info = parts.read_info(place)
     assert info is not None
-    rows = tables.read_part(place, 1).replace_schema_metadata(None)
+    rows = parts.read_part(place, 1).replace_schema_metadata(None)
     other = TableInfo(info.kind, info.source, FeatureSettings(n_mels=64), info.segments)
-    tables.publish_part(place, other, 1, Manifest(place).shards[1].digest, rows)
+    parts.publish_part(place, other, 1, Manifest(place).shards[1].digest, rows)
 
 
 def age(table: Path) -> None:
     place = Folder.of(table)
-    info = tables.read_info(place)
+    info = parts.read_info(place)
     assert info is not None
-    tables.publish_part(place, info, 1, "0" * 32, tables.read_part(place, 1).replace_schema_metadata(None))
+    parts.publish_part(place, info, 1, "0" * 32, parts.read_part(place, 1).replace_schema_metadata(None))
 
 
 def age_first_part(table: Path) -> None:
     place = Folder.of(table)
-    info = tables.read_info(place)
+    info = parts.read_info(place)
     assert info is not None
-    tables.publish_part(place, info, 0, "0" * 32, tables.read_part(place, 0).replace_schema_metadata(None))
+    parts.publish_part(place, info, 0, "0" * 32, parts.read_part(place, 0).replace_schema_metadata(None))
 
 
 def lose_rows(table: Path) -> None:
     place = Folder.of(table)
-    info = tables.read_info(place)
+    info = parts.read_info(place)
     assert info is not None
-    rows = tables.read_part(place, 1).replace_schema_metadata(None)
-    tables.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.slice(1))
+    rows = parts.read_part(place, 1).replace_schema_metadata(None)
+    parts.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.slice(1))
 
 
 def flip_in_rows(table: Path) -> None:
@@ -129,14 +131,14 @@ def flip_in_footer(table: Path) -> None:
 
 def reverse_rows(table: Path) -> None:
     place = Folder.of(table)
-    info = tables.read_info(place)
+    info = parts.read_info(place)
     assert info is not None
-    rows = tables.read_part(place, 1).replace_schema_metadata(None)
-    tables.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.take([*reversed(range(rows.num_rows))]))
+    rows = parts.read_part(place, 1).replace_schema_metadata(None)
+    parts.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.take([*reversed(range(rows.num_rows))]))
 
 
 def reverse_rows_as_earlier_releases_wrote(table: Path) -> None:
-    rows = tables.read_part(Folder.of(table), 1)
+    rows = parts.read_part(Folder.of(table), 1)
     pq.write_table(rows.take([*reversed(range(rows.num_rows))]), table / "part-000001.parquet")
 
 
@@ -275,7 +277,7 @@ def test_whatever_reads_a_damaged_part_names_it(
             "1 part of the table is missing, out of date or damaged",
         ),
     ):
-        assert cli.main([str(one) for one in arguments]) == code
+        assert app.main([str(one) for one in arguments]) == code
         found = capsys.readouterr()
         assert said in found.out + found.err
         gc.collect()
@@ -283,7 +285,7 @@ def test_whatever_reads_a_damaged_part_names_it(
     shutil.copyfile(labels / "part-000001.parquet", tmp_path / "labels" / "part-000001.parquet")
     for table in (copy, tmp_path / "labels"):
         flip_in_footer(table)
-        assert cli.main(["export", str(table), str(tmp_path / "out")]) == 1
+        assert app.main(["export", str(table), str(tmp_path / "out")]) == 1
         assert "got 1 missing, damaged or out of date, e.g. part-000001.parquet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -317,10 +319,10 @@ def test_of_many_flipped_bits_none_is_overlooked(
 def test_a_part_that_was_renamed_is_not_lost(features: Path, copy: Path) -> None:
     """A part under a wrong name goes back to its own, with rows of recordings that are gone since."""
     place = Folder.of(copy)
-    info = tables.read_info(place)
+    info = parts.read_info(place)
     assert info is not None
     rename(copy)
-    notes = list(ledger.mend(place, info, Manifest(place)))
+    notes = list(mend(place, info, Manifest(place)))
     assert notes == ["part-000001 (1).parquet was this table's part-000001.parquet, and is so again"]
     assert table_of(copy) == table_of(features)
 
@@ -411,7 +413,7 @@ def test_a_lease_says_who_is_at_work(copy: Path, monkeypatch: pytest.MonkeyPatch
     """A run's lease is seen while it lives; one of a dead run is not believed, and becomes a record."""
     monkeypatch.setattr(lease, "_LOOK_S", 0.1)
     place = Folder.of(copy)
-    n_runs = len(ledger.run_ids(place))
+    n_runs = len(run_ids(place))
     held = Lease(place, "20260101T000000Z-0a")
     held.begin()
     held.tell(n_done_here=50, elapsed_s=2.0)
@@ -433,12 +435,12 @@ def test_a_lease_says_who_is_at_work(copy: Path, monkeypatch: pytest.MonkeyPatch
         holder = Holder(f"20260101T00000{number}Z-0b", host, pid, now - 1_000, renewed_s, namespace=here)
         place.publish(f"{lease.FOLDER}/{holder.run}.lease", json.dumps(vars(holder)).encode())
     assert len(emotion_batch.status(copy).lost) == 3
-    assert ledger.others_at_work(place, "mine") == []
+    assert others_at_work(place, "mine") == []
     assert emotion_batch.status(copy).lost == ()
-    assert len(ledger.run_ids(place)) == n_runs + 3
+    assert len(run_ids(place)) == n_runs + 3
     alive = Holder("20260101T000009Z-0c", "other", 1, now, now)
     place.publish(f"{lease.FOLDER}/{alive.run}.lease", json.dumps(vars(alive)).encode())
-    assert ledger.others_at_work(place, "mine") == [alive]
+    assert others_at_work(place, "mine") == [alive]
 
 
 # What a machine does whose clock is wrong. Its runs give a sign every second, because the test would be long otherwise.
@@ -446,9 +448,9 @@ _CLOCK = """
 import json, sys, time
 right = time.time
 time.time = lambda: right() + float(sys.argv[1])
-from emotion_batch import lease, ledger
-from emotion_batch.endings import format_status
-from emotion_batch.storage import Folder
+from emotion_batch.tables import lease, status as ledger
+from emotion_batch.cli.endings import format_status
+from emotion_batch.storage.folder import Folder
 lease._RENEW_S, lease._LOOK_S, lease._LOOK_EVERY_S = 1.0, 3.0, 0.2
 place = Folder.of(sys.argv[2])
 """
@@ -566,9 +568,9 @@ def test_labels_of_a_feature_table_are_retried_there(tmp_path: Path, labels: Pat
 def write_table_of(folder: Path, statuses: tuple[str, ...]) -> None:
     """Write a feature table whose recordings have these statuses."""
     place = Folder.of(folder)
-    info = TableInfo(tables.FEATURES, "/archive", FeatureSettings(), Segments())
+    info = TableInfo(parts.FEATURES, "/archive", FeatureSettings(), Segments())
     names = [f"{number}.wav" for number in range(len(statuses))]
-    tables.create(place, info)
+    parts.create(place, info)
     manifest = Manifest(place)
     columns = {"file": names, "raw_file": [None] * len(names), "size": [1] * len(names), "version": ["1"] * len(names)}
     manifest.grow(pa.table(columns, ENTRY_SCHEMA), info.segments)
@@ -586,4 +588,4 @@ def write_table_of(folder: Path, statuses: tuple[str, ...]) -> None:
         ],
         info.schema,
     )
-    tables.publish_part(place, info, 0, manifest.shards[0].digest, rows)
+    parts.publish_part(place, info, 0, manifest.shards[0].digest, rows)

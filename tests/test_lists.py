@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from emotion_batch.archive import find_base, is_recording, list_recordings
 from emotion_batch.errors import UsageError
+from emotion_batch.storage.archive import find_base, is_recording, list_recordings
 
 ETAG = "d41d8cd98f00b204e9800998ecf8427e"
 # As S3 writes a CSV: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html

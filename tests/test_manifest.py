@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from emotion_batch import manifest as manifest_module
-from emotion_batch.archive import ENTRY_SCHEMA
-from emotion_batch.cutting import MAX_SHARDS, count_shards, cut, estimate_costs
 from emotion_batch.errors import IncompleteError, UsageError
-from emotion_batch.manifest import Growth, Manifest, digest, read_entries
 from emotion_batch.settings import Segments
-from emotion_batch.storage import Folder
+from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import manifest as manifest_module
+from emotion_batch.tables.manifest import Growth, Manifest, digest, read_entries
+from emotion_batch.tables.sharding import MAX_SHARDS, count_shards, cut, estimate_costs
 
 ONE, WINDOWS = Segments(), Segments.windows(3)
 

@@ -9,11 +9,12 @@ import pytest
 import soundfile
 from conftest import tone
 
-from emotion_batch import isolation, meter, rows
-from emotion_batch.archive import list_recordings
-from emotion_batch.isolation import Limits
-from emotion_batch.meter import N_SLOWEST, Spent
+from emotion_batch import usage
 from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.usage import N_SLOWEST, Spent
+from emotion_batch.worker import isolation, recordings
+from emotion_batch.worker.isolation import Limits
 
 
 def test_the_slowest_of_shards_are_the_slowest_of_the_run() -> None:
@@ -35,10 +36,10 @@ def test_a_long_recording_is_named_as_the_slowest(tmp_path: Path, is_isolated: b
         soundfile.write(tmp_path / name, tone(duration_s, 16_000), 16_000)
     listing = list_recordings(tmp_path)
     arguments = (listing.entries.to_batches()[0], listing.folder, FeatureSettings(), Segments.windows(1))
-    with meter.metered() as spent:
+    with usage.metered() as spent:
         if is_isolated:
             isolation.extract_rows(*arguments, Limits(), lambda error: None)
         else:
-            rows.extract_rows(*arguments)
+            recordings.extract_rows(*arguments)
     assert spent.slowest[0][1] == "long.wav"
     assert {os.path.basename(file) for _, file in spent.slowest} == {"a.wav", "long.wav", "z.wav"}

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from conftest import tone
 
-from emotion_batch import mfcc
-from emotion_batch.mfcc import mean_mfcc
+from emotion_batch.features.mfcc import _filters, compute_filters, mean_mfcc
 from emotion_batch.settings import FeatureSettings
 
 SETTINGS = FeatureSettings()
@@ -19,7 +18,7 @@ OTHER = FeatureSettings(sample_rate=16_000, n_mfcc=13, n_fft=512, hop_length=160
 
 def test_the_kept_filters_are_librosas() -> None:
     """The file that spares a worker the import of librosa holds what librosa computes, to the bit."""
-    kept, computed = mfcc._filters(SETTINGS), mfcc.compute_filters(SETTINGS)
+    kept, computed = _filters(SETTINGS), compute_filters(SETTINGS)
     for one, other in zip(kept, computed, strict=True):
         np.testing.assert_array_equal(one, other)
 

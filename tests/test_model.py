@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from conftest import tone
 
-from emotion_batch import bundle as bundles
-from emotion_batch import features, fitting, inspection, model, networks, prediction
-from emotion_batch.bundle import open_bundle
-from emotion_batch.fitting import Checkpoint, Fitting
+from emotion_batch.features import recipes
+from emotion_batch.inference import predict, safety
+from emotion_batch.inference.bundle import open_bundle, weight_shapes
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
-from emotion_batch.spool import Spool
-from emotion_batch.storage import Folder
+from emotion_batch.storage.folder import Folder
+from emotion_batch.training import fit, keras_model, networks
+from emotion_batch.training.fit import Checkpoint, Fitting
+from emotion_batch.training.spool import Spool
 
 
 def test_the_network_is_the_notebooks() -> None:
@@ -35,7 +36,7 @@ def test_plain_keras_loads_both_files(bundle: Path, vectors: np.ndarray) -> None
     """`model.keras` and the exported `.h5` load without this package and predict what it predicts."""
     import keras
 
-    expected = prediction.Predictor(open_bundle(Folder.of(bundle))).predict(vectors)
+    expected = predict.Predictor(open_bundle(Folder.of(bundle))).predict(vectors)
     for path in (bundle / "model.keras", bundle.with_suffix(".h5")):
         network = keras.saving.load_model(path)
         assert network.count_params() == 71_747
@@ -48,11 +49,11 @@ def spool_of(settings: AnySettings, n_rows: int) -> Spool:
     rng = np.random.default_rng(0)
     for number in range(n_rows):
         if isinstance(settings, FeatureSettings):
-            values: features.Values = (rng.normal(number % 7, 3, settings.n_mfcc).astype(np.float32),)
+            values: recipes.Values = (rng.normal(number % 7, 3, settings.n_mfcc).astype(np.float32),)
         else:
             samples = tone(rng.uniform(0.3, 1.0), settings.sample_rate, hertz=100 + 50 * (number % 7), seed=number)
-            values = features.compute(samples, settings)
-        spool.add(features.to_table([values], settings))
+            values = recipes.compute(samples, settings)
+        spool.add(recipes.to_table([values], settings))
     return spool
 
 
@@ -74,7 +75,7 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
 
         checkpoint = Checkpoint(Folder.of(tmp_path), name, f"seed {seed}") if name else None
         try:
-            network, history = fitting.fit(
+            network, history = fit.fit(
                 spool,
                 settings,
                 rows,
@@ -87,7 +88,7 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
         except StopError:
             return train(seed, name)
         assert [len(values) for values in history.values()] == [3, 3]
-        return model.identify(network, ["a"] * 7, settings)
+        return keras_model.identify(network, ["a"] * 7, settings)
 
     with spool_of(settings, 28) as spool:
         whole = train(3)
@@ -101,13 +102,13 @@ def test_a_training_ends_when_it_gets_no_better() -> None:
     settings = FeatureSettings()
     rows, targets = np.arange(28), np.arange(28) % 7
     with spool_of(settings, 28) as spool:
-        network, history = fitting.fit(
+        network, history = fit.fit(
             spool, settings, rows[:20], targets, n_labels=7, fitting=Fitting(60, 4, 0, patience=2), validate=rows[20:]
         )
         losses = history["val_loss"]
         assert len(losses) < 60
         assert np.argmin(losses) == len(losses) - 3
-        probabilities = fitting.predict(network, spool, settings, rows[20:])
+        probabilities = fit.predict(network, spool, settings, rows[20:])
     found = -np.mean(np.log(probabilities[np.arange(8), targets[20:]]))
     assert found == pytest.approx(min(losses), abs=1e-5)
 
@@ -128,15 +129,15 @@ def test_the_sequence_network_does_not_see_padding(tmp_path: Path) -> None:
     )
     rows = [rng.normal(0, 1, (n_frames, 67)).astype(np.float32) for n_frames in (1, 4, 7, 50, 121, 300)]
     graph = networks.export_sequence(network)
-    found = prediction.execute(graph, rows)
+    found = predict.execute(graph, rows)
     np.testing.assert_allclose(found, networks.predict(network, rows), atol=2e-5)
-    np.testing.assert_array_equal(found, np.concatenate([prediction.execute(graph, [row]) for row in rows]))
+    np.testing.assert_array_equal(found, np.concatenate([predict.execute(graph, [row]) for row in rows]))
     assert found.std(axis=0).max() > 1e-2
-    shapes = bundles.weight_shapes(SequenceSettings(), 7)
-    inspection.inspect_keras(model.save_bytes(network, ".keras"), "network", shapes)
-    inspection.inspect_onnx(graph, "network")
+    shapes = weight_shapes(SequenceSettings(), 7)
+    safety.inspect_keras(keras_model.save_bytes(network, ".keras"), "network", shapes)
+    safety.inspect_onnx(graph, "network")
     # And plain Keras loads it.
-    (tmp_path / "a.keras").write_bytes(model.save_bytes(network, ".keras"))
+    (tmp_path / "a.keras").write_bytes(keras_model.save_bytes(network, ".keras"))
     again = keras.saving.load_model(tmp_path / "a.keras")
     np.testing.assert_array_equal(networks.predict(again, rows), networks.predict(network, rows))
 
@@ -152,6 +153,6 @@ def test_the_exported_graph_is_the_network(n_features: int, n_labels: int) -> No
     # Of unit gain each, biases too: far from uniform, not yet chaotic.
     network.set_weights([rng.normal(0, len(weights) ** -0.5, weights.shape) for weights in network.get_weights()])
     features = rng.normal(0, 2, (300, n_features)).astype(np.float32)
-    found = prediction.execute(networks.export_seed(network), features)
+    found = predict.execute(networks.export_seed(network), features)
     np.testing.assert_allclose(found, network.predict(features[..., np.newaxis], verbose=0), atol=1e-5)
     assert found.std(axis=0).max() > 1e-3

@@ -16,17 +16,17 @@ import pytest
 from test_figures import figures_of
 
 from benchmarks.generated import write_label_table
-from emotion_batch import bundle as bundles
-from emotion_batch.figures import Figures
-from emotion_batch.markup import Html, duration, join, roughly, share, tag
-from emotion_batch.page import locate_beside, render
-from emotion_batch.survey import Drawn
-from emotion_batch.throughput import RunFigures
+from emotion_batch.analysis.page.document import locate_beside, render
+from emotion_batch.analysis.page.markup import Html, duration, join, roughly, share, tag
+from emotion_batch.analysis.page.throughput import RunFigures
+from emotion_batch.analysis.scan import Drawn
+from emotion_batch.analysis.statistics import Figures
+from emotion_batch.inference.bundle import find_model, open_bundle, read_reliability
 
 MADE_AT = datetime(2026, 11, 24, 7, tzinfo=UTC)
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&amp;\n\u202egpj.\u2028\x1b[31m\x00.wav"
 SHOWN = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&amp;\\n\\u202egpj.\\u2028\\x1b[31m\\x00.wav"
-CSS = (Path(__file__).parent.parent / "emotion_batch" / "page.css").read_text()
+CSS = (Path(__file__).parent.parent / "emotion_batch" / "analysis" / "page" / "page.css").read_text()
 
 
 class Elements(HTMLParser):
@@ -121,8 +121,8 @@ def test_a_page_may_load_nothing(found: Figures) -> None:
 
 def test_the_models_picture_is_in_the_page(found: Figures) -> None:
     """What was drawn of the calibration when the model was trained is in the page itself, and its policy allows that alone."""
-    bundle = bundles.open_bundle(bundles.find_model("tess-sequence"))
-    picture = bundles.read_reliability(bundle)
+    bundle = open_bundle(find_model("tess-sequence"))
+    picture = read_reliability(bundle)
     assert picture is not None and found.portrait is not None
     page = render(replace(found, portrait=replace(found.portrait, reliability=picture)), MADE_AT).decode()
     made = Elements(page)

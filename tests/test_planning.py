@@ -17,13 +17,14 @@ from conftest import ShellCluster, run_command, tone, write_killers, write_odd_a
 
 import emotion_batch
 from benchmarks.plan import compare, write_copies, write_long, write_mix
-from emotion_batch import forecast, planning
-from emotion_batch.archive import list_recordings
-from emotion_batch.cutting import cut
 from emotion_batch.errors import UsageError
-from emotion_batch.forecast import Outlook
-from emotion_batch.planning import Plan, _find_hour, _judge
+from emotion_batch.run.planning import forecast
+from emotion_batch.run.planning import plan as plan_module
+from emotion_batch.run.planning.forecast import Outlook
+from emotion_batch.run.planning.plan import Plan, _find_hour, _judge
 from emotion_batch.settings import Segments
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.tables.sharding import cut
 
 
 def tree(*folders: Path) -> dict[str, tuple[int, int]]:
@@ -157,11 +158,11 @@ def test_a_wrong_call_is_exit_code_2(
     arguments: tuple[str, ...], said: str, speech: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sentence says what is wrong, before any work."""
-    from emotion_batch import cli
+    from emotion_batch.cli import app
 
     words = [word.format(speech=speech) for word in arguments]
     try:
-        code = cli.main(words)
+        code = app.main(words)
     except SystemExit as exit_:
         code = int(exit_.code or 0)
     assert code == 2
@@ -202,7 +203,7 @@ def test_an_hour_is_the_next_of_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
             return datetime(2026, 10, 24, 22, 0)
 
     try:
-        monkeypatch.setattr(planning, "datetime", Clock)
+        monkeypatch.setattr(plan_module, "datetime", Clock)
         outlook = Outlook(np.full(10, 3_600.0), 0.9, 1.1, 0.0)
         tonight, tomorrow = (_judge(_find_hour(by), outlook, 1) for by in ("23:30", "07:00"))
     finally:

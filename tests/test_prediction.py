@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion_batch.bundle import open_bundle
-from emotion_batch.prediction import Predictor, load_predictor
-from emotion_batch.storage import Folder
+from emotion_batch.inference.bundle import open_bundle
+from emotion_batch.inference.predict import Predictor, load_predictor
+from emotion_batch.storage.folder import Folder
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def test_a_label_worker_is_small_and_without_tensorflow(bundle: Path, tmp_path: 
 import sys
 import distributed.nanny
 import numpy as np
-from emotion_batch import labelling, mfcc
-from emotion_batch.bundle import open_bundle
-from emotion_batch.prediction import load_predictor
+from emotion_batch.worker import labelling; from emotion_batch.features import mfcc
+from emotion_batch.inference.bundle import open_bundle
+from emotion_batch.inference.predict import load_predictor
 from emotion_batch.settings import FeatureSettings
-from emotion_batch.storage import Folder
+from emotion_batch.storage.folder import Folder
 mfcc.mean_mfcc(np.ones(66_150, np.float32), FeatureSettings())
 load_predictor(open_bundle(Folder.of({str(bundle)!r}))).predict(np.ones((1_024, 40), np.float32))
 assert not {{"tensorflow", "keras", "librosa", "onnx", "h5py"}} & set(sys.modules)

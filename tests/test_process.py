@@ -15,7 +15,7 @@ def test_whichever_thread_settles_a_process_blas_has_one_thread_in_all() -> None
 import threading
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
-from emotion_batch import process
+from emotion_batch.worker import process
 def n_threads():
     np.ones((2, 2)) @ np.ones((2, 2))
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -41,7 +41,7 @@ def test_a_kept_heap_takes_no_fresh_pages() -> None:
     program = """
 import resource, sys
 import numpy as np
-from emotion_batch import process
+from emotion_batch.worker import process
 assert len(sys.argv) == 1 or process.keep_heap()
 def faults():
     for _ in range(200):

@@ -19,10 +19,10 @@ from servers import SECRET_KEY, Bucket
 
 import emotion_batch
 from benchmarks.generated import HOSTILE, write_label_table
-from emotion_batch import cli
+from emotion_batch.analysis.query import EXAMPLES
+from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
-from emotion_batch.querying import EXAMPLES
-from emotion_batch.summary import Watcher
+from emotion_batch.run.summary import Watcher
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_formats(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
     def ask(*arguments: object, code: int = 0) -> str:
         # In this process, for a start is most of what a query takes.
-        assert cli.main(["query", *map(str, arguments)]) == code
+        assert app.main(["query", *map(str, arguments)]) == code
         return capfd.readouterr().out
 
     shown = ask(made, sql)

@@ -15,14 +15,15 @@ import pytest
 import soundfile
 from conftest import tone
 
-from emotion_batch import meter, reading, retries
-from emotion_batch.archive import ENTRY_SCHEMA, Entry
+from emotion_batch import usage
 from emotion_batch.errors import DeniedError, StorageError, StoreError
-from emotion_batch.reading import RemoteFile
-from emotion_batch.rows import extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.stores import Blob
+from emotion_batch.storage import prefetch, retry
+from emotion_batch.storage.archive import ENTRY_SCHEMA, Entry
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.fsspec_store import Blob
+from emotion_batch.storage.prefetch import RemoteFile
+from emotion_batch.worker.recordings import extract_rows
 
 SETTINGS, SEGMENTS = FeatureSettings(), Segments()
 
@@ -165,7 +166,7 @@ def test_a_gigabyte_costs_no_more(recordings: dict[str, bytes]) -> None:
 def test_windows_are_read_through_once(recordings: dict[str, bytes]) -> None:
     """A recording that is read from end to end costs its bytes and not much more, in large requests."""
     store = CountingStore(recordings)
-    with meter.metered() as spent:
+    with usage.metered() as spent:
         extract(store, ["large.wav"], Segments.windows(3.0, 1.5))
     size = len(recordings["large.wav"])
     assert size <= store.n_bytes["large.wav"] < 1.5 * size
@@ -178,21 +179,21 @@ def test_many_are_fetched_at_once_and_not_all(recordings: dict[str, bytes]) -> N
     store = CountingStore({f"{number:03d}.wav": recordings["small.wav"] for number in range(200)}, latency_s=0.02)
     archive = Place("s3://bucket", {"store": store})
     entries = [Entry(name, None, len(data), None) for name, data in store.objects.items()]
-    with reading.reading(archive, SEGMENTS) as reader:
+    with prefetch.reading(archive, SEGMENTS) as reader:
         ahead = reader.ahead(entries)
         next(ahead)[1]()
         time.sleep(0.5)
-        assert sum(store.asked.values()) <= reading._MOST_AHEAD + 1
+        assert sum(store.asked.values()) <= prefetch._MOST_AHEAD + 1
         began = time.perf_counter()
         assert [entry.file for entry, take in ahead if take()] == list(store.objects)[1:]
         elapsed_s = time.perf_counter() - began
-    assert 8 <= store.most_at_once <= reading._N_CONNECTIONS
+    assert 8 <= store.most_at_once <= prefetch._N_CONNECTIONS
     assert elapsed_s < 0.02 * 200 / 4
 
 
 def test_faults_are_told_apart(recordings: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is gone, was replaced or is refused alone has its status; a store that fails in passing costs a retry."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 3)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 3)
     store = CountingStore(dict(recordings))
     assert [row["status"] for row in extract(store, ["gone.wav", "small.wav"])] == ["vanished", "ok"]
     entries = [Entry("small.wav", None, 5, None), Entry("small.wav", None, len(recordings["small.wav"]), "listed")]
@@ -217,9 +218,9 @@ class PassingStore(CountingStore):
 
 def test_what_passes_is_counted(recordings: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries of the threads that fetch are in the account of the shard, and change no row."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 3)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 3)
     store = PassingStore(recordings)
-    with meter.metered() as spent:
+    with usage.metered() as spent:
         rows = extract(store, list(recordings))
     assert rows == extract(CountingStore(recordings), list(recordings))
     assert spent.n_retries == sum(store.asked.values()) // 2 > 0
@@ -235,7 +236,7 @@ def test_a_store_that_fails_midway_is_no_row(
     recordings: dict[str, bytes], name: str, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recording whose store stops answering while a decoder reads it is not `truncated`: the store is what failed."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,))
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,))
     store = CountingStore(recordings)
     extract(store, [name], Segments(60.0, 3.0))
     n_requests = store.asked[name]

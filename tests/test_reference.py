@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_batch.errors import StorageError, UsageError
-from emotion_batch.reference import LabelTable, Reference, is_numeric, map_labels, read_label_map, read_labels
+from emotion_batch.training.labels import LabelTable, Reference, is_numeric, map_labels, read_label_map, read_labels
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from conftest import run_command, write_odd_archive
 import emotion_batch
 from benchmarks.browser import Tab, find_chromium, opened_tab
 from benchmarks.generated import write_label_table
+from emotion_batch.analysis.page.document import MARK
+from emotion_batch.analysis.report import Report
 from emotion_batch.errors import StorageError, UsageError
-from emotion_batch.page import MARK
-from emotion_batch.reporting import Report
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "new\nline \"quoted\" 'x'", "evil\u202egnp", "#hash?query=1&a")
 # What a page does to be told how it lies: whatever sticks out at the right, unless it scrolls within itself.

@@ -14,18 +14,19 @@ import soundfile
 from conftest import ShellCluster, run_command, running, tone, wait_for_parts
 
 import emotion_batch
-from emotion_batch import ledger, tables
-from emotion_batch.bundle import require_safe
 from emotion_batch.errors import ClusterError, IncompleteError, UsageError
-from emotion_batch.extraction import Extraction
-from emotion_batch.labelling import Labelling
-from emotion_batch.lease import Lease
-from emotion_batch.manifest import Manifest
+from emotion_batch.inference.bundle import require_safe
+from emotion_batch.run.summary import Progress, Summary, Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.summary import Progress, Summary, Watcher
-from emotion_batch.tables import Counts, TableInfo
-from emotion_batch.work import Work, make_tasks
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts
+from emotion_batch.tables.lease import Lease
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import Counts, TableInfo
+from emotion_batch.tables.status import begin
+from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.shard import Work, make_tasks
 
 N_RECORDINGS = 240
 
@@ -171,14 +172,14 @@ def test_what_is_again_as_it_was_listed_is_done_again(
     touched_and_gone.touch()
     away.rename(tmp_path / "away.wav")
     gone.unlink()
-    info = tables.find(table)
+    info = parts.find(table)
     assert info is not None
     manifest = Manifest(table)
     places = [(table, info)]
     job: Extraction | Labelling = Extraction(*places[0], Folder.of(archive))
     if how != "extract":
         places.insert(
-            0, (Folder.of(kept), TableInfo(tables.FEATURES, info.source, info.feature_settings, info.segments))
+            0, (Folder.of(kept), TableInfo(parts.FEATURES, info.source, info.feature_settings, info.segments))
         )
         job = Labelling(
             table, info, require_safe(table.folder("_table/model")), Extraction(*places[0], Folder.of(archive))
@@ -374,25 +375,24 @@ def test_a_table_that_another_run_works_on_keeps_its_settings(archive: Path, tmp
     """No run replaces the settings of a run that has no part yet, and of two that begin at once at least one gives way."""
     place, mine = Folder.of(tmp_path / "table"), FeatureSettings()
     info, other = (
-        TableInfo(tables.FEATURES, str(archive), settings, Segments())
-        for settings in (mine, FeatureSettings(n_mfcc=13))
+        TableInfo(parts.FEATURES, str(archive), settings, Segments()) for settings in (mine, FeatureSettings(n_mfcc=13))
     )
     first, second, third = (Lease(place, f"20260101T00000{number}Z-0a") for number in range(3))
-    ledger.begin(place, info, first)
+    begin(place, info, first)
     sentence = "expected --n-mfcc 40, got --n-mfcc 13; run 20260101T000000Z-0a is at work on it with these settings"
     with pytest.raises(UsageError, match=sentence):
         emotion_batch.extract(archive, place.url, settings=FeatureSettings(n_mfcc=13))
     with pytest.raises(UsageError, match=sentence):
-        ledger.begin(place, other, second)
+        begin(place, other, second)
     first.end()
     # A run that is about to replace them says so before it looks for others.
     second = Lease(place, second.run)
     second.tell(is_replacing=True)
     second.begin()
     with pytest.raises(UsageError, match="is giving it other settings just now"):
-        ledger.begin(place, info, third)
+        begin(place, info, third)
     second.end()
-    assert tables.read_info(place) == info
+    assert parts.read_info(place) == info
 
 
 def test_labels_of_a_feature_table_follow_it(archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ from typing import ClassVar
 import fsspec
 import pytest
 
-from emotion_batch import meter, retries
+from emotion_batch import usage
 from emotion_batch.errors import StorageError
-from emotion_batch.retries import hastily, is_transient, persistently
-from emotion_batch.storage import Folder, explained
+from emotion_batch.storage import retry
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.retry import hastily, is_transient, persistently
 
 
 class RefusalError(Exception):
@@ -76,7 +77,7 @@ def test_what_passes_is_tried_again_and_nothing_else(
         return "done"
 
     assert is_transient(error) == passes
-    with meter.metered() as spent:
+    with usage.metered() as spent:
         if passes:
             assert persistently(fails_twice) == "done"
             assert waits[0] < waits[1]
@@ -102,7 +103,7 @@ def test_what_does_not_pass_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(StorageError, match="expected a place that works, got Connection refused"), explained("place"):
         persistently(fails)
-    assert len(waits) == len(retries._BACKOFF_S)
+    assert len(waits) == len(retry._BACKOFF_S)
     assert sum(waits) < 30
 
 
@@ -167,8 +168,8 @@ def flaky_server(files: dict[str, bytes], n_failures: int) -> Iterator[tuple[str
 def test_a_real_server_that_stumbles_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of 503 and connections that break, by fsspec's own client over the wire, cost time and nothing else."""
     fsspec.filesystem("http").clear_instance_cache()
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 5)
-    with flaky_server({"a.wav": b"bytes"}, n_failures=4) as (url, asked), meter.metered() as spent:
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 5)
+    with flaky_server({"a.wav": b"bytes"}, n_failures=4) as (url, asked), usage.metered() as spent:
         folder = Folder.of(url)
         assert folder.read("a.wav") == b"bytes"
         assert asked["a.wav"] == 5

@@ -19,18 +19,21 @@ import servers
 from conftest import run_command
 
 import emotion_batch
-from emotion_batch import cli, precision, reference, sheets, tables
-from emotion_batch.archive import ENTRY_SCHEMA
-from emotion_batch.drawing import COLUMNS, INFORMATIVE, RANDOM, STRATA, Drawing, DrawnRow, allocate
-from emotion_batch.endings import format_review
+from emotion_batch.analysis import precision, review_sheet
+from emotion_batch.analysis.review_sample import COLUMNS, INFORMATIVE, RANDOM, STRATA, Drawing, DrawnRow, allocate
+from emotion_batch.cli import app
+from emotion_batch.cli.endings import format_review
 from emotion_batch.errors import IncompleteError, UsageError
-from emotion_batch.manifest import Manifest
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.tables import TableInfo
+from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts as parts_module
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import TableInfo, create, label_schema, publish_part, read_info, read_part
+from emotion_batch.training.labels import read_labels
 
 LABELS = ("angry", "happy", "sad")
-INFO = TableInfo(tables.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", LABELS)
+INFO = TableInfo(parts_module.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", LABELS)
 HOSTILE = (
     '=HYPERLINK("http://127.0.0.1","x").wav',
     "+1+1.wav",
@@ -84,7 +87,7 @@ def rows_of(files: Sequence[str], *, seed: int = 0, starts: Sequence[float] | No
         "status": np.where(failed, "empty", "ok"),
         "error": [("no bytes" if bad else None) for bad in failed],
     }
-    schema = tables.label_schema(LABELS)
+    schema = label_schema(LABELS)
     return pa.table(
         [
             pa.array(columns.get(name, made.get(name)), schema.field(name).type, mask=failed if name in made else None)
@@ -102,7 +105,7 @@ def write_table(
     """Write a label table of recordings, whole, as a run leaves it."""
     place = Folder.of(folder)
     place.make()
-    tables.create(place, info)
+    create(place, info)
     names = sorted(files, key=str.encode)
     n = len(names)
     entries = pa.table([pa.array(names), pa.nulls(n, pa.string()), [1] * n, ["1"] * n], schema=ENTRY_SCHEMA)
@@ -112,7 +115,7 @@ def write_table(
         (batch,) = manifest.entries([shard])
         mine = [name for name in batch["file"].to_pylist() for _ in range(n_windows)]
         starts = [float(at) for _ in range(batch.num_rows) for at in range(n_windows)] if n_windows > 1 else None
-        tables.publish_part(place, info, shard, entry.digest, rows_of(mine, seed=seed + shard, starts=starts))
+        publish_part(place, info, shard, entry.digest, rows_of(mine, seed=seed + shard, starts=starts))
     return place
 
 
@@ -143,7 +146,7 @@ def fill(path: Path, answer: Callable[[dict[str, str]], str], **style: object) -
 
 
 def answer_truly(cells: dict[str, str]) -> str:
-    return truth(sheets.unguard(cells["file"]), cells["emotion"])
+    return truth(review_sheet.unguard(cells["file"]), cells["emotion"])
 
 
 @pytest.fixture
@@ -155,8 +158,8 @@ def table(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("text", [*HOSTILE, "", "plain.wav", "\\", "'\\x41", "a\u2028b", "\x00\x7f\x85"])
 def test_no_cell_is_a_formula_and_each_name_comes_back(text: str) -> None:
     """A guarded name is on one line, begins like no formula or number, and is the same name again."""
-    cell = sheets.guard(text)
-    assert sheets.unguard(cell) == text
+    cell = review_sheet.guard(text)
+    assert review_sheet.unguard(cell) == text
     assert cell.isprintable()
     assert not cell.startswith(("=", "+", "-", "@", "\t", '"'))
     assert cell == cell.strip()
@@ -177,9 +180,9 @@ def test_a_sheet_is_written_and_taken_back(table: Path, tmp_path: Path) -> None:
     taken = emotion_batch.take_review(table, sheet)
     assert (taken.n_answered, taken.n_unanswered, taken.n_missing, taken.n_labelled) == (200, 0, 0, 200)
     assert taken.labels == os.fspath(tmp_path / "sheet.labels.csv")
-    labeller = reference.read_labels(f"table:{taken.labels}")
+    labeller = read_labels(f"table:{taken.labels}")
     for one in cells:
-        file = sheets.unguard(one["file"])
+        file = review_sheet.unguard(one["file"])
         found = labeller(file)
         assert found is not None
         assert found.emotion == truth(file, one["emotion"])
@@ -214,7 +217,7 @@ def test_hostile_names_come_back(tmp_path: Path) -> None:
     assert emotion_batch.take_review(place.url, sheet, labels=labels).n_labelled == len(expected)
     assert set(pq.read_table(labels)["file"].to_pylist()) == expected
     emotion_batch.take_review(place.url, sheet, labels=tmp_path / "mine.csv")
-    labeller = reference.read_labels(f"table:{tmp_path / 'mine.csv'}")
+    labeller = read_labels(f"table:{tmp_path / 'mine.csv'}")
     assert all(labeller(file) is not None for file in expected)
 
 
@@ -398,7 +401,7 @@ def test_a_table_that_has_changed_since(tmp_path: Path) -> None:
     labels = {one["file"]: one for one in read_cells(sheet)}
     gone, other = list(labels)[:2]
     for shard, entry in manifest.shards.items():
-        rows = tables.read_part(place, shard)
+        rows = read_part(place, shard)
         found = rows["file"].to_pylist()
         emotions = [
             LABELS[LABELS.index(word) - 1] if file == other else word
@@ -406,7 +409,7 @@ def test_a_table_that_has_changed_since(tmp_path: Path) -> None:
         ]
         at = rows.column_names.index("emotion")
         rows = rows.set_column(at, INFO.schema.field("emotion"), [emotions])
-        tables.publish_part(place, INFO, shard, entry.digest, rows.filter([file != gone for file in found]))
+        publish_part(place, INFO, shard, entry.digest, rows.filter([file != gone for file in found]))
     taken = emotion_batch.take_review(place.url, sheet, force=True)
     assert (taken.n_gone, taken.n_changed, taken.n_labelled) == (1, 1, whole.n_labelled - 2)
     # Another table of the same model: no recording of the sheet is in it.
@@ -443,7 +446,7 @@ def test_answers_about_windows_label_these_windows(tmp_path: Path, suffix: str) 
     write_cells(sheet, cells)
     taken = emotion_batch.take_review(place.url, sheet, labels=tmp_path / f"mine.{suffix}")
     assert (taken.has_segments, taken.n_labelled, taken.n_none) == (True, len(rows) - 1, 1)
-    labeller = reference.read_labels(f"table:{tmp_path}/mine.{suffix}")
+    labeller = read_labels(f"table:{tmp_path}/mine.{suffix}")
     found = {(row["file"], row["start_s"]): labeller(row["file"], row["start_s"], row["end_s"]) for row in rows}
     assert sum(one is None for one in found.values()) == 1
     for (file, start_s), one in found.items():
@@ -465,7 +468,7 @@ def test_eighty_answers_about_windows_are_eighty_rows_to_learn_from(
     done = run_command("label", speech, table, "--model", bundle, "--window", "0.7", "--keep-features", kept)
     assert done.code == 0, done.err
     emotion_batch.review(table, sheet, size=80, random=80)
-    fill(sheet, lambda cells: Path(sheets.unguard(cells["file"])).stem.split("_")[-1])
+    fill(sheet, lambda cells: Path(review_sheet.unguard(cells["file"])).stem.split("_")[-1])
     done = run_command("review", table, sheet, "--take")
     assert done.code == 0, done.err
     assert "80 labelled segments" in done.out
@@ -496,8 +499,8 @@ def test_speakers_and_new_words(table: Path, tmp_path: Path) -> None:
     taken = emotion_batch.take_review(table, sheet, new_labels=["bored"])
     assert taken.n_corrected == 60
     assert taken.precision[0].share == 0
-    labeller = reference.read_labels(f"table:{taken.labels}")
-    found = [labeller(sheets.unguard(one["file"])) for one in cells]
+    labeller = read_labels(f"table:{taken.labels}")
+    found = [labeller(review_sheet.unguard(one["file"])) for one in cells]
     assert {one.emotion for one in found if one} == {"bored"}
     assert [(one.speaker or "") for one in found if one] == [one["speaker"] for one in cells]
 
@@ -532,7 +535,9 @@ def test_what_teaches_the_most_is_chosen(table: Path, tmp_path: Path) -> None:
                 if row["emotion"] == emotion and row["is_in_domain"] == domain
             )
             mine = [
-                sheets.unguard(one["file"]) for one in cells if (one["emotion"], one["is_in_domain"]) == (emotion, word)
+                review_sheet.unguard(one["file"])
+                for one in cells
+                if (one["emotion"], one["is_in_domain"]) == (emotion, word)
             ]
             assert mine == [file for _, file in group[:10]]
     assert [one["margin"] for one in cells[:6]] == [
@@ -620,20 +625,20 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
     """`review` writes, refuses to replace, takes back, prints text and JSON, each with what comes next."""
     sheet = tmp_path / "my sheet.csv"
     call = ["review", os.fspath(table), os.fspath(sheet)]
-    assert cli.main([*call, "--size", "60"]) == 0
+    assert app.main([*call, "--size", "60"]) == 0
     out = capsys.readouterr().out
     assert "60 of" in out
     assert "angry, happy, sad" in out
     assert out.splitlines()[-1] == f"next: emotion-batch review {table} '{sheet}' --take"
-    assert cli.main(call) == 2
+    assert app.main(call) == 2
     assert "expected a new one, got one that is there" in capsys.readouterr().err
     fill(sheet, answer_truly)
-    assert cli.main([*call, "--take"]) == 0
+    assert app.main([*call, "--take"]) == 0
     out = capsys.readouterr().out
     assert "is_confident" in out
     assert "Wilson" in out
     assert out.splitlines()[-1].startswith("next: emotion-batch train FEATURES BUNDLE --labels 'table:")
-    assert cli.main([*call, "--take", "--json", "--force"]) == 0
+    assert app.main([*call, "--take", "--json", "--force"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["n_labelled"] == 60
     assert result["precision"][0]["of"] == "all"
@@ -643,7 +648,7 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
         (("--force", "--size", "10"), "size: expected from 20 to 10,000 rows, got 10"),
         (("--force", "--random", "5"), "random: expected 0, or from 20 to 100 rows"),
     ):
-        assert cli.main([*call, *options]) == 2
+        assert app.main([*call, *options]) == 2
         said = capsys.readouterr()
         assert (said.out, sentence in said.err) == ("", True), said.err
 
@@ -678,14 +683,12 @@ def test_real_labels_are_reviewed_and_learnt_from(labels: Path, features: Path, 
     assert done.code == 0, done.err
     last = done.out.splitlines()[-1]
     assert last == f"next: emotion-batch train {features} BUNDLE --labels table:{tmp_path}/sheet.labels.csv"
-    from emotion_batch import dataset
+    from emotion_batch.training.data import read_dataset
 
     place = Folder.of(features)
-    info = tables.read_info(place)
+    info = read_info(place)
     assert info is not None
-    found = dataset.read_dataset(
-        place, info, sorted(Manifest(place).shards), f"table:{tmp_path}/sheet.labels.csv", None
-    )
+    found = read_dataset(place, info, sorted(Manifest(place).shards), f"table:{tmp_path}/sheet.labels.csv", None)
     assert len(found.targets) == 84
     assert found.n_speakers == 2
 

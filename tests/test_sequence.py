@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import tone
 
-from emotion_batch import features, sequence
-from emotion_batch.sequence import N_INPUTS, compute_sequence, prepare
+from emotion_batch.features import logmel_pitch, recipes
+from emotion_batch.features.logmel_pitch import N_INPUTS, compute_sequence, prepare
 from emotion_batch.settings import SequenceSettings
 
 SETTINGS = SequenceSettings()
@@ -17,8 +17,8 @@ RATE = SETTINGS.sample_rate
 
 def test_filters_are_librosas() -> None:
     """What is kept in the file is what librosa computes, to the bit."""
-    window, mel = sequence.compute_filters(SETTINGS)
-    with np.load(sequence.Path(sequence.__file__).with_name(sequence.FILTERS)) as kept:
+    window, mel = logmel_pitch.compute_filters(SETTINGS)
+    with np.load(logmel_pitch.Path(logmel_pitch.__file__).with_name(logmel_pitch.FILTERS)) as kept:
         assert np.array_equal(kept["window"], window)
         assert np.array_equal(kept["mel"], mel)
 
@@ -90,16 +90,16 @@ def test_features_travel_as_columns_and_as_bytes() -> None:
     import pyarrow as pa
 
     made = [compute_sequence(tone(seconds, RATE), SETTINGS) for seconds in (0.3, 1.0, 0.02)]
-    columns = features.Columns(SETTINGS)
+    columns = recipes.Columns(SETTINGS)
     for one in (made[0], None, *made[1:]):
         columns.add(one)
-    table = pa.table(columns.to_arrays(), schema=pa.schema(features.fields(SETTINGS)))
+    table = pa.table(columns.to_arrays(), schema=pa.schema(recipes.fields(SETTINGS)))
     assert table["logmel"].is_null().to_pylist() == [False, True, False, False]
     for rows in (table.filter(table["f0_hz"].is_valid()), pa.concat_tables([table.slice(0, 1), table.slice(2)])):
-        for one, other in zip(features.read_sequences(rows), made, strict=True):
+        for one, other in zip(recipes.read_sequences(rows), made, strict=True):
             assert all(np.array_equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
-    back = features.decode(features.encode(made[1]), SETTINGS)
+    back = recipes.decode(recipes.encode(made[1]), SETTINGS)
     assert back is not None
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(back, made[1], strict=True))
     with pytest.raises(ValueError, match="no frames"):
-        features.decode(b"12345", SETTINGS)
+        recipes.decode(b"12345", SETTINGS)

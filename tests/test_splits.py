@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emotion_batch.errors import UsageError
-from emotion_batch.splits import NO_FOLD, speaker_folds, split_seed, split_stratified
+from emotion_batch.training.splits import NO_FOLD, speaker_folds, split_seed, split_stratified
 
 
 def words(*many: str) -> np.ndarray:

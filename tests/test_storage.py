@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion_batch.storage import Folder, seal, unseal
+from emotion_batch.storage.folder import Folder, seal, unseal
 
 
 @pytest.fixture(params=["disk", "memory"])

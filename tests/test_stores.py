@@ -18,12 +18,13 @@ import fsspec
 import pytest
 from servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Portal, Proxy, write_certificate
 
-from emotion_batch import buckets, listing, meter, retries, stores
-from emotion_batch.buckets import BucketStore
-from emotion_batch.credentials import Config
+from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
-from emotion_batch.storage import Folder, explained
-from emotion_batch.stores import FsspecStore, Store, open_fsspec
+from emotion_batch.storage import fsspec_store, listing, retry
+from emotion_batch.storage.bucket import BucketStore, open_bucket
+from emotion_batch.storage.bucket_options import Config
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.fsspec_store import FsspecStore, Store, open_fsspec
 
 # Such as archives have; what a server does not take, it is not asked for.
 ODD_NAMES = (
@@ -57,7 +58,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[Store, str]]:
         return
     bucket: Bucket = request.getfixturevalue({"s3": "s3", "gs": "gcs", "az": "azure"}[protocol])
     url = f"{bucket.url}/{name}"
-    found = open_fsspec(url, bucket.options) if client == "fsspec" else buckets.open_bucket(url, bucket.options)
+    found = open_fsspec(url, bucket.options) if client == "fsspec" else open_bucket(url, bucket.options)
     assert found is not None
     assert isinstance(found[0], FsspecStore if client == "fsspec" else BucketStore)
     yield found
@@ -161,7 +162,7 @@ def test_a_large_part_is_one_request(s3: Bucket, client: str) -> None:
     """However large a part is, no upload in pieces is begun that a kill would leave pending."""
     with Proxy(s3.endpoint) as proxy:
         options = s3.through(proxy)
-        found = (open_fsspec if client == "fsspec" else buckets.open_bucket)(f"{s3.url}/large-{client}", options)
+        found = (open_fsspec if client == "fsspec" else open_bucket)(f"{s3.url}/large-{client}", options)
         assert found is not None
         store, path = found
         store.put(f"{path}/small", b"1")
@@ -240,7 +241,7 @@ def test_a_refusal_is_told_apart(
 ) -> None:
     """Wrong keys, missing rights and servers that are not there are errors of their own, without the secret."""
     options = {**s3.options, **changed}
-    store, path = (open_fsspec if client == "fsspec" else buckets.open_bucket)(f"{s3.url}/refused", options)  # type: ignore[misc]
+    store, path = (open_fsspec if client == "fsspec" else open_bucket)(f"{s3.url}/refused", options)  # type: ignore[misc]
     with pytest.raises(error, match=said) as caught:
         store.put(path, b"1")
     if error is DeniedError and client == "obstore":
@@ -248,7 +249,7 @@ def test_a_refusal_is_told_apart(
             store.delete(path)
     shown = "".join(traceback.format_exception(caught.value)) + repr(store)
     assert options["secret"] not in shown
-    assert retries.is_transient(caught.value) == (error is StoreError)
+    assert retry.is_transient(caught.value) == (error is StoreError)
 
 
 def test_a_missing_bucket_is_no_missing_object(s3: Bucket) -> None:
@@ -312,10 +313,10 @@ def test_a_private_authority_is_trusted_when_told(
 @pytest.mark.parametrize("client", ["obstore", "fsspec"])
 def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a server that fails a third of the requests all is read, listed and written, and the retries are counted."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
     if client == "fsspec":
-        monkeypatch.setattr("emotion_batch.storage.open_bucket", lambda *_: None)
-    with Proxy(s3.endpoint, fail_share=0.3, seed=1) as proxy, meter.metered() as spent:
+        monkeypatch.setattr("emotion_batch.storage.folder.open_bucket", lambda *_: None)
+    with Proxy(s3.endpoint, fail_share=0.3, seed=1) as proxy, usage.metered() as spent:
         folder = Folder.of(f"{s3.url}/stumbling-{client}", s3.through(proxy))
         for number in range(12):
             folder.publish(f"{number:02d}", bytes([number]) * 1_000)
@@ -333,14 +334,14 @@ def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypat
 
 def test_a_listing_goes_on_where_it_broke(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that fail are asked for again; nothing is listed twice or not at all, folder by folder or straight on."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
     monkeypatch.setattr(listing, "PAGE", 20)
     monkeypatch.setattr(listing, "_LEAST_FOLDER", 5)
     names = [
         f"{kind}/{day:02d}/{number:03d}.wav" for kind in ("a", "a-b", "b") for day in range(3) for number in range(25)
     ]
     s3.write({f"pages/{name}": b"1" for name in [*names, "top.wav"]})
-    with Proxy(s3.endpoint, fail_share=0.3, seed=2) as proxy, meter.metered() as spent:
+    with Proxy(s3.endpoint, fail_share=0.3, seed=2) as proxy, usage.metered() as spent:
         folder = Folder.of(f"{s3.url}/pages", s3.through(proxy))
         listed = [name for page in folder.walk() for name in page["name"].to_pylist()]
         flat = Folder.of(f"{s3.url}/pages/a/01", s3.through(proxy))
@@ -360,7 +361,7 @@ def test_half_a_listing_is_none(
 ) -> None:
     """A page that is cut in half under 200, or a page to log in that comes in its place, is asked for again."""
     bucket: Bucket = request.getfixturevalue(where)
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
     monkeypatch.setattr(listing, "PAGE", 20)
     names = [f"{number:03d}.wav" for number in range(50)]
     bucket.write({f"halves/{name}": b"1" for name in names})
@@ -386,7 +387,7 @@ def test_half_a_listing_is_none(
 
 def test_what_was_not_written_is_written_again(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page to log in that answers a put does not pass for its success."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
     with Proxy(s3.endpoint) as proxy:
         proxy.instead = portal = Portal(0.5, (b"PUT",))
         folder = Folder.of(f"{s3.url}/written", s3.through(proxy))
@@ -440,7 +441,7 @@ def test_googles_bucket_is_read_by_obstore(gcs: Bucket) -> None:
 def test_secrets_are_taken_out_of_texts(text: str, shown: str) -> None:
     """Values of options and signatures in URLs are not repeated."""
     options: dict[str, Any] = {"client_kwargs": {"aws_secret_access_key": "hunter22"}, "endpoint_url": "http://host"}
-    assert stores.scrub(text, options) == shown
+    assert fsspec_store.scrub(text, options) == shown
 
 
 def test_a_folder_travels_without_showing_its_options(s3: Bucket) -> None:

@@ -21,19 +21,20 @@ from distributed import Client
 from servers import write_authority
 
 import emotion_batch
-import emotion_batch.archive
-import emotion_batch.extraction
-import emotion_batch.manifest
-import emotion_batch.work
-from emotion_batch import lease, ledger
-from emotion_batch.connection import Scheduler
+import emotion_batch.storage.archive
+import emotion_batch.tables.manifest
+import emotion_batch.worker.extraction
+import emotion_batch.worker.shard
 from emotion_batch.errors import CancelledError, IncompleteError, UsageError
-from emotion_batch.record import Recorder
-from emotion_batch.storage import Folder
-from emotion_batch.submission import Submission, SubmissionWatch, cancel_runs
-from emotion_batch.summary import Summary
-from emotion_batch.tables import read_info
-from emotion_batch.work import Work
+from emotion_batch.run.record import Recorder
+from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
+from emotion_batch.run.summary import Summary
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import lease
+from emotion_batch.tables.parts import read_info
+from emotion_batch.tables.status import others_at_work
+from emotion_batch.worker.shard import Work
 
 # Windows that overlap so much that a shard takes a second or two.
 SLOWLY = ("--window", "1", "--hop", "0.01")
@@ -315,7 +316,7 @@ def test_a_run_that_was_taken_for_dead_is_seen_again(
     old = dataclasses.replace(holder, renewed_s=time.time() - 1_000)
     place.publish(lease.lease_name(run), json.dumps(vars(old)).encode())
     assert cancel_runs(place) == [run]
-    assert ledger.others_at_work(place, "another") == []
+    assert others_at_work(place, "another") == []
     assert emotion_batch.status(folder).at_work == ()
     work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
     recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)

@@ -131,7 +131,7 @@ def test_the_safe_path_is_all_but_the_current_directory(
         "import json, os, sys\n"
         f"if {is_deleted}: os.rmdir(os.getcwd())\n"
         f"sys.path[:0] = {[entry.replace('HERE', os.fspath(here)) for entry in before]}\n"
-        "from emotion_batch.surroundings import safe_environment, safe_path\n"
+        "from emotion_batch.environment import safe_environment, safe_path\n"
         "assert safe_environment()['PYTHONPATH'].split(':') == safe_path()\n"
         "print(json.dumps(safe_path()))\n"
     )
@@ -156,7 +156,7 @@ def test_the_safe_path_is_all_but_the_current_directory(
 def test_a_package_in_the_current_directory_stays_its_own() -> None:
     """A checkout that is not installed works from its own folder, whose entry is the one by which it was found."""
     done = subprocess.run(
-        [sys.executable, "-S", "-c", "from emotion_batch.surroundings import safe_path; print(safe_path()[0])"],
+        [sys.executable, "-S", "-c", "from emotion_batch.environment import safe_path; print(safe_path()[0])"],
         cwd=ROOT,
         env={"PYTHONPATH": "."},
         capture_output=True,
@@ -267,7 +267,7 @@ def test_who_has_imported_onnxruntime_first_is_told(tmp_path: Path) -> None:
 
 def test_the_places_that_a_user_has_named_are_kept_to(tmp_path: Path) -> None:
     """Libraries write where their variables say."""
-    code = "from emotion_batch import model; model.load_keras()"
+    code = "from emotion_batch.training import keras_model as model; model.load_keras()"
     named = {"MPLCONFIGDIR": os.fspath(tmp_path / "mpl"), "KERAS_HOME": os.fspath(tmp_path / "keras")}
     environment = {name: value for name, value in os.environ.items() if name not in _PLACES}
     subprocess.run(

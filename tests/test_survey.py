@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.generated import HOSTILE, write_label_table
-from emotion_batch import ledger
-from emotion_batch.manifest import Manifest
-from emotion_batch.storage import Folder
-from emotion_batch.survey import N_BINS, Survey, survey
+from emotion_batch.analysis.scan import N_BINS, Survey, survey
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import status
+from emotion_batch.tables.manifest import Manifest
 
 
 @pytest.fixture(scope="module", params=[1, 6], ids=["one segment", "windows"])
@@ -29,7 +29,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def look(table: Path, **options: int) -> Survey:
     place = Folder.of(table)
-    return survey(place, ledger.require_table(place), Manifest(place).shards, **options)
+    return survey(place, status.require_table(place), Manifest(place).shards, **options)
 
 
 def rows_of(table: Path) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def test_a_table_without_parts_has_nothing(tmp_path: Path) -> None:
 )
 def test_the_level_is_one_that_can_be_shown(names: list[str], expected: set[str] | None) -> None:
     """Folders are told apart as deep as they can all be shown, or else at the first level that has several."""
-    from emotion_batch.survey import _AT_LEVEL, _FOLDERS, _LEVELS, _choose_level
+    from emotion_batch.analysis.scan import _AT_LEVEL, _FOLDERS, _LEVELS, _choose_level
 
     with duckdb.connect() as connection:
         rows = pd.DataFrame({"file": names, "status": "ok", "emotion": "sad", "is_in_domain": True})

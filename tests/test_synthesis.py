@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion_batch import synthesis
-from emotion_batch.synthesis import EMOTIONS, VOICES, WORDS, synthesize, write_archive
+from emotion_batch.example import synthesis
+from emotion_batch.example.synthesis import EMOTIONS, VOICES, WORDS, synthesize, write_archive
 
 N_WORDS = 2
 N_BROKEN = 5

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import find_footer, flip_bit
 
-from emotion_batch import tables
+from emotion_batch.analysis.formats import ParquetWriter
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
-from emotion_batch.formats import ParquetWriter
 from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
-from emotion_batch.storage import Folder, seal, unseal
-from emotion_batch.tables import Counts, PartError, TableInfo
+from emotion_batch.storage.folder import Folder, seal, unseal
+from emotion_batch.tables import parts
+from emotion_batch.tables.parts import Counts, PartError, TableInfo
 
-INFO = TableInfo(tables.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
+INFO = TableInfo(parts.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
 
 
 class Newest(NamedTuple):
@@ -60,7 +60,7 @@ def label_rows(*statuses: str) -> pa.Table:
 
 def test_a_part_says_what_it_is(tmp_path: Path) -> None:
     """The footer names schema, settings, model, labels, tool, shard, digest and counts; the rows are one row group."""
-    counts = tables.publish_part(Folder.of(tmp_path), INFO, 7, "d1gest", label_rows("ok", "empty", "ok"))
+    counts = parts.publish_part(Folder.of(tmp_path), INFO, 7, "d1gest", label_rows("ok", "empty", "ok"))
     assert counts == Counts(3, 3, {"empty": 1, "ok": 2}, {"sad": 2})
     metadata = pq.read_metadata(tmp_path / "part-000007.parquet")
     assert metadata.num_row_groups == 1
@@ -87,12 +87,12 @@ def test_booleans_without_a_value_select_in_pandas(tmp_path: Path) -> None:
     """A column with nulls is a condition to pandas and Dask, and parts of earlier releases beside such are one table."""
     table = Folder.of(tmp_path)
     rows = label_rows("ok", "empty", "ok")
-    tables.publish_part(table, INFO, 0, "d", rows)
+    parts.publish_part(table, INFO, 0, "d", rows)
     # As earlier releases wrote them.
-    metadata = pq.read_schema(tmp_path / tables.part_name(0)).metadata
+    metadata = pq.read_schema(tmp_path / parts.part_name(0)).metadata
     early = {name: value for name, value in metadata.items() if name != b"pandas"}
-    pq.write_table(rows.replace_schema_metadata(early), tmp_path / tables.part_name(1))
-    assert set(tables.own_footers(table, INFO, range(2))) == {0}
+    pq.write_table(rows.replace_schema_metadata(early), tmp_path / parts.part_name(1))
+    assert set(parts.own_footers(table, INFO, range(2))) == {0}
     frame = pandas.read_parquet(tmp_path)
     assert (len(frame[frame.is_in_domain]), len(frame[frame.is_confident]), len(frame[frame.is_speech])) == (4, 0, 0)
     assert (frame.is_confident.isna() == (frame.status != "ok")).all()
@@ -101,7 +101,7 @@ def test_booleans_without_a_value_select_in_pandas(tmp_path: Path) -> None:
     assert polars.read_parquet(tmp_path / "*.parquet").filter(polars.col("is_in_domain")).height == 4
     asked = f"SELECT count(*) FROM '{tmp_path}/*.parquet' WHERE is_in_domain IS NULL"
     assert duckdb.sql(asked).fetchall() == [(2,)]
-    (tmp_path / tables.part_name(1)).unlink()
+    (tmp_path / parts.part_name(1)).unlink()
     frame = dask.dataframe.read_parquet(tmp_path)
     assert len(frame[frame.is_in_domain].compute()) == 2
 
@@ -110,17 +110,17 @@ def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp
     """A part from older entries, another model, another shard, or a damaged one, is to be done again."""
     table = Folder.of(tmp_path)
     for shard, digest, info in ((0, "new", INFO), (1, "old", INFO), (2, "new", replace(INFO, model_id="other"))):
-        tables.publish_part(table, info, shard, digest, label_rows("ok"))
+        parts.publish_part(table, info, shard, digest, label_rows("ok"))
     (tmp_path / "part-000003.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes())
     (tmp_path / "part-000004.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes()[:-9])
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part-000005.parquet")
     shards = dict.fromkeys(range(7), Newest("new", 1))
-    assert set(tables.complete_shards(table, INFO, shards)) == {0}
+    assert set(parts.complete_shards(table, INFO, shards)) == {0}
     with pytest.raises(
         IncompleteError,
         match=r"got 6 missing, damaged or out of date, e\.g\. part-000001\.parquet; run the extraction",
     ):
-        tables.require_complete(table, INFO, shards)
+        parts.require_complete(table, INFO, shards)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="got No space left on device"):
-        tables.publish_part(Folder.of(tmp_path), INFO, 0, "d", label_rows("ok"))
+        parts.publish_part(Folder.of(tmp_path), INFO, 0, "d", label_rows("ok"))
     assert not list(tmp_path.iterdir())
 
 
@@ -154,51 +154,51 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sentence: str) -> None:
     """What differs from what the table holds is named before any work, by the option that says it."""
     table = Folder.of(tmp_path)
-    tables.create(table, INFO)
-    tables.create(table, INFO)
-    assert tables.read_info(table) == INFO
+    parts.create(table, INFO)
+    parts.create(table, INFO)
+    assert parts.read_info(table) == INFO
     with pytest.raises(UsageError, match=sentence):
-        tables.create(table, other)
-    tables.publish_part(table, INFO, 0, "d", label_rows("ok"))
+        parts.create(table, other)
+    parts.publish_part(table, INFO, 0, "d", label_rows("ok"))
     with pytest.raises(UsageError, match=sentence):
-        tables.check(table, other)
+        parts.check(table, other)
 
 
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:
     """Parts are never put among files that are somebody else's."""
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UsageError, match=r"got 'holiday.jpg' in it"):
-        tables.create(Folder.of(tmp_path), INFO)
+        parts.create(Folder.of(tmp_path), INFO)
 
 
 def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     """A release that does not know a table does not touch it."""
     table = Folder.of(tmp_path)
-    tables.create(table, INFO)
+    parts.create(table, INFO)
     path = tmp_path / "_table" / "table.json"
     path.write_bytes(seal({**unseal(path.read_bytes()), "schema_version": 99}))
     with pytest.raises(UsageError, match="expected schema version 2, got 99"):
-        tables.create(table, INFO)
+        parts.create(table, INFO)
 
 
 def test_a_flipped_bit_changes_nothing_or_is_named(tmp_path: Path) -> None:
     """A part of which any one bit is another is refused whatever is read of it, with the error that says so."""
-    table, name = Folder.of(tmp_path), tables.part_name(0)
+    table, name = Folder.of(tmp_path), parts.part_name(0)
     rows = label_rows("ok", "empty", "ok")
-    tables.publish_part(table, INFO, 0, "d", rows)
+    parts.publish_part(table, INFO, 0, "d", rows)
     part = tmp_path / name
-    footer, whole = tables.read_footer(table, INFO, name), part.read_bytes()
+    footer, whole = parts.read_footer(table, INFO, name), part.read_bytes()
     begin, random = find_footer(part), np.random.default_rng(0)
     n_passed = 0
     for start, stop in ((0, begin), (begin, len(whole))):
         for _ in range(150):
             at = flip_bit(part, random, start, stop)
             with contextlib.suppress(PartError):
-                assert tables.read_part(table, 0, ["file"])["file"] == rows["file"]
-                assert tables.read_part(table, 0).replace_schema_metadata() == rows
+                assert parts.read_part(table, 0, ["file"])["file"] == rows["file"]
+                assert parts.read_part(table, 0).replace_schema_metadata() == rows
                 n_passed += 1
             with contextlib.suppress(PartError):
-                assert tables.read_footer(table, INFO, name) == footer, at
+                assert parts.read_footer(table, INFO, name) == footer, at
             part.write_bytes(whole)
     # In the name of the digests' key, without which a part is taken for one of an earlier release.
     assert n_passed < 10
@@ -206,20 +206,20 @@ def test_a_flipped_bit_changes_nothing_or_is_named(tmp_path: Path) -> None:
 
 def test_parts_of_earlier_releases_are_read_and_refused_as_parts(tmp_path: Path) -> None:
     """A part without digests is read; if a bit of its footer is another, nothing but the error of a bad part is raised."""
-    table, name = Folder.of(tmp_path), tables.part_name(0)
+    table, name = Folder.of(tmp_path), parts.part_name(0)
     rows = label_rows("ok", "empty", "ok")
-    tables.publish_part(table, INFO, 0, "d", rows)
+    parts.publish_part(table, INFO, 0, "d", rows)
     part = tmp_path / name
-    footer, metadata = tables.read_footer(table, INFO, name), pq.read_schema(part).metadata
+    footer, metadata = parts.read_footer(table, INFO, name), pq.read_schema(part).metadata
     early = {key: value for key, value in metadata.items() if key in (b"emotion_batch", b"pandas")}
     pq.write_table(rows.replace_schema_metadata(early), part, compression="zstd")
-    assert tables.read_footer(table, INFO, name) == replace(footer, is_sealed=False)
-    assert tables.read_part(table, 0).replace_schema_metadata() == rows
+    assert parts.read_footer(table, INFO, name) == replace(footer, is_sealed=False)
+    assert parts.read_part(table, 0).replace_schema_metadata() == rows
     whole, random = part.read_bytes(), np.random.default_rng(0)
     begin, n_named = find_footer(part), 0
     for _ in range(150):
         flip_bit(part, random, begin)
-        for read in (lambda: tables.read_part(table, 0), lambda: tables.read_footer(table, INFO, name)):
+        for read in (lambda: parts.read_part(table, 0), lambda: parts.read_footer(table, INFO, name)):
             try:
                 read()
             except PartError:
@@ -231,8 +231,8 @@ def test_parts_of_earlier_releases_are_read_and_refused_as_parts(tmp_path: Path)
 def test_page_checksums_are_for_other_readers(tmp_path: Path) -> None:
     """Tables and exports have them: all readers read them as before, and those that look notice a flipped bit."""
     rows = label_rows("ok", "empty", "ok", "ok")
-    tables.publish_part(Folder.of(tmp_path), INFO, 0, "d", rows)
-    part = tmp_path / tables.part_name(0)
+    parts.publish_part(Folder.of(tmp_path), INFO, 0, "d", rows)
+    part = tmp_path / parts.part_name(0)
     with open(tmp_path / "export.parquet", "wb") as stream:
         writer = ParquetWriter(stream, INFO.schema)
         writer.write(rows)

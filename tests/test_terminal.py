@@ -21,10 +21,10 @@ from conftest import ROOT, run_command
 from test_review import HOSTILE, answer_truly, fill, write_table
 
 import emotion_batch
-from emotion_batch import cli, results
-from emotion_batch.console import print_result
-from emotion_batch.endings import format_review, format_sheet
-from emotion_batch.results import Grid, Line, Result, Role
+from emotion_batch.cli import app, results
+from emotion_batch.cli.console import print_result
+from emotion_batch.cli.endings import format_review, format_sheet
+from emotion_batch.cli.results import Grid, Line, Result, Role
 
 # A sequence of escape: colours, erasures, movements.
 _SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
@@ -149,7 +149,7 @@ def call(
     """Give a command on a terminal; return what came there."""
     codes = []
     data = look(
-        lambda: codes.append(cli.main([os.fspath(one) for one in arguments])), width, monkeypatch, streams=streams
+        lambda: codes.append(app.main([os.fspath(one) for one in arguments])), width, monkeypatch, streams=streams
     )
     assert codes == [code], data
     return data
@@ -160,8 +160,8 @@ def tell() -> None:
     import time
     from collections import namedtuple
 
-    from emotion_batch.console import Said, print_result
-    from emotion_batch.results import Grid, Line, Result, Role, next_step
+    from emotion_batch.cli.console import Said, print_result
+    from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
 
     progress = namedtuple("progress", "n_recordings n_done n_failed n_done_here elapsed_s")
     said = Said(is_quiet=False, is_debug=False, goes_on=True)
@@ -331,7 +331,7 @@ def test_a_process_on_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text_on_a_terminal(name: str) -> None:
     """No name moves the cursor, breaks a line, or is taken for markup, in lines, cells, notes and bars."""
-    from emotion_batch.terminal import Terminal
+    from emotion_batch.cli.terminal import Terminal
 
     terminal = Terminal(sys.__stdout__)
     text = terminal.render(Result(Line(f"{name}: 3"), Grid("{:<5} {:>5}", [(name, "1")], ("a", name))))

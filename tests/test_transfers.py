@@ -18,14 +18,15 @@ from conftest import tone
 from servers import Bucket, Portal, Proxy, free_ports, write_certificate
 from test_stores import ODD_NAMES
 
-from emotion_batch import meter, retries, transfers
-from emotion_batch.archive import list_recordings
-from emotion_batch.buckets import BucketStore, open_bucket
+from emotion_batch import usage
 from emotion_batch.errors import StoreError
-from emotion_batch.rows import extract_rows
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage import Folder
-from emotion_batch.stores import Ahead, Blob
+from emotion_batch.storage import retry, transfers
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.bucket import BucketStore, open_bucket
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.fsspec_store import Ahead, Blob
+from emotion_batch.worker.recordings import extract_rows
 
 SIZES = (1, 44, 4_096, 100_000, 700_000)
 
@@ -245,9 +246,9 @@ def archive(s3: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def extract(url: str, options: dict[str, object], segments: Segments) -> tuple[list[dict[str, object]], meter.Spent]:
+def extract(url: str, options: dict[str, object], segments: Segments) -> tuple[list[dict[str, object]], usage.Spent]:
     entries = list_recordings(url, options=options).entries.combine_chunks().to_batches()[0]
-    with meter.metered() as spent:
+    with usage.metered() as spent:
         return extract_rows(entries, Folder.of(url, options), FeatureSettings(), segments).to_pylist(), spent
 
 
@@ -287,7 +288,7 @@ def test_what_the_first_answer_takes_makes_no_store_far(s3: Bucket, archive: Pat
 
 def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults cost a retry each, and no row."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.02,) * 8)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.02,) * 8)
     with Proxy(s3.endpoint, fail_share=0.2, seed=2) as proxy:
         found, spent = extract(f"{s3.url}/recordings", s3.through(proxy), Segments())
     assert found == extract(str(archive), {}, Segments())[0]
@@ -303,12 +304,12 @@ def test_a_page_to_log_in_is_no_recording(
     s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch, client: str, headers: bytes
 ) -> None:
     """What comes under 200 in place of recordings is asked for again, whether they are read in one request or in many."""
-    monkeypatch.setattr(retries, "_BACKOFF_S", (0.02,) * 12)
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.02,) * 12)
     if client == "fsspec":
-        monkeypatch.setattr("emotion_batch.storage.open_bucket", lambda *_: None)
+        monkeypatch.setattr("emotion_batch.storage.folder.open_bucket", lambda *_: None)
     entries = list_recordings(f"{s3.url}/recordings", options=s3.options).entries.combine_chunks().to_batches()[0]
     for segments in (Segments(), Segments.windows(3.0)):
-        with Proxy(s3.endpoint) as proxy, meter.metered() as spent:
+        with Proxy(s3.endpoint) as proxy, usage.metered() as spent:
             proxy.instead = Portal(0.3, headers=headers)
             place = Folder.of(f"{s3.url}/recordings", s3.through(proxy))
             found = extract_rows(entries, place, FeatureSettings(), segments).to_pylist()

@@ -10,7 +10,7 @@ import pytest
 
 START = """
 import ctypes, threading, time
-from emotion_batch.watchdog import watched
+from emotion_batch.worker.watchdog import watched
 """
 
 

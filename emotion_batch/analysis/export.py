@@ -1,0 +1,242 @@
+"""Tables as others like to have them: a few large Parquet files, CSV, or an audformat database; no ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from emotion_batch import usage
+from emotion_batch.analysis import destination, export_audformat
+from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, Writer
+from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.run.summary import Progress, Watcher
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.tables import parts
+from emotion_batch.tables.inventory import Inventory, take_inventory
+
+FORMATS = ("parquet", "csv", "audformat")
+# Every name that an export writes.
+_OWN = re.compile(r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet")
+# Of a Parquet file, whichever comes first.
+_FILE_ROWS, _FILE_BYTES = 2**20, 2**29
+# Parts that are read while earlier ones are written.
+_N_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes
+    ----------
+    folder, file_format
+        Where, and what.
+    n_recordings, n_rows
+        Of the table.
+    n_files, n_bytes
+        Of the folder.
+    notes
+        What of the table is not in it, a sentence each.
+    """
+
+    folder: str
+    file_format: str
+    n_recordings: int
+    n_rows: int
+    n_files: int
+    n_bytes: int
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return asdict(self)
+
+
+def export(
+    table: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    file_format: str = "parquet",
+    partial: bool = False,
+    force: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    watcher: Watcher | None = None,
+) -> Exported:
+    """Write a table's rows, in its order, into a folder that appears whole or not at all.
+
+    Parameters
+    ----------
+    table
+        A feature or label table.
+    folder
+        Where to: a new or empty folder. In a bucket, Parquet alone; there the object ``_SUCCESS`` comes last.
+    file_format
+        ``"parquet"``: files of up to a million rows, in row groups of at least 131,072; of rows that are large, as sequences are,
+        fewer. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
+        (``db.yaml``) with one table of segments, ``emotion``.
+    partial
+        Whether a table that has parts missing is exported as far as it is.
+    force
+        Whether an earlier export in the folder is replaced.
+    storage_options
+        What fsspec's filesystem takes, for both.
+    watcher
+        Hears notes and progress.
+
+    Raises
+    ------
+    UsageError
+        If the call is wrong, or the folder holds something else.
+    StorageError
+        If a place cannot be read or written.
+    IncompleteError
+        If the table is not complete, or changed meanwhile.
+    """
+    watcher = watcher or Watcher()
+    if file_format not in FORMATS:
+        raise UsageError(f"format: expected one of {', '.join(FORMATS)}, got {file_format!r}")
+    place, source = Folder.of(folder, storage_options), Folder.of(table, storage_options)
+    _require_apart(place, source)
+    if not place.is_local and file_format != "parquet":
+        raise UsageError(
+            f"folder {place.url}: expected one on this machine for {file_format}, got a URL; write it here and copy it there"
+        )
+    inventory = take_inventory(source)
+    if not inventory.is_complete and not partial:
+        left = [parts.part_name(shard) for shard in inventory.shards if shard not in inventory.footers]
+        example = f", e.g. {left[0]}" if left else ""
+        raise IncompleteError(
+            f"table {source.url}: expected all of its {len(inventory.shards):,} parts, got {inventory.n_missing:,} missing, "
+            f"damaged or out of date{example}; the command that made it does them, and --partial exports the others"
+        )
+    write = _write_csv if file_format == "csv" else _write_parquet
+    if file_format == "audformat":
+        export_audformat.require(inventory.info)
+        write = _write_audformat
+    notes = tuple(inventory.notes())
+    for note in notes:
+        watcher.on_note(note)
+    with destination.replacing(place, _OWN, force=force) as to, _rows(inventory, watcher) as rows:
+        sizes = write(to, inventory, rows)
+    counts = inventory.counts
+    return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
+
+
+def _require_apart(place: Folder, source: Folder) -> None:
+    """Raise UsageError if an export would lie in the table, or hold it."""
+    to, table = (os.path.realpath(one.url) if one.is_local else one.url for one in (place, source))
+    if to == table or to.startswith(f"{table}/") or table.startswith(f"{to}/"):
+        raise UsageError(f"folder {place.url}: expected one outside of the table, got {source.url}; name another")
+
+
+@contextlib.contextmanager
+def _rows(inventory: Inventory, watcher: Watcher) -> Iterator[Iterator[pa.Table]]:
+    """Give the rows of the parts that count, one part after the other, the next ones on their way."""
+    pool = ThreadPoolExecutor(_N_AHEAD, thread_name_prefix="read")
+    counts, started = inventory.counts, time.perf_counter()
+
+    def read() -> Iterator[pa.Table]:
+        waiting: deque[tuple[int, Callable[[], pa.Table]]] = deque()
+        left = iter(inventory.footers)
+        n_done = n_failed = 0
+        while True:
+            while len(waiting) <= _N_AHEAD and (shard := next(left, None)) is not None:
+                # If they are still those that the inventory found.
+                read_part = partial(parts.require_part, newest=inventory.shards[shard])
+                waiting.append((shard, usage.submit(pool, partial(read_part, inventory.table, inventory.info, shard))))
+            if not waiting:
+                return
+            shard, take = waiting.popleft()
+            yield take()
+            part = inventory.footers[shard].counts
+            n_done, n_failed = n_done + part.n_recordings, n_failed + part.n_failed
+            elapsed_s = time.perf_counter() - started
+            watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
+
+    try:
+        yield read()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
+    """Write Parquet files of about equally many rows; return their sizes."""
+    info = inventory.info
+    about = {
+        **{name: value for name, value in info.to_dict().items() if name not in ("source", "features")},
+        "n_rows": inventory.counts.n_rows,
+    }
+    schema = info.schema.with_metadata({"emotion_batch_export": json.dumps(about)})
+    n_files = max(1, math.ceil(inventory.counts.n_rows / _FILE_ROWS))
+    most_rows = max(1, math.ceil(inventory.counts.n_rows / n_files))
+    sizes: list[int] = []
+    part = next(rows, info.schema.empty_table())
+    is_over = False
+    while not is_over:
+        with _file(to, f"{info.kind}-{len(sizes) + 1:05d}.parquet", sizes) as stream:
+            writer, n_rows = ParquetWriter(stream, schema), 0
+            while n_rows < most_rows and stream.tell() < _FILE_BYTES:
+                some = part.slice(0, most_rows - n_rows)
+                writer.write(some)
+                n_rows += some.num_rows
+                part = part.slice(some.num_rows)
+                if not part.num_rows:
+                    following = next(rows, None)
+                    if following is None:
+                        is_over = True
+                        break
+                    part = following
+            writer.close()
+    return sizes
+
+
+def _write_csv(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
+    """Write one CSV file; return its size."""
+    sizes: list[int] = []
+    with _file(to, f"{inventory.info.kind}.csv", sizes) as stream:
+        _write_all(CsvWriter(stream, inventory.info.schema), rows)
+    return sizes
+
+
+def _write_audformat(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
+    """Write an audformat database; return the sizes of its files."""
+    sizes: list[int] = []
+    with _file(to, export_audformat.TABLE_FILE, sizes) as stream:
+        writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
+        _write_all(writer, (export_audformat.convert(part) for part in rows))
+    export_audformat.write_header(to.url, inventory)
+    return [*sizes, os.stat(os.path.join(to.url, export_audformat.HEADER_FILE)).st_size]
+
+
+def _write_all(writer: Writer, rows: Iterator[pa.Table]) -> None:
+    for part in rows:
+        writer.write(part)
+    writer.close()
+
+
+@contextlib.contextmanager
+def _file(to: Folder, name: str, sizes: list[int]) -> Iterator[BinaryIO]:
+    """Give a stream that becomes a file of the export; note its size."""
+    with explained(f"folder {to.url}"):
+        if to.is_local:
+            with open(os.path.join(to.url, name), "wb") as stream:
+                yield stream
+                sizes.append(stream.tell())
+            return
+        buffer = io.BytesIO()
+        yield buffer
+        to.publish(name, buffer.getvalue())
+        sizes.append(buffer.tell())

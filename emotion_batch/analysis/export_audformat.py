@@ -1,0 +1,118 @@
+"""A label table as an audformat database (https://audeering.github.io/audformat/data-format.html).
+
+The header is made by audformat's own package. Its table is written here, part by part, in the columns and types that the
+package gives it: it would hold all rows at once, and Python objects of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emotion_batch.errors import Status, StorageError, UsageError
+from emotion_batch.tables import parts
+from emotion_batch.tables.inventory import Inventory
+from emotion_batch.tables.parts import TableInfo
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TABLE = "emotion"
+HEADER_FILE, TABLE_FILE = "db.yaml", f"db.{TABLE}.parquet"
+_INDEX = ("file", "start_s", "end_s")
+
+
+def require(info: TableInfo) -> None:
+    """Raise what stands against an export: a table without labels, or no package."""
+    if info.kind != parts.LABELS:
+        raise UsageError(
+            "format audformat: expected a label table, got a feature table; --format parquet has its columns"
+        )
+    _package()
+
+
+def find_schema(inventory: Inventory) -> pa.Schema:
+    """Return the columns of the table's file, with what the package looks for in its metadata."""
+    # Of what the rows follow from, for they are not there yet; audb tells by it whether a table changed.
+    about = [inventory.info.to_dict(), [(one.digest, one.counts.by_status) for one in inventory.footers.values()]]
+    metadata = {
+        "hash": hashlib.md5(json.dumps(about, default=str).encode(), usedforsecurity=False).hexdigest(),
+        "audformat-version": _package().__version__,
+    }
+    schema = convert(inventory.info.schema.empty_table()).schema
+    # With it, the package has true, false and unknown in columns of truth values, and not objects.
+    frame = schema.empty_table().to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
+    of_pandas = pa.Schema.from_pandas(frame, preserve_index=False).metadata
+    return schema.with_metadata({**metadata, **of_pandas})
+
+
+def convert(rows: pa.Table) -> pa.Table:
+    """Return rows of a label table as those of audformat's; a segment without an end lasts to the recording's."""
+    columns = {
+        "file": rows["file"],
+        "start": _as_duration(rows["start_s"]),
+        "end": _as_duration(rows["end_s"]),
+    }
+    for name in rows.column_names:
+        if name not in _INDEX:
+            column = rows[name]
+            columns[name] = column.cast(pa.float64()) if pa.types.is_floating(column.type) else column
+    return pa.table(columns)
+
+
+def write_header(folder: str, inventory: Inventory) -> None:
+    """Write what says which columns there are, and what their values mean."""
+    audformat = _package()
+    info = inventory.info
+    database = audformat.Database(
+        inventory.table.url.rpartition("/")[2] or "labels",
+        source=info.source,
+        usage=audformat.define.Usage.OTHER,
+        description="Emotions that a model gave segments of recordings; no person has listened to them.",
+        meta={"model_id": info.model_id, "feature_id": info.feature_settings.feature_id, **info.segments.to_dict()},
+    )
+    table = database[TABLE] = audformat.Table(audformat.segmented_index())
+    for column in convert(info.schema.empty_table()).schema:
+        if column.name not in ("file", "start", "end"):
+            database.schemes[column.name] = _scheme(audformat, column, info)
+            table[column.name] = audformat.Column(scheme_id=column.name)
+    database.save(folder, header_only=True)
+
+
+def _scheme(audformat: ModuleType, column: pa.Field, info: TableInfo) -> Any:
+    """Return what values a column may have."""
+    kind = audformat.define.DataType
+    if column.name == "emotion":
+        return audformat.Scheme(kind.STRING, labels=list(info.labels), description="the most probable label")
+    if column.name == "status":
+        return audformat.Scheme(
+            kind.STRING, labels=[str(one) for one in Status], description="what became of the segment"
+        )
+    if pa.types.is_boolean(column.type):
+        return audformat.Scheme(kind.BOOL)
+    if not pa.types.is_floating(column.type):
+        return audformat.Scheme(kind.STRING)
+    if column.name == "confidence" or column.name.startswith("p_"):
+        return audformat.Scheme(kind.FLOAT, minimum=0.0, maximum=1.0)
+    return audformat.Scheme(kind.FLOAT)
+
+
+def _as_duration(seconds: pa.ChunkedArray) -> pa.ChunkedArray:
+    nanoseconds = pc.round(pc.multiply(seconds, 1e9))
+    return nanoseconds.cast(pa.int64()).cast(pa.duration("ns"))
+
+
+def _package() -> ModuleType:
+    try:
+        import audformat
+    except ImportError as error:
+        raise StorageError(
+            f"format audformat: expected its package to be installed, got {error}; `pip install 'emotion-batch[audformat]'`"
+        ) from error
+    package: ModuleType = audformat
+    return package

@@ -1,0 +1,458 @@
+"""What `review` does: writes a sheet of rows to check, and takes it back. A part of the public Python API."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from emotion_batch.analysis import review_sheet
+from emotion_batch.analysis.precision import METHOD, Precision, measure
+from emotion_batch.analysis.review_sample import COLUMNS, LEAST_RANDOM, RANDOM, Drawing
+from emotion_batch.analysis.review_sheet import SheetRow
+from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
+from emotion_batch.storage import names
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.tables import parts
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import Footer, PartError, TableInfo
+from emotion_batch.tables.status import read_manifest, require_table
+
+# What a person may answer beside a label: there is no emotion to hear, and one cannot tell.
+NONE, UNSURE = "none", "?"
+# Parts that are read ahead, of some megabytes each.
+_N_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What `review` wrote.
+
+    Attributes
+    ----------
+    table, sheet
+        Where the labels are, and where the sheet is.
+    source
+        What the labels are of: below it lie the recordings.
+    labels
+        What may be filled in.
+    n_rows, n_random
+        Rows of the sheet, and those of them that were drawn at random.
+    n_table
+        Rows with a label in the table.
+    n_parts_missing
+        Parts of the table that are still to come, of whose rows none is in the sheet.
+    """
+
+    table: str
+    sheet: str
+    source: str
+    labels: tuple[str, ...]
+    n_rows: int
+    n_random: int
+    n_table: int
+    n_parts_missing: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a sheet said when it was taken back.
+
+    Attributes
+    ----------
+    table, sheet
+        The table, and the sheet.
+    labels
+        The file with labels for `train`; None where no row has one.
+    features
+        The feature table that these labels are for, where the table knows it.
+    has_segments
+        Whether its rows are about segments, as those of a table of windows are; else they are about whole recordings.
+    n_labelled, n_corrected
+        Rows of that file; those of them whose label was another.
+    n_answered, n_unanswered
+        Rows of the sheet with an answer, and without one.
+    n_none, n_unsure
+        Answers ``none``, which count as a label that is wrong, and ``?``, which count as no answer.
+    n_missing, n_repeated
+        Rows that the sheet lost, and those that are in it twice with the same answer.
+    n_gone, n_changed
+        Answers about rows that the table has no more, or with another label than was checked; they are left out.
+    precision
+        How often labels are right: in all, of confident ones, by confidence.
+    method
+        How its intervals were made.
+    """
+
+    table: str
+    sheet: str
+    labels: str | None
+    features: str | None
+    has_segments: bool
+    n_labelled: int
+    n_corrected: int
+    n_answered: int
+    n_unanswered: int
+    n_none: int
+    n_unsure: int
+    n_missing: int
+    n_repeated: int
+    n_gone: int
+    n_changed: int
+    precision: tuple[Precision, ...] = field(default_factory=tuple)
+    method: str = METHOD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return asdict(self)
+
+
+def review(
+    table: str | os.PathLike[str],
+    sheet: str | os.PathLike[str],
+    *,
+    size: int = 100,
+    random: int | None = None,
+    seed: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    on_rows: Callable[[int, int], None] = lambda n_done, n_parts: None,
+) -> Sheet:
+    """Write a sheet of a label table's rows for a person to check; `take_review` takes it back.
+
+    One part is what teaches the most: rows whose label leads the next by the least, of each label in turn, in domain and
+    not, of a recording one. The other is drawn at random within ranges of confidence, and measures how often labels are
+    right.
+
+    Parameters
+    ----------
+    table
+        The label table.
+    sheet
+        Path or URL of the CSV to write.
+    size
+        Its rows, from 20 to 10,000.
+    random
+        How many of them are drawn at random; by default half, and 20 or more.
+    seed
+        What chance follows from.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Replace what is called `sheet`.
+    on_rows
+        Hears how many of how many parts were read.
+
+    Raises
+    ------
+    UsageError
+        If there is no label table, the sheet is there, or a number is outside its range.
+    IncompleteError
+        If the table has no label yet.
+    """
+    place = Folder.of(table, storage_options)
+    folder, name = _split(Folder.of(sheet, storage_options))
+    info = _require_labels(place)
+    drawing = Drawing(size, max(LEAST_RANDOM, size // 2) if random is None else random, seed)
+    _require_new(folder, name, force)
+    with explained(f"table {place.url}"):
+        manifest = read_manifest(place, info)
+        n_read = 0
+        for shard, rows in _parts(place, info, manifest, on_rows):
+            drawing.add(shard, rows)
+            n_read += 1
+    if not drawing.n_seen:
+        raise IncompleteError(f"table {place.url}: expected rows with a label, got none; run the labelling again")
+    drawn = drawing.finish()
+    data = review_sheet.write_sheet(drawn, str(info.model_id), drawing.n_seen)
+    with explained(f"sheet {folder.url}/{name}"):
+        folder.publish(name, data)
+    return Sheet(
+        table=place.url,
+        sheet=os.fspath(sheet),
+        source=info.source,
+        labels=info.labels,
+        n_rows=len(drawn),
+        n_random=sum(one.part == RANDOM for one in drawn),
+        n_table=drawing.n_seen,
+        n_parts_missing=len(manifest.shards) - n_read,
+    )
+
+
+def take_review(
+    table: str | os.PathLike[str],
+    sheet: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    new_labels: Sequence[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Review:
+    """Take a sheet back that a person filled in, all of it or nothing.
+
+    Of a table with one segment a recording, the answer is the recording's label. Of windows it is that segment's alone: a
+    call is not angry because three seconds of it are.
+
+    Parameters
+    ----------
+    table
+        The label table that it was written for.
+    sheet
+        The sheet.
+    labels
+        CSV or Parquet (by its suffix) to write, for ``train --labels table:FILE``; by default beside the sheet.
+    new_labels
+        Words that may be filled in though the model does not know them.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Replace what is called `labels`.
+
+    Raises
+    ------
+    UsageError
+        If it is no sheet of this table and its model, a row is not as it was written, an answer is unknown, or there is
+        none.
+    """
+    place = Folder.of(table, storage_options)
+    from_folder, name = _split(Folder.of(sheet, storage_options))
+    stem = os.fspath(sheet).removesuffix(".csv")
+    to = f"{stem}.labels.csv" if labels is None else os.fspath(labels)
+    to_folder, to_name = _split(Folder.of(to, storage_options))
+    info = _require_labels(place)
+    thing = f"sheet {from_folder.url}/{name}"
+    with explained(thing):
+        data = from_folder.read(name)
+    _require_new(to_folder, to_name, force)
+    rows = review_sheet.read_sheet(data, thing, str(info.model_id))
+    rows, n_repeated = _without_repetitions(rows, thing)
+    new_labels = [names.clean(label) for label in new_labels]
+    answers = _read_answers(rows, thing, (*info.labels, *new_labels))
+    if not answers:
+        raise UsageError(
+            f"{thing}: expected correct_emotion in one row or more, got none; fill it in and take it again"
+        )
+    with explained(f"table {place.url}"):
+        found = _look_up(place, info, rows)
+    if not any(found.there.values()):
+        raise UsageError(
+            f"{thing}: expected rows of the table {place.url}, got none of its recordings; is it the sheet of another table?"
+        )
+    valid = [row for row in rows if row.number in answers and found.there[row.number] == row.emotion]
+    # A model may have a label of that name.
+    apart = {NONE, UNSURE} - {*info.labels, *new_labels}
+    labelled = sorted(
+        (row for row in valid if answers[row.number] not in apart),
+        key=lambda row: (row.file, found.segments[row.number]),
+    )
+    has_segments = info.segments.hop_s is not None
+    if labelled:
+        columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
+        if has_segments:
+            starts, ends = zip(*(found.segments[row.number] for row in labelled), strict=True)
+            columns |= {"start_s": list(starts), "end_s": list(ends)}
+        columns["emotion"] = [answers[row.number] for row in labelled]
+        if any(row.speaker for row in labelled):
+            columns["speaker"] = [row.speaker for row in labelled]
+        with explained(f"labels {to_folder.url}/{to_name}"):
+            to_folder.publish(to_name, _labels_file(to_name, columns))
+    told = [row for row in valid if answers[row.number] not in apart - {NONE}]
+    sizes = {row.stratum: row.n_stratum for row in rows if row.stratum is not None}
+    judged = [(row.stratum, answers[row.number] == row.emotion) for row in told if row.stratum is not None]
+    counts = Counter(answers[row.number] for row in valid)
+    n_absent = sum(1 for number in answers if found.there[number] is None)
+    return Review(
+        table=place.url,
+        sheet=os.fspath(sheet),
+        labels=to if labelled else None,
+        features=_find_features(info, place),
+        has_segments=has_segments,
+        n_labelled=len(labelled),
+        n_corrected=sum(answers[row.number] != row.emotion for row in labelled),
+        n_answered=len(answers),
+        n_unanswered=len(rows) - len(answers),
+        n_none=counts[NONE] if NONE in apart else 0,
+        n_unsure=counts[UNSURE] if UNSURE in apart else 0,
+        n_missing=rows[0].n_rows - len(rows),
+        n_repeated=n_repeated,
+        n_gone=n_absent,
+        n_changed=len(answers) - n_absent - len(valid),
+        precision=tuple(measure(judged, sizes)),
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the table has of a sheet's rows.
+
+    Attributes
+    ----------
+    there
+        Of each row of the sheet, by its number, the label that the table has now; "" where it has none, and None where it
+        does not have the row.
+    segments
+        Where the segments of these rows start and end in seconds: a spreadsheet may have written its own numbers.
+    """
+
+    there: dict[int, str | None]
+    segments: dict[int, tuple[float, float | None]]
+
+
+def _require_labels(place: Folder) -> TableInfo:
+    info = require_table(place)
+    if info.kind != parts.LABELS:
+        raise UsageError(f"table {place.url}: expected a label table, got one of {info.kind}; label it first")
+    return info
+
+
+def _require_new(folder: Folder, name: str, force: bool) -> None:
+    with explained(f"file {folder.url}/{name}"):
+        if not force and folder.exists(name):
+            raise UsageError(
+                f"file {folder.url}/{name}: expected a new one, got one that is there; name another, or use --force to replace it"
+            )
+
+
+def _parts(
+    place: Folder, info: TableInfo, manifest: Manifest, on_rows: Callable[[int, int], None]
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of each finished part, in order; some are read ahead, for this waits for storage."""
+    shards = sorted(manifest.shards)
+
+    def read(shard: int) -> pa.Table | None:
+        try:
+            rows = parts.read_part(place, shard, list(COLUMNS))
+            Footer.of(rows.schema.metadata, info).require(shard, manifest.shards[shard])
+        except PartError:
+            return None
+        return rows
+
+    with ThreadPoolExecutor(_N_AHEAD) as pool:
+        ahead: list[Future[pa.Table | None]] = [pool.submit(read, shard) for shard in shards[:_N_AHEAD]]
+        for at, shard in enumerate(shards):
+            rows = ahead.pop(0).result()
+            if at + _N_AHEAD < len(shards):
+                ahead.append(pool.submit(read, shards[at + _N_AHEAD]))
+            if rows is not None:
+                yield shard, rows
+            on_rows(at + 1, len(shards))
+
+
+def _without_repetitions(rows: Sequence[SheetRow], thing: str) -> tuple[list[SheetRow], int]:
+    """Return a sheet's rows once each, and how many were there again; raise UsageError where they contradict."""
+    known: dict[int, SheetRow] = {}
+    problems = []
+    for row in rows:
+        first = known.setdefault(row.n_of, row)
+        if (first.identity, first.n_rows, first.n_table) != (row.identity, row.n_rows, row.n_table):
+            problems.append(f"row {row.number}: expected rows of one sheet, got one of another than row {first.number}")
+        elif not first.answer and not first.speaker:
+            known[row.n_of] = row
+        elif (row.answer or row.speaker) and (first.answer, first.speaker) != (row.answer, row.speaker):
+            problems.append(
+                f"row {row.number}: expected each row once, got row {first.number} again with another answer"
+            )
+    review_sheet.refuse(thing, problems)
+    return list(known.values()), len(rows) - len(known)
+
+
+def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -> dict[int, str]:
+    """Return the answers by the number of their row, as labels spell them."""
+    spelt = {names.clean(word).casefold(): word for word in (NONE, UNSURE, *labels)}
+    answers, problems = {}, []
+    for row in rows:
+        if not row.answer:
+            continue
+        word = row.answer if row.answer in labels else spelt.get(row.answer.casefold())
+        if word is None:
+            problems.append(
+                f"row {row.number}: expected correct_emotion to be one of {', '.join(dict.fromkeys(labels))}, {NONE} where "
+                f"there is no emotion to hear, or {UNSURE} where one cannot tell, got {row.answer!r}; "
+                "--new-label allows another word"
+            )
+        else:
+            answers[row.number] = word
+    review_sheet.refuse(thing, problems)
+    return answers
+
+
+def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found:
+    """Find a sheet's rows in the table, of which only their own parts are read."""
+    by_shard: dict[int, list[SheetRow]] = {}
+    for row in rows:
+        by_shard.setdefault(row.shard, []).append(row)
+    found = _Found(dict.fromkeys((row.number for row in rows), None), {})
+    columns = ["file", "start_s", "end_s", "status", "emotion"]
+
+    def read(shard: int) -> pa.Table | None:
+        try:
+            return parts.read_part(place, shard, columns)
+        except PartError:
+            return None
+
+    with ThreadPoolExecutor(_N_AHEAD) as pool:
+        for wanted, part in zip(by_shard.values(), pool.map(read, by_shard), strict=True):
+            if part is None:
+                continue
+            files = pa.array(sorted({row.file for row in wanted}), pa.string())
+            mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
+            rows_there = {
+                review_sheet.identify(info.model_id, file, start_s): (
+                    emotion if status == Status.OK else "",
+                    (start_s, end_s),
+                )
+                for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
+            }
+            for row in wanted:
+                if row.identity in rows_there:
+                    found.there[row.number], found.segments[row.number] = rows_there[row.identity]
+    return found
+
+
+def _labels_file(name: str, columns: Mapping[str, list[Any]]) -> bytes:
+    """Return the labels as `reference.read_labels` reads them, by the suffix of their name."""
+    if name.lower().endswith(".parquet"):
+        sink = io.BytesIO()
+        pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)
+        return sink.getvalue()
+    text = io.StringIO(newline="")
+    # All quoted, for a name may hold a line's end of any kind.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _find_features(info: TableInfo, place: Folder) -> str | None:
+    """Return the feature table that a label table knows: what it was made from, or what was kept."""
+    if info.features is not None:
+        return info.features
+    origin = Folder(info.source, place.options)
+    try:
+        with explained(f"source {origin.url}"):
+            known = parts.read_info(origin)
+    except EmotionBatchError:
+        # It may be out of reach by now; nothing depends on it but a hint.
+        return None
+    return origin.url if known is not None and known.kind == parts.FEATURES else None
+
+
+def _split(file: Folder) -> tuple[Folder, str]:
+    parent, _, name = file.url.rpartition("/")
+    return Folder(parent or "/", file.options), name
+
+
+__all__ = ["Review", "Sheet", "review", "take_review"]

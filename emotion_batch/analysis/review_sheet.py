@@ -1,0 +1,249 @@
+"""The sheet that a person fills in: CSV that spreadsheets open and write anew in their own ways, and back.
+
+A spreadsheet takes a cell that begins with ``=`` for a formula, numbers and dates for its own, and writes other separators,
+quotes and line ends than it read. So what must come back as it was has a check of its own in the column ``key``, and nothing
+depends on a number that a spreadsheet may have rounded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from emotion_batch.analysis.review_sample import INFORMATIVE, RANDOM, STRATA, DrawnRow, Stratum
+from emotion_batch.errors import UsageError
+from emotion_batch.storage import names
+
+HEADS = (
+    *("file", "start_s", "end_s", "emotion", "confidence", "correct_emotion", "speaker", "margin", "is_in_domain"),
+    *("part", "stratum", "stratum_rows", "stratum_drawn", "model_id", "key"),
+)
+# What nobody looks up again may be missing.
+_NEEDED = frozenset({"file", "emotion", "correct_emotion", "part", "stratum", "stratum_rows", "stratum_drawn", "key"})
+_DELIMITERS = ",;\t|"
+_KEY = re.compile(r"r(\d+)of(\d+)-s(\d+)-n(\d+)-([0-9a-f]{12})-([0-9a-f]{8})")
+# What a spreadsheet may take for a formula, or take off; an apostrophe is what guards against it.
+_GUARDED_STARTS = ("=", "+", "-", "@", "'", '"', "\t", "\r", "\n")
+_ESCAPE = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+_BY_NAME = {str(stratum): stratum for stratum in STRATA}
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A row of a sheet that came back as it was written.
+
+    Attributes
+    ----------
+    number
+        Of the row, as a spreadsheet counts: the first row below the names is 2.
+    n_of, n_rows
+        Which of how many rows it was when the sheet was written, from 1.
+    shard
+        Where in the table it is.
+    identity
+        Fingerprint of its recording and segment.
+    n_table
+        Rows with a label in the table then.
+    file, emotion
+        The recording, and the label that was to be checked.
+    stratum, n_stratum
+        What it was drawn from, with its size; None and 0 for one that was chosen.
+    answer, speaker
+        What a person filled in; "" for nothing.
+    """
+
+    number: int
+    n_of: int
+    n_rows: int
+    shard: int
+    identity: str
+    n_table: int
+    file: str
+    emotion: str
+    stratum: Stratum | None
+    n_stratum: int
+    answer: str
+    speaker: str
+
+
+def identify(model_id: str | None, file: str, start_s: float) -> str:
+    """Return the fingerprint of a segment as a model labelled it."""
+    return _digest(model_id, file, float(start_s))[:12]
+
+
+def guard(text: str) -> str:
+    """Return a cell that no spreadsheet takes for a formula or a number, and from which `unguard` gives `text` back."""
+    is_plain = (
+        text.isprintable()
+        and text == text.strip()
+        and not text.startswith(_GUARDED_STARTS)
+        # Digits and points alone are a number or a date.
+        and (not text or any(character.isalpha() for character in text))
+    )
+    if is_plain:
+        return text
+    edges = {0, len(text) - 1} if text != text.strip() else set()
+    return "'" + "".join(
+        _escaped(one) if not one.isprintable() or one == "\\" or (at in edges and one.isspace()) else one
+        for at, one in enumerate(text)
+    )
+
+
+def unguard(cell: str) -> str:
+    """Return the text that `guard` made a cell of."""
+    if not cell.startswith("'"):
+        return cell
+    return _ESCAPE.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), cell[1:])
+
+
+def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes:
+    """Return a sheet, in UTF-8 with the mark by which spreadsheets tell it.
+
+    Parameters
+    ----------
+    drawn
+        Its rows.
+    model_id
+        Of the model whose labels they are.
+    n_table
+        Rows with a label in the table.
+    """
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink, lineterminator="\r\n")
+    writer.writerow(HEADS)
+    for n_of, one in enumerate(drawn, 1):
+        row = one.row
+        numbers = ("", "") if one.stratum is None else (one.n_stratum, one.n_drawn)
+        stratum = "" if one.stratum is None else str(one.stratum)
+        checked = _digest(
+            model_id, n_of, len(drawn), row.shard, n_table, row.file, row.emotion, one.part, stratum, *numbers
+        )
+        identity = identify(model_id, row.file, row.start_s)
+        domain = "" if row.is_in_domain is None else ("yes" if row.is_in_domain else "no")
+        writer.writerow(
+            [
+                *(guard(row.file), f"{row.start_s:.10g}", f"{row.end_s:.10g}", guard(row.emotion)),
+                *(f"{row.confidence:.4f}", "", "", f"{row.margin:.4f}", domain, one.part, stratum, *numbers),
+                *(model_id, f"r{n_of}of{len(drawn)}-s{row.shard}-n{n_table}-{identity}-{checked[:8]}"),
+            ]
+        )
+    return sink.getvalue().encode("utf-8-sig")
+
+
+def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
+    """Return the rows of a sheet that may have been written anew by a spreadsheet.
+
+    Parameters
+    ----------
+    data
+        CSV in UTF-8 or UTF-16, with any usual separator, quotes and line ends; columns in any order, and more of them.
+    thing
+        What an error calls it.
+    model_id
+        Of the model whose labels must be in it.
+
+    Raises
+    ------
+    UsageError
+        If it is no such sheet, or a row is not as it was written; the first such row is named.
+    """
+    heads, records = _read_records(data, thing)
+    rows, problems = [], []
+    for number, record in records:
+        cells = {name: cell.strip() for name, cell in zip(heads, record, strict=False)}
+        try:
+            rows.append(_parse(number, cells, model_id))
+        except ValueError as error:
+            problems.append(f"row {number}: {error}")
+    if not rows and not problems:
+        raise UsageError(f"{thing}: expected rows below the names of its columns, got none")
+    refuse(thing, problems)
+    return rows
+
+
+def refuse(thing: str, problems: Sequence[str]) -> None:
+    """Raise UsageError with the first of some rows' problems, if there are any."""
+    if problems:
+        n_more = len(problems) - 1
+        more = f" ({n_more:,} more such row{'s' if n_more > 1 else ''})" if n_more else ""
+        raise UsageError(f"{thing}: {problems[0]}{more}; nothing of the sheet was taken")
+
+
+def _read_records(data: bytes, thing: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the names of a sheet's columns, and its records with their numbers in a spreadsheet."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{thing}: expected CSV in UTF-8, got other bytes; save it as 'CSV UTF-8'") from error
+    for delimiter in _DELIMITERS:
+        try:
+            records = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1))
+        except csv.Error as error:
+            raise UsageError(f"{thing}: expected CSV, got what is none ({error})") from error
+        if records and len(records[0][1]) <= 2 and records[0][1][0].lower().startswith("sep="):
+            # By which some spreadsheets tell each other the separator.
+            records = records[1:]
+        if records and set(heads := [head.strip() for head in records[0][1]]) >= _NEEDED:
+            return heads, [(number, record) for number, record in records[1:] if any(map(str.strip, record))]
+    first = text.lstrip().partition("\n")[0].strip()
+    lacking = sorted(name for name in _NEEDED if name not in first)
+    raise UsageError(
+        f"{thing}: expected a sheet that `emotion-batch review` wrote, with the columns {', '.join(HEADS)}, got "
+        f"{f'no {lacking[0]!r} in its first row' if lacking else 'other columns'}"
+    )
+
+
+def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
+    """Return one row; raise ValueError with the end of a sentence if it is not as it was written."""
+    match = _KEY.fullmatch(cells.get("key", ""))
+    if match is None:
+        raise ValueError(f"expected its key as it was written, got {cells.get('key', '')!r}")
+    found = cells.get("model_id", "")
+    if found != model_id:
+        raise ValueError(f"expected a label of model {model_id}, as the table has, got one of model {found!r}")
+    n_of, n_rows, shard, n_table = (int(match[group]) for group in range(1, 5))
+    part, stratum = cells["part"], cells["stratum"]
+    numbers = _whole(cells["stratum_rows"]), _whole(cells["stratum_drawn"])
+    emotion = unguard(cells["emotion"])
+    for file in _readings(cells["file"]):
+        known = (model_id, n_of, n_rows, shard, n_table, file, emotion, part, stratum, *numbers)
+        if _digest(*known)[:8] == match[6] and part in (RANDOM, INFORMATIVE):
+            return SheetRow(
+                *(number, n_of, n_rows, shard, match[5], n_table, file, emotion),
+                *(_BY_NAME[stratum] if part == RANDOM else None, int(numbers[0] or 0)),
+                *(names.clean(cells["correct_emotion"]), names.clean(cells.get("speaker", ""))),
+            )
+    raise ValueError(
+        f"expected file, emotion, part, stratum and its numbers as they were written, got a row in which one differs, of "
+        f"{cells['file']!r}; undo what changed it"
+    )
+
+
+def _readings(cell: str) -> list[str]:
+    """Return what a name may have been: as it is guarded, or where the apostrophe was taken for a mark of text."""
+    return [unguard(cell), unguard(f"'{cell}")]
+
+
+def _whole(cell: str) -> int | str:
+    """Return a whole number, also where a program has given it a fraction of 0."""
+    try:
+        number = float(cell.replace(",", "."))
+    except ValueError:
+        return cell
+    return int(number) if number.is_integer() else cell
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if character == "\\":
+        return r"\\"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _digest(*values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()

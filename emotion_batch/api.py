@@ -1,0 +1,408 @@
+"""What each command does: archive, manifest, cluster and tables put together. The public Python API."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from emotion_batch import usage
+from emotion_batch.cli.results import command
+from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError
+from emotion_batch.inference.bundle import Bundle, find_model, open_copy, require_safe
+from emotion_batch.inference.predict import load_predictor
+from emotion_batch.run.driver import Means, Needs, Run
+from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.submit import cancel_runs
+from emotion_batch.run.summary import Progress, Summary, Watcher
+from emotion_batch.settings import AnySettings, FeatureSettings, Segments
+from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.tables import parts
+from emotion_batch.tables.manifest import find_generation
+from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.status import (
+    TableStatus,
+    Verification,
+    check_table,
+    read_manifest,
+    read_status,
+    require_table,
+    verify_table,
+)
+from emotion_batch.training.commands import check_features, find_features
+from emotion_batch.usage import Spent
+from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.isolation import Limits
+from emotion_batch.worker.labelling import FeatureTable, Labelling
+
+
+def extract(
+    archive: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    settings: AnySettings | None = None,
+    segments: Segments | None = None,
+    suffixes: Iterable[str] = SUFFIXES,
+    prune: bool = False,
+    deadline_s: float = Limits.deadline_s,
+    scheduler: str | Scheduler | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    leave: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Extract the features of an archive's recordings into a feature table; what is there already is kept.
+
+    Parameters
+    ----------
+    archive
+        Folder or bucket prefix, glob, list file or one recording.
+    table
+        Folder or prefix of the feature table: a new one, or one that is to go on.
+    settings, segments
+        How samples become features, by default as in the notebook, and which stretch of each recording, by default the
+        recipe's.
+    suffixes
+        Endings by which files of a folder are recordings.
+    prune
+        Take recordings that are gone from the archive out of the table.
+    deadline_s
+        Seconds that a recording may take to give its row, with windows its next row, before it is ``timeout``.
+    scheduler
+        A running Dask scheduler, or its address; by default a local cluster is started and ended.
+    workers
+        One-thread worker processes of the local cluster; by default one a core.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Go on though the first recordings all fail alike, and prune though more than a tenth is gone.
+    leave
+        Come back as soon as the scheduler has the work, as `submit` does.
+    watcher
+        Hears notes and progress.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin.
+    CanaryError, IncompleteError
+        If it was stopped, or shards were left over; the same call goes on.
+    """
+    started = time.perf_counter()
+    means = Means(Scheduler.of(scheduler), workers, force, leave)
+    limits = Limits(deadline_s)
+    place = Folder.of(table, storage_options)
+    source = Folder.of(archive, storage_options)
+    settings = settings or FeatureSettings()
+    info = TableInfo(parts.FEATURES, source.url, settings, segments or settings.segments)
+    check_table(place, info)
+    watcher = watcher or Watcher()
+    _try_to_write(place)
+    listed = _list(source, place, suffixes, watcher, may_be_empty=prune and force)
+    with Run(place, info, watcher, means, started) as run:
+        while not run.freeze(*listed, prune=prune):
+            listed = _list(source, place, suffixes, watcher, may_be_empty=prune and force)
+        base = listed[0].folder
+        # Its ten million names are in the manifest now.
+        del listed
+        witnesses = run.find_witnesses(base)
+        job = Extraction(place, info, base, limits, UNLISTED, witnesses)
+        return run.finish(job, Needs(archive=base, recordings=witnesses))
+
+
+def label(
+    source: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    segments: Segments | None = None,
+    keep_features: str | os.PathLike[str] | None = None,
+    suffixes: Iterable[str] = SUFFIXES,
+    prune: bool = False,
+    deadline_s: float = Limits.deadline_s,
+    scheduler: str | Scheduler | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    leave: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Label the recordings of an archive, or the rows of a feature table, into a label table.
+
+    Parameters
+    ----------
+    source
+        An archive, as `extract` takes it, or a feature table.
+    table
+        Folder or prefix of the label table: a new one, or one that is to go on.
+    model
+        The bundle, or the name of one that ships; by default the one that is meant for voices that it has not heard. Its
+        feature settings are those that an archive is read with.
+    segments
+        Which stretches of an archive's recordings; by default those that the model was trained on.
+    keep_features
+        Feature table into which the features of an archive go as well.
+    suffixes, prune, deadline_s, scheduler, workers, storage_options, force, leave, watcher
+        As in `extract`.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin.
+    CanaryError, IncompleteError
+        If it was stopped, or shards were left over; the same call goes on.
+    """
+    started = time.perf_counter()
+    watcher = watcher or Watcher()
+    means = Means(Scheduler.of(scheduler), workers, force, leave)
+    limits = Limits(deadline_s)
+    place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
+    # First of all, so that a confusion of the two is not told as a fault of either.
+    parts.find(place)
+    bundle = require_safe(find_model(model, storage_options))
+    card = bundle.card
+    # As workers will, for what they cannot load costs a night.
+    load_predictor(bundle)
+    features = find_features(origin)
+    if features is not None:
+        check_features(features, origin, bundle)
+        for name, value in (
+            ("keep_features", keep_features),
+            ("segments or windows", segments),
+            ("prune", prune or None),
+        ):
+            if value is not None:
+                raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
+        segments = features.segments
+    segments = segments or card.segments
+    if segments.duration_s != card.segments.duration_s:
+        watcher.on_note(
+            f"segments last {segments.duration_s:g} s, those that the model was trained on "
+            f"{card.segments.duration_s:g} s; expect it to be less often right"
+        )
+    kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
+    info = TableInfo(parts.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
+    check_table(place, info)
+    run = Run(place, info, watcher, means, started)
+    if features is not None:
+        return _label_features(run, bundle, origin, features)
+    kept = _features_of(place, info)
+    check_table(*kept)
+    _try_to_write(place)
+    listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
+    with run:
+        while not run.freeze(*listed, prune=prune):
+            listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
+        base = listed[0].folder
+        # Its ten million names are in the manifest now.
+        del listed
+        if kept_at is not None:
+            run.keep_features(*kept)
+        witnesses = run.find_witnesses(base)
+        copy = run.keep_model(bundle)
+        job = Labelling(place, info, copy, Extraction(*kept, base, limits, UNLISTED, witnesses))
+        return run.finish(job, Needs(archive=base, recordings=witnesses, bundle=copy))
+
+
+def retry(
+    table: str | os.PathLike[str],
+    *,
+    status: Iterable[str] = (),
+    deadline_s: float = Limits.deadline_s,
+    scheduler: str | Scheduler | None = None,
+    workers: int | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    leave: bool = False,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Do again the recordings of a table that failed and that another try could mend, and no others.
+
+    Parameters
+    ----------
+    table
+        A feature or label table.
+    status
+        Which failures, by status; by default ``truncated``, ``unreadable``, ``vanished``, ``crashed``, ``timeout`` and
+        ``memory``. A recording that is ``changed`` is listed and read anew by the command that made the table.
+    deadline_s, scheduler, workers, storage_options, leave, watcher
+        As in `extract`.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin.
+    IncompleteError
+        If the table has parts missing, which the command that made it does.
+    """
+    started = time.perf_counter()
+    # That the first recordings fail alike is no news here.
+    means = Means(Scheduler.of(scheduler), workers, force=True, leave=leave)
+    limits = Limits(deadline_s)
+    again = _failures(status)
+    place = Folder.of(table, storage_options)
+    info = require_table(place)
+    origin = Folder.of(info.source, storage_options)
+    bundle = None if info.kind == parts.FEATURES else open_copy(place)
+    run = Run(place, info, watcher or Watcher(), means, started)
+    if bundle is not None and find_features(origin) is not None:
+        raise UsageError(
+            f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
+            f"`{command('retry', origin.url)}`, and then label it again"
+        )
+    archive = find_base(info.source, storage_options)
+    with run:
+        witnesses = run.find_witnesses(archive)
+        needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
+        kept = _features_of(place, info)
+        with explained(f"feature table {kept[0].url}"):
+            if parts.read_info(kept[0]) is None:
+                # Somebody has no use for it any more.
+                kept = (place, info)
+        extraction = Extraction(*kept, archive, limits, again, witnesses)
+        job = extraction if bundle is None else Labelling(place, info, bundle, extraction)
+        return run.finish(job, needs, again=again)
+
+
+def submit(command: str, *arguments: Any, **options: Any) -> Summary:
+    """Hand a run to a running Dask cluster and come back: neither this process nor this machine is needed any more.
+
+    The archive is listed, the manifest frozen, every worker tried and the first shards are done before it comes back. Then
+    `status` says from anywhere how far it is, `cancel` stops it, and if the scheduler is lost the same call goes on.
+
+    Parameters
+    ----------
+    command
+        ``"extract"``, ``"label"`` or ``"retry"``.
+    *arguments, **options
+        What that function takes, `scheduler` among it.
+
+    Raises
+    ------
+    UsageError
+        If the command is none of these, or no scheduler is named.
+    """
+    commands: dict[str, Callable[..., Summary]] = {"extract": extract, "label": label, "retry": retry}
+    if command not in commands:
+        raise UsageError(f"submit: expected one of {', '.join(commands)}, got {command!r}")
+    return commands[command](*arguments, **options, leave=True)
+
+
+def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
+    """Stop the runs that are at work on a table, submitted or not, from anywhere; return their ids.
+
+    What is under way is finished, the rest is not begun, and the command that made the table goes on from there.
+
+    Raises
+    ------
+    IncompleteError
+        If none is at work.
+    """
+    place = Folder.of(table, storage_options)
+    require_table(place)
+    return cancel_runs(place)
+
+
+def _features_of(table: Folder, info: TableInfo) -> tuple[Folder, TableInfo]:
+    """Return the feature table that a table's recordings are decoded into: one of its own, or none but itself."""
+    if info.features is None:
+        return table, info
+    return Folder(info.features, table.options), TableInfo(
+        parts.FEATURES, info.source, info.feature_settings, info.segments
+    )
+
+
+def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInfo) -> Summary:
+    """Label a feature table."""
+    manifest = read_manifest(origin, features)
+    footers = parts.require_complete(origin, features, manifest.shards)
+    with run:
+        run.follow(manifest)
+        copy = run.keep_model(bundle)
+        needs = Needs(features=(origin, parts.part_name(min(manifest.shards))), bundle=copy)
+        return run.finish(Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers)
+
+
+def _try_to_write(table: Folder) -> None:
+    """Raise StorageError if a bucket's table cannot be written, before an archive is listed for an hour."""
+    with explained(f"table {table.url}"):
+        table.try_to_write(f"{parts.LEDGER}/try-{secrets.token_hex(8)}")
+
+
+def _list(
+    source: Folder, table: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool
+) -> tuple[Listing, Spent, int]:
+    """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
+    generation = find_generation(table)
+    with usage.metered() as spent, usage.stage("list"):
+        listing = list_recordings(
+            source.url,
+            options=source.options,
+            suffixes=suffixes,
+            may_be_empty=may_be_empty,
+            on_listed=watcher.on_listed,
+        )
+    return listing, spent, generation
+
+
+def _failures(words: Iterable[str]) -> frozenset[Status]:
+    """Return the statuses that `words` name; for none, those that another try could mend."""
+    failures = frozenset(Status) - {Status.OK}
+    named = list(words)
+    unknown = [word for word in named if word not in failures]
+    if unknown:
+        raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
+    return frozenset(Status(word) for word in named) or MENDABLE
+
+
+def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
+    """Return how far a table is, from its storage alone; raise UsageError if there is none."""
+    return read_status(Folder.of(table, storage_options))
+
+
+def verify(
+    table: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    repair: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Verification:
+    """Look whether each recording of a table's manifest has its rows exactly once, and nothing else is there.
+
+    Parameters
+    ----------
+    table
+        A feature or label table.
+    deep
+        Read every row, rather than what each part says of itself.
+    repair
+        Read every row, and remove the parts that are damaged: the command that made the table then makes them anew. Without
+        it nothing is written.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Raises
+    ------
+    UsageError
+        If there is no table.
+    """
+    return verify_table(Folder.of(table, storage_options), deep=deep, repair=repair)
+
+
+__all__ = [
+    "Progress",
+    "Summary",
+    "TableStatus",
+    "Verification",
+    "Watcher",
+    "cancel",
+    "extract",
+    "label",
+    "retry",
+    "status",
+    "submit",
+    "verify",
+]

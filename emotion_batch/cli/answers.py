@@ -1,0 +1,151 @@
+"""What plans, exports and the answers of queries look like to a person."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from emotion_batch.cli.results import Grid, Line, Result, Role, as_argument, duration, next_step, shown
+
+if TYPE_CHECKING:
+    from emotion_batch.analysis.export import Exported
+    from emotion_batch.run.planning.plan import Due, Plan
+
+# Below it, a run's own processes wait for each other.
+_CROWDED = 0.1
+
+
+def format_plan(found: Plan) -> Result:
+    """Return what a run would do and how long it would take, with the answer in the last line."""
+    blocks: list[Line | Grid | str] = [
+        Line(
+            f"{found.source}: to {found.work}, {found.n_recordings:,} recordings in {found.n_parts:,} parts", Role.TITLE
+        )
+    ]
+    if found.table is not None:
+        blocks.append(f"  done    {found.n_done:,} of them, in {found.table}")
+    blocks += [Line(f"  note    {note}", Role.NOTE) for note in found.notes]
+    if not found.n_left:
+        return Result(*blocks, "nothing is left to do")
+    audio, unsized = found.audio_s, f", without {found.n_unsized:,} of unknown size" if found.n_unsized else ""
+    hours = f"{audio.likely / 3600:,.1f} h of audio"
+    if not found.is_audio_exact:
+        hours = f"about {hours} ({audio.low / 3600:,.1f} to {audio.high / 3600:,.1f})"
+    rows = []
+    now = time.time()
+    for one in found.times:
+        between = f"{duration(one.low_s)} and {duration(one.high_s)}"
+        here = ", those that are there" if one.is_here else ""
+        when = f"{_clock(now + one.low_s)} to {_clock(now + one.high_s)}"
+        rows.append((f"{one.workers:,}", duration(one.likely_s), between, f"{when}{here}"))
+    blocks += [
+        f"  left    {found.n_left:,} recordings in {found.n_shards:,} shards, {_size(found.n_bytes)}{unsized}, {hours}",
+        f"  makes   {found.n_shards:,} parts of about {found.n_rows:,} rows, {_size(found.part_bytes)} in all",
+        f"  memory  about {_size(found.memory_bytes)} a worker at most",
+        *_format_sample(found),
+        "",
+        Grid("{:>10}  {:>10}  {:<23} {}", rows, ("workers", "likely", "between", "done")),
+    ]
+    if found.times[-1].workers > found.n_shards:
+        blocks.append(f"  no more than {found.n_shards:,} workers have something to do, for no shard is cut further")
+    if found.due is not None:
+        blocks += ["", Line(_format_due(found.due), Role.COUNTS)]
+    return Result(*blocks)
+
+
+def _format_sample(found: Plan) -> list[str]:
+    reasons = ", ".join(f"{status} {n:,}" for status, n in found.statuses.items() if status != "ok")
+    cut = f", {found.n_cut:,} of them in part" if found.n_cut else ""
+    lines = [
+        f"  sample  {found.n_sampled:,} recordings{cut}, in {found.sample_s:.1f} s on {found.sample_workers:,} workers at once"
+    ]
+    if reasons:
+        lines.append(f"  failed  {reasons} of the sample; about {found.n_failed:,} of all")
+    if found.crowd >= _CROWDED:
+        lines.append(
+            f"  busy    other work had the cores for {found.crowd:.0%} of that time; the range allows that it ends, or doubles"
+        )
+    if found.n_lost:
+        lines.append(f"  lost    {found.n_lost:,} stretches of the sample, with their workers or in failures")
+    return lines
+
+
+def _format_due(due: Due) -> str:
+    answers = {
+        "yes": "done, also at the late end of the range",
+        "perhaps": "perhaps done: the hour is within the range",
+        "no": "not done, even at the early end of the range",
+    }
+    words = (
+        f"by {due.at[11:16]}, in {duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
+    )
+    if due.workers_likely is None:
+        return f"{words}; nor on any number of workers, for a single shard takes longer"
+    sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"
+    return f"{words}; likely on {due.workers_likely:,} workers, {sure}"
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
+
+
+def _clock(time_s: float) -> str:
+    """Return a time, in seconds since 1970, as a clock here shows it, with the days that are between."""
+    then = datetime.fromtimestamp(time_s)
+    days = (then.date() - datetime.now().date()).days
+    return f"{then:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
+
+
+def format_export(found: Exported) -> Result:
+    """Return what an export wrote."""
+    # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
+    folder = shlex.quote(as_argument(found.folder))
+    next_command = {
+        "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
+        "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
+    }.get(found.file_format, f"head {folder}/*.csv")
+    return Result(
+        next_step(next_command),
+        Line(
+            f"{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
+            f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB",
+            Role.COUNTS,
+        ),
+    )
+
+
+def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> Result:
+    """Return the rows of an answer, a line each; `is_cut` where there are more."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    heads = [shown(name) for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    is_number = [
+        {type(value) for value in column} <= {type(None), int, float}
+        for column in (zip(*rows, strict=True) if rows else [()] * len(names))
+    ]
+    layout = "  ".join(f"{{:{'>' if right else '<'}{width}}}" for right, width in zip(is_number, widths, strict=True))
+    blocks: list[Line | Grid] = [Grid(layout, cells, heads, "  ".join("-" * width for width in widths))]
+    if is_cut:
+        blocks.append(
+            Line(
+                f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output", Role.NOTE
+            )
+        )
+    return Result(*blocks)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return shown(str(value))

@@ -1,0 +1,145 @@
+"""The demo: an archive that it makes itself, the three jobs on it, and queries of what came out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from emotion_batch import api
+from emotion_batch.cli.results import as_argument, command
+from emotion_batch.errors import UsageError
+from emotion_batch.example import synthesis
+from emotion_batch.run.summary import Watcher
+from emotion_batch.storage.folder import explained
+from emotion_batch.training import commands
+from emotion_batch.training.train import TrainingSettings
+
+# What the demo makes, and so may remove when it is run again.
+_MARKER = ".emotion-batch-demo"
+_MADE = ("recordings", "features", "bundle", "labels")
+
+_QUERIES = (
+    (
+        "How many recordings of each emotion, and how sure?",
+        (
+            "SELECT emotion, count(*) AS recordings, round(avg(confidence), 3) AS confidence\n"
+            "FROM {labels} WHERE status = 'ok' GROUP BY emotion ORDER BY emotion"
+        ),
+    ),
+    (
+        "What became of those without a label?",
+        "SELECT status, file, error FROM {labels} WHERE status <> 'ok' ORDER BY file",
+    ),
+    (
+        "Which labels are the least sure?",
+        (
+            "SELECT file, emotion, round(confidence, 3) AS confidence\n"
+            "FROM {labels} WHERE status = 'ok' ORDER BY confidence, file LIMIT 5"
+        ),
+    ),
+)
+
+
+def demo(
+    folder: str | os.PathLike[str] = "demo",
+    *,
+    n_words: int = 40,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Synthesise an archive, extract its features, train a model, label the archive and query the labels.
+
+    Parameters
+    ----------
+    folder
+        Where to: a new or empty folder, or an earlier demo's, which is replaced.
+    n_words
+        Words of each of the two voices in each of the seven emotions.
+    workers
+        Worker processes; by default one a core.
+    watcher
+        Hears notes and progress.
+    say
+        Takes what a person reads.
+
+    Raises
+    ------
+    UsageError
+        If there is something else in the folder.
+    """
+    import duckdb
+
+    root = Path(folder)
+    with explained(f"demo folder {root}"):
+        _prepare(root)
+    recordings, features, bundle, labels = (root / name for name in _MADE)
+    try:
+        n_files = synthesis.write_archive(recordings, n_words=n_words)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    say(f"1. {n_files} synthesised recordings, named as in the TESS corpus, five of them broken: {recordings}\n")
+
+    places = [os.fspath(root / name) for name in _MADE]
+    say(f"2. {command('extract', *places[:2])}")
+    extracted = api.extract(recordings, features, workers=workers, watcher=watcher)
+    say(f"   {extracted.counts.n_ok} feature rows, {extracted.counts.n_failed} rows with the reason why not\n")
+
+    # The notebook's batch of 512 would make one step an epoch of so few rows.
+    options = ("--epochs", "40", "--batch-size", "32", "--max-folds", "0")
+    say(f"3. {command('train', *places[1:3], options=options)}")
+    card = commands.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
+    judged = card.metrics["stratified"]
+    say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
+
+    with_model = ("--model", as_argument(places[2]))
+    say(f"4. {command('label', places[0], places[3], options=with_model)}")
+    labelled = api.label(recordings, labels, model=bundle, workers=workers, watcher=watcher)
+    say(f"   {labelled.counts.n_ok} labels, {labelled.counts.n_failed} rows with the reason why not\n")
+
+    say("5. Any tool that reads Parquet queries the labels; here DuckDB:")
+    with duckdb.connect() as connection:
+        for question, template in _QUERIES:
+            query = template.format(labels=_as_source(labels))
+            say(f"\n-- {question}\n{query};\n{connection.sql(query)}")
+    example = os.fspath(recordings / "V1_angry" / "V1_back_angry.wav")
+    say(_CLOSING.format(one=command("label", example, options=with_model)))
+
+
+_CLOSING = """\
+This model knows two synthetic voices. With recordings of your own whose emotions are known, in TESS's naming or
+in a folder for each emotion:
+
+  emotion-batch extract RECORDINGS features/
+  emotion-batch train features/ bundle/ --labels folder
+  emotion-batch label ARCHIVE labels/ --model bundle/
+
+and one recording at a time, without a table:
+
+  {one}
+
+Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md
+next: emotion-batch label YOUR-RECORDINGS TABLE"""
+
+
+def _as_source(table: Path) -> str:
+    """Return a table's parts as SQL of DuckDB names them, whatever the folder is called."""
+    name = os.fspath(table).replace("'", "''")
+    plain = f"'{name}/*.parquet'"
+    if not set(name) & set("*?[="):
+        return plain
+    # A glob of DuckDB's reads brackets as a choice of characters, and `emotion=x` as a column of every row.
+    escaped = "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    return f"read_parquet('{escaped}/*.parquet', hive_partitioning = false)"
+
+
+def _prepare(root: Path) -> None:
+    """Make `root` an empty folder for a demo; remove an earlier demo's, and nothing else."""
+    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / _MARKER).exists())):
+        raise UsageError(f"demo folder {root}: expected a new or empty folder, got something in it; name another")
+    root.mkdir(parents=True, exist_ok=True)
+    (root / _MARKER).touch()
+    for name in _MADE:
+        shutil.rmtree(root / name, ignore_errors=True)

@@ -1,0 +1,450 @@
+"""Bytes to samples: opens a recording by its content, reads stretches of it as mono float32 at a rate.
+
+The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: the mean over channels makes it mono, soxr ("HQ")
+resamples. A recording sounds like what FFmpeg decodes; where libsndfile decodes the same, it is asked first, because it costs less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from emotion_batch.errors import RecordingError, Status
+from emotion_batch.features import containers, wav
+from emotion_batch.features.containers import ReadAt
+from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder
+
+# Containers and subtypes of which libsndfile decodes all, and the same as FFmpeg:
+# https://libsndfile.github.io/libsndfile/formats.html
+_LIBSNDFILES = (
+    containers.WAV,
+    containers.W64,
+    containers.AIFF,
+    containers.AU,
+    containers.CAF,
+    containers.SPHERE,
+    containers.FLAC,
+)
+_SUBTYPES = frozenset(
+    {
+        *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
+        *("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"),
+    }
+)
+# Tags of these in RIFF/WAVE; the last is that of the extensible format, which names another within.
+_WAVE_TAGS = (0x0001, 0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0xFFFE)
+# What begins like MPEG audio is not shown to libsndfile, whose decoder of it writes to the terminal.
+_LIKE_MPEG = (b"\xff", b"\xfe\xff", b"ID3")
+# So much of a segment may be missing: headers count padding, and their own bytes.
+_MOST_MISSING_S = 0.05
+# Values decoded at a time, over all channels: a recording of hundreds of channels must not fill a worker's memory.
+_BLOCK_VALUES = 2**21
+# A file up to this size is read by one call, of a larger one this many bytes to look for its header.
+_WHOLE_BYTES, _HEADER_BYTES = 2**18, 2**12
+# No recording has a lower rate, with which a few minutes would last years and be millions of windows, and none a higher one.
+_MIN_RATE_HZ, _MAX_RATE_HZ = 100, 768_000
+# Filters of so many rates are kept by each thread; an archive rarely has more.
+_MAX_STREAMS = 8
+_local = threading.local()
+
+T = TypeVar("T", bound="_Decoder")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a recording says of itself.
+
+    Attributes
+    ----------
+    duration_s
+        Its length in seconds, NaN if it does not say.
+    sample_rate_hz
+        Its own sample rate.
+    channels
+        Number of channels.
+    """
+
+    duration_s: float
+    sample_rate_hz: int
+    channels: int
+
+
+class Stretch(NamedTuple):
+    """A stretch of a recording.
+
+    Attributes
+    ----------
+    samples
+        Mono, shape (n_samples,), at least one; not necessarily finite.
+    end_s
+        Where it ends in the recording, in seconds.
+    """
+
+    samples: npt.NDArray[np.float32]
+    end_s: float
+
+
+class _Decoder(Protocol):
+    """What decodes: frames of a recording, from anywhere in it, the same however the reading got to them."""
+
+    samplerate: int
+    channels: int
+    # Those that the headers promise; where they do not, `UNKNOWN_FRAMES` until the end was seen.
+    frames: int
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
+
+
+class _StoppedError(Exception):
+    """A decoder stopped before the end of what it said that there is."""
+
+
+class Recording:
+    """An open recording; `opened` makes it.
+
+    Parameters
+    ----------
+    decoder
+        What decodes it.
+    duration_s
+        What it says of its length in seconds; by default that of the frames that it promises.
+    instead
+        Opens the decoder that goes on where the first one stopped; None where there is none.
+
+    Attributes
+    ----------
+    header
+        What it says of itself.
+
+    Raises
+    ------
+    RecordingError
+        ``unreadable``, if no recording has its rate.
+    """
+
+    def __init__(
+        self,
+        decoder: _Decoder,
+        duration_s: float | None = None,
+        instead: Callable[[], _Decoder] | None = None,
+    ) -> None:
+        rate = decoder.samplerate
+        _check_rate(rate)
+        self._decoder = decoder
+        self._instead = instead
+        self._kept = np.empty(0, np.float32)
+        self._kept_start = 0
+        self.header = Header(decoder.frames / rate if duration_s is None else duration_s, rate, decoder.channels)
+
+    def read(self, start_s: float, duration_s: float, *, sample_rate: int) -> Stretch:
+        """Read a stretch as mono samples.
+
+        Stretches are asked for in the order of their starts. What overlaps is decoded once; memory is of the order of
+        one stretch, however long the recording.
+
+        Parameters
+        ----------
+        start_s, duration_s
+            The stretch, in seconds; it ends early where the recording does.
+        sample_rate
+            Rate of the samples that are returned, in Hz.
+
+        Returns
+        -------
+        The stretch's samples and its end.
+
+        Raises
+        ------
+        RecordingError
+            ``empty``, ``too_short``, ``truncated`` or ``unreadable``.
+        """
+        rate = self._decoder.samplerate
+        # int() rather than rounding, for these are librosa.load's frames.
+        start, wanted = int(start_s * rate), int(duration_s * rate)
+        mono = self._read_mono(start, start + wanted)
+        # Where a recording that does not say so ends is known only now.
+        n_frames = self._decoder.frames
+        if not n_frames:
+            raise RecordingError(Status.EMPTY, "the recording has no samples")
+        if n_frames <= start:
+            raise RecordingError(
+                Status.TOO_SHORT, f"the recording ends at {n_frames / rate:.3f} s, its segment starts at {start_s:g} s"
+            )
+        end = min(start + wanted, n_frames)
+        n_missing = end - start - len(mono)
+        if n_missing > _MOST_MISSING_S * rate or not len(mono):
+            raise RecordingError(
+                Status.TRUNCATED,
+                f"the segment goes to {end / rate:.3f} s, the file is cut at {(end - n_missing) / rate:.3f} s",
+            )
+        end_s = start_s + duration_s if len(mono) == wanted else (start + len(mono)) / rate
+        return Stretch(resample(mono, rate, sample_rate), end_s)
+
+    def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
+        """Return frames from `start` to `end`, mixed; what the last call decoded of them is taken from it."""
+        skipped = start - self._kept_start
+        kept = self._kept[skipped:] if 0 <= skipped < len(self._kept) else self._kept[:0]
+        parts = [kept]
+        at = start + len(kept)
+        n_block = max(1, _BLOCK_VALUES // self._decoder.channels)
+        while at < (stop := min(end, self._decoder.frames)):
+            n_frames = min(n_block, stop - at)
+            try:
+                block = self._decoder.decode(at, n_frames)
+            except _StoppedError as error:
+                if self._instead is None:
+                    raise RecordingError(
+                        Status.UNREADABLE, f"the decoder stopped within the segment: {error}"
+                    ) from error
+                # All of the stretch is the other decoder's.
+                self._decoder, self._instead = self._instead(), None
+                self._kept = self._kept[:0]
+                return self._read_mono(start, end)
+            parts.append(_mix(block))
+            at += len(block)
+            if len(block) < n_frames:
+                break
+        mono = parts[1] if len(parts) == 2 and not len(kept) else np.concatenate(parts)[: end - start]
+        self._kept, self._kept_start = mono, start
+        return mono
+
+
+class _Libsndfile:
+    """What libsndfile decodes."""
+
+    def __init__(self, sound: soundfile.SoundFile, extent: containers.Extent | None) -> None:
+        self._sound = sound
+        self._there: int = sound.frames
+        self._position = 0
+        self.samplerate: int = sound.samplerate
+        self.channels: int = sound.channels
+        self.frames = self._there
+        if extent is not None and extent.promised > extent.there:
+            if not extent.there:
+                raise RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")
+            # libsndfile says how many there are, and not how many there were to be.
+            self.frames = self._there * extent.promised // extent.there
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        n_frames = max(0, min(n_frames, self._there - start))
+        try:
+            if start != self._position and n_frames:
+                self._sound.seek(start)
+            samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError as error:
+            raise _StoppedError(_said(error)) from error
+        if len(samples) < n_frames:
+            raise _StoppedError("it gave fewer samples than the header says")
+        self._position = start + len(samples)
+        return samples
+
+
+class RandomFile(Protocol):
+    """A file that is elsewhere, as libsndfile's callbacks and the reader of plain WAV want it."""
+
+    def read_at(self, offset: int, n_bytes: int) -> bytes:
+        """Return bytes from `offset` on, fewer at the end."""
+
+    def tell(self) -> int:
+        """Return the position."""
+
+
+@contextlib.contextmanager
+def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording]:
+    """Open a recording by its content, whatever its name.
+
+    Parameters
+    ----------
+    source
+        A file descriptor open for reading, which stays open, the whole file's bytes, or a file that is elsewhere.
+    n_bytes
+        Length of the file.
+
+    Yields
+    ------
+    The open recording.
+
+    Raises
+    ------
+    RecordingError
+        ``empty``, ``not_audio``, ``truncated`` or ``unreadable``, also from within the block.
+    """
+    if not n_bytes:
+        raise RecordingError(Status.EMPTY, "the file has no bytes")
+    if isinstance(source, int):
+        descriptor = source
+        head = os.pread(descriptor, n_bytes if n_bytes <= _WHOLE_BYTES else _HEADER_BYTES, 0)
+
+        def read_at(offset: int, size: int) -> bytes:
+            if offset + size <= len(head):
+                return head[offset : offset + size]
+            return os.pread(descriptor, size, offset)
+
+        handle: Any = descriptor
+    elif not isinstance(source, bytes):
+        remote = source
+
+        def read_at(offset: int, size: int) -> bytes:
+            return remote.read_at(offset, size)
+
+        handle = remote
+    else:
+        data = source
+
+        def read_at(offset: int, size: int) -> bytes:
+            return data[offset : offset + size]
+
+        handle = None
+    wave = wav.open_plain(read_at, n_bytes)
+    if wave is not None:
+        yield Recording(_settled(wave, wave.there))
+        return
+    with contextlib.ExitStack() as stack:
+        yield _open(stack, handle, read_at, n_bytes)
+
+
+def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int) -> Recording:
+    """Open a recording that is no plain WAV; `stack` closes it."""
+    start = containers.find_start(read_at)
+    if start:
+        # Only what reads bytes can be told that the file begins later.
+        whole, handle = read_at, None
+        n_bytes = max(0, n_bytes - start)
+
+        def read_at(offset: int, size: int) -> bytes:
+            return whole(start + offset, size)
+
+        wave = wav.open_plain(read_at, n_bytes)
+        if wave is not None:
+            return Recording(_settled(wave, wave.there))
+    container = containers.identify(read_at, n_bytes)
+
+    def by_ffmpeg() -> FFmpegDecoder:
+        assert container is not None  # noqa: S101 as each caller has looked
+        decoder = FFmpegDecoder(read_at, n_bytes, container)
+        stack.callback(decoder.close)
+        return decoder
+
+    if container is None and read_at(0, 3).startswith(_LIKE_MPEG):
+        raise _not_audio()
+    if not start and (container is None or container in _LIBSNDFILES):
+        sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
+        extent = None if container is None else containers.measure(container, read_at, n_bytes)
+        # A length of 0 that was never filled in is not for libsndfile to see through.
+        if sound is not None and (sound.frames or extent is None or not extent.promised):
+            decoder = _settled(_Libsndfile(sound, extent), sound.frames)
+            return Recording(decoder, instead=None if container is None else by_ffmpeg)
+    if container is None:
+        raise _not_audio()
+    found = by_ffmpeg()
+    return Recording(found, found.duration_s)
+
+
+def _open_libsndfile(
+    stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int, container: str | None
+) -> soundfile.SoundFile | None:
+    """Return a recording as libsndfile opens it; None if it is for FFmpeg to decode."""
+    if container == containers.WAV:
+        found = containers.read_wave_format(read_at, n_bytes)
+        if found is not None:
+            _check_rate(found[1])
+        # Of a file of more than 4 GB the length may have wrapped.
+        if n_bytes > 2**32 or found is None or found[0] not in _WAVE_TAGS:
+            return None
+    try:
+        sound = soundfile.SoundFile(io.BytesIO(read_at(0, n_bytes)) if handle is None else handle, closefd=False)
+    except soundfile.LibsndfileError:
+        return None
+    stack.enter_context(sound)
+    # Where FFmpeg does not know the container, libsndfile's word is the only one.
+    is_same = container is None or sound.subtype in _SUBTYPES
+    return sound if is_same and sound.frames < UNKNOWN_FRAMES else None
+
+
+def _check_rate(rate: int) -> None:
+    if not _MIN_RATE_HZ <= rate <= _MAX_RATE_HZ:
+        raise RecordingError(
+            Status.UNREADABLE,
+            f"the header says a rate of {rate} samples a second, and no recording has one outside {_MIN_RATE_HZ} to {_MAX_RATE_HZ}",
+        )
+
+
+def _settled(decoder: T, there: int) -> T:
+    """Return a decoder that promises no more than there is, if what is missing is no cut."""
+    if decoder.frames - there <= _MOST_MISSING_S * decoder.samplerate:
+        decoder.frames = there
+    return decoder
+
+
+def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:
+    """Resample as librosa does: soxr "HQ", cut or zero-padded to ``ceil(n_samples * to_hz / from_hz)``.
+
+    Parameters
+    ----------
+    samples
+        Shape (n_samples,).
+    from_hz, to_hz
+        The rates.
+
+    Returns
+    -------
+    Samples, shape (n_resampled,).
+    """
+    if from_hz == to_hz:
+        return samples
+    # The order of these operations decides the last sample, and with it the number of frames.
+    n_resampled = int(np.ceil(len(samples) * (float(to_hz) / from_hz)))
+    stream = _stream(from_hz, to_hz)
+    resampled = np.asarray(stream.resample_chunk(samples, last=True))
+    if len(resampled) >= n_resampled:
+        return resampled[:n_resampled]
+    padded = np.zeros(n_resampled, np.float32)
+    padded[: len(resampled)] = resampled
+    return padded
+
+
+def _stream(from_hz: int, to_hz: int) -> soxr.ResampleStream:
+    """Return this thread's stream for two rates, as new: its filters are most of what one costs to make."""
+    streams: OrderedDict[tuple[int, int], soxr.ResampleStream] = _local.__dict__.setdefault("streams", OrderedDict())
+    stream = streams.pop((from_hz, to_hz), None)
+    if stream is None:
+        stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="soxr_hq")
+    else:
+        stream.clear()
+    streams[from_hz, to_hz] = stream
+    if len(streams) > _MAX_STREAMS:
+        streams.popitem(last=False)
+    return stream
+
+
+def _mix(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the mean over channels, shape (n_frames,)."""
+    n_channels = samples.shape[1]
+    if n_channels == 1:
+        return samples[:, 0]
+    # Column by column, ten times as fast as a mean over so short an axis.
+    mono: npt.NDArray[np.float32] = samples[:, 0] + samples[:, 1]
+    for channel in range(2, n_channels):
+        mono += samples[:, channel]
+    mono *= np.float32(1 / n_channels)
+    return mono
+
+
+def _not_audio() -> RecordingError:
+    return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
+
+
+def _said(error: soundfile.LibsndfileError) -> str:
+    return error.error_string.strip().rstrip(".") or f"libsndfile error {error.code}"

@@ -1,0 +1,450 @@
+"""Decoding by FFmpeg (PyAV): what libsndfile does not decode, or not to its end. Alone imports av.
+
+A recording sounds like what FFmpeg decodes: its frames one after the other, without those that are damaged. FFmpeg gets bytes and
+the name of a demuxer, never the name of a file, so that nothing in a recording makes it open anything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from emotion_batch.errors import RecordingError, Status
+from emotion_batch.features import containers
+from emotion_batch.features.containers import Extent, ReadAt
+
+if TYPE_CHECKING:
+    import av
+
+# The decoders that a recording may name, by FFmpeg's names: codecs of speech, telephony and music, and none of pictures.
+CODECS = frozenset(
+    {
+        *("aac", "ac3", "alac", "amrnb", "amrwb", "eac3", "flac", "opus", "speex", "vorbis"),
+        *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "libopencore_amrnb", "libopencore_amrwb"),
+        *("wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice"),
+        *("evrc", "g722", "g723_1", "g726", "g726le", "g729", "gsm", "gsm_ms", "ilbc", "qcelp", "truespeech"),
+        *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf", "adpcm_yamaha", "pcm_alaw", "pcm_mulaw"),
+        *("pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le"),
+        *("pcm_s24be", "pcm_s24le", "pcm_s32be", "pcm_s32le"),
+    }
+)
+# FFmpeg's own decoders of AMR do not know the frames of silence that telephones send.
+_BETTER = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+# A stream of unknown length has so many samples.
+UNKNOWN_FRAMES = 2**62
+# No frame of a real codec has more samples, no recording more streams.
+_MOST_FRAME_SAMPLES, _MOST_STREAMS = 2**20, 64
+# How far FFmpeg may read to learn what the streams are: by default some megabytes of a film, for the sake of its pictures.
+_PROBE_BYTES = 2**17
+# What is farther ahead is sought, from so much before it, because decoders lean on the frames before.
+_FAR_S, _PREROLL_S = 10.0, 1.0
+# Containers whose length counts what the file should have, so that a shorter stream is one that was cut.
+_SAYS_LENGTH = (containers.MOV, containers.FLAC)
+# Containers that say when their only stream ends, by the clock that its packets have.
+_SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
+# FFmpeg guesses the length of these by their bit rate.
+_GUESSED_LENGTH = (containers.ADTS, containers.AMR)
+# Containers in which FFmpeg finds a sample again; in others it guesses, or has to read up to it anyway, so that decoding up to it
+# is hardly dearer. The same is true of some codecs in them: their frames have no constant length, no time of their own, or lean on
+# all those before.
+_SEEKABLE = (containers.MOV, containers.MATROSKA, containers.ASF, containers.OGG, containers.CAF, containers.W64)
+_UNSEEKABLE = (
+    (containers.MATROSKA, "vorbis"),
+    (containers.ASF, "vorbis"),
+    (containers.OGG, "flac"),
+    (containers.MOV, "amrnb"),
+    (containers.MOV, "amrwb"),
+)
+# More than the padding that encoders leave at the end, and that decoders take away.
+_MOST_PADDING_S = 0.5
+# Tags behind an MP3 are no more than this, or a twentieth of it.
+_MOST_TAIL_BYTES = 2**14
+_SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}
+
+
+class FFmpegDecoder:
+    """The first audio stream of a recording, decoded by FFmpeg.
+
+    Parameters
+    ----------
+    read_at
+        Returns bytes of the recording from an offset on, fewer at its end.
+    n_bytes
+        Length of the recording.
+    container
+        What it is, by `containers.identify`.
+
+    Attributes
+    ----------
+    samplerate, channels
+        Those of the first frame that could be decoded.
+    frames
+        Samples a channel that the recording has, or would have if it were not cut; `UNKNOWN_FRAMES` until its end was seen.
+    duration_s
+        What the recording says of its length, NaN where it does not.
+
+    Raises
+    ------
+    RecordingError
+        If it has no audio that can be decoded.
+    """
+
+    def __init__(self, read_at: ReadAt, n_bytes: int, container: str) -> None:
+        self._read_at = containers.unbound(read_at, n_bytes) if container == containers.WAV else read_at
+        self._n_bytes = n_bytes
+        self._name = container
+        self._extent: Extent | None = containers.measure(container, read_at, n_bytes)
+        starts = containers.find_links(self._read_at, n_bytes) if container == containers.OGG else [0]
+        self._is_chained = len(starts) > 1
+        if len({containers.read_setup(self._read_at, start) for start in starts}) == 1:
+            # FFmpeg goes on with the decoder of the first stream, which is right for streams that are alike.
+            starts = [0]
+        self._links = list(pairwise([*starts, n_bytes]))
+        self._container: Any = None
+        self.samplerate = self.channels = 0
+        self.frames = UNKNOWN_FRAMES
+        # The end of what was demuxed and of what was decoded, in seconds of the stream's own clock.
+        self._demuxed_s = self._decoded_s = -math.inf
+        self._open()
+        first = next(self._blocks, None)
+        if first is None:
+            raise self._nothing()
+        if not self.samplerate:
+            raise RecordingError(Status.UNREADABLE, "the header says a rate of 0 samples a second")
+        self._at, self._pending = 0, first[1]
+        self._n_first = len(self._pending)
+        # Where its clock stands at its first sample; by the second frame, because the first one's time may be that of samples
+        # that are not heard.
+        pts, second = next(self._blocks, (None, self._pending[:0]))
+        self._pending = np.concatenate([self._pending, second])
+        self._origin_s = None if pts is None else self._seconds(pts) - self._n_first / self.samplerate
+        self.duration_s = self._read_duration()
+
+    def close(self) -> None:
+        """Let FFmpeg's memory go."""
+        if self._container is not None:
+            self._container.close()
+
+    def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends.
+
+        Raises
+        ------
+        RecordingError
+            ``unreadable``, where the rest is damaged.
+        """
+        if start < self._at or start > self._at + len(self._pending) + _FAR_S * self.samplerate:
+            self._go_to(start)
+        parts = [np.empty((0, self.channels), np.float32)]
+        while n_frames > 0:
+            if start >= self._at + len(self._pending):
+                self._at += len(self._pending)
+                _, self._pending = next(self._blocks, (None, self._pending[:0]))
+                if not len(self._pending):
+                    self._end()
+                    break
+                continue
+            part = self._pending[start - self._at :][:n_frames]
+            parts.append(part)
+            start += len(part)
+            n_frames -= len(part)
+        return np.concatenate(parts)
+
+    def _open(self) -> None:
+        """Begin at the beginning."""
+        self._open_link(*self._links[0])
+        self._blocks = self._decoded_links()
+
+    def _decoded_links(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
+        """Yield what `_decoded` does, of all streams that follow one another."""
+        yield from self._decoded()
+        for start, stop in self._links[1:]:
+            self._open_link(start, stop)
+            yield from self._decoded()
+
+    def _open_link(self, start: int, stop: int) -> None:
+        """Open a stretch of the file by itself."""
+        import av
+
+        self.close()
+        read_at = self._read_at
+        try:
+            self._container = av.open(
+                _File(lambda offset, size: read_at(start + offset, size), stop - start),
+                format=self._name,
+                # Tags in any encoding must not keep a recording from being heard.
+                metadata_errors="replace",
+                container_options=self._options(),
+            )
+        except av.FFmpegError as error:
+            raise self._not_opened(error) from error
+        streams = self._container.streams
+        if not streams.audio:
+            raise RecordingError(Status.NOT_AUDIO, "the file has no audio stream")
+        self._stream = streams.audio[0]
+        for stream in streams:
+            # What is not wanted is not even read, where the container allows.
+            if stream.index != self._stream.index:
+                stream.discard = av.stream.Discard.all
+        codec = self._stream.codec_context
+        if codec is None or codec.name not in CODECS:
+            name = "unknown to FFmpeg" if codec is None else codec.name
+            raise RecordingError(Status.UNREADABLE, f"its codec cannot be decoded: {name}")
+        self._codec_name = codec.name
+        self._resampler: _Resampler | None = None
+
+    def _options(self) -> dict[str, str]:
+        return {
+            "format_whitelist": self._name,
+            "codec_whitelist": ",".join(sorted(CODECS)),
+            # Its bytes come from us, and nothing that a recording names is opened.
+            "protocol_whitelist": "none",
+            "max_streams": str(_MOST_STREAMS),
+            "probesize": str(_PROBE_BYTES),
+        }
+
+    def _decoder(self) -> Any:
+        """Return the codec, as new."""
+        import av
+
+        codec = self._stream.codec_context
+        better = _BETTER.get(codec.name)
+        if better is not None:
+            codec = av.CodecContext.create(better, "r")
+        if not codec.is_open:
+            codec.thread_count = 1
+            codec.options = {**codec.options, "max_samples": str(_MOST_FRAME_SAMPLES)}
+        return codec
+
+    def _decoded(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
+        """Yield what follows, frame by frame: its time stamp, and samples of shape (n_frames, channels)."""
+        import av
+
+        codec = self._decoder()
+        self._n_packets = 0
+        self._failure = ""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.EOFError:
+                packet = None
+            except av.FFmpegError as error:
+                if self._is_cut():
+                    break
+                at = f"{max(0.0, self._decoded_s):.3f} s"
+                raise RecordingError(Status.UNREADABLE, f"decoding stopped at {at}: {_said(error)}") from error
+            if packet is None:
+                break
+            if packet.size:
+                self._n_packets += 1
+                if packet.pts is not None:
+                    self._demuxed_s = max(self._demuxed_s, self._seconds(packet.pts + (packet.duration or 0)))
+            try:
+                frames = codec.decode(packet)
+            except (av.FFmpegError, EOFError, MemoryError) as error:
+                # FFmpeg passes over a packet that fails as well, and goes on with the next.
+                self._failure = _said(error)
+                continue
+            for frame in frames:
+                if frame.pts is not None and frame.sample_rate:
+                    self._decoded_s = max(self._decoded_s, self._seconds(frame.pts) + frame.samples / frame.sample_rate)
+                samples = self._convert(frame)
+                if len(samples):
+                    yield frame.pts, samples
+        if self._resampler is not None and len(rest := self._resampler.flush()):
+            yield None, rest
+
+    def _seconds(self, pts: int) -> float:
+        return float(pts * (self._stream.time_base or 0))
+
+    def _convert(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
+        """Return a frame's samples at the rate and with the channels of the first frame, shape (n_frames, channels)."""
+        values = frame.to_ndarray()
+        n_channels = frame.layout.nb_channels
+        values = values.T if frame.format.is_planar else values.reshape(-1, n_channels)
+        if values.dtype.str[1:] == "u1":
+            values = values.astype(np.int16) - 128
+            scale = _SCALES["u1"]
+        else:
+            scale = _SCALES.get(values.dtype.str[1:], 1.0)
+        samples: npt.NDArray[np.float32] = np.multiply(values, scale, dtype=np.float32, casting="unsafe")
+        if not self.samplerate:
+            self.samplerate, self.channels = frame.sample_rate, n_channels
+        if n_channels != self.channels:
+            # Streams that are chained need not be alike.
+            mono = samples.mean(axis=1, keepdims=True, dtype=np.float32)
+            samples = np.repeat(mono, self.channels, axis=1)
+        if self._resampler is not None and self._resampler.rate != frame.sample_rate:
+            samples = np.concatenate([self._resampler.flush(), samples])
+            self._resampler = None
+        if frame.sample_rate != self.samplerate:
+            if self._resampler is None:
+                self._resampler = _Resampler(frame.sample_rate, self.samplerate, self.channels)
+            samples = self._resampler.resample(samples)
+        return samples
+
+    def _go_to(self, start: int) -> None:
+        """Go to a sample, or to one before it that can be reached."""
+        import av
+
+        rate = self.samplerate
+        if start > _FAR_S * rate and self._is_seekable() and self._origin_s is not None:
+            target = int((self._origin_s + start / rate - _PREROLL_S) / self._stream.time_base)
+            with contextlib.suppress(av.FFmpegError):
+                self._container.seek(target, stream=self._stream, backward=True)
+                self._resampler = None
+                self._blocks = self._decoded()
+                # The first frame may be wrong, and its time too.
+                next(self._blocks, None)
+                pts, self._pending = next(self._blocks, (None, self._pending[:0]))
+                if pts is not None and len(self._pending):
+                    at = self._snap((self._seconds(pts) - self._origin_s) * rate)
+                    if 0 <= at <= start:
+                        self._at = at
+                        return
+        self._open()
+        _, self._pending = next(self._blocks, (None, self._pending[:0]))
+        self._at = 0
+
+    def _is_seekable(self) -> bool:
+        if self._name == containers.WAV:
+            return str(self._codec_name).startswith("pcm_")
+        is_found = self._name in _SEEKABLE and (self._name, self._codec_name) not in _UNSEEKABLE
+        return is_found and not self._is_chained
+
+    def _snap(self, at: float) -> int:
+        """Return the number of a frame's first sample by its time, which some containers round to milliseconds."""
+        if self._stream.time_base * self.samplerate <= 1:
+            return round(at)
+        n_frame = len(self._pending)
+        n_before = round((at - self._n_first) / n_frame)
+        exact = self._n_first + n_before * n_frame
+        return exact if abs(exact - at) < 0.002 * self.samplerate else round(at)
+
+    def _end(self) -> None:
+        """Take note of where the recording ends, and of how much is missing there."""
+        missing_s = self._missing_s(self._at / self.samplerate)
+        self.frames = self._at + round(missing_s * self.samplerate)
+        end_s = self._demuxed_s
+        if not missing_s and self._name in _SAYS_END and len(self._container.streams) == 1:
+            end_s = max(end_s, self.duration_s if math.isfinite(self.duration_s) else end_s)
+        lost_s = end_s - self._decoded_s
+        # Streams that are chained begin their clocks anew.
+        if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S and not self._is_chained:
+            raise RecordingError(
+                Status.UNREADABLE,
+                f"its last {lost_s:.3f} s are damaged, from {self._at / self.samplerate:.3f} s on "
+                f"({self._codec_name}{', ' if self._failure else ''}{self._failure})",
+            )
+
+    def _missing_s(self, heard_s: float) -> float:
+        """Return how many seconds the file lacks at its end, by what its headers promise."""
+        missing = []
+        if self._extent is not None:
+            promised, there = self._extent
+            missing.append((promised - there) / max(1, there) * heard_s)
+        is_counted = self._name in _SAYS_LENGTH or (self._name == containers.MP3 and self._extent is not None)
+        if is_counted and self._stream.duration is not None and math.isfinite(self._demuxed_s):
+            missing.append(float(self._stream.duration * self._stream.time_base) - self._demuxed_s)
+        return max(0.0, min(missing, default=0.0))
+
+    def _read_duration(self) -> float:
+        is_guessed = self._name in _GUESSED_LENGTH or self._is_chained
+        if self._name in (containers.MP3, containers.ASF):
+            # What does not know how many bytes it has knows no length either.
+            promised, there = self._extent or (0, 0)
+            is_guessed |= there > promised + max(_MOST_TAIL_BYTES, promised // 20) or not promised
+        # A film may last longer than its sound.
+        is_guessed |= self._name == containers.MATROSKA and len(self._container.streams) > 1
+        if is_guessed:
+            return math.nan
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        return math.nan if self._container.duration is None else self._container.duration / 1e6
+
+    def _not_opened(self, error: Exception) -> RecordingError:
+        if self._name in (containers.MP3, containers.ADTS):
+            return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
+        if self._name == containers.MOV and not containers.has_index(self._read_at, self._n_bytes):
+            return RecordingError(
+                Status.TRUNCATED, "the file is cut, or still being written: the index of its samples is not there"
+            )
+        if isinstance(error, EOFError) or self._is_cut():
+            return self._cut()
+        return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_said(error)}")
+
+    def _nothing(self) -> RecordingError:
+        """Return why there is not a single sample."""
+        self.close()
+        if self._is_cut():
+            return self._cut()
+        if self._n_packets:
+            if self._name in (containers.MP3, containers.ADTS):
+                return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
+            reason = self._failure or "no samples came of it"
+            return RecordingError(Status.UNREADABLE, f"none of it can be decoded: {reason} ({self._codec_name})")
+        if self._name in _SAYS_LENGTH and self._stream.duration:
+            return self._cut()
+        return RecordingError(Status.EMPTY, "the recording has no samples")
+
+    def _is_cut(self) -> bool:
+        return self._extent is not None and self._extent.promised > self._extent.there
+
+    def _cut(self) -> RecordingError:
+        return RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")
+
+
+class _Resampler:
+    """Brings what has another rate than the first frames to theirs."""
+
+    def __init__(self, rate: int, to_rate: int, n_channels: int) -> None:
+        self.rate = rate
+        self._n_channels = n_channels
+        self._stream = soxr.ResampleStream(rate, to_rate, n_channels, dtype="float32", quality="soxr_hq")
+
+    def resample(self, samples: npt.NDArray[np.float32], *, is_last: bool = False) -> npt.NDArray[np.float32]:
+        """Return what comes out for more samples, shape (n_frames, channels)."""
+        return np.asarray(self._stream.resample_chunk(samples, last=is_last)).reshape(-1, self._n_channels)
+
+    def flush(self) -> npt.NDArray[np.float32]:
+        """Return what is left in the filter."""
+        return self.resample(np.empty((0, self._n_channels), np.float32), is_last=True)
+
+
+class _File:
+    """Bytes as PyAV wants a file; it has no name."""
+
+    def __init__(self, read_at: ReadAt, n_bytes: int) -> None:
+        self._read_at = read_at
+        self._n_bytes = n_bytes
+        self._position = 0
+
+    def read(self, n_bytes: int) -> bytes:
+        """Return the next bytes."""
+        data = self._read_at(self._position, max(0, min(n_bytes, self._n_bytes - self._position)))
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._n_bytes}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+
+def _said(error: BaseException) -> str:
+    """Return what FFmpeg says, without the number and the file's name that PyAV puts around it."""
+    return (getattr(error, "strerror", None) or type(error).__name__).rstrip(".").lower()

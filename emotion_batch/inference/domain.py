@@ -1,0 +1,419 @@
+"""Whether a row is speech at all, and whether it is like what a model learnt from.
+
+Both look at a summary of the row that has no level in it. `judge_speech` holds it to what speech is anywhere; a `Domain`
+to the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.fft
+
+from emotion_batch.errors import UsageError
+from emotion_batch.features import recipes
+from emotion_batch.features.logmel_pitch import Sequence
+from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.training.splits import NO_FOLD
+
+Floats = npt.NDArray[np.floating]
+Booleans = npt.NDArray[np.bool_]
+
+# Fewer held-out rows have no 99th percentile to speak of: of 20, it is the farthest.
+LEAST_HELD_OUT = 20
+_QUANTILE = 0.99
+# A normal deviate's standard deviation, in median absolute deviations.
+_MADS = 1.4826
+# Farther out, in standard deviations, a learnt row has no more say in the scatter.
+_CLIP = 4.0
+# Learnt rows lie round several centres, for emotions and voices are clusters, and a plane between them is not like any:
+# one for so many rows, up to so many. With 8, a third of pink noise passed for mean MFCC of TESS.
+_ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
+# Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary: noise has a smooth spectrum, and so
+# next to nothing in all of the higher ones, which no single one of them tells. Counted from coefficient 1, which is 0.
+_MFCC_RANGES = ((1, 4), (4, 8), (8, 13), (13, 20), (20, 28), (28, 39))
+# Added to a size before its logarithm, in MFCC's decibels: what is smaller is nothing.
+_LEAST_SIZE = 1e-3
+
+# Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
+# not at all from the second: gradually, so that the rounding of float16 moves no frame in or out.
+_LOUD, _FAINT = 3.0, 5.0
+# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below
+# TESS's stays clear of the features' floor but for the softest, whose share of loud frames grows.
+_CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
+# Between these shares of periodic power a frame becomes voiced; `sequence.find_voiced` has the middle.
+_UNVOICED, _VOICED = 0.4, 0.6
+# F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
+_NO_PITCH_HZ = 160.0
+# How far the logarithm of F0 moves in 10 ms where it is half held: a thirtieth of a semitone.
+_HELD = 0.002
+_N_CEPSTRA, _N_DEVIATIONS = 20, 8
+_TRACKS = (
+    "loud_share",
+    "voiced_share",
+    "pitch",
+    "pitch_deviation",
+    "held_share",
+    "depth",
+    "depth_deviation",
+    "change",
+    "bands",
+    "spectral_deviation",
+)
+_COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
+
+# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set short of it,
+# such that TESS on the telephone, in a room, and in white noise down to 5 dB is still speech (0.98), and beyond what it
+# names, which was synthesised and measured.
+# Vowels, some half of speech: noise has less than 0.1 (0.66).
+_LEAST_VOICED_SHARE = 0.3
+# F0 that glides or trembles: notes, tones and hum hold theirs (0.56).
+_MOST_HELD_SHARE = 0.6
+# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985), which moves the energy: that of steady sounds
+# deviates by 0.1, that of chords by up to 1 (1.1, and 1.5 in all but a thousandth).
+_LEAST_DEPTH_DEVIATION = 1.0
+# Formants move, in cepstra: tones, hum and organs have less than 2 (3.8).
+_LEAST_SPECTRAL_DEVIATION = 2.5
+# Bands that hold the power, as the exponential of its entropy: a tone has 3 (4.7).
+_LEAST_BANDS = 4.0
+
+
+def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
+
+    Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames
+    near the loudest: cepstra 1 to 20 and how much the first 8 vary; which share is loud and voiced; mean and deviation
+    of F0 and how far it is held; depth of the energy; how fast the spectrum changes, how broad it is, how it varies.
+
+    Parameters
+    ----------
+    rows
+        Rows that all have features; each one's summary depends on it alone.
+    settings
+        What the features were computed with.
+    """
+    if isinstance(settings, FeatureSettings):
+        shape = recipes.read_vectors(rows, settings)[:, 1:]
+        ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
+        # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
+        sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
+        return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
+    return _measure_all(recipes.read_sequences(rows))
+
+
+def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
+    """Return which rows are speech, by voicing, pitch, modulation and bandwidth, shape (n_rows,).
+
+    None for mean MFCC: a mean does not tell whether anything moved. Silence is none, nor are noise and held tones; some
+    singing and music is taken for speech.
+
+    Parameters
+    ----------
+    summaries
+        What `summarise` gives of rows that all have features, shape (n_rows, n_dims).
+    settings
+        What the features were computed with.
+    """
+    if isinstance(settings, FeatureSettings):
+        return None
+    found = {name: summaries[:, column] for name, column in _COLUMN.items()}
+    return np.asarray(
+        (found["voiced_share"] >= _LEAST_VOICED_SHARE)
+        & (found["held_share"] <= _MOST_HELD_SHARE)
+        & (found["depth_deviation"] >= _LEAST_DEPTH_DEVIATION)
+        & (found["spectral_deviation"] >= _LEAST_SPECTRAL_DEVIATION)
+        & (found["bands"] >= math.log(_LEAST_BANDS)),
+        np.bool_,
+    )
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the rows lie that a model learnt from.
+
+    Attributes
+    ----------
+    centres
+        Round which their summaries lie, shape (n_centres, n_dims).
+    whitening
+        What makes their summaries, less the nearest centre, alike in all directions, shape (n_dims, n_dims).
+    threshold
+        The distance up to which a row is in the domain: 99th percentile of rows that were held out.
+    n_learnt, n_held_out
+        How many rows centres and whitening, and the threshold, are of.
+    flagged
+        Share of rows beyond the threshold, by what they are: ``held_out``, and what the caller adds.
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit each other, or a number is not finite or outside its range.
+    """
+
+    centres: npt.NDArray[np.float32]
+    whitening: npt.NDArray[np.float32]
+    threshold: float
+    n_learnt: int
+    n_held_out: int
+    flagged: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        n_dims = self.centres.shape[-1] if self.centres.ndim == 2 else 0
+        if not self.centres.size or self.whitening.shape != (n_dims, n_dims):
+            raise ValueError(
+                f"domain: expected centres (n_centres, n_dims) and a whitening matrix (n_dims, n_dims), got shapes "
+                f"{self.centres.shape} and {self.whitening.shape}"
+            )
+        if not (np.isfinite(self.centres).all() and np.isfinite(self.whitening).all()):
+            raise ValueError("domain: expected centres and a whitening matrix of finite numbers, got others")
+        if not 0 < self.threshold < math.inf:
+            raise ValueError(f"domain: expected a threshold above 0, got {self.threshold!r}")
+        if min(self.n_learnt, self.n_held_out) < 1:
+            raise ValueError(f"domain: expected counts of 1 or more, got {self.n_learnt} and {self.n_held_out}")
+        for name, share in self.flagged.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"domain: expected a share from 0 to 1 of {name!r}, got {share!r}")
+
+    def distances(self, summaries: Floats) -> npt.NDArray[np.float32]:
+        """Return how far rows lie from the nearest centre, shape (n_rows,): Mahalanobis', by the root of n_dims.
+
+        That of a row that was learnt from is about 1.
+
+        Parameters
+        ----------
+        summaries
+            As `summarise` gives them, shape (n_rows, n_dims).
+
+        Raises
+        ------
+        ValueError
+            If they have another number of dimensions.
+        """
+        n_dims = self.centres.shape[1]
+        if summaries.ndim != 2 or summaries.shape[1] != n_dims:
+            raise ValueError(
+                f"domain: expected summaries of shape (n_rows, {n_dims}), got {summaries.shape}; use the settings that "
+                "it was fitted with"
+            )
+        # Not as a product of matrices, whose last digits would depend on how many rows there are.
+        whitening = self.whitening.astype(np.float64)
+        rows, centres = (np.einsum("rd,de->re", one.astype(np.float64), whitening) for one in (summaries, self.centres))
+        nearest = np.full(len(rows), np.inf)
+        for centre in centres:
+            np.minimum(nearest, np.mean(np.square(rows - centre), axis=1), out=nearest)
+        return np.asarray(np.sqrt(nearest), np.float32)
+
+    def contains(self, summaries: Floats) -> Booleans:
+        """Return which rows are no farther than the threshold, shape (n_rows,)."""
+        return np.asarray(self.distances(summaries) <= np.float32(self.threshold), np.bool_)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the domain as JSON holds it."""
+        return {
+            "centres": self.centres.tolist(),
+            "whitening": self.whitening.tolist(),
+            "threshold": self.threshold,
+            "n_learnt": self.n_learnt,
+            "n_held_out": self.n_held_out,
+            "flagged": dict(self.flagged),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Domain:
+        """Return the domain that `to_dict` gave, without believing whoever wrote it; raise ValueError for others."""
+        names = sorted(cls.__dataclass_fields__)
+        if not isinstance(value, Mapping) or sorted(map(str, value)) != names:
+            raise ValueError(f"domain: expected an object with {', '.join(names)}, got another")
+        counts = (value["n_learnt"], value["n_held_out"])
+        if any(not isinstance(count, int) or isinstance(count, bool) for count in counts):
+            raise ValueError(f"domain: expected whole numbers of rows, got {counts}")
+        flagged = value["flagged"]
+        if not isinstance(flagged, Mapping):
+            raise ValueError(f"domain: expected shares by name in flagged, got {type(flagged).__name__}")
+        return cls(
+            _numbers(value["centres"], "centres"),
+            _numbers(value["whitening"], "whitening"),
+            _number(value["threshold"], "threshold"),
+            *counts,
+            {str(name): _number(share, "flagged") for name, share in flagged.items()},
+        )
+
+
+def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None) -> Domain:
+    """Return where learnt rows lie, and how far out rows like them do that were not learnt.
+
+    Centres and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
+    deviations, is shrunk by Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+    2004, so that it can be inverted however few rows there are. That it is one scatter round several centres is as in
+    Lee et al., "A simple unified framework for detecting out-of-distribution samples", 2018; but the centres are
+    found (k-means, of whitened rows), not given.
+
+    Parameters
+    ----------
+    learnt
+        Summaries of rows that were learnt from, shape (n_rows, n_dims), two or more.
+    held_out
+        Summaries of rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
+        nearer the centre that was made of them, and would flag more.
+    flagged
+        Further shares for the card, as `flag_new_voices` gives them.
+
+    Raises
+    ------
+    UsageError
+        If fewer than `LEAST_HELD_OUT` rows were held out, fewer than two learnt, or summaries have no dimensions.
+    """
+    if len(held_out) < LEAST_HELD_OUT:
+        raise UsageError(
+            f"domain: expected {LEAST_HELD_OUT} rows or more that were not learnt from, got {len(held_out)}; "
+            "hold more out, or leave is_in_domain unknown"
+        )
+    if len(learnt) < 2:
+        raise UsageError(f"domain: expected two rows or more to learn from, got {len(learnt)}; give it more")
+    if not learnt.shape[1]:
+        raise UsageError("domain: expected features beside the level, got none; use two coefficients or more")
+    from sklearn.cluster import KMeans
+
+    values = learnt.astype(np.float64)
+    middle = np.median(values, axis=0)
+    whitening = _whiten(values - middle)
+    n_centres = min(_MOST_CENTRES, max(1, len(values) // _ROWS_A_CENTRE))
+    cluster = KMeans(n_centres, n_init=3, random_state=0).fit((values - middle) @ whitening).labels_
+    centres = np.array([np.median(values[cluster == number], axis=0) for number in np.unique(cluster)])
+    whitening = _whiten(values - centres[np.searchsorted(np.unique(cluster), cluster)])
+    draft = Domain(centres.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
+    distances = draft.distances(held_out)
+    # One of the distances themselves, and above 0 where all are alike.
+    threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
+    share = float(np.mean(distances > np.float32(threshold)))
+    return Domain(
+        draft.centres, draft.whitening, threshold, len(learnt), len(held_out), {"held_out": share, **(flagged or {})}
+    )
+
+
+def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what makes deviations alike in all directions, shape (n_dims, n_dims)."""
+    from sklearn.covariance import ledoit_wolf
+
+    scales = _MADS * np.median(np.abs(deviations), axis=0)
+    # What is the same in most rows has no median deviation, and in all rows none: there a thousandth counts.
+    scales = np.where(scales > 0, scales, np.maximum(deviations.std(axis=0), 1e-3))
+    covariance, _ = ledoit_wolf(np.clip(deviations / scales, -_CLIP, _CLIP), assume_centered=True)
+    variances, axes = np.linalg.eigh(covariance)
+    # Of rows that are all alike, nothing is left to shrink towards.
+    return np.asarray(axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis], np.float64)
+
+
+def flag_new_voices(summaries: Floats, fold_of_row: npt.NDArray[np.integer], is_held_out: Booleans) -> dict[str, Any]:
+    """Return how many rows of voices that were not learnt are flagged, each by a domain of the other folds' rows.
+
+    Parameters
+    ----------
+    summaries
+        Shape (n_rows, n_dims).
+    fold_of_row
+        Number of the fold that each row's speaker is in, shape (n_rows,); `splits.NO_FOLD` for rows to be left out.
+    is_held_out
+        Which rows thresholds are of, where their speaker is learnt, shape (n_rows,).
+
+    Returns
+    -------
+    ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and ``n_flagged``.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two folds, or too few rows in the others of one.
+    """
+    is_in_some = fold_of_row != NO_FOLD
+    numbers = np.unique(fold_of_row[is_in_some]).tolist()
+    if len(numbers) < 2:
+        raise UsageError(f"domain: expected two folds of speakers or more, got {len(numbers)}; give it more speakers")
+    folds = []
+    for number in numbers:
+        own = fold_of_row == number
+        others = is_in_some & ~own
+        domain = fit_domain(summaries[others & ~is_held_out], summaries[others & is_held_out])
+        n_flagged = int(np.sum(~domain.contains(summaries[own])))
+        folds.append({"fold": number, "n_rows": int(own.sum()), "n_flagged": n_flagged})
+    n_rows, n_flagged = (sum(fold[name] for fold in folds) for name in ("n_rows", "n_flagged"))
+    return {"n_rows": n_rows, "n_flagged": n_flagged, "share": n_flagged / n_rows, "folds": folds}
+
+
+def _measure_all(sequences: Iterable[Sequence]) -> npt.NDArray[np.float32]:
+    rows = [_measure(one) for one in sequences]
+    return np.array(rows, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
+
+
+def _measure(one: Sequence) -> npt.NDArray[np.float32]:
+    """Return cepstra, their deviations, and what `_TRACKS` names, of a segment, shape (n_dims,)."""
+    bands = one.logmel.astype(np.float32)
+    highest = bands.max()
+    power = np.exp(bands - highest)
+    total = power.sum(axis=1)
+    energy = highest + np.log(total)
+    depth = np.minimum(energy.max() - energy, np.float32(_FRAME_RANGE))
+    loud = np.clip((_FAINT - depth) / (_FAINT - _LOUD), 0, 1)
+    weights = loud / loud.sum()
+    share = weights / total @ power
+    # The loudness of a frame is taken out of its cells, and what is left has no level.
+    bands -= energy[:, np.newaxis]
+    np.maximum(bands, -_CELL_RANGE, out=bands)
+    cepstra = bands @ _cosines(bands.shape[1])
+    mean = weights @ cepstra
+    # From the mean and not from 0, for a difference of squares would not be that of another level.
+    deviations = np.sqrt(weights @ np.square(cepstra - mean))
+    both = np.minimum(loud[1:], loud[:-1])
+    change = both @ np.abs(cepstra[1:] - cepstra[:-1]).sum(axis=1) / (1 + both.sum())
+    entropy = -float(share @ np.log(share + np.float32(1e-9)))
+    tracks = [depth.mean(), depth.std(), change, entropy, math.sqrt(float(deviations @ deviations))]
+    return np.concatenate([mean, deviations[:_N_DEVIATIONS], [loud.mean(), *_pitch(one, loud), *tracks]])
+
+
+def _pitch(one: Sequence, loud: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
+    """Return the voiced share of what is loud, mean and deviation of the logarithm of F0, and how far it is held."""
+    voiced = loud * np.clip((one.voicing.astype(np.float32) - _UNVOICED) / (_VOICED - _UNVOICED), 0, 1)
+    pitch = np.log(np.maximum(one.f0_hz.astype(np.float32), 1)) - np.float32(math.log(_NO_PITCH_HZ))
+    n_voiced = 1 + voiced.sum()
+    mean = voiced @ pitch / n_voiced
+    deviation = math.sqrt(max(0.0, float(voiced @ (pitch * pitch) / n_voiced - mean * mean)))
+    both = np.minimum(voiced[1:], voiced[:-1])
+    held = both @ (1 / (1 + np.abs(pitch[1:] - pitch[:-1]) / np.float32(_HELD))) / (1 + both.sum())
+    return float(voiced.sum() / loud.sum()), float(mean), deviation, float(held)
+
+
+@lru_cache(maxsize=1)
+def _cosines(n_mels: int) -> npt.NDArray[np.float32]:
+    """Return the cosines that make cepstra 1 to 20 of bands, shape (n_mels, 20)."""
+    return np.ascontiguousarray(scipy.fft.dct(np.eye(n_mels), norm="ortho")[:, 1 : 1 + _N_CEPSTRA], np.float32)
+
+
+def _numbers(value: Any, name: str) -> npt.NDArray[np.float32]:
+    """Return numbers of JSON as an array; raise ValueError for what else there may be in it."""
+    if not isinstance(value, list):
+        raise ValueError(f"domain: expected a list of numbers in {name}, got {type(value).__name__}")
+    try:
+        found = np.array(value)
+        # Text that reads as a number, and true, are none.
+        if found.dtype.kind not in "if":
+            raise ValueError(f"values of type {found.dtype}")
+        with np.errstate(over="ignore"):
+            return found.astype(np.float32)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"domain: expected numbers in {name}, got {error}") from error
+
+
+def _number(value: Any, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"domain: expected a number in {name}, got {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"domain: expected a number in {name}, got one too large") from error

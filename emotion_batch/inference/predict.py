@@ -1,0 +1,131 @@
+"""Prediction: a bundle's network on features, by ONNX Runtime. Imports no tensorflow."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.features import logmel_pitch
+from emotion_batch.features.recipes import Inputs
+from emotion_batch.inference.bundle import EXECUTABLE, Bundle, open_bundle, read_checked
+from emotion_batch.inference.domain import Domain
+from emotion_batch.settings import FeatureSettings
+from emotion_batch.storage.folder import Folder
+
+# Rows at a time: their states stay in a core's cache.
+_ROWS = 128
+# Frames that the sequence network joins into one step, by two poolings.
+FRAMES_A_STEP = 4
+_LOCK = threading.Lock()
+
+
+class Predictor:
+    """A bundle's network, loaded.
+
+    Parameters
+    ----------
+    bundle
+        Whose network to load: a graph of ONNX's own operators, which can name no code.
+
+    Raises
+    ------
+    UsageError
+        If it is not the one that the card names, or does not fit the card.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.card = bundle.card
+        try:
+            self.domain = Domain.from_dict(bundle.card.domain) if bundle.card.domain else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"model {bundle.folder.url}: expected a card of this release, got a domain that is none ({error}); train it again"
+            ) from error
+        try:
+            self._session = _load_session(read_checked(bundle, EXECUTABLE))
+            found = [side[0].shape[1:] for side in (self._session.get_inputs(), self._session.get_outputs())]
+        except EmotionBatchError:
+            raise
+        except Exception as error:
+            # ONNX Runtime's exceptions share no base class.
+            raise UsageError(
+                f"model {bundle.folder.url}: expected a network in {EXECUTABLE}, got none that loads "
+                f"({type(error).__name__}); fetch the bundle again"
+            ) from error
+        settings, n_labels = self.card.feature_settings, len(self.card.labels)
+        n_inputs = [settings.n_mfcc] if isinstance(settings, FeatureSettings) else ["n_frames", logmel_pitch.N_INPUTS]
+        if found != [n_inputs, [n_labels]]:
+            raise UsageError(
+                f"model {bundle.folder.url}: expected a network from {n_inputs} features to {n_labels} labels, "
+                f"got one from {found[0]} to {found[1]}; train it again"
+            )
+
+    def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Return the probability of each label, as the network gives it.
+
+        Parameters
+        ----------
+        inputs
+            What the network reads of rows, as `features.prepare` gives it.
+
+        Returns
+        -------
+        Probabilities in the card's order, shape (n_rows, n_labels); each row sums to 1.
+        """
+        return _run(self._session, inputs)
+
+
+def execute(graph: bytes, inputs: Inputs) -> npt.NDArray[np.float32]:
+    """Return what an exported network gives for what it reads of rows."""
+    return _run(_load_session(graph), inputs)
+
+
+def fit_frames(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return frames in whole steps of the network: the last three or fewer are left out, of too few some are silence."""
+    n_frames = len(frames)
+    if n_frames < FRAMES_A_STEP:
+        return np.pad(frames, [(0, FRAMES_A_STEP - n_frames), (0, 0)])
+    return frames[: n_frames - n_frames % FRAMES_A_STEP]
+
+
+def _load_session(graph: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # The workers are the parallelism; errors are raised and need not be logged as well.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
+    name, n_labels = session.get_inputs()[0].name, session.get_outputs()[0].shape[1]
+    probabilities = np.empty((len(inputs), n_labels), np.float32)
+    if isinstance(inputs, list):
+        # One by one: padding would cost more than calls do, and a row must not depend on its neighbours.
+        for number, frames in enumerate(inputs):
+            (probabilities[number : number + 1],) = session.run(None, {name: fit_frames(frames)[np.newaxis]})
+        return probabilities
+    for start in range(0, len(inputs), _ROWS):
+        rows = slice(start, start + _ROWS)
+        (probabilities[rows],) = session.run(None, {name: inputs[rows]})
+    return probabilities
+
+
+def load_predictor(bundle: Bundle) -> Predictor:
+    """Return the bundle's predictor, loaded once in a process however many threads ask."""
+    with _LOCK:
+        return _load(bundle.folder, bundle.card.model_id)
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Folder, model_id: str) -> Predictor:
+    bundle = open_bundle(folder)
+    if bundle.card.model_id != model_id:
+        raise UsageError(f"model {folder.url}: expected model {model_id}, got {bundle.card.model_id}")
+    return Predictor(bundle)

@@ -1,0 +1,282 @@
+"""Ready-made lists of recordings: text, CSV or Parquet with a column ``file``, and the inventories that S3 writes of a bucket."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from emotion_batch.errors import UsageError
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.fsspec_store import LISTED_SCHEMA
+from emotion_batch.storage.names import as_utf8, bare
+
+# With which some editors begin UTF-8.
+_MARK = b"\xef\xbb\xbf"
+# With which whatever gzip made begins.
+_GZIP = b"\x1f\x8b"
+# No line of a CSV's column names is longer.
+_HEAD_BYTES = 2**16
+# A text is read so much at once.
+_PIECE_BYTES = 2**24
+SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
+_MANIFEST = "manifest.json"
+# As CSV and Parquet spell them: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html
+_BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED = "bucket", "key", "size", "etag", "islatest", "isdeletemarker"
+_COLUMNS = (_BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED)
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_HEX_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
+
+
+@dataclass(frozen=True)
+class ReadyList:
+    """What a list names.
+
+    Attributes
+    ----------
+    base
+        What the names are relative to.
+    names
+        Of `stores.LISTED_SCHEMA`.
+    is_inventory
+        Whether it lists all that there is, recordings or not.
+    """
+
+    base: Folder
+    names: pa.Table
+    is_inventory: bool = False
+
+
+def is_list(location: str) -> bool:
+    """Return whether a file is a list by its name."""
+    return location.lower().endswith(SUFFIXES) or location.rsplit("/", 1)[-1] == _MANIFEST
+
+
+def read_list(folder: Folder, name: str) -> ReadyList:
+    """Read a list.
+
+    Parameters
+    ----------
+    folder, name
+        Where it lies. Relative names in it are relative to `folder`; those of an inventory to its bucket.
+
+    Raises
+    ------
+    UsageError
+        If it is no list.
+    """
+    data = folder.read(name)
+    if name == _MANIFEST:
+        return _read_inventory(folder, data)
+    try:
+        if name.lower().endswith(".parquet"):
+            return _of_parquet(folder, name, data)
+        if name.lower().endswith(".gz"):
+            data = pa.CompressedInputStream(pa.BufferReader(data), "gzip").read()
+        data = _read_text(name, data)
+        if name.lower().endswith(".txt"):
+            return ReadyList(folder, _names(_lines(data)))
+        return _of_csv(folder, name, data)
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
+
+
+def _read_text(name: str, data: bytes) -> bytes:
+    """Return a list's text in UTF-8, or in whatever the names of a disk are in."""
+    try:
+        data = as_utf8(data)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"list {name}: expected text in UTF-8, got UTF-16 that is cut; save it in UTF-8") from error
+    if b"\0" in data:
+        raise UsageError(f"list {name}: expected text in UTF-8, got NUL bytes; is it UTF-16? Save it in UTF-8")
+    return data
+
+
+def _lines(data: bytes) -> pa.ChunkedArray:
+    if data.find(b"\n") in (-1, len(data) - 1):
+        # A text of one line is a text in which a lone CR ends a line.
+        data = data.replace(b"\r", b"\n")
+    start = len(_MARK) if data.startswith(_MARK) else 0
+    pieces = [pa.array([], pa.binary())]
+    while start < len(data):
+        stop = data.find(b"\n", start + _PIECE_BYTES) + 1 or len(data)
+        # Ten million names, none of them an object of Python's.
+        text = pa.array([data[start:stop].replace(b"\r\n", b"\n")], pa.large_binary())
+        lines = pc.split_pattern(text, b"\n").flatten()
+        pieces.append(lines.filter(pc.greater(pc.binary_length(lines), 0)).cast(pa.binary()))
+        start = stop
+    return pa.chunked_array(pieces)
+
+
+def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> pa.Table:
+    """Return names, and what an inventory says of them, as `LISTED_SCHEMA`; binary where they are not UTF-8."""
+    try:
+        names = names.cast(pa.string())
+    except pa.ArrowInvalid:
+        names = names.cast(pa.binary())
+    # A column of somebody's own list may be called so and mean another thing.
+    nothing = pa.nulls(len(names))
+    size = nothing if table is None or _SIZE not in table.column_names else table[_SIZE]
+    version = nothing if table is None or _ETAG not in table.column_names else table[_ETAG]
+    versions = pc.utf8_trim(version.cast(pa.string()), '"')
+    listed = pa.table({"name": names, "size": size.cast(pa.int64()), "version": versions})
+    is_named = pc.fill_null(pc.greater(pc.binary_length(listed["name"]), 0), fill_value=False)
+    # A filter copies what may well be right as it is.
+    return listed if pc.all(is_named, min_count=0).as_py() else listed.filter(is_named)
+
+
+def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
+    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    if "file" in table.column_names:
+        return ReadyList(folder, _names(table["file"].cast(pa.string())))
+    if {_BUCKET, _KEY} <= set(table.column_names):
+        return _inventory(
+            folder, [table.rename_columns([column.lower().replace("_", "") for column in table.column_names])]
+        )
+    raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+
+
+def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
+    table = _read_csv(data)
+    table = table.rename_columns([bare(column) for column in table.column_names])
+    if "file" in table.column_names:
+        return ReadyList(folder, _names(table["file"]))
+    columns = _guess_inventory(table.column_names)
+    is_inventory = (
+        columns is not None
+        and pc.all(pc.equal(table.column(0).cast(pa.string()), table.column_names[0]), min_count=0).as_py()
+    )
+    if columns is None or not is_inventory:
+        raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+    return _inventory(folder, [_decoded(_read_csv(data, columns))])
+
+
+def _read_csv(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    source: Any = io.BytesIO(data)
+    if data.startswith(_GZIP):
+        source = pa.CompressedInputStream(source, "gzip")
+    # As written: a name such as 007 is no number.
+    kinds = dict.fromkeys(columns or _name_columns(data), pa.string())
+    wanted = [column for column in columns or () if column in _COLUMNS]
+    return pyarrow.csv.read_csv(
+        source,
+        read_options=pyarrow.csv.ReadOptions(column_names=columns),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=kinds, strings_can_be_null=False, include_columns=wanted
+        ),
+    )
+
+
+def _name_columns(data: bytes) -> list[str]:
+    """Return how the first line of a CSV spells the name of the column ``file``."""
+    line = re.split(rb"[\r\n]", data.removeprefix(_MARK)[:_HEAD_BYTES], maxsplit=1)[0].decode(errors="replace")
+    return [column for column in next(csv.reader([line]), []) if bare(column) == "file"]
+
+
+def _guess_inventory(first: list[str]) -> list[str] | None:
+    """Return the columns of an inventory's CSV, which has no line of names, by its first line; None if it is none.
+
+    Bucket and key come first, always; the others are whatever was asked for, of which size and ETag show what they are.
+    """
+    if len(first) < 3 or not _BUCKET_NAME.fullmatch(first[0]) or {"bucket", "key"} & set(first):
+        return None
+    columns = [_BUCKET, _KEY]
+    # With all versions of the objects these two stand here, after the version; other flags are of no matter.
+    has_versions = all(value in ("true", "false") for value in (*first, "", "")[3:5])
+    for number, value in enumerate(first[2:]):
+        if value.isdigit() and _SIZE not in columns:
+            columns.append(_SIZE)
+        elif _HEX_ETAG.fullmatch(value) and _ETAG not in columns:
+            columns.append(_ETAG)
+        elif has_versions and number in (1, 2):
+            columns.append(_LATEST if number == 1 else _DELETED)
+        else:
+            columns.append(f"other{number}")
+    return columns
+
+
+def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
+    """Read all files that an inventory's manifest names."""
+    try:
+        about = json.loads(data)
+        files = [str(file["key"]) for file in about["files"]]
+        columns = [column.strip().lower() for column in str(about["fileSchema"]).split(",")]
+        kind = about["fileFormat"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"list {folder.url}/{_MANIFEST}: expected the manifest of an S3 Inventory, got another file"
+        ) from error
+    if kind not in ("CSV", "Parquet"):
+        raise UsageError(
+            f"list {folder.url}/{_MANIFEST}: expected an inventory as CSV or Parquet, got {kind}; ask S3 for one of those"
+        )
+
+    def tables() -> Iterator[pa.Table]:
+        for file in files:
+            data = _read_beside(folder, file)
+            if kind == "CSV":
+                yield _decoded(_read_csv(data, columns))
+            else:
+                table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+                yield table.rename_columns([column.lower().replace("_", "") for column in table.column_names])
+
+    return _inventory(folder, tables(), about.get("sourceBucket"))
+
+
+def _read_beside(folder: Folder, file: str) -> bytes:
+    """Return a file of an inventory: of the bucket that the manifest lies in, or of the same folders on a disk."""
+    if not folder.is_local:
+        protocol, _, rest = folder.url.partition("://")
+        return Folder(f"{protocol}://{rest.partition('/')[0]}", folder.options).read(file)
+    beside, name = folder.read_if_there(os.path.basename(file)), os.path.basename(file)
+    return beside if beside is not None else Folder(os.path.dirname(folder.url)).folder("data").read(name)
+
+
+def _decoded(table: pa.Table) -> pa.Table:
+    """Return an inventory's CSV with its keys as they are; there they are written as in a URL."""
+
+    def decoded(keys: pa.Array) -> pa.Array:
+        is_quoted = pc.match_substring_regex(keys, "[%+]")
+        plain = [urllib.parse.unquote_plus(key) for key in keys.filter(is_quoted).to_pylist()]
+        return pc.replace_with_mask(keys, is_quoted, pa.array(plain, pa.string()))
+
+    keys = pa.chunked_array([decoded(chunk) for chunk in table[_KEY].chunks], pa.string())
+    return table.set_column(table.column_names.index(_KEY), _KEY, keys)
+
+
+def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = None) -> ReadyList:
+    """Return the objects of an inventory's tables that are there: the latest versions, without what marks a deletion."""
+    names: list[pa.Table] = []
+    for table in tables:
+        for column, wanted in ((_LATEST, "true"), (_DELETED, "false")):
+            if column in table.column_names:
+                table = table.filter(pc.equal(table[column].cast(pa.string()), wanted))
+        buckets = pc.unique(table[_BUCKET]).to_pylist()
+        bucket = bucket or (buckets[0] if buckets else None)
+        if set(buckets) - {bucket}:
+            raise UsageError(
+                f"list {folder.url}: expected the inventory of one bucket, got {', '.join(map(str, buckets))}"
+            )
+        blank = table.num_rows and _SIZE in table.column_names and pa.types.is_string(table[_SIZE].type)
+        if blank:
+            sizes = pc.if_else(pc.equal(table[_SIZE], ""), None, table[_SIZE])
+            table = table.set_column(table.column_names.index(_SIZE), _SIZE, sizes)
+        names.append(_names(table[_KEY], table))
+    if bucket is None:
+        raise UsageError(f"list {folder.url}: expected an inventory of objects, got none in it")
+    options: Mapping[str, Any] = folder.options
+    return ReadyList(
+        Folder(f"s3://{bucket}", options), pa.concat_tables([LISTED_SCHEMA.empty_table(), *names]), is_inventory=True
+    )

@@ -1,0 +1,417 @@
+"""Places: a folder on disk or a prefix in a bucket, read and written by name.
+
+A file that is published appears whole or not at all. Options may hold credentials, so nothing here shows them: not the
+representation of a `Folder`, not the text of an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from emotion_batch.errors import DamagedError, DeniedError, NoBucketError, StorageError, UsageError
+from emotion_batch.storage.bucket import open_bucket
+from emotion_batch.storage.fsspec_store import FsspecStore, Mark, Store, is_signed, open_fsspec
+from emotion_batch.storage.retry import is_transient, persistently
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
+_CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+# What is full must be emptied: no fault of the call.
+_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# The hidden names that `publish` writes under.
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
+_LEFTOVER_AGE_S = 3_600
+_LOCAL = FsspecStore(LocalFileSystem(), {})
+# Under which a sealed JSON file holds the digest of all else in it.
+_SEAL = "sha256"
+
+
+def is_url(location: str) -> bool:
+    """Return whether `location` names its protocol, as ``s3://bucket/key`` does."""
+    return bool(_SCHEME.match(location))
+
+
+def seal(value: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """Return an object as JSON with a digest of its content, because a flipped digit is still valid JSON."""
+    return json.dumps({**value, _SEAL: _digest(value)}, indent=indent).encode()
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether JSON says that it was sealed."""
+    return f'"{_SEAL}"'.encode() in data
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """Return the object that `seal` gave, or that an earlier release wrote without a digest.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON object, or another than the one that was sealed.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} where an object must be")
+    if _SEAL in value and value.pop(_SEAL) != _digest(value):
+        raise ValueError("another content than the one that its digest is of")
+    return value
+
+
+def damaged(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:
+    """Return what is to be raised because a file of a table's ledger is not as it was written."""
+    return DamagedError(f"table {table.url}: expected {file} as it was written, got {found}")
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def refuse_secrets(location: str) -> None:
+    """Raise UsageError, which does not repeat it, if `location` is a URL with a password or a signature.
+
+    Locations are written into tables and shown; whoever may read those must not get in by it.
+    """
+    if _CREDENTIALS.search(location):
+        raise UsageError(
+            f"{_CREDENTIALS.sub('://***@', location)}: expected a URL without a password; "
+            "pass it with --storage-options or through the environment"
+        )
+    if is_url(location) and is_signed(location):
+        raise UsageError(
+            f"{location.partition('?')[0]}?***: expected a URL without a signature or token, got one with it; "
+            "pass what gives the right with --storage-options or through the environment"
+        )
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder or a bucket prefix, as a value that travels between processes.
+
+    Attributes
+    ----------
+    url
+        An absolute path, or a URL that fsspec knows; no ``/`` at its end.
+    options
+        What fsspec's filesystem takes, credentials among it; never shown.
+    """
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    @classmethod
+    def of(cls, location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
+        """Return the folder that a person named, with local paths made absolute.
+
+        Raises
+        ------
+        UsageError
+            If the location is empty, carries a password or a signature, or is relative to a folder that was deleted.
+        """
+        text = os.fspath(location)
+        if not text:
+            raise UsageError("location: expected a path or URL, got nothing")
+        refuse_secrets(text)
+        text = text.removeprefix("file://")
+        if not is_url(text):
+            try:
+                text = os.path.abspath(os.path.expanduser(text))
+            except FileNotFoundError as error:
+                raise UsageError(
+                    f"{text}: the current folder was deleted; go to another one, or name an absolute path"
+                ) from error
+        return cls(text.rstrip("/") or "/", options or {})
+
+    def store(self, name: str = "") -> tuple[Store, str]:
+        """Return the client of this place, and the path that it knows `name` by, or the folder itself.
+
+        Raises
+        ------
+        StorageError
+            If there is no client for the URL, or not with these options.
+        """
+        if self.is_local:
+            return _LOCAL, os.path.join(self.url, name) if name else self.url
+        url = f"{self.url}/{name}" if name else self.url
+        bucket = open_bucket(url, self.options)
+        return open_fsspec(url, self.options) if bucket is None else bucket
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on this machine's own filesystem."""
+        return not is_url(self.url)
+
+    def folder(self, name: str) -> Folder:
+        """Return the folder called `name` within this one."""
+        return Folder(f"{self.url.rstrip('/')}/{name}", self.options)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
+        store, path = self.store(name)
+        return persistently(lambda: store.get(path)).data
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Return bytes of `name`, as far as it has them."""
+        store, path = self.store(name)
+        return persistently(lambda: store.get(path, start, stop)).data
+
+    def read_end(self, name: str, n_bytes: int) -> tuple[bytes, int]:
+        """Return the last bytes of `name`, and its size."""
+        store, path = self.store(name)
+        blob = persistently(lambda: store.get_end(path, n_bytes))
+        return blob.data, blob.size
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """Return the bytes of `name`, or None if there is no such file."""
+        try:
+            return self.read(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def find_kind(self, name: str = "") -> Literal["file", "folder"] | None:
+        """Return what is called `name`, or what this is itself; a place that refuses raises."""
+        store, path = self.store(name)
+        return persistently(lambda: store.find_kind(path))
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file or folder called `name`; a place that refuses raises."""
+        return self.find_kind(name) is not None
+
+    def children(self) -> tuple[pa.Table, list[str]]:
+        """Return the files directly in the folder, of `stores.LISTED_SCHEMA`, and the names of the folders in it."""
+        store, path = self.store()
+        return persistently(lambda: store.children(path))
+
+    def names(self) -> list[str]:
+        """Return the sorted names of what lies directly in the folder; none if it does not exist."""
+        if self.is_local:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                return sorted(os.listdir(self.url))
+            return []
+        try:
+            files, folders = self.children()
+        except FileNotFoundError:
+            return []
+        return sorted({*files["name"].to_pylist(), *folders})
+
+    def walk(self) -> Iterator[pa.Table]:
+        """Yield all files below the folder, of `stores.LISTED_SCHEMA`, their names relative to it."""
+        store, path = self.store()
+        return store.walk(path)
+
+    def make(self) -> None:
+        """Make the folder, and those above it, where folders are things."""
+        if self.is_local:
+            os.makedirs(self.url, exist_ok=True)
+
+    def publish(self, name: str, data: bytes, *, is_durable: bool = True) -> None:
+        """Write `data` as `name` so that it appears whole or not at all, also after a power cut.
+
+        Locally: a hidden temporary name beside it, fsync, rename, fsync of the folder. Elsewhere: one put. The folder
+        must be there: a place that was taken away while a run writes to it must not come back half empty.
+
+        Parameters
+        ----------
+        name
+            Where to.
+        data
+            What to write.
+        is_durable
+            Whether it must outlast a power cut.
+        """
+        store, path = self.store(name)
+        if not self.is_local:
+            persistently(lambda: store.put(path, data))
+            return
+        with _temporary(path, data, is_durable) as temporary:
+            os.replace(temporary, path)
+        if is_durable:
+            fsync_folder(os.path.dirname(path))
+
+    def find_mark(self, name: str) -> Mark | None:
+        """Return what tells the file `name` from others that had or will have that name; None if there is none."""
+        store, path = self.store(name)
+        return persistently(lambda: store.find_mark(path))
+
+    def publish_first(
+        self, name: str, data: bytes, over: Mark | None = None, is_due: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Publish `data` as `name` unless that is there, or is there as `over`; return whether it was published.
+
+        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and
+        their like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant
+        may both.
+
+        Parameters
+        ----------
+        name, data
+            Where to, and what to write.
+        over
+            Mark of a file to replace.
+        is_due
+            Asked directly before; if it says no, nothing is published.
+        """
+        store, path = self.store(name)
+        if not self.is_local:
+            return is_due() and self._put_first(store, path, data, over)
+        with _temporary(path, data, is_durable=True) as temporary:
+            if not is_due() or store.find_mark(path) != over:
+                return False
+            try:
+                if over is None:
+                    os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:
+                # exFAT, some shares: no links.
+                if os.path.exists(path):
+                    return False
+                over = {}
+            if over is not None:
+                os.replace(temporary, path)
+        fsync_folder(os.path.dirname(path))
+        return True
+
+    def try_to_write(self, name: str) -> None:
+        """Raise what the place raises if `name` cannot be written and deleted there; a local one is not tried."""
+        if not self.is_local:
+            self.publish(name, b"")
+            self.delete(name)
+
+    def _put_first(self, store: Store, path: str, data: bytes, over: Mark | None) -> bool:
+        """Put an object unless it is there; an answer that was lost on its way is no other's object."""
+        n_tries = 0
+
+        def put() -> bool:
+            nonlocal n_tries
+            n_tries += 1
+            is_first = store.put_first(path, data, over)
+            return is_first or (n_tries > 1 and store.get(path).data == data)
+
+        return persistently(put)
+
+    def sweep(self) -> None:
+        """Delete what processes that were killed while they published have left here, an hour ago or longer."""
+        if not self.is_local:
+            return
+        leftovers = [name for name in self.names() if _LEFTOVER.fullmatch(name)]
+        if not leftovers:
+            return
+        # By the clock of the place: a machine whose own is ahead must not take from others what they are writing.
+        with tempfile.TemporaryFile(dir=self.url, prefix=".") as new:
+            now_s = os.fstat(new.fileno()).st_mtime
+        for name in leftovers:
+            with contextlib.suppress(FileNotFoundError):
+                path = os.path.join(self.url, name)
+                if now_s - os.stat(path).st_mtime > _LEFTOVER_AGE_S:
+                    os.unlink(path)
+
+    def delete(self, name: str) -> None:
+        """Delete the file `name` if it is there."""
+        store, path = self.store(name)
+        with contextlib.suppress(FileNotFoundError):
+            persistently(lambda: store.delete(path))
+
+
+@contextlib.contextmanager
+def writing(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Iterator[BinaryIO]:
+    """Give a stream; what was written to it is the file at `location` once the block ends well, and nothing otherwise."""
+    place = Folder.of(location, options)
+    if not place.is_local:
+        above, _, name = place.url.rpartition("/")
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+            spool.seek(0)
+            Folder(above, place.options).publish(name, spool.read())
+        return
+    temporary = temporary_name(place.url)
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, place.url)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_folder(os.path.dirname(place.url))
+
+
+def temporary_name(path: str) -> str:
+    """Return a hidden name beside `path`, another one each time."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.tmp")
+
+
+@contextlib.contextmanager
+def _temporary(path: str, data: bytes, is_durable: bool) -> Iterator[str]:
+    """Write `data` under a hidden name beside `path`, which is gone after the block."""
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if is_durable:
+                os.fsync(stream.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def explained(thing: str) -> Iterator[None]:
+    """Turn what a filesystem raises within the block into one sentence about `thing`.
+
+    Raises
+    ------
+    StorageError
+        In place of an `OSError`, or of a client's transient failure, which is its cause.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{thing}: expected it to exist, got nothing there; check the name") from error
+    except DeniedError as error:
+        raise StorageError(f"{thing}: expected the right to use it, got {error.strerror}") from error
+    except NoBucketError as error:
+        raise StorageError(f"{thing}: expected its bucket, got none: {error}") from error
+    except PermissionError as error:
+        where = f" for {error.filename}" if error.filename else ""
+        raise StorageError(f"{thing}: expected the right to use it, got permission denied{where}") from error
+    except Exception as error:
+        is_passing = not isinstance(error, StorageError) and is_transient(error)
+        if not (is_passing or isinstance(error, OSError)):
+            raise
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number is not None else str(error)
+        if isinstance(error, OSError) and isinstance(error.filename, str) and number not in _FULL_ERRNOS:
+            reason = f"{reason} for {error.filename}"
+        raised = StorageError(
+            f"{thing}: expected a place that works, got {reason or type(error).__name__}", is_transient=is_passing
+        )
+        if number in _FULL_ERRNOS:
+            raised.exit_code = 1
+        raise raised from error
+
+
+def fsync_folder(path: str) -> None:
+    """Make a rename within `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

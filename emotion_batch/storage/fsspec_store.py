@@ -1,0 +1,384 @@
+"""What a client of storage gives, and fsspec's filesystems as one of them; that of buckets is in `buckets`.
+
+Whatever a client raises leaves here as an `OSError` that says no more than it should: options may hold credentials, and
+clients put what they sent into their errors.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from emotion_batch.errors import ChangedError, DeniedError, StorageError, StoreError
+from emotion_batch.storage.retry import find_status_code, is_transient, persistently
+
+T = TypeVar("T")
+DENIED_CODES = {401, 403}
+# A conflict, a precondition that does not hold: another was quicker.
+EXISTS_CODES = {409, 412}
+# Options that say where and how, and not with what right.
+_PLAIN_OPTIONS = {
+    *("endpoint_url", "region_name", "region", "profile", "account_name", "account_host", "project", "protocol"),
+    *("signature_version", "addressing_style", "ServerSideEncryption", "host", "location", "default_location"),
+    "verify",
+}
+# What signs a URL, of the three large clouds and of what is usual elsewhere.
+_SIGNATURE = re.compile(
+    r"(?i)([?&](?:sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
+    r"awsaccesskeyid|googleaccessid|token|access_token|api_?key|password)=)[^&\s'\"]+"
+)
+_USER = re.compile(r"://[^/@\s]*@")
+_SECRET_VARIABLE = re.compile(r"SECRET|PASSWORD|TOKEN|_KEY$|CONNECTION_STRING")
+_LEAST_SECRET = 6
+EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+}
+_BATCH = 4_096
+_S3FS_CHUNK_BYTES = 50 * 2**20
+# What answers in a store's place (a proxy, a page to log in) does so with 200 too, and is asked again.
+STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in; see to the network, and run the same command again"
+# What clients raise of it.
+_STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
+_ETAGS = ("md5Hash", "ETag", "etag")
+_TIMES = ("mtime", "LastModified", "last_modified", "created")
+LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
+
+
+class Blob(NamedTuple):
+    """What was read of an object: its bytes, or some of them; the size of the whole, and what changes with its content."""
+
+    data: bytes
+    size: int
+    version: str | None
+
+
+# What tells an object, or a file, from others that had or will have its name; as its store has it.
+Mark = Mapping[str, str]
+
+
+class Ahead(Protocol):
+    """First bytes of many objects that are on their way at once; for one thread at a time."""
+
+    @property
+    def n_ahead(self) -> int:
+        """Return how many to have under way, as whoever reads found out; for the next who does."""
+
+    def widen(self) -> None:
+        """Have more under way from now on, up to a limit."""
+
+    def begin(self, path: str, n_bytes: int, on_end: Callable[[Blob | StoreError], None]) -> bool:
+        """Ask for an object's first bytes, once; `on_end` gets what came from within a later `step`. False if it cannot."""
+
+    def step(self, *, is_waiting: bool = False) -> None:
+        """Go on with whatever is ready; if `is_waiting`, wait until something is, for a moment at most."""
+
+
+class Store(Protocol):
+    """A client of storage. Paths are its own, without a protocol; every call may be made from any thread.
+
+    All raise FileNotFoundError, `DeniedError`, `NoBucketError`, `StoreError` or another OSError.
+    """
+
+    def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
+        """Return an object's bytes from `start` to `stop`, as far as it has them; `ChangedError` if not of `version`.
+
+        A store that cannot read parts returns all from `start` on.
+        """
+
+    def get_end(self, path: str, n_bytes: int) -> Blob:
+        """Return an object's last bytes."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object, whole or not at all, in one request."""
+
+    def find_mark(self, path: str) -> Mark | None:
+        """Return what changes when other bytes are written under a name; None if there is no object."""
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object unless there is one, but for that with the mark `over`; return whether it was written."""
+
+    def delete(self, path: str) -> None:
+        """Delete an object if it is there."""
+
+    def find_kind(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what there is under a name."""
+
+    def children(self, path: str) -> tuple[pa.Table, list[str]]:
+        """Return the files directly in a folder, of `LISTED_SCHEMA`, and the names of the folders in it."""
+
+    def walk(self, path: str) -> Iterator[pa.Table]:
+        """Yield all files below a folder, of `LISTED_SCHEMA`, their names relative to it."""
+
+    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Give the block what fetches many objects in its own thread; None where threads that `get` must do."""
+
+
+def _read_local(path: str, start: int, stop: int | None) -> Blob:
+    """Return bytes of a file; from the end with a `start` below 0. Not by fsspec, which takes three times as long."""
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if start:
+            stream.seek(start if start > 0 else max(0, size + start))
+        # No more than there is: Python sets aside what is asked for.
+        data = stream.read() if stop is None else stream.read(max(0, min(stop, size) - start))
+    return Blob(data, size, None)
+
+
+class FsspecStore:
+    """A filesystem of fsspec's.
+
+    Parameters
+    ----------
+    filesystem
+        The filesystem.
+    options
+        What it was made of, for what is secret in it.
+    """
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, options: Mapping[str, Any]) -> None:
+        self._filesystem = filesystem
+        self._options = options
+        self._is_local = isinstance(filesystem, LocalFileSystem)
+        protocols = {filesystem.protocol} if isinstance(filesystem.protocol, str) else {*filesystem.protocol}
+        self._is_s3 = "s3" in protocols
+        self._has_versions = bool(protocols & EXTRAS.keys())
+
+    def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
+        """Return bytes of an object, in two requests where it is not read whole, for the size is needed."""
+        if self._is_local:
+            return _read_local(path, start, stop)
+        size, found = (None, None) if start == 0 and stop is None else self._info(path)
+        if size is None:
+            data = bytes(self._call(lambda: self._filesystem.cat_file(path)))
+            return Blob(data[start:], len(data), None)
+        if version is not None and found not in (None, version):
+            raise ChangedError(f"expected version {version}, got {found}")
+        stop = size if stop is None else min(stop, size)
+        # Many answer a range past the end with an error.
+        data = (
+            b"" if start >= stop else bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
+        )
+        # Web servers that know no ranges send all of it.
+        if len(data) not in (max(0, stop - start), size):
+            raise StoreError(STRANGE, is_transient=True)
+        return Blob(data if len(data) <= stop - start else data[start:stop], size, found)
+
+    def get_end(self, path: str, n_bytes: int) -> Blob:
+        """Return an object's last bytes."""
+        if self._is_local:
+            return _read_local(path, -n_bytes, None)
+        size, _ = self._info(path)
+        return self.get(path) if size is None else self.get(path, max(0, size - n_bytes), size)
+
+    def put(self, path: str, data: bytes, **how: str) -> None:
+        """Write an object by the filesystem's own put of bytes, which is one request; `how` is what that takes."""
+        # s3fs cuts what is larger than two of its chunks, and leaves the pieces where it is killed.
+        whole = {"chunksize": len(data)} if len(data) > _S3FS_CHUNK_BYTES and self._is_s3 else {}
+        self._call(lambda: self._filesystem.pipe_file(path, data, **whole, **how))
+
+    def find_mark(self, path: str) -> Mark | None:
+        """Return what the filesystem says of an object beside its name."""
+        try:
+            info = self._call(lambda: self._look(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return {name: str(info[name]) for name in (*_ETAGS, *_TIMES, "size", "ino") if name in info}
+
+    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
+        """Write an object as is promised; where the filesystem cannot say so, two in the same instant may both."""
+        if over is not None:
+            if self.find_mark(path) != over:
+                return False
+            self.put(path, data)
+            return True
+        try:
+            self.put(path, data, mode="create")
+        except (FileExistsError, StoreError) as error:
+            if isinstance(error, StoreError) and error.code not in EXISTS_CODES:
+                raise
+            return False
+        return True
+
+    def delete(self, path: str) -> None:
+        """Delete an object if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._call(lambda: self._filesystem.rm_file(path))
+
+    def find_kind(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what there is under a name."""
+        try:
+            kind = self._call(lambda: self._look(path))["type"]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return "folder" if kind == "directory" else "file"
+
+    def children(self, path: str) -> tuple[pa.Table, list[str]]:
+        """Return the files directly in a folder, and the names of the folders in it."""
+        self._forget()
+        entries = self._call(lambda: self._filesystem.ls(path, detail=True))
+        folders = [_base(entry["name"]) for entry in entries if entry["type"] == "directory"]
+        # S3's marker of a folder is listed in it, under its own name.
+        files = [(_base(entry["name"]), entry) for entry in entries if entry["type"] != "directory"]
+        return _listed((name, info) for name, info in files if name), [name for name in folders if name]
+
+    def walk(self, path: str) -> Iterator[pa.Table]:
+        """Yield all files below a folder; fsspec holds all their names at once."""
+        self._forget()
+        found = persistently(lambda: self._call(lambda: self._filesystem.find(path, detail=True)))
+        root = f"{path.rstrip('/')}/"
+        files = iter(found.items())
+        while some := list(islice(files, _BATCH)):
+            yield _listed((name.removeprefix(root), info) for name, info in some if not name.endswith("/"))
+
+    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Return that threads must do."""
+        return contextlib.nullcontext()
+
+    def has_any(self, path: str, prefix: str) -> bool:
+        """Return whether any name in a bucket begins with `prefix`."""
+        return bool(self._call(lambda: self._filesystem.find(path, prefix=prefix)))
+
+    def _look(self, path: str) -> dict[str, Any]:
+        """Return what is there now, which is not what an earlier listing saw."""
+        self._forget()
+        info: dict[str, Any] = self._filesystem.info(path)
+        return info
+
+    def _forget(self) -> None:
+        """Let the client look anew; of `invalidate_cache` adlfs takes no notice, and others forget one folder."""
+        if (kept := getattr(self._filesystem, "dircache", None)) is not None:
+            kept.clear()
+
+    def _info(self, path: str) -> tuple[int | None, str | None]:
+        """Return an object's size and version, as far as they can be known."""
+        try:
+            info = self._call(lambda: self._look(path))
+        except FileNotFoundError:
+            # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
+            return None, None
+        # Of times, listings and heads say different things.
+        version = find_version({name: info[name] for name in _ETAGS if name in info})
+        is_strange = version is None and self._has_versions and info.get("type") != "directory"
+        if is_strange or str(info.get("mimetype")).startswith("text/html"):
+            raise StoreError(STRANGE, is_transient=True)
+        return info.get("size"), version
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """Call the client; what it raises becomes an OSError without secrets."""
+        if self._is_local:
+            return function()
+        try:
+            return function()
+        except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            # fsspec's client of HTTP says so of whatever goes wrong, and why only in the cause.
+            cause = error.__cause__
+            if isinstance(cause, Exception) and (is_transient(cause) or find_status_code(cause) in DENIED_CODES):
+                raise self._translated(cause) from None
+            raise
+        except Exception as error:
+            raise self._translated(error) from None
+
+    def _translated(self, error: Exception) -> OSError:
+        code = find_status_code(error)
+        said = scrub(f"{type(error).__name__}: {error}".strip().splitlines()[0], self._options)
+        if isinstance(error, PermissionError) or code in DENIED_CODES:
+            return DeniedError(
+                errno.EACCES, f"{said}; credentials are what fsspec's client finds, and --storage-options"
+            )
+        if type(error).__name__ in _STRANGE_NAMES:
+            return StoreError(STRANGE, is_transient=True)
+        return StoreError(said, is_transient=is_transient(error), code=code)
+
+
+def open_fsspec(url: str, options: Mapping[str, Any]) -> tuple[FsspecStore, str]:
+    """Return fsspec's store for a URL, and the URL's path in it.
+
+    Raises
+    ------
+    StorageError
+        If the client is not installed, or does not know the options.
+    """
+    protocol = url.split(":", 1)[0]
+    if EXTRAS.get(protocol) == "gcs":
+        # gcsfs would ask the real service of what kind a bucket is, whatever the endpoint; it is only read at import.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        remedy = f"; `pip install 'emotion-batch[{extra}]'`" if extra else ""
+        raise StorageError(f"{url}: expected the client for {protocol}:// to be installed ({error}){remedy}") from error
+    except (ValueError, TypeError) as error:
+        said = scrub(str(error), options)
+        raise StorageError(f"{url}: expected a URL and options that fsspec knows, got {said}") from None
+    return FsspecStore(filesystem, options), path
+
+
+def find_version(info: Mapping[str, Any]) -> str | None:
+    """Return of what fsspec says of a file what changes with its content."""
+    if info.get("md5Hash"):
+        # As Google's own ETag has it, which is what the client of buckets sees.
+        return base64.b64decode(info["md5Hash"]).hex()
+    version = next((info[name] for name in (*_ETAGS, *_TIMES) if info.get(name)), None)
+    return None if version is None else plain_version(str(version))
+
+
+def plain_version(version: str) -> str:
+    """Return an ETag without its quotes."""
+    return version.strip('"')
+
+
+def scrub(text: str, options: Mapping[str, Any]) -> str:
+    """Return `text` without what is secret: values of `options` and of this process's environment, signatures of URLs."""
+    variables = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
+    for secret in sorted({*_secrets(options), *variables}, key=len, reverse=True):
+        if len(secret) >= _LEAST_SECRET:
+            text = text.replace(secret, "***")
+    return _USER.sub("://***@", _SIGNATURE.sub(r"\1***", text))
+
+
+def is_signed(url: str) -> bool:
+    """Return whether a URL carries a signature or a token."""
+    return bool(_SIGNATURE.search(url))
+
+
+def _secrets(options: Any) -> Iterator[str]:
+    """Yield the texts in options that are not known to be harmless."""
+    if isinstance(options, Mapping):
+        for name, value in options.items():
+            if name not in _PLAIN_OPTIONS:
+                yield from _secrets(value)
+    elif isinstance(options, list | tuple):
+        for value in options:
+            yield from _secrets(value)
+    elif isinstance(options, str):
+        yield options
+
+
+def _listed(found: Any) -> pa.Table:
+    """Return what fsspec says of files as a table of `LISTED_SCHEMA`."""
+    # A name that is no text is listed as one that shows so, rather than not at all.
+    rows = [
+        (name.encode("utf-8", "backslashreplace").decode(), info.get("size"), find_version(info))
+        for name, info in found
+    ]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, LISTED_SCHEMA, strict=True)], LISTED_SCHEMA
+    )
+
+
+def _base(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))

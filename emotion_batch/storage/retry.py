@@ -1,0 +1,92 @@
+"""What fails in passing (a connection reset, a store that answers 503) is asked for again, later and later, and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from emotion_batch import usage
+from emotion_batch.errors import StorageError, StoreError
+
+T = TypeVar("T")
+# How long to wait before asking again; with what the scheduler does after that it is minutes.
+_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+# No further try begins after so long: a recording's deadline must not pass over a store.
+_PATIENCE_S = 60.0
+# Of a network, a mount or a machine, not of a file.
+_TRANSIENT_ERRNOS = {
+    getattr(errno, name)
+    for name in (
+        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "ETIMEDOUT", "ESTALE", "EAGAIN", "EBUSY"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "EMFILE", "ENFILE", "ENOMEM"),
+    )
+}
+# Request timeout, too many requests, what a server says when it is the one to blame, and a network that wants a login.
+TRANSIENT_CODES = {408, 429, 500, 502, 503, 504, 511}
+# What clients raise of a connection that broke, and which is no OSError in each of them.
+_TRANSIENT_NAMES = {
+    *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),
+    *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
+    *("ProxyConnectionError", "ServiceRequestError", "ServiceResponseError", "ChunkedEncodingError"),
+    *("FSTimeoutError", "IncompleteRead"),
+}
+# What requests and urllib3 call theirs is a name of Python's too, but not the same class.
+_TRANSIENT_MODULES = {"requests.exceptions": {"ConnectionError", "Timeout"}}
+_local = threading.local()
+
+
+def persistently(function: Callable[[], T]) -> T:
+    """Call `function`, and again with backoff while what it raises is transient; five times at most, a minute at most."""
+    until = time.monotonic() + _PATIENCE_S
+    for delay_s in () if getattr(_local, "is_hasty", False) else _BACKOFF_S:
+        try:
+            return function()
+        except Exception as error:
+            if not is_transient(error) or time.monotonic() + delay_s > until:
+                raise
+        usage.current().n_retries += 1
+        # Not all workers at the same time: https://en.wikipedia.org/wiki/Exponential_backoff
+        time.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 no secret
+    return function()
+
+
+@contextlib.contextmanager
+def hastily() -> Iterator[None]:
+    """Ask this thread's storage once only within the block: somebody waits for the process to end."""
+    _local.is_hasty = True
+    try:
+        yield
+    finally:
+        _local.is_hasty = False
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether `error` says that a network, a store or a machine failed, and not what was asked of it."""
+    if isinstance(error, StorageError | StoreError):
+        return error.is_transient
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
+        return True
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return find_status_code(error) in TRANSIENT_CODES or any(
+        kind.__name__ in _TRANSIENT_NAMES or kind.__name__ in _TRANSIENT_MODULES.get(kind.__module__, ())
+        for kind in type(error).__mro__
+    )
+
+
+def find_status_code(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of a client carries, or the one that it was made of."""
+    # aiohttp's and gcsfs's; azure's; requests's and google-auth's hold the answer; botocore's holds it as a mapping.
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    for holder, name in ((error, "status"), (error, "status_code"), (response, "status_code"), (error, "code")):
+        if isinstance(code := getattr(holder, name, None), int):
+            return code
+    if isinstance(code := metadata.get("HTTPStatusCode"), int):
+        return code
+    return find_status_code(error.__cause__) if error.__cause__ is not None else None

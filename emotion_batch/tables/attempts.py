@@ -1,0 +1,138 @@
+"""Notes of shards that were begun: one that is found without its end tells that the process died over the shard.
+
+A process dies of a recording, or for reasons of its own; which it was shows only in the next attempt, and that one
+decodes in a child process (`isolation`). So a note says no more than that something happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from emotion_batch.storage.folder import Folder, explained, seal, unseal
+
+FOLDER = "_table/attempts"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is known of the attempts at a shard before this one.
+
+    Attributes
+    ----------
+    is_repeated
+        Whether there was one that did not come to its end.
+    lost_s
+        Seconds since it began, if it was of the same run; 0 otherwise.
+    """
+
+    is_repeated: bool
+    lost_s: float
+
+
+@contextmanager
+def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
+    """Note that a shard was begun, until the block ends; the death of the process leaves it.
+
+    Parameters
+    ----------
+    table
+        Whose shard it is.
+    shard
+        Its number.
+    run_id
+        The run that attempts it.
+
+    Yields
+    ------
+    What is known of attempts before.
+    """
+    name = _name(shard)
+    with explained(f"table {table.url}"):
+        earlier = table.read_if_there(name)
+        is_repeated = earlier is not None
+        note = {
+            "run": run_id,
+            "began": time.time(),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "is_repeated": is_repeated,
+        }
+        # Not for a power cut: after one, the shard is decoded as if for the first time.
+        table.publish(name, seal(note), is_durable=False)
+    try:
+        yield Attempt(is_repeated, _lost_s(earlier, run_id) if earlier is not None else 0.0)
+    except BaseException:
+        # What was suspected before is so still: the next attempt must not be as if it were the first.
+        if not is_repeated:
+            _forget(table, shard)
+        raise
+    _forget(table, shard)
+
+
+def forget_finished(table: Folder, shards: Container[int]) -> None:
+    """Delete the notes of finished shards, which processes have left that died between the part and the note."""
+    with explained(f"table {table.url}"):
+        for name in table.folder(FOLDER).names():
+            stem = name.partition(".")[0]
+            if stem.isdigit() and int(stem) in shards:
+                _forget(table, int(stem))
+
+
+def find_lost(table: Folder, run_id: str) -> frozenset[int]:
+    """Return the shards of a run over which a process of this machine has died."""
+    return frozenset(shard for shard, about in _notes(table, run_id) if not _is_alive(about["pid"]))
+
+
+def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
+    """Delete what a run has noted of shards that were under way when it ended its own workers: no recording did that.
+
+    The notes of `lost` shards stay, and so do those of shards that were suspected before.
+    """
+    for shard, about in _notes(table, run_id):
+        if shard not in lost and not about["is_repeated"]:
+            _forget(table, shard)
+
+
+def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the shards that a run has noted, with what it said of them."""
+    with explained(f"table {table.url}"):
+        for name in table.folder(FOLDER).names():
+            stem = name.partition(".")[0]
+            # It may be gone by now, damaged, or of another release.
+            with contextlib.suppress(ValueError):
+                about = unseal((table.read_if_there(f"{FOLDER}/{name}") if stem.isdigit() else None) or b"{}")
+                if about.get("run") == run_id and isinstance(about.get("pid"), int) and "is_repeated" in about:
+                    yield int(stem), about
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _forget(table: Folder, shard: int) -> None:
+    with explained(f"table {table.url}"):
+        table.delete(_name(shard))
+
+
+def _name(shard: int) -> str:
+    return f"{FOLDER}/{shard:06d}.json"
+
+
+def _lost_s(note: bytes, run_id: str) -> float:
+    try:
+        about = unseal(note)
+        # Clocks of several machines differ.
+        return max(0.0, time.time() - float(about["began"])) if about["run"] == run_id else 0.0
+    except (ValueError, KeyError, TypeError):
+        return 0.0

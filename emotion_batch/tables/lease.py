@@ -1,0 +1,287 @@
+"""Who is at work on a table: a file that a run renews while it lives. Advisory: it keeps nobody out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from emotion_batch.storage.folder import Folder, seal, unseal
+from emotion_batch.storage.retry import hastily
+
+FOLDER = "_table/runs"
+# How a run ended, in the record that another leaves of it.
+LOST = "lost"
+_SUFFIX = ".lease"
+_RENEW_S = 10.0
+# After so long without a sign a run may be dead. On this machine the process is looked at.
+_DEAD_S = 60.0
+# A cluster that scales itself may be without workers for a while.
+_DEAD_SUBMITTED_S = 600.0
+# How long the lease of a run that may be dead is looked at, and how often: while it is renewed, the run lives, whatever
+# the clocks say.
+_LOOK_S, _LOOK_EVERY_S = 2 * _RENEW_S, 1.0
+# How long the end of a run waits for a renewal that is under way.
+_PATIENCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A run that is at work, or that died at it.
+
+    Attributes
+    ----------
+    run
+        Its id.
+    host, pid
+        Machine and process of its driver.
+    began_s, renewed_s
+        When it began and when it last gave a sign, in seconds since 1970 of its own clock.
+    progress
+        How far it was then: ``n_done_here`` and ``elapsed_s``, once there is something to say.
+    namespace
+        In which `pid` is one process: a container has its own, of a machine that may be called the same.
+    scheduler
+        Address of the scheduler that the run was handed to; None for one with a driver.
+    """
+
+    run: str
+    host: str
+    pid: int
+    began_s: float
+    renewed_s: float
+    progress: dict[str, Any] = field(default_factory=dict)
+    namespace: str | None = None
+    scheduler: str | None = None
+
+    @property
+    def lasted_s(self) -> float:
+        """For how long it had been at work when it last gave a sign, in seconds, of which no two clocks are compared."""
+        if "left_s" not in self.progress:
+            return self.renewed_s - self.began_s
+        # Since it was handed over the time is measured at the scheduler.
+        return float(self.progress["left_s"] - self.began_s + self.progress.get("elapsed_s", 0.0))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is certainly dead, as a process of this machine that is not there any more."""
+        if self.namespace is None or self.namespace != _namespace():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has given a sign of late, by this machine's clock. One from the future tells nothing."""
+        dead_s = _DEAD_S if self.scheduler is None else _DEAD_SUBMITTED_S
+        return -_RENEW_S < time.time() - self.renewed_s < dead_s
+
+
+class Lease:
+    """Says that a run is at work on a table.
+
+    Parameters
+    ----------
+    table
+        The table.
+    run_id
+        The run.
+    """
+
+    def __init__(self, table: Folder, run_id: str) -> None:
+        self._table = table
+        self._name = lease_name(run_id)
+        now = time.time()
+        self._holder = Holder(run_id, platform.node(), os.getpid(), now, now, namespace=_namespace())
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self._holder.run
+
+    def begin(self) -> None:
+        """Publish the lease, and renew it from now on, until the end or until the process dies."""
+        self.renew()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Take the lease back, or leave it to grow old if storage does not answer."""
+        self._is_over.set()
+        self._thread.join(_PATIENCE_S)
+        with contextlib.suppress(Exception), hastily():
+            self._table.delete(self._name)
+
+    def leave(self, scheduler: str, **progress: Any) -> Holder:
+        """Say that the run goes on at a scheduler without this process; its workers renew the lease that is returned."""
+        self._is_over.set()
+        self._thread.join(_PATIENCE_S)
+        self._holder = replace(self._holder, scheduler=scheduler, pid=0, namespace=None, progress=progress)
+        self.renew()
+        return self._holder
+
+    def tell(self, **progress: Any) -> None:
+        """Say how far the run is, at the next renewal."""
+        self._holder = replace(self._holder, progress=progress)
+
+    def renew(self) -> None:
+        """Publish the lease now."""
+        holder = replace(self._holder, renewed_s=time.time())
+        self._table.publish(self._name, seal(asdict(holder)), is_durable=False)
+
+    def _renew(self) -> None:
+        while not self._is_over.wait(_RENEW_S):
+            # The run itself will say what is wrong with the place, if it lasts.
+            with contextlib.suppress(Exception):
+                self.renew()
+
+
+def lease_name(run_id: str) -> str:
+    """Return the name of a run's lease in its table."""
+    return f"{FOLDER}/{run_id}{_SUFFIX}"
+
+
+def record_name(run_id: str) -> str:
+    """Return the name of a run's record in its table."""
+    return f"{FOLDER}/{run_id}.json"
+
+
+def cancellation_name(run_id: str) -> str:
+    """Return the name of what says in a table that a run is to stop."""
+    return f"{FOLDER}/{run_id}.cancel"
+
+
+def seconds_since(began: str) -> float:
+    """Return the seconds since a time in ISO 8601, by this machine's clock."""
+    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds())
+
+
+@contextlib.contextmanager
+def attended(table: Folder, left: Holder) -> Iterator[None]:
+    """Renew the lease of a run that was handed to a cluster, while this worker does some of it."""
+    is_over = threading.Event()
+
+    def renew() -> None:
+        while not is_over.wait(_RENEW_S):
+            attend(table, left)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def attend(table: Folder, left: Holder, **progress: Any) -> None:
+    """Renew the lease of a run that was handed to a cluster, unless another worker just has or the run has ended.
+
+    Parameters
+    ----------
+    table
+        The table.
+    left
+        What the lease was when the run was handed over; it comes back if a machine has taken the run for dead.
+    progress
+        How far the run is, for who knows it.
+    """
+    # The work itself will say what is wrong with the place, if it lasts.
+    with contextlib.suppress(Exception), hastily():
+        holder = _read(table, lease_name(left.run))
+        # A sign from the future is that of a worker whose clock is wrong, and which may be gone.
+        if holder is not None and not progress and abs(time.time() - holder.renewed_s) < _RENEW_S:
+            return
+        if holder is None and has_ended(table, left.run):
+            return
+        holder = replace(holder or left, renewed_s=time.time())
+        holder = replace(holder, progress={**holder.progress, **progress})
+        table.publish(lease_name(left.run), seal(asdict(holder)), is_durable=False)
+        if has_ended(table, left.run):
+            # Just now, and took its lease back before this one was there.
+            table.delete(lease_name(left.run))
+
+
+def has_ended(table: Folder, run_id: str) -> bool:
+    """Return whether a run has left its record; one by a machine that took it for dead does not count."""
+    data = table.read_if_there(record_name(run_id))
+    with contextlib.suppress(ValueError, AttributeError):
+        return data is not None and unseal(data).get("outcome") != LOST
+    return True
+
+
+def _namespace() -> str | None:
+    """Return what tells the processes of this machine, or of this container of it, from all others; None if nothing does."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return f"{stream.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return None
+
+
+def read_holders(table: Folder) -> list[Holder]:
+    """Return the runs whose lease lies in a table, alive or not, the earliest first."""
+    names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
+    found = (_read(table, f"{FOLDER}/{name}") for name in names)
+    return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
+
+
+def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
+    """Return the runs that are at work on a table, and those that died at it, the earliest first, as far as can be known.
+
+    A run whose sign is fresh by this machine's clock lives. If it is not, the clock of one of the machines may be wrong,
+    so the lease is looked at for a while.
+    """
+    living: list[Holder] = []
+    dead: list[Holder] = []
+    doubtful: list[Holder] = []
+    for holder in read_holders(table):
+        (dead if holder.is_gone else living if holder.is_fresh else doubtful).append(holder)
+    until = time.monotonic() + _LOOK_S
+    while doubtful and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
+        for holder in doubtful.copy():
+            found = _read(table, lease_name(holder.run))
+            if found != holder:
+                doubtful.remove(holder)
+                # A run whose lease is not there any more has ended.
+                living += [found] if found is not None else []
+    return sorted(living, key=lambda holder: holder.began_s), sorted(dead + doubtful, key=lambda holder: holder.began_s)
+
+
+def _read(table: Folder, name: str) -> Holder | None:
+    """Return what a lease says; None if it is gone since, damaged, or of another release."""
+    data = table.read_if_there(name)
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        holder = None if data is None else Holder(**unseal(data))
+        if holder is not None and _is_sound(holder) and lease_name(holder.run) == name:
+            return holder
+    return None
+
+
+def _is_sound(holder: Holder) -> bool:
+    """Return whether all that a lease says is of the types that its readers rely on."""
+    numbers = [holder.pid, holder.began_s, holder.renewed_s, *holder.progress.values()]
+    texts = [holder.run, holder.host, holder.namespace or "", holder.scheduler or ""]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+        and isinstance(holder.pid, int)
+    )
+
+
+def forget(table: Folder, holder: Holder) -> None:
+    """Delete the lease of a run that died."""
+    table.delete(lease_name(holder.run))

@@ -1,0 +1,396 @@
+"""A bundle judged on a labelled feature table: how right, how sure, and what a shortcut or another level would make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from threadpoolctl import threadpool_limits
+
+from emotion_batch.errors import RecordingError, StorageError, UsageError
+from emotion_batch.features import audio, recipes
+from emotion_batch.inference.bundle import Bundle, Card
+from emotion_batch.inference.predict import Predictor, load_predictor
+from emotion_batch.settings import AnySettings, Segments
+from emotion_batch.storage.archive import Entry, find_base
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.prefetch import reading
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import TableInfo
+from emotion_batch.training import metrics, splits
+from emotion_batch.training.data import Dataset, read_dataset
+from emotion_batch.worker import labelling
+from emotion_batch.worker.labelling import Labels
+from emotion_batch.worker.recordings import opened_recording
+
+# What is done to recordings, which ought to change no label: 12 dB is a step back from a microphone, or a call's other side.
+_LEVEL_DB, _SILENCE_S = 12.0, 1.0
+CONDITIONS = ("as_is", "plus_12_db", "minus_12_db", "padded")
+# Fewer speakers than this do not show how much speakers differ.
+_MIN_SPEAKERS = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a bundle was found to be worth on a table.
+
+    Attributes
+    ----------
+    model, model_id, table
+        Which bundle was judged, on what.
+    labels
+        The model's labels, in order.
+    n_failed, left_out
+        Rows of the table that are not judged: without features; and by their label, those whose label the model has not,
+        those without one under "".
+    figures
+        What `evaluation.measure` gives of the network's own probabilities, with ``intervals`` as `evaluation.intervals`.
+    calibration
+        ``temperature``, and ``raw`` and ``calibrated`` with ``nll`` (nats) and ``ece``.
+    by_speaker
+        ``speaker``, ``n_rows``, ``accuracy`` and ``uar`` of each known one, the worst first.
+    trust
+        ``threshold``, ``promised``, ``n_confident``, ``n_right`` of these, ``precision`` and ``coverage`` of
+        ``is_confident``, ``n_speakers``, and the shares ``in_domain`` and ``speech``; None where nothing can be said.
+    at_priors
+        ``priors`` as stated and ``precision`` by label at these; None where none were.
+    shortcuts
+        ``duration`` and ``level``, each with ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar`` of a linear model on it
+        alone, learnt on this table's other speakers; or ``reason``, a sentence.
+    robustness
+        ``n_recordings``, ``n_failed``, and for each of `CONDITIONS` ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar``;
+        or ``reason``, a sentence; None where it was not asked for.
+    warnings
+        Sentences that belong to the figures.
+    """
+
+    model: str
+    model_id: str
+    table: str
+    labels: tuple[str, ...]
+    n_failed: int
+    left_out: Mapping[str, int]
+    figures: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    by_speaker: Sequence[Mapping[str, Any]]
+    trust: Mapping[str, Any]
+    at_priors: Mapping[str, Any] | None
+    shortcuts: Mapping[str, Any]
+    robustness: Mapping[str, Any] | None
+    warnings: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``--json`` prints it."""
+        return asdict(self)
+
+
+def judge_bundle(
+    bundle: Bundle,
+    table: Folder,
+    info: TableInfo,
+    manifest: Manifest,
+    *,
+    labels: str,
+    label_map: Mapping[str, str] | None = None,
+    allow_numeric_labels: bool = False,
+    priors: Mapping[str, float] | None = None,
+    n_robustness: int = 200,
+    seed: int = 0,
+) -> Evaluation:
+    """Judge a bundle on the rows of a feature table that have a reference label.
+
+    Parameters
+    ----------
+    bundle
+        What is judged; its features are the table's.
+    table, info, manifest
+        The complete feature table, what it is, and its recordings.
+    labels, label_map, allow_numeric_labels
+        Where reference labels are from, what the model calls them, and whether they may look like numbers: see
+        `dataset.read_dataset`.
+    priors
+        How common each label is elsewhere: see `evaluation.precision_at_priors`.
+    n_robustness
+        Recordings that are decoded again, at other levels and padded; 0 for none.
+    seed
+        Decides which.
+
+    Raises
+    ------
+    UsageError
+        If fewer than two of the model's labels are there, or the priors name others.
+    """
+    card = bundle.card
+    if priors is not None:
+        # What is wrong with them is said before any work: to these counts everything is known.
+        metrics.precision_at_priors(np.eye(len(card.labels), dtype=np.int64).tolist(), card.labels, priors)
+    predictor = load_predictor(bundle)
+    data, found, starts = _predict_table(
+        table, info, manifest, predictor, labels, label_map, allow_numeric_labels=allow_numeric_labels
+    )
+    figures = metrics.measure(data.targets, found.raw, card.labels, speakers=data.speakers, predicted=found.best) | {
+        "intervals": metrics.intervals(data.targets, found.best, data.speakers)
+    }
+    return Evaluation(
+        model=bundle.folder.url,
+        model_id=card.model_id,
+        table=table.url,
+        labels=card.labels,
+        n_failed=data.n_failed,
+        left_out=data.left_out,
+        figures=figures,
+        calibration={
+            "temperature": card.temperature,
+            "raw": {name: figures[name] for name in ("nll", "ece")},
+            "calibrated": {
+                "nll": metrics.negative_log_likelihood(data.targets, found.probabilities),
+                "ece": metrics.expected_calibration_error(data.targets, found.probabilities),
+            },
+        },
+        by_speaker=_judge_speakers(data, found),
+        trust=_judge_trust(card, data, found),
+        at_priors=None
+        if priors is None
+        else {
+            "priors": dict(priors),
+            "precision": metrics.precision_at_priors(figures["confusion"], card.labels, priors),
+        },
+        shortcuts=_judge_shortcuts(data),
+        robustness=_judge_robustness(table, info, manifest, predictor, data, starts, n_robustness, seed)
+        if n_robustness
+        else None,
+        warnings=_warn(card, info, data),
+    )
+
+
+def _predict_table(
+    table: Folder,
+    info: TableInfo,
+    manifest: Manifest,
+    predictor: Predictor,
+    labels: str,
+    label_map: Mapping[str, str] | None,
+    *,
+    allow_numeric_labels: bool,
+) -> tuple[Dataset, Labels, npt.NDArray[np.float64]]:
+    """Return the rows with reference labels, what the model says of each, and where their segments start.
+
+    Each part is predicted when it is read, and only numbers of its rows are kept.
+    """
+    found: list[Labels] = []
+    starts: list[npt.NDArray[np.float64]] = []
+
+    def predict(rows: pa.Table) -> None:
+        found.append(labelling.predict_labels(rows, predictor))
+        starts.append(rows["start_s"].to_numpy())
+
+    data = read_dataset(
+        table,
+        info,
+        sorted(manifest.shards),
+        labels,
+        None,
+        known_labels=predictor.card.labels,
+        label_map=label_map,
+        allow_numeric_labels=allow_numeric_labels,
+        on_rows=predict,
+    )
+    # Of what the bundle cannot tell, it can tell none in every part.
+    columns: list[Any] = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*found, strict=True)]
+    return data, Labels(*columns), np.concatenate(starts)
+
+
+def _judge_speakers(data: Dataset, found: Labels) -> list[dict[str, Any]]:
+    numbers, words = splits.number_words(data.speakers)
+    order = np.argsort(numbers, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    judged = []
+    for word, rows in zip(words, groups, strict=True):
+        if word:
+            figures = metrics.measure(
+                data.targets[rows],
+                found.raw[rows],
+                data.labels,
+                speakers=data.speakers[rows],
+                predicted=found.best[rows],
+            )
+            judged.append({"speaker": word, **{name: figures[name] for name in ("n_rows", "accuracy", "uar")}})
+    return sorted(judged, key=lambda one: (one["uar"], one["speaker"]))
+
+
+def _judge_trust(card: Card, data: Dataset, found: Labels) -> dict[str, Any]:
+    n_confident = int(found.is_confident.sum())
+    n_right = int((found.is_confident & (found.best == data.targets)).sum())
+    return {
+        "threshold": card.confidence.get("threshold"),
+        "promised": card.confidence.get("promised"),
+        "n_confident": n_confident,
+        "n_right": n_right,
+        "precision": n_right / n_confident if n_confident else None,
+        "coverage": n_confident / len(data.targets),
+        "n_speakers": data.n_speakers,
+        "in_domain": None if found.is_in_domain is None else float(found.is_in_domain.mean()),
+        "speech": None if found.is_speech is None else float(found.is_speech.mean()),
+    }
+
+
+def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
+    """Return what duration alone, and level alone, give on speakers that they were not learnt on."""
+    try:
+        folds = splits.speaker_folds(data.targets, data.speakers)
+    except UsageError as error:
+        return {"reason": str(error)}
+    if not folds.names:
+        return {
+            "reason": f"shortcuts: expected two speakers or more to learn duration and level on some and judge on others, "
+            f"got {folds.n_speakers}; with one, how far they alone would come is unknown"
+        }
+    return {
+        name: _short(metrics.judge_shortcut(values, data.targets, data.labels, data.speakers, folds))
+        for name, values in (("duration", data.duration_s), ("level", data.level))
+    }
+
+
+def _short(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: figures[name] for name in ("n_rows", "n_speakers", "accuracy", "uar")}
+
+
+def _judge_robustness(
+    table: Folder,
+    info: TableInfo,
+    manifest: Manifest,
+    predictor: Predictor,
+    data: Dataset,
+    starts: npt.NDArray[np.float64],
+    n_recordings: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the figures of some recordings as they are, louder, quieter and padded; or why there are none."""
+    chosen = _choose(data, n_recordings, seed)
+    files = data.files.take(pa.array(chosen)).to_pylist()
+    settings = info.feature_settings
+    rows: list[int] = []
+    probabilities: list[npt.NDArray[np.float32]] = []
+    reason = ""
+    try:
+        base = find_base(info.source, table.options)
+        entries = _find_entries(manifest, files)
+        # As on a worker, so that what is decoded again gives the table's own features.
+        with threadpool_limits(1), reading(base, info.segments) as reader:
+            for row, (entry, fetched) in zip(chosen, reader.ahead(entries), strict=True):
+                try:
+                    with opened_recording(entry, base, fetched) as recording:
+                        stretches = _vary(recording, float(starts[row]), info.segments, settings)
+                except RecordingError as error:
+                    reason = reason or f"{entry.file}: {error.reason}"
+                    continue
+                values = [recipes.compute(samples, settings) for samples in stretches]
+                if not all(np.isfinite(value).all() for one in values for value in one):
+                    reason = reason or f"{entry.file}: at another level its features are not finite"
+                    continue
+                rows.append(row)
+                probabilities.append(predictor.predict(recipes.prepare(recipes.to_table(values, settings), settings)))
+    except (StorageError, UsageError) as error:
+        return {"reason": f"robustness: the archive's recordings cannot be read again ({error})"}
+    if not rows:
+        return {"reason": f"robustness: none of {len(files)} recordings can be read again ({reason})"}
+    targets, speakers = data.targets[rows], data.speakers[rows]
+    given = np.stack(probabilities)
+    return {
+        "n_recordings": len(rows),
+        "n_failed": len(files) - len(rows),
+        **{
+            name: _short(metrics.measure(targets, given[:, number], data.labels, speakers=speakers))
+            for number, name in enumerate(CONDITIONS)
+        },
+    }
+
+
+def _choose(data: Dataset, n_recordings: int, seed: int) -> list[int]:
+    """Return the number of one row each of some recordings, in which labels are as common as in all."""
+    random = np.random.default_rng(seed)
+    # From the order by name, so that the choice is the same whatever parts the table has.
+    shuffled = random.permutation(data.order)
+    recordings, _ = splits.number_words(data.files)
+    _, first = np.unique(recordings[shuffled], return_index=True)
+    rows = random.permutation(shuffled[first])
+    targets = data.targets[rows]
+    place = np.empty(len(rows), np.float64)
+    for target in np.unique(targets):
+        is_own = targets == target
+        # The k-th of a label's n comes when a share of k / n of all others has come.
+        place[is_own] = (np.arange(is_own.sum()) + 0.5) / is_own.sum()
+    chosen: list[int] = rows[np.argsort(place, kind="stable")[:n_recordings]].tolist()
+    return chosen
+
+
+def _find_entries(manifest: Manifest, files: Sequence[str]) -> list[Entry]:
+    """Return the manifest's entries of recordings, in the order in which these are given."""
+    wanted = pa.array(files, pa.string())
+    found = {}
+    for batch in manifest.entries(sorted(manifest.shards)):
+        for columns in batch.filter(pc.is_in(batch["file"], value_set=wanted)).to_pylist():
+            entry = Entry(**columns)
+            found[entry.file] = entry
+    return [found[file] for file in files]
+
+
+def _vary(
+    recording: audio.Recording, start_s: float, segments: Segments, settings: AnySettings
+) -> list[npt.NDArray[np.float32]]:
+    """Return a segment's samples under each of `CONDITIONS`; the louder ones may go beyond 1, and are not clipped."""
+    # First, for it begins earlier.
+    padded = _read_padded(recording, start_s, segments.duration_s, settings.sample_rate)
+    plain = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate).samples
+    gain = np.float32(10 ** (_LEVEL_DB / 20))
+    return [plain, plain * gain, plain / gain, padded]
+
+
+def _read_padded(
+    recording: audio.Recording, start_s: float, duration_s: float, sample_rate: int
+) -> npt.NDArray[np.float32]:
+    """Return the segment of the recording with digital silence before and after, as of a file that has them."""
+    rate = recording.header.sample_rate_hz
+    start, n_frames = int(start_s * rate), int(duration_s * rate)
+    silence = np.zeros(int(_SILENCE_S * rate), np.float32)
+    n_before = min(n_frames, max(0, len(silence) - start))
+    heard = silence[:0]
+    if n_before < n_frames:
+        first = max(0, start - len(silence))
+        # Half a frame on, for `read` rounds down to whole ones.
+        stretch = ((first + 0.5) / rate, (n_frames - n_before + 0.5) / rate)
+        heard = recording.read(*stretch, sample_rate=rate).samples
+    padded = np.concatenate([silence[:n_before], heard, silence])[:n_frames]
+    return audio.resample(padded, rate, sample_rate)
+
+
+def _warn(card: Card, info: TableInfo, data: Dataset) -> list[str]:
+    warnings = []
+    if not data.n_speakers:
+        warnings.append("who speaks is unknown here; how much these figures owe to few voices cannot be told")
+    elif data.n_speakers < _MIN_SPEAKERS:
+        warnings.append(
+            f"these are figures of {data.n_speakers} speakers; how other voices would fare cannot be told from fewer than "
+            f"{_MIN_SPEAKERS}"
+        )
+    learnt = card.training.get("n_learnt")
+    source = (
+        "the bundle does not say what it learnt from"
+        if learnt is None
+        else f"the bundle learnt from {learnt:,} segments of {card.training.get('n_speakers') or 'unknown'} speakers with "
+        f"labels from {card.training.get('labels')!r}, and does not name them"
+    )
+    warnings.append(
+        f"figures are honest only on recordings that the model has not learnt from; {source}: see that these are others"
+    )
+    if info.segments.duration_s != card.segments.duration_s:
+        warnings.append(
+            f"segments last {info.segments.duration_s:g} s, those that the model was trained on "
+            f"{card.segments.duration_s:g} s"
+        )
+    return [*warnings, *data.notes]

@@ -1,0 +1,292 @@
+"""Fitting a network: batches off a spool in a seeded order, epoch by epoch, with a checkpoint after each."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_batch.features import logmel_pitch
+from emotion_batch.features.logmel_pitch import Sequence as Frames
+from emotion_batch.features.recipes import Values
+from emotion_batch.inference.predict import fit_frames
+from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.storage.folder import Folder
+from emotion_batch.training import networks
+from emotion_batch.training.augmentation import augment
+from emotion_batch.training.keras_model import load_keras
+from emotion_batch.training.spool import Spool
+
+# What each recipe was tried with: the notebook's, and that of the sequences.
+EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
+BATCH_SIZES: Mapping[str, int] = {"mfcc-mean": 512, "logmel-pitch": 32}
+# One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps.
+_PEAK_RATE, _RISE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 1e-2, 1.0, 0.1
+# Frames of the longest segment in a batch: of longer ones a stretch; lengths in steps of so many, for each is compiled.
+_MOST_FRAMES, _LENGTHS = 512, 32
+_ROWS = 2_048
+Epoch = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How to fit.
+
+    Attributes
+    ----------
+    epochs, batch_size
+        Passes over the rows, and rows a step.
+    seed
+        Decides weights and order; with one machine, one set of versions and one thread count, the same gives the same.
+    patience
+        Epochs without a better loss on the validation rows after which it ends, with the weights of the best; 0 for none.
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int
+    patience: int = 0
+
+
+class Checkpoint:
+    """What a fitting that was stopped goes on from, in a file of its own.
+
+    Parameters
+    ----------
+    folder, name
+        Where.
+    fingerprint
+        Of all that decides the fitting: another one's is not gone on from.
+    """
+
+    def __init__(self, folder: Folder, name: str, fingerprint: str) -> None:
+        self._folder = folder
+        self._name = name
+        self._fingerprint = fingerprint
+
+    def read(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return what was kept, or None where there is nothing, or another fitting's."""
+        data = self._folder.read_if_there(self._name)
+        if data is None:
+            return None
+        try:
+            # Numbers alone: no pickle is read.
+            with np.load(io.BytesIO(data), allow_pickle=False) as kept:
+                found = dict(kept)
+        except (ValueError, OSError, EOFError, KeyError):
+            return None
+        return found if str(found.get("fingerprint")) == self._fingerprint else None
+
+    def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Keep arrays."""
+        sink = io.BytesIO()
+        np.savez(sink, allow_pickle=False, fingerprint=np.array(self._fingerprint), **arrays)
+        self._folder.make()
+        self._folder.publish(self._name, sink.getvalue())
+
+
+def fit(
+    spool: Spool,
+    settings: AnySettings,
+    learn: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    *,
+    n_labels: int,
+    fitting: Fitting,
+    validate: npt.NDArray[np.int64] | None = None,
+    on_epoch: Epoch = lambda epoch, figures: None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[Any, dict[str, list[float]]]:
+    """Fit a recipe's network: the notebook's as the notebook does, that of sequences with augmentation.
+
+    Parameters
+    ----------
+    spool, settings
+        Features of all rows, and what they are.
+    learn
+        Numbers of the rows to learn from.
+    targets
+        Number of the label of each row of the spool, shape (n_rows,).
+    n_labels
+        How many labels there are.
+    fitting
+        How.
+    validate
+        Numbers of the rows that are judged after each epoch, of which nothing is learnt; None for none.
+    on_epoch
+        Called after each epoch with its number, from 1, and its figures.
+    checkpoint
+        Where to go on from, and to keep each epoch; None for nowhere.
+
+    Returns
+    -------
+    The network, and loss and accuracy by epoch, those of validation rows as ``val_...``.
+    """
+    _, keras = load_keras()
+    keras.utils.set_random_seed(fitting.seed)
+    network = networks.build(settings, n_labels)
+    _compile(network, settings)
+    network.optimizer.build(network.trainable_variables)
+    history: dict[str, list[float]] = {}
+    best: list[npt.NDArray[Any]] = []
+    kept = None if checkpoint is None else checkpoint.read()
+    if kept is not None:
+        history = {name.removeprefix("history_"): kept[name].tolist() for name in kept if name.startswith("history_")}
+        _set(network, kept)
+        best = [kept[f"best_{number}"] for number in range(len(network.get_weights())) if f"best_{number}" in kept]
+    n_steps = math.ceil(len(learn) / fitting.batch_size)
+    done = len(next(iter(history.values()), []))
+    for epoch in range(done, fitting.epochs):
+        if _is_over(history, fitting.patience):
+            break
+        data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch)
+        callbacks = [] if isinstance(settings, FeatureSettings) else [_cycle(network, epoch, n_steps, fitting.epochs)]
+        # Once for each epoch, for a fitting that goes on must begin it as one that was never stopped.
+        logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
+        figures = {name: float(values[-1]) for name, values in logs.items()}
+        if validate is not None:
+            judged = _judge(network, spool, settings, validate, targets)
+            figures |= {f"val_{name}": value for name, value in judged.items()}
+        for name, value in figures.items():
+            history.setdefault(name, []).append(value)
+        if fitting.patience and min(history["val_loss"]) == figures["val_loss"]:
+            best = network.get_weights()
+        if checkpoint is not None:
+            checkpoint.write(
+                {
+                    **{f"history_{name}": np.array(values) for name, values in history.items()},
+                    **{f"variable_{number}": value for number, value in enumerate(_variables(network))},
+                    **{f"best_{number}": value for number, value in enumerate(best)},
+                }
+            )
+        on_epoch(epoch + 1, figures)
+    if fitting.patience and best:
+        network.set_weights(best)
+    return network, history
+
+
+def predict(network: Any, spool: Spool, settings: AnySettings, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return what Keras gives for rows of a spool: probabilities, shape (n_rows, n_labels)."""
+    found = np.empty((len(rows), network.output_shape[1]), np.float32)
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        found[start : start + _ROWS] = networks.predict(network, prepare(spool.read(some), settings))
+    return found
+
+
+def prepare(values: Sequence[Values], settings: AnySettings) -> Any:
+    """Return what a network reads of features, as `features.prepare` gives it of a table."""
+    if isinstance(settings, FeatureSettings):
+        return np.stack([vector for (vector,) in values]) if len(values) else np.empty((0, settings.n_mfcc), np.float32)
+    return [logmel_pitch.prepare(Frames(*one)) for one in values]
+
+
+def _compile(network: Any, settings: AnySettings) -> None:
+    _, keras = load_keras()
+    if isinstance(settings, FeatureSettings):
+        network.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+        return
+    network.compile(
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING),
+        optimizer=keras.optimizers.AdamW(_PEAK_RATE, weight_decay=_WEIGHT_DECAY, clipnorm=_MOST_NORM),
+        metrics=["accuracy"],
+    )
+
+
+def _cycle(network: Any, epoch: int, n_steps: int, epochs: int) -> Any:
+    """Return what sets the learning rate before each step of an epoch."""
+    _, keras = load_keras()
+
+    def set_rate(step: int, logs: Any = None) -> None:  # noqa: ARG001 Keras's words
+        share = (epoch * n_steps + step) / (epochs * n_steps)
+        rising = 0.5 * (1 - math.cos(math.pi * share / _RISE))
+        falling = 0.5 * (1 + math.cos(math.pi * (share - _RISE) / (1 - _RISE)))
+        network.optimizer.learning_rate = _PEAK_RATE * max(rising if share < _RISE else falling, 1e-3)
+
+    return keras.callbacks.LambdaCallback(on_train_batch_begin=set_rate)
+
+
+def _dataset(
+    spool: Spool,
+    settings: AnySettings,
+    learn: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    n_labels: int,
+    fitting: Fitting,
+    epoch: int,
+) -> Any:
+    """Return an epoch's batches, read and made while the network learns."""
+    tensorflow, _ = load_keras()
+    # By seed and epoch alone, so that an epoch is the same whether or not those before it were in this process.
+    generator = np.random.default_rng([fitting.seed, epoch])
+    order = generator.permutation(learn)
+
+    def batches() -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
+        for start in range(0, len(order), fitting.batch_size):
+            rows = order[start : start + fitting.batch_size]
+            values = spool.read(rows)
+            wanted = np.eye(n_labels, dtype=np.float32)[targets[rows]]
+            if isinstance(settings, FeatureSettings):
+                yield prepare(values, settings)[..., np.newaxis], wanted
+            else:
+                yield _augmented(values, generator), wanted
+
+    floats = tensorflow.float32
+    if isinstance(settings, FeatureSettings):
+        inputs = tensorflow.TensorSpec((None, settings.n_mfcc, 1), floats)
+    else:
+        inputs = (
+            tensorflow.TensorSpec((None, None, logmel_pitch.N_INPUTS), floats),
+            tensorflow.TensorSpec((None, None, 1), floats),
+        )
+    signature = (inputs, tensorflow.TensorSpec((None, n_labels), floats))
+    data = tensorflow.data.Dataset.from_generator(batches, output_signature=signature)
+    return data.apply(tensorflow.data.experimental.assert_cardinality(-(-len(order) // fitting.batch_size))).prefetch(2)
+
+
+def _augmented(
+    values: Sequence[Values], generator: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    rows = []
+    for one in values:
+        frames = fit_frames(augment(Frames(*one), generator))
+        start = int(generator.integers(0, max(1, len(frames) - _MOST_FRAMES + 1)))
+        rows.append(frames[start : start + _MOST_FRAMES])
+    longest = max(map(len, rows))
+    return networks.pad(rows, -(-longest // _LENGTHS) * _LENGTHS)
+
+
+def _judge(
+    network: Any,
+    spool: Spool,
+    settings: AnySettings,
+    rows: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+) -> dict[str, float]:
+    probabilities = predict(network, spool, settings, rows)
+    of_target = probabilities[np.arange(len(rows)), targets[rows]]
+    return {
+        "accuracy": float(np.mean(probabilities.argmax(axis=1) == targets[rows])),
+        # As Keras bounds it.
+        "loss": float(-np.mean(np.log(np.maximum(of_target, 1e-7), dtype=np.float64))),
+    }
+
+
+def _is_over(history: Mapping[str, Sequence[float]], patience: int) -> bool:
+    losses = history.get("val_loss", [])
+    return bool(patience) and len(losses) - 1 - int(np.argmin(losses or [0])) >= patience
+
+
+def _variables(network: Any) -> list[npt.NDArray[Any]]:
+    """Return all that a fitting changes: weights, what dropout draws from, and the optimizer's moments."""
+    return [np.asarray(one) for one in (*network.variables, *network.optimizer.variables)]
+
+
+def _set(network: Any, kept: Mapping[str, npt.NDArray[Any]]) -> None:
+    for number, variable in enumerate((*network.variables, *network.optimizer.variables)):
+        variable.assign(kept[f"variable_{number}"])

@@ -1,0 +1,224 @@
+"""From the notebook's own ``.h5`` to a bundle: its weights, read as numbers, and never what it would have Keras build."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_batch.errors import UsageError
+from emotion_batch.inference import safety
+from emotion_batch.inference.bundle import Card, sha256, weight_shapes
+from emotion_batch.settings import FeatureSettings, Segments
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.names import clean
+from emotion_batch.training import networks, write_bundle
+
+_PASSIVE = ("Dropout", "InputLayer")
+# What the notebook's layers compute, by what Keras calls it; a release that does not say has it so.
+_LSTM = {
+    "activation": "tanh",
+    "recurrent_activation": "sigmoid",
+    "use_bias": True,
+    "return_sequences": False,
+    "return_state": False,
+    "go_backwards": False,
+    "stateful": False,
+    "time_major": False,
+    "units": 123,
+}
+LAYERS = (
+    ("LSTM", _LSTM),
+    ("Dense", {"activation": "relu", "use_bias": True, "units": 64}),
+    ("Dense", {"activation": "relu", "use_bias": True, "units": 32}),
+    ("Dense", {"activation": "softmax", "use_bias": True}),
+)
+# Rows of the usual size of MFCC, on which what workers execute is compared with Keras.
+_N_COMPARED = 512
+
+
+class SavedNetwork(NamedTuple):
+    """What an ``.h5`` holds of the notebook's network.
+
+    Attributes
+    ----------
+    weights
+        Arrays in Keras's order, of `bundle.weight_shapes`.
+    keras_version
+        Who wrote it; "" where the file does not say.
+    has_config
+        Whether it says what its layers compute, which then is what the notebook's do.
+    """
+
+    weights: list[npt.NDArray[np.float32]]
+    keras_version: str
+    has_config: bool
+
+
+def import_bundle(
+    data: bytes,
+    file: str,
+    labels: Sequence[str],
+    bundle: Folder,
+    *,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Card:
+    """Make a bundle of an ``.h5`` that the notebook saved, with the notebook's feature settings and segment.
+
+    Parameters
+    ----------
+    data, file
+        The file, and its name.
+    labels
+        Emotions in the order of the network's outputs: as scikit-learn's LabelEncoder had them, sorted.
+    bundle
+        Folder to write to.
+    on_note
+        Takes what is remarkable about the labels.
+
+    Returns
+    -------
+    The bundle's card, which has no figures.
+
+    Raises
+    ------
+    UsageError
+        If the labels are not distinct words, one for each output, or the file holds another network or more than that.
+    """
+    labels = [clean(label) for label in labels]
+    if not all(labels) or len(set(labels)) != len(labels) or len(labels) < 2:
+        raise UsageError(
+            f"labels: expected two or more words that differ, got {', '.join(map(repr, labels)) or 'none'}"
+        )
+    saved = read_network(data, f"file {file}")
+    settings = FeatureSettings()
+    n_outputs = len(saved.weights[-1])
+    if n_outputs != len(labels):
+        raise UsageError(
+            f"labels: expected {n_outputs}, one for each output of the network in {file}, got {len(labels)}; "
+            "name them in the order of the outputs"
+        )
+    for note in _remark(labels):
+        on_note(note)
+    network = networks.build_seed(settings.n_mfcc, n_outputs)
+    network.set_weights(saved.weights)
+    rng = np.random.default_rng(0)
+    return write_bundle.write_bundle(
+        bundle,
+        network,
+        labels=labels,
+        feature_settings=settings,
+        segments=Segments(),
+        training={
+            "imported": True,
+            "file": file,
+            "sha256": sha256(data),
+            "keras_version": saved.keras_version,
+            "has_config": saved.has_config,
+        },
+        metrics={},
+        inputs=rng.normal(0, 30, (_N_COMPARED, settings.n_mfcc)).astype(np.float32),
+        extras={},
+    )
+
+
+def _remark(labels: Sequence[str]) -> Iterator[str]:
+    """Yield what the notebook's LabelEncoder would not have given."""
+    if list(labels) != sorted(labels):
+        yield (
+            f"labels: the notebook's LabelEncoder sorts its labels, {', '.join(sorted(labels))}, but these are in another "
+            "order; see that each stands at the place of its output"
+        )
+    by_word: dict[str, str] = {}
+    for label in labels:
+        if (other := by_word.setdefault(label.casefold(), label)) != label:
+            yield f"labels: {other!r} and {label!r} differ only in upper and lower case; see that they are two emotions"
+
+
+def read_network(data: bytes, thing: str) -> SavedNetwork:
+    """Read the notebook's network out of an ``.h5`` of Keras 2 or 3, by its attributes ``layer_names`` and ``weight_names``.
+
+    Parameters
+    ----------
+    data
+        The file, whole or of weights alone (``save_weights``).
+    thing
+        What an error calls it.
+
+    Raises
+    ------
+    UsageError
+        If it is none, or its layers, their settings or the shapes of their weights are not the notebook's.
+    """
+    import h5py
+
+    safety.inspect_h5(data, thing)
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            config = file.attrs.get("model_config")
+            version = _text(file.attrs.get("keras_version", ""))
+            root = file.get("model_weights", file)
+            weights = [
+                np.asarray(root[_text(layer)][_text(name)], np.float32)
+                for layer in root.attrs["layer_names"]
+                for name in root[_text(layer)].attrs["weight_names"]
+            ]
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{thing}: expected weights by layer, as Keras saves an .h5, got none; save the network by model.save('x.h5')"
+        ) from error
+    if config is not None:
+        _check_config(_text(config), thing)
+    shapes = [one.shape for one in weights]
+    if not shapes or len(shapes[-1]) != 1 or shapes != weight_shapes(FeatureSettings(), *shapes[-1]):
+        raise UsageError(
+            f"{thing}: expected the weights of the notebook's network, LSTM 123, Dense 64, 32 and one output a label, "
+            f"got the shapes {', '.join(str(list(shape)) for shape in shapes) or 'of none'}; only that network is imported"
+        )
+    if not all(np.isfinite(one).all() for one in weights):
+        raise UsageError(f"{thing}: expected finite weights, got others; its training failed")
+    return SavedNetwork(weights, version, config is not None)
+
+
+def _check_config(text: str, thing: str) -> None:
+    """See that layers compute what the notebook's do, for weights of the same shapes may be for something else."""
+    try:
+        config = safety.parse_json(text)
+        kind, layers = config["class_name"], config["config"]
+        # Before Keras 2.2.3 the layers were all of it.
+        layers = layers["layers"] if isinstance(layers, dict) else layers
+        found = [(layer["class_name"], dict(layer["config"])) for layer in layers]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{thing}: expected a model_config as Keras writes it, got another; save the network again"
+        ) from error
+    active = [(name, settings) for name, settings in found if name not in _PASSIVE]
+    names = [name for name, _ in active]
+    if kind != "Sequential" or names != [name for name, _ in LAYERS]:
+        raise UsageError(
+            f"{thing}: expected the notebook's Sequential of LSTM, Dense, Dense and Dense, got a {kind} of "
+            f"{', '.join(map(str, names))}; only that network is imported"
+        )
+    for (name, settings), (_, expected) in zip(active, LAYERS, strict=True):
+        for key, value in expected.items():
+            if settings.get(key, value) != value:
+                raise UsageError(
+                    f"{thing}: expected {name} layers as the notebook's, {key} {value!r}, got {settings[key]!r}; "
+                    "its labels would be wrong"
+                )
+    n_features = FeatureSettings().n_mfcc
+    for _, settings in found[:2]:
+        shape = settings.get("batch_shape") or settings.get("batch_input_shape")
+        if shape is not None and not (isinstance(shape, list) and shape[1:] in ([n_features, 1], [None, 1])):
+            raise UsageError(
+                f"{thing}: expected a network of {n_features} features, input [None, {n_features}, 1], got {shape}; "
+                "only the notebook's features are known of an .h5"
+            )
+
+
+def _text(value: Any) -> str:
+    """Return an attribute's text, which is bytes in files of Keras 2."""
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,433 @@
+"""Reference labels: the emotion and speaker of a recording, from its name or a table, and in a model's own words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from emotion_batch.errors import UsageError
+from emotion_batch.storage import names
+from emotion_batch.storage.file_lists import is_list
+from emotion_batch.storage.folder import Folder, explained
+
+# Third number of a RAVDESS name; https://zenodo.org/records/1188976
+_RAVDESS_EMOTIONS = {
+    "01": "neutral",
+    "02": "calm",
+    "03": "happy",
+    "04": "sad",
+    "05": "angry",
+    "06": "fearful",
+    "07": "disgust",
+    "08": "surprised",
+}
+
+
+_COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
+# Starts of segments that differ by less than a millisecond are one, and so are ends within what decoders differ by.
+_STARTS_PER_S, _END_S = 1_000, 0.05
+_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_BETWEEN = r"[\s.,/_-]*"
+# Dates with letters in them: of ISO 8601 with a time, and with a month's name, as spreadsheets write them.
+_DATE = re.compile(
+    rf"\d{{4}}-?\d\d-?\d\d[t ][\d:.]*(z|[+-][\d:]+)?|\d{{1,4}}(st|nd|rd|th)?{_BETWEEN}{_MONTH}({_BETWEEN}\d{{1,4}})?"
+    rf"|{_MONTH}{_BETWEEN}\d{{1,4}}({_BETWEEN}\d{{1,4}})?"
+)
+
+
+class Reference(NamedTuple):
+    """The reference label of a recording or a segment, and who speaks in it, if known."""
+
+    emotion: str
+    speaker: str | None
+
+
+class Labeller(Protocol):
+    """Where reference labels are from."""
+
+    def __call__(self, file: str, start_s: float | None = None, end_s: float | None = None) -> Reference | None:
+        """Return the label of a segment of a recording, None if there is none."""
+
+
+def read_labels(source: str) -> Labeller:
+    """Return what gives a recording's, or a segment's, reference label, or None where there is none.
+
+    Parameters
+    ----------
+    source
+        ``tess``, ``ravdess``, ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns ``file``,
+        ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group ``emotion``
+        and perhaps ``speaker``).
+
+    Raises
+    ------
+    UsageError
+        If `source` is none of these, or its table or pattern cannot be used.
+    """
+    kind, _, argument = source.partition(":")
+    if kind in _BY_NAME and not argument:
+        return partial(_by_name, _BY_NAME[kind])
+    if kind == "table" and argument:
+        return _read_table(argument)
+    if kind == "regex" and argument:
+        try:
+            pattern = re.compile(argument)
+        except re.error as error:
+            raise UsageError(f"labels: expected a regular expression, got {argument!r} ({error})") from error
+        if "emotion" not in pattern.groupindex:
+            raise UsageError(f"labels: expected a pattern with the group (?P<emotion>...), got {argument!r}")
+        return partial(_by_name, partial(_by_pattern, pattern))
+    raise UsageError(f"labels: expected tess, ravdess, folder, table:FILE or regex:PATTERN, got {source!r}")
+
+
+@dataclass
+class _TableRow:
+    """A row of a label table: the label of a recording, or of a segment if it has a start."""
+
+    file: str
+    start_s: float | None
+    end_s: float | None
+    reference: Reference
+    is_found: bool = False
+
+    def __str__(self) -> str:
+        return repr(self.file) + ("" if self.start_s is None else f" at {self.start_s:g} s")
+
+
+# The rows about one recording, by where they start in milliseconds; None for the whole of it.
+_Rows = dict[int | None, list[_TableRow]]
+
+
+class LabelTable:
+    """Reference labels that a table gives to recordings, or to segments of them.
+
+    A segment is found by the start and, if the table has one, by the end: what was heard of another stretch is no label. A
+    row without a start labels all segments of its recording that have no row of their own.
+
+    Parameters
+    ----------
+    thing
+        What an error calls the table.
+    rows
+        What it says.
+
+    Raises
+    ------
+    UsageError
+        If it gives one recording or one segment two labels.
+    """
+
+    def __init__(self, thing: str, rows: Iterable[_TableRow]) -> None:
+        self._thing = thing
+        self._as_written: dict[str, _Rows] = {}
+        # About recordings that are called otherwise than the table writes them.
+        self._by_key: dict[str, _Rows] = {}
+        self._base = ""
+        self._n_repeated = 0
+        self._rows = [row for row in rows if self._add(self._as_written.setdefault(row.file, {}), row)]
+
+    def settle(self, files: Iterable[str], archive: str) -> None:
+        """Take in which recordings there are: a name that one of them has as it is written is that recording's alone.
+
+        Parameters
+        ----------
+        files
+            Names of recordings.
+        archive
+            Path or URL of their archive, by which absolute names are known.
+
+        Raises
+        ------
+        UsageError
+            If two rows are about one recording, or one segment, in different spellings, and differ.
+        """
+        self._base = archive.rpartition("/")[0] if is_list(archive) else archive
+        if not os.path.lexists(self._base):
+            # What a glob's names are relative to.
+            self._base = re.split(r"/[^/]*[*?\[]", self._base, maxsplit=1)[0]
+        exact = self._as_written.keys() & set(files)
+        if len(exact) == len(self._as_written):
+            return
+        known = {names.find_key(file, self._base): self._as_written[file] for file in sorted(exact, reverse=True)}
+        kept = []
+        for row in self._rows:
+            if row.file not in exact:
+                key = names.find_key(row.file, self._base)
+                rows = known[key] if key in known else self._by_key.setdefault(key, {})
+                if not self._add(rows, row):
+                    continue
+            kept.append(row)
+        self._rows = kept
+
+    def __call__(self, file: str, start_s: float | None = None, end_s: float | None = None) -> Reference | None:
+        """Return the label of a segment of a recording, None if there is none."""
+        rows = self._as_written.get(file)
+        if rows is None and self._by_key:
+            rows = self._by_key.get(names.find_key(file, self._base))
+        if rows is None:
+            return None
+        found = None if start_s is None else _find_segment(rows, start_s, end_s)
+        whole = rows.get(None)
+        if found is None and whole:
+            found = whole[0]
+        if found is None:
+            return None
+        found.is_found = True
+        return found.reference
+
+    def describe_unfound(self) -> str:
+        """Return a sentence about rows that found no recording or segment, and such as were there again; "" if none."""
+        unfound = [row for row in self._rows if not row.is_found]
+        said = []
+        if unfound:
+            thing = "recording" if all(row.start_s is None for row in unfound) else "segment"
+            said.append(f"{len(unfound):,} of its {len(self._rows):,} rows found no {thing}, e.g. {unfound[0]}")
+        if self._n_repeated:
+            said.append(f"{self._n_repeated:,} more repeat another row")
+        return f"{self._thing}: {'; '.join(said)}" if said else ""
+
+    def _add(self, rows: _Rows, row: _TableRow) -> bool:
+        """Add a row to those about its recording, unless it is there; return whether it was not."""
+        if row.start_s is None:
+            at, same = None, next(iter(rows.get(None, ())), None)
+        else:
+            at, same = round(row.start_s * _STARTS_PER_S), _find_segment(rows, row.start_s, row.end_s)
+        if same is None:
+            rows.setdefault(at, []).append(row)
+            return True
+        if same.reference != row.reference:
+            thing = "recording" if at is None else "segment"
+            raise UsageError(f"{self._thing}: expected one label a {thing}, got two for {row}")
+        self._n_repeated += 1
+        return False
+
+
+def _find_segment(rows: _Rows, start_s: float, end_s: float | None) -> _TableRow | None:
+    """Return the row about a segment; one without an end is about any that starts there."""
+    at = round(start_s * _STARTS_PER_S)
+    for near in (at, at - 1, at + 1):
+        for row in rows.get(near, ()):
+            if row.end_s is None or end_s is None or abs(row.end_s - end_s) <= _END_S:
+                return row
+    return None
+
+
+def is_numeric(word: str) -> bool:
+    """Return whether a label looks like a number or a date, as of a folder or column that holds something else."""
+    try:
+        float(word.replace(",", "."))
+    except ValueError:
+        has_letters = any(character.isalpha() for character in word)
+        has_digits = any(character.isnumeric() for character in word)
+        return has_digits and (not has_letters or _DATE.fullmatch(word.casefold()) is not None)
+    return True
+
+
+def read_label_map(location: str) -> dict[str, str]:
+    """Return what a file says that reference labels are called by the model; "" for those to be left out.
+
+    Parameters
+    ----------
+    location
+        Path or URL of ``.json`` (an object), ``.csv`` (the columns ``from`` and ``to``), or else of text with
+        ``from = to`` lines.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or gives a label two names.
+    """
+    place = Folder.of(location)
+    folder, _, name = place.url.rpartition("/")
+    with explained(f"label map {place.url}"):
+        data = Folder(folder or "/").read(name)
+    try:
+        pairs = _read_pairs(name, names.as_utf8(data).decode("utf-8-sig"))
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"label map {place.url}: expected a JSON object of words, CSV with the columns from and to, or lines "
+            f"'from = to', in UTF-8, got {error}"
+        ) from error
+    label_map: dict[str, str] = {}
+    for word, label in ((names.clean(word), names.clean(label)) for word, label in pairs):
+        if label_map.setdefault(word, label) != label:
+            raise UsageError(f"label map {place.url}: expected one label a word, got two for {word!r}")
+    return label_map
+
+
+def map_labels(
+    emotions: Iterable[str], label_map: Mapping[str, str], known_labels: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
+    """Return reference labels as numbers of a model's labels, and what had to be left out.
+
+    Parameters
+    ----------
+    emotions
+        Reference label of each row.
+    label_map
+        As `read_label_map` gave it; a word that it lacks stays as it is.
+    known_labels
+        The model's labels.
+
+    Returns
+    -------
+    Number of each row's label, shape (n_rows,), -1 where the model has none for it; and the rows of these by word.
+    """
+    numbers = {names.clean(label): number for number, label in enumerate(known_labels)}
+    words = list(emotions)
+    targets = np.array([numbers.get(label_map.get(word, word), -1) for word in words], np.int64)
+    left_out = Counter(word for word, target in zip(words, targets, strict=True) if target < 0)
+    return targets, dict(sorted(left_out.items()))
+
+
+def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
+    """Return the words and labels of a label map in the format that its name has; raise ValueError or KeyError."""
+    if name.lower().endswith(".json"):
+        value = json.loads(text, object_pairs_hook=list)
+        if not isinstance(value, list) or not all(isinstance(pair, tuple) for pair in value):
+            raise ValueError("another JSON value")
+        if wrong := [label for _, label in value if not isinstance(label, str)]:
+            raise ValueError(f"{wrong[0]!r} as a word")
+        return value
+    if name.lower().endswith(".csv"):
+        rows = csv.DictReader(io.StringIO(text))
+        return [(row["from"], row["to"] or "") for row in rows]
+    pairs = []
+    for line in filter(str.strip, text.splitlines()):
+        word, equals, label = line.partition("=")
+        if not equals:
+            raise ValueError(f"the line {line!r}")
+        pairs.append((word, label))
+    return pairs
+
+
+def _by_tess_name(file: str) -> Reference | None:
+    """``OAF_back_angry.wav`` is OAF, angry: the last word of the stem, in lower case, and the first."""
+    stem = file.rsplit("/", 1)[-1].split(".")[0]
+    words = stem.split("_")
+    if len(words) < 2 or not words[-1]:
+        return None
+    # One recording of the corpus, OA_bite_neutral, lacks a letter of its speaker.
+    return Reference(words[-1].lower(), {"OA": "OAF"}.get(words[0], words[0]))
+
+
+def _by_ravdess_name(file: str) -> Reference | None:
+    """``03-01-05-01-02-01-12.wav`` is angry, actor 12: the third number of seven, and the last."""
+    numbers = file.rsplit("/", 1)[-1].split(".")[0].split("-")
+    if len(numbers) != 7 or numbers[2] not in _RAVDESS_EMOTIONS:
+        return None
+    return Reference(_RAVDESS_EMOTIONS[numbers[2]], numbers[6])
+
+
+def _by_folder(file: str) -> Reference | None:
+    """``calls/Angry/1.wav`` is angry: the folder that the recording is in, in lower case."""
+    folders = file.split("/")[:-1]
+    return Reference(folders[-1].lower(), None) if folders else None
+
+
+def _by_pattern(pattern: re.Pattern[str], file: str) -> Reference | None:
+    match = pattern.search(file)
+    if match is None or not match["emotion"]:
+        return None
+    return Reference(match["emotion"], match["speaker"] if "speaker" in pattern.groupindex else None)
+
+
+def _by_name(
+    label: Callable[[str], Reference | None],
+    file: str,
+    start_s: float | None = None,  # noqa: ARG001 as all labellers: a name says the same of all segments
+    end_s: float | None = None,  # noqa: ARG001
+) -> Reference | None:
+    found = label(file)
+    return None if found is None else _clean(found.emotion, found.speaker)
+
+
+def _clean(emotion: str | None, speaker: str | None) -> Reference | None:
+    """Return a label in its one spelling; None if nothing is left of it."""
+    word = names.clean(emotion or "")
+    return Reference(word, names.clean(speaker or "") or None) if word else None
+
+
+def _read_table(location: str) -> LabelTable:
+    place = Folder.of(location)
+    folder, _, name = place.url.rpartition("/")
+    thing = f"labels {place.url}"
+    with explained(thing):
+        data = Folder(folder or "/").read(name)
+    try:
+        if name.lower().endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            columns = {
+                column: table[column].cast(pa.string()).to_pylist() for column in _take(thing, table.column_names)
+            }
+        else:
+            columns = _read_columns(thing, names.as_utf8(data).decode("utf-8-sig"))
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{thing}: expected CSV in UTF-8 or Parquet, got {str(error).splitlines()[0]}") from error
+    nothing = [None] * len(columns["file"])
+    cells = zip(*(columns.get(column, nothing) for column in _COLUMNS), strict=True)
+    return LabelTable(thing, _table_rows(thing, cells))
+
+
+def _take(thing: str, heads: Sequence[str]) -> list[str]:
+    """Return the columns that are read; raise UsageError if one that must be there is not."""
+    if missing := [column for column in ("file", "emotion") if column not in heads]:
+        raise UsageError(
+            f"{thing}: expected the columns file, emotion[, speaker][, start_s, end_s], got no {missing[0]!r} among "
+            f"{', '.join(heads)}"
+        )
+    return [column for column in _COLUMNS if column in heads]
+
+
+def _read_columns(thing: str, text: str) -> dict[str, list[str]]:
+    """Return the columns of a CSV, whose names may hold ends of lines; raise csv.Error if it is none."""
+    records = [
+        record for record in csv.reader(io.StringIO(text, newline=""), strict=True) if any(map(str.strip, record))
+    ]
+    heads = [names.bare(head) for head in records[0]] if records else []
+    taken = _take(thing, heads)
+    for number, record in enumerate(records[1:], 2):
+        if len(record) != len(heads):
+            raise UsageError(f"{thing}: expected {len(heads)} cells in row {number}, got {len(record)}")
+    return {column: [record[heads.index(column)] for record in records[1:]] for column in taken}
+
+
+def _table_rows(thing: str, cells: Iterable[Sequence[str | None]]) -> Iterator[_TableRow]:
+    """Yield the rows that have a name and a label."""
+    for file, emotion, speaker, start, end in cells:
+        found = _clean(names.bare(emotion or ""), names.bare(speaker or ""))
+        if file and file.strip() and found is not None:
+            yield _TableRow(file, _read_seconds(thing, file, start), _read_seconds(thing, file, end), found)
+
+
+def _read_seconds(thing: str, file: str, cell: str | None) -> float | None:
+    if not (cell or "").strip():
+        return None
+    try:
+        seconds = float(str(cell).replace(",", "."))
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise UsageError(f"{thing}: expected seconds in start_s and end_s, got {cell!r} for {file!r}")
+    return seconds
+
+
+_BY_NAME: dict[str, Callable[[str], Reference | None]] = {
+    "tess": _by_tess_name,
+    "ravdess": _by_ravdess_name,
+    "folder": _by_folder,
+}

@@ -1,0 +1,329 @@
+"""Figures of predictions against reference labels: how right, how sure of it, and how far to trust either."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_batch.errors import UsageError
+from emotion_batch.storage import names
+from emotion_batch.training.splits import Fold, number_words
+
+Integers = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
+
+# A softmax is never 0, float32 is: what underflowed counts as float32's smallest normal number.
+SMALLEST = float(np.finfo(np.float32).tiny)
+# From here on, speakers themselves are resampled.
+_MIN_SPEAKERS = 10
+_PERCENTILES = (2.5, 97.5)
+
+
+def measure(
+    targets: Integers,
+    probabilities: Floats,
+    labels: Sequence[str],
+    *,
+    speakers: npt.NDArray[np.object_],
+    predicted: Integers | None = None,
+) -> dict[str, Any]:
+    """Return the figures of some rows.
+
+    Parameters
+    ----------
+    targets
+        Number of each row's reference label, shape (n_rows,).
+    probabilities
+        Probability of each label, shape (n_rows, n_labels).
+    labels
+        Their words.
+    speakers
+        Speaker of each row, shape (n_rows,), "" where unknown.
+    predicted
+        Number of the label that each row was given, shape (n_rows,); by default the most probable one.
+
+    Returns
+    -------
+    ``n_rows``, ``n_speakers`` (known ones), ``accuracy``, ``uar`` (unweighted average recall over the labels that the
+    reference has; giving another one is wrong), ``recall`` and ``precision`` by label (None where the reference lacks
+    it, and precision also where no row was given it), ``confusion``, shape (n_labels, n_labels), true labels down,
+    ``nll`` in nats, and ``ece``.
+
+    Raises
+    ------
+    UsageError
+        If there are no rows.
+    """
+    from sklearn import metrics
+
+    if not len(targets):
+        raise UsageError("figures: expected one row or more to judge, got none; see which rows have labels")
+    if predicted is None:
+        predicted = np.argmax(probabilities, axis=1)
+    numbers = list(range(len(labels)))
+    is_present = np.isin(numbers, targets)
+    averages = {"labels": numbers, "average": None, "zero_division": np.nan}
+    recall = metrics.recall_score(targets, predicted, **averages)
+    precision = np.where(is_present, metrics.precision_score(targets, predicted, **averages), np.nan)
+    return {
+        "n_rows": len(targets),
+        "n_speakers": len(set(number_words(speakers)[1]) - {""}),
+        "accuracy": float(metrics.accuracy_score(targets, predicted)),
+        "uar": float(np.mean(recall[is_present])),
+        "recall": _by_label(labels, recall),
+        "precision": _by_label(labels, precision),
+        "confusion": metrics.confusion_matrix(targets, predicted, labels=numbers).tolist(),
+        "nll": negative_log_likelihood(targets, probabilities),
+        "ece": expected_calibration_error(targets, probabilities),
+    }
+
+
+def negative_log_likelihood(targets: Integers, probabilities: Floats) -> float:
+    """Return the mean of minus the logarithm of the reference label's probability, in nats.
+
+    Parameters
+    ----------
+    targets
+        Number of each row's reference label, shape (n_rows,).
+    probabilities
+        Probability of each label, shape (n_rows, n_labels); 0 counts as float32's smallest normal number.
+    """
+    of_target = np.take_along_axis(probabilities, targets[:, np.newaxis], axis=1).astype(np.float64)
+    return float(-np.log(np.maximum(of_target, SMALLEST)).mean())
+
+
+def expected_calibration_error(targets: Integers, probabilities: Floats, n_bins: int = 15) -> float:
+    """Return the mean distance between confidence and accuracy, over bins of confidence, weighted by their rows.
+
+    Equation 3 of Guo et al., "On Calibration of Modern Neural Networks", 2017 (https://arxiv.org/abs/1706.04599), with
+    their 15 bins of equal width, and the label's probability as its confidence.
+
+    Parameters
+    ----------
+    targets
+        Number of each row's reference label, shape (n_rows,).
+    probabilities
+        Probability of each label, shape (n_rows, n_labels).
+    n_bins
+        Bins from 0 to 1.
+    """
+    n_rows, confidence, n_right = _bin(targets, probabilities, n_bins)
+    return float(np.abs(confidence - n_right).sum() / n_rows.sum())
+
+
+def reliability(targets: Integers, probabilities: Floats, n_bins: int = 15) -> dict[str, list[Any]]:
+    """Return what a reliability diagram shows, by bin of confidence: the bins of `expected_calibration_error`.
+
+    Returns
+    -------
+    ``n_rows``, ``confidence`` and ``accuracy``, a list of n_bins each; the means are None where a bin has no rows.
+    """
+    n_rows, confidence, n_right = _bin(targets, probabilities, n_bins)
+    return {
+        "n_rows": n_rows.tolist(),
+        "confidence": [float(total / n) if n else None for total, n in zip(confidence, n_rows, strict=True)],
+        "accuracy": [float(total / n) if n else None for total, n in zip(n_right, n_rows, strict=True)],
+    }
+
+
+def intervals(
+    targets: Integers,
+    predicted: Integers,
+    speakers: npt.NDArray[np.object_],
+    *,
+    n_resamples: int = 1_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return 95 % intervals of accuracy and UAR, by the percentile bootstrap over speakers (Efron, 1979).
+
+    Rows of one speaker are alike, so that whole speakers are drawn where there are ten or more. With fewer, what is
+    drawn are the rows of one speaker and one emotion; that says nothing of how unlike the next speaker will be, and the
+    interval is too narrow for that. All rows whose speaker is unknown are taken as one more speaker's.
+
+    Parameters
+    ----------
+    targets, predicted
+        Number of each row's reference label and of the label that it was given, shape (n_rows,).
+    speakers
+        Speaker of each row, shape (n_rows,), "" where unknown.
+    n_resamples
+        Draws with replacement.
+    seed
+        Decides them.
+
+    Returns
+    -------
+    ``level``, ``unit`` (``speaker`` or ``speaker by emotion``), ``n_units``, ``n_resamples``, ``accuracy`` and ``uar``
+    as [lower, upper], None where there is one unit; and ``recording_wise`` with both as if each row were independent of
+    all others, which it is not: to compare with what others report.
+    """
+    n_labels = int(max(targets.max(), predicted.max())) + 1
+    numbers, words = number_words(speakers)
+    is_by_speaker = len(set(words) - {""}) >= _MIN_SPEAKERS
+    unit_of_row = numbers if is_by_speaker else numbers * n_labels + targets
+    units, unit_of_row = np.unique(unit_of_row, return_inverse=True)
+    # All that both figures need of a unit: its rows by label, and how many of them are right. Shape (n_units, 2, n_labels).
+    cells = (unit_of_row * 2 + (predicted == targets)) * n_labels + targets
+    counts = np.bincount(cells, minlength=len(units) * 2 * n_labels).reshape(len(units), 2, n_labels)
+    # Rows of a label that are right, or wrong, are interchangeable: these are what a draw of single rows draws from.
+    kinds = counts.sum(axis=0).ravel()
+    each = np.diag(np.ones(len(kinds), np.int64)).reshape(len(kinds), 2, n_labels)
+    random = np.random.default_rng(seed)
+    shares = np.full(len(units), 1 / len(units))
+    by_unit = [_resample(random, len(units), shares, counts) for _ in range(n_resamples)]
+    by_row = [_resample(random, len(targets), kinds / len(targets), each) for _ in range(n_resamples)]
+    return {
+        "level": 0.95,
+        "unit": "speaker" if is_by_speaker else "speaker by emotion",
+        "n_units": len(units),
+        "n_resamples": n_resamples,
+        **_percentiles(by_unit, len(units)),
+        "recording_wise": _percentiles(by_row, len(targets)),
+    }
+
+
+def precision_at_priors(
+    confusion: Sequence[Sequence[int]], labels: Sequence[str], priors: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Return the precision by label that an archive with other shares of the emotions would see, by Bayes's rule.
+
+    Parameters
+    ----------
+    confusion
+        Number of rows by true label (down) and given label (across), shape (n_labels, n_labels).
+    labels
+        Their words.
+    priors
+        How common each label is, in any unit; a label that is not named does not occur.
+
+    Returns
+    -------
+    Precision by label; None where the label does not occur or would be given to no row.
+
+    Raises
+    ------
+    UsageError
+        If a label is unknown, a prior is negative or not finite, none is above 0, or a label that occurs has no rows.
+    """
+    if unknown := sorted(set(priors) - set(labels)):
+        raise UsageError(f"priors: expected labels among {', '.join(labels)}, got {unknown[0]!r}")
+    for label, prior in priors.items():
+        if not 0 <= prior < math.inf:
+            raise UsageError(f"priors: expected numbers of 0 or more, got {prior!r} for {label!r}")
+    shares = np.array([priors.get(label, 0.0) for label in labels])
+    if not shares.any():
+        raise UsageError("priors: expected one above 0 or more, got none; say how common each label is")
+    counts = np.asarray(confusion, float)
+    n_rows = counts.sum(axis=1)
+    if len(lacking := np.flatnonzero((shares > 0) & (n_rows == 0))):
+        raise UsageError(
+            f"priors: expected labels that rows with reference labels have, got {labels[lacking[0]]!r}, which none has; "
+            "leave it out, or judge on rows that have it"
+        )
+    joint = counts * (shares / shares.sum() / np.maximum(n_rows, 1))[:, np.newaxis]
+    given = joint.sum(axis=0)
+    is_defined = (shares > 0) & (given > 0)
+    return _by_label(labels, np.where(is_defined, np.diag(joint) / np.where(is_defined, given, 1), np.nan))
+
+
+def read_priors(text: str) -> dict[str, float]:
+    """Return the class priors that ``angry=0.1,neutral=0.7`` or ``@FILE``, with a JSON object of them, states.
+
+    Raises
+    ------
+    UsageError
+        If it is neither, or a label comes twice.
+    """
+    try:
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8") as stream:
+                pairs = json.load(stream, object_pairs_hook=list)
+        else:
+            pairs = [pair.rsplit("=", 1) for pair in text.split(",")]
+        numbers = [(names.clean(label), float(number)) for label, number in pairs]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"priors: expected LABEL=NUMBER,... or @FILE with a JSON object of numbers, got {text!r}"
+        ) from error
+    priors = dict(numbers)
+    if len(priors) < len(numbers):
+        raise UsageError(f"priors: expected each label once, got one twice in {text!r}")
+    return priors
+
+
+def judge_shortcut(
+    values: Floats,
+    targets: Integers,
+    labels: Sequence[str],
+    speakers: npt.NDArray[np.object_],
+    folds: Iterable[Fold],
+) -> dict[str, Any]:
+    """Return how well something plain, such as duration alone, gives the labels: the corpus's artefact, not emotion.
+
+    Parameters
+    ----------
+    values
+        What is to be judged, finite, shape (n_rows,) or (n_rows, n_values).
+    targets
+        Number of each row's reference label, shape (n_rows,).
+    labels
+        Their words.
+    speakers
+        Speaker of each row, shape (n_rows,).
+    folds
+        The model's own.
+
+    Returns
+    -------
+    As `measure`, of a logistic regression on standardised values, over the judged rows of all folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    columns = values.reshape(len(targets), -1).astype(np.float64)
+    found = []
+    for fold in folds:
+        regression = make_pipeline(StandardScaler(), LogisticRegression())
+        regression.fit(columns[fold.learnt], targets[fold.learnt])
+        probabilities = np.zeros((len(fold.judged), len(labels)))
+        probabilities[:, regression.classes_] = regression.predict_proba(columns[fold.judged])
+        found.append((fold.judged, probabilities))
+    if not found:
+        raise UsageError("shortcut: expected one fold or more to judge it on, got none")
+    judged = np.concatenate([rows for rows, _ in found])
+    probabilities = np.concatenate([rows for _, rows in found])
+    return measure(targets[judged], probabilities, labels, speakers=speakers[judged])
+
+
+def _by_label(labels: Sequence[str], values: Floats) -> dict[str, float | None]:
+    return {label: None if np.isnan(value) else float(value) for label, value in zip(labels, values, strict=True)}
+
+
+def _bin(targets: Integers, probabilities: Floats, n_bins: int) -> tuple[Integers, Floats, Floats]:
+    """Return rows, summed confidence and right rows of each bin of confidence, open below and closed above."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    bins = np.clip(np.ceil(confidence * n_bins).astype(np.int64) - 1, 0, n_bins - 1)
+    is_right = np.argmax(probabilities, axis=1) == targets
+    sums = [np.asarray(np.bincount(bins, one, n_bins), np.float64) for one in (confidence, is_right)]
+    return np.bincount(bins, minlength=n_bins), sums[0], sums[1]
+
+
+def _resample(random: np.random.Generator, n_drawn: int, shares: Floats, counts: Integers) -> tuple[float, float]:
+    """Return accuracy and UAR of one draw of units, as the weights of their counts, shape (n_units, 2, n_labels)."""
+    wrong, right = np.tensordot(random.multinomial(n_drawn, shares), counts, axes=1)
+    n_rows = wrong + right
+    is_present = n_rows > 0
+    return right.sum() / n_rows.sum(), np.mean(right[is_present] / n_rows[is_present])
+
+
+def _percentiles(draws: Sequence[tuple[float, float]], n_units: int) -> dict[str, list[float] | None]:
+    if n_units < 2:
+        return {"accuracy": None, "uar": None}
+    accuracy, uar = np.percentile(draws, _PERCENTILES, axis=0).T.tolist()
+    return {"accuracy": accuracy, "uar": uar}

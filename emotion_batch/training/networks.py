@@ -1,0 +1,281 @@
+"""The two networks: the notebook's on mean MFCC, and one on sequences; built in Keras, and exported to ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion_batch.features.logmel_pitch import N_INPUTS
+from emotion_batch.features.recipes import Inputs
+from emotion_batch.inference.bundle import SEED, SEQUENCE
+from emotion_batch.inference.predict import fit_frames
+from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.training.keras_model import load_keras
+
+_N_FILTERS, _N_TAPS, _N_UNITS, _DROPOUT = 64, 5, 48, 0.3
+# Below a variance of this the deviation of a feature is the same.
+_LEAST_VARIANCE = 1e-6
+# Keras's, of batch normalisation.
+_BATCH_EPSILON = 1e-3
+# Added to the score of a step that is only padding: its share of attention is 0 in float32.
+_PENALTY = 1e4
+_ROWS = 512
+# Lengths of padded rows, in steps of so many frames, for each length is compiled.
+_LENGTHS = 32
+
+
+def build(settings: AnySettings, n_labels: int) -> Any:
+    """Return the network of a recipe, not compiled."""
+    if isinstance(settings, FeatureSettings):
+        return build_seed(settings.n_mfcc, n_labels)
+    return build_sequence(n_labels)
+
+
+def build_seed(n_features: int, n_labels: int) -> Any:
+    """Return the notebook's network, not compiled: LSTM 123, Dense 64, 0.2, Dense 32, 0.2, Dense `n_labels`.
+
+    Parameters
+    ----------
+    n_features
+        Length of a feature vector, which the LSTM reads as that many steps of one value.
+    n_labels
+        Number of outputs; with 40 features and 7 labels it has 71,747 parameters.
+    """
+    _, keras = load_keras()
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((n_features, 1)),
+            layers.LSTM(123),
+            layers.Dense(64, activation="relu"),
+            layers.Dropout(0.2),
+            layers.Dense(32, activation="relu"),
+            layers.Dropout(0.2),
+            layers.Dense(n_labels, activation="softmax"),
+        ]
+    )
+
+
+def build_sequence(n_labels: int) -> Any:
+    """Return the network on sequences, not compiled: two Conv1D(64, 5) with pooling, BiLSTM 48, attentive statistics.
+
+    What it reads are frames, shape (n_frames, `sequence.N_INPUTS`), and which of them there are, shape (n_frames, 1), 1 or
+    0; `n_frames` is a multiple of four. Frames that are padding change nothing. The statistics are the mean and the
+    deviation of the steps by attention: K. Okabe et al., "Attentive Statistics Pooling", Interspeech 2018.
+    """
+    _, keras = load_keras()
+    layers = keras.layers
+    frames, is_there = keras.Input((None, N_INPUTS), name="frames"), keras.Input((None, 1), name="is_there")
+    steps, mask = frames, is_there
+    for _ in range(2):
+        steps = layers.Conv1D(_N_FILTERS, _N_TAPS, padding="same")(steps)
+        steps = layers.BatchNormalization(epsilon=_BATCH_EPSILON)(steps)
+        steps = layers.Activation("relu")(steps)
+        steps = layers.Multiply()([steps, mask])
+        steps = layers.MaxPooling1D(2)(steps)
+        mask = layers.MaxPooling1D(2)(mask)
+        steps = layers.Dropout(_DROPOUT)(steps)
+    # With the mask beside them, steps that are there are never all zero, and so are not taken for padding.
+    steps = layers.Masking()(layers.Concatenate()([steps, mask]))
+    states = layers.Bidirectional(layers.LSTM(_N_UNITS, return_sequences=True))(steps)
+    score = layers.Add()([layers.Dense(1)(states), layers.Rescaling(_PENALTY, -_PENALTY)(mask)])
+    attention = layers.Softmax(axis=1)(score)
+    mean = layers.Dot(axes=1)([attention, states])
+    of_squares = layers.Dot(axes=1)([attention, layers.Multiply()([states, states])])
+    variance = layers.Activation("relu")(layers.Subtract()([of_squares, layers.Multiply()([mean, mean])]))
+    deviation = keras.ops.sqrt(layers.Rescaling(1.0, _LEAST_VARIANCE)(variance))
+    statistics = layers.Reshape((4 * _N_UNITS,))(layers.Concatenate()([mean, deviation]))
+    outputs = layers.Dense(n_labels, activation="softmax")(layers.Dropout(_DROPOUT)(statistics))
+    return keras.Model([frames, is_there], outputs)
+
+
+def pad(
+    rows: Sequence[npt.NDArray[np.float32]], n_frames: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return rows of frames padded to one length, shape (n_rows, n_frames, n_inputs), and which are there."""
+    frames = np.zeros((len(rows), n_frames, N_INPUTS), np.float32)
+    is_there = np.zeros((len(rows), n_frames, 1), np.float32)
+    for number, row in enumerate(rows):
+        frames[number, : len(row)] = row
+        is_there[number, : len(row)] = 1
+    return frames, is_there
+
+
+def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
+    """Return what Keras gives for what a network reads: probabilities, shape (n_rows, n_labels)."""
+    if not isinstance(inputs, list):
+        return np.asarray(network.predict(inputs[..., np.newaxis], batch_size=2 * _ROWS, verbose=0), np.float32)
+    found = np.empty((len(inputs), network.output_shape[1]), np.float32)
+    rows = [fit_frames(row) for row in inputs]
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        found[start : start + _ROWS] = network.predict_on_batch(
+            list(pad(some, -(-max(map(len, some)) // _LENGTHS) * _LENGTHS))
+        )
+    return found
+
+
+def export(network: Any, settings: AnySettings) -> bytes:
+    """Return the graph, in ONNX, of what a network computes."""
+    return export_seed(network) if isinstance(settings, FeatureSettings) else export_sequence(network)
+
+
+def export_seed(network: Any) -> bytes:
+    """Return the graph, in ONNX, of what the notebook's network computes from (n_rows, n_features) to probabilities.
+
+    Layers and their order are those of `build_seed`; gates are reordered from Keras's input, forget, cell, output to
+    ONNX's input, output, forget, cell (https://onnx.ai/onnx/operators/onnx__LSTM.html).
+    """
+    from onnx import helper
+
+    kernel, recurrent, bias, *dense = (np.asarray(weights, np.float32) for weights in network.get_weights())
+    n_units = len(recurrent)
+    # Units of no weight, up to a multiple of four: their state stays 0, and ONNX Runtime is quicker by a twentieth.
+    n_idle = -n_units % 4
+
+    dense[0] = np.pad(dense[0], [(0, n_idle), (0, 0)])
+    constants: dict[str, npt.NDArray[Any]] = {
+        "kernel": _gates(kernel, n_idle)[np.newaxis],
+        "recurrent": _gates(np.pad(recurrent, [(0, n_idle), (0, 0)]), n_idle)[np.newaxis],
+        # Keras has one bias, ONNX a second one for the recurrent sums.
+        "bias": np.pad(_gates(bias, n_idle), (0, 4 * (n_units + n_idle)))[np.newaxis],
+        "first_axis": np.array([0], np.int64),
+        "last_axis": np.array([2], np.int64),
+    }
+    nodes = [
+        helper.make_node("Transpose", ["features"], ["steps"], perm=[1, 0]),
+        helper.make_node("Unsqueeze", ["steps", "last_axis"], ["values"]),
+        helper.make_node(
+            "LSTM", ["values", "kernel", "recurrent", "bias"], ["", "state"], hidden_size=n_units + n_idle
+        ),
+        helper.make_node("Squeeze", ["state", "first_axis"], ["dense_0"]),
+    ]
+    n_layers = len(dense) // 2
+    for layer in range(n_layers):
+        constants[f"weights_{layer}"], constants[f"bias_{layer}"] = dense[2 * layer : 2 * layer + 2]
+        inputs = [f"{name}_{layer}" for name in ("dense", "weights", "bias")]
+        is_last = layer == n_layers - 1
+        nodes.append(helper.make_node("Gemm", inputs, [f"sum_{layer}"]))
+        nodes.append(
+            helper.make_node("Softmax", [f"sum_{layer}"], ["probabilities"], axis=1)
+            if is_last
+            else helper.make_node("Relu", [f"sum_{layer}"], [f"dense_{layer + 1}"])
+        )
+    shapes = {"features": ["n_rows", network.input_shape[1]]}
+    return _write(SEED, nodes, shapes, network.output_shape[1], constants)
+
+
+def export_sequence(network: Any) -> bytes:
+    """Return the graph, in ONNX, of what the sequence network computes of rows of one length, in whole steps.
+
+    Normalisation is part of the convolutions, and the mask, which is 1 throughout, part of the LSTM's bias.
+    """
+    from onnx import helper
+
+    weights = [np.asarray(one, np.float32) for one in network.get_weights() if np.asarray(one).dtype.kind == "f"]
+    (kernel, bias, *norm), (kernel_2, bias_2, *norm_2) = _convolutions(network)
+    lstm, (score, score_bias), (dense, dense_bias) = weights[-10:-4], weights[-4:-2], weights[-2:]
+    constants: dict[str, npt.NDArray[Any]] = {}
+    nodes = [helper.make_node("Transpose", ["frames"], ["steps_0"], perm=[0, 2, 1])]
+    for number, (weight, offset, scale) in enumerate(((kernel, bias, norm), (kernel_2, bias_2, norm_2))):
+        gamma, beta, mean, variance = scale
+        factor = gamma / np.sqrt(variance + _BATCH_EPSILON)
+        # Keras has (taps, inputs, filters), ONNX (filters, inputs, taps).
+        constants[f"kernel_{number}"] = (weight * factor).transpose(2, 1, 0)
+        constants[f"offset_{number}"] = (offset - mean) * factor + beta
+        side = _N_TAPS // 2
+        nodes += [
+            helper.make_node(
+                "Conv",
+                [f"steps_{number}", f"kernel_{number}", f"offset_{number}"],
+                [f"sums_{number}"],
+                pads=[side, side],
+            ),
+            helper.make_node("Relu", [f"sums_{number}"], [f"active_{number}"]),
+            helper.make_node("MaxPool", [f"active_{number}"], [f"steps_{number + 1}"], kernel_shape=[2], strides=[2]),
+        ]
+    both = [lstm[:3], lstm[3:]]
+    constants["kernel"] = np.stack([_gates(kernel[:-1]) for kernel, _, _ in both])
+    constants["recurrent"] = np.stack([_gates(recurrent) for _, recurrent, _ in both])
+    constants["bias"] = np.stack([np.pad(_gates(bias + kernel[-1]), (0, 4 * _N_UNITS)) for kernel, _, bias in both])
+    constants |= {
+        "score": score,
+        "score_bias": score_bias,
+        "dense": dense,
+        "dense_bias": dense_bias,
+        "shape": np.array([0, 0, 2 * _N_UNITS], np.int64),
+        "axis": np.array([1], np.int64),
+        "least": np.float32(_LEAST_VARIANCE).reshape(1),
+    }
+    nodes += [
+        helper.make_node("Transpose", ["steps_2"], ["steps"], perm=[2, 0, 1]),
+        helper.make_node(
+            "LSTM",
+            ["steps", "kernel", "recurrent", "bias"],
+            ["both"],
+            hidden_size=_N_UNITS,
+            direction="bidirectional",
+        ),
+        # From (n_steps, 2, n_rows, n_units).
+        helper.make_node("Transpose", ["both"], ["by_row"], perm=[2, 0, 1, 3]),
+        helper.make_node("Reshape", ["by_row", "shape"], ["states"]),
+        helper.make_node("MatMul", ["states", "score"], ["product"]),
+        helper.make_node("Add", ["product", "score_bias"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["attention"], axis=1),
+        helper.make_node("Mul", ["attention", "states"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "axis"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["weighted", "states"], ["weighted_squares"]),
+        helper.make_node("ReduceSum", ["weighted_squares", "axis"], ["of_squares"], keepdims=0),
+        helper.make_node("Mul", ["mean", "mean"], ["square"]),
+        helper.make_node("Sub", ["of_squares", "square"], ["difference"]),
+        helper.make_node("Relu", ["difference"], ["variance"]),
+        helper.make_node("Add", ["variance", "least"], ["raised"]),
+        helper.make_node("Sqrt", ["raised"], ["deviation"]),
+        helper.make_node("Concat", ["mean", "deviation"], ["statistics"], axis=1),
+        helper.make_node("Gemm", ["statistics", "dense", "dense_bias"], ["sum"]),
+        helper.make_node("Softmax", ["sum"], ["probabilities"], axis=1),
+    ]
+    return _write(SEQUENCE, nodes, {"frames": ["n_rows", "n_frames", N_INPUTS]}, network.output_shape[1], constants)
+
+
+def _convolutions(network: Any) -> list[list[npt.NDArray[np.float32]]]:
+    """Return kernel, bias, and gamma, beta, mean and variance of each convolution with its normalisation."""
+    _, keras = load_keras()
+    found: list[list[npt.NDArray[np.float32]]] = []
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Conv1D):
+            found.append(layer.get_weights())
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            found[-1] = [*found[-1], *layer.get_weights()]
+    return found
+
+
+def _gates(weights: npt.NDArray[np.float32], n_idle: int = 0) -> npt.NDArray[np.float32]:
+    """Return an LSTM's weights of shape (..., 4 * n_units) as ONNX has them, (4 * (n_units + n_idle), ...)."""
+    by_gate = np.stack(np.split(weights, 4, axis=-1))[[0, 3, 1, 2]]
+    return np.concatenate(np.pad(by_gate, [(0, 0)] * weights.ndim + [(0, n_idle)]), axis=-1).T
+
+
+def _write(
+    name: str,
+    nodes: Sequence[Any],
+    inputs: Mapping[str, Sequence[int | str]],
+    n_labels: int,
+    constants: Mapping[str, npt.NDArray[Any]],
+) -> bytes:
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(one, TensorProto.FLOAT, shape) for one, shape in inputs.items()],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n_rows", n_labels])],
+        [numpy_helper.from_array(np.ascontiguousarray(value), one) for one, value in constants.items()],
+    )
+    # The oldest that has these operators: what is written today loads in runtimes of years ago.
+    written = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    checker.check_model(written, full_check=True)
+    return bytes(written.SerializeToString())

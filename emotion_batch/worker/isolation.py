@@ -1,0 +1,329 @@
+"""Recordings to feature rows in a child process, which a recording may kill: it costs its own row and no other.
+
+``multiprocessing`` is of no use here: Dask's nannies make workers daemons, which may have no such children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pyarrow as pa
+
+from emotion_batch.environment import safe_environment
+from emotion_batch.errors import IncompleteError, Status, StorageError, UnfitWorkerError, UsageError
+from emotion_batch.features import recipes
+from emotion_batch.settings import AnySettings, Segments
+from emotion_batch.storage.archive import Entry
+from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.prefetch import reading
+from emotion_batch.usage import current, metered, stage
+from emotion_batch.worker import process
+from emotion_batch.worker.recordings import FeatureRow, extract_recording, to_table
+from emotion_batch.worker.watchdog import watched
+
+# Such statuses are given here, and by nobody else: by recordings that took a process with them.
+KILLING = frozenset({Status.CRASHED, Status.TIMEOUT, Status.MEMORY})
+_START_TIMEOUT_S, _END_TIMEOUT_S = 120.0, 10.0
+# What a message is, by its first byte; after it, JSON, and a row's vector after a line's end.
+_ROW, _END, _FAILED = b"R", b"E", b"F"
+# A child that has taken so much of its limit, and died or was late, was so because of that.
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a recording may take.
+
+    Attributes
+    ----------
+    deadline_s
+        Longest time until a recording gives its row, with windows its next row, in seconds.
+    memory_bytes
+        Memory of the child process that decodes it, once a recording has taken a worker with it.
+
+    Raises
+    ------
+    UsageError
+        If the deadline is not a time.
+    """
+
+    deadline_s: float = 120.0
+    memory_bytes: int = 4 * 2**30
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.deadline_s <= 1e6:
+            raise UsageError(f"deadline: expected seconds from 1 to 1e+06, got {self.deadline_s!r}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a child is told, by its parent, at its start."""
+
+    entries: tuple[Entry, ...]
+    archive: Folder
+    settings: AnySettings
+    segments: Segments
+    limits: Limits
+
+
+def extract_rows(
+    entries: pa.RecordBatch,
+    archive: Folder,
+    settings: AnySettings,
+    segments: Segments,
+    limits: Limits,
+    on_failure: Callable[[StorageError], None],
+) -> pa.Table:
+    """Return what `rows.extract_rows` does, whatever a recording does to the process that decodes it.
+
+    Parameters
+    ----------
+    entries, archive, settings, segments
+        As there.
+    limits
+        What a recording may take.
+    on_failure
+        As there.
+
+    Returns
+    -------
+    Rows of the feature table's schema; recordings that killed the child are ``crashed``, ``timeout`` or ``memory``.
+
+    Raises
+    ------
+    StorageError
+        If the place that recordings are read from fails.
+    IncompleteError
+        If no child can be started.
+    UnfitWorkerError
+        If the child runs other code than this process.
+    """
+    current().n_isolated += 1
+    with stage("isolated"):
+        job = _Job(tuple(Entry(**row) for row in entries.to_pylist()), archive, settings, segments, limits)
+        return to_table(_extract(job, on_failure), settings)
+
+
+def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[FeatureRow]:
+    """Yield the rows of all recordings, from as many children as it takes."""
+    left = job.entries
+    # Whether the first of those left has killed a child already: once may be an accident, as somebody's `kill`.
+    is_suspect = False
+    while left:
+        rows: list[FeatureRow] = []
+        n_done = 0
+        is_full = False
+        failure: StorageError | None = None
+        began = time.perf_counter()
+        with _Child(replace(job, entries=left)) as child:
+            asked = time.perf_counter()
+            while n_done < len(left) and not is_full:
+                try:
+                    message = child.receive(job.limits.deadline_s)
+                except StorageError as error:
+                    failure = error
+                    break
+                if message is None:
+                    break
+                if message[:1] == _ROW:
+                    rows.append(_decode(message[1:], job.settings))
+                else:
+                    about = json.loads(message[1:])
+                    current().read_bytes += about["read_bytes"]
+                    current().n_retries += about["n_retries"]
+                    is_full = about["is_full"]
+                    current().time(left[n_done].file, time.perf_counter() - asked)
+                    yield from rows
+                    rows = []
+                    n_done += 1
+                    is_suspect = False
+                    began = asked = time.perf_counter()
+        left = left[n_done:]
+        if is_full or not left:
+            continue
+        if failure is not None:
+            on_failure(failure)
+            rest = _rest(left[0], job.segments, rows, Status.UNREADABLE, str(failure))
+        else:
+            current().lost_s += time.perf_counter() - began
+            if not (child.is_late or is_suspect):
+                is_suspect = True
+                continue
+            current().time(left[0].file, time.perf_counter() - asked)
+            rest = _rest(left[0], job.segments, rows, *child.cause(job.limits))
+        yield from rows
+        # It may have killed when it was closed, after all its rows.
+        if rest is not None:
+            yield rest
+        left = left[1:]
+        is_suspect = False
+
+
+def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:
+    """Return the row for what is left of a recording after `rows`; None if nothing is."""
+    start_s = next(islice(segments.starts(), len(rows), None), None)
+    duration_s = rows[-1].duration_s if rows else None
+    if start_s is None or (rows and duration_s is not None and start_s >= duration_s):
+        return None
+    return FeatureRow(entry.file, start_s, None, status, reason, None, None, None, None)
+
+
+class _Child:
+    """A child process that decodes recordings, one after the other, and ends with the block."""
+
+    def __init__(self, job: _Job) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 our own words
+                [sys.executable, "-P", "-m", "emotion_batch.worker.isolation", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                # One thread, for each of OpenBLAS's takes memory of the limit.
+                env={**safe_environment(), "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self._connection = Connection(ours.detach())
+        self.is_late = False
+        self._peak_bytes = 0
+        # Whatever a process takes before it begins, as its parent's memory on Linux, is no recording's.
+        self._first_bytes = 0
+        ready = self.receive(_START_TIMEOUT_S)
+        if ready is None:
+            self.__exit__()
+            raise IncompleteError(
+                f"child process: expected one for recordings that may kill it, got none ({self._process.returncode}); "
+                "see the worker's log, and run the same command again"
+            )
+        about = json.loads(ready[1:])
+        self._first_bytes = about["peak_bytes"]
+        if about["source"] != process.SOURCE:
+            self.__exit__()
+            raise UnfitWorkerError(
+                f"child process: expected emotion-batch source {process.SOURCE}, got {about['source']}, because files of the "
+                "package have changed since the worker was started; start the worker again"
+            )
+        # It may have died since: then it says nothing more.
+        with contextlib.suppress(OSError):
+            self._connection.send(job)
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+        if self._process.returncode is not None:
+            return
+        # Not Popen's, which would take the dead child's figures and forget them.
+        os.kill(self._process.pid, signal.SIGKILL)
+        until = time.monotonic() + _END_TIMEOUT_S
+        while time.monotonic() < until:
+            pid, end, usage = os.wait4(self._process.pid, os.WNOHANG)
+            if pid:
+                self._process.returncode = os.waitstatus_to_exitcode(end)
+                self._peak_bytes = _bytes(usage)
+                return
+            time.sleep(0.002)
+        # The system holds it, in a read that does not end: it will go when that does.
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """Return the next message, or None if there will be none: the child is dead, or late.
+
+        Raises
+        ------
+        StorageError
+            If that is what happened in the child.
+        """
+        try:
+            if not self._connection.poll(timeout_s):
+                self.is_late = True
+                return None
+            message = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            return None
+        if message[:1] == _FAILED:
+            about = json.loads(message[1:])
+            raise StorageError(about["text"], is_transient=about["is_transient"])
+        return message
+
+    def cause(self, limits: Limits) -> tuple[Status, str]:
+        """Return what a recording that killed the child gets."""
+        code = self._process.returncode
+        is_full = self._peak_bytes > max(_MEMORY_SHARE * limits.memory_bytes, self._first_bytes)
+        # The system kills so where memory is short, and a child before its parent.
+        if is_full or (code == -signal.SIGKILL and not self.is_late):
+            return Status.MEMORY, f"decoding it took more memory than there is, or than {limits.memory_bytes:,} bytes"
+        if self.is_late:
+            return Status.TIMEOUT, f"decoding it gave nothing for {limits.deadline_s:g} s"
+        name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        return Status.CRASHED, f"decoding it ended the process ({name})"
+
+
+def _encode(row: FeatureRow) -> bytes:
+    """Return a row as a message's bytes: no pickle, for what decodes a hostile recording is not to be trusted."""
+    return json.dumps(row[:-1]).encode() + b"\n" + recipes.encode(row.features)
+
+
+def _decode(data: bytes, settings: AnySettings) -> FeatureRow:
+    head, _, values_bytes = data.partition(b"\n")
+    values: list[Any] = json.loads(head)
+    values[3] = Status(values[3])
+    return FeatureRow._make([*values, recipes.decode(values_bytes, settings)])
+
+
+def main(descriptor: int) -> None:
+    """Decode what the parent at the other end of a socket asks for, and tell it of each row."""
+    connection = Connection(descriptor)
+    try:
+        process.die_with_parent()
+        process.settle()
+        first_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
+        connection.send_bytes(_END + json.dumps({"peak_bytes": first_bytes, "source": process.SOURCE}).encode())
+        job: _Job = connection.recv()
+        _limit(job.limits.memory_bytes)
+        with reading(job.archive, job.segments) as reader:
+            for entry, fetched in reader.ahead(job.entries):
+                with watched(job.limits.deadline_s) as beat, metered() as spent:
+                    for row in extract_recording(entry, job.archive, fetched, job.settings, job.segments):
+                        connection.send_bytes(_ROW + _encode(row))
+                        beat()
+                    peak_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
+                    # Whoever comes next would be blamed for what this one took.
+                    is_full = peak_bytes > max(_MEMORY_SHARE * job.limits.memory_bytes, first_bytes)
+                    end = {"read_bytes": spent.read_bytes, "n_retries": spent.n_retries, "is_full": is_full}
+                    connection.send_bytes(_END + json.dumps(end).encode())
+    except StorageError as error:
+        connection.send_bytes(_FAILED + json.dumps({"text": str(error), "is_transient": error.is_transient}).encode())
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        # The parent is gone, and with it whoever wants the rows.
+        return
+
+
+def _bytes(usage: resource.struct_rusage) -> int:
+    """Return the most memory that a process has had, in bytes: Linux counts in units of 1,024."""
+    return usage.ru_maxrss * 1024
+
+
+def _limit(memory_bytes: int) -> None:
+    """Let this process fail where it takes too much memory, and be the first to go where the machine has no more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
+        stream.write("1000")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

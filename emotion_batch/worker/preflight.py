@@ -1,0 +1,113 @@
+"""What a worker must be able to do before a run: asked on each worker, answered in half a sentence."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from emotion_batch._version import __version__
+from emotion_batch.errors import UsageError
+from emotion_batch.inference.bundle import Bundle, open_bundle
+from emotion_batch.storage.archive import Entry, peek
+from emotion_batch.storage.folder import Folder
+from emotion_batch.worker import process
+
+_PACKAGES = ("av", "librosa", "numpy", "pyarrow", "scipy", "soundfile", "soxr")
+_PREDICTION_PACKAGES = ("onnxruntime",)
+
+
+def read_versions(is_predicting: bool) -> dict[str, str]:
+    """Return the versions here of what decides a row, and the digest of our own source; Python's without its last number."""
+    packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
+    versions = {
+        # In one value, because a worker compares by its own code, and that of earlier releases knows this name alone.
+        "emotion-batch": f"{__version__} (source {process.SOURCE})",
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "none"
+    return versions
+
+
+def find_other_version(versions: Mapping[str, str]) -> str | None:
+    """Return which of these versions is another here, as the end of a sentence; None if all are the same."""
+    for package, found in read_versions(is_predicting=set(_PREDICTION_PACKAGES) <= set(versions)).items():
+        if found != versions.get(package):
+            return (
+                f"expected {package} {versions.get(package)}, as where the command was started, got {found}; install the same, "
+                "and start the worker again"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tries on a worker what its shards will need.
+
+    Attributes
+    ----------
+    table
+        Folder that the driver wrote `nonce_name` into.
+    nonce_name, nonce
+        A file that only this table's storage has, and its content.
+    archive
+        What recordings are relative to; None where none are read.
+    recording
+        One that the driver can read.
+    features
+        Feature table that is read, and the name of a file in it; None where none is.
+    bundle
+        The model in the table's copy; None where none is used.
+    versions
+        What the driver has.
+    """
+
+    table: Folder
+    nonce_name: str
+    nonce: bytes
+    archive: Folder | None
+    recording: Entry | None
+    features: tuple[Folder, str] | None
+    bundle: Bundle | None
+    versions: Mapping[str, str]
+
+    def __call__(self) -> str | None:
+        """Return what is lacking here, or None."""
+        lack = find_other_version(self.versions)
+        if lack is not None:
+            return lack
+        try:
+            same = self.table.read(self.nonce_name) == self.nonce
+        except OSError as error:
+            return f"expected to read the table {self.table.url}, got {_said(error)}; it must be the same place on every machine"
+        if not same:
+            return f"expected the table {self.table.url} of the driver, got another; it must be the same place on every machine"
+        if self.archive is not None and self.recording is not None:
+            try:
+                peek(self.archive, self.recording)
+            except OSError as error:
+                return (
+                    f"expected to read the recording {self.recording.file!r} of the archive {self.archive.url}, got "
+                    f"{_said(error)}; the archive must be at the same place on every machine"
+                )
+        if self.features is not None:
+            folder, name = self.features
+            try:
+                folder.read(name)
+            except OSError as error:
+                return f"expected to read the feature table {folder.url}, got {_said(error)}; it must be the same place on every machine"
+        if self.bundle is not None:
+            try:
+                open_bundle(self.bundle.folder)
+            except UsageError as error:
+                return f"cannot read the bundle: {error}"
+        return None
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or f"{type(error).__name__} {error}"

@@ -1,0 +1,79 @@
+"""What a process that does shards is set to, for the rest of its life, and which code it runs."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.resources
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+# malloc.h of glibc; 32 MiB is the most that M_MMAP_THRESHOLD takes on all of its versions.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**25
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_LOCK = threading.Lock()
+_is_settled = False
+
+
+def _read_source(folder: Traversable) -> Iterator[bytes]:
+    """Yield names and content of the files of the package that decide rows: a checkout has the same as an installed wheel."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name):
+        if child.is_dir():
+            yield from _read_source(child)
+        elif child.name.endswith((".py", ".npz")):
+            yield f"{child.name} ".encode() + hashlib.sha256(child.read_bytes()).digest()
+
+
+# The digest is taken when this module is imported, as the other modules are: a process that was started before an upgrade
+# goes on with the old code, and so it must go on to name the old digest.
+SOURCE = hashlib.sha256(b"".join(_read_source(importlib.resources.files("emotion_batch")))).hexdigest()[:12]
+
+
+def settle() -> None:
+    """Set the process up for shards, once, whichever of its threads comes first.
+
+    The workers are the parallelism, and a row must not depend on a number of threads. Not for a task's time only:
+    of several threads threadpoolctl lets just the first one change OpenBLAS, so that limits by task come and go.
+    """
+    global _is_settled
+    with _LOCK:
+        if not _is_settled:
+            threadpool_limits(1)
+            keep_heap()
+            _is_settled = True
+
+
+def keep_heap() -> bool:
+    """Let malloc keep what was freed, for the rest of the process; return whether it will.
+
+    Dask's nanny starts workers with ``MALLOC_TRIM_THRESHOLD_=65536`` (its ``pre-spawn-environ``): every array of a
+    recording then goes back to the system and faults in again, page by page, for a third of the time of all.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # Other C libraries have none, or one that does nothing and says so.
+    return mallopt is not None and bool(
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+    )
+
+
+def give_back_memory() -> None:
+    """Give the system back what this process has freed and kept."""
+    pa.default_memory_pool().release_unused()
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process when its parent dies, as far as it can."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,303 @@
+"""Recordings to feature rows: each gives its rows, whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from emotion_batch import usage
+from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError
+from emotion_batch.features import audio, recipes
+from emotion_batch.settings import AnySettings, Segments
+from emotion_batch.storage.archive import Entry, locate_local
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.prefetch import Fetched, RemoteFile, reading
+from emotion_batch.storage.retry import is_transient, persistently
+from emotion_batch.tables import parts
+from emotion_batch.usage import stage
+
+
+class FeatureRow(NamedTuple):
+    """One row of a feature table, in its columns' order; the last are as many columns as the recipe has."""
+
+    file: str
+    start_s: float
+    end_s: float | None
+    status: Status
+    error: str | None
+    duration_s: float | None
+    sample_rate_hz: int | None
+    channels: int | None
+    features: recipes.Values | None
+
+
+def extract_rows(
+    entries: pa.RecordBatch,
+    archive: Folder,
+    settings: AnySettings,
+    segments: Segments,
+    on_row: Callable[[], None] = lambda: None,
+    on_failure: Callable[[StorageError], None] | None = None,
+    most_rows: int | None = None,
+) -> pa.Table:
+    """Return a row for each segment of each recording, in the order of `entries`.
+
+    Parameters
+    ----------
+    entries
+        Recordings, of `archive.ENTRY_SCHEMA`.
+    archive
+        What their names are relative to.
+    settings, segments
+        How samples become features, and which stretches.
+    on_row
+        Called after each row.
+    on_failure
+        Takes what the place of a recording raised; raises it if it was not the recording's own fault, for which it gets a
+        row. By default it never is.
+    most_rows
+        Rows after which a recording is left for the next one; by default it is read through.
+
+    Returns
+    -------
+    Rows of the feature table's schema. A recording that fails has a row with its status; nothing is raised for it.
+
+    Raises
+    ------
+    StorageError
+        If the place that recordings are read from fails, and not a recording.
+    """
+
+    def rows() -> Iterator[FeatureRow]:
+        with reading(archive, segments) as reader:
+            for entry, fetched in reader.ahead(Entry(**columns) for columns in entries.to_pylist()):
+                began = time.perf_counter()
+                # Twice, if the place failed and then answered for others.
+                for take in (fetched, None if fetched is None else partial(reader.fetch, entry)):
+                    # Together, for what fails on its way is done anew from its beginning.
+                    found = []
+                    try:
+                        for row in islice(extract_recording(entry, archive, take, settings, segments), most_rows):
+                            found.append(row)
+                            on_row()
+                        break
+                    except StorageError as error:
+                        if on_failure is None:
+                            raise
+                        on_failure(error)
+                        found = [
+                            _row(entry, next(segments.starts()), None, status=Status.UNREADABLE, reason=str(error))
+                        ]
+                usage.current().time(entry.file, time.perf_counter() - began)
+                yield from found
+
+    return to_table(rows(), settings)
+
+
+def to_table(found: Iterable[FeatureRow], settings: AnySettings) -> pa.Table:
+    """Return rows as a table of the feature table's schema."""
+    rows: list[tuple[object, ...]] = []
+    values = recipes.Columns(settings)
+    for row in found:
+        rows.append(row[:-1])
+        values.add(row.features)
+    schema = parts.feature_schema(settings)
+    columns = zip(*rows, strict=True) if rows else ((),) * (len(FeatureRow._fields) - 1)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
+    return pa.Table.from_arrays([*arrays, *values.to_arrays()], schema=schema)
+
+
+def extract_recording(
+    entry: Entry,
+    archive: Folder,
+    fetched: Callable[[], Fetched] | None,
+    settings: AnySettings,
+    segments: Segments,
+) -> Iterator[FeatureRow]:
+    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails.
+
+    Parameters
+    ----------
+    entry, archive
+        The recording, and what its name is relative to.
+    fetched
+        Gives it, if it is one of a store; None for a file.
+    settings, segments
+        How samples become features, and which stretches.
+
+    Raises
+    ------
+    StorageError
+        If the place of the recording fails, and not the recording.
+    """
+    header: audio.Header | None = None
+    start_s = next(segments.starts())
+    read_to_s = 0.0
+    try:
+        with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+            header = recording.header
+            for number, start_s in enumerate(segments.starts()):
+                try:
+                    with stage("decode"):
+                        stretch = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate)
+                except RecordingError as error:
+                    _check_store(source, archive)
+                    if number and error.status == Status.TOO_SHORT:
+                        return
+                    raise
+                _check_store(source, archive)
+                with stage("features"):
+                    values = recipes.compute(stretch.samples, settings)
+                _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header, is_first=not number)
+                read_to_s = stretch.end_s
+                is_finite = recipes.sees_every_sample(settings) or np.isfinite(stretch.samples).all()
+                if is_finite and all(np.isfinite(value).all() for value in values):
+                    yield _row(entry, start_s, header, stretch.end_s, values)
+                elif np.isfinite(stretch.samples).all():
+                    reason = "the samples are too large for finite features"
+                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+                else:
+                    reason = "the segment has samples that are NaN or infinite"
+                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+        return
+    except RecordingError as error:
+        status, reason = error.status, error.reason
+    except StorageError as error:
+        if error.is_transient or isinstance(error.__cause__, DeniedError | NoBucketError):
+            raise
+        # A list may name what no client here can read.
+        status, reason = Status.UNREADABLE, str(error)
+    except MemoryError:
+        status, reason = Status.MEMORY, "the segment does not fit into memory"
+    except Exception as error:
+        # One recording in a million finds what nobody thought of: it must cost its own row and no other.
+        status, reason = Status.UNREADABLE, _said(error)
+    yield _row(entry, start_s, header, status=status, reason=reason)
+
+
+@contextlib.contextmanager
+def opened_recording(entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None) -> Iterator[audio.Recording]:
+    """Open one recording of an archive, to read stretches of it within the block.
+
+    Parameters
+    ----------
+    entry, archive, fetched
+        As for `extract_recording`.
+
+    Raises
+    ------
+    RecordingError
+        If it is not what was listed, or cannot be decoded; also from within the block.
+    StorageError
+        If the place of the recording fails, and not the recording.
+    """
+    with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+        yield recording
+        _check_store(source, archive)
+
+
+def _row(
+    entry: Entry,
+    start_s: float,
+    header: audio.Header | None,
+    end_s: float | None = None,
+    values: recipes.Values | None = None,
+    status: Status = Status.OK,
+    reason: str | None = None,
+) -> FeatureRow:
+    if header is None:
+        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, values)
+    duration_s = header.duration_s if math.isfinite(header.duration_s) else None
+    return FeatureRow(
+        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, values
+    )
+
+
+def _count_bytes(
+    source: int | bytes | RemoteFile, n_bytes: int, duration_s: float, header: audio.Header, *, is_first: bool
+) -> None:
+    """Count what was read of a local recording: of its bytes the share that a stretch has of its duration, if it says that."""
+    if not isinstance(source, int):
+        return
+    if math.isfinite(header.duration_s) and header.duration_s > 0:
+        usage.current().read_bytes += round(n_bytes * min(1.0, duration_s / header.duration_s))
+    elif is_first:
+        usage.current().read_bytes += n_bytes
+
+
+@contextlib.contextmanager
+def _source(
+    entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None
+) -> Iterator[tuple[int | bytes | RemoteFile, int]]:
+    """Open a recording as `audio.opened` takes it; raise RecordingError if it is not what was listed."""
+    if fetched is not None:
+        with _store_errors(archive), stage("read"):
+            source, size, version = fetched()
+        _check_unchanged(entry, size, version, "ETag")
+        try:
+            yield source, size
+        except RecordingError:
+            _check_store(source, archive)
+            raise
+        return
+    place = locate_local(archive, entry)
+    with _store_errors(archive):
+        # O_NONBLOCK: a named pipe called .wav must not hold up the shard.
+        descriptor = persistently(lambda: os.open(place, os.O_RDONLY | os.O_NONBLOCK))
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise RecordingError(Status.NOT_AUDIO, "this is a folder")
+        _check_unchanged(entry, status.st_size, str(status.st_mtime_ns), "modification time")
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _check_store(source: int | bytes | RemoteFile, archive: Folder) -> None:
+    """Raise what reading a recording raised; its decoder took that for the file's end."""
+    if isinstance(source, RemoteFile) and source.failure is not None:
+        with _store_errors(archive):
+            raise source.failure
+
+
+@contextlib.contextmanager
+def _store_errors(archive: Folder) -> Iterator[None]:
+    """Turn what the place of a recording raises into RecordingError, or into StorageError if it is the place that failed."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RecordingError(Status.VANISHED, "the file was listed and is not there") from error
+    except ChangedError as error:
+        raise RecordingError(
+            Status.CHANGED, "the file was replaced while it was read; run the same command again"
+        ) from error
+    except Exception as error:
+        if is_transient(error) or isinstance(error, DeniedError | NoBucketError):
+            with explained(f"archive {archive.url}"):
+                raise
+        if not isinstance(error, OSError):
+            raise
+        raise RecordingError(Status.UNREADABLE, error.strerror or str(error)) from error
+
+
+def _check_unchanged(entry: Entry, size: int, version: str | None, word: str) -> None:
+    for name, listed, found in (("size", entry.size, size), (word, entry.version, version)):
+        if None not in (listed, found) and listed != found:
+            raise RecordingError(
+                Status.CHANGED, f"the file's {name} is not what was listed; run the same command again"
+            )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"

@@ -1,0 +1,82 @@
+"""What a shard that is done anew keeps of its earlier part: the rows of recordings that did not change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emotion_batch.errors import Status
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import parts
+from emotion_batch.tables.parts import Footer, PartError, TableInfo
+
+
+def carry_over(
+    table: Folder,
+    info: TableInfo,
+    shard: int,
+    entries: pa.RecordBatch,
+    known: Mapping[str, pa.RecordBatch],
+    again: frozenset[Status],
+) -> tuple[pa.Table, pa.RecordBatch]:
+    """Divide a shard's entries into those whose rows are there and those that are to be done.
+
+    Parameters
+    ----------
+    table, info, shard
+        Whose present part is looked at.
+    entries
+        The shard's newest entries.
+    known
+        Entries that its present part may have been made from, by their digest.
+    again
+        Statuses whose recordings are to be done again.
+
+    Returns
+    -------
+    Rows that stay, of the schema of `info`, perhaps none; and the entries that have none of them.
+    """
+    part = _read(table, info, shard, known)
+    if part is None:
+        return info.schema.empty_table(), entries
+    rows, before = part
+    at = pc.index_in(entries["file"], value_set=before["file"])
+    is_same = pc.is_valid(at)
+    for name in ("size", "version"):
+        now, then = entries[name], before[name].take(at)
+        both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))
+        is_same = pc.and_(is_same, pc.or_(both_unknown, pc.fill_null(pc.equal(now, then), False)))
+    failed = rows.filter(pc.is_in(rows["status"], pa.array(sorted(again), pa.string())))["file"]
+    is_kept = pc.and_(
+        pc.is_in(rows["file"], entries["file"].filter(is_same)), pc.invert(pc.is_in(rows["file"], pc.unique(failed)))
+    )
+    kept = rows.filter(is_kept)
+    return kept, entries.filter(pc.invert(pc.is_in(entries["file"], pc.unique(kept["file"]))))
+
+
+def merge(entries: pa.RecordBatch, kept: pa.Table, made: pa.Table) -> pa.Table:
+    """Return the rows of a shard, kept and made, in the order of its entries and of their segments."""
+    if not kept.num_rows:
+        return made
+    rows = pa.concat_tables([kept, made])
+    order = pa.table({"recording": pc.index_in(rows["file"], value_set=entries["file"]), "start_s": rows["start_s"]})
+    return rows.take(pc.sort_indices(order, sort_keys=[("recording", "ascending"), ("start_s", "ascending")]))
+
+
+def _read(
+    table: Folder, info: TableInfo, shard: int, known: Mapping[str, pa.RecordBatch]
+) -> tuple[pa.Table, pa.RecordBatch] | None:
+    """Return a shard's present rows and the entries that they were made from; None if nothing of it can be kept."""
+    if not known:
+        return None
+    try:
+        rows = parts.read_part(table, shard)
+        footer = Footer.of(rows.schema.metadata, info)
+    except PartError:
+        return None
+    rows = rows.replace_schema_metadata(None)
+    if footer.shard != shard or footer.digest not in known or rows.schema != info.schema:
+        return None
+    return rows, known[footer.digest]

@@ -1,0 +1,200 @@
+"""What a worker does with one shard of a run: whatever the job, it looks first whether it is to be done at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+
+import pyarrow as pa
+
+from emotion_batch import usage
+from emotion_batch.errors import CancelledError, UnfitWorkerError
+from emotion_batch.storage.folder import Folder, explained, unseal
+from emotion_batch.storage.fsspec_store import Mark
+from emotion_batch.tables import lease, parts
+from emotion_batch.tables.manifest import Manifest, has_generation
+from emotion_batch.tables.parts import Counts, Footer, PartError, TableInfo
+from emotion_batch.worker.extraction import Extraction, Receipt, Task
+from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.preflight import find_other_version
+
+
+@dataclass(frozen=True)
+class Work:
+    """Does the shards of one run; travels to workers.
+
+    Attributes
+    ----------
+    job
+        What is done with a shard.
+    run_id
+        The run; it also keeps Dask from taking two runs' calls for one.
+    places
+        The tables that the job writes parts of, that one last whose shards these are.
+    versions
+        What a worker must have, because workers join after the preflight, and also one that a local cluster starts again may
+        find other files; None compares nothing.
+    generation
+        Of the manifest, when the shards were handed out.
+    """
+
+    job: Extraction | Labelling
+    run_id: str
+    places: tuple[tuple[Folder, TableInfo], ...]
+    versions: tuple[tuple[str, str], ...] | None = None
+    generation: int = 0
+
+    @property
+    def table(self) -> Folder:
+        """The table whose shards these are."""
+        return self.job.table
+
+    def __call__(self, task: Task) -> Receipt:
+        """Do one shard, unless somebody has.
+
+        Raises
+        ------
+        UnfitWorkerError
+            If this worker has other versions than the run was started with.
+        CancelledError
+            If the run was cancelled.
+        """
+        if self.versions is not None and (lack := _find_lack(self.versions)) is not None:
+            raise UnfitWorkerError(lack)
+        # All at once, for a table may be far.
+        with ThreadPoolExecutor(2) as pool:
+            take_done = usage.submit(pool, partial(self._read_done, task))
+            take_marks = usage.submit(pool, partial(self._find_marks, task.shard))
+            self.refuse_if_cancelled()
+            found, marks = take_done(), take_marks()
+        if found is not None:
+            return Receipt(found)
+        try:
+            return self.job.do_shard(task, self.run_id, partial(self._publish, task, marks))
+        except _LateError as error:
+            return Receipt(error.counts)
+
+    def refuse_if_cancelled(self) -> None:
+        """Raise CancelledError if somebody has cancelled the run."""
+        with explained(f"table {self.table.url}"):
+            data = self.table.read_if_there(lease.cancellation_name(self.run_id))
+        if data is not None:
+            # It is there, so the run was cancelled, whatever is still to be read in it.
+            where = ""
+            with suppress(ValueError, KeyError):
+                where = f" from {unseal(data)['host']}"
+            raise CancelledError(
+                f"run {self.run_id} was cancelled{where}; what is finished stays, and the command that made the table goes on from "
+                "there"
+            )
+
+    def _read_done(self, task: Task) -> Counts | None:
+        """Return what a shard's part holds, if it is none that this task should write over; None if it should.
+
+        Another run may have done the shard, or have frozen newer entries of it and done those: its rows are the better ones.
+        """
+        expected = {task.entry.digest, *([] if task.earlier is None else [task.earlier.digest])}
+        with explained(f"table {self.table.url}"):
+            try:
+                footers = [parts.read_footer(place, info, parts.part_name(task.shard)) for place, info in self.places]
+            except PartError:
+                return None
+            if any(footer.shard != task.shard for footer in footers):
+                return None
+            digests = {footer.digest for footer in footers}
+            if digests <= expected:
+                # As the driver saw it, to be done again; or done since.
+                is_done = digests == {task.entry.digest} and (
+                    task.earlier is None or task.earlier.digest != task.entry.digest
+                )
+            else:
+                newest = Manifest(self.table).shards.get(task.shard)
+                is_done = newest is not None and digests == {newest.digest}
+        return footers[-1].counts if is_done else None
+
+    def _find_marks(self, shard: int) -> dict[str, Mark | None]:
+        """Return the marks of a shard's parts as they are before anything is read for new ones, by the URL of their table."""
+        with explained(f"table {self.table.url}"):
+            return {place.url: place.find_mark(parts.part_name(shard)) for place, _ in self.places}
+
+    def _publish(
+        self,
+        task: Task,
+        marks: Mapping[str, Mark | None],
+        table: Folder,
+        info: TableInfo,
+        shard: int,
+        digest: str,
+        rows: pa.Table,
+    ) -> Counts:
+        """Publish a part, unless the worker stood still and others went further; return what the part then holds.
+
+        If the manifest has other entries of the shard by now, these rows are of no use; and if a part was made of the same
+        entries meanwhile, that may be a later try.
+
+        Raises
+        ------
+        _LateError
+            If the shard's own part is left as it is.
+        """
+        late: list[Counts] = []
+
+        def publish(name: str, data: bytes) -> None:
+            mark = marks[table.url]
+            while not table.publish_first(name, data, mark, lambda: self._find_newest(table, task) == digest):
+                newest, before, mark = self._find_newest(table, task), mark, table.find_mark(name)
+                if (newest, mark) == (digest, before):
+                    # A store that does not compare with what it says itself, such as behind a gateway with weak ETags.
+                    table.publish(name, data)
+                    return
+                try:
+                    footer = parts.read_footer(table, info, name)
+                except PartError:
+                    footer = None
+                if footer is not None and (footer.shard, footer.digest) == (shard, newest):
+                    late.append(footer.counts)
+                elif newest != digest:
+                    late.append(Counts())
+                if late:
+                    return
+
+        counts = parts.publish_part(table, info, shard, digest, rows, publish)
+        if late and table.url == self.table.url:
+            raise _LateError(late[0])
+        return late[0] if late else counts
+
+    def _find_newest(self, table: Folder, task: Task) -> str | None:
+        """Return the digest of a shard's newest entries; None if it was pruned."""
+        if not has_generation(table, self.generation + 1):
+            return task.entry.digest
+        newer = Manifest(table, self.generation)
+        if not newer.is_rebuilt and not any(shard == task.shard for shard, _ in newer.history):
+            return task.entry.digest
+        entry = newer.shards.get(task.shard)
+        return None if entry is None else entry.digest
+
+
+class _LateError(Exception):
+    """Others have published a shard's part meanwhile; `counts` is what it holds, nothing if the shard is none any more."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__("a part was published by others meanwhile")
+        self.counts = counts
+
+
+@cache
+def _find_lack(versions: tuple[tuple[str, str], ...]) -> str | None:
+    """Return which version of this process is another; what is installed does not change under it."""
+    return find_other_version(dict(versions))
+
+
+def make_tasks(manifest: Manifest, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
+    """Return the tasks for `shards`, given the footers of the parts that are there."""
+    entries, history = manifest.shards, manifest.history
+    return [
+        Task(shard, entries[shard], history.get((shard, present[shard].digest)) if shard in present else None)
+        for shard in shards
+    ]

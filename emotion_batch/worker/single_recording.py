@@ -1,0 +1,103 @@
+"""One recording labelled here and now, without Dask and without a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from emotion_batch.errors import Status, UsageError
+from emotion_batch.inference.bundle import find_model, require_safe
+from emotion_batch.inference.predict import load_predictor
+from emotion_batch.settings import Segments
+from emotion_batch.storage.archive import is_recording, list_recordings
+from emotion_batch.storage.folder import Folder
+from emotion_batch.worker.labelling import label_rows
+from emotion_batch.worker.recordings import extract_rows
+
+
+@dataclass(frozen=True)
+class SegmentLabel:
+    """The label of one segment of a recording.
+
+    Attributes
+    ----------
+    file
+        Name of the recording.
+    start_s, end_s
+        The segment, in seconds; no end without a label.
+    status, error
+        What became of it, and why it has no label.
+    emotion, confidence
+        The most probable emotion and its probability; None without a label.
+    is_confident
+        Whether the label is to be believed; None without one.
+    is_in_domain, is_speech
+        Whether the segment is like what the model was trained on, and speech; None where that cannot be told.
+    probabilities
+        Of each emotion, in the bundle's order; empty without a label.
+    """
+
+    file: str
+    start_s: float
+    end_s: float | None
+    status: str
+    error: str | None
+    emotion: str | None
+    confidence: float | None
+    is_confident: bool | None
+    is_in_domain: bool | None
+    is_speech: bool | None
+    probabilities: Mapping[str, float]
+
+
+def label_recording(
+    recording: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    segments: Segments | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[SegmentLabel]:
+    """Label one recording here and now, without Dask and without a table.
+
+    Parameters
+    ----------
+    recording
+        Path or URL of the file.
+    model
+        The bundle, or the name of one that ships; by default the one that is meant for voices that it has not heard.
+    segments
+        Which stretches of it; by default those that the model was trained on.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Returns
+    -------
+    A label for each segment, or a reason; at least one.
+    """
+    bundle = require_safe(find_model(model, storage_options))
+    place = Folder.of(recording, storage_options)
+    if not is_recording(recording, storage_options):
+        raise UsageError(
+            f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
+        )
+    listing = list_recordings(place.url, options=storage_options)
+    # As on a worker, and no longer than this, for the process is the caller's.
+    with threadpool_limits(1):
+        features = extract_rows(
+            listing.entries.combine_chunks().to_batches()[0],
+            listing.folder,
+            bundle.card.feature_settings,
+            segments or bundle.card.segments,
+        )
+    labels = bundle.card.labels
+    return [
+        SegmentLabel(
+            **{field.name: row[field.name] for field in fields(SegmentLabel) if field.name != "probabilities"},
+            probabilities={name: row[f"p_{name}"] for name in labels} if row["status"] == Status.OK else {},
+        )
+        for row in label_rows(features, load_predictor(bundle)).to_pylist()
+    ]

@@ -1,0 +1,215 @@
+"""One shard of an extraction: recordings to the rows of a feature table. Knows nothing of Dask."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emotion_batch import usage
+from emotion_batch.errors import DamagedError, Status, StorageError
+from emotion_batch.storage.archive import Entry, peek
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.tables import attempts, parts
+from emotion_batch.tables.attempts import Attempt
+from emotion_batch.tables.manifest import ShardEntry, read_entries
+from emotion_batch.tables.parts import Counts, TableInfo
+from emotion_batch.usage import Spent
+from emotion_batch.worker import isolation, process, recordings
+from emotion_batch.worker.isolation import KILLING, Limits
+from emotion_batch.worker.reuse import carry_over, merge
+from emotion_batch.worker.watchdog import watched
+
+# Writes a part, as `tables.publish_part` does.
+Publish = Callable[[Folder, TableInfo, int, str, pa.Table], Counts]
+# What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
+_LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
+
+
+class Entries(NamedTuple):
+    """What a shard's recordings are: by the newest entries, and by those that its part may have been made from."""
+
+    newest: pa.RecordBatch
+    known: Mapping[str, pa.RecordBatch]
+
+
+class Task(NamedTuple):
+    """What one task of a run is told: numbers, never names of recordings.
+
+    Attributes
+    ----------
+    shard
+        Number of the shard.
+    entry
+        Where its newest entries stand.
+    earlier
+        Where those stand that its present part was made from; None if it has no part, or another's.
+    """
+
+    shard: int
+    entry: ShardEntry
+    earlier: ShardEntry | None = None
+
+    def read_entries(self, table: Folder) -> Entries:
+        """Return the shard's newest entries, and those that its part may have been made from, by digest."""
+        entries = read_entries(table, self.entry)
+        if self.earlier is None:
+            return Entries(entries, {})
+        known = {self.entry.digest: entries}
+        if self.earlier.digest not in known:
+            # What is damaged of them says nothing of what could be kept.
+            with suppress(DamagedError):
+                known[self.earlier.digest] = read_entries(table, self.earlier)
+        return Entries(entries, known)
+
+    @contextmanager
+    def entries_ahead(self, table: Folder) -> Iterator[Callable[[], Entries]]:
+        """Have the entries read while the block does something else, for a table may be far; what gives them raises."""
+        with ThreadPoolExecutor(1) as pool:
+            yield usage.submit(pool, partial(self.read_entries, table))
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a task hands back: small, whatever the shard.
+
+    Attributes
+    ----------
+    counts
+        What the part holds.
+    made
+        Of that, what was made now; the other rows are those of the earlier part.
+    audio_s
+        Seconds of audio that the ``ok`` rows cover which were made now.
+    elapsed_s
+        Wall-clock seconds that the shard took.
+    examples
+        For each status but ``ok`` of what was made now, the first recording and its reason.
+    spent
+        On what the time went.
+    """
+
+    counts: Counts
+    made: Counts = field(default_factory=Counts)
+    audio_s: float = 0.0
+    elapsed_s: float = 0.0
+    examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    spent: Spent = field(default_factory=Spent)
+
+    @classmethod
+    def of(cls, counts: Counts, made: pa.Table, started: float, spent: Spent) -> Receipt:
+        """Return the receipt for the rows `made` now, begun at `started` of `time.perf_counter`."""
+        failed = made.filter(pc.not_equal(made["status"], Status.OK))
+        columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
+        examples: dict[str, tuple[str, str]] = {}
+        for status, file, error in zip(*columns, strict=True):
+            examples.setdefault(status, (file, error))
+        starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
+        audio_s = float(np.nansum(ends - starts))
+        return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What every task of an extraction knows.
+
+    Attributes
+    ----------
+    table
+        The table whose shards these are; its own part gives the rows that can be kept.
+    info
+        What the table is.
+    archive
+        What the recordings' names are relative to.
+    limits
+        What a recording may take.
+    again
+        Statuses whose recordings are done again though they did not change.
+    witnesses
+        Some recordings that could be read when the run began: if none can any more, the archive is gone.
+    """
+
+    table: Folder
+    info: TableInfo
+    archive: Folder
+    limits: Limits = field(default_factory=Limits)
+    again: frozenset[Status] = frozenset()
+    witnesses: tuple[Entry, ...] = ()
+
+    def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
+        """Extract one shard's recordings and publish its part."""
+        started = time.perf_counter()
+        with (
+            usage.metered() as spent,
+            task.entries_ahead(self.table) as read,
+            attempts.noted(self.table, task.shard, run_id) as attempt,
+        ):
+            process.settle()
+            made, found = self.extract_shard(task, read(), attempt)
+            counts = publish(self.table, self.info, task.shard, task.entry.digest, found)
+            return Receipt.of(counts, made, started, spent)
+
+    def extract_shard(self, task: Task, read: Entries, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
+        """Return the feature rows of a shard that are made now, and all of them with those of its present part."""
+        entries, known = read
+        kept, left = carry_over(self.table, self.info, task.shard, entries, known, self.again)
+        made = self.extract(left, attempt)
+        return made, merge(entries, kept, made)
+
+    def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
+        """Return the feature rows of `entries`: in this process, or in a child if they may have killed one.
+
+        Raises
+        ------
+        StorageError
+            If not the recordings failed, but the archive.
+        """
+        usage.current().lost_s += attempt.lost_s
+        settings, segments = self.info.feature_settings, self.info.segments
+        if attempt.is_repeated or self.again & KILLING:
+            made = isolation.extract_rows(entries, self.archive, settings, segments, self.limits, self._check_archive)
+        else:
+            with watched(self.limits.deadline_s) as beat:
+                made = recordings.extract_rows(entries, self.archive, settings, segments, beat, self._check_archive)
+        if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
+            self._check_archive(None)
+        return made
+
+    def _check_archive(self, failure: StorageError | None) -> None:
+        """Raise StorageError if no witness can be read: a night of rows that say so would be of no use."""
+        if not self.witnesses:
+            if failure is not None:
+                raise failure
+            return
+        found: list[StorageError | None] = []
+
+        def look() -> None:
+            for witness in self.witnesses:
+                try:
+                    with explained(f"archive {self.archive.url} ({witness.file!r}, which was there before)"):
+                        peek(self.archive, witness)
+                except StorageError as error:
+                    found.append(error)
+                else:
+                    found.append(None)
+                    return
+
+        # In a thread that may be left behind, for a place that hangs is as lost as one that refuses.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(self.limits.deadline_s / 2)
+        errors = [error for error in found if error is not None]
+        if len(errors) < len(found):
+            return
+        if thread.is_alive() or not errors:
+            raise StorageError(f"archive {self.archive.url}: expected an answer, got none", is_transient=True)
+        raise errors[-1]

@@ -126,7 +126,7 @@ def floor(archive: str) -> Work:
 def shards(archive: str, bundle: str = "") -> Work:
     """Do whole shards with no Dask, as a worker does: manifest, rows, part. A block is (job, shard numbers)."""
     from benchmarks.jobs import make_jobs
-    from emotion_batch.worker.extraction import Task
+    from emotion_batch.worker.task import Task
 
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
@@ -147,7 +147,7 @@ def unguarded(archive: str) -> Work:
 
     from benchmarks.jobs import make_jobs
     from emotion_batch.tables import parts
-    from emotion_batch.tables.manifest import read_entries
+    from emotion_batch.tables.shard_entries import read_entries
     from emotion_batch.worker import process, recordings
 
     process.settle()
@@ -167,9 +167,9 @@ def unguarded(archive: str) -> Work:
 
 def keras(bundle: str, batch_size: str) -> Work:
     """Predict with the bundle's Keras network; a block is a number of rows."""
-    from emotion_batch.training import keras_model
+    from emotion_batch.training import networks
 
-    _, keras_module = keras_model.load_keras()
+    _, keras_module = networks.load_keras()
     network = keras_module.saving.load_model(Path(bundle, "model.keras"))
     size = int(batch_size)
     return timed(lambda n_rows: network.predict(vectors(n_rows)[..., np.newaxis], batch_size=size, verbose=0))

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.settings import Segments, SequenceSettings
-from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
+from emotion_batch.tables import parts, table
+from emotion_batch.tables import schema as schema_module
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import TableInfo, label_schema
 
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 HOSTILE = ("<img src=x onerror=alert(1)>.wav", "quo\"te's, and a comma.wav", "two\nlines\x1b[31m.wav", "=1+1.wav")
@@ -49,9 +50,9 @@ def write_label_table(folder: Path, n_rows: int, *, n_windows: int = 1) -> Table
     """
     settings = SequenceSettings()
     segments = Segments.windows(3.0) if n_windows > 1 else settings.segments
-    info = TableInfo(parts.LABELS, "/archive", settings, segments, "0123456789abcdef", LABELS)
+    info = TableInfo(schema_module.LABELS, "/archive", settings, segments, "0123456789abcdef", LABELS)
     place = Folder.of(folder)
-    parts.create(place, info)
+    table.create_info(place, info)
     manifest = Manifest(place)
     manifest.grow(_list(n_rows // n_windows), segments)
     generator = np.random.default_rng(0)
@@ -108,7 +109,7 @@ def _label(files: pa.Array, n_windows: int, generator: np.random.Generator) -> p
         "is_speech": is_speech,
         **{f"p_{label}": p[:, number] for number, label in enumerate(LABELS)},
     }
-    schema = parts.label_schema(LABELS)
+    schema = label_schema(LABELS)
     start = 3.0 * window
     columns = {
         "file": files.take(pa.array(file_of)),

@@ -8,9 +8,11 @@ from emotion_batch.inference.bundle import open_bundle
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
-from emotion_batch.tables.manifest import Manifest, ShardEntry
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables import schema
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import ShardEntry
+from emotion_batch.tables.table import create_info
 from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import Labelling
 
@@ -20,17 +22,17 @@ Job = Extraction | Labelling
 def make_jobs(folder: Path, archive: str, bundle: str | None) -> dict[str, tuple[Job, dict[int, ShardEntry]]]:
     """Freeze an archive in new tables below `folder`; return the job and shards of extracting and of labelling it."""
     listing = list_recordings(archive)
-    infos = {"extract": TableInfo(parts.FEATURES, listing.folder.url, FeatureSettings(), Segments())}
+    infos = {"extract": TableInfo(schema.FEATURES, listing.folder.url, FeatureSettings(), Segments())}
     if bundle is not None:
         opened = open_bundle(Folder.of(bundle))
         card = opened.card
         infos["label"] = TableInfo(
-            parts.LABELS, listing.folder.url, card.feature_settings, card.segments, card.model_id, card.labels
+            schema.LABELS, listing.folder.url, card.feature_settings, card.segments, card.model_id, card.labels
         )
     jobs: dict[str, tuple[Job, dict[int, ShardEntry]]] = {}
     for name, info in infos.items():
         table = Folder.of(folder / name)
-        parts.create(table, info)
+        create_info(table, info)
         manifest = Manifest(table)
         manifest.grow(listing.entries, info.segments)
         job = (

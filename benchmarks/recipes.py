@@ -17,13 +17,12 @@ import numpy.typing as npt
 from emotion_batch import api
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
 from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.table import read_info
 from emotion_batch.training import calibrate, fit, metrics, splits
-from emotion_batch.training.data import Dataset, read_dataset
+from emotion_batch.training.data import Dataset, Spool, read_dataset
 from emotion_batch.training.fit import BATCH_SIZES, EPOCHS, Fitting
 from emotion_batch.training.splits import Split
-from emotion_batch.training.spool import Spool
 
 RECIPES: dict[str, AnySettings] = {"seed": FeatureSettings(), "sequence": SequenceSettings()}
 
@@ -47,7 +46,7 @@ class Judge:
         table = folder / name
         api.extract(archive, table, settings=self._settings)
         place = Folder.of(table)
-        info = parts.read_info(place)
+        info = read_info(place)
         assert info is not None
         self.data: Dataset = read_dataset(place, info, sorted(Manifest(place).shards), "tess", spool)
 
@@ -56,7 +55,7 @@ class Judge:
     ) -> npt.NDArray[np.float32]:
         """Return what a network that learnt from some rows gives for others."""
         data, recipe = self.data, self._settings.recipe
-        network, _ = fit.fit(
+        network, _ = fit.fit_network(
             self._spool,
             self._settings,
             data.order[learn[data.order]],
@@ -64,7 +63,7 @@ class Judge:
             n_labels=len(data.labels),
             fitting=Fitting(EPOCHS[recipe], BATCH_SIZES[recipe], seed),
         )
-        return fit.predict(network, self._spool, self._settings, judged)
+        return fit.predict_network(network, self._spool, self._settings, judged)
 
     def accuracy(self, learn: npt.NDArray[np.bool_], judged: npt.NDArray[np.int64], seed: int) -> float:
         """Return the share that such a network has right."""

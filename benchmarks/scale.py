@@ -31,17 +31,20 @@ import pyarrow.parquet as pq
 from benchmarks.measuring import ONE_THREAD, describe
 from emotion_batch import usage
 from emotion_batch.errors import Status
+from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.driver import Means, Needs, Run
-from emotion_batch.run.summary import Progress, Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA, Listing, compact, list_recordings
+from emotion_batch.storage.archive import Listing, list_recordings
+from emotion_batch.storage.entries import ENTRY_SCHEMA, compact
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import attempts, parts
 from emotion_batch.tables.attempts import Attempt
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import FEATURES, TableInfo
+from emotion_batch.tables.table import create_info
 from emotion_batch.worker import process
-from emotion_batch.worker.extraction import Extraction, Publish, Receipt, Task
+from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.task import Publish, Receipt, Task
 
 ROOT = Path(__file__).parent.parent
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -144,7 +147,7 @@ def drive(n_recordings: int, table: str) -> None:
     entries = entries_of(n_recordings)
     times = {"list_s": time.perf_counter() - began}
     place = Folder.of(table)
-    info = TableInfo(parts.FEATURES, "generated", FeatureSettings(), Segments())
+    info = TableInfo(FEATURES, "generated", FeatureSettings(), Segments())
     # From the cluster's being there to the last receipt: graph, scheduler and shards.
     begun: list[float] = []
     ended = [0.0]
@@ -299,8 +302,8 @@ def _look(name: str, command: tuple[str, ...], table: str, n_recordings: int) ->
 def measure_looks(n_parts: int, folder: Path) -> dict[str, float]:
     """Return what looking at a table of so many parts costs: of recordings so large that each makes a shard."""
     place = Folder.of(folder / "parts")
-    info = TableInfo(parts.FEATURES, "generated", FeatureSettings(), Segments.windows(3.0))
-    parts.create(place, info)
+    info = TableInfo(FEATURES, "generated", FeatureSettings(), Segments.windows(3.0))
+    create_info(place, info)
     sizes = pa.array(np.full(n_parts, 2**30))
     manifest = Manifest(place)
     manifest.grow(entries_of(n_parts).set_column(2, ENTRY_SCHEMA.field("size"), sizes), info.segments)

@@ -16,11 +16,11 @@ from benchmarks.measuring import ONE_THREAD
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import FEATURES, TableInfo, feature_schema
 
 _PART = 10_000
 _EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
-_INFO = TableInfo(parts.FEATURES, "archive", FeatureSettings(), Segments())
+_INFO = TableInfo(FEATURES, "archive", FeatureSettings(), Segments())
 _TRAIN = """
 import resource, sys
 from benchmarks.size import _INFO
@@ -37,7 +37,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def write_table(folder: Path, n_parts: int) -> None:
     """Write synthetic feature rows, each a recording of its own."""
     generator = np.random.default_rng(0)
-    schema = parts.feature_schema(_INFO.feature_settings)
+    schema = feature_schema(_INFO.feature_settings)
     folder.mkdir()
     for part in range(n_parts):
         numbers = range(part * _PART, (part + 1) * _PART)

@@ -12,8 +12,8 @@ import psutil
 from benchmarks.jobs import Job, make_jobs
 from benchmarks.measuring import Figure, children, ratio
 from emotion_batch.run import dask_cluster
-from emotion_batch.tables.manifest import ShardEntry
-from emotion_batch.worker.extraction import Receipt, Task
+from emotion_batch.tables.shard_entries import ShardEntry
+from emotion_batch.worker.task import Receipt, Task
 
 
 def measure(archive: str, n_rounds: int) -> list[Figure]:

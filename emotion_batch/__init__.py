@@ -6,7 +6,7 @@ Each command of ``emotion-batch`` is a function here with the same name and word
 
 # Nothing else at the top: until the command has begun, an import could be answered by the current directory.
 from emotion_batch import environment
-from emotion_batch._version import __version__ as __version__
+from emotion_batch._version import __version__
 
 environment.silence()
 
@@ -52,11 +52,12 @@ if TYPE_CHECKING:
     from emotion_batch.errors import EmotionBatchError, Status
     from emotion_batch.example.demo import demo
     from emotion_batch.run.planning.plan import plan
+    from emotion_batch.run.record import Summary
     from emotion_batch.run.scheduler import Scheduler
-    from emotion_batch.run.summary import Summary
     from emotion_batch.settings import FeatureSettings, Segments
-    from emotion_batch.training.commands import evaluate, import_h5, train
-    from emotion_batch.training.train import TrainingSettings
+    from emotion_batch.training.evaluate import evaluate
+    from emotion_batch.training.import_h5 import import_h5
+    from emotion_batch.training.train import TrainingSettings, train
     from emotion_batch.worker.single_recording import label_recording
 
 # No module has a function's name: importing a module binds its name here.

@@ -9,30 +9,25 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from emotion_batch import usage
-from emotion_batch.cli.results import command
-from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError
-from emotion_batch.inference.bundle import Bundle, find_model, open_copy, require_safe
+from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError, format_command
+from emotion_batch.inference.bundle import Bundle, check_features, find_copy_damage, find_model, open_copy, require_safe
 from emotion_batch.inference.predict import load_predictor
+from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.driver import Means, Needs, Run
+from emotion_batch.run.record import Summary
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.submit import cancel_runs
-from emotion_batch.run.summary import Progress, Summary, Watcher
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import parts
+from emotion_batch.tables import parts, schema
+from emotion_batch.tables.inventory import read_manifest
+from emotion_batch.tables.lease import check_table
 from emotion_batch.tables.manifest import find_generation
-from emotion_batch.tables.parts import TableInfo
-from emotion_batch.tables.status import (
-    TableStatus,
-    Verification,
-    check_table,
-    read_manifest,
-    read_status,
-    require_table,
-    verify_table,
-)
-from emotion_batch.training.commands import check_features, find_features
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.status import TableStatus, read_status
+from emotion_batch.tables.table import find_features, find_info, read_info, require_table
+from emotion_batch.tables.verify import Verification, verify_table
 from emotion_batch.usage import Spent
 from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.isolation import Limits
@@ -98,7 +93,7 @@ def extract(
     place = Folder.of(table, storage_options)
     source = Folder.of(archive, storage_options)
     settings = settings or FeatureSettings()
-    info = TableInfo(parts.FEATURES, source.url, settings, segments or settings.segments)
+    info = TableInfo(schema.FEATURES, source.url, settings, segments or settings.segments)
     check_table(place, info)
     watcher = watcher or Watcher()
     _try_to_write(place)
@@ -162,7 +157,7 @@ def label(
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
     # First of all, so that a confusion of the two is not told as a fault of either.
-    parts.find(place)
+    find_info(place)
     bundle = require_safe(find_model(model, storage_options))
     card = bundle.card
     # As workers will, for what they cannot load costs a night.
@@ -185,7 +180,7 @@ def label(
             f"{card.segments.duration_s:g} s; expect it to be less often right"
         )
     kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
-    info = TableInfo(parts.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
+    info = TableInfo(schema.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
     check_table(place, info)
     run = Run(place, info, watcher, means, started)
     if features is not None:
@@ -246,12 +241,12 @@ def retry(
     place = Folder.of(table, storage_options)
     info = require_table(place)
     origin = Folder.of(info.source, storage_options)
-    bundle = None if info.kind == parts.FEATURES else open_copy(place)
+    bundle = None if info.kind == schema.FEATURES else open_copy(place)
     run = Run(place, info, watcher or Watcher(), means, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
-            f"`{command('retry', origin.url)}`, and then label it again"
+            f"`{format_command('retry', origin.url)}`, and then label it again"
         )
     archive = find_base(info.source, storage_options)
     with run:
@@ -259,7 +254,7 @@ def retry(
         needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
         kept = _features_of(place, info)
         with explained(f"feature table {kept[0].url}"):
-            if parts.read_info(kept[0]) is None:
+            if read_info(kept[0]) is None:
                 # Somebody has no use for it any more.
                 kept = (place, info)
         extraction = Extraction(*kept, archive, limits, again, witnesses)
@@ -311,7 +306,7 @@ def _features_of(table: Folder, info: TableInfo) -> tuple[Folder, TableInfo]:
     if info.features is None:
         return table, info
     return Folder(info.features, table.options), TableInfo(
-        parts.FEATURES, info.source, info.feature_settings, info.segments
+        schema.FEATURES, info.source, info.feature_settings, info.segments
     )
 
 
@@ -329,7 +324,7 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
 def _try_to_write(table: Folder) -> None:
     """Raise StorageError if a bucket's table cannot be written, before an archive is listed for an hour."""
     with explained(f"table {table.url}"):
-        table.try_to_write(f"{parts.LEDGER}/try-{secrets.token_hex(8)}")
+        table.try_to_write(f"{schema.LEDGER}/try-{secrets.token_hex(8)}")
 
 
 def _list(
@@ -389,7 +384,7 @@ def verify(
     UsageError
         If there is no table.
     """
-    return verify_table(Folder.of(table, storage_options), deep=deep, repair=repair)
+    return verify_table(Folder.of(table, storage_options), deep=deep, repair=repair, find_copy_damage=find_copy_damage)
 
 
 __all__ = [

@@ -1,9 +1,28 @@
-"""What can go wrong, in two kinds: a recording's failure is a row, a run's failure raises."""
+"""What a command says at its end, as blocks: lines for a log as they are, and what a terminal makes a table of."""
 
 from __future__ import annotations
 
 import errno
+import shlex
+from collections.abc import Sequence
 from enum import StrEnum
+
+_SHORTAGES = {
+    errno.ENOMEM: "memory",
+    errno.EAGAIN: "processes and threads",
+    errno.EMFILE: "open files",
+    errno.ENFILE: "open files",
+}
+
+
+def format_command(name: str, *places: str, options: Sequence[str] = ()) -> str:
+    """Return a command of this program as a shell takes it, whatever its places are called."""
+    return shlex.join(["emotion-batch", name, *map(quote_argument, places), *options])
+
+
+def quote_argument(place: str) -> str:
+    """Return a place as an argument that is not taken for an option."""
+    return f"./{place}" if place.startswith("-") else place
 
 
 class Status(StrEnum):
@@ -142,14 +161,6 @@ class ChangedError(StoreError):
 
 class DeniedError(PermissionError):
     """A store refused; the text says why, and where credentials were looked for."""
-
-
-_SHORTAGES = {
-    errno.ENOMEM: "memory",
-    errno.EAGAIN: "processes and threads",
-    errno.EMFILE: "open files",
-    errno.ENFILE: "open files",
-}
 
 
 def find_shortage(error: BaseException) -> str | None:

@@ -12,18 +12,9 @@ import pytest
 from conftest import run_command
 
 from emotion_batch.errors import StorageError, UsageError
-from emotion_batch.storage import archive as archive_module
-from emotion_batch.storage import file_lists
-from emotion_batch.storage.archive import (
-    ENTRY_SCHEMA,
-    Entry,
-    _distinct,
-    _walk_local,
-    list_recordings,
-    locate_local,
-    locate_remote,
-    peek,
-)
+from emotion_batch.storage import entries, file_lists
+from emotion_batch.storage.archive import _walk_local, list_recordings
+from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry, distinct, locate_local, locate_remote, peek
 from emotion_batch.storage.folder import Folder
 
 
@@ -401,15 +392,15 @@ def test_a_text_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("chunk", [1, 7, 1_000])
 def test_a_listing_is_sorted_by_stretches(chunk: int, n_stretches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However a listing lies in memory and is divided, it comes out in order, each name once, odd ones included."""
-    monkeypatch.setattr(archive_module, "_STRETCHES", n_stretches)
-    monkeypatch.setattr(archive_module, "_SAMPLE", 20)
-    monkeypatch.setattr(archive_module, "_BATCH", 50)
+    monkeypatch.setattr(entries, "_STRETCHES", n_stretches)
+    monkeypatch.setattr(entries, "_SAMPLE", 20)
+    monkeypatch.setattr(entries, "BATCH", 50)
     numbers = [number * 7_919 % 500 for number in range(700)]
     names = [f"{number:03d}é.wav" if number % 5 else f"{number:03d}.wav" for number in numbers]
     rows = [{"file": name, "raw_file": None, "size": len(name), "version": None} for name in names]
     rows += [{"file": "250%E9.wav", "raw_file": b"250\xe9.wav", "size": 1, "version": "1"}]
     table = pa.Table.from_batches(pa.Table.from_pylist(rows, ENTRY_SCHEMA).to_batches(max_chunksize=chunk))
-    found, n_repeated = _distinct(table)
+    found, n_repeated = distinct(table)
     assert n_repeated == 200
     expected = {row["file"]: row for row in rows}
     assert found.to_pylist() == [expected[name] for name in sorted(expected)]

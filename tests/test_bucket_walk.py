@@ -22,7 +22,8 @@ from test_torture import victims
 
 import emotion_batch
 from emotion_batch.errors import IncompleteError, StorageError
-from emotion_batch.storage.archive import Entry, list_recordings, peek
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training.train import TrainingSettings
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from emotion_batch.errors import UsageError
+from emotion_batch.inference import confidence as confidence_module
+from emotion_batch.inference.confidence import apply_temperature, margin
 from emotion_batch.training import calibrate
-from emotion_batch.training.calibrate import apply_temperature, choose_threshold, fit_temperature, judge_threshold
+from emotion_batch.training.calibrate import choose_threshold, fit_temperature, judge_threshold
 from emotion_batch.training.splits import NO_FOLD, Split
 
 HELD_OUT = Split.SPEAKER_HELD_OUT
@@ -211,9 +213,9 @@ def test_a_promise_can_fail_on_another_speaker() -> None:
 def test_margin_and_entropy() -> None:
     """Both are by hand: 0.7 - 0.2, and between 0 for certainty and the logarithm of the number of labels."""
     probabilities = np.array([[0.1, 0.7, 0.2], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], np.float32)
-    np.testing.assert_allclose(calibrate.margin(probabilities), [0.5, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(margin(probabilities), [0.5, 1, 0], atol=1e-6)
     expected = -(0.1 * np.log(0.1) + 0.7 * np.log(0.7) + 0.2 * np.log(0.2))
-    entropy = calibrate.entropy(probabilities)
+    entropy = confidence_module.entropy(probabilities)
     np.testing.assert_allclose(entropy, [expected, 0, np.log(3)], atol=1e-6)
     assert not np.signbit(entropy).any()
-    assert calibrate.margin(probabilities).dtype == entropy.dtype == np.float32
+    assert margin(probabilities).dtype == entropy.dtype == np.float32

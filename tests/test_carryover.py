@@ -10,14 +10,14 @@ import pytest
 
 from emotion_batch.errors import Status
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
-from emotion_batch.tables.manifest import digest
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables import parts, schema
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import digest
 from emotion_batch.worker.reuse import carry_over, merge
 
-INFO = TableInfo(parts.FEATURES, "/archive", FeatureSettings(n_mfcc=2), Segments.windows(1))
+INFO = TableInfo(schema.FEATURES, "/archive", FeatureSettings(n_mfcc=2), Segments.windows(1))
 NOTHING: frozenset[Status] = frozenset()
 
 
@@ -98,7 +98,7 @@ def test_of_a_part_that_is_not_what_it_should_be_nothing_is_kept(table: Folder, 
     else:
         of = "0" * 32 if how == "of other entries" else digest(BEFORE)
         settings = FeatureSettings(n_mfcc=2, n_mels=64) if how == "of other settings" else INFO.feature_settings
-        info = TableInfo(parts.FEATURES, "/archive", settings, INFO.segments)
+        info = TableInfo(schema.FEATURES, "/archive", settings, INFO.segments)
         parts.publish_part(table, info, 1 if how == "of another shard" else 0, of, PART)
         if how == "of another shard":
             path.write_bytes((tmp_path / "part-000001.parquet").read_bytes())

@@ -23,10 +23,11 @@ import soundfile
 from conftest import ROOT, Finished, ShellCluster, run_command, running, tone, wait_for_parts, write_odd_archive
 
 import emotion_batch
-from emotion_batch.cli import app, results
+from emotion_batch import errors
+from emotion_batch.cli import app
 from emotion_batch.cli.options import read_arguments
 from emotion_batch.example import synthesis
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 
 
 def rows(table: Path) -> list[dict[str, object]]:
@@ -576,7 +577,7 @@ def test_what_is_printed_as_the_next_step_runs_as_printed(
         n_run += 1
     assert n_run == 5
     # What `extract` ends with takes too long to be run here.
-    words = shlex.split(results.command("train", table, "BUNDLE"))[1:]
+    words = shlex.split(errors.format_command("train", table, "BUNDLE"))[1:]
     assert os.path.normpath(read_arguments(words).table) == os.path.normpath(table)
 
 

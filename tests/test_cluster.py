@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, Finished, ShellCluster, run_command, running, shell_cluster, wait_for_parts
 
 from emotion_batch.errors import ClusterError, IncompleteError, StorageError
-from emotion_batch.run import dask_cluster
+from emotion_batch.run import dask_cluster, dask_workers
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.worker import process
 
@@ -305,8 +305,8 @@ def test_a_paused_worker_is_started_again_or_ends_the_run(
         time.sleep(0.3)
         return -task
 
-    monkeypatch.setattr(dask_cluster, "_PAUSED_S", 1.0)
-    monkeypatch.setattr(dask_cluster, "_PAUSED_FOR_GOOD_S", 2.0)
+    monkeypatch.setattr(dask_workers, "_PAUSED_S", 1.0)
+    monkeypatch.setattr(dask_workers, "_PAUSED_FOR_GOOD_S", 2.0)
     flag = os.fspath(tmp_path / "full")
     options = ("--nthreads", "1", "--memory-limit", "400MB", *(() if has_nanny else ("--no-nanny",)))
     notes: list[str] = []
@@ -448,7 +448,7 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
 
     class Heard:
         def scheduler_info(self) -> dict[str, dict[str, dict[str, object]]]:
-            ages_s = {"a": 0.0, "b": dask_cluster._SILENT_S / 2, "hangs": 2 * dask_cluster._SILENT_S, "paused": 0.0}
+            ages_s = {"a": 0.0, "b": dask_workers._SILENT_S / 2, "hangs": 2 * dask_workers._SILENT_S, "paused": 0.0}
             status = {"paused": "paused"}
             return {
                 "workers": {
@@ -457,4 +457,4 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
                 }
             }
 
-    assert dask_cluster._heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == (1e9, ["a", "b"])
+    assert dask_workers.heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == (1e9, ["a", "b"])

@@ -18,13 +18,13 @@ from conftest import ShellCluster, run_command, tone
 
 import emotion_batch
 from emotion_batch.errors import CancelledError, EmotionBatchError, IncompleteError, UsageError
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder, seal, unseal
 from emotion_batch.tables import lease
 from emotion_batch.tables.lease import Holder, Lease
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import read_info
+from emotion_batch.tables.table import read_info
 from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.shard import Work
 

@@ -17,8 +17,9 @@ from conftest import ROOT, tone
 from emotion_batch.errors import UsageError
 from emotion_batch.example import synthesis
 from emotion_batch.features import recipes
-from emotion_batch.inference.domain import Domain, fit_domain, flag_new_voices, judge_speech, summarise
+from emotion_batch.inference.domain import Domain, judge_speech, summarise
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
+from emotion_batch.training.calibrate import fit_domain, flag_new_voices
 
 SETTINGS = [
     pytest.param(FeatureSettings(), id="mfcc"),

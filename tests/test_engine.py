@@ -24,11 +24,10 @@ from emotion_batch.errors import RecordingError
 from emotion_batch.features import audio
 from emotion_batch.features.mfcc import mean_mfcc
 from emotion_batch.inference.bundle import open_bundle
-from emotion_batch.inference.predict import Predictor
+from emotion_batch.inference.predict import Predictor, label_rows
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.worker.labelling import label_rows
 from emotion_batch.worker.recordings import extract_rows
 
 SETTINGS = FeatureSettings()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emotion_batch.errors import UsageError
-from emotion_batch.training import metrics, plots
+from emotion_batch.training import metrics
 from emotion_batch.training.splits import speaker_folds
 
 LABELS = ("angry", "neutral", "sad")
@@ -225,4 +225,4 @@ def test_reliability_is_drawn() -> None:
     """A picture comes of bins of which some are empty."""
     targets = np.array([0, 1, 0])
     bins = metrics.reliability(targets, certain(targets, 2))
-    assert plots.draw_reliability(bins, bins).startswith(b"\x89PNG")
+    assert metrics.draw_reliability(bins, bins).startswith(b"\x89PNG")

@@ -25,7 +25,7 @@ from test_bucket_walk import local_rows, read
 
 import emotion_batch
 from benchmarks.generated import write_label_table
-from emotion_batch.analysis import destination, export, formats
+from emotion_batch.analysis import export, formats
 from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.storage.folder import Folder
@@ -213,7 +213,7 @@ def test_an_export_that_is_stopped_is_not_there(made: Path, tmp_path: Path, stop
     assert all(hidden.fullmatch(name) for name in left)
     # What another export is at work on is left alone; of two the one that ends last finds that it is too late.
     with contextlib.ExitStack() as stack:
-        other = stack.enter_context(destination.replacing(Folder.of(folder), re.compile(r"labels\.csv")))
+        other = stack.enter_context(export.replacing(Folder.of(folder), re.compile(r"labels\.csv")))
         emotion_batch.export(made, folder, file_format="csv")
         assert os.path.isdir(other.url)
         assert len(os.listdir(tmp_path)) == 2

@@ -18,14 +18,18 @@ from conftest import tone, write_odd_archive
 from emotion_batch.errors import StorageError
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import retry
-from emotion_batch.storage.archive import ENTRY_SCHEMA, Entry, list_recordings, locate_local
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry, locate_local
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.attempts import Attempt
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import FEATURES, TableInfo, complete_shards, create, feature_schema, read_part
-from emotion_batch.worker.extraction import Extraction, Task
+from emotion_batch.tables.parts import complete_shards, read_part
+from emotion_batch.tables.schema import FEATURES, TableInfo, feature_schema
+from emotion_batch.tables.table import create_info
+from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.isolation import Limits
 from emotion_batch.worker.recordings import extract_recording, extract_rows
+from emotion_batch.worker.task import Task
 
 SETTINGS, SEGMENTS = FeatureSettings(), Segments()
 
@@ -109,7 +113,7 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     table = Folder.of(tmp_path / "table")
     listing = list_recordings(tmp_path / "archive")
     info = TableInfo(FEATURES, listing.folder.url, SETTINGS, SEGMENTS)
-    create(table, info)
+    create_info(table, info)
     manifest = Manifest(table)
     manifest.grow(listing.entries, SEGMENTS)
     job = Extraction(table, info, listing.folder)

@@ -18,13 +18,13 @@ from emotion_batch.analysis.scan import Cluster, survey
 from emotion_batch.analysis.statistics import Figures, effective_size, gather, interval
 from emotion_batch.inference import bundle
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import status
 from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.table import require_table
 
 
 def figures_of(table: Path, model: str | None = "tess-sequence") -> Figures:
     place = Folder.of(table)
-    info, manifest = status.require_table(place), Manifest(place)
+    info, manifest = require_table(place), Manifest(place)
     portrait = None if model is None else read_portrait(bundle.open_bundle(bundle.find_model(model)).card)
     return gather(place.url, info, manifest, survey(place, info, manifest.shards), read_throughput(place), portrait)
 
@@ -103,7 +103,7 @@ def test_few_folders_give_no_estimate(tmp_path: Path) -> None:
     """With too few folders the interval is over recordings, and of windows no narrower than their recordings allow."""
     write_label_table(tmp_path / "table", 1_200, n_windows=12)
     place = Folder.of(tmp_path / "table")
-    info, manifest = status.require_table(place), Manifest(place)
+    info, manifest = require_table(place), Manifest(place)
     seen = survey(place, info, manifest.shards)
     few = replace(seen, clusters={label: replace(one, n_folders=9) for label, one in seen.clusters.items()})
     made = gather(place.url, info, manifest, few, read_throughput(place), None)

@@ -19,7 +19,7 @@ import emotion_batch
 from emotion_batch.errors import UsageError
 from emotion_batch.inference.bundle import open_bundle, require_safe
 from emotion_batch.inference.predict import Predictor
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import import_h5, networks

@@ -26,7 +26,7 @@ from emotion_batch.inference import safety
 from emotion_batch.inference.bundle import require_safe, sha256, weight_shapes
 from emotion_batch.settings import FeatureSettings, SequenceSettings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.training import keras_model, networks
+from emotion_batch.training import networks
 
 MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
 
@@ -94,13 +94,13 @@ class Hostile:
 
 def lambda_layer(hostile: Hostile) -> None:
     """A network that Keras itself saved, whose code writes the canary: it does so while it is built."""
-    _, keras = keras_model.load_keras()
+    _, keras = networks.load_keras()
     path = os.fspath(hostile.canary)
     layer = keras.layers.Lambda(lambda values: (open(path, "w").close(), values)[1])
     network = keras.Sequential([keras.Input((40, 1)), layer, keras.layers.LSTM(2), keras.layers.Dense(7)])
     assert hostile.canary.exists()
     hostile.canary.unlink()
-    hostile.put("model.keras", keras_model.save_bytes(network, ".keras"))
+    hostile.put("model.keras", networks.save_bytes(network, ".keras"))
 
 
 class Touch:
@@ -263,7 +263,7 @@ HOSTILE = {
         "got '/far', which is no array of numbers",
     ),
     "weights of other shapes": (
-        lambda one: one.put("model.keras", keras_model.save_bytes(other_network(40, 5), ".keras")),
+        lambda one: one.put("model.keras", networks.save_bytes(other_network(40, 5), ".keras")),
         "got weights of other shapes than its card says: [1, 492], [5], [32],",
     ),
     "a graph of other shapes": (
@@ -376,7 +376,7 @@ def test_a_bundle_is_not_refused_for_its_neighbours(bundle: Path, tmp_path: Path
 
 def test_a_network_of_many_kinds_of_layers_is_inspected() -> None:
     """Layers of Keras's own pass, compiled or not, and shapes are asked for only where they are known."""
-    _, keras = keras_model.load_keras()
+    _, keras = networks.load_keras()
     layers = keras.layers
     frames = keras.Input((20, 8))
     hidden = layers.Conv1D(4, 5, padding="same", kernel_regularizer=keras.regularizers.L2(1e-4))(frames)
@@ -387,12 +387,12 @@ def test_a_network_of_many_kinds_of_layers_is_inspected() -> None:
     square = layers.Subtract()([layers.Multiply()([mean, mean]), layers.Add()([mean, mean])])
     outputs = layers.Dense(7, activation="softmax")(layers.Dropout(0.2)(layers.Concatenate()([mean, square])))
     network = keras.Model(frames, outputs)
-    safety.inspect_keras(keras_model.save_bytes(network, ".keras"), "network")
+    safety.inspect_keras(networks.save_bytes(network, ".keras"), "network")
     network.compile(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
         optimizer=keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(1e-3, 10)),
     )
-    data = keras_model.save_bytes(network, ".keras")
+    data = networks.save_bytes(network, ".keras")
     safety.inspect_keras(data, "network")
     with pytest.raises(
         UsageError, match="network: expected Keras's own layers and their weights, got weights of other"
@@ -443,7 +443,7 @@ def test_what_is_no_message_is_refused(data: bytes) -> None:
 def test_an_old_keras_is_refused(version: str, is_safe: bool) -> None:
     """A Keras that runs what a file names is refused before it is imported, with what to do."""
     if is_safe:
-        keras_model._check_keras(version)
+        networks._check_keras(version)
         return
     with pytest.raises(UsageError, match=rf"expected version 3.14 or later, .* got {version}; `pip install --upgrade"):
-        keras_model._check_keras(version)
+        networks._check_keras(version)

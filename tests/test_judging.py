@@ -16,7 +16,7 @@ from conftest import Finished, run_command
 from sklearn import metrics
 
 import emotion_batch
-from emotion_batch.cli.judgements import format_evaluation
+from emotion_batch.cli.model_commands import format_evaluation
 from emotion_batch.errors import UsageError
 from emotion_batch.features import audio
 from emotion_batch.features.recipes import compute, read_vectors, to_table
@@ -26,7 +26,7 @@ from emotion_batch.inference.predict import Predictor, load_predictor
 from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.folder import Folder, seal, unseal
-from emotion_batch.training import evaluate
+from emotion_batch.training import calibrate, evaluate
 from emotion_batch.worker import recordings
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
@@ -260,7 +260,7 @@ def test_confidence_is_judged_as_labels_have_it(
     summaries = domain.summarise(
         to_table([(vector,) for vector in vectors], card.feature_settings), card.feature_settings
     )
-    fitted = domain.fit_domain(summaries[:60], summaries[60:])
+    fitted = calibrate.fit_domain(summaries[:60], summaries[60:])
     card = replace(card, domain=fitted.to_dict(), confidence={"threshold": 0.15, "promised": 0.9})
     (sure / "card.json").write_bytes(card.to_json())
     found = emotion_batch.evaluate(sure, features, robustness=0)

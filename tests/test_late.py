@@ -27,10 +27,13 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import attempts
 from emotion_batch.tables.attempts import Attempt
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import FEATURES, TableInfo, find, own_footers, part_name, publish_part, read_part
-from emotion_batch.worker.extraction import Extraction, Task
+from emotion_batch.tables.parts import own_footers, part_name, publish_part, read_part
+from emotion_batch.tables.schema import FEATURES, TableInfo
+from emotion_batch.tables.table import find_info
+from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import Labelling
 from emotion_batch.worker.shard import Work, make_tasks
+from emotion_batch.worker.task import Task
 
 WINDOWS = Segments(0.0, 1.0, 0.05)
 
@@ -160,7 +163,7 @@ def test_what_others_made_of_the_same_recordings_stays(
     else:
         keep = {"keep_features": kept.url} if kind == "labels and features" else {}
         emotion_batch.label(archive, table.url, model="tess-sequence", **keep, **at)
-    info = find(table)
+    info = find_info(table)
     assert info is not None
     places = [(table, info)]
     if info.features is not None:

@@ -25,13 +25,14 @@ import emotion_batch
 from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder, seal, unseal
-from emotion_batch.tables import lease, parts
-from emotion_batch.tables.lease import Holder, Lease
+from emotion_batch.tables import lease, parts, schema
+from emotion_batch.tables.lease import Holder, Lease, others_at_work, run_ids
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo
-from emotion_batch.tables.status import mend, others_at_work, run_ids
+from emotion_batch.tables.repair import mend
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import create_info, read_info
 
 
 def table_of(folder: Path) -> dict[str, bytes]:
@@ -90,7 +91,7 @@ def put_in_place_of_another(table: Path) -> None:
 
 def extract_otherwise(table: Path) -> None:
     place = Folder.of(table)
-    info = parts.read_info(place)
+    info = read_info(place)
     assert info is not None
     rows = parts.read_part(place, 1).replace_schema_metadata(None)
     other = TableInfo(info.kind, info.source, FeatureSettings(n_mels=64), info.segments)
@@ -99,21 +100,21 @@ def extract_otherwise(table: Path) -> None:
 
 def age(table: Path) -> None:
     place = Folder.of(table)
-    info = parts.read_info(place)
+    info = read_info(place)
     assert info is not None
     parts.publish_part(place, info, 1, "0" * 32, parts.read_part(place, 1).replace_schema_metadata(None))
 
 
 def age_first_part(table: Path) -> None:
     place = Folder.of(table)
-    info = parts.read_info(place)
+    info = read_info(place)
     assert info is not None
     parts.publish_part(place, info, 0, "0" * 32, parts.read_part(place, 0).replace_schema_metadata(None))
 
 
 def lose_rows(table: Path) -> None:
     place = Folder.of(table)
-    info = parts.read_info(place)
+    info = read_info(place)
     assert info is not None
     rows = parts.read_part(place, 1).replace_schema_metadata(None)
     parts.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.slice(1))
@@ -131,7 +132,7 @@ def flip_in_footer(table: Path) -> None:
 
 def reverse_rows(table: Path) -> None:
     place = Folder.of(table)
-    info = parts.read_info(place)
+    info = read_info(place)
     assert info is not None
     rows = parts.read_part(place, 1).replace_schema_metadata(None)
     parts.publish_part(place, info, 1, Manifest(place).shards[1].digest, rows.take([*reversed(range(rows.num_rows))]))
@@ -319,7 +320,7 @@ def test_of_many_flipped_bits_none_is_overlooked(
 def test_a_part_that_was_renamed_is_not_lost(features: Path, copy: Path) -> None:
     """A part under a wrong name goes back to its own, with rows of recordings that are gone since."""
     place = Folder.of(copy)
-    info = parts.read_info(place)
+    info = read_info(place)
     assert info is not None
     rename(copy)
     notes = list(mend(place, info, Manifest(place)))
@@ -449,7 +450,7 @@ import json, sys, time
 right = time.time
 time.time = lambda: right() + float(sys.argv[1])
 from emotion_batch.tables import lease, status as ledger
-from emotion_batch.cli.endings import format_status
+from emotion_batch.cli.table_commands import format_status
 from emotion_batch.storage.folder import Folder
 lease._RENEW_S, lease._LOOK_S, lease._LOOK_EVERY_S = 1.0, 3.0, 0.2
 place = Folder.of(sys.argv[2])
@@ -568,9 +569,9 @@ def test_labels_of_a_feature_table_are_retried_there(tmp_path: Path, labels: Pat
 def write_table_of(folder: Path, statuses: tuple[str, ...]) -> None:
     """Write a feature table whose recordings have these statuses."""
     place = Folder.of(folder)
-    info = TableInfo(parts.FEATURES, "/archive", FeatureSettings(), Segments())
+    info = TableInfo(schema.FEATURES, "/archive", FeatureSettings(), Segments())
     names = [f"{number}.wav" for number in range(len(statuses))]
-    parts.create(place, info)
+    create_info(place, info)
     manifest = Manifest(place)
     columns = {"file": names, "raw_file": [None] * len(names), "size": [1] * len(names), "version": ["1"] * len(names)}
     manifest.grow(pa.table(columns, ENTRY_SCHEMA), info.segments)

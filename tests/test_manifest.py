@@ -14,10 +14,11 @@ import pytest
 
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.settings import Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import manifest as manifest_module
-from emotion_batch.tables.manifest import Growth, Manifest, digest, read_entries
+from emotion_batch.tables import shard_entries
+from emotion_batch.tables.manifest import Growth, Manifest
+from emotion_batch.tables.shard_entries import digest, read_entries
 from emotion_batch.tables.sharding import MAX_SHARDS, count_shards, cut, estimate_costs
 
 ONE, WINDOWS = Segments(), Segments.windows(3)
@@ -176,8 +177,8 @@ def test_entries_lie_in_files_and_are_read_in_stretches(
     stretch: int, file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is written or read at once, in whatever order and of however many generations, each shard has its own entries."""
-    monkeypatch.setattr(manifest_module, "_STRETCH_BYTES", stretch)
-    monkeypatch.setattr(manifest_module, "_FILE_BYTES", file)
+    monkeypatch.setattr(shard_entries, "_STRETCH_BYTES", stretch)
+    monkeypatch.setattr(shard_entries, "_FILE_BYTES", file)
     manifest = Manifest(Folder.of(tmp_path))
     manifest.grow(listing(names(3_000)), ONE)
     manifest.grow(listing(names(3_000, "x"), [5, *[80_000] * 2_999]), ONE)

@@ -13,9 +13,9 @@ from emotion_batch.inference import predict, safety
 from emotion_batch.inference.bundle import open_bundle, weight_shapes
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.training import fit, keras_model, networks
+from emotion_batch.training import fit, networks
+from emotion_batch.training.data import Spool
 from emotion_batch.training.fit import Checkpoint, Fitting
-from emotion_batch.training.spool import Spool
 
 
 def test_the_network_is_the_notebooks() -> None:
@@ -75,7 +75,7 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
 
         checkpoint = Checkpoint(Folder.of(tmp_path), name, f"seed {seed}") if name else None
         try:
-            network, history = fit.fit(
+            network, history = fit.fit_network(
                 spool,
                 settings,
                 rows,
@@ -88,7 +88,7 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
         except StopError:
             return train(seed, name)
         assert [len(values) for values in history.values()] == [3, 3]
-        return keras_model.identify(network, ["a"] * 7, settings)
+        return networks.identify(network, ["a"] * 7, settings)
 
     with spool_of(settings, 28) as spool:
         whole = train(3)
@@ -102,13 +102,13 @@ def test_a_training_ends_when_it_gets_no_better() -> None:
     settings = FeatureSettings()
     rows, targets = np.arange(28), np.arange(28) % 7
     with spool_of(settings, 28) as spool:
-        network, history = fit.fit(
+        network, history = fit.fit_network(
             spool, settings, rows[:20], targets, n_labels=7, fitting=Fitting(60, 4, 0, patience=2), validate=rows[20:]
         )
         losses = history["val_loss"]
         assert len(losses) < 60
         assert np.argmin(losses) == len(losses) - 3
-        probabilities = fit.predict(network, spool, settings, rows[20:])
+        probabilities = fit.predict_network(network, spool, settings, rows[20:])
     found = -np.mean(np.log(probabilities[np.arange(8), targets[20:]]))
     assert found == pytest.approx(min(losses), abs=1e-5)
 
@@ -134,10 +134,10 @@ def test_the_sequence_network_does_not_see_padding(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, np.concatenate([predict.execute(graph, [row]) for row in rows]))
     assert found.std(axis=0).max() > 1e-2
     shapes = weight_shapes(SequenceSettings(), 7)
-    safety.inspect_keras(keras_model.save_bytes(network, ".keras"), "network", shapes)
+    safety.inspect_keras(networks.save_bytes(network, ".keras"), "network", shapes)
     safety.inspect_onnx(graph, "network")
     # And plain Keras loads it.
-    (tmp_path / "a.keras").write_bytes(keras_model.save_bytes(network, ".keras"))
+    (tmp_path / "a.keras").write_bytes(networks.save_bytes(network, ".keras"))
     again = keras.saving.load_model(tmp_path / "a.keras")
     np.testing.assert_array_equal(networks.predict(again, rows), networks.predict(network, rows))
 

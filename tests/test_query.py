@@ -22,7 +22,7 @@ from benchmarks.generated import HOSTILE, write_label_table
 from emotion_batch.analysis.query import EXAMPLES
 from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from emotion_batch import usage
 from emotion_batch.errors import DeniedError, StorageError, StoreError
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import prefetch, retry
-from emotion_batch.storage.archive import ENTRY_SCHEMA, Entry
+from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.fsspec_store import Blob
 from emotion_batch.storage.prefetch import RemoteFile

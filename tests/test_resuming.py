@@ -16,14 +16,16 @@ from conftest import ShellCluster, run_command, running, tone, wait_for_parts
 import emotion_batch
 from emotion_batch.errors import ClusterError, IncompleteError, UsageError
 from emotion_batch.inference.bundle import require_safe
-from emotion_batch.run.summary import Progress, Summary, Watcher
+from emotion_batch.progress import Progress, Watcher
+from emotion_batch.run.record import Summary
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
-from emotion_batch.tables.lease import Lease
+from emotion_batch.tables import schema
+from emotion_batch.tables.lease import Lease, begin
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import Counts, TableInfo
-from emotion_batch.tables.status import begin
+from emotion_batch.tables.parts import Counts
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import find_info, read_info
 from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import Labelling
 from emotion_batch.worker.shard import Work, make_tasks
@@ -172,14 +174,14 @@ def test_what_is_again_as_it_was_listed_is_done_again(
     touched_and_gone.touch()
     away.rename(tmp_path / "away.wav")
     gone.unlink()
-    info = parts.find(table)
+    info = find_info(table)
     assert info is not None
     manifest = Manifest(table)
     places = [(table, info)]
     job: Extraction | Labelling = Extraction(*places[0], Folder.of(archive))
     if how != "extract":
         places.insert(
-            0, (Folder.of(kept), TableInfo(parts.FEATURES, info.source, info.feature_settings, info.segments))
+            0, (Folder.of(kept), TableInfo(schema.FEATURES, info.source, info.feature_settings, info.segments))
         )
         job = Labelling(
             table, info, require_safe(table.folder("_table/model")), Extraction(*places[0], Folder.of(archive))
@@ -375,7 +377,8 @@ def test_a_table_that_another_run_works_on_keeps_its_settings(archive: Path, tmp
     """No run replaces the settings of a run that has no part yet, and of two that begin at once at least one gives way."""
     place, mine = Folder.of(tmp_path / "table"), FeatureSettings()
     info, other = (
-        TableInfo(parts.FEATURES, str(archive), settings, Segments()) for settings in (mine, FeatureSettings(n_mfcc=13))
+        TableInfo(schema.FEATURES, str(archive), settings, Segments())
+        for settings in (mine, FeatureSettings(n_mfcc=13))
     )
     first, second, third = (Lease(place, f"20260101T00000{number}Z-0a") for number in range(3))
     begin(place, info, first)
@@ -392,7 +395,7 @@ def test_a_table_that_another_run_works_on_keeps_its_settings(archive: Path, tmp
     with pytest.raises(UsageError, match="is giving it other settings just now"):
         begin(place, info, third)
     second.end()
-    assert parts.read_info(place) == info
+    assert read_info(place) == info
 
 
 def test_labels_of_a_feature_table_follow_it(archive: Path, bundle: Path, tmp_path: Path, at: dict[str, Any]) -> None:

@@ -19,21 +19,23 @@ import servers
 from conftest import run_command
 
 import emotion_batch
-from emotion_batch.analysis import precision, review_sheet
+from emotion_batch.analysis import review_sample, review_sheet
 from emotion_batch.analysis.review_sample import COLUMNS, INFORMATIVE, RANDOM, STRATA, Drawing, DrawnRow, allocate
 from emotion_batch.cli import app
-from emotion_batch.cli.endings import format_review
+from emotion_batch.cli.report_commands import format_review
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts as parts_module
+from emotion_batch.tables import schema as schema_module
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo, create, label_schema, publish_part, read_info, read_part
+from emotion_batch.tables.parts import publish_part, read_part
+from emotion_batch.tables.schema import TableInfo, label_schema
+from emotion_batch.tables.table import create_info, read_info
 from emotion_batch.training.labels import read_labels
 
 LABELS = ("angry", "happy", "sad")
-INFO = TableInfo(parts_module.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", LABELS)
+INFO = TableInfo(schema_module.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", LABELS)
 HOSTILE = (
     '=HYPERLINK("http://127.0.0.1","x").wav',
     "+1+1.wav",
@@ -105,7 +107,7 @@ def write_table(
     """Write a label table of recordings, whole, as a run leaves it."""
     place = Folder.of(folder)
     place.make()
-    create(place, info)
+    create_info(place, info)
     names = sorted(files, key=str.encode)
     n = len(names)
     entries = pa.table([pa.array(names), pa.nulls(n, pa.string()), [1] * n, ["1"] * n], schema=ENTRY_SCHEMA)
@@ -595,7 +597,7 @@ def test_the_estimate_has_no_bias_and_its_interval_holds() -> None:
         drawn: list[DrawnRow] = drawing.finish()
         answers = [(one.stratum, right[one.row.file]) for one in drawn if one.stratum is not None]
         sizes = {one.stratum: one.n_stratum for one in drawn if one.stratum is not None}
-        found = {one.of: one for one in precision.measure(answers, sizes)}
+        found = {one.of: one for one in review_sample.measure(answers, sizes)}
         if seed < n_whole:
             estimates["naive"].append(float(np.mean([right[one.row.file] for one in drawn])))
         for name, value in truths.items():
@@ -613,7 +615,7 @@ def test_the_estimate_has_no_bias_and_its_interval_holds() -> None:
 @pytest.mark.parametrize(("n", "right"), [(10, 10), (10, 0), (1, 1), (25, 24)])
 def test_an_interval_of_one_stratum_is_wilsons(n: int, right: int) -> None:
     """Of a small part of one large stratum it is the textbook's, with a width also where all is right."""
-    share, low, high = precision.estimate_share([(10**9, n, right)])
+    share, low, high = review_sample.estimate_share([(10**9, n, right)])
     z = 1.959964
     middle = (right + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(right * (n - right) / n + z**2 / 4)

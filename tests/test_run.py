@@ -8,16 +8,17 @@ import fsspec
 import pytest
 
 from emotion_batch.errors import CanaryError
+from emotion_batch.progress import Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.driver import Means, Run, order_shards
-from emotion_batch.run.summary import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
-from emotion_batch.tables.parts import Counts, TableInfo
+from emotion_batch.tables import schema
+from emotion_batch.tables.parts import Counts
+from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
-from emotion_batch.worker.extraction import Receipt
+from emotion_batch.worker.task import Receipt
 
 
 def test_heavy_shards_come_first_and_the_others_spread() -> None:
@@ -77,7 +78,7 @@ def test_a_list_in_a_store_whose_names_lead_nowhere_is_told(tmp_path: Path) -> N
             memory.pipe({"/calls/lists/list.txt": names})
             notes: list[str] = []
             place = Folder.of(tmp_path / str(n_notes))
-            info = TableInfo(parts.FEATURES, archive, FeatureSettings(), Segments())
+            info = TableInfo(schema.FEATURES, archive, FeatureSettings(), Segments())
             place.make()
             with Run(place, info, Watcher(on_note=notes.append), Means(), 0.0) as run:
                 listing = list_recordings(archive)

@@ -26,14 +26,13 @@ import emotion_batch.tables.manifest
 import emotion_batch.worker.extraction
 import emotion_batch.worker.shard
 from emotion_batch.errors import CancelledError, IncompleteError, UsageError
-from emotion_batch.run.record import Recorder
+from emotion_batch.run.record import Recorder, Summary
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
-from emotion_batch.run.summary import Summary
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import lease
-from emotion_batch.tables.parts import read_info
-from emotion_batch.tables.status import others_at_work
+from emotion_batch.tables.lease import others_at_work
+from emotion_batch.tables.table import read_info
 from emotion_batch.worker.shard import Work
 
 # Windows that overlap so much that a shard takes a second or two.

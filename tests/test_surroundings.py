@@ -267,7 +267,7 @@ def test_who_has_imported_onnxruntime_first_is_told(tmp_path: Path) -> None:
 
 def test_the_places_that_a_user_has_named_are_kept_to(tmp_path: Path) -> None:
     """Libraries write where their variables say."""
-    code = "from emotion_batch.training import keras_model as model; model.load_keras()"
+    code = "from emotion_batch.training import networks as model; model.load_keras()"
     named = {"MPLCONFIGDIR": os.fspath(tmp_path / "mpl"), "KERAS_HOME": os.fspath(tmp_path / "keras")}
     environment = {name: value for name, value in os.environ.items() if name not in _PLACES}
     subprocess.run(

@@ -15,8 +15,8 @@ import pytest
 from benchmarks.generated import HOSTILE, write_label_table
 from emotion_batch.analysis.scan import N_BINS, Survey, survey
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import status
 from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.table import require_table
 
 
 @pytest.fixture(scope="module", params=[1, 6], ids=["one segment", "windows"])
@@ -29,7 +29,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def look(table: Path, **options: int) -> Survey:
     place = Folder.of(table)
-    return survey(place, status.require_table(place), Manifest(place).shards, **options)
+    return survey(place, require_table(place), Manifest(place).shards, **options)
 
 
 def rows_of(table: Path) -> pd.DataFrame:

@@ -22,10 +22,12 @@ from emotion_batch.analysis.formats import ParquetWriter
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
 from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
 from emotion_batch.storage.folder import Folder, seal, unseal
-from emotion_batch.tables import parts
-from emotion_batch.tables.parts import Counts, PartError, TableInfo
+from emotion_batch.tables import parts, schema
+from emotion_batch.tables.parts import Counts, PartError
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import check_info, create_info, read_info
 
-INFO = TableInfo(parts.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
+INFO = TableInfo(schema.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
 
 
 class Newest(NamedTuple):
@@ -154,31 +156,31 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sentence: str) -> None:
     """What differs from what the table holds is named before any work, by the option that says it."""
     table = Folder.of(tmp_path)
-    parts.create(table, INFO)
-    parts.create(table, INFO)
-    assert parts.read_info(table) == INFO
+    create_info(table, INFO)
+    create_info(table, INFO)
+    assert read_info(table) == INFO
     with pytest.raises(UsageError, match=sentence):
-        parts.create(table, other)
+        create_info(table, other)
     parts.publish_part(table, INFO, 0, "d", label_rows("ok"))
     with pytest.raises(UsageError, match=sentence):
-        parts.check(table, other)
+        check_info(table, other)
 
 
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:
     """Parts are never put among files that are somebody else's."""
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UsageError, match=r"got 'holiday.jpg' in it"):
-        parts.create(Folder.of(tmp_path), INFO)
+        create_info(Folder.of(tmp_path), INFO)
 
 
 def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     """A release that does not know a table does not touch it."""
     table = Folder.of(tmp_path)
-    parts.create(table, INFO)
+    create_info(table, INFO)
     path = tmp_path / "_table" / "table.json"
     path.write_bytes(seal({**unseal(path.read_bytes()), "schema_version": 99}))
     with pytest.raises(UsageError, match="expected schema version 2, got 99"):
-        parts.create(table, INFO)
+        create_info(table, INFO)
 
 
 def test_a_flipped_bit_changes_nothing_or_is_named(tmp_path: Path) -> None:

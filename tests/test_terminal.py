@@ -23,7 +23,7 @@ from test_review import HOSTILE, answer_truly, fill, write_table
 import emotion_batch
 from emotion_batch.cli import app, results
 from emotion_batch.cli.console import print_result
-from emotion_batch.cli.endings import format_review, format_sheet
+from emotion_batch.cli.report_commands import format_review, format_sheet
 from emotion_batch.cli.results import Grid, Line, Result, Role
 
 # A sequence of escape: colours, erasures, movements.

@@ -21,10 +21,10 @@ from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import FEATURES, TableInfo, feature_schema
+from emotion_batch.tables.table import read_info
 from emotion_batch.training import splits
-from emotion_batch.training.data import Dataset, read_dataset
-from emotion_batch.training.spool import Spool
+from emotion_batch.training.data import Dataset, Spool, read_dataset
 
 QUICK = ("--epochs", "1", "--max-folds", "0")
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
@@ -32,7 +32,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 
 def read(features: Path, labels: str) -> Dataset:
     folder = Folder.of(features)
-    info = parts.read_info(folder)
+    info = read_info(folder)
     assert info is not None
     with Spool(info.feature_settings) as spool:
         data = read_dataset(folder, info, sorted(Manifest(folder).shards), labels, spool)
@@ -159,7 +159,7 @@ def write_features(folder: Path, names: list[str], starts: tuple[float, ...] = (
     """Write a feature table of recordings, with segments of 3 s."""
     table = Folder.of(folder)
     segments = Segments() if len(starts) == 1 else Segments.windows(3, starts[1] - starts[0])
-    info = TableInfo(parts.FEATURES, "/archive", FeatureSettings(), segments)
+    info = TableInfo(FEATURES, "/archive", FeatureSettings(), segments)
     columns = {
         "file": [name for name in names for _ in starts],
         "start_s": [start for _ in names for start in starts],
@@ -167,7 +167,7 @@ def write_features(folder: Path, names: list[str], starts: tuple[float, ...] = (
         "status": ["ok"] * len(starts) * len(names),
         "mfcc": [[0.0] * 40] * len(starts) * len(names),
     }
-    schema = parts.feature_schema(FeatureSettings())
+    schema = feature_schema(FeatureSettings())
     arrays = [pa.array(columns.get(field.name, [None] * len(starts) * len(names)), field.type) for field in schema]
     parts.publish_part(table, info, 0, "digest", pa.table(arrays, schema=schema))
     return table, info

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.errors import Status, StorageError, UsageError
-from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import LABELS, TableInfo
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -29,7 +28,7 @@ _INDEX = ("file", "start_s", "end_s")
 
 def require(info: TableInfo) -> None:
     """Raise what stands against an export: a table without labels, or no package."""
-    if info.kind != parts.LABELS:
+    if info.kind != LABELS:
         raise UsageError(
             "format audformat: expected a label table, got a feature table; --format parquet has its columns"
         )

@@ -14,28 +14,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from emotion_batch.errors import UsageError
+from emotion_batch.tables.schema import nullable
 
 # A row group of so many rows is worth a query's request; of rows that are large, as sequences are, so many bytes are.
 GROUP_ROWS, GROUP_BYTES = 131_072, 256 * 2**20
 _OBJECTS_BYTES = 2**20
-
-
-def nullable(schema: pa.Schema) -> pa.Schema:
-    """Return a schema of which pandas reads booleans as its nullable ones.
-
-    Without it, a column with a null is one of objects to pandas, and ``frame[frame.is_confident]`` an error; a nullable one
-    selects where it is true. Nothing but pandas looks at this, and the values are as before.
-    """
-    columns = [
-        {"name": field.name, "field_name": field.name, "pandas_type": "bool", "numpy_type": "boolean", "metadata": None}
-        for field in schema
-        if pa.types.is_boolean(field.type)
-    ]
-    if not columns:
-        return schema
-    # https://arrow.apache.org/docs/python/pandas.html; what is not named is read as it always is.
-    about = {"index_columns": [], "column_indexes": [], "columns": columns, "creator": {"library": "emotion-batch"}}
-    return schema.with_metadata({**(schema.metadata or {}), b"pandas": json.dumps(about).encode()})
 
 
 class Writer(Protocol):

@@ -12,15 +12,17 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from emotion_batch.analysis import sandbox
-from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, nullable, to_text
+from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
 from emotion_batch.analysis.sandbox import Answer
 from emotion_batch.errors import UsageError
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import parts
+from emotion_batch.tables import schema
 from emotion_batch.tables.inventory import Inventory, take_inventory
+from emotion_batch.tables.schema import nullable
+from emotion_batch.tables.table import read_info
 
-_SAYS_FEATURES = re.compile(rf"\b{parts.FEATURES}\b", re.IGNORECASE)
+_SAYS_FEATURES = re.compile(rf"\b{schema.FEATURES}\b", re.IGNORECASE)
 # Of a list, in a table for people.
 _MOST_CHARACTERS = 60
 
@@ -124,7 +126,7 @@ def asked(
         raise UsageError(f"example: expected one of {', '.join(EXAMPLES)}, got {example!r}")
     inventory = take_inventory(Folder.of(table, storage_options))
     kind = inventory.info.kind
-    if example is not None and kind != parts.LABELS:
+    if example is not None and kind != schema.LABELS:
         raise UsageError(
             f"example {example}: expected a label table, got the feature table {inventory.table.url}; "
             "ask it in SQL, as `features`"
@@ -132,9 +134,9 @@ def asked(
     text = EXAMPLES[example][1] if example is not None else str(sql)
     views = {kind: inventory}
     # To look at its parts takes as long as at the table's own.
-    if kind == parts.LABELS and _SAYS_FEATURES.search(text):
+    if kind == schema.LABELS and _SAYS_FEATURES.search(text):
         features = _find_features(inventory)
-        views |= {} if features is None else {parts.FEATURES: features}
+        views |= {} if features is None else {schema.FEATURES: features}
     for one in views.values():
         for note in one.notes():
             (watcher or Watcher()).on_note(note)
@@ -181,7 +183,7 @@ def _find_features(labels: Inventory) -> Inventory | None:
     info = labels.info
     place = Folder(info.features or info.source, labels.table.options)
     with explained(f"feature table {place.url}"):
-        found = parts.read_info(place)
-    if found is None or found.kind != parts.FEATURES:
+        found = read_info(place)
+    if found is None or found.kind != schema.FEATURES:
         return None
     return take_inventory(place)

@@ -19,7 +19,8 @@ from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.storage.archive import find_base
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import lease, parts, status
+from emotion_batch.tables import inventory, lease
+from emotion_batch.tables.table import read_info, require_table
 
 # In which the mark of a page stands.
 _HEAD_BYTES = 4_096
@@ -76,13 +77,13 @@ def report(
         If the table cannot be read, or the page not be written.
     """
     place = Folder.of(table, storage_options)
-    info = status.require_table(place)
+    info = require_table(place)
     page = Folder.of(
         output if output is not None else f"{place.url.rsplit('/', 1)[1] or 'table'}-report.html", storage_options
     )
     _check_output(page, place)
     with explained(f"table {place.url}"):
-        manifest = status.read_manifest(place, info)
+        manifest = inventory.read_manifest(place, info)
         at_work, lost = lease.find_runs(place)
         throughput = read_throughput(place)
     figures = gather(
@@ -142,7 +143,7 @@ def _locate(page: Folder, source: str, options: Mapping[str, Any] | None) -> Loc
         return lambda drawn: None
     # An archive may be gone by now, and is no condition of a report.
     with contextlib.suppress(EmotionBatchError):
-        if (features := parts.read_info(origin)) is not None:
+        if (features := read_info(origin)) is not None:
             origin = Folder.of(features.source, options)
         base = find_base(origin.url, options)
         if base.is_local:

@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_batch.analysis import review_sheet
-from emotion_batch.analysis.precision import METHOD, Precision, measure
-from emotion_batch.analysis.review_sample import COLUMNS, LEAST_RANDOM, RANDOM, Drawing
+from emotion_batch.analysis.review_sample import COLUMNS, LEAST_RANDOM, METHOD, RANDOM, Drawing, Precision, measure
 from emotion_batch.analysis.review_sheet import SheetRow
 from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
 from emotion_batch.storage import names
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import parts
+from emotion_batch.tables import parts, schema
+from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import Footer, PartError, TableInfo
-from emotion_batch.tables.status import read_manifest, require_table
+from emotion_batch.tables.parts import Footer, PartError
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import read_info, require_table
 
 # What a person may answer beside a label: there is no emotion to hear, and one cannot tell.
 NONE, UNSURE = "none", "?"
@@ -313,7 +314,7 @@ class _Found:
 
 def _require_labels(place: Folder) -> TableInfo:
     info = require_table(place)
-    if info.kind != parts.LABELS:
+    if info.kind != schema.LABELS:
         raise UsageError(f"table {place.url}: expected a label table, got one of {info.kind}; label it first")
     return info
 
@@ -443,11 +444,11 @@ def _find_features(info: TableInfo, place: Folder) -> str | None:
     origin = Folder(info.source, place.options)
     try:
         with explained(f"source {origin.url}"):
-            known = parts.read_info(origin)
+            known = read_info(origin)
     except EmotionBatchError:
         # It may be out of reach by now; nothing depends on it but a hint.
         return None
-    return origin.url if known is not None and known.kind == parts.FEATURES else None
+    return origin.url if known is not None and known.kind == schema.FEATURES else None
 
 
 def _split(file: Folder) -> tuple[Folder, str]:

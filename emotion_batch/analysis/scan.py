@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import parts
-from emotion_batch.tables.manifest import ShardEntry
-from emotion_batch.tables.parts import Footer, PartError, TableInfo
+from emotion_batch.tables import parts, schema
+from emotion_batch.tables.parts import Footer, PartError
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import ShardEntry
 
 if TYPE_CHECKING:
     import duckdb
@@ -210,9 +211,9 @@ def survey(
     hop_s = info.segments.hop_s
     values = {"seed": seed, "n_drawn": n_drawn, "n_failures": _N_FAILURES, "n_bins": N_BINS, "hop_s": hop_s}
     sums = {"cells": _CELLS, "folders": _FOLDERS, "recordings": _RECORDINGS, "failed": _FAILED}
-    if info.kind == parts.LABELS:
+    if info.kind == schema.LABELS:
         sums["drawn"] = _DRAWN
-    if hop_s is not None and info.kind == parts.LABELS:
+    if hop_s is not None and info.kind == schema.LABELS:
         sums["times"] = _TIMES
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection, explained(f"table {table.url}"):
         connection.execute("SET temp_directory = ?", [spilled])
@@ -230,7 +231,7 @@ def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], co
     """Yield the rows of complete parts, some parts at a time and once even if there are none; take down which they are."""
     there = set(table.names())
     wanted = [shard for shard in sorted(shards) if parts.part_name(shard) in there]
-    judged = [name for name in _JUDGED if info.kind == parts.LABELS]
+    judged = [name for name in _JUDGED if info.kind == schema.LABELS]
     chunk = [
         pa.schema([*(info.schema.field(name) for name in _COLUMNS), *map(info.schema.field, judged)]).empty_table()
     ]
@@ -270,7 +271,7 @@ def _ahead(
 
 def _read(table: Folder, info: TableInfo, shard: int, entry: ShardEntry) -> pa.Table | None:
     """Return the rows of a part, or None if it is not the complete one of the newest entries."""
-    columns = [*_COLUMNS, *(_JUDGED if info.kind == parts.LABELS else ())]
+    columns = [*_COLUMNS, *(_JUDGED if info.kind == schema.LABELS else ())]
     try:
         rows = parts.read_part(table, shard, columns)
         footer = Footer.of(rows.schema.metadata, info)

@@ -15,7 +15,7 @@ from emotion_batch.analysis.page.throughput import Throughput
 from emotion_batch.analysis.scan import N_BINS, Cell, Cluster, Drawn, Survey
 from emotion_batch.errors import Status
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import TableInfo
 
 # Of fewer folders, how much they differ cannot be told.
 _LEAST_FOLDERS = 10

@@ -18,7 +18,8 @@ from emotion_batch.errors import OutputError
 
 if TYPE_CHECKING:
     from emotion_batch.cli.terminal import Terminal
-    from emotion_batch.run.summary import Progress, Watcher
+    from emotion_batch.progress import Progress, Watcher
+    from emotion_batch.tables.parts import Counts
 
 _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
@@ -74,7 +75,7 @@ class Said:
 
     def watcher(self) -> Watcher:
         """Return what a run tells its notes and progress to."""
-        from emotion_batch.run.summary import Watcher
+        from emotion_batch.progress import Watcher
 
         return Watcher(on_note=self.note, on_progress=self.progress, on_listed=self.listed)
 
@@ -231,3 +232,12 @@ def _give_up(stream: TextIO) -> None:
         os.close(nowhere)
         # What is left in its buffers goes there too.
         stream.flush()
+
+
+def format_counts(counts: Counts) -> Line:
+    """Return how many recordings and rows there are, and what became of them."""
+    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
+    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
+    return Line(
+        f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}", Role.COUNTS
+    )

@@ -1,215 +1,78 @@
-"""What runs, tables, labels and reviews look like to a person, each with what to type next."""
+"""The command line: what each command calls and prints, errors to exit codes."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from emotion_batch.cli.results import Grid, Line, Result, Role, command, duration, next_step
-from emotion_batch.errors import Status
+from emotion_batch.cli.console import Said, print_result
+from emotion_batch.cli.option_values import read_storage_options
+from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
+from emotion_batch.errors import UsageError, format_command
 
 if TYPE_CHECKING:
-    from emotion_batch.analysis.precision import Precision
     from emotion_batch.analysis.report import Report
     from emotion_batch.analysis.review import Review, Sheet
-    from emotion_batch.run.summary import Summary
-    from emotion_batch.tables.parts import Counts
-    from emotion_batch.tables.status import TableStatus, Verification
-    from emotion_batch.worker.single_recording import SegmentLabel
-
-_MOST_PROBLEMS = 20
-_AGAIN = "the command that made the table, again; it does what is left"
+    from emotion_batch.analysis.review_sample import Precision
 
 
-def format_summary(summary: Summary, next_words: str) -> Result:
-    """Return what a run left behind, with the command that comes next."""
-    counts = summary.counts
-    blocks: list[Line | Grid | str] = [
-        Line(
-            f"{summary.table}: {summary.n_shards} parts, {summary.n_shards_done} of them made now "
-            f"in {summary.elapsed_s:.1f} s",
-            Role.TITLE,
-        )
-    ]
-    blocks += _format_reasons(summary)
-    if counts.by_label:
-        shares = [(emotion, f"{n:,}", f"{n / counts.n_ok:.1%}") for emotion, n in counts.by_label.items()]
-        blocks.append(Grid("  {:<12} {:>10}  {:>6}", shares))
-    spent = summary.spent
-    if spent.n_isolated:
-        blocks.append(
-            f"{spent.n_isolated} shards were done in a child process, which a recording may kill; "
-            f"{spent.lost_s:.0f} s of work were lost with workers and children"
-        )
-    if summary.n_resubmitted or spent.n_retries:
-        blocks.append(
-            f"{spent.n_retries} requests to storage were repeated, {summary.n_resubmitted} shards handed out again"
-        )
-    return Result(*blocks, next_step(next_words), _format_counts(counts))
+def run_report(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    """Run `emotion-batch report` and return its exit code."""
+    from emotion_batch.analysis import report
 
-
-def _format_reasons(summary: Summary) -> list[Line]:
-    """Return a recording and its reason for each way to fail that a run met."""
-    return [
-        Line(f"  {status}, as {file}: {reason}", Role.NOTE)
-        for status, ((file, reason), *_) in sorted(summary.examples.items())
-    ]
-
-
-def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
-    """Return what became of a run that was to be left to a cluster."""
-    if not summary.n_shards_left:
-        done = format_summary(summary, command("status", table))
-        return Result(f"run {summary.run}: nothing was left to hand over", *done.blocks)
-    return Result(
-        Line(
-            f"{summary.table}: {summary.n_shards - summary.n_shards_left:,} of {summary.n_shards:,} parts are done, "
-            f"{summary.n_shards_left:,} were handed to {scheduler}, which needs this machine no longer",
-            Role.TITLE,
-        ),
-        *_format_reasons(summary),
-        f"to stop it: {command('cancel', table)}",
-        next_step(command("status", table)),
-        f"run {summary.run}",
+    made = report.report(
+        options.table, output=options.output, seed=options.seed, storage_options=read_storage_options(options)
     )
+    print_result(json.dumps(made.to_dict(), default=vars) if options.json else format_report(made, options.table))
+    return 0
 
 
-def format_cancellation(runs: Sequence[str], table: str) -> Result:
-    """Return which runs were cancelled."""
-    lines = [f"run {run} begins no shard any more; what is under way is finished, and stays" for run in runs]
-    return Result(*lines, next_step(command("status", table)))
+def run_review(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch review` and return its exit code."""
+    from emotion_batch.analysis import review
 
-
-def _format_counts(counts: Counts) -> Line:
-    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
-    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
-    return Line(
-        f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}", Role.COUNTS
+    places = {"storage_options": read_storage_options(options), "force": options.force}
+    if options.take:
+        for name in ("size", "random", "seed"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name}: expected only where a sheet is written, got it with --take")
+        taken = review.take_review(
+            options.table, options.sheet, labels=options.labels, new_labels=options.new_label or (), **places
+        )
+        print_result(json.dumps(taken.to_dict()) if options.json else format_review(taken))
+        return 0
+    for name in ("labels", "new_label"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')}: expected --take with it, got none")
+    written = review.review(
+        options.table,
+        options.sheet,
+        size=100 if options.size is None else options.size,
+        random=options.random,
+        seed=options.seed or 0,
+        on_rows=said.read,
+        **places,
     )
+    said.end_line()
+    print_result(json.dumps(written.to_dict()) if options.json else format_sheet(written, options.table))
+    return 0
 
 
 def format_report(made: Report, table: str) -> Result:
     """Return where a report is, its headline, and what is remarkable."""
     from emotion_batch.analysis.findings import headline, remark
-    from emotion_batch.tables.parts import LABELS
+    from emotion_batch.tables.schema import LABELS
 
     is_labels = made.figures.info.kind == LABELS
     remarks = [Line(f"  {one.text}", Role.NOTE) for one in remark(made.figures) if one.kind != "fine"]
     return Result(
         Line(headline(made.figures), Role.TITLE),
         *remarks,
-        next_step(command("review", table, "sheet.csv") if is_labels else command("status", table)),
+        next_step(format_command("review", table, "sheet.csv") if is_labels else format_command("status", table)),
         f"report: {made.output}",
     )
-
-
-def format_status(found: TableStatus, table: str) -> Result:
-    """Return how far a table is, and who is at work on it."""
-    n_left = found.n_recordings - found.n_done
-    blocks: list[Line | Grid | str] = [
-        Line(f"{found.table}: {found.kind} of {found.source}", Role.TITLE),
-        (
-            f"  done  {found.n_done:>12,} of {found.n_recordings:,} recordings, "
-            f"{found.n_shards_done:,} of {found.n_shards:,} parts"
-        ),
-        f"  left  {n_left:>12,}",
-    ]
-    if found.counts.by_status:
-        rows = [(status, f"{n:,}", "rows") for status, n in found.counts.by_status.items()]
-        blocks.append(Grid("  {:<12} {:>10} {}", rows))
-    for holder in found.at_work:
-        where = f"on {holder.host}, process {holder.pid}"
-        if holder.scheduler is not None:
-            where = f"at {holder.scheduler}, submitted on {holder.host}"
-        is_cancelled = holder.run in found.cancelled
-        doing = "is cancelled and ends what it has begun" if is_cancelled else "is at work"
-        blocks.append(f"run {holder.run} {doing}, {where}, for {duration(holder.lasted_s)}")
-    if found.rate:
-        blocks.append(f"  {found.rate:,.0f} recordings a second, {duration(n_left / found.rate)} left")
-    for holder in found.lost:
-        heard = datetime.fromtimestamp(holder.renewed_s, UTC).isoformat(timespec="seconds")
-        said = f"run {holder.run} died, on {holder.host}; last heard of at {heard} by its own clock"
-        blocks.append(Line(said, Role.NOTE))
-    last = found.last_run
-    if last is not None:
-        rate = f", {last['n_decoded'] / last['elapsed_s']:,.0f} recordings a second" if last.get("n_decoded") else ""
-        reason = f": {last['error']}" if last.get("error") else ""
-        blocks.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
-    if found.at_work:
-        blocks.append(f"to stop it: {command('cancel', table)}")
-        words = command("status", table)
-    elif n_left or not found.n_shards:
-        words = _AGAIN
-    elif found.counts.by_status.get(Status.CHANGED):
-        words = (
-            _AGAIN if found.features is None else f"the command that made {found.features}, again, and then this one's"
-        )
-    elif found.counts.n_mendable:
-        words = command("retry", found.features or table)
-    else:
-        words = command("verify", table)
-    return Result(*blocks, next_step(words))
-
-
-def format_verification(found: Verification, table: str) -> Result:
-    """Return whether a table is whole, with what is wrong, the first of it."""
-    lines = [Line(f"  {problem}", Role.NOTE) for problem in found.problems[:_MOST_PROBLEMS]]
-    if len(found.problems) > _MOST_PROBLEMS:
-        lines.append(Line(f"  and {len(found.problems) - _MOST_PROBLEMS:,} more; all of them with --json"))
-    word = "whole" if found.is_whole else "not whole"
-    how = "every row was read" if found.is_deep else "by what its parts say of themselves"
-    if not found.is_whole:
-        is_strange = len(found.problems) == len(found.strangers)
-        words = f"move {', '.join(found.strangers[:_MOST_PROBLEMS])} away" if is_strange else _AGAIN
-    elif found.counts.by_label:
-        words = command("review", table, "SHEET.csv")
-    elif found.counts.n_mendable:
-        words = command("retry", found.features or table)
-    else:
-        words = command("train", table, "BUNDLE")
-    return Result(
-        *lines,
-        Line(
-            f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts", Role.TITLE
-        ),
-        next_step(words),
-        _format_counts(found.counts),
-    )
-
-
-def format_labels(found: Sequence[SegmentLabel]) -> Result:
-    """Return one label with all its probabilities, or a line for each of several."""
-    name = found[0].file
-    if len(found) > 1:
-        rows = [(f"{one.start_s:.3f}", *_format_segment(one)) for one in found]
-        return Result(Line(name, Role.TITLE), Grid("  {:>10} {:>10}  {:<12} {}  {}", rows))
-    (one,) = found
-    if one.status != "ok":
-        return Result(f"{name}  {one.status}: {one.error}")
-    width = max(len(word) for word in one.probabilities)
-    ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
-    return Result(
-        Line(f"{name}  {one.emotion}  {one.confidence:.3f}  {_doubts(one)}".rstrip(), Role.TITLE),
-        "",
-        Grid(f"  {{:<{width}}}  {{:>}}", [(word, f"{value:.6f}") for word, value in ranked]),
-    )
-
-
-def _format_segment(one: SegmentLabel) -> tuple[str, str, str, str]:
-    if one.status != "ok":
-        return "", f"{one.status}: {one.error}", "", ""
-    return f"{one.end_s:.3f}", str(one.emotion), f"{one.confidence:.3f}", _doubts(one)
-
-
-def _doubts(one: SegmentLabel) -> str:
-    """Return why a label is not to be believed, as far as the model knows."""
-    words = ["no speech"] if one.is_speech is False else []
-    if one.is_in_domain is False:
-        words.append("unlike what the model was trained on")
-    if not words and not one.is_confident:
-        words.append("not confident")
-    return ", ".join(words)
 
 
 def format_sheet(written: Sheet, table: str) -> Result:
@@ -233,7 +96,7 @@ def format_sheet(written: Sheet, table: str) -> Result:
         lines.append(
             Line(f"  {n_parts:,} {are} missing, out of date or damaged: run the command that made it again", Role.NOTE)
         )
-    return Result(*lines, next_step(command("review", table, written.sheet, options=("--take",))))
+    return Result(*lines, next_step(format_command("review", table, written.sheet, options=("--take",))))
 
 
 def format_review(found: Review) -> Result:
@@ -254,7 +117,7 @@ def format_review(found: Review) -> Result:
     things = "segments" if found.has_segments else "recordings"
     labels = f"{found.labels}: {found.n_labelled:,} labelled {things}, {found.n_corrected:,} of them corrected"
     labels_option = ("--labels", f"table:{found.labels}")
-    train = command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
+    train = format_command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
     return Result(
         Line(labels if found.labels else f"{found.sheet}: no row gives a label", Role.TITLE),
         *left_out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
@@ -85,16 +84,6 @@ class Result:
 def next_step(words: str) -> Line:
     """Return the line that says what to do next."""
     return Line(f"next: {words}", Role.NEXT)
-
-
-def command(name: str, *places: str, options: Sequence[str] = ()) -> str:
-    """Return a command of this program as a shell takes it, whatever its places are called."""
-    return shlex.join(["emotion-batch", name, *map(as_argument, places), *options])
-
-
-def as_argument(place: str) -> str:
-    """Return a place as an argument that is not taken for an option."""
-    return f"./{place}" if place.startswith("-") else place
 
 
 def duration(seconds: float) -> str:

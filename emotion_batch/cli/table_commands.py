@@ -1,107 +1,169 @@
-"""What runs, tables, labels and reviews look like to a person, each with what to type next."""
+"""What plans, exports and the answers of queries look like to a person."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emotion_batch.cli.results import Grid, Line, Result, Role, command, duration, next_step
-from emotion_batch.errors import Status
+from emotion_batch.cli.console import Said, format_counts, print_result, print_stream
+from emotion_batch.cli.option_values import read_storage_options
+from emotion_batch.cli.results import Grid, Line, Result, Role, duration, next_step, shown
+from emotion_batch.errors import Status, UsageError, format_command, quote_argument
 
 if TYPE_CHECKING:
-    from emotion_batch.analysis.precision import Precision
-    from emotion_batch.analysis.report import Report
-    from emotion_batch.analysis.review import Review, Sheet
-    from emotion_batch.run.summary import Summary
-    from emotion_batch.tables.parts import Counts
-    from emotion_batch.tables.status import TableStatus, Verification
-    from emotion_batch.worker.single_recording import SegmentLabel
+    from emotion_batch.analysis.export import Exported
+    from emotion_batch.tables.status import TableStatus
+    from emotion_batch.tables.verify import Verification
 
+# What a person reads of an answer.
+_MOST_ROWS = 1_000
 _MOST_PROBLEMS = 20
 _AGAIN = "the command that made the table, again; it does what is left"
 
 
-def format_summary(summary: Summary, next_words: str) -> Result:
-    """Return what a run left behind, with the command that comes next."""
-    counts = summary.counts
-    blocks: list[Line | Grid | str] = [
-        Line(
-            f"{summary.table}: {summary.n_shards} parts, {summary.n_shards_done} of them made now "
-            f"in {summary.elapsed_s:.1f} s",
-            Role.TITLE,
-        )
-    ]
-    blocks += _format_reasons(summary)
-    if counts.by_label:
-        shares = [(emotion, f"{n:,}", f"{n / counts.n_ok:.1%}") for emotion, n in counts.by_label.items()]
-        blocks.append(Grid("  {:<12} {:>10}  {:>6}", shares))
-    spent = summary.spent
-    if spent.n_isolated:
-        blocks.append(
-            f"{spent.n_isolated} shards were done in a child process, which a recording may kill; "
-            f"{spent.lost_s:.0f} s of work were lost with workers and children"
-        )
-    if summary.n_resubmitted or spent.n_retries:
-        blocks.append(
-            f"{spent.n_retries} requests to storage were repeated, {summary.n_resubmitted} shards handed out again"
-        )
-    return Result(*blocks, next_step(next_words), _format_counts(counts))
-
-
-def _format_reasons(summary: Summary) -> list[Line]:
-    """Return a recording and its reason for each way to fail that a run met."""
-    return [
-        Line(f"  {status}, as {file}: {reason}", Role.NOTE)
-        for status, ((file, reason), *_) in sorted(summary.examples.items())
-    ]
-
-
-def format_submission(summary: Summary, table: str, scheduler: str) -> Result:
-    """Return what became of a run that was to be left to a cluster."""
-    if not summary.n_shards_left:
-        done = format_summary(summary, command("status", table))
-        return Result(f"run {summary.run}: nothing was left to hand over", *done.blocks)
+def format_export(found: Exported) -> Result:
+    """Return what an export wrote."""
+    # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
+    folder = shlex.quote(quote_argument(found.folder))
+    next_command = {
+        "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
+        "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
+    }.get(found.file_format, f"head {folder}/*.csv")
     return Result(
+        next_step(next_command),
         Line(
-            f"{summary.table}: {summary.n_shards - summary.n_shards_left:,} of {summary.n_shards:,} parts are done, "
-            f"{summary.n_shards_left:,} were handed to {scheduler}, which needs this machine no longer",
-            Role.TITLE,
+            f"{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
+            f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB",
+            Role.COUNTS,
         ),
-        *_format_reasons(summary),
-        f"to stop it: {command('cancel', table)}",
-        next_step(command("status", table)),
-        f"run {summary.run}",
     )
 
 
-def format_cancellation(runs: Sequence[str], table: str) -> Result:
-    """Return which runs were cancelled."""
-    lines = [f"run {run} begins no shard any more; what is under way is finished, and stays" for run in runs]
-    return Result(*lines, next_step(command("status", table)))
+def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> Result:
+    """Return the rows of an answer, a line each; `is_cut` where there are more."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    heads = [shown(name) for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    is_number = [
+        {type(value) for value in column} <= {type(None), int, float}
+        for column in (zip(*rows, strict=True) if rows else [()] * len(names))
+    ]
+    layout = "  ".join(f"{{:{'>' if right else '<'}{width}}}" for right, width in zip(is_number, widths, strict=True))
+    blocks: list[Line | Grid] = [Grid(layout, cells, heads, "  ".join("-" * width for width in widths))]
+    if is_cut:
+        blocks.append(
+            Line(
+                f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output", Role.NOTE
+            )
+        )
+    return Result(*blocks)
 
 
-def _format_counts(counts: Counts) -> Line:
-    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
-    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
-    return Line(
-        f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}", Role.COUNTS
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return shown(str(value))
+
+
+def run_status(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    """Run `emotion-batch status` and return its exit code."""
+    from emotion_batch import api
+
+    found = api.status(options.table, storage_options=read_storage_options(options))
+    print_result(json.dumps(found.to_dict()) if options.json else format_status(found, options.table))
+    return 0
+
+
+def run_verify(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch verify` and return its exit code."""
+    from emotion_batch import api
+
+    found = api.verify(
+        options.table, deep=options.deep, repair=options.repair, storage_options=read_storage_options(options)
     )
+    print_result(json.dumps(found.to_dict()) if options.json else format_verification(found, options.table))
+    if not found.is_whole:
+        said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
+    return 0 if found.is_whole else 1
 
 
-def format_report(made: Report, table: str) -> Result:
-    """Return where a report is, its headline, and what is remarkable."""
-    from emotion_batch.analysis.findings import headline, remark
-    from emotion_batch.tables.parts import LABELS
+def run_query(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch query` and return its exit code."""
+    from emotion_batch.analysis import query
+    from emotion_batch.storage import folder
 
-    is_labels = made.figures.info.kind == LABELS
-    remarks = [Line(f"  {one.text}", Role.NOTE) for one in remark(made.figures) if one.kind != "fine"]
-    return Result(
-        Line(headline(made.figures), Role.TITLE),
-        *remarks,
-        next_step(command("review", table, "sheet.csv") if is_labels else command("status", table)),
-        f"report: {made.output}",
+    if options.example == "":
+        lines = [f"  {name:<10} {words}\n\n{_indented(sql)}\n" for name, (words, sql) in query.EXAMPLES.items()]
+        print_result("\n".join(lines).rstrip())
+        return 0
+    if options.table is None:
+        raise UsageError("TABLE: expected a table, got none; --example alone lists the examples")
+    file_format = _format(options)
+    asked = query.asked(
+        options.table,
+        options.sql,
+        example=options.example,
+        storage_options=read_storage_options(options),
+        watcher=said.watcher(),
     )
+    with asked as answer:
+        if options.output is not None:
+            with (
+                folder.explained(f"output {options.output}"),
+                folder.writing(options.output, read_storage_options(options)) as stream,
+            ):
+                query.write(answer, file_format, stream)
+        elif file_format == "table":
+            rows, is_cut = query.first_rows(answer, _MOST_ROWS)
+            print_result(format_rows(answer.schema.names, rows, is_cut=is_cut))
+        else:
+            print_stream(lambda stream: query.write(answer, file_format, stream))
+    return 0
+
+
+def run_export(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch export` and return its exit code."""
+    from emotion_batch.analysis import export
+
+    found = export.export(
+        options.table,
+        options.folder,
+        file_format=options.format,
+        partial=options.partial,
+        force=options.force,
+        storage_options=read_storage_options(options),
+        watcher=said.watcher(),
+    )
+    said.end_line()
+    print_result(json.dumps(found.to_dict()) if options.json else format_export(found))
+    return 0
+
+
+def _format(options: argparse.Namespace) -> str:
+    """Return in which format an answer is given."""
+    stated = options.format or ("json" if options.json else None)
+    if options.output is None:
+        if stated == "parquet":
+            raise UsageError("--format parquet: expected --output FILE with it, got none")
+        return stated or "table"
+    found = stated or options.output.rpartition(".")[2].lower()
+    if found not in ("csv", "json", "parquet"):
+        raise UsageError(
+            f"--output: expected a FILE.csv, .json or .parquet, or --format with it, got {options.output!r}"
+        )
+    return str(found)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def format_status(found: TableStatus, table: str) -> Result:
@@ -137,8 +199,8 @@ def format_status(found: TableStatus, table: str) -> Result:
         reason = f": {last['error']}" if last.get("error") else ""
         blocks.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
     if found.at_work:
-        blocks.append(f"to stop it: {command('cancel', table)}")
-        words = command("status", table)
+        blocks.append(f"to stop it: {format_command('cancel', table)}")
+        words = format_command("status", table)
     elif n_left or not found.n_shards:
         words = _AGAIN
     elif found.counts.by_status.get(Status.CHANGED):
@@ -146,9 +208,9 @@ def format_status(found: TableStatus, table: str) -> Result:
             _AGAIN if found.features is None else f"the command that made {found.features}, again, and then this one's"
         )
     elif found.counts.n_mendable:
-        words = command("retry", found.features or table)
+        words = format_command("retry", found.features or table)
     else:
-        words = command("verify", table)
+        words = format_command("verify", table)
     return Result(*blocks, next_step(words))
 
 
@@ -163,118 +225,16 @@ def format_verification(found: Verification, table: str) -> Result:
         is_strange = len(found.problems) == len(found.strangers)
         words = f"move {', '.join(found.strangers[:_MOST_PROBLEMS])} away" if is_strange else _AGAIN
     elif found.counts.by_label:
-        words = command("review", table, "SHEET.csv")
+        words = format_command("review", table, "SHEET.csv")
     elif found.counts.n_mendable:
-        words = command("retry", found.features or table)
+        words = format_command("retry", found.features or table)
     else:
-        words = command("train", table, "BUNDLE")
+        words = format_command("train", table, "BUNDLE")
     return Result(
         *lines,
         Line(
             f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts", Role.TITLE
         ),
         next_step(words),
-        _format_counts(found.counts),
+        format_counts(found.counts),
     )
-
-
-def format_labels(found: Sequence[SegmentLabel]) -> Result:
-    """Return one label with all its probabilities, or a line for each of several."""
-    name = found[0].file
-    if len(found) > 1:
-        rows = [(f"{one.start_s:.3f}", *_format_segment(one)) for one in found]
-        return Result(Line(name, Role.TITLE), Grid("  {:>10} {:>10}  {:<12} {}  {}", rows))
-    (one,) = found
-    if one.status != "ok":
-        return Result(f"{name}  {one.status}: {one.error}")
-    width = max(len(word) for word in one.probabilities)
-    ranked = sorted(one.probabilities.items(), key=lambda item: -item[1])
-    return Result(
-        Line(f"{name}  {one.emotion}  {one.confidence:.3f}  {_doubts(one)}".rstrip(), Role.TITLE),
-        "",
-        Grid(f"  {{:<{width}}}  {{:>}}", [(word, f"{value:.6f}") for word, value in ranked]),
-    )
-
-
-def _format_segment(one: SegmentLabel) -> tuple[str, str, str, str]:
-    if one.status != "ok":
-        return "", f"{one.status}: {one.error}", "", ""
-    return f"{one.end_s:.3f}", str(one.emotion), f"{one.confidence:.3f}", _doubts(one)
-
-
-def _doubts(one: SegmentLabel) -> str:
-    """Return why a label is not to be believed, as far as the model knows."""
-    words = ["no speech"] if one.is_speech is False else []
-    if one.is_in_domain is False:
-        words.append("unlike what the model was trained on")
-    if not words and not one.is_confident:
-        words.append("not confident")
-    return ", ".join(words)
-
-
-def format_sheet(written: Sheet, table: str) -> Result:
-    """Return what is to be filled in."""
-    lines: list[Line | Grid | str] = [
-        Line(
-            f"{written.sheet}: {written.n_rows:,} of {written.n_table:,} labels of {written.table}, "
-            f"{written.n_random:,} of them drawn at random",
-            Role.TITLE,
-        ),
-        f"  the recordings lie below {written.source}",
-        (
-            f"  fill in correct_emotion: {', '.join(written.labels)}, none where there is no emotion to hear, or ? where "
-            "you cannot tell; and speaker, if you know it"
-        ),
-        "  rows may stay empty; whoever stops halfway has checked a sample all the same",
-    ]
-    if written.n_parts_missing:
-        n_parts = written.n_parts_missing
-        are = "part of the table is" if n_parts == 1 else "parts of the table are"
-        lines.append(
-            Line(f"  {n_parts:,} {are} missing, out of date or damaged: run the command that made it again", Role.NOTE)
-        )
-    return Result(*lines, next_step(command("review", table, written.sheet, options=("--take",))))
-
-
-def format_review(found: Review) -> Result:
-    """Return what a sheet said."""
-    left_out = [
-        f"  {n:,} {words}"
-        for n, words in (
-            (found.n_unanswered, "rows are not filled in"),
-            (found.n_unsure, "rows are answered ?, which count as not filled in"),
-            (found.n_none, "rows are answered none, which count as wrong, and are no labels"),
-            (found.n_gone, "rows are about recordings that the table has no more"),
-            (found.n_changed, "rows are about labels that the table has otherwise by now"),
-            (found.n_missing, "rows are missing in the sheet"),
-            (found.n_repeated, "rows are in it twice"),
-        )
-        if n
-    ]
-    things = "segments" if found.has_segments else "recordings"
-    labels = f"{found.labels}: {found.n_labelled:,} labelled {things}, {found.n_corrected:,} of them corrected"
-    labels_option = ("--labels", f"table:{found.labels}")
-    train = command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
-    return Result(
-        Line(labels if found.labels else f"{found.sheet}: no row gives a label", Role.TITLE),
-        *left_out,
-        "",
-        *_format_precision(found.precision),
-        f"  ({found.method}; of the rows drawn at random alone)",
-        next_step(train if found.labels else "fill in more of the sheet"),
-    )
-
-
-def _format_precision(found: Sequence[Precision]) -> list[Line | Grid]:
-    rows = []
-    for one in found:
-        if not one.n_rows + one.n_unknown:
-            continue
-        share, bounds = "unknown", ""
-        if one.share is not None:
-            share, bounds = f"{one.share:.3f}", f"{one.low:.3f} to {one.high:.3f}"
-        unseen = f"without {one.n_unknown:,} rows like none that was checked" if one.n_unknown and one.n_rows else ""
-        rows.append((one.of, f"{one.n_rows + one.n_unknown:,}", f"{one.n_checked:,}", share, bounds, unseen))
-    return [
-        Grid("  {:<14} {:>12} {:>9} {:>9}  {:<14}  {}", rows, ("confidence", "labels", "checked", "right", "95 %", ""))
-    ]

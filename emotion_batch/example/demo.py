@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emotion_batch import api
-from emotion_batch.cli.results import as_argument, command
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import UsageError, format_command, quote_argument
 from emotion_batch.example import synthesis
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import explained
-from emotion_batch.training import commands
+from emotion_batch.training import train
 from emotion_batch.training.train import TrainingSettings
 
 # What the demo makes, and so may remove when it is run again.
@@ -83,19 +82,19 @@ def demo(
     say(f"1. {n_files} synthesised recordings, named as in the TESS corpus, five of them broken: {recordings}\n")
 
     places = [os.fspath(root / name) for name in _MADE]
-    say(f"2. {command('extract', *places[:2])}")
+    say(f"2. {format_command('extract', *places[:2])}")
     extracted = api.extract(recordings, features, workers=workers, watcher=watcher)
     say(f"   {extracted.counts.n_ok} feature rows, {extracted.counts.n_failed} rows with the reason why not\n")
 
     # The notebook's batch of 512 would make one step an epoch of so few rows.
     options = ("--epochs", "40", "--batch-size", "32", "--max-folds", "0")
-    say(f"3. {command('train', *places[1:3], options=options)}")
-    card = commands.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
+    say(f"3. {format_command('train', *places[1:3], options=options)}")
+    card = train.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
     judged = card.metrics["stratified"]
     say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
 
-    with_model = ("--model", as_argument(places[2]))
-    say(f"4. {command('label', places[0], places[3], options=with_model)}")
+    with_model = ("--model", quote_argument(places[2]))
+    say(f"4. {format_command('label', places[0], places[3], options=with_model)}")
     labelled = api.label(recordings, labels, model=bundle, workers=workers, watcher=watcher)
     say(f"   {labelled.counts.n_ok} labels, {labelled.counts.n_failed} rows with the reason why not\n")
 
@@ -105,7 +104,7 @@ def demo(
             query = template.format(labels=_as_source(labels))
             say(f"\n-- {question}\n{query};\n{connection.sql(query)}")
     example = os.fspath(recordings / "V1_angry" / "V1_back_angry.wav")
-    say(_CLOSING.format(one=command("label", example, options=with_model)))
+    say(_CLOSING.format(one=format_command("label", example, options=with_model)))
 
 
 _CLOSING = """\

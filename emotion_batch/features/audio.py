@@ -21,7 +21,7 @@ import soundfile
 import soxr
 
 from emotion_batch.errors import RecordingError, Status
-from emotion_batch.features import containers, wav
+from emotion_batch.features import containers, extents, wav
 from emotion_batch.features.containers import ReadAt
 from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder
 
@@ -224,7 +224,7 @@ class Recording:
 class _Libsndfile:
     """What libsndfile decodes."""
 
-    def __init__(self, sound: soundfile.SoundFile, extent: containers.Extent | None) -> None:
+    def __init__(self, sound: soundfile.SoundFile, extent: extents.Extent | None) -> None:
         self._sound = sound
         self._there: int = sound.frames
         self._position = 0
@@ -341,7 +341,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
         raise _not_audio()
     if not start and (container is None or container in _LIBSNDFILES):
         sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
-        extent = None if container is None else containers.measure(container, read_at, n_bytes)
+        extent = None if container is None else extents.measure(container, read_at, n_bytes)
         # A length of 0 that was never filled in is not for libsndfile to see through.
         if sound is not None and (sound.frames or extent is None or not extent.promised):
             decoder = _settled(_Libsndfile(sound, extent), sound.frames)
@@ -357,7 +357,7 @@ def _open_libsndfile(
 ) -> soundfile.SoundFile | None:
     """Return a recording as libsndfile opens it; None if it is for FFmpeg to decode."""
     if container == containers.WAV:
-        found = containers.read_wave_format(read_at, n_bytes)
+        found = extents.read_wave_format(read_at, n_bytes)
         if found is not None:
             _check_rate(found[1])
         # Of a file of more than 4 GB the length may have wrapped.

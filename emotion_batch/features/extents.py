@@ -7,53 +7,34 @@ or a picture as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-ReadAt = Callable[[int, int], bytes]
-Order = Literal["little", "big"]
-
-WAV, W64, AIFF, AU, CAF, SPHERE, FLAC = "wav", "w64", "aiff", "au", "caf", "nistsphere", "flac"
-OGG, MATROSKA, MOV, ASF, AMR, MP3, ADTS = "ogg", "matroska", "mov", "asf", "amr", "mp3", "aac"
-
-# https://learn.microsoft.com/windows/win32/medfound/asf-file-structure
-_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-# Sony's 64-bit RIFF names its chunks by GUIDs, of which the first four bytes say the chunk.
-_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
-_BY_MAGIC = (
-    (b"OggS", OGG),
-    (b"fLaC", FLAC),
-    (b"\x1a\x45\xdf\xa3", MATROSKA),
-    (b"#!AMR", AMR),
-    (_ASF_HEADER, ASF),
-    (b"caff", CAF),
-    (b".snd", AU),
-    (b"NIST_1A", SPHERE),
-    (_W64_RIFF, W64),
+from emotion_batch.features.containers import (
+    _MOST_CHUNKS,
+    AIFF,
+    ASF,
+    AU,
+    CAF,
+    MATROSKA,
+    MP3,
+    OGG,
+    W64,
+    WAV,
+    Order,
+    ReadAt,
+    _mpeg_frame,
+    _size,
+    _skip_tags,
+    find_mpeg,
 )
-_RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
-# Atoms that an MP4 or QuickTime file begins with: ISO/IEC 14496-12 and the QuickTime File Format.
-_MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
+
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 # Sizes from here on mean that the writer could not know: FFmpeg writes 0xFFFFFFFF, SoX a little less than 2**31.
 _STREAMED_BYTES = 0x7FFF_0000
-# Junk before the first MPEG frame that is passed over, as FFmpeg does, and frames in a row that are no coincidence there.
-_MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
-_MOST_TAGS, _MOST_CHUNKS = 8, 10_000
-_MOST_ZEROS = 2**20
 # A file up to this size is walked through for streams that follow one another. Of a store a larger one is not fetched whole.
 _MOST_WALKED_BYTES = 2**18
 # Longest page of Ogg: https://www.rfc-editor.org/rfc/rfc3533#section-6
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
-# Bit rates in kbit/s by layer, of MPEG-1 and of MPEG-2: ISO/IEC 11172-3 and 13818-3.
-_BIT_RATES = {
-    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_SAMPLE_RATES = (44_100, 48_000, 32_000)
 
 
 class Extent(NamedTuple):
@@ -69,83 +50,6 @@ class Extent(NamedTuple):
 
     promised: int
     there: int
-
-
-def identify(read_at: ReadAt, n_bytes: int) -> str | None:
-    """Return which container a file is, by FFmpeg's name of its demuxer; None if it is none of these.
-
-    Parameters
-    ----------
-    read_at
-        Returns bytes of the file from an offset on, fewer at its end.
-    n_bytes
-        Length of the file.
-    """
-    start = _skip_tags(read_at)
-    head = read_at(start, 16)
-    for magic, name in _BY_MAGIC:
-        if head.startswith(magic):
-            return name
-    if head[:4] in _RIFFS and head[8:12] == b"WAVE":
-        return WAV
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return AIFF
-    # Text may hold the word; then what stands before it is no size.
-    if head[4:8] in _MOV_ATOMS and (int.from_bytes(head[:4], "big") in (0, 1) or 8 <= _size(head) <= n_bytes - start):
-        return MOV
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") and _is_utf16(read_at(start, 256)):
-        return None
-    found = find_mpeg(read_at, start, n_bytes)
-    return None if found is None else found[0]
-
-
-def find_start(read_at: ReadAt) -> int:
-    """Return where a file begins behind what does not belong to its container: zeros, and tags unless MPEG frames follow.
-
-    FFmpeg passes over tags before MPEG frames itself, and knows by them what follows.
-    """
-    zeros = 0
-    # An MP4 begins with some, which are of its first size.
-    while zeros < _MOST_ZEROS and len(data := read_at(zeros, 16)) == 16 and not any(data):
-        zeros += 16
-    if zeros:
-        zeros += len(data) - len(data.lstrip(b"\0"))
-    start = zeros + _skip_tags(lambda offset, size: read_at(zeros + offset, size))
-    return zeros if read_at(start, 2)[:1] == b"\xff" else start
-
-
-def find_mpeg(read_at: ReadAt, start: int, n_bytes: int) -> tuple[str, int] | None:
-    """Return the kind of a stream of MPEG frames, `MP3` or `ADTS`, and where its first frame begins; None if there is none.
-
-    Parameters
-    ----------
-    read_at, n_bytes
-        As for `identify`.
-    start
-        Where tags end.
-    """
-    data = read_at(start, max(0, min(n_bytes - start, 2 * _MOST_JUNK_BYTES)))
-    at = data.find(b"\xff")
-    while 0 <= at < _MOST_JUNK_BYTES:
-        for kind, measure in ((MP3, _mpeg_frame), (ADTS, _adts_frame)):
-            frame = measure(data[at : at + 8])
-            n_frames, end = 0, at
-            while frame is not None and n_frames < _FRAMES_IN_A_ROW:
-                n_frames, end = n_frames + 1, end + frame.n_bytes
-                if end >= n_bytes - start:
-                    break
-                following = measure(data[end : end + 8])
-                frame = following if following is not None and following.kind == frame.kind else None
-            # At the beginning two are enough, or one that is all there is; a frame that is cut off is none. Programs have
-            # tables that look like frames of layer I, which hardly anything else has.
-            is_all = n_frames > 0 and end == n_bytes - start
-            is_odd = kind == MP3 and n_frames > 0 and data[at + 1] & 6 == 6
-            if at == 0 and (is_all or n_frames >= 2):
-                return kind, start
-            if not is_odd and (n_frames >= _FRAMES_IN_A_ROW or (n_frames > 2 and end >= n_bytes - start)):
-                return kind, start + at
-        at = data.find(b"\xff", at + 1)
-    return None
 
 
 def measure(container: str, read_at: ReadAt, n_bytes: int) -> Extent | None:
@@ -274,43 +178,6 @@ def is_chunks(read_at: ReadAt, at: int, n_bytes: int) -> bool:
         if at > n_bytes + 1:
             return False
     return False
-
-
-class _Frame(NamedTuple):
-    """A frame of MPEG audio: its length in bytes, what it has in common with the next, and where a Xing header would stand."""
-
-    n_bytes: int
-    kind: tuple[int, int, int]
-    xing_at: int
-
-
-def _mpeg_frame(head: bytes) -> _Frame | None:
-    """Read the header of a frame of MPEG-1, 2 or 2.5, layers I to III."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    version, layer = (head[1] >> 3) & 3, 4 - ((head[1] >> 1) & 3)
-    bit_rate, rate = head[2] >> 4, (head[2] >> 2) & 3
-    if version == 1 or layer == 4 or bit_rate in (0, 15) or rate == 3:
-        return None
-    is_first = version == 3
-    bits = _BIT_RATES[1 if is_first else 2, layer][bit_rate - 1] * 1_000
-    sample_rate = _SAMPLE_RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
-    padding = (head[2] >> 1) & 1
-    if layer == 1:
-        n_bytes = (12 * bits // sample_rate + padding) * 4
-    else:
-        n_bytes = (72 if layer == 3 and not is_first else 144) * bits // sample_rate + padding
-    is_mono = head[3] >> 6 == 3
-    side = (17 if is_mono else 32) if is_first else (9 if is_mono else 17)
-    return _Frame(n_bytes, (version, layer, rate), 4 + side)
-
-
-def _adts_frame(head: bytes) -> _Frame | None:
-    """Read the header of a frame of AAC: https://wiki.multimedia.cx/index.php/ADTS."""
-    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
-        return None
-    rate, n_bytes = (head[2] >> 2) & 15, (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-    return _Frame(n_bytes, (head[1] >> 3 & 1, 0, rate), 0) if rate < 13 and n_bytes > 7 else None
 
 
 def _measure_mp3(read_at: ReadAt, start: int, n_bytes: int) -> Extent | None:
@@ -498,25 +365,3 @@ def _chunks(read_at: ReadAt, at: int, n_bytes: int, order: Order) -> Iterator[tu
         size = int.from_bytes(head[4:], order)
         yield head[:4], size, at + 8
         at += 8 + size + size % 2
-
-
-def _skip_tags(read_at: ReadAt) -> int:
-    """Return where ID3 tags at the beginning end: https://id3.org/id3v2.4.0-structure."""
-    at = 0
-    for _ in range(_MOST_TAGS):
-        head = read_at(at, 10)
-        if len(head) < 10 or head[:3] != b"ID3" or head[3] == 0xFF or max(head[6:10]) > 127:
-            break
-        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        at += 10 + size + (10 if head[5] & 0x10 else 0)
-    return at
-
-
-def _size(head: bytes) -> int:
-    return int.from_bytes(head[:4], "big")
-
-
-def _is_utf16(head: bytes) -> bool:
-    """Return whether bytes that begin with a mark of UTF-16 go on as text."""
-    text = head[: len(head) // 2 * 2].decode("utf-16", errors="replace").strip()
-    return all(character.isprintable() or character.isspace() for character in text)

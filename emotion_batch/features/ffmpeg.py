@@ -18,8 +18,9 @@ import numpy.typing as npt
 import soxr
 
 from emotion_batch.errors import RecordingError, Status
-from emotion_batch.features import containers
-from emotion_batch.features.containers import Extent, ReadAt
+from emotion_batch.features import containers, extents
+from emotion_batch.features.containers import ReadAt
+from emotion_batch.features.extents import Extent
 
 if TYPE_CHECKING:
     import av
@@ -98,13 +99,13 @@ class FFmpegDecoder:
     """
 
     def __init__(self, read_at: ReadAt, n_bytes: int, container: str) -> None:
-        self._read_at = containers.unbound(read_at, n_bytes) if container == containers.WAV else read_at
+        self._read_at = extents.unbound(read_at, n_bytes) if container == containers.WAV else read_at
         self._n_bytes = n_bytes
         self._name = container
-        self._extent: Extent | None = containers.measure(container, read_at, n_bytes)
-        starts = containers.find_links(self._read_at, n_bytes) if container == containers.OGG else [0]
+        self._extent: Extent | None = extents.measure(container, read_at, n_bytes)
+        starts = extents.find_links(self._read_at, n_bytes) if container == containers.OGG else [0]
         self._is_chained = len(starts) > 1
-        if len({containers.read_setup(self._read_at, start) for start in starts}) == 1:
+        if len({extents.read_setup(self._read_at, start) for start in starts}) == 1:
             # FFmpeg goes on with the decoder of the first stream, which is right for streams that are alike.
             starts = [0]
         self._links = list(pairwise([*starts, n_bytes]))
@@ -374,7 +375,7 @@ class FFmpegDecoder:
     def _not_opened(self, error: Exception) -> RecordingError:
         if self._name in (containers.MP3, containers.ADTS):
             return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
-        if self._name == containers.MOV and not containers.has_index(self._read_at, self._n_bytes):
+        if self._name == containers.MOV and not extents.has_index(self._read_at, self._n_bytes):
             return RecordingError(
                 Status.TRUNCATED, "the file is cut, or still being written: the index of its samples is not there"
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from emotion_batch.features.containers import believe, is_chunks
+from emotion_batch.features.extents import believe, is_chunks
 
 # RIFF/WAVE, Multimedia Programming Interface 1.0 (1991): tag 1 is integer PCM, full scale is 2**15.
 _WAVE_PCM = 1
@@ -86,36 +86,4 @@ def open_plain(read_at: Callable[[int, int], bytes], n_bytes: int) -> Wave | Non
         offset += size + size % 2
         if offset > n_bytes:
             return None
-    return None
-
-
-def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, int] | None:
-    """Return where a stretch of a RIFF/WAVE file lies, by its first bytes, so that it can be fetched by itself.
-
-    Parameters
-    ----------
-    head
-        The file's first bytes.
-    offset_s, duration_s
-        The stretch, in seconds.
-
-    Returns
-    -------
-    First byte of it and first after it, as if the file had no end; None if the bytes do not tell.
-    """
-    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
-        return None
-    offset, byte_rate, frame_bytes = 12, 0, 0
-    while len(chunk := head[offset : offset + 8]) == 8:
-        size = int.from_bytes(chunk[4:], "little")
-        offset += 8
-        if chunk[:4] == b"fmt ":
-            byte_rate = int.from_bytes(head[offset + 8 : offset + 12], "little")
-            frame_bytes = int.from_bytes(head[offset + 12 : offset + 14], "little")
-        elif chunk[:4] == b"data":
-            if not (byte_rate and frame_bytes):
-                return None
-            start = int(offset_s * byte_rate) // frame_bytes * frame_bytes
-            return offset + start, offset + start + (int(duration_s * byte_rate) // frame_bytes + 2) * frame_bytes
-        offset += size + size % 2
     return None

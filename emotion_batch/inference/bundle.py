@@ -15,6 +15,7 @@ from emotion_batch.inference import safety
 from emotion_batch.inference.safety import Shape
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments, read_settings
 from emotion_batch.storage.folder import Folder, explained, is_sealed, seal, unseal
+from emotion_batch.tables.schema import TableInfo
 
 CARD = "card.json"
 # Where in a table its own copy is.
@@ -254,6 +255,12 @@ def open_copy(table: Folder) -> Bundle:
         ) from error
 
 
+def find_copy_damage(table: Folder) -> str | None:
+    """Return what is wrong with a label table's copy of its model; None if nothing is."""
+    found = find_damage(table.folder(COPY))
+    return None if found is None else f"{COPY}/{found}"
+
+
 def find_damage(folder: Folder) -> str | None:
     """Return what is wrong with a copy of a bundle, by the digests of its files; None if nothing is."""
     try:
@@ -323,3 +330,18 @@ def _is_number(value: Any) -> bool:
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of `data` in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
+    """Raise UsageError unless a feature table's features are those of a bundle."""
+    card = bundle.card
+    if features.feature_settings.feature_id != card.feature_settings.feature_id:
+        differing = [
+            f"{name} {value}, got {features.feature_settings.to_dict().get(name)}"
+            for name, value in card.feature_settings.to_dict().items()
+            if features.feature_settings.to_dict().get(name) != value
+        ]
+        raise UsageError(
+            f"feature table {place.url}: expected the features of model {bundle.folder.url}, {'; '.join(differing)}; "
+            "extract again with the model's settings, or take a model for these features"
+        )

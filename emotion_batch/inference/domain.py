@@ -17,31 +17,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.fft
 
-from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.features.logmel_pitch import Sequence
 from emotion_batch.settings import AnySettings, FeatureSettings
-from emotion_batch.training.splits import NO_FOLD
 
 Floats = npt.NDArray[np.floating]
 Booleans = npt.NDArray[np.bool_]
-
-# Fewer held-out rows have no 99th percentile to speak of: of 20, it is the farthest.
-LEAST_HELD_OUT = 20
-_QUANTILE = 0.99
-# A normal deviate's standard deviation, in median absolute deviations.
-_MADS = 1.4826
 # Farther out, in standard deviations, a learnt row has no more say in the scatter.
-_CLIP = 4.0
-# Learnt rows lie round several centres, for emotions and voices are clusters, and a plane between them is not like any:
-# one for so many rows, up to so many. With 8, a third of pink noise passed for mean MFCC of TESS.
-_ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
+CLIP = 4.0
 # Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary: noise has a smooth spectrum, and so
 # next to nothing in all of the higher ones, which no single one of them tells. Counted from coefficient 1, which is 0.
 _MFCC_RANGES = ((1, 4), (4, 8), (8, 13), (13, 20), (20, 28), (28, 39))
 # Added to a size before its logarithm, in MFCC's decibels: what is smaller is nothing.
 _LEAST_SIZE = 1e-3
-
 # Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
 # not at all from the second: gradually, so that the rounding of float16 moves no frame in or out.
 _LOUD, _FAINT = 3.0, 5.0
@@ -68,7 +56,6 @@ _TRACKS = (
     "spectral_deviation",
 )
 _COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
-
 # What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set short of it,
 # such that TESS on the telephone, in a room, and in white noise down to 5 dB is still speech (0.98), and beyond what it
 # names, which was synthesised and measured.
@@ -244,107 +231,6 @@ class Domain:
             *counts,
             {str(name): _number(share, "flagged") for name, share in flagged.items()},
         )
-
-
-def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None) -> Domain:
-    """Return where learnt rows lie, and how far out rows like them do that were not learnt.
-
-    Centres and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
-    deviations, is shrunk by Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
-    2004, so that it can be inverted however few rows there are. That it is one scatter round several centres is as in
-    Lee et al., "A simple unified framework for detecting out-of-distribution samples", 2018; but the centres are
-    found (k-means, of whitened rows), not given.
-
-    Parameters
-    ----------
-    learnt
-        Summaries of rows that were learnt from, shape (n_rows, n_dims), two or more.
-    held_out
-        Summaries of rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
-        nearer the centre that was made of them, and would flag more.
-    flagged
-        Further shares for the card, as `flag_new_voices` gives them.
-
-    Raises
-    ------
-    UsageError
-        If fewer than `LEAST_HELD_OUT` rows were held out, fewer than two learnt, or summaries have no dimensions.
-    """
-    if len(held_out) < LEAST_HELD_OUT:
-        raise UsageError(
-            f"domain: expected {LEAST_HELD_OUT} rows or more that were not learnt from, got {len(held_out)}; "
-            "hold more out, or leave is_in_domain unknown"
-        )
-    if len(learnt) < 2:
-        raise UsageError(f"domain: expected two rows or more to learn from, got {len(learnt)}; give it more")
-    if not learnt.shape[1]:
-        raise UsageError("domain: expected features beside the level, got none; use two coefficients or more")
-    from sklearn.cluster import KMeans
-
-    values = learnt.astype(np.float64)
-    middle = np.median(values, axis=0)
-    whitening = _whiten(values - middle)
-    n_centres = min(_MOST_CENTRES, max(1, len(values) // _ROWS_A_CENTRE))
-    cluster = KMeans(n_centres, n_init=3, random_state=0).fit((values - middle) @ whitening).labels_
-    centres = np.array([np.median(values[cluster == number], axis=0) for number in np.unique(cluster)])
-    whitening = _whiten(values - centres[np.searchsorted(np.unique(cluster), cluster)])
-    draft = Domain(centres.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
-    distances = draft.distances(held_out)
-    # One of the distances themselves, and above 0 where all are alike.
-    threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
-    share = float(np.mean(distances > np.float32(threshold)))
-    return Domain(
-        draft.centres, draft.whitening, threshold, len(learnt), len(held_out), {"held_out": share, **(flagged or {})}
-    )
-
-
-def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return what makes deviations alike in all directions, shape (n_dims, n_dims)."""
-    from sklearn.covariance import ledoit_wolf
-
-    scales = _MADS * np.median(np.abs(deviations), axis=0)
-    # What is the same in most rows has no median deviation, and in all rows none: there a thousandth counts.
-    scales = np.where(scales > 0, scales, np.maximum(deviations.std(axis=0), 1e-3))
-    covariance, _ = ledoit_wolf(np.clip(deviations / scales, -_CLIP, _CLIP), assume_centered=True)
-    variances, axes = np.linalg.eigh(covariance)
-    # Of rows that are all alike, nothing is left to shrink towards.
-    return np.asarray(axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis], np.float64)
-
-
-def flag_new_voices(summaries: Floats, fold_of_row: npt.NDArray[np.integer], is_held_out: Booleans) -> dict[str, Any]:
-    """Return how many rows of voices that were not learnt are flagged, each by a domain of the other folds' rows.
-
-    Parameters
-    ----------
-    summaries
-        Shape (n_rows, n_dims).
-    fold_of_row
-        Number of the fold that each row's speaker is in, shape (n_rows,); `splits.NO_FOLD` for rows to be left out.
-    is_held_out
-        Which rows thresholds are of, where their speaker is learnt, shape (n_rows,).
-
-    Returns
-    -------
-    ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and ``n_flagged``.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two folds, or too few rows in the others of one.
-    """
-    is_in_some = fold_of_row != NO_FOLD
-    numbers = np.unique(fold_of_row[is_in_some]).tolist()
-    if len(numbers) < 2:
-        raise UsageError(f"domain: expected two folds of speakers or more, got {len(numbers)}; give it more speakers")
-    folds = []
-    for number in numbers:
-        own = fold_of_row == number
-        others = is_in_some & ~own
-        domain = fit_domain(summaries[others & ~is_held_out], summaries[others & is_held_out])
-        n_flagged = int(np.sum(~domain.contains(summaries[own])))
-        folds.append({"fold": number, "n_rows": int(own.sum()), "n_flagged": n_flagged})
-    n_rows, n_flagged = (sum(fold[name] for fold in folds) for name in ("n_rows", "n_flagged"))
-    return {"n_rows": n_rows, "n_flagged": n_flagged, "share": n_flagged / n_rows, "folds": folds}
 
 
 def _measure_all(sequences: Iterable[Sequence]) -> npt.NDArray[np.float32]:

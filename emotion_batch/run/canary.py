@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emotion_batch.errors import CanaryError
 from emotion_batch.tables.parts import Counts
-from emotion_batch.worker.extraction import Receipt
+from emotion_batch.worker.task import Receipt
 
 # So many recordings alike, from all over the archive, are no accident; a night of them helps nobody.
 RECORDINGS = 200

@@ -32,26 +32,30 @@ from emotion_batch.errors import (
     find_shortage,
 )
 from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
+from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.canary import RECORDINGS, Canary
 from emotion_batch.run.local_cluster import count_cores
-from emotion_batch.run.record import Recorder
+from emotion_batch.run.record import Recorder, Summary
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.submit import Submission, SubmissionWatch
-from emotion_batch.run.summary import Progress, Summary, Watcher
-from emotion_batch.storage.archive import Entry, Listing, peek
+from emotion_batch.storage.archive import Listing
+from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.file_lists import is_list
 from emotion_batch.storage.folder import Folder, explained, is_url
 from emotion_batch.storage.retry import hastily
-from emotion_batch.tables import attempts, parts
-from emotion_batch.tables.lease import Holder, Lease, cancellation_name
+from emotion_batch.tables import attempts, parts, schema
+from emotion_batch.tables.inventory import read_manifest, require_generations
+from emotion_batch.tables.lease import Holder, Lease, begin, cancellation_name, run_ids
 from emotion_batch.tables.manifest import Growth, Manifest
-from emotion_batch.tables.parts import Counts, Footer, TableInfo
-from emotion_batch.tables.status import begin, mend, read_manifest, rebuild, require_generations, run_ids
+from emotion_batch.tables.parts import Counts, Footer
+from emotion_batch.tables.repair import mend, rebuild
+from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
 from emotion_batch.worker import preflight
-from emotion_batch.worker.extraction import Extraction, Task
+from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import Labelling
 from emotion_batch.worker.shard import Work, make_tasks
+from emotion_batch.worker.task import Task
 
 if TYPE_CHECKING:
     from emotion_batch.run.dask_cluster import Cluster
@@ -240,7 +244,7 @@ class Run:
         """Begin on a table; return the runs that it knew, and those of them that are at work on it."""
         known, at_work, is_mended = begin(table, info, held)
         if is_mended:
-            self.watcher.on_note(f"table {table.url}: {parts.INFO} was damaged or missing, and was written anew")
+            self.watcher.on_note(f"table {table.url}: {schema.INFO} was damaged or missing, and was written anew")
         return known, at_work
 
     def follow(self, manifest: Manifest) -> None:
@@ -545,7 +549,7 @@ class Run:
 
     def _preflight(self, connected: Cluster, needs: Needs) -> None:
         """Let every worker try what it will need, and say what would be better."""
-        nonce_name, nonce = f"{parts.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
+        nonce_name, nonce = f"{schema.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
         probe = preflight.Probe(
             table=self.table,
             nonce_name=nonce_name,

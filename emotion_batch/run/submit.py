@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from emotion_batch.errors import CancelledError, IncompleteError, StorageError, UnfitWorkerError
-from emotion_batch.run.record import Recorder
-from emotion_batch.run.summary import Summary
+from emotion_batch.run.record import Recorder, Summary
 from emotion_batch.storage.folder import Folder, explained, seal
 from emotion_batch.storage.retry import hastily, is_transient
 from emotion_batch.tables import lease, parts
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.worker.extraction import Receipt, Task
 from emotion_batch.worker.shard import Work, make_tasks
+from emotion_batch.worker.task import Receipt, Task
 
 # Of shards that failed, in a record.
 _MOST_FAILURES = 20

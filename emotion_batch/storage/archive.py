@@ -7,17 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, reduce
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from emotion_batch.errors import UsageError
+from emotion_batch.storage.entries import BATCH, ENTRY_SCHEMA, Entry, compact, distinct
 from emotion_batch.storage.file_lists import ReadyList, is_list, read_list
 from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets
-from emotion_batch.storage.fsspec_store import Store
 from emotion_batch.storage.names import DiskNames
 from emotion_batch.storage.retry import persistently
 
@@ -26,48 +25,12 @@ SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
     *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
 )
-
-ENTRY_SCHEMA = pa.schema(
-    [
-        pa.field("file", pa.string(), nullable=False),
-        # The true name where it is not UTF-8, and so not `file`.
-        pa.field("raw_file", pa.binary()),
-        # Unknown for what a list names and cannot be looked at: such an entry is never `changed`.
-        pa.field("size", pa.int64()),
-        pa.field("version", pa.string()),
-    ]
-)
-_BATCH = 65_536
-# A listing is sorted in so many stretches at most, found by a sample of so many names.
-_STRETCHES, _SAMPLE = 16, 4_096
 # So often a listing says how far it is.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."
 _HERE = r"^(\./+)+"
 _PLACE = r"^\s*[A-Za-z][A-Za-z0-9+.:-]*://"
 _Kind = Literal["folder", "list", "recording", "glob"]
-
-
-class Entry(NamedTuple):
-    """One recording of an archive.
-
-    Attributes
-    ----------
-    file
-        Its name: the path relative to the archive with ``/``; absolute, or a URL, if a list file names it so and it lies
-        elsewhere.
-    raw_file
-        The name's bytes where they are not UTF-8; `file` is then their percent-escaped form.
-    size
-        Its length in bytes, if known.
-    version
-        What changes when its content does: the modification time in ns, or the ETag.
-    """
-
-    file: str
-    raw_file: bytes | None
-    size: int | None
-    version: str | None
 
 
 @dataclass(frozen=True)
@@ -186,36 +149,6 @@ def _kind(place: Folder) -> tuple[_Kind, Folder]:
         raise FileNotFoundError(place.url)
 
 
-def is_local(folder: Folder, entry: Entry) -> bool:
-    """Return whether a recording lies on this machine's own filesystem; a list there may name URLs."""
-    return folder.is_local and not is_url(entry.file)
-
-
-def locate_local(folder: Folder, entry: Entry) -> bytes:
-    """Return the path of a recording of which `is_local` holds."""
-    # A list may have absolute names, which `join` takes as they are.
-    return os.path.join(os.fsencode(folder.url), entry.raw_file or os.fsencode(entry.file))
-
-
-def locate_remote(folder: Folder, entry: Entry) -> tuple[Store, str]:
-    """Return the store and path of a recording of which `is_local` does not hold."""
-    return Folder(entry.file, folder.options).store() if is_url(entry.file) else folder.store(entry.file)
-
-
-def peek(archive: Folder, recording: Entry) -> None:
-    """Read the first byte of a recording; raise OSError if that cannot be done."""
-    if is_local(archive, recording):
-        # O_NONBLOCK: nobody may ever write to a named pipe.
-        descriptor = os.open(locate_local(archive, recording), os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            os.read(descriptor, 1)
-        finally:
-            os.close(descriptor)
-    else:
-        store, path = locate_remote(archive, recording)
-        persistently(lambda: store.get(path, 0, 1))
-
-
 def _of_names(
     folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...], on_listed: Callable[[int], None]
 ) -> Listing:
@@ -252,7 +185,7 @@ def _of_pages(
         left_out.update(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
         kept.append(_entries(shown.filter(is_recording)))
         on_listed(n_listed)
-    table, n_duplicates = _distinct(pa.concat_tables(kept))
+    table, n_duplicates = distinct(pa.concat_tables(kept))
     return Listing(folder, table, dict(left_out), n_duplicates)
 
 
@@ -381,7 +314,7 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
             # Millions of names, none of them an object of Python's but such as may have secrets in them.
             for name in names["name"].filter(pc.match_substring_regex(names["name"], "://.*[@?]")).to_pylist():
                 refuse_secrets(name)
-            table, n_duplicates = _distinct(_entries(names))
+            table, n_duplicates = distinct(_entries(names))
             table, n_again = _without_aliases(table, base)
             return Listing(base, table, {}, n_duplicates + n_again)
     on_disk = DiskNames(base.url)
@@ -462,87 +395,7 @@ def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
 
     for entry in entries:
         chunk.append(entry)
-        if len(chunk) == _BATCH:
+        if len(chunk) == BATCH:
             flush()
     flush()
-    return _distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))
-
-
-@cache
-def _nothing() -> dict[str, pa.Array]:
-    """Return columns of null. Not at the import: Arrow's first array sets a GiB of addresses aside, also in a worker's child."""
-    return {field.name: pa.nulls(_BATCH, field.type) for field in ENTRY_SCHEMA}
-
-
-def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return some entries as one piece of memory, without what is null throughout.
-
-    Of a piece for each array allocators lose a third on the way; and ten million nulls are as large as numbers.
-    """
-    columns = {
-        field.name: column
-        for field, column in zip(ENTRY_SCHEMA, batch.columns, strict=True)
-        if column.null_count < len(column) or len(column) > _BATCH
-    }
-    known = pa.RecordBatch.from_arrays(
-        list(columns.values()), schema=pa.schema([ENTRY_SCHEMA.field(n) for n in columns])
-    )
-    whole = pa.ipc.read_record_batch(known.serialize(), known.schema)
-    return pa.RecordBatch.from_arrays(
-        [whole[name] if name in columns else _nothing()[name].slice(0, len(batch)) for name in ENTRY_SCHEMA.names],
-        schema=ENTRY_SCHEMA,
-    )
-
-
-def _distinct(table: pa.Table) -> tuple[pa.Table, int]:
-    """Return entries sorted and without repetition, and how many were repeated; nothing is copied that is right already."""
-    if (
-        not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
-        or table["raw_file"].null_count < table.num_rows
-    ):
-        table = _distinct_escapes(pa.Table.from_batches(_sorted(table), ENTRY_SCHEMA))
-    repeated = _compared(pc.equal, table)
-    n_repeated = pc.sum(repeated).as_py() or 0
-    if n_repeated:
-        table = table.filter(pa.chunked_array([pa.array([True]), *pc.invert(repeated).chunks]))
-    return table, n_repeated
-
-
-def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Yield entries by their names, a stretch of the alphabet after the other.
-
-    Arrow would copy all of them together first, whatever it is to take.
-    """
-    names = table["file"]
-    step = -(-table.num_rows // _SAMPLE) or 1
-    some = (chunk.take(pa.array(range(0, len(chunk), step), pa.int64())) for chunk in names.chunks)
-    sample = sorted(name for chunk in some for name in chunk.to_pylist())
-    cuts = sorted({sample[number] for number in range(0, len(sample), -(-len(sample) // _STRETCHES))})
-    for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
-        # What is below the first of the sample belongs to the first stretch.
-        within = [pc.greater_equal(names, start)] if start != cuts[0] else []
-        within += [pc.less(names, stop)] if stop is not None else []
-        piece = table.filter(reduce(pc.and_, within)) if within else table
-        piece = piece.combine_chunks()
-        piece = piece.take(pc.sort_indices(piece, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
-        yield from (compact(batch) for batch in piece.to_batches(max_chunksize=_BATCH))
-
-
-def _compared(compare: Callable[..., pa.ChunkedArray], table: pa.Table) -> pa.ChunkedArray:
-    """Compare each name but the last with the next."""
-    n_pairs = max(0, table.num_rows - 1)
-    return compare(table["file"].slice(0, n_pairs), table["file"].slice(1, n_pairs))
-
-
-def _distinct_escapes(table: pa.Table) -> pa.Table:
-    """Escape every byte of a name that is not UTF-8 where its shorter escape is another recording's name."""
-    escaped = pc.is_valid(table["raw_file"])
-    if not pc.any(escaped).as_py():
-        return table
-    counts = Counter(table["file"].to_pylist())
-    names = [
-        "".join(f"%{byte:02X}" for byte in raw) if raw is not None and counts[file] > 1 else file
-        for file, raw in zip(table["file"].to_pylist(), table["raw_file"].to_pylist(), strict=True)
-    ]
-    table = table.set_column(0, ENTRY_SCHEMA.field("file"), pa.array(names, pa.string()))
-    return table.take(pc.sort_indices(table, sort_keys=[("file", "ascending")]))
+    return distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))

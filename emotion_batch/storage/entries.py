@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
 from functools import cache, reduce
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.utils import glob_translate
 
-from emotion_batch.errors import UsageError
-from emotion_batch.storage.file_lists import ReadyList, is_list, read_list
-from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets
+from emotion_batch.storage.folder import Folder, is_url
 from emotion_batch.storage.fsspec_store import Store
-from emotion_batch.storage.names import DiskNames
 from emotion_batch.storage.retry import persistently
-
-# What people have of what libsndfile and FFmpeg decode; recordings are read by their content.
-SUFFIXES = (
-    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
-    *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
-)
 
 ENTRY_SCHEMA = pa.schema(
     [
@@ -37,15 +25,9 @@ ENTRY_SCHEMA = pa.schema(
         pa.field("version", pa.string()),
     ]
 )
-_BATCH = 65_536
+BATCH = 65_536
 # A listing is sorted in so many stretches at most, found by a sample of so many names.
 _STRETCHES, _SAMPLE = 16, 4_096
-# So often a listing says how far it is.
-_PAGE = 10_000
-_HIDDEN = r"(^|/)\."
-_HERE = r"^(\./+)+"
-_PLACE = r"^\s*[A-Za-z][A-Za-z0-9+.:-]*://"
-_Kind = Literal["folder", "list", "recording", "glob"]
 
 
 class Entry(NamedTuple):
@@ -68,122 +50,6 @@ class Entry(NamedTuple):
     raw_file: bytes | None
     size: int | None
     version: str | None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What was found in an archive.
-
-    Attributes
-    ----------
-    folder
-        What the names are relative to.
-    entries
-        Table of `ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice.
-    left_out
-        Number of files that are no recordings by their suffix, by suffix.
-    n_duplicates
-        Number of times that a list file named a recording again, in whatever spelling.
-    n_missing, missing
-        Recordings that a list on this machine names and that are not there, and the first of them.
-    """
-
-    folder: Folder
-    entries: pa.Table
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    n_duplicates: int = 0
-    n_missing: int = 0
-    missing: str = ""
-
-
-def list_recordings(
-    archive: str | os.PathLike[str],
-    *,
-    options: Mapping[str, Any] | None = None,
-    suffixes: Iterable[str] = SUFFIXES,
-    may_be_empty: bool = False,
-    on_listed: Callable[[int], None] = lambda n_files: None,
-) -> Listing:
-    """List the recordings of `archive`.
-
-    Parameters
-    ----------
-    archive
-        A folder or bucket prefix, a glob, a list file (text, CSV or Parquet with a column ``file``, or an S3
-        Inventory), or one recording. A name that exists is never taken for a glob.
-    options
-        What fsspec's filesystem takes.
-    suffixes
-        Endings, in any case, by which files of a folder, a glob or an inventory are recordings. A list's names may end
-        as they like.
-    may_be_empty
-        Whether to take it for an answer that nothing there is a recording.
-    on_listed
-        Takes how many files were seen, now and then.
-
-    Raises
-    ------
-    UsageError
-        If nothing there is a recording.
-    StorageError
-        If the archive is missing or cannot be read.
-    """
-    place = Folder.of(archive, options)
-    endings = tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)
-    kind, base = _kind(place)
-    with explained(f"archive {place.url}"):
-        if kind == "list":
-            listing = _of_list(read_list(base, place.url.rsplit("/", 1)[1]), endings, on_listed)
-        elif base.is_local:
-            listing = _of_names(
-                base, _find_local(place, base, kind), ("",) if kind == "recording" else endings, on_listed
-            )
-        elif kind == "recording":
-            store, path = place.store()
-            blob = persistently(lambda: store.get(path, 0, 1))
-            name = place.url.rsplit("/", 1)[1]
-            table, _ = _table([Entry(name, None, blob.size, blob.version)])
-            listing = Listing(base, table)
-        else:
-            listing = _of_pages(base, _find(place, base, kind), endings, on_listed)
-    if not (listing.entries.num_rows or may_be_empty):
-        others = f", only {sum(listing.left_out.values())} other files" if listing.left_out else ""
-        raise UsageError(
-            f"archive {place.url}: expected recordings ({' '.join(endings)}), got none{others}; "
-            "check the name, or name other endings with --suffix"
-        )
-    return listing
-
-
-def find_base(archive: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
-    """Return what the names of an archive's recordings are relative to; raise what `list_recordings` does."""
-    place = Folder.of(archive, options)
-    kind, base = _kind(place)
-    if kind != "list":
-        return base
-    with explained(f"archive {place.url}"):
-        return read_list(base, place.url.rsplit("/", 1)[1]).base
-
-
-def is_recording(source: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> bool:
-    """Return whether `source` is one recording, and not a folder, a glob or a list; raise what `list_recordings` does."""
-    return _kind(Folder.of(source, options))[0] == "recording"
-
-
-def _kind(place: Folder) -> tuple[_Kind, Folder]:
-    """Return what an archive is, and what the names of its recordings are relative to; of a list, where it lies."""
-    parent = Folder(place.url.rsplit("/", 1)[0] or "/", place.options)
-    with explained(f"archive {place.url}"):
-        # In this order: a name that exists is never taken for a glob.
-        kind = place.find_kind()
-        if kind == "folder":
-            return "folder", place
-        if kind == "file":
-            return ("list" if is_list(place.url) else "recording"), parent
-        if any(character in place.url for character in "*?["):
-            fixed = re.split(r"[*?\[]", place.url, maxsplit=1)[0].rpartition("/")[0]
-            return "glob", Folder(fixed or "/", place.options)
-        raise FileNotFoundError(place.url)
 
 
 def is_local(folder: Folder, entry: Entry) -> bool:
@@ -216,262 +82,10 @@ def peek(archive: Folder, recording: Entry) -> None:
         persistently(lambda: store.get(path, 0, 1))
 
 
-def _of_names(
-    folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...], on_listed: Callable[[int], None]
-) -> Listing:
-    """Keep the entries that end like recordings, count the others."""
-    left_out: Counter[str] = Counter()
-
-    def recordings() -> Iterator[Entry]:
-        for number, entry in enumerate(entries):
-            if not number % _PAGE:
-                on_listed(number)
-            if entry.file.lower().endswith(endings):
-                yield entry
-            else:
-                left_out[os.path.splitext(entry.file)[1].lower() or "no suffix"] += 1
-
-    table, n_duplicates = _table(recordings())
-    return Listing(folder, table, dict(left_out), n_duplicates)
-
-
-def _of_pages(
-    folder: Folder, pages: Iterable[pa.Table], endings: tuple[str, ...], on_listed: Callable[[int], None]
-) -> Listing:
-    """Keep of pages of a listing what ends like recordings and is not hidden, count the others."""
-    left_out: Counter[str] = Counter()
-    kept = [ENTRY_SCHEMA.empty_table()]
-    n_listed = 0
-    # All endings at once; the empty one is any.
-    ending = f"(?i)({'|'.join(re.escape(ending) for ending in endings)})$"
-    for page in pages:
-        n_listed += page.num_rows
-        shown = page.filter(pc.invert(pc.match_substring_regex(page["name"], _HIDDEN)))
-        is_recording = pc.match_substring_regex(shown["name"], ending)
-        others = shown.filter(pc.invert(is_recording))["name"].to_pylist()
-        left_out.update(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
-        kept.append(_entries(shown.filter(is_recording)))
-        on_listed(n_listed)
-    table, n_duplicates = _distinct(pa.concat_tables(kept))
-    return Listing(folder, table, dict(left_out), n_duplicates)
-
-
-def _entries(listed: pa.Table) -> pa.Table:
-    """Return names of a store, or of a list that lies in one, as `ENTRY_SCHEMA`."""
-    nothing = pa.nulls(listed.num_rows, pa.binary())
-    return pa.table([listed["name"], nothing, listed["size"], listed["version"]], ENTRY_SCHEMA)
-
-
-def _find(place: Folder, base: Folder, kind: _Kind) -> Iterator[pa.Table]:
-    """Yield the files of an archive that is not local, names relative to `base`."""
-    if kind == "folder":
-        yield from base.walk()
-    else:
-        yield from _match(base, place.url[len(base.url) :].lstrip("/").split("/"))
-
-
-def _match(folder: Folder, patterns: list[str]) -> Iterator[pa.Table]:
-    """Yield the files below a folder whose names match the patterns, one for each level; ``**`` is any number of levels."""
-    if "**" in patterns[0]:
-        matches = re.compile(glob_translate("/".join(patterns))).match
-        for page in folder.walk():
-            yield _only(page, lambda name: bool(matches(name)))
-        return
-    is_match = re.compile(glob_translate(patterns[0])).match
-    files, folders = folder.children()
-    if len(patterns) == 1:
-        yield _only(files, lambda name: bool(is_match(name)))
-        return
-    for name in folders:
-        if is_match(name) and not name.startswith("."):
-            for page in _match(folder.folder(name), patterns[1:]):
-                yield page.set_column(0, "name", pc.binary_join_element_wise(f"{name}/", page["name"], ""))
-
-
-def _only(files: pa.Table, is_wanted: Callable[[str], bool]) -> pa.Table:
-    return files.filter(pa.array([is_wanted(name) for name in files["name"].to_pylist()], pa.bool_()))
-
-
-def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
-    """Yield the files of a local archive that are not hidden, names relative to `base`."""
-    if kind == "recording":
-        yield _entry_local(place.url.rsplit("/", 1)[1], place.url)
-    elif kind == "folder":
-        yield from _walk_local(base.url, "", ())
-    else:
-        # Our own walk, for fsspec's passes over what it may not read and over linked folders.
-        matches = re.compile(glob_translate(place.url)).match
-        yield from (entry for entry in _walk_local(base.url, "", ()) if matches(_local_path(base, entry)))
-
-
-def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """Walk a local folder, links to folders included, but never round a ring of them."""
-    path = os.path.join(root, below) if below else root
-    try:
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            return
-        with os.scandir(path) as found:
-            # In the order of the names that come of it, for what is in order need not be sorted.
-            children = sorted(found, key=lambda child: f"{child.name}/" if _is_folder(child) else child.name)
-    except FileNotFoundError:
-        # Gone while the folders above it were listed.
-        if below:
-            return
-        raise
-    for child in children:
-        if child.name.startswith("."):
-            continue
-        name = f"{below}/{child.name}" if below else child.name
-        if _is_folder(child):
-            yield from _walk_local(root, name, (*above, identity))
-        else:
-            yield _entry_local(name, child.path)
-
-
-def _is_folder(child: os.DirEntry[str]) -> bool:
-    try:
-        return child.is_dir()
-    except OSError:
-        # A link to itself: no folder, and its row will say so.
-        return False
-
-
-def _entry_local(name: str, path: str) -> Entry:
-    try:
-        status = os.stat(path)
-    except OSError:
-        # A dangling link, or gone since: listed all the same, so that it gets a row with its reason.
-        return _known(name, None)
-    return _known(name, status)
-
-
-def _known(name: str, status: os.stat_result | None) -> Entry:
-    """Return an entry with what a disk says of it, if it is there."""
-    return _named(name, None, None) if status is None else _named(name, status.st_size, str(status.st_mtime_ns))
-
-
-def _named(name: str, size: int | None, version: str | None) -> Entry:
-    """Return an entry whose `file` is text whatever the bytes of its name."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raw = os.fsencode(name)
-        text = re.sub(r"[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
-        return Entry(text, raw, size, version)
-    return Entry(name, None, size, version)
-
-
-def _local_path(base: Folder, entry: Entry) -> str:
-    return os.fsdecode(os.path.join(os.fsencode(base.url), entry.raw_file or os.fsencode(entry.file)))
-
-
-def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[int], None]) -> Listing:
-    """List what a list names."""
-    base, names = found.base, found.names
-    if found.is_inventory:
-        return _of_pages(base, [names], endings, on_listed)
-    if pa.types.is_string(names["name"].type):
-        is_place = pc.match_substring_regex(names["name"], _PLACE)
-        is_place = pc.and_not(is_place, pc.match_substring_regex(names["name"], r"^\s*file://"))
-        if not base.is_local or pc.all(is_place, min_count=0).as_py():
-            on_listed(names.num_rows)
-            names = _trimmed(names)
-            # Millions of names, none of them an object of Python's but such as may have secrets in them.
-            for name in names["name"].filter(pc.match_substring_regex(names["name"], "://.*[@?]")).to_pylist():
-                refuse_secrets(name)
-            table, n_duplicates = _distinct(_entries(names))
-            table, n_again = _without_aliases(table, base)
-            return Listing(base, table, {}, n_duplicates + n_again)
-    on_disk = DiskNames(base.url)
-
-    def entries() -> Iterator[Entry]:
-        n_listed = 0
-        for batch in names.to_batches(max_chunksize=_PAGE):
-            for name, size, version in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                text = os.fsdecode(name)
-                plain = text.strip()
-                if not plain:
-                    continue
-                refuse_secrets(plain)
-                if plain.startswith("file://"):
-                    text = plain = plain.removeprefix("file://")
-                if is_url(plain) or not base.is_local:
-                    yield _named(re.sub(_HERE, "", plain), size, version)
-                    continue
-                file, status = on_disk.find(text)
-                yield _known(file, status)
-            n_listed += batch.num_rows
-            on_listed(n_listed)
-
-    table, n_duplicates = _table(entries())
-    table, n_again = _without_aliases(table, base)
-    listing = Listing(base, table, {}, n_duplicates + n_again)
-    if not base.is_local:
-        return listing
-    is_missing = pc.and_not(pc.is_null(table["size"]), pc.match_substring_regex(table["file"], _PLACE))
-    missing = table["file"].filter(is_missing)
-    return replace(listing, n_missing=len(missing), missing=missing[0].as_py() if len(missing) else "")
-
-
-def _trimmed(names: pa.Table) -> pa.Table:
-    """Return names of a store as its keys are: without blanks at their ends and a leading ``./``; all else is literal."""
-    is_odd = pc.match_substring_regex(names["name"], r"^(\s|\./)|\s$")
-    if not pc.any(is_odd, min_count=0).as_py():
-        return names
-    plain = pc.replace_substring_regex(pc.utf8_trim_whitespace(names["name"]), _HERE, "")
-    names = names.set_column(0, "name", pc.if_else(is_odd, plain, names["name"]))
-    return names.filter(pc.not_equal(names["name"], ""))
-
-
-def _without_aliases(table: pa.Table, base: Folder) -> tuple[pa.Table, int]:
-    """Return a list's entries without those that it names relative to its folder as well, and how many these are.
-
-    Which of two names a recording has must not depend on what else is in the list. So a URL stays one, and so does a name
-    that leads out of the folder by ``..``.
-    """
-    names = table["file"]
-    if base.is_local:
-        climbing = names.filter(pc.starts_with(names, "../")).to_pylist()
-        aliases = [os.path.normpath(os.path.join(base.url, name)) for name in climbing]
-        is_again = pc.is_in(names, value_set=pa.array(aliases, pa.string())) if aliases else None
-    else:
-        prefix = f"{base.url}/"
-        is_below = pc.starts_with(names, prefix)
-        relative = names.filter(is_below)
-        relative = pc.utf8_slice_codeunits(relative, len(prefix))
-        known = names.filter(pc.is_in(names, value_set=relative)) if len(relative) else relative
-        again = pc.binary_join_element_wise(prefix, known, "")
-        is_again = pc.is_in(names, value_set=again) if len(known) else None
-    if is_again is None:
-        return table, 0
-    return table.filter(pc.invert(is_again)), pc.sum(is_again).as_py() or 0
-
-
-def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
-    """Return the entries sorted and without repetition, and how many were repeated."""
-    batches: list[pa.RecordBatch] = []
-    chunk: list[Entry] = []
-
-    def flush() -> None:
-        columns = list(zip(*chunk, strict=True)) or [(), (), (), ()]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
-        batches.append(compact(pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)))
-        chunk.clear()
-
-    for entry in entries:
-        chunk.append(entry)
-        if len(chunk) == _BATCH:
-            flush()
-    flush()
-    return _distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))
-
-
 @cache
 def _nothing() -> dict[str, pa.Array]:
     """Return columns of null. Not at the import: Arrow's first array sets a GiB of addresses aside, also in a worker's child."""
-    return {field.name: pa.nulls(_BATCH, field.type) for field in ENTRY_SCHEMA}
+    return {field.name: pa.nulls(BATCH, field.type) for field in ENTRY_SCHEMA}
 
 
 def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -482,7 +96,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = {
         field.name: column
         for field, column in zip(ENTRY_SCHEMA, batch.columns, strict=True)
-        if column.null_count < len(column) or len(column) > _BATCH
+        if column.null_count < len(column) or len(column) > BATCH
     }
     known = pa.RecordBatch.from_arrays(
         list(columns.values()), schema=pa.schema([ENTRY_SCHEMA.field(n) for n in columns])
@@ -494,7 +108,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
 
 
-def _distinct(table: pa.Table) -> tuple[pa.Table, int]:
+def distinct(table: pa.Table) -> tuple[pa.Table, int]:
     """Return entries sorted and without repetition, and how many were repeated; nothing is copied that is right already."""
     if (
         not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
@@ -525,7 +139,7 @@ def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
         piece = table.filter(reduce(pc.and_, within)) if within else table
         piece = piece.combine_chunks()
         piece = piece.take(pc.sort_indices(piece, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
-        yield from (compact(batch) for batch in piece.to_batches(max_chunksize=_BATCH))
+        yield from (compact(batch) for batch in piece.to_batches(max_chunksize=BATCH))
 
 
 def _compared(compare: Callable[..., pa.ChunkedArray], table: pa.Table) -> pa.ChunkedArray:

@@ -1,7 +1,6 @@
-"""Recordings of a store: fetched ahead, many at once, while the processor computes; of large ones no more than is needed.
+"""Plain WAV files by themselves: read without the cost of libsndfile's opening, and found without reading them.
 
-A small recording is one request. Of a large one the first request brings the header, and what the segment covers comes
-with it or by a second; whatever else a decoder asks for comes in blocks.
+RIFF/WAVE: Multimedia Programming Interface and Data Specifications 1.0 (1991); RF64: EBU Tech 3306.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from typing import NamedTuple
 
 from emotion_batch import usage
 from emotion_batch.errors import StoreError
-from emotion_batch.features.wav import find_stretch
 from emotion_batch.settings import Segments
-from emotion_batch.storage.archive import Entry, is_local, locate_remote
+from emotion_batch.storage.entries import Entry, is_local, locate_remote
 from emotion_batch.storage.folder import Folder, is_url
 from emotion_batch.storage.fsspec_store import STRANGE, Ahead, Blob, Store
 from emotion_batch.storage.retry import persistently
@@ -40,6 +38,38 @@ _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
 _BLOCK_BYTES, _THROUGH_BYTES = 2**17, 2**21
 _MOST_BLOCKS = 8
 _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b", re.IGNORECASE | re.DOTALL)
+
+
+def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, int] | None:
+    """Return where a stretch of a RIFF/WAVE file lies, by its first bytes, so that it can be fetched by itself.
+
+    Parameters
+    ----------
+    head
+        The file's first bytes.
+    offset_s, duration_s
+        The stretch, in seconds.
+
+    Returns
+    -------
+    First byte of it and first after it, as if the file had no end; None if the bytes do not tell.
+    """
+    if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
+        return None
+    offset, byte_rate, frame_bytes = 12, 0, 0
+    while len(chunk := head[offset : offset + 8]) == 8:
+        size = int.from_bytes(chunk[4:], "little")
+        offset += 8
+        if chunk[:4] == b"fmt ":
+            byte_rate = int.from_bytes(head[offset + 8 : offset + 12], "little")
+            frame_bytes = int.from_bytes(head[offset + 12 : offset + 14], "little")
+        elif chunk[:4] == b"data":
+            if not (byte_rate and frame_bytes):
+                return None
+            start = int(offset_s * byte_rate) // frame_bytes * frame_bytes
+            return offset + start, offset + start + (int(duration_s * byte_rate) // frame_bytes + 2) * frame_bytes
+        offset += size + size % 2
+    return None
 
 
 class RemoteFile(io.RawIOBase):

@@ -6,15 +6,19 @@ import contextlib
 import math
 import os
 import platform
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from emotion_batch.storage.folder import Folder, seal, unseal
+from emotion_batch.errors import UsageError
+from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.storage.retry import hastily
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import check_info, create_info, find_info, replace_info
 
 FOLDER = "_table/runs"
 # How a run ended, in the record that another leaves of it.
@@ -30,6 +34,10 @@ _DEAD_SUBMITTED_S = 600.0
 _LOOK_S, _LOOK_EVERY_S = 2 * _RENEW_S, 1.0
 # How long the end of a run waits for a renewal that is under way.
 _PATIENCE_S = 2.0
+RUNS = FOLDER
+# What a lease says of a run that is about to replace a table's settings.
+_IS_REPLACING = "is_replacing"
+RUN_NAME = re.compile(r"[0-9TZ]+-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -285,3 +293,84 @@ def _is_sound(holder: Holder) -> bool:
 def forget(table: Folder, holder: Holder) -> None:
     """Delete the lease of a run that died."""
     table.delete(lease_name(holder.run))
+
+
+def run_ids(table: Folder) -> set[str]:
+    """Return the ids of the runs that a table knows, those at work included."""
+    return {name.partition(".")[0] for name in table.folder(RUNS).names() if RUN_NAME.match(name)}
+
+
+def others_at_work(table: Folder, run_id: str) -> list[Holder]:
+    """Return the other runs that work on a table, and bury those that died: their leases become records."""
+    living, dead = find_runs(table)
+    for holder in dead:
+        record = {"run": holder.run, "outcome": LOST, "host": holder.host, **holder.progress}
+        table.publish_first(record_name(holder.run), seal(record))
+        # The word that it is cancelled stays: if it lives all the same, it must stop.
+        forget(table, holder)
+    return [holder for holder in living if holder.run != run_id]
+
+
+class Company(NamedTuple):
+    """Which runs a table knew when a run began, which of them are at work on it, and whether it had lost its `table.json`."""
+
+    known: frozenset[str]
+    at_work: tuple[Holder, ...]
+    is_mended: bool
+
+
+def check_table(table: Folder, info: TableInfo) -> None:
+    """Raise UsageError if a table cannot be one of `info`, or not while another run works on it with other settings."""
+    if check_info(table, info) is None and (there := find_info(table)) is not None:
+        with explained(f"table {table.url}"):
+            at_work, _ = find_runs(table)
+        _refuse_to_replace(table, there, info, at_work)
+
+
+def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
+    """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
+
+    Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
+    at least one of them sees the other, and no run that is at work has its settings replaced.
+
+    Raises
+    ------
+    UsageError
+        If the table is of something else, or another run works on it with other settings.
+    """
+    with explained(f"table {table.url}"):
+        table.folder(RUNS).make()
+    replaced = None if check_info(table, info) is not None else find_info(table)
+    held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
+    with explained(f"table {table.url}"):
+        held.begin()
+    try:
+        with explained(f"table {table.url}"):
+            # After the lease, and before the look at the others: who is in neither came later.
+            known = run_ids(table)
+            others = others_at_work(table, held.run)
+        if replaced is not None:
+            _refuse_to_replace(table, replaced, info, others)
+            replace_info(table, info)
+            held.tell()
+            with explained(f"table {table.url}"):
+                held.renew()
+        elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
+            raise UsageError(
+                f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
+            )
+        is_mended = create_info(table, info)
+    except BaseException:
+        held.end()
+        raise
+    return Company(frozenset(known), tuple(others), is_mended)
+
+
+def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work: Sequence[Holder]) -> None:
+    """Raise UsageError if another run is at work on a table of other settings."""
+    difference = there.difference(info)
+    if difference and at_work:
+        raise UsageError(
+            f"table {table.url}: expected {difference}; run {at_work[0].run} is at work on it with these settings, on "
+            f"{at_work[0].host}; name a new table for others"
+        )

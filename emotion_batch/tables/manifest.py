@@ -10,71 +10,40 @@ of those before were damaged, takes the place of all of them.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from emotion_batch.errors import DamagedError, UsageError
+from emotion_batch.errors import UsageError
 from emotion_batch.settings import Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA
-from emotion_batch.storage.folder import Folder, damaged, explained, seal, unseal
-from emotion_batch.tables.sharding import cut, estimate_costs
+from emotion_batch.storage.folder import Folder, explained, seal, unseal
+from emotion_batch.tables.shard_entries import (
+    FOLDER,
+    MAGIC,
+    ShardEntry,
+    compare_shard,
+    damaged_manifest,
+    decode_entries,
+    find_span,
+    places,
+    read_entries,
+    reading,
+    stretches,
+    write_entries,
+)
+from emotion_batch.tables.sharding import cut
 
-FOLDER = "_table/manifest"
 # Of the recordings of a table; more gone at once look like a share that is not mounted.
 _MOST_PRUNED = 0.1
-# A file of entries is closed when it has so many bytes, so that none is ever large in memory.
-_FILE_BYTES = 2**24
-# Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
-_STRETCH_BYTES = 2**24
-# With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
-_MAGIC_START, _MAGIC = b"ARROW1\0\0", b"ARROW1"
-# Before a digest of Arrow's own bytes; early tables have one of Python's words for each row, and nothing before it.
-_DIGEST = "2:"
 _INDEX = re.compile(r"[0-9]{6,}\.json")
 _FILE_DIGEST = re.compile(r"[0-9]+-([0-9a-f]{16})\.arrow")
 _IS_REBUILT = "is_rebuilt"
 # What reading a JSON file may raise that is damaged, or of odd types.
 _ODD = (ValueError, KeyError, TypeError, OverflowError)
-
-
-@dataclass(frozen=True)
-class ShardEntry:
-    """Where the newest entries of a shard stand.
-
-    Attributes
-    ----------
-    file
-        Name of the generation's file that holds them.
-    batch
-        Number of their record batch in it.
-    n_recordings
-        How many entries there are.
-    digest
-        Fingerprint of the entries, which the shard's part repeats in its footer.
-    cost
-        What `estimate_costs` gives for them in all.
-    start, stop
-        Where that record batch lies in the file, in bytes; 0 both where an early table does not say.
-    """
-
-    file: str
-    batch: int
-    n_recordings: int
-    digest: str
-    cost: int
-    start: int = 0
-    stop: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,11 +112,11 @@ class Manifest:
                 new.append((generation, _read_index(self._table, generation)))
             for generation, index in reversed(new):
                 if not index.get(_IS_REBUILT) and generation != self.generation + 1:
-                    raise _damaged(self._table, _name(self.generation + 1), "no such file")
+                    raise damaged_manifest(self._table, _name(self.generation + 1), "no such file")
                 try:
                     self._add(generation, index)
                 except _ODD as error:
-                    raise _damaged(self._table, _name(generation)) from error
+                    raise damaged_manifest(self._table, _name(generation)) from error
 
     def find_damage(self, *, deep: bool = False) -> list[str]:
         """Return what is wrong with the files of entries, a sentence each; only with `deep` all of their bytes are read."""
@@ -156,8 +125,8 @@ class Manifest:
             entries = [entry for entry in self.shards.values() if entry.file == file]
             n_batches = 1 + max(entry.batch for entry in entries)
             try:
-                end, size = self._folder.read_end(file, len(_MAGIC))
-                is_whole = end == _MAGIC and size >= max(entry.stop for entry in entries)
+                end, size = self._folder.read_end(file, len(MAGIC))
+                is_whole = end == MAGIC and size >= max(entry.stop for entry in entries)
                 is_whole = is_whole and not (deep and _is_other(file, self._folder.read(file)))
             except FileNotFoundError:
                 is_whole = False
@@ -170,16 +139,16 @@ class Manifest:
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
         wanted = [self.shards[shard] for shard in shards]
-        for start, stop in _stretches(wanted):
+        for start, stop in stretches(wanted):
             stretch = wanted[start:stop]
             if not stretch[0].stop:
                 yield from (read_entries(self._table, where) for where in stretch)
                 continue
-            with _reading(self._table, stretch[0].file):
+            with reading(self._table, stretch[0].file):
                 data = memoryview(self._folder.read_range(stretch[0].file, stretch[0].start, stretch[-1].stop))
             for where in stretch:
                 begin = where.start - stretch[0].start
-                yield _decode(self._table, where, data[begin : begin + where.stop - where.start])
+                yield decode_entries(self._table, where, data[begin : begin + where.stop - where.start])
 
     def grow(
         self,
@@ -266,14 +235,14 @@ class Manifest:
         n_changed = stop = 0
         self.gone = {}
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
-            start, stop = _find_span(entries, batch, stop)
+            start, stop = find_span(entries, batch, stop)
             listed = entries.slice(start, stop - start)
             # Most often nothing happened to any of them, nor between them.
             if pa.Table.from_batches([batch]).equals(listed):
                 is_new[start:stop] = False
                 continue
             others.append(number)
-            change = _compare_shard(batch, listed, prune=prune)
+            change = compare_shard(batch, listed, prune=prune)
             is_new[start:stop] &= change.is_new
             n_changed += change.n_changed
             if len(change.gone):
@@ -306,14 +275,14 @@ class Manifest:
             if mine is not None and not source.is_rebuilt and _is_of_others(mine, generation, source):
                 raise _other_recordings(table, source)
             folder.make()
-            for file in dict.fromkeys(file for file, _ in _places(generation, index)):
+            for file in dict.fromkeys(file for file, _ in places(generation, index)):
                 known = folder.read_if_there(file)
                 if known is None or _is_other(file, known):
                     data = source._folder.read_if_there(file)
                     if data is not None and not _is_other(file, data):
                         folder.publish(file, data)
                     elif file in in_use:
-                        raise _damaged(source._table, file)
+                        raise damaged_manifest(source._table, file)
             if mine is not None and mine != theirs:
                 folder.publish(name, theirs)
             elif mine is None and not folder.publish_first(name, theirs):
@@ -361,7 +330,7 @@ class Manifest:
         index |= {"digests": [], "costs": [], "spans": [], "files": [], "n_batches": []}
         self._folder.make()
         left = iter(shards.values())
-        while data := _write_file(left, segments, index):
+        while data := write_entries(left, segments, index):
             # By its content, so that it is never another's.
             name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
             self._folder.publish(name, data)
@@ -388,12 +357,6 @@ class Manifest:
         self.generation = max(self.generation, generation)
 
 
-@cache
-def _stream_start() -> bytes:
-    """Return what a stream of entries begins with."""
-    return bytes(ENTRY_SCHEMA.serialize())
-
-
 def has_generation(table: Folder, number: int) -> bool:
     """Return whether a table has the generation of a number, by one small request."""
     with explained(f"table {table.url}"):
@@ -405,194 +368,6 @@ def find_generation(table: Folder) -> int:
     with explained(f"table {table.url}"):
         names = table.folder(FOLDER).names()
     return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
-
-
-def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
-    """Return one shard's entries, as a worker reads them: that record batch alone.
-
-    Raises
-    ------
-    DamagedError
-        If they are not those that the digest is of: the manifest is damaged.
-    """
-    with _reading(table, shard.file):
-        if shard.stop:
-            return _decode(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
-        data = table.folder(FOLDER).read(shard.file)
-    try:
-        return _checked(table, shard, pa.ipc.open_file(pa.py_buffer(data)).get_batch(shard.batch))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(table, shard.file) from error
-
-
-def _decode(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.RecordBatch:
-    """Return a shard's entries from the bytes of its record batch."""
-    try:
-        # As a stream of one batch, which alone can be told to start no threads: half the time, or a tenth on busy cores.
-        stream = pa.py_buffer(_stream_start() + data)
-        batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
-        return _checked(table, shard, batch)
-    except (pa.ArrowException, OSError, StopIteration) as error:
-        raise _damaged(table, shard.file) from error
-
-
-def _checked(table: Folder, shard: ShardEntry, entries: pa.RecordBatch) -> pa.RecordBatch:
-    # First of all, for with damaged offsets Arrow would read anywhere.
-    entries.validate(full=True)
-    if digest_like(shard.digest, entries) != shard.digest or entries.num_rows != shard.n_recordings:
-        raise _damaged(table, shard.file)
-    return entries
-
-
-def has_entries_after(table: Folder, generation: int) -> bool:
-    """Return whether entries lie in a table of a generation after that one, whose JSON file is lost or still to come."""
-    numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names() if name.endswith(".arrow"))
-    return any(int(number[0]) > generation for number in numbers if number)
-
-
-def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
-    """Return the entries with digests that are wanted, as far as they can still be read in a manifest's files."""
-    folder = table.folder(FOLDER)
-    kinds = {name.startswith(_DIGEST): name for name in wanted}.values()
-    found: dict[str, pa.Table] = {}
-    for name in folder.names():
-        if not name.endswith(".arrow"):
-            continue
-        with suppress(pa.ArrowException, OSError):
-            file = pa.ipc.open_file(pa.py_buffer(folder.read(name)))
-            for number in range(file.num_record_batches):
-                with suppress(pa.ArrowException, OSError):
-                    entries = file.get_batch(number)
-                    entries.validate(full=True)
-                    if entries.schema == ENTRY_SCHEMA:
-                        found |= {digest_like(kind, entries): pa.Table.from_batches([entries]) for kind in kinds}
-    return {name: entries for name, entries in found.items() if name in wanted}
-
-
-def _stretches(shards: Sequence[ShardEntry]) -> Iterator[tuple[int, int]]:
-    """Yield from which to which of `shards` one request is to read: neighbours of one file."""
-    start = 0
-    for number in range(1, len(shards) + 1):
-        first, before = shards[start], shards[number - 1]
-        where = shards[number] if number < len(shards) else None
-        is_near = (
-            where is not None
-            and where.file == first.file
-            and before.stop <= where.start < where.stop <= first.start + _STRETCH_BYTES
-        )
-        if not is_near:
-            yield start, number
-            start = number
-
-
-def digest(entries: pa.RecordBatch) -> str:
-    """Return a version and 32 hexadecimal digits that change when a name, size or version of the entries does."""
-    sha = hashlib.sha256()
-    for column in entries.columns:
-        there = column.drop_null()
-        # With how much follows, so that other columns never make the same bytes.
-        sha.update(f"{len(column)} {len(there)} ".encode())
-        if there.null_count < column.null_count:
-            sha.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
-        if not len(there):
-            continue
-        if pa.types.is_integer(there.type):
-            sha.update(there.to_numpy().astype("<i8", copy=False).tobytes())
-            continue
-        _, offsets, data = there.buffers()
-        first, last = np.frombuffer(offsets, np.int32)[[there.offset, there.offset + len(there)]].tolist()
-        sha.update(pc.binary_length(there).to_numpy().astype("<i4", copy=False).tobytes())
-        # Not all of it: an array may be a stretch of another's memory.
-        sha.update(memoryview(data)[first:last] if data is not None else b"")
-    return f"{_DIGEST}{sha.hexdigest()[:32]}"
-
-
-def digest_like(known: str, entries: pa.RecordBatch) -> str:
-    """Return the digest of entries, of the same kind as one that is known: early ones are others."""
-    return digest(entries) if known.startswith(_DIGEST) else _early_digest(entries)
-
-
-def _early_digest(entries: pa.RecordBatch) -> str:
-    sha = hashlib.sha256()
-    for row in zip(*(column.to_pylist() for column in entries.columns), strict=True):
-        sha.update(repr(row).encode())
-    return sha.hexdigest()[:32]
-
-
-class _Change(NamedTuple):
-    """What a listing changes in one shard: which of the listed entries it lacks, how many and which of its own, and to what."""
-
-    is_new: npt.NDArray[np.bool_]
-    n_changed: int
-    gone: pa.Array
-    entries: pa.Table | None
-
-
-def _find_span(entries: pa.Table, batch: pa.RecordBatch, guess: int) -> tuple[int, int]:
-    """Return from where to where a listing may have the entries of a shard; `guess` is where they may well begin."""
-    names, own = entries["file"], batch["file"]
-    first, last = own[0].as_py(), own[-1].as_py()
-
-    def name(number: int) -> str:
-        return str(names[number].as_py())
-
-    end = guess + len(own)
-    if end <= len(names) and name(guess) == first and name(end - 1) == last:
-        return guess, end
-    # Python's order of text is that of its UTF-8.
-    start = bisect_left(range(len(names)), first, key=name)
-    stop = bisect_left(range(len(names)), last, lo=start, key=name)
-    return start, stop + (stop < len(names) and name(stop) == last)
-
-
-def _compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> _Change:
-    """Return what a stretch of a listing changes in the entries of a shard."""
-    at = pc.index_in(listed["file"], value_set=batch["file"])
-    is_new = at.is_null().to_numpy()
-    place = np.full(batch.num_rows, -1)
-    place[at.drop_null().to_numpy()] = np.flatnonzero(~is_new)
-    is_gone = pa.array(place < 0)
-    gone = batch["file"].filter(is_gone)
-    now = listed.take(pa.array(place, mask=place < 0))
-    is_changed = pc.or_(_differs(batch, now, "size"), _differs(batch, now, "version"))
-    n_changed = pc.sum(is_changed).as_py() or 0
-    if not (n_changed or (prune and len(gone))):
-        return _Change(is_new, n_changed, gone, None)
-    if not (len(gone) or is_new.any() or listed["size"].null_count or listed["version"].null_count):
-        # The listing's own memory: of an archive that was copied all recordings are changed.
-        return _Change(is_new, n_changed, gone, listed)
-    columns = [
-        pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(ENTRY_SCHEMA.field(name).type)
-        for name in ENTRY_SCHEMA.names
-    ]
-    changed = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
-    return _Change(is_new, n_changed, gone, changed.filter(pc.invert(is_gone)) if prune else changed)
-
-
-def as_batch(entries: pa.Table) -> pa.RecordBatch:
-    """Return entries as the one record batch of a shard, which may be none."""
-    batches = entries.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=ENTRY_SCHEMA)
-
-
-def _differs(known: pa.RecordBatch, listed: pa.Table, name: str) -> pa.Array:
-    """Return where the listing knows `name` and it is not what was known."""
-    now = listed[name].combine_chunks()
-    return pc.and_(pc.fill_null(pc.not_equal(known[name], now), True), pc.is_valid(now))
-
-
-def _damaged(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:
-    return damaged(table, f"{FOLDER}/{file}", found)
-
-
-@contextmanager
-def _reading(table: Folder, file: str) -> Iterator[None]:
-    """Explain what goes wrong with reading a file of entries; that it is not there is damage."""
-    with explained(f"table {table.url}"):
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise _damaged(table, file, "no such file") from error
 
 
 def _is_other(file: str, data: bytes) -> bool:
@@ -617,9 +392,9 @@ def _read_index(table: Folder, generation: int) -> dict[str, Any]:
         ]
         is_another = any(not str(name).startswith(_name(generation)[:-5]) for name in names)
     except _ODD as error:
-        raise _damaged(table, _name(generation)) from error
+        raise damaged_manifest(table, _name(generation)) from error
     if is_another:
-        raise _damaged(table, _name(generation), "another generation")
+        raise damaged_manifest(table, _name(generation), "another generation")
     return index
 
 
@@ -628,7 +403,7 @@ def _parse(generation: int, index: Mapping[str, Any]) -> list[tuple[int, ShardEn
     # Early tables say no costs: recordings then weigh alike.
     costs = index.get("costs", index["n_recordings"])
     spans = index.get("spans", [(0, 0)] * len(costs))
-    columns = (index["shards"], index["n_recordings"], index["digests"], costs, spans, _places(generation, index))
+    columns = (index["shards"], index["n_recordings"], index["digests"], costs, spans, places(generation, index))
     return [
         (int(shard), ShardEntry(file, batch, int(n), str(digest_of), int(cost), int(start), int(stop)))
         for shard, n, digest_of, cost, (start, stop), (file, batch) in zip(*columns, strict=True)
@@ -652,40 +427,6 @@ def _other_recordings(table: Folder, source: Manifest) -> UsageError:
         "command that made that table again and then this, or name a new table; if files of another table were copied into "
         f"{FOLDER}/, delete that folder and run this again"
     )
-
-
-def _write_file(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
-    """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
-    sink = io.BytesIO()
-    # What a file begins with is written with its first batch.
-    start = len(_MAGIC_START) + len(_stream_start())
-    n_batches = 0
-    with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for entries in left:
-            batch = as_batch(entries)
-            writer.write_batch(batch)
-            # So that a worker reads its shard by one request.
-            index["spans"].append([start, sink.tell()])
-            index["digests"].append(digest(batch))
-            index["costs"].append(int(estimate_costs(batch, segments).sum()))
-            start = sink.tell()
-            n_batches += 1
-            if start > _FILE_BYTES:
-                break
-    if not n_batches:
-        return b""
-    index["n_batches"].append(n_batches)
-    return sink.getvalue()
-
-
-def _places(generation: int, index: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the file and the batch in it of each shard of a generation."""
-    if "files" in index:
-        counts = zip(index["files"], index["n_batches"], strict=True)
-        return [(str(file), batch) for file, n_batches in counts for batch in range(n_batches)]
-    # Earlier tables have one file, early ones do not say which.
-    file = str(index.get("entries", f"{generation:06d}.arrow"))
-    return [(file, batch) for batch in range(len(index["shards"]))]
 
 
 def _name(generation: int) -> str:

@@ -7,34 +7,22 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_batch import usage
-from emotion_batch._version import __version__
-from emotion_batch.analysis.formats import nullable
-from emotion_batch.errors import MENDABLE, DamagedError, IncompleteError, Status, UsageError
-from emotion_batch.features import recipes
-from emotion_batch.settings import AnySettings, FeatureSettings, Segments, SequenceSettings, read_settings
-from emotion_batch.storage.archive import SUFFIXES
-from emotion_batch.storage.folder import Folder, damaged, explained, is_sealed, seal, unseal
+from emotion_batch.errors import MENDABLE, IncompleteError, Status
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.tables.schema import TableInfo, nullable
 from emotion_batch.usage import stage
 
-FEATURES = "features"
-LABELS = "labels"
-# Of each kind's columns; an earlier release's label table has fewer.
-SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
-LEDGER = "_table"
-# As the command line calls them.
-_RECIPES = {FeatureSettings.recipe: "seed", SequenceSettings.recipe: "sequence"}
-INFO = f"{LEDGER}/table.json"
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _FOOTER_KEY = b"emotion_batch"
 # The key of a part's digests: 64 hexadecimal digits of all before the footer, and 64 of the footer with zeros in their place.
@@ -44,145 +32,6 @@ _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
 # In which the metadata of a part of one row group lies.
 _END_BYTES = 2**16
 _N_READERS = 32
-
-_COMMON = (
-    pa.field("file", pa.string(), nullable=False),
-    pa.field("start_s", pa.float64()),
-    pa.field("end_s", pa.float64()),
-    pa.field("status", pa.string(), nullable=False),
-    pa.field("error", pa.string()),
-)
-
-
-def feature_schema(settings: AnySettings) -> pa.Schema:
-    """Return the columns of a feature table."""
-    return pa.schema(
-        [
-            *_COMMON,
-            pa.field("duration_s", pa.float64()),
-            pa.field("sample_rate_hz", pa.int32()),
-            pa.field("channels", pa.int16()),
-            *recipes.fields(settings),
-        ]
-    )
-
-
-def label_schema(labels: Sequence[str]) -> pa.Schema:
-    """Return the columns of a label table; `labels` in the order of the bundle's card."""
-    probabilities = [pa.field(f"p_{label}", pa.float32()) for label in labels]
-    return pa.schema(
-        [
-            *_COMMON,
-            pa.field("emotion", pa.string()),
-            pa.field("confidence", pa.float32()),
-            pa.field("margin", pa.float32()),
-            pa.field("entropy", pa.float32()),
-            pa.field("is_confident", pa.bool_()),
-            pa.field("is_in_domain", pa.bool_()),
-            pa.field("domain_distance", pa.float32()),
-            pa.field("is_speech", pa.bool_()),
-            *probabilities,
-        ]
-    )
-
-
-@dataclass(frozen=True)
-class TableInfo:
-    """What a table is: `table.json`, and what each part's footer repeats of it.
-
-    Attributes
-    ----------
-    kind
-        ``features`` or ``labels``.
-    source
-        URL of the archive, or of the feature table that labels are made from.
-    feature_settings, segments
-        How its rows came from recordings.
-    model_id
-        Of the bundle that labels are from; None for features.
-    labels
-        The bundle's labels in order; empty for features.
-    features
-        URL of the feature table that keeps the features of an archive on their way to labels; None without one. Runs
-        of the same table may differ in it.
-    """
-
-    kind: str
-    source: str
-    feature_settings: AnySettings
-    segments: Segments
-    model_id: str | None = None
-    labels: tuple[str, ...] = ()
-    features: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as `table.json` holds it."""
-        return {
-            "schema_version": SCHEMA_VERSIONS[self.kind],
-            "tool_version": __version__,
-            "kind": self.kind,
-            "source": self.source,
-            "feature_id": self.feature_settings.feature_id,
-            "feature_settings": self.feature_settings.to_dict(),
-            "segment_id": self.segments.segment_id,
-            "segments": self.segments.to_dict(),
-            "model_id": self.model_id,
-            "labels": list(self.labels),
-            "features": self.features,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> TableInfo:
-        """Return what `to_dict` gave; raise UsageError for a schema version that this one does not know."""
-        expected = SCHEMA_VERSIONS[value["kind"]]
-        if value.get("schema_version") != expected:
-            raise UsageError(
-                f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
-                "use the version of emotion-batch that wrote it"
-            )
-        # Early tables do not say where features are kept.
-        texts = [value["source"], value["model_id"] or "", value.get("features") or "", *value["labels"]]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("something else where a text must be")
-        settings, segments = read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
-        if (value["feature_id"], value["segment_id"]) != (settings.feature_id, segments.segment_id):
-            raise ValueError("settings that are not those of their fingerprints")
-        return cls(
-            kind=value["kind"],
-            source=value["source"],
-            feature_settings=settings,
-            segments=segments,
-            model_id=value["model_id"],
-            labels=tuple(value["labels"]),
-            features=value.get("features"),
-        )
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of its parts."""
-        return feature_schema(self.feature_settings) if self.kind == FEATURES else label_schema(self.labels)
-
-    def difference(self, other: TableInfo) -> str | None:
-        """Return the first thing in which `other` is not this table, as ``this, got other``; None if it is.
-
-        In the words of the command line: a person can only change what they have typed.
-        """
-        if self.kind != other.kind:
-            return f"a table of {other.kind}, got one of {self.kind}"
-        if self.source != other.source:
-            return f"{'SOURCE' if self.kind == LABELS else 'ARCHIVE'} {self.source}, got {other.source}"
-        if self.model_id != other.model_id:
-            return f"--model with the model {self.model_id}, of which a copy is in {LEDGER}/model, got {other.model_id}"
-        mine, theirs = (info.feature_settings.to_dict() for info in (self, other))
-        if mine["recipe"] != theirs["recipe"]:
-            return f"--recipe {_RECIPES[mine['recipe']]}, got --recipe {_RECIPES[theirs['recipe']]}"
-        for name, value in mine.items():
-            if value != theirs[name]:
-                option = f"--{name.replace('_', '-')}"
-                return f"{option} {value}, got {option} {theirs[name]}"
-        if self.segments != other.segments:
-            return f"{self.segments.to_options()}, got {other.segments.to_options()}"
-        return None
 
 
 @dataclass(frozen=True)
@@ -327,144 +176,6 @@ def part_shard(name: str) -> int | None:
     """Return the number of the shard whose part has this name; None if no part has it."""
     match = _PART.fullmatch(name)
     return int(match[1]) if match is not None and part_name(int(match[1])) == name else None
-
-
-def read_info(table: Folder) -> TableInfo | None:
-    """Return what a table is, or None if the folder holds no table; raise DamagedError if what says so is damaged or lost."""
-    data = table.read_if_there(INFO)
-    if data is None:
-        if any(name.endswith(".json") for name in table.folder(f"{LEDGER}/manifest").names()):
-            raise damaged(table, INFO, "no such file")
-        return None
-    try:
-        return TableInfo.from_dict(unseal(data))
-    except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UsageError) and is_sealed(data):
-            # As a later release wrote it.
-            raise
-        raise damaged(table, INFO) from error
-
-
-def find(table: Folder) -> TableInfo | None:
-    """Return what a folder that is to be written as a table holds; None if it is still to be made, or its `table.json` is.
-
-    Raises
-    ------
-    UsageError
-        If it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
-    """
-    with explained(f"table {table.url}"):
-        with contextlib.suppress(DamagedError):
-            there = read_info(table)
-            if there is not None:
-                return there
-        kind = table.find_kind()
-        names = table.names() if kind == "folder" else []
-    strangers = [name for name in names if not name.startswith((".", "_")) and part_shard(name) is None]
-    recordings = [name for name in strangers if name.lower().endswith(SUFFIXES)]
-    if kind != "folder" and table.url.lower().endswith(SUFFIXES):
-        # Also if it is not there, because it may be a second recording, misspelt; no folder has such a name.
-        raise UsageError(
-            f"table {table.url} is named as a recording is: name several recordings by their folder, a glob in quotes or a "
-            "list file, and after that a folder for the table"
-        )
-    if kind == "file":
-        raise UsageError(f"table {table.url} is a file, not a folder: name a folder for the table")
-    if recordings:
-        raise UsageError(
-            f"table {table.url} holds recordings ({recordings[0]!r}): expected a new or empty folder or a table; the order is "
-            "SOURCE TABLE, what is read before what is written"
-        )
-    if strangers:
-        raise UsageError(
-            f"table {table.url}: expected a new or empty folder or a table, got {strangers[0]!r} in it; name another "
-            "folder; the order is SOURCE TABLE, what is read before what is written"
-        )
-    return None
-
-
-def check(table: Folder, info: TableInfo) -> TableInfo | None:
-    """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
-
-    It also is where one of other settings was begun and has no part: nothing of it would be lost. What has lost its `table.json`
-    is what its parts say.
-
-    Raises
-    ------
-    UsageError
-        If it holds a table of something else, or what `find` refuses.
-    """
-    there = find(table)
-    difference = None if there is None else there.difference(info)
-    if there is not None and not difference:
-        return there
-    with explained(f"table {table.url}"):
-        parts = [name for name in table.names() if name.endswith(".parquet") and not name.startswith((".", "_"))]
-        if not parts:
-            return None
-        if there is not None and difference and there.source != info.source:
-            raise _refusal(table, difference)
-        said = None
-        for name in parts:
-            try:
-                read_footer(table, info, name)
-            except PartError as error:
-                said = said or f"{name}: {error}"
-                continue
-            # What an earlier release wrote has no digest that tells of damage.
-            return info
-    if difference:
-        raise _refusal(table, difference)
-    raise UsageError(
-        f"table {table.url}: {INFO} is damaged or missing, and none of the parts there is of these settings ({said}); give the "
-        "settings that they were made with, or name a new table"
-    )
-
-
-def create(table: Folder, info: TableInfo) -> bool:
-    """Make `table` one of `info` if it is none yet; raise what `check` does, and also for one that has no part.
-
-    Return whether its `table.json` was damaged or lost and is written anew; for what a caller has seen that `check` lets pass.
-    """
-    data = seal(info.to_dict(), indent=2)
-    there = find(table)
-    with explained(f"table {table.url}"):
-        # Also those of a table that an earlier release made.
-        for name in ("attempts", "manifest", "runs"):
-            table.folder(f"{LEDGER}/{name}").make()
-        is_lost = there is None and any(part_shard(name) is not None for name in table.names())
-        if there is None and not table.publish_first(INFO, data):
-            # Another run was quicker: its table may be one of something else. Or it is damaged.
-            there = find(table)
-            is_lost = there is None
-        if there is not None and (difference := there.difference(info)):
-            # Unless parts say that it is damaged.
-            is_lost = check(table, info) is info
-            if not is_lost:
-                raise _refusal(table, difference)
-        if is_lost or (there is not None and info.features not in (None, there.features)):
-            table.publish(INFO, data)
-    return is_lost
-
-
-def replace(table: Folder, info: TableInfo) -> None:
-    """Make a table without a part one of `info`: for a run that is alone with it.
-
-    What was frozen for the earlier settings goes first, and the settings last: whenever this ends early, the table is one of the
-    earlier settings whose recordings are still to be listed.
-    """
-    with explained(f"table {table.url}"):
-        for name in ("manifest", "attempts", "model"):
-            folder = table.folder(f"{LEDGER}/{name}")
-            # The newest generation of a manifest first, and what says that there is one before what it names.
-            names = sorted(folder.names(), key=lambda name: (name.endswith(".json"), name), reverse=True)
-            for one in names:
-                folder.delete(one)
-        table.publish(INFO, seal(info.to_dict(), indent=2))
-
-
-def _refusal(table: Folder, difference: str) -> UsageError:
-    return UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
 
 
 def publish_part(

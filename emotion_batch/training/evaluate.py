@@ -1,7 +1,8 @@
-"""A bundle judged on a labelled feature table: how right, how sure, and what a shortcut or another level would make of it."""
+"""What each command about models does: train, evaluate, import. A part of the public Python API."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,18 +15,20 @@ from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import RecordingError, StorageError, UsageError
 from emotion_batch.features import audio, recipes
-from emotion_batch.inference.bundle import Bundle, Card
-from emotion_batch.inference.predict import Predictor, load_predictor
+from emotion_batch.inference.bundle import Bundle, Card, check_features, require_safe
+from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
 from emotion_batch.settings import AnySettings, Segments
-from emotion_batch.storage.archive import Entry, find_base
+from emotion_batch.storage.archive import find_base
+from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
+from emotion_batch.tables import inventory, parts
 from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import require_features
 from emotion_batch.training import metrics, splits
 from emotion_batch.training.data import Dataset, read_dataset
-from emotion_batch.worker import labelling
-from emotion_batch.worker.labelling import Labels
+from emotion_batch.training.labels import read_label_map
 from emotion_batch.worker.recordings import opened_recording
 
 # What is done to recordings, which ought to change no label: 12 dB is a step back from a microphone, or a call's other side.
@@ -33,6 +36,68 @@ _LEVEL_DB, _SILENCE_S = 12.0, 1.0
 CONDITIONS = ("as_is", "plus_12_db", "minus_12_db", "padded")
 # Fewer speakers than this do not show how much speakers differ.
 _MIN_SPEAKERS = 5
+
+
+def evaluate(
+    bundle: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    labels: str = "tess",
+    label_map: str | os.PathLike[str] | None = None,
+    allow_numeric_labels: bool = False,
+    priors: Mapping[str, float] | None = None,
+    robustness: int = 200,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Judge a bundle on a labelled feature table; honest where it has not learnt from these recordings.
+
+    Parameters
+    ----------
+    bundle
+        What is judged.
+    table
+        A feature table with the bundle's features.
+    labels
+        Where the reference labels are from: see `reference.read_labels`.
+    label_map
+        File that says which of them is which of the model's: see `reference.read_label_map`. What has no counterpart is
+        left out, and counted.
+    allow_numeric_labels
+        Take labels that look like numbers or dates, which are an error otherwise unless the model or the map has them.
+    priors
+        How common each label is elsewhere, for the precision that would be seen there.
+    robustness
+        Recordings that are decoded again, louder, quieter and padded with silence; 0 for none.
+    storage_options
+        What fsspec's filesystem takes.
+
+    Raises
+    ------
+    UsageError
+        If the bundle is none or not safe, the table's features are others, or its labels are not the model's.
+    IncompleteError
+        If the table has parts missing.
+    """
+    if robustness < 0:
+        raise UsageError(f"robustness: expected a number of recordings, or 0, got {robustness}")
+    place = Folder.of(table, storage_options)
+    judged = require_safe(Folder.of(bundle, storage_options))
+    info = require_features(place)
+    check_features(info, place, judged)
+    words = None if label_map is None else read_label_map(os.fspath(label_map))
+    manifest = inventory.read_manifest(place, info)
+    parts.require_complete(place, info, manifest.shards)
+    return judge_bundle(
+        judged,
+        place,
+        info,
+        manifest,
+        labels=labels,
+        label_map=words,
+        allow_numeric_labels=allow_numeric_labels,
+        priors=priors,
+        n_robustness=robustness,
+    )
 
 
 @dataclass(frozen=True)
@@ -186,7 +251,7 @@ def _predict_table(
     starts: list[npt.NDArray[np.float64]] = []
 
     def predict(rows: pa.Table) -> None:
-        found.append(labelling.predict_labels(rows, predictor))
+        found.append(predict_labels(rows, predictor))
         starts.append(rows["start_s"].to_numpy())
 
     data = read_dataset(

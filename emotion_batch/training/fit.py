@@ -19,8 +19,8 @@ from emotion_batch.settings import AnySettings, FeatureSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import networks
 from emotion_batch.training.augmentation import augment
-from emotion_batch.training.keras_model import load_keras
-from emotion_batch.training.spool import Spool
+from emotion_batch.training.data import Spool
+from emotion_batch.training.networks import load_keras
 
 # What each recipe was tried with: the notebook's, and that of the sequences.
 EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
@@ -90,7 +90,7 @@ class Checkpoint:
         self._folder.publish(self._name, sink.getvalue())
 
 
-def fit(
+def fit_network(
     spool: Spool,
     settings: AnySettings,
     learn: npt.NDArray[np.int64],
@@ -170,7 +170,9 @@ def fit(
     return network, history
 
 
-def predict(network: Any, spool: Spool, settings: AnySettings, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def predict_network(
+    network: Any, spool: Spool, settings: AnySettings, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
     """Return what Keras gives for rows of a spool: probabilities, shape (n_rows, n_labels)."""
     found = np.empty((len(rows), network.output_shape[1]), np.float32)
     for start in range(0, len(rows), _ROWS):
@@ -268,7 +270,7 @@ def _judge(
     rows: npt.NDArray[np.int64],
     targets: npt.NDArray[np.int64],
 ) -> dict[str, float]:
-    probabilities = predict(network, spool, settings, rows)
+    probabilities = predict_network(network, spool, settings, rows)
     of_target = probabilities[np.arange(len(rows)), targets[rows]]
     return {
         "accuracy": float(np.mean(probabilities.argmax(axis=1) == targets[rows])),

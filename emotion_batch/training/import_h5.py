@@ -1,9 +1,10 @@
-"""From the notebook's own ``.h5`` to a bundle: its weights, read as numbers, and never what it would have Keras build."""
+"""What each command about models does: train, evaluate, import. A part of the public Python API."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,13 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 from emotion_batch.inference import safety
 from emotion_batch.inference.bundle import Card, sha256, weight_shapes
+from emotion_batch.inference.safety import MAX_NETWORK_BYTES
+from emotion_batch.progress import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.names import clean
 from emotion_batch.training import networks, write_bundle
+from emotion_batch.training.write_bundle import require_new_bundle, split_name
 
 _PASSIVE = ("Dropout", "InputLayer")
 # What the notebook's layers compute, by what Keras calls it; a release that does not say has it so.
@@ -38,6 +42,47 @@ LAYERS = (
 )
 # Rows of the usual size of MFCC, on which what workers execute is compared with Keras.
 _N_COMPARED = 512
+
+
+def import_h5(
+    h5: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    *,
+    labels: Sequence[str],
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    watcher: Watcher | None = None,
+) -> Card:
+    """Make a bundle of a network that the notebook saved; the command is ``import``, which Python keeps for itself.
+
+    Parameters
+    ----------
+    h5
+        The notebook's file, of any Keras 2 or 3; its weights are taken, and nothing in it is run.
+    bundle
+        Folder to write; a new one, unless `force`.
+    labels
+        Emotions in the order of the network's outputs: the notebook's LabelEncoder sorts them.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Replace the bundle that is there.
+    watcher
+        Hears a note if the notebook's LabelEncoder would not have given these labels in this order.
+
+    Raises
+    ------
+    UsageError
+        If the file does not hold the notebook's network, the labels are not as many, or the bundle is there.
+    StorageError
+        If a place cannot be read or written.
+    """
+    file, to = Folder.of(h5, storage_options), Folder.of(bundle, storage_options)
+    require_new_bundle(to, force)
+    folder, name = split_name(file)
+    with explained(f"file {file.url}"):
+        data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
+    return import_bundle(data, name, labels, to, on_note=(watcher or Watcher()).on_note)
 
 
 class SavedNetwork(NamedTuple):

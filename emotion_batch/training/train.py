@@ -1,9 +1,10 @@
-"""From a feature table to a bundle: the splits, fitting, the figures and what they allow to be said."""
+"""What each command about models does: train, evaluate, import. A part of the public Python API."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,22 +16,100 @@ from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import RELIABILITY, Card, sha256
+from emotion_batch.inference.confidence import apply_temperature
+from emotion_batch.progress import Watcher
 from emotion_batch.settings import fingerprint
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables.parts import TableInfo
-from emotion_batch.training import calibrate, keras_model, plots, splits, write_bundle
-from emotion_batch.training import fit as fit_module
-from emotion_batch.training.data import Dataset, read_dataset
-from emotion_batch.training.fit import BATCH_SIZES, EPOCHS, Checkpoint, Epoch, Fitting, prepare
-from emotion_batch.training.metrics import intervals, judge_shortcut, measure, reliability
+from emotion_batch.tables import inventory, parts
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import require_features
+from emotion_batch.training import calibrate, networks, splits, write_bundle
+from emotion_batch.training.data import Dataset, Spool, read_dataset
+from emotion_batch.training.fit import (
+    BATCH_SIZES,
+    EPOCHS,
+    Checkpoint,
+    Epoch,
+    Fitting,
+    fit_network,
+    predict_network,
+    prepare,
+)
+from emotion_batch.training.metrics import (
+    draw_confusion,
+    draw_reliability,
+    draw_training,
+    intervals,
+    judge_shortcut,
+    measure,
+    reliability,
+)
 from emotion_batch.training.splits import NO_FOLD, SpeakerFolds, Split
-from emotion_batch.training.spool import Spool
+from emotion_batch.training.write_bundle import require_new_bundle, split_name
 
 FILES = write_bundle.FILES
 # Rows on which what workers execute is compared with Keras, and of which segments unlike the others are told.
 _N_COMPARED, _N_DOMAIN = 4_096, 20_000
 # How files are called that a training which is stopped goes on from; they are gone when it has ended.
 _KEPT = ".checkpoint"
+
+
+def train(
+    table: str | os.PathLike[str],
+    bundle: str | os.PathLike[str],
+    *,
+    settings: TrainingSettings | None = None,
+    h5: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    force: bool = False,
+    on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
+    watcher: Watcher | None = None,
+) -> Card:
+    """Train the network of a feature table's recipe and write the bundle.
+
+    Parameters
+    ----------
+    table
+        The feature table.
+    bundle
+        Folder to write; a new one, unless `force`.
+    settings
+        How to train; by default as the notebook does, with a stratified fifth held out.
+    h5
+        File to which the network also goes as the notebook saved it.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Replace the bundle that is there.
+    on_epoch
+        Hears what is trained, the epoch's number, from 1, of how many, and its figures.
+    watcher
+        Hears notes.
+
+    Raises
+    ------
+    UsageError
+        If the table is none of features, cannot be learnt from, or the bundle is there.
+    IncompleteError
+        If the table has parts missing.
+    """
+    place, to = Folder.of(table, storage_options), Folder.of(bundle, storage_options)
+    info = require_features(place)
+    require_new_bundle(to, force)
+    manifest = inventory.read_manifest(place, info)
+    parts.require_complete(place, info, manifest.shards)
+    exported, name = (None, "") if h5 is None else split_name(Folder.of(h5, storage_options))
+    return train_bundle(
+        place,
+        info,
+        sorted(manifest.shards),
+        to,
+        settings or TrainingSettings(),
+        on_epoch=on_epoch,
+        on_note=(watcher or Watcher()).on_note,
+        h5=exported,
+        h5_name=name,
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +205,7 @@ class _Trainer:
         self, learn: npt.NDArray[np.bool_], validate: npt.NDArray[np.int64] | None, on_epoch: Epoch, name: str
     ) -> tuple[Any, dict[str, list[float]]]:
         data, order = self._data, self._data.order
-        return fit_module.fit(
+        return fit_network(
             self._spool,
             data.settings,
             order[learn[order]],
@@ -139,7 +218,7 @@ class _Trainer:
         )
 
     def predict(self, network: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return fit_module.predict(network, self._spool, self._data.settings, rows)
+        return predict_network(network, self._spool, self._data.settings, rows)
 
     def predict_fold(self, fold: splits.Fold, number: int, on_epoch: Epoch) -> npt.NDArray[np.float32]:
         """Return what a network gives for a fold's speakers that has not heard them; what was computed once is kept."""
@@ -263,17 +342,15 @@ def train_bundle(
             inputs=prepare(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
             extras={
                 "history.csv": _history_csv(history),
-                "training.png": plots.draw_training(history),
-                "confusion.png": plots.draw_confusion(
-                    metrics[shown]["confusion"], data.labels, shown.replace("_", " ")
-                ),
+                "training.png": draw_training(history),
+                "confusion.png": draw_confusion(metrics[shown]["confusion"], data.labels, shown.replace("_", " ")),
                 **extras,
             },
         )
     if h5 is not None:
         with explained(f"{h5.url}/{h5_name}"):
             h5.make()
-            h5.publish(h5_name, keras_model.save_bytes(network, ".h5"))
+            h5.publish(h5_name, networks.save_bytes(network, ".h5"))
     with explained(f"bundle {bundle.url}"):
         for name in bundle.names():
             if name.endswith(_KEPT):
@@ -290,7 +367,7 @@ def _identify(data: Dataset, settings: TrainingSettings, how: Fitting) -> str:
             "labels": list(data.labels),
             "feature_id": data.settings.feature_id,
             "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
-            "versions": keras_model.read_versions(),
+            "versions": networks.read_versions(),
         }
     )
 
@@ -374,7 +451,7 @@ def _calibrate(
     source = Split.SPEAKER_HELD_OUT
     found = calibrate.calibrate_across_folds(held, data.targets, folds.fold_of_row, source=source)
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
-    sure = calibrate.apply_temperature(held[rows], found["temperature"]).max(axis=1)
+    sure = apply_temperature(held[rows], found["temperature"]).max(axis=1)
     is_right = held[rows].argmax(axis=1) == data.targets[rows]
     threshold = calibrate.choose_threshold(sure, is_right, precision=settings.precision)
     judged = calibrate.judge_threshold_across_folds(
@@ -386,8 +463,8 @@ def _calibrate(
 def _draw_reliability(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], temperature: float) -> bytes:
     rows = folds.fold_of_row != NO_FOLD
     raw = reliability(data.targets[rows], held[rows])
-    after = reliability(data.targets[rows], calibrate.apply_temperature(held[rows], temperature))
-    return plots.draw_reliability(raw, after)
+    after = reliability(data.targets[rows], apply_temperature(held[rows], temperature))
+    return draw_reliability(raw, after)
 
 
 def _fit_domain(
@@ -410,8 +487,10 @@ def _fit_domain(
         summaries = domain.summarise(recipes.to_table(spool.read(chosen), data.settings), data.settings)
         shares = {}
         if folds.names:
-            shares["new_voices"] = domain.flag_new_voices(summaries, folds.fold_of_row[chosen], held[chosen])["share"]
-        return domain.fit_domain(summaries[~held[chosen]], summaries[held[chosen]], flagged=shares).to_dict()
+            shares["new_voices"] = calibrate.flag_new_voices(summaries, folds.fold_of_row[chosen], held[chosen])[
+                "share"
+            ]
+        return calibrate.fit_domain(summaries[~held[chosen]], summaries[held[chosen]], flagged=shares).to_dict()
     except UsageError as error:
         on_note(str(error))
         return {}

@@ -1,4 +1,4 @@
-"""From a network to its bundle: the files, the card, and a README that says what the card says."""
+"""What each command about models does: train, evaluate, import. A part of the public Python API."""
 
 from __future__ import annotations
 
@@ -7,18 +7,50 @@ from typing import Any
 
 import numpy as np
 
-from emotion_batch.errors import EmotionBatchError
+from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.features.recipes import Inputs
 from emotion_batch.inference import predict
 from emotion_batch.inference.bundle import CARD, EXECUTABLE, RELIABILITY, WEIGHTS, Card, architecture_of, sha256
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.training import keras_model, networks
+from emotion_batch.training import networks
 
 # Both add in float32, each some 4e-6 from what float64 gives on the notebook's corpus: more than this is another network.
 _EXPORT_TOLERANCE = 1e-4
 _PICTURES = ("training.png", "confusion.png", RELIABILITY)
 FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, "README.md", CARD)
+# What each split's figures are figures of.
+SPLITS = {
+    "training": "these weights, on what they learnt from: says little",
+    "stratified": "these weights, on other recordings of the same speakers, in the same room",
+    "seed": "these weights, on the last fifth of the recordings by name, as the notebook's `validation_split`",
+    "speaker_held_out": "the recipe's, not these weights': each speaker judged by networks that never heard them",
+}
+_USE = [
+    "Research, and looking through archives with a person who checks. Not for decisions about people: what a voice shows is",
+    "not what somebody feels, and figures on acted words say little of calls.",
+]
+
+
+def require_new_bundle(bundle: Folder, force: bool) -> None:
+    """Raise UsageError if a bundle, or something else, is where one is to be written."""
+    with explained(f"bundle {bundle.url}"):
+        if bundle.exists(CARD) and not force:
+            raise UsageError(
+                f"bundle {bundle.url}: expected a new folder, got one with a bundle; name another, or use --force"
+            )
+        # What was stopped while it wrote may be written again.
+        strangers = [name for name in bundle.names() if name not in FILES and not name.startswith(".")]
+        if not bundle.exists(CARD) and strangers:
+            raise UsageError(
+                f"bundle {bundle.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
+            )
+
+
+def split_name(file: Folder) -> tuple[Folder, str]:
+    """Return the folder of a file, and its name there."""
+    parent, _, name = file.url.rpartition("/")
+    return Folder(parent or "/", file.options), name
 
 
 def write_bundle(
@@ -57,20 +89,20 @@ def write_bundle(
         If ONNX Runtime does not give Keras's probabilities.
     """
     graph, difference = _export(network, feature_settings, inputs)
-    files = {WEIGHTS: keras_model.save_bytes(network, ".keras"), EXECUTABLE: graph, **extras}
+    files = {WEIGHTS: networks.save_bytes(network, ".keras"), EXECUTABLE: graph, **extras}
     card = Card(
         labels=tuple(labels),
         feature_settings=feature_settings,
         segments=segments,
         architecture=architecture_of(feature_settings),
-        model_id=keras_model.identify(network, labels, feature_settings),
+        model_id=networks.identify(network, labels, feature_settings),
         # Of the probabilities that workers give from those that Keras gives, the largest on these rows.
         training={**training, "executable_difference": difference},
         metrics=metrics,
         calibration=calibration or {},
         confidence=confidence or {},
         domain=domain or {},
-        versions=keras_model.read_versions(),
+        versions=networks.read_versions(),
         files={},
     )
     files["README.md"] = describe(card).encode()
@@ -109,15 +141,6 @@ def describe(card: Card) -> str:
     )
 
 
-# What each split's figures are figures of.
-SPLITS = {
-    "training": "these weights, on what they learnt from: says little",
-    "stratified": "these weights, on other recordings of the same speakers, in the same room",
-    "seed": "these weights, on the last fifth of the recordings by name, as the notebook's `validation_split`",
-    "speaker_held_out": "the recipe's, not these weights': each speaker judged by networks that never heard them",
-}
-
-
 def _describe_training(card: Card, features: str) -> list[str]:
     counts = card.training
     lines = [
@@ -152,12 +175,6 @@ def _describe_training(card: Card, features: str) -> list[str]:
             for label, row in zip(card.labels, matrix["confusion"], strict=True)
         ]
     return lines
-
-
-_USE = [
-    "Research, and looking through archives with a person who checks. Not for decisions about people: what a voice shows is",
-    "not what somebody feels, and figures on acted words say little of calls.",
-]
 
 
 def _figures(kind: str, values: Mapping[str, Any]) -> str:

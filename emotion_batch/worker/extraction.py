@@ -4,118 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch import usage
-from emotion_batch.errors import DamagedError, Status, StorageError
-from emotion_batch.storage.archive import Entry, peek
+from emotion_batch.errors import Status, StorageError
+from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import attempts, parts
 from emotion_batch.tables.attempts import Attempt
-from emotion_batch.tables.manifest import ShardEntry, read_entries
-from emotion_batch.tables.parts import Counts, TableInfo
-from emotion_batch.usage import Spent
+from emotion_batch.tables.schema import TableInfo
 from emotion_batch.worker import isolation, process, recordings
 from emotion_batch.worker.isolation import KILLING, Limits
 from emotion_batch.worker.reuse import carry_over, merge
+from emotion_batch.worker.task import Entries, Publish, Receipt, Task
 from emotion_batch.worker.watchdog import watched
 
-# Writes a part, as `tables.publish_part` does.
-Publish = Callable[[Folder, TableInfo, int, str, pa.Table], Counts]
 # What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
 _LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
-
-
-class Entries(NamedTuple):
-    """What a shard's recordings are: by the newest entries, and by those that its part may have been made from."""
-
-    newest: pa.RecordBatch
-    known: Mapping[str, pa.RecordBatch]
-
-
-class Task(NamedTuple):
-    """What one task of a run is told: numbers, never names of recordings.
-
-    Attributes
-    ----------
-    shard
-        Number of the shard.
-    entry
-        Where its newest entries stand.
-    earlier
-        Where those stand that its present part was made from; None if it has no part, or another's.
-    """
-
-    shard: int
-    entry: ShardEntry
-    earlier: ShardEntry | None = None
-
-    def read_entries(self, table: Folder) -> Entries:
-        """Return the shard's newest entries, and those that its part may have been made from, by digest."""
-        entries = read_entries(table, self.entry)
-        if self.earlier is None:
-            return Entries(entries, {})
-        known = {self.entry.digest: entries}
-        if self.earlier.digest not in known:
-            # What is damaged of them says nothing of what could be kept.
-            with suppress(DamagedError):
-                known[self.earlier.digest] = read_entries(table, self.earlier)
-        return Entries(entries, known)
-
-    @contextmanager
-    def entries_ahead(self, table: Folder) -> Iterator[Callable[[], Entries]]:
-        """Have the entries read while the block does something else, for a table may be far; what gives them raises."""
-        with ThreadPoolExecutor(1) as pool:
-            yield usage.submit(pool, partial(self.read_entries, table))
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a task hands back: small, whatever the shard.
-
-    Attributes
-    ----------
-    counts
-        What the part holds.
-    made
-        Of that, what was made now; the other rows are those of the earlier part.
-    audio_s
-        Seconds of audio that the ``ok`` rows cover which were made now.
-    elapsed_s
-        Wall-clock seconds that the shard took.
-    examples
-        For each status but ``ok`` of what was made now, the first recording and its reason.
-    spent
-        On what the time went.
-    """
-
-    counts: Counts
-    made: Counts = field(default_factory=Counts)
-    audio_s: float = 0.0
-    elapsed_s: float = 0.0
-    examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    spent: Spent = field(default_factory=Spent)
-
-    @classmethod
-    def of(cls, counts: Counts, made: pa.Table, started: float, spent: Spent) -> Receipt:
-        """Return the receipt for the rows `made` now, begun at `started` of `time.perf_counter`."""
-        failed = made.filter(pc.not_equal(made["status"], Status.OK))
-        columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
-        examples: dict[str, tuple[str, str]] = {}
-        for status, file, error in zip(*columns, strict=True):
-            examples.setdefault(status, (file, error))
-        starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
-        audio_s = float(np.nansum(ends - starts))
-        return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)
 
 
 @dataclass(frozen=True)

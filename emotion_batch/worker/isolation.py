@@ -26,7 +26,7 @@ from emotion_batch.environment import safe_environment
 from emotion_batch.errors import IncompleteError, Status, StorageError, UnfitWorkerError, UsageError
 from emotion_batch.features import recipes
 from emotion_batch.settings import AnySettings, Segments
-from emotion_batch.storage.archive import Entry
+from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
 from emotion_batch.usage import current, metered, stage

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.inference.bundle import Bundle, open_bundle
-from emotion_batch.storage.archive import Entry, peek
+from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder
 from emotion_batch.worker import process
 

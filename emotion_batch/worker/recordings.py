@@ -19,11 +19,11 @@ from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError
 from emotion_batch.features import audio, recipes
 from emotion_batch.settings import AnySettings, Segments
-from emotion_batch.storage.archive import Entry, locate_local
+from emotion_batch.storage.entries import Entry, locate_local
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import Fetched, RemoteFile, reading
 from emotion_batch.storage.retry import is_transient, persistently
-from emotion_batch.tables import parts
+from emotion_batch.tables.schema import feature_schema
 from emotion_batch.usage import stage
 
 
@@ -111,7 +111,7 @@ def to_table(found: Iterable[FeatureRow], settings: AnySettings) -> pa.Table:
     for row in found:
         rows.append(row[:-1])
         values.add(row.features)
-    schema = parts.feature_schema(settings)
+    schema = feature_schema(settings)
     columns = zip(*rows, strict=True) if rows else ((),) * (len(FeatureRow._fields) - 1)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
     return pa.Table.from_arrays([*arrays, *values.to_arrays()], schema=schema)

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from emotion_batch.errors import Status
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
-from emotion_batch.tables.parts import Footer, PartError, TableInfo
+from emotion_batch.tables.parts import Footer, PartError
+from emotion_batch.tables.schema import TableInfo
 
 
 def carry_over(

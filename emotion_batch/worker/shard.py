@@ -16,10 +16,12 @@ from emotion_batch.storage.folder import Folder, explained, unseal
 from emotion_batch.storage.fsspec_store import Mark
 from emotion_batch.tables import lease, parts
 from emotion_batch.tables.manifest import Manifest, has_generation
-from emotion_batch.tables.parts import Counts, Footer, PartError, TableInfo
-from emotion_batch.worker.extraction import Extraction, Receipt, Task
+from emotion_batch.tables.parts import Counts, Footer, PartError
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import Labelling
 from emotion_batch.worker.preflight import find_other_version
+from emotion_batch.worker.task import Receipt, Task
 
 
 @dataclass(frozen=True)

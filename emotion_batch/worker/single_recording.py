@@ -11,11 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.inference.bundle import find_model, require_safe
-from emotion_batch.inference.predict import load_predictor
+from emotion_batch.inference.predict import label_rows, load_predictor
 from emotion_batch.settings import Segments
 from emotion_batch.storage.archive import is_recording, list_recordings
 from emotion_batch.storage.folder import Folder
-from emotion_batch.worker.labelling import label_rows
 from emotion_batch.worker.recordings import extract_rows
 
 

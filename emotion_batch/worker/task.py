@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,23 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch import usage
-from emotion_batch.errors import DamagedError, Status, StorageError
-from emotion_batch.storage.archive import Entry, peek
-from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import attempts, parts
-from emotion_batch.tables.attempts import Attempt
-from emotion_batch.tables.manifest import ShardEntry, read_entries
-from emotion_batch.tables.parts import Counts, TableInfo
+from emotion_batch.errors import DamagedError, Status
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables.parts import Counts
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import ShardEntry, read_entries
 from emotion_batch.usage import Spent
-from emotion_batch.worker import isolation, process, recordings
-from emotion_batch.worker.isolation import KILLING, Limits
-from emotion_batch.worker.reuse import carry_over, merge
-from emotion_batch.worker.watchdog import watched
 
 # Writes a part, as `tables.publish_part` does.
 Publish = Callable[[Folder, TableInfo, int, str, pa.Table], Counts]
-# What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
-_LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
 
 
 class Entries(NamedTuple):
@@ -116,100 +107,3 @@ class Receipt:
         starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
         audio_s = float(np.nansum(ends - starts))
         return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What every task of an extraction knows.
-
-    Attributes
-    ----------
-    table
-        The table whose shards these are; its own part gives the rows that can be kept.
-    info
-        What the table is.
-    archive
-        What the recordings' names are relative to.
-    limits
-        What a recording may take.
-    again
-        Statuses whose recordings are done again though they did not change.
-    witnesses
-        Some recordings that could be read when the run began: if none can any more, the archive is gone.
-    """
-
-    table: Folder
-    info: TableInfo
-    archive: Folder
-    limits: Limits = field(default_factory=Limits)
-    again: frozenset[Status] = frozenset()
-    witnesses: tuple[Entry, ...] = ()
-
-    def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
-        """Extract one shard's recordings and publish its part."""
-        started = time.perf_counter()
-        with (
-            usage.metered() as spent,
-            task.entries_ahead(self.table) as read,
-            attempts.noted(self.table, task.shard, run_id) as attempt,
-        ):
-            process.settle()
-            made, found = self.extract_shard(task, read(), attempt)
-            counts = publish(self.table, self.info, task.shard, task.entry.digest, found)
-            return Receipt.of(counts, made, started, spent)
-
-    def extract_shard(self, task: Task, read: Entries, attempt: Attempt) -> tuple[pa.Table, pa.Table]:
-        """Return the feature rows of a shard that are made now, and all of them with those of its present part."""
-        entries, known = read
-        kept, left = carry_over(self.table, self.info, task.shard, entries, known, self.again)
-        made = self.extract(left, attempt)
-        return made, merge(entries, kept, made)
-
-    def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
-        """Return the feature rows of `entries`: in this process, or in a child if they may have killed one.
-
-        Raises
-        ------
-        StorageError
-            If not the recordings failed, but the archive.
-        """
-        usage.current().lost_s += attempt.lost_s
-        settings, segments = self.info.feature_settings, self.info.segments
-        if attempt.is_repeated or self.again & KILLING:
-            made = isolation.extract_rows(entries, self.archive, settings, segments, self.limits, self._check_archive)
-        else:
-            with watched(self.limits.deadline_s) as beat:
-                made = recordings.extract_rows(entries, self.archive, settings, segments, beat, self._check_archive)
-        if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
-            self._check_archive(None)
-        return made
-
-    def _check_archive(self, failure: StorageError | None) -> None:
-        """Raise StorageError if no witness can be read: a night of rows that say so would be of no use."""
-        if not self.witnesses:
-            if failure is not None:
-                raise failure
-            return
-        found: list[StorageError | None] = []
-
-        def look() -> None:
-            for witness in self.witnesses:
-                try:
-                    with explained(f"archive {self.archive.url} ({witness.file!r}, which was there before)"):
-                        peek(self.archive, witness)
-                except StorageError as error:
-                    found.append(error)
-                else:
-                    found.append(None)
-                    return
-
-        # In a thread that may be left behind, for a place that hangs is as lost as one that refuses.
-        thread = threading.Thread(target=look, daemon=True)
-        thread.start()
-        thread.join(self.limits.deadline_s / 2)
-        errors = [error for error in found if error is not None]
-        if len(errors) < len(found):
-            return
-        if thread.is_alive() or not errors:
-            raise StorageError(f"archive {self.archive.url}: expected an answer, got none", is_transient=True)
-        raise errors[-1]

@@ -24,15 +24,18 @@ import pyarrow as pa
 from emotion_batch.errors import Status
 from emotion_batch.inference.bundle import CARD, EXECUTABLE, Bundle, read_checked
 from emotion_batch.settings import Segments
-from emotion_batch.storage.archive import ENTRY_SCHEMA, Entry, peek
+from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry, peek
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
 from emotion_batch.tables.attempts import Attempt
-from emotion_batch.tables.manifest import Manifest, ShardEntry
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import ShardEntry
+from emotion_batch.tables.table import create_info
 from emotion_batch.worker import preflight, recordings
-from emotion_batch.worker.extraction import Extraction, Task
+from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import FeatureTable, Labelling
+from emotion_batch.worker.task import Task
 from emotion_batch.worker.watchdog import watched
 
 _MODEL = "model"
@@ -157,7 +160,7 @@ class Trial:
         os.makedirs(self.root, mode=0o700, exist_ok=True)
         # By its number, so that a recording that killed its process is known to have done so at the next attempt.
         table = Folder.of(os.path.join(self.root, f"{block.number:06d}"))
-        parts.create(table, self.info)
+        create_info(table, self.info)
         try:
             bundle = None if self.card is None else self._keep_model(self.card)
             waited_s = _waited_s()

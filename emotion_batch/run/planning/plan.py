@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from emotion_batch.errors import UsageError
+from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import import_cluster, order_shards
 from emotion_batch.run.local_cluster import count_cores
 from emotion_batch.run.planning.estimates import Estimates, draw_conclusions
@@ -22,11 +23,11 @@ from emotion_batch.run.planning.forecast import Outlook, Range
 from emotion_batch.run.planning.remainder import Remainder, find_remainder
 from emotion_batch.run.planning.sampling import Population, Sample, take_sample
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.summary import Watcher
 from emotion_batch.settings import AnySettings, Segments
-from emotion_batch.storage.archive import SUFFIXES, Entry, peek
+from emotion_batch.storage.archive import SUFFIXES
+from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import manifest, parts
+from emotion_batch.tables import schema, shard_entries
 from emotion_batch.worker import preflight
 from emotion_batch.worker.labelling import FeatureTable
 from emotion_batch.worker.trial import Fitness, Removal, Trial
@@ -234,7 +235,7 @@ def plan(
     told = Plan(
         source=left.source.table.url if isinstance(left.source, FeatureTable) else left.info.source,
         table=None if left.table is None else left.table.url,
-        work="extract" if left.info.kind == parts.FEATURES else "label",
+        work="extract" if left.info.kind == schema.FEATURES else "label",
         n_recordings=left.n_recordings,
         n_done=left.n_recordings - sum(entries.num_rows for entries in left.shards.values()),
         n_parts=left.n_parts,
@@ -334,7 +335,7 @@ def _time_freezing(left: Remainder) -> float:
         return 0.0
     batch = next(iter(left.shards.values())).slice(0, _DIGESTED).combine_chunks().to_batches()[0]
     began = time.perf_counter()
-    manifest.digest(batch)
+    shard_entries.digest(batch)
     return (time.perf_counter() - began) / int(batch.num_rows) * left.n_unfrozen
 
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from emotion_batch.errors import UsageError
-from emotion_batch.inference.bundle import Bundle, find_model, open_copy, require_safe
+from emotion_batch.inference.bundle import Bundle, check_features, find_model, open_copy, require_safe
 from emotion_batch.inference.predict import load_predictor
-from emotion_batch.run.summary import Watcher
+from emotion_batch.progress import Watcher
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.archive import find_base, list_recordings
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.tables import parts, status
-from emotion_batch.tables.manifest import ShardEntry
-from emotion_batch.tables.parts import TableInfo
+from emotion_batch.tables import inventory, parts, schema
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.sharding import cut
-from emotion_batch.training.commands import check_features, find_features
+from emotion_batch.tables.table import check_info, find_features, read_info
 from emotion_batch.worker.labelling import FeatureTable
 
 
@@ -86,8 +86,8 @@ def find_remainder(
     """
     options = place.options
     with explained(f"archive {place.url}"):
-        there = parts.read_info(place)
-    is_features = there is not None and there.kind == parts.FEATURES
+        there = read_info(place)
+    is_features = there is not None and there.kind == schema.FEATURES
     if there is not None and not (is_features and model is not None):
         for name, value in (("table", table), ("model", model), ("settings", settings), ("segments", segments)):
             if value is not None:
@@ -99,8 +99,8 @@ def find_remainder(
     bundle = None
     if model is None and goes_on is not None:
         with explained(f"table {goes_on.url}"):
-            begun = parts.read_info(goes_on)
-        if begun is not None and begun.kind == parts.LABELS:
+            begun = read_info(goes_on)
+        if begun is not None and begun.kind == schema.LABELS:
             bundle = open_copy(goes_on)
     elif model is not None:
         bundle = require_safe(find_model(model, options))
@@ -117,7 +117,7 @@ def find_remainder(
     listing = list_recordings(place.url, options=options, suffixes=suffixes, on_listed=watcher.on_listed)
     if bundle is None:
         settings = settings or FeatureSettings()
-        info = TableInfo(parts.FEATURES, place.url, settings, segments or settings.segments)
+        info = TableInfo(schema.FEATURES, place.url, settings, segments or settings.segments)
     else:
         info = _label_info(place, segments or bundle.card.segments, bundle)
     notes = []
@@ -129,19 +129,19 @@ def find_remainder(
 
 def _label_info(place: Folder, segments: Segments, bundle: Bundle) -> TableInfo:
     card = bundle.card
-    return TableInfo(parts.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
+    return TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
 
 
 def _go_on(place: Folder, info: TableInfo) -> Remainder:
     """Return what is left of a table."""
     origin = Folder.of(info.source, place.options)
-    bundle = None if info.kind == parts.FEATURES else open_copy(place)
+    bundle = None if info.kind == schema.FEATURES else open_copy(place)
     features = None if bundle is None else find_features(origin)
     if features is not None:
         assert bundle is not None  # noqa: S101 only labels have features
         return _of_features(origin, features, info, bundle, place)
     with explained(f"table {place.url}"):
-        manifest = status.read_manifest(place, info)
+        manifest = inventory.read_manifest(place, info)
         done = parts.complete_shards(place, info, manifest.shards)
         left = [shard for shard in manifest.shards if shard not in done]
         entries = {shard: pa.Table.from_batches([one]) for shard, one in zip(left, manifest.entries(left), strict=True)}
@@ -153,10 +153,10 @@ def _of_features(
     origin: Folder, features: TableInfo, info: TableInfo, bundle: Bundle, table: Folder | None
 ) -> Remainder:
     """Return what is left of a labelling of a feature table."""
-    manifest = status.read_manifest(origin, features)
+    manifest = inventory.read_manifest(origin, features)
     parts.require_complete(origin, features, manifest.shards)
     done: Mapping[int, object] = {}
-    if table is not None and parts.check(table, info) is not None:
+    if table is not None and check_info(table, info) is not None:
         with explained(f"table {table.url}"):
             done = parts.complete_shards(table, info, manifest.shards)
     left = [shard for shard in manifest.shards if shard not in done]
@@ -184,11 +184,11 @@ def _of_listing(
 ) -> Remainder:
     """Return what is left of an archive, given the table that there may be."""
     n_all = entries.num_rows
-    if table is None or parts.check(table, info) is None:
+    if table is None or check_info(table, info) is None:
         shards = dict(enumerate(cut(entries, info.segments)))
         return Remainder(info, archive, bundle, table, shards, n_all, len(shards), n_all, notes=notes)
     with explained(f"table {table.url}"):
-        manifest = status.read_manifest(table, info)
+        manifest = inventory.read_manifest(table, info)
         updated = manifest.preview(entries, info.segments)
         done = parts.complete_shards(table, info, manifest.shards)
         left = [shard for shard in manifest.shards if shard not in done and shard not in updated]

@@ -17,8 +17,9 @@ from emotion_batch.errors import IncompleteError
 from emotion_batch.run.planning import forecast
 from emotion_batch.run.planning.forecast import Floats
 from emotion_batch.settings import Segments
-from emotion_batch.storage.archive import SUFFIXES, Entry
-from emotion_batch.tables.manifest import ShardEntry
+from emotion_batch.storage.archive import SUFFIXES
+from emotion_batch.storage.entries import Entry
+from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.sharding import estimate_costs
 from emotion_batch.worker.isolation import KILLING
 from emotion_batch.worker.trial import Block, Taken, Timed, Trial

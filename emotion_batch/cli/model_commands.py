@@ -1,17 +1,87 @@
-"""What a model's figures look like to a person: of a card, and of an evaluation."""
+"""The command line: what each command calls and prints, errors to exit codes."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emotion_batch.cli.results import Grid, Line, Result, Role, as_argument, command, next_step
+from emotion_batch.cli.console import Said, print_result
+from emotion_batch.cli.option_values import read_storage_options
+from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
+from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
     from emotion_batch.inference.bundle import Card
     from emotion_batch.training.evaluate import Evaluation
 
 _MOST_SPEAKERS = 20
+_BESIDE = {
+    "duration": "duration alone",
+    "level": "level alone",
+    "as_is": "as they are",
+    "plus_12_db": "12 dB louder",
+    "minus_12_db": "12 dB quieter",
+    "padded": "1 s silence around",
+}
+
+
+def run_train(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch train` and return its exit code."""
+    from dataclasses import fields
+
+    from emotion_batch.training import train
+    from emotion_batch.training.train import TrainingSettings
+
+    settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})
+    card = train.train(
+        options.table,
+        options.bundle,
+        settings=settings,
+        h5=options.h5,
+        storage_options=read_storage_options(options),
+        force=options.force,
+        on_epoch=said.epoch,
+        watcher=said.watcher(),
+    )
+    said.end_line()
+    print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
+    """Run `emotion-batch evaluate` and return its exit code."""
+    from emotion_batch.training import evaluate, metrics
+
+    found = evaluate.evaluate(
+        options.bundle,
+        options.table,
+        labels=options.labels,
+        label_map=options.label_map,
+        allow_numeric_labels=options.allow_numeric_labels,
+        priors=None if options.priors is None else metrics.read_priors(options.priors),
+        robustness=options.robustness,
+        storage_options=read_storage_options(options),
+    )
+    print_result(json.dumps(found.to_dict()) if options.json else format_evaluation(found, options.bundle))
+    return 0
+
+
+def run_import(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch import` and return its exit code."""
+    from emotion_batch.training import import_h5
+
+    card = import_h5.import_h5(
+        options.h5,
+        options.bundle,
+        labels=[label.strip() for label in options.labels.split(",")],
+        storage_options=read_storage_options(options),
+        force=options.force,
+        watcher=said.watcher(),
+    )
+    print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
+    return 0
 
 
 def format_card(card: Card, bundle: str) -> Result:
@@ -24,7 +94,7 @@ def format_card(card: Card, bundle: str) -> Result:
         Line(f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", Role.TITLE),
         "",
         *said,
-        next_step(command("label", "RECORDINGS", "TABLE", options=("--model", as_argument(bundle)))),
+        next_step(format_command("label", "RECORDINGS", "TABLE", options=("--model", quote_argument(bundle)))),
     )
 
 
@@ -92,7 +162,7 @@ def format_evaluation(found: Evaluation, bundle: str = "BUNDLE") -> Result:
         *_format_speakers(found),
         "",
         *(Line(f"note: {warning}", Role.NOTE) for warning in found.warnings),
-        next_step(command("label", "RECORDINGS", "TABLE", options=("--model", as_argument(bundle)))),
+        next_step(format_command("label", "RECORDINGS", "TABLE", options=("--model", quote_argument(bundle)))),
     )
 
 
@@ -150,16 +220,6 @@ def _format_trust(trust: Mapping[str, Any]) -> list[str]:
     for name, key in (("is_in_domain", "in_domain"), ("is_speech", "speech")):
         lines.append(f"  {name}: {'cannot be told' if trust[key] is None else format(trust[key], '.1%')}")
     return lines
-
-
-_BESIDE = {
-    "duration": "duration alone",
-    "level": "level alone",
-    "as_is": "as they are",
-    "plus_12_db": "12 dB louder",
-    "minus_12_db": "12 dB quieter",
-    "padded": "1 s silence around",
-}
 
 
 def _format_beside(found: Evaluation) -> list[Line | Grid | str]:

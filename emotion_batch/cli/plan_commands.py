@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
+import argparse
+import json
 import time
-from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from emotion_batch.cli.results import Grid, Line, Result, Role, as_argument, duration, next_step, shown
+from emotion_batch.cli.console import Said, print_result
+from emotion_batch.cli.option_values import read_feature_settings, read_scheduler, read_segments, read_storage_options
+from emotion_batch.cli.results import Grid, Line, Result, Role, duration
 
 if TYPE_CHECKING:
-    from emotion_batch.analysis.export import Exported
     from emotion_batch.run.planning.plan import Due, Plan
 
 # Below it, a run's own processes wait for each other.
@@ -103,49 +104,25 @@ def _clock(time_s: float) -> str:
     return f"{then:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
 
 
-def format_export(found: Exported) -> Result:
-    """Return what an export wrote."""
-    # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
-    folder = shlex.quote(as_argument(found.folder))
-    next_command = {
-        "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
-        "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
-    }.get(found.file_format, f"head {folder}/*.csv")
-    return Result(
-        next_step(next_command),
-        Line(
-            f"{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
-            f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB",
-            Role.COUNTS,
-        ),
+def run_plan(options: argparse.Namespace, said: Said) -> int:
+    """Run `emotion-batch plan` and return its exit code."""
+    from emotion_batch.run.planning import plan
+    from emotion_batch.storage.archive import SUFFIXES
+
+    found = plan.plan(
+        options.archive,
+        table=options.table,
+        model=options.model,
+        settings=read_feature_settings(options),
+        segments=read_segments(options),
+        suffixes=tuple(options.suffix) if options.suffix else SUFFIXES,
+        scheduler=read_scheduler(options),
+        workers=options.workers or (),
+        by=options.by,
+        sample_s=options.sample,
+        storage_options=read_storage_options(options),
+        watcher=said.watcher(),
     )
-
-
-def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> Result:
-    """Return the rows of an answer, a line each; `is_cut` where there are more."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    heads = [shown(name) for name in names]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    is_number = [
-        {type(value) for value in column} <= {type(None), int, float}
-        for column in (zip(*rows, strict=True) if rows else [()] * len(names))
-    ]
-    layout = "  ".join(f"{{:{'>' if right else '<'}{width}}}" for right, width in zip(is_number, widths, strict=True))
-    blocks: list[Line | Grid] = [Grid(layout, cells, heads, "  ".join("-" * width for width in widths))]
-    if is_cut:
-        blocks.append(
-            Line(
-                f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output", Role.NOTE
-            )
-        )
-    return Result(*blocks)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return shown(str(value))
+    said.end_line()
+    print_result(json.dumps(found.to_dict()) if options.json else format_plan(found))
+    return 1 if found.is_late else 0

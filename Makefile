@@ -15,7 +15,7 @@ torture: .venv/installed-test
 	$(BIN)/python -m pytest -m torture
 
 buckets: .venv/installed-test
-	$(BIN)/python -m pytest -m "not spark" tests/test_bucket_walk.py tests/test_stores.py
+	$(BIN)/python -m pytest -m "not spark" tests/walks/test_bucket_walk.py tests/storage/test_stores.py
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.worker.recordings import extract_rows
 
 sys.path.insert(0, os.fspath(Path(__file__).parent.parent / "tests"))
-import servers
+from support import servers
 
 N_WORKERS = 2
 LATENCY_S = 0.05

@@ -1,0 +1,70 @@
+"""What one submits, by linters: the shell scripts of `jobs/` and the Dockerfile."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from support import servers
+from support.commands import ROOT
+
+# Of tests/jobs.txt.
+JUDGES = Path(sys.prefix) / "jobs" / "bin"
+SCRIPTS = [".ci/run", "jobs/slurm/label.sbatch", "jobs/ssh/label.sh", "jobs/ssh/worker.sh"]
+DOCKERFILE = ROOT / "jobs" / "kubernetes" / "Dockerfile"
+
+
+def judge(program: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    if not (JUDGES / program).exists():
+        servers.missing(f"{program} (of tests/jobs.txt)")
+    return subprocess.run(
+        [JUDGES / program, *arguments], input=text, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_has_nothing_to_say(script: str) -> None:
+    """A script is clean, and would not be with a variable out of quotes."""
+    found = judge("shellcheck", script)
+    assert (found.returncode, found.stdout) == (0, "")
+    assert judge("shellcheck", "-", text=(ROOT / script).read_text() + "\nrm $1\n").returncode == 1
+
+
+def test_every_script_is_judged() -> None:
+    """No script of `jobs/` is left out."""
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").rglob("*.s*")}
+    assert found == {script for script in SCRIPTS if script.startswith("jobs/")}
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    """The Dockerfile is clean, and would not be with an image of no version."""
+    found = judge("hadolint", "--no-color", str(DOCKERFILE))
+    assert (found.returncode, found.stdout) == (0, "")
+    wrong = judge("hadolint", "--no-color", "-", text=DOCKERFILE.read_text().replace("python:3.11-slim", "python"))
+    assert wrong.returncode == 1
+    assert "DL3006" in wrong.stdout
+
+
+def test_the_image_is_built_of_what_it_needs() -> None:
+    """What the Dockerfile copies is there, let through to it, and all that the wheel is made of; Python is one of the tested."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = DOCKERFILE.read_text().splitlines()
+    copied = {
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    }
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == let_through
+    assert all((ROOT / name).exists() for name in copied)
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    parts = {
+        *wheel["packages"],
+        *wheel["force-include"],
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+    }
+    assert {part.split("/")[0] for part in parts} <= copied
+    versions = {line.split()[1] for line in lines if line.startswith("FROM ")}
+    assert versions == {f"python:{project['project']['requires-python'].removeprefix('>=')}-slim"}

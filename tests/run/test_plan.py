@@ -1,0 +1,303 @@
+"""Tests of what is told before a run: what is left, how long it takes, by when; and that nothing is written for it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.commands import run_command
+from support.recordings import tone, write_killers, write_odd_archive
+from support.shell_cluster import ShellCluster
+
+import emotion_batch
+from benchmarks.plan import compare, write_copies, write_long, write_mix
+from emotion_batch.errors import UsageError
+from emotion_batch.run.planning import forecast
+from emotion_batch.run.planning import plan as plan_module
+from emotion_batch.run.planning.forecast import Outlook
+from emotion_batch.run.planning.plan import Plan, _find_hour, _judge
+from emotion_batch.settings import Segments
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.tables.sharding import cut
+
+
+def tree(*folders: Path) -> dict[str, tuple[int, int]]:
+    """Return what lies in folders, with sizes and times of writing."""
+    paths = [path for folder in folders for path in [folder, *folder.rglob("*")]]
+    return {os.fspath(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """No plan leaves what its sample was worked in."""
+    yield
+    assert not list(Path(tempfile.gettempdir()).glob("emotion-batch-plan-*"))
+
+
+def check(plan: Plan) -> None:
+    """See that a plan with something left agrees with itself."""
+    assert plan.n_left == plan.n_recordings - plan.n_done > 0
+    assert 0 < plan.n_shards <= min(plan.n_parts, plan.n_left)
+    assert sum(plan.statuses.values()) == plan.n_sampled <= plan.n_left
+    assert plan.n_lost == 0 and 0 <= plan.crowd < 1
+    work = plan.work_s
+    assert 0 < work.low < work.likely < work.high
+    workers = [one.workers for one in plan.times]
+    assert workers == sorted(workers) and [one.workers for one in plan.times if one.is_here] == [plan.sample_workers]
+    for one in plan.times:
+        assert one.low_s < one.likely_s < one.high_s
+        # What is divided among workers, and what is not.
+        assert one.likely_s >= plan.start_s + work.likely / max(one.workers, plan.n_shards) - 1e-9
+        assert one.likely_s <= plan.start_s + work.likely + 1e-9
+    assert all(later.likely_s <= earlier.likely_s + 1e-9 for earlier, later in itertools.pairwise(plan.times))
+    assert plan.memory_bytes > 10**7 and plan.part_bytes > 0
+
+
+def test_an_odd_archive_is_planned_and_nothing_written(cluster: ShellCluster, tmp_path: Path) -> None:
+    """What cannot be read is counted as such; where all were looked at, hours and rows are exact."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    expected = write_odd_archive(archive)
+    before = tree(tmp_path)
+    plan = emotion_batch.plan(archive, scheduler=cluster.address, sample_s=1, workers=[1, 4], by="07:00")
+    check(plan)
+    assert tree(tmp_path) == before
+    assert plan.n_recordings == plan.n_sampled == plan.n_rows == len(expected)
+    assert plan.n_failed == sum(status != "ok" for status in expected.values())
+    assert plan.statuses == {status: list(expected.values()).count(status) for status in sorted(set(expected.values()))}
+    assert plan.sample_workers == 2 and [one.workers for one in plan.times] == [1, 2, 4]
+    assert plan.notes == ("1 files are no recordings by their suffix (1 .txt)",)
+    assert plan.due is not None and plan.due.workers == 4
+    assert plan.n_shards == plan.n_parts == len(cut(list_recordings(archive).entries, Segments()))
+
+
+def test_only_what_is_left_of_a_table_counts(cluster: ShellCluster, speech: Path, tmp_path: Path) -> None:
+    """A table, or an archive with one: missing parts, changed and new recordings are left, and nothing else."""
+    archive, table = tmp_path / "archive", tmp_path / "table"
+    shutil.copytree(speech, archive)
+    assert run_command("extract", archive, table, "--quiet").code == 0
+    whole = emotion_batch.plan(table, by="07:00")
+    assert whole.n_left == whole.n_shards == 0 and whole.times == () and whole.due is not None
+    assert whole.due.is_done == "yes"
+    next(iter(sorted(table.glob("*.parquet")))).unlink()
+    known = emotion_batch.plan(table, scheduler=cluster.address, sample_s=0.5)
+    check(known)
+    assert known.n_shards == 1 and known.n_parts == whole.n_parts
+    last = sorted(archive.rglob("*.wav"))[-1]
+    os.utime(last, ns=(1, 1))
+    shutil.copy(last, archive / "zzz-new.wav")
+    before = tree(tmp_path)
+    plan = emotion_batch.plan(archive, table=table, scheduler=cluster.address, sample_s=0.5)
+    check(plan)
+    assert tree(tmp_path) == before
+    assert plan.n_recordings == whole.n_recordings + 1
+    assert plan.n_left == known.n_left + 2
+    assert plan.n_shards == 3 and plan.n_parts == whole.n_parts + 1
+    with pytest.raises(UsageError, match="table: expected an archive with it, got the table"):
+        emotion_batch.plan(table, table=table)
+
+
+def test_a_labelling_is_planned(cluster: ShellCluster, speech: Path, features: Path, bundle: Path) -> None:
+    """Of an archive with a model, and of a feature table, whose recordings are not decoded again."""
+    before = tree(speech, features, bundle)
+    of_archive = emotion_batch.plan(speech, model=bundle, scheduler=cluster.address, sample_s=0.5)
+    of_features = emotion_batch.plan(features, model=bundle, scheduler=cluster.address, sample_s=0.5)
+    assert tree(speech, features, bundle) == before
+    for plan in (of_archive, of_features):
+        check(plan)
+        assert plan.work == "label"
+    assert of_features.n_rows == of_archive.n_rows
+    assert of_features.work_s.likely < of_archive.work_s.likely
+    assert of_features.audio_s.likely == pytest.approx(of_archive.audio_s.likely, rel=0.2)
+
+
+def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
+    """Of long recordings only some windows are done; an hour that even hope does not meet is exit code 1."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    # A minute that is followed by three hours of nothing, which no disk holds.
+    write_long(archive / "long.wav", 1 / 60)
+    n_bytes = 3 * 3_600 * 2 * 22_050
+    with (archive / "long.wav").open("r+b") as stream:
+        for at, value in ((4, 36 + n_bytes), (40, n_bytes)):
+            stream.seek(at)
+            stream.write(value.to_bytes(4, "little"))
+        stream.truncate(44 + n_bytes)
+    for number in range(240):
+        os.link(archive / "long.wav", archive / f"again-{number:03d}.wav")
+    before = tree(tmp_path)
+    by = (datetime.now() + timedelta(minutes=2)).strftime("%H:%M")
+    done = run_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
+    assert tree(tmp_path) == before
+    assert done.code == 1, done.err
+    last = done.out.splitlines()[-1]
+    assert last.startswith(f"by {by}") and "on 1 workers: not done, even at the early end" in last
+    assert "of them in part" in done.out
+    assert "about 867,600 rows" in done.out
+    assert "723.0 h of audio" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("plan", "{speech}", "--by", "25:00"), "by: expected an hour as 07:00, got '25:00'"),
+        (("plan", "{speech}", "--workers", "0"), "expected a whole number >= 1"),
+        (("plan", "{speech}", "--sample", "0"), "sample: expected seconds from 0.5"),
+        (("plan", "/nowhere"), "expected it to exist"),
+        (("plan", "{speech}", "--model", "/nowhere"), "expected a bundle"),
+        (("plan", "{speech}", "--table", "{speech}"), "expected a new or empty folder or a table"),
+    ],
+)
+def test_a_wrong_call_is_exit_code_2(
+    arguments: tuple[str, ...], said: str, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence says what is wrong, before any work."""
+    from emotion_batch.cli import app
+
+    words = [word.format(speech=speech) for word in arguments]
+    try:
+        code = app.main(words)
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_shards_end_as_on_workers_that_take_the_next_one() -> None:
+    """A simulation of workers by the event gives the same end; beyond as many as shards none helps."""
+    shards_s = np.random.default_rng(0).lognormal(size=40)
+    for n_workers in (1, 2, 7, 39, 40, 1_000):
+        free_s = [0.0] * min(n_workers, 40)
+        for seconds in shards_s:
+            first = free_s.index(min(free_s))
+            free_s[first] += seconds
+        assert forecast.end_of(shards_s, n_workers) == pytest.approx(max(free_s))
+    assert forecast.end_of(np.zeros(0), 3) == 0
+
+
+def test_workers_are_counted_for_each_end_of_the_range() -> None:
+    """The fewest that meet an hour do, one fewer does not; of an impossible hour there are none."""
+    outlook = Outlook(np.full(100, 60.0), 0.8, 1.25, 10.0)
+    for end in (lambda one: one.likely, lambda one: one.high):
+        n_workers = outlook.count_workers(1_000, end)
+        assert n_workers is not None
+        assert end(outlook.elapsed_s(n_workers)) <= 1_000 < end(outlook.elapsed_s(n_workers - 1))
+    assert outlook.count_workers(60, lambda one: one.likely) is None
+    assert outlook.count_workers(1e6, lambda one: one.high) == 1
+
+
+def test_an_hour_is_the_next_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Today's if it is still to come, else tomorrow's, also in a night in which clocks go back."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls) -> datetime:
+            return datetime(2026, 10, 24, 22, 0)
+
+    try:
+        monkeypatch.setattr(plan_module, "datetime", Clock)
+        outlook = Outlook(np.full(10, 3_600.0), 0.9, 1.1, 0.0)
+        tonight, tomorrow = (_judge(_find_hour(by), outlook, 1) for by in ("23:30", "07:00"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert tonight.within_s == 5_400 and tonight.is_done == "no"
+    assert tomorrow.within_s == 10 * 3_600 and tomorrow.is_done == "perhaps"
+    assert tomorrow.at == "2026-10-25T07:00+01:00"
+
+
+def test_a_stratified_sample_holds_the_sum() -> None:
+    """Of a heavy-tailed mix the estimate's margin holds the true sum about as often as it says."""
+    generator = np.random.default_rng(0)
+    costs = np.concatenate([generator.uniform(80e3, 120e3, 5_000), generator.uniform(2e8, 6e8, 8)])
+    seconds = costs * 2e-8 * generator.lognormal(0, 0.3, len(costs)) + 0.001
+    strata = forecast.divide(np.ones(len(costs), np.int64), costs, costs)
+    n_held = 0
+    for _ in range(200):
+        totals, errors = [], []
+        for stratum in range(strata.max() + 1):
+            members = np.flatnonzero(strata == stratum)
+            chosen = generator.permutation(members)[:60]
+            ratio = forecast.estimate(seconds[chosen], costs[chosen], len(members))
+            totals.append(ratio.value * costs[members].sum())
+            errors.append(ratio.error)
+        error = forecast.spread(np.array(totals), np.array(errors))
+        n_held += abs(sum(totals) - seconds.sum()) <= 2 * error * sum(totals)
+    assert n_held >= 180
+
+
+def test_few_strata_have_all_recordings() -> None:
+    """However many sizes and endings there are, strata are few, and those of most cost stand alone."""
+    generator = np.random.default_rng(0)
+    sizes = 4.0 ** generator.integers(5, 18, 2_000)
+    kinds = generator.integers(0, 5, 2_000)
+    strata = forecast.divide(kinds, sizes, sizes)
+    assert set(strata) == set(range(8))
+    assert len({(kind, size) for kind, size in zip(kinds[strata == 0], sizes[strata == 0], strict=True)}) == 1
+
+
+def test_margins_follow_what_a_sample_shows() -> None:
+    """An even sample leaves little, an uneven one more, a single stretch the most."""
+    even = forecast.margins(0.01, [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.0], [1.0] * 8)
+    uneven = forecast.margins(0.01, [1.0, 1.5, 0.7, 1.0, 1.4, 0.6, 1.2, 1.0], [1.0] * 8)
+    single = forecast.margins(0.01, [1.0], [1.0])
+    crowded = forecast.margins(0.01, [1.0] * 8, [1.0] * 8, crowd=0.5)
+    assert uneven[0] < even[0] < 1 < even[1] < uneven[1] < single[1]
+    assert crowded[0] < even[0] / 2 + 0.1 and crowded[1] > 1.5
+
+
+@pytest.mark.torture
+def test_a_recording_that_kills_is_counted(killers: Path, tmp_path: Path) -> None:
+    """A sample's worker that a recording takes with it is told of in the counts, and the plan goes on."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    write_killers(archive)
+    for name in ("fill.wav", "loop.wav"):
+        (archive / name).unlink()
+    for number in range(40):
+        (archive / f"good-{number}.wav").write_bytes(_wav(number))
+    environment = {"PYTHONPATH": os.pathsep.join([os.fspath(killers), os.environ.get("PYTHONPATH", "")])}
+    done = run_command("plan", archive, "--sample", "2", "--json", "--quiet", environment=environment)
+    assert done.code == 0, done.err
+    found = done.result
+    assert isinstance(found["statuses"], dict)
+    assert found["statuses"].keys() == {"crashed", "ok"}
+    assert found["statuses"]["crashed"] == found["n_failed"] == 1 and found["n_lost"] == 0
+    # It has not taken the sample's time from the others.
+    assert found["statuses"]["ok"] > 10
+
+
+def _wav(number: int) -> bytes:
+    import io
+
+    import soundfile
+
+    stream = io.BytesIO()
+    soundfile.write(stream, tone(2.0, seed=number), 24_414, format="WAV")
+    return stream.getvalue()
+
+
+@pytest.mark.torture
+@pytest.mark.tess
+@pytest.mark.parametrize("kind", ["copies", "mix"])
+def test_the_range_holds_what_the_run_takes(kind: str, tess: Path, tmp_path: Path) -> None:
+    """All of TESS four times, and among recordings of an hour in windows: the run ends when it was said to."""
+    archive = tmp_path / "archive"
+    if kind == "copies":
+        write_copies(tess, archive, 4)
+        found = compare(archive, tmp_path / "table")
+    else:
+        write_mix(tess, archive, 6, hours=1.0)
+        found = compare(archive, tmp_path / "table", "--window", "3")
+    print(found)
+    assert found.is_inside

@@ -1,0 +1,464 @@
+"""Runs that are handed to a cluster and left: they end without their driver, and are stopped and watched from anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+from distributed import Client
+from support.commands import run_command, running
+from support.servers import write_authority
+from support.shell_cluster import ShellCluster, shell_cluster
+
+import emotion_batch
+import emotion_batch.storage.archive
+import emotion_batch.tables.manifest
+import emotion_batch.worker.extraction
+import emotion_batch.worker.shard
+from emotion_batch.errors import CancelledError, IncompleteError, UsageError
+from emotion_batch.run.record import Recorder, Summary
+from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import lease
+from emotion_batch.tables.lease import others_at_work
+from emotion_batch.tables.table import read_info
+from emotion_batch.worker.shard import Work
+
+# Windows that overlap so much that a shard takes a second or two.
+SLOWLY = ("--window", "1", "--hop", "0.01")
+
+
+def table(folder: Path) -> pa.Table:
+    found = pyarrow.dataset.dataset(folder).to_table().replace_schema_metadata(None)
+    return found.sort_by([("file", "ascending"), ("start_s", "ascending")])
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_bytes()) for path in sorted((folder / "_table" / "runs").glob("*.json"))]
+
+
+def left(run: str) -> lease.Holder:
+    """Return what a lease says of a run that was handed over just now."""
+    now = time.time()
+    return lease.Holder(run, "elsewhere", 0, now, now, {"left_s": now}, scheduler="tls://there:8786")
+
+
+def kill(process: object) -> None:
+    """Kill a worker and the nanny that would start it anew."""
+    nanny = psutil.Process(process.pid)
+    for one in [nanny, *nanny.children(recursive=True)]:
+        one.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Scheduler:
+    """Certificates that everybody in the cluster shows; the address is not known yet."""
+    return Scheduler("tls://", *write_authority(tmp_path_factory.mktemp("certificates")))
+
+
+@pytest.fixture(scope="module")
+def secured(tls: Scheduler, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShellCluster]:
+    """A cluster of one worker that speaks TLS."""
+    with shell_cluster(tmp_path_factory.mktemp("secured"), 1, "--nthreads", "1", tls=tls) as started:
+        yield started
+
+
+def at(cluster: ShellCluster, tls: Scheduler) -> tuple[str, ...]:
+    return (
+        *("--scheduler", cluster.address, "--tls-ca", tls.tls_ca),
+        *("--tls-cert", tls.tls_cert, "--tls-key", tls.tls_key),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run on this machine makes."""
+    folder = tmp_path_factory.mktemp("alone") / "table"
+    done = run_command("extract", speech, folder, *SLOWLY)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_it_ends_without_its_driver_while_workers_come_go_and_die(
+    secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Submitted over TLS, its driver killed, workers from 1 to 3 and back with kill -9: the table of an undisturbed run."""
+    folder = tmp_path / "table"
+    with running("submit", "extract", speech, folder, *SLOWLY, *at(secured, tls), "--quiet") as process:
+        said = [line.decode() for line in process.stdout]
+        process.wait()
+    assert process.returncode == 0
+    run = said[-1].removeprefix("run ").strip()
+    n_parts = len(list(folder.glob("*.parquet")))
+    n_shards = len(json.loads(next((folder / "_table" / "manifest").glob("*.json")).read_bytes())["shards"])
+    assert n_parts < n_shards
+    others = [secured.add_worker("--nthreads", "1") for _ in range(2)]
+    n_parts = len(list(folder.glob("*.parquet")))
+    assert n_parts < n_shards
+    status = run_command("status", folder, "--json").result
+    assert [holder["run"] for holder in status["at_work"]] == [run]
+    assert status["at_work"][0]["scheduler"] == secured.address
+    kill(others[0])
+    wait_until(lambda: len(list(folder.glob("*.parquet"))) > n_parts)
+    others[1].terminate()
+    wait_until(lambda: bool(records(folder)))
+    (record,) = records(folder)
+    assert (record["run"], record["outcome"], record["is_submitted"]) == (run, "complete", True)
+    assert record["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert table(folder).equals(table(alone))
+    assert run_command("verify", folder, "--deep").code == 0
+    status = run_command("status", folder, "--json").result
+    assert (status["at_work"], status["n_left"]) == ([], 0)
+
+
+def test_who_shows_no_certificate_of_the_authority_is_refused(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path
+) -> None:
+    """Another authority's certificate, or none, is one sentence and exit code 2; files that lack are named."""
+    other = Scheduler("tls://", *write_authority(tmp_path / "other"))
+    for options, words in (
+        (at(secured, other), "CERTIFICATE_VERIFY_FAILED"),
+        (("--scheduler", secured.address), "expected certificates for TLS, got none"),
+        (("--scheduler", secured.address.replace("tls:", "tcp:")), "expected a Dask scheduler there"),
+        ((*at(secured, tls)[:4], "--tls-cert", tls.tls_cert), "expected all three or none, got none for --tls-key"),
+        ((*at(secured, tls)[:6], "--tls-key", tmp_path / "nothing"), "--tls-key: expected a PEM file that can be read"),
+        (at(secured, tls)[2:], "expected --scheduler with them"),
+        (("--scheduler", "tcp://127.0.0.1:1", *at(secured, tls)[2:]), "expected an address tls://HOST:PORT with them"),
+    ):
+        done = run_command("extract", speech, tmp_path / "table", *options)
+        assert done.code == 2, done.err
+        assert words in done.err
+        assert "Traceback" not in done.err
+    assert not list((tmp_path / "table").glob("*.parquet"))
+
+
+def test_cancelled_it_stops_and_the_same_command_goes_on(
+    secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
+) -> None:
+    """`cancel` stops a submitted run at its next shards; what is done stays, and the command itself does the rest."""
+    folder = tmp_path / "table"
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    windows = emotion_batch.Segments.windows(1, 0.01)
+    summary = emotion_batch.submit("extract", speech, folder, segments=windows, scheduler=scheduler)
+    assert summary.n_shards_left
+    done = run_command("cancel", folder)
+    assert done.code == 0, done.err
+    assert summary.run in done.out
+    wait_until(lambda: bool(records(folder)))
+    assert [record["outcome"] for record in records(folder)] == ["cancelled"]
+    n_done = len(list(folder.glob("*.parquet")))
+    assert n_done < summary.n_shards
+    done = run_command("cancel", folder)
+    assert done.code == 1
+    assert "expected a run at work to cancel, got none" in done.err
+    went_on = emotion_batch.extract(speech, folder, segments=windows, scheduler=scheduler)
+    assert went_on.n_shards_done == summary.n_shards - n_done
+    assert table(folder).equals(table(alone))
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_run_with_a_driver_can_be_cancelled_too(speech: Path, tmp_path: Path) -> None:
+    """Its driver ends with one sentence and exit code 1."""
+    folder = tmp_path / "table"
+    with running("extract", speech, folder, *SLOWLY, "--workers", "1") as process:
+        wait_until(lambda: bool(list(folder.glob("*.parquet"))))
+        assert run_command("cancel", folder).code == 0
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was cancelled from" in said.decode()
+    assert [record["outcome"] for record in records(folder)] == ["cancelled"]
+    assert not list((folder / "_table" / "runs").glob("*.cancel"))
+
+
+def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_path: Path) -> None:
+    """A worker that stands still with the last shard does not keep the run; one that joins with other versions gets none."""
+    folder = tmp_path / "table"
+    # Metadata of another version, found before the installed one.
+    other = tmp_path / "other" / "soxr-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: soxr\nVersion: 0.0.1\n")
+    with shell_cluster(tmp_path / "cluster", 0) as cluster:
+        stopped, held = (cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2))
+        options = ("--window", "1", "--hop", "0.05", "--scheduler", cluster.address, "--json")
+        with running("extract", speech, folder, *options) as process:
+            wait_until(lambda: bool(list(folder.glob("*.parquet"))))
+            stopped.send_signal(signal.SIGSTOP)
+            # Until the third is there, however slow the machine.
+            held.send_signal(signal.SIGSTOP)
+            try:
+                cluster.add_worker("--nthreads", "1", "--no-nanny", environment={"PYTHONPATH": os.fspath(other.parent)})
+                with Client(cluster.address, set_as_default=False) as client:
+                    client.wait_for_workers(3, timeout=60)
+                held.send_signal(signal.SIGCONT)
+                out, said = process.communicate(timeout=120)
+            finally:
+                held.send_signal(signal.SIGCONT)
+                stopped.send_signal(signal.SIGCONT)
+    assert process.returncode == 0, said
+    assert json.loads(out)["n_resubmitted"] >= 1
+    assert b"expected soxr" in said
+    assert b"got 0.0.1; install the same, and start the worker again; others do its share" in said
+    assert run_command("verify", folder, "--deep").code == 0
+
+
+@pytest.mark.torture
+def test_a_worker_that_hangs_keeps_no_submitted_run(speech: Path, tmp_path: Path) -> None:
+    """Its shard is begun by another, at the latest when the scheduler gives the worker up, and the run ends."""
+    folder = tmp_path / "table"
+    with shell_cluster(tmp_path / "cluster", 0) as cluster:
+        workers = [cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2)]
+        options = ("--window", "1", "--hop", "0.05", "--scheduler", cluster.address)
+        assert run_command("submit", "extract", speech, folder, *options).code == 0
+        workers[0].send_signal(signal.SIGSTOP)
+        try:
+            wait_until(lambda: bool(records(folder)), timeout_s=480)
+        finally:
+            workers[0].send_signal(signal.SIGCONT)
+    assert run_command("verify", folder, "--deep").code == 0
+    assert records(folder)[0]["outcome"] == "complete"
+
+
+@pytest.mark.torture
+def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alone: Path, tmp_path: Path) -> None:
+    """Submitted again to another cluster, the same command does what is left; the lost run becomes a record."""
+    folder = tmp_path / "table"
+    command = ("submit", "extract", speech, folder, *SLOWLY)
+    with shell_cluster(tmp_path / "first", 1, "--nthreads", "1") as first:
+        assert run_command(*command, "--scheduler", first.address).code == 0
+        first.scheduler.kill()
+        first.scheduler.wait()
+    n_done = len(list(folder.glob("*.parquet")))
+    with shell_cluster(tmp_path / "second", 2, "--nthreads", "1") as second:
+        done = run_command(*command, "--scheduler", second.address)
+        assert done.code == 0, done.err
+        assert "is at work on this table too" in done.err
+        wait_until(lambda: bool(records(folder)))
+    assert n_done < len(list(folder.glob("*.parquet")))
+    assert table(folder).equals(table(alone))
+
+
+def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, speech: Path, tmp_path: Path) -> None:
+    """A lost shard goes out again when workers are idle for long; a run whose end was lost gets its record."""
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    for path in (folder / "_table" / "runs").iterdir():
+        path.unlink()
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20260101T000000Z-00000000"
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = lease.Lease(place, run)
+    holder.begin()
+    left = holder.leave("tls://there:8786", left_s=time.time())
+    job = emotion_batch.extraction.Extraction(place, info, Folder.of(speech))
+    work = Work(job, run, ((place, info),))
+    submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), (), left)
+    watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
+    lost = sorted(folder.glob("*.parquet"))[2]
+    part = lost.read_bytes()
+    lost.unlink()
+    now_s = 1e9
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
+    now_s += 10_000
+    assert watch.look(now_s, has_idle_workers=False, is_quiet=False) == []
+    (task,) = watch.look(now_s, has_idle_workers=True, is_quiet=True)
+    assert f"part-{task.shard:06d}.parquet" == lost.name
+    # The shard is not handed out again at once.
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
+    submission.do(task)
+    assert lost.read_bytes() == part
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
+    now_s += 10_000
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=False) == []
+    # By its watch the run has lasted for hours, by the clock of this machine for some seconds.
+    (holder,) = emotion_batch.status(folder).at_work
+    assert holder.progress["elapsed_s"] == 20_000
+    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) is None
+    (record,) = records(folder)
+    assert record["outcome"] == "complete"
+    assert record["counts"]["n_recordings"] == 89
+    assert record["elapsed_s"] == 20_000
+    assert not list((folder / "_table" / "runs").glob("*.lease"))
+
+
+def test_a_run_that_was_taken_for_dead_is_seen_again(
+    alone: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a machine has taken a run for dead whose cluster had no workers, its next worker gives the lease back."""
+    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    min(folder.glob("*.parquet")).unlink()
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20300101T000000Z-00000000"
+    holder = left(run)
+    old = dataclasses.replace(holder, renewed_s=time.time() - 1_000)
+    place.publish(lease.lease_name(run), json.dumps(vars(old)).encode())
+    assert cancel_runs(place) == [run]
+    assert others_at_work(place, "another") == []
+    assert emotion_batch.status(folder).at_work == ()
+    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
+    submission = Submission(work, recorder, Summary(place.url), (), holder)
+    watch = SubmissionWatch(submission, 1)
+    # It looks on, and what was cancelled is so still.
+    assert watch.look(1e9, has_idle_workers=True, is_quiet=True) == []
+    status = emotion_batch.status(folder)
+    assert ([one.run for one in status.at_work], status.cancelled) == ([run], (run,))
+    assert status.last_run["run"] != run
+    assert watch.look(1e9 + 100, has_idle_workers=True, is_quiet=True) is None
+    assert records(folder)[-1]["outcome"] == "cancelled"
+    # A sign that comes late does not bring a run back that has ended.
+    lease.attend(place, holder)
+    assert emotion_batch.status(folder).at_work == ()
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("ahead_s", [900, -900])
+def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp_path: Path, ahead_s: int) -> None:
+    """One worker's clock and that of another machine are wrong: there the run is seen and cancelled all the same."""
+    folder, wrong = tmp_path / "table", {"PYTHONPATH": os.fspath(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
+    )
+    with shell_cluster(tmp_path / "cluster", 1) as cluster:
+        cluster.add_worker("--nthreads", "1", environment=wrong)
+        command = ("extract", speech, folder, *SLOWLY, "--scheduler", cluster.address)
+        run = run_command("submit", *command).out.split()[-1]
+        # Until the watches have told of it.
+        time.sleep(15)
+        status = run_command("status", folder, "--json", environment=wrong).result
+        assert [holder["run"] for holder in status["at_work"]] == [run]
+        assert 0 < status["rate"] < 100
+        assert run_command("cancel", folder, environment=wrong).code == 0
+        wait_until(lambda: bool(records(folder)))
+        assert run_command(*command, environment=wrong).code == 0
+    first, second = records(folder)
+    assert (first["run"], first["outcome"], second["outcome"]) == (run, "cancelled", "complete")
+    assert 15 < first["elapsed_s"] < 300
+    assert table(folder).equals(table(alone))
+
+
+def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech: Path, tmp_path: Path) -> None:
+    """What a shard usually takes is told from the time in which shards came, not from that in which none does."""
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20260101T000000Z-00000000"
+    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
+    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    n_threads = len(list(folder.glob("*.parquet"))) // 2
+    # 100 s in which shards came and 900 s without any: some 50 s a shard.
+    before = Summary(place.url)
+    before.elapsed_s = 100.0
+    watch = SubmissionWatch(Submission(work, recorder, before, (), left(run)), n_threads)
+    min(folder.glob("*.parquet")).unlink()
+    assert watch.look(1e9, has_idle_workers=True, is_quiet=False) == []
+    assert len(watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False)) == 1
+    # Handed out, it is waited for anew.
+    assert watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False) == []
+
+
+def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Path) -> None:
+    """Receipts, failures and cancelled shards become one record, in whatever order they are added."""
+    folder = tmp_path / "table"
+    shutil.copytree(alone, folder)
+    place = Folder.of(folder)
+    info = read_info(place)
+    run = "20260101T000000Z-00000000"
+    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
+    submission = Submission(work, recorder, Summary(place.url), (), left(run))
+    lost = sorted(folder.glob("*.parquet"))[0]
+    lost.unlink()
+    tasks = emotion_batch.work.make_tasks(emotion_batch.manifest.Manifest(place), [0, 1], {})
+    totals = [submission.gather([submission.do(task)]) for task in tasks]
+    total = submission.merge([submission.merge(totals[1:]), totals[0]])
+    assert (total.summary.n_shards_done, total.n_failures) == (2, 0)
+    place.publish(lease.cancellation_name(run), b'{"host": "elsewhere"}')
+    failed = submission.gather([submission.do(tasks[0])])
+    assert [failure.is_cancelled for failure in failed.failures] == [True]
+    with pytest.raises(CancelledError, match="cancelled from elsewhere"):
+        work(tasks[0])
+    submission.close(submission.merge([total, failed]))
+    assert records(folder)[0]["outcome"] == "cancelled"
+
+
+def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Path) -> None:
+    """The shard that finds it has the rest not begun, rather than all night in vain, and the record says of what."""
+    folder, archive = tmp_path / "table", tmp_path / "archive"
+    shutil.copytree(alone, folder)
+    for part in sorted(folder.glob("*.parquet"))[:2]:
+        part.unlink()
+    place = Folder.of(folder)
+    info = read_info(place)
+    manifest = emotion_batch.manifest.Manifest(place)
+    (entries,) = manifest.entries([0])
+    witness = emotion_batch.archive.Entry(**entries.to_pylist()[0])
+    job = emotion_batch.extraction.Extraction(place, info, Folder.of(archive), witnesses=(witness,))
+    run = "20260101T000000Z-00000000"
+    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
+    submission = Submission(Work(job, run, ((place, info),)), recorder, Summary(place.url, run=run), (), left(run))
+    # Nothing is there any more, which no recording is to blame for.
+    tasks = emotion_batch.work.make_tasks(manifest, [0, 1], {})
+    outcomes = [submission.do(task) for task in tasks]
+    assert [outcome.is_cancelled for outcome in outcomes] == [False, True]
+    totals = [submission.gather([outcome]) for outcome in outcomes]
+    submission.close(submission.merge(totals[::-1]))
+    (record,) = [one for one in records(folder) if one["run"] == run]
+    assert record["outcome"] == "failed"
+    assert "2 shards were not done" in record["error"]
+    assert "expected it to exist" in record["error"]
+    assert not list((folder / "_table" / "runs").glob("*.cancel"))
+    assert len(list(folder.glob("*.parquet"))) == len(manifest.shards) - 2
+
+
+def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:
+    """Without a scheduler, or for a command that is none, `submit` says so before any work."""
+    done = run_command("submit", "extract", speech, tmp_path / "table")
+    assert done.code == 2
+    assert "expected the address of a running Dask scheduler to leave the run to" in done.err
+    with pytest.raises(UsageError, match="expected one of extract, label, retry, got 'train'"):
+        emotion_batch.submit("train", speech, tmp_path / "bundle")
+    emotion_batch.extract(speech, tmp_path / "table")
+    with pytest.raises(IncompleteError, match="expected a run at work to cancel"):
+        emotion_batch.cancel(tmp_path / "table")
+
+
+@pytest.mark.parametrize(
+    ("address", "is_risk"),
+    [
+        ("tcp://127.0.0.1:8786", False),
+        ("tcp://localhost:8786", False),
+        ("tcp://[::1]:8786", False),
+        ("tls://10.0.0.5:8786", False),
+        ("tcp://10.0.0.5:8786", True),
+        ("scheduler.example:8786", True),
+    ],
+)
+def test_an_open_scheduler_beyond_loopback_is_a_risk(address: str, is_risk: bool) -> None:
+    """Plain TCP to another machine is warned of, for whoever reaches the scheduler runs code there."""
+    risk = Scheduler(address).find_risk()
+    assert (risk is not None) == is_risk

@@ -1,4 +1,4 @@
-"""The command as a process: ``emotion-batch``, ``python -P -m emotion_batch`` and the scripts of ``jobs/``."""
+"""Start ``emotion-batch`` as a process: the console script, ``python -P -m emotion_batch`` and the scripts of ``jobs/``."""
 
 import sys
 

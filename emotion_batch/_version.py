@@ -1,3 +1,3 @@
-"""The version of the package, in one place: the build reads it here as well."""
+"""The version of the package. The build reads it from this file too."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,8 @@
-"""What each command does: archive, manifest, cluster and tables put together. The public Python API."""
+"""The public functions that run over an archive or a table: extract, label, retry, submit, cancel, status, verify and train.
+
+Each has the name and the words of its command. A function here puts the rooms together: it checks the call, lists the archive,
+freezes the manifest, and hands shards to `run.driver`. The other public functions need one room alone and live there.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a process takes from its surroundings: no module of the current directory, and no library of it speaks to a third party.
+"""Keep modules of the current directory out of this process, and switch the telemetry of libraries off.
 
-This module stands under all others, and imports nothing that is not loaded when Python starts: whatever it imported could
-come from the current directory.
+All other modules stand on this one. It imports only what Python has loaded when it starts, because anything else that it
+imported could come from the current directory.
 """
 
 import os

@@ -1,4 +1,8 @@
-"""What a command says at its end, as blocks: lines for a log as they are, and what a terminal makes a table of."""
+"""The errors of the package and the closed list of statuses.
+
+If a recording fails, the table gets a row with its status and reason. If a run fails, it raises an error: one plain sentence that
+says what is wrong and what to do, and the exit code of the command.
+"""
 
 from __future__ import annotations
 

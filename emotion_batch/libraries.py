@@ -1,6 +1,6 @@
-"""Libraries that write into their user's home when they are imported, imported so that they do not.
+"""Import matplotlib and Keras without letting them write into the user's home folder.
 
-Where a user has a place for a library's files, named by its variable or made by earlier use, the library keeps to that.
+If the user has named a place for the files of such a library, or has one from earlier use, the library keeps to that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run tells: how far it is, and what it left behind."""
+"""What a run reports while it works: notes, how many files are listed, and how many recordings are done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What decides how a recording becomes rows: settings that are frozen, serialisable and fingerprinted."""
+"""The settings that decide which rows a recording gives: feature settings and segments.
+
+They are frozen, written into tables and bundles, and identified by a fingerprint.
+"""
 
 from __future__ import annotations
 

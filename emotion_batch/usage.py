@@ -1,4 +1,7 @@
-"""What a task spends: seconds by stage, bytes read, tries repeated; kept by each thread, for a task is one thread's."""
+"""Count what a task uses: seconds by stage, bytes read, and retries.
+
+Each thread counts for itself, because a task runs in one thread.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A folder that appears whole or not at all: what an export is written into.
+"""Export a table for other programs: a few large Parquet files, CSV, or an audformat database.
 
-On a disk it is written under a hidden name beside the final one, and renamed at the end. In a bucket nothing can be renamed:
-there an object ``_SUCCESS`` is put last, as Spark does, and what lies there without it is no export.
+An export appears whole or not at all. On a disk it is written under a hidden name beside the final one, and renamed at the end. A
+bucket cannot rename: there an object ``_SUCCESS`` is put last, as Spark does, and a folder without it is no export.
 """
 
 from __future__ import annotations

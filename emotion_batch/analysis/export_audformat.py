@@ -1,7 +1,7 @@
-"""A label table as an audformat database (https://audeering.github.io/audformat/data-format.html).
+"""Export a label table as an audformat database (https://audeering.github.io/audformat/data-format.html).
 
-The header is made by audformat's own package. Its table is written here, part by part, in the columns and types that the
-package gives it: it would hold all rows at once, and Python objects of them.
+The package audformat makes the header. The table is written here, part by part, in the columns and types of that package, because
+the package would hold all rows in memory, as Python objects.
 """
 
 from __future__ import annotations

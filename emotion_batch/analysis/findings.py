@@ -1,4 +1,4 @@
-"""What stands out in the figures of a table: a sentence each, that which spoils most first."""
+"""Find what stands out in the statistics of a table, one sentence each, the worst first."""
 
 from __future__ import annotations
 

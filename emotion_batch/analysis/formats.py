@@ -1,4 +1,4 @@
-"""Rows into files, as they come: CSV, JSON, and Parquet in large row groups."""
+"""Write rows to files as they come: CSV, JSON, and Parquet in large row groups."""
 
 from __future__ import annotations
 

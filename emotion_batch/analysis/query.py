@@ -1,4 +1,4 @@
-"""Queries of a table: which views they see, and the questions that are asked each morning."""
+"""Run SQL over a table: its views, and the example questions of ``query --example``."""
 
 from __future__ import annotations
 

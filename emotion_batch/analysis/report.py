@@ -1,4 +1,4 @@
-"""The report about a table: its figures read, its page written."""
+"""Write the report about a table: read its statistics, and render the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `review` does: writes a sheet of rows to check, and takes it back. A part of the public Python API."""
+"""Draw labels for a person to check, and read back what the person says about them."""
 
 from __future__ import annotations
 

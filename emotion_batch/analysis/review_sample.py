@@ -1,4 +1,7 @@
-"""How often labels are right on an archive, from a stratified random sample that a person checked."""
+"""Choose the rows that a person checks, and estimate from the answers how often labels are right.
+
+Some rows are drawn at random, by stratum, and only they enter the estimate. The others are those that teach the most.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The sheet that a person fills in: CSV that spreadsheets open and write anew in their own ways, and back.
+"""Write the sheet that a person fills in, and read it back after a spreadsheet has changed it.
 
-A spreadsheet takes a cell that begins with ``=`` for a formula, numbers and dates for its own, and writes other separators,
-quotes and line ends than it read. So what must come back as it was has a check of its own in the column ``key``, and nothing
-depends on a number that a spreadsheet may have rounded.
+A spreadsheet takes a cell that begins with ``=`` for a formula, reads numbers and dates in its own way, and writes other separators,
+quotes and line ends than it read. So the column ``key`` has a check of what must come back unchanged, and nothing depends on a
+number that a spreadsheet may have rounded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""DuckDB that sees a table and nothing else: no other file, no network, no extension, no setting.
+"""Open DuckDB so that it sees one table and nothing else: no other file, network, extension or setting.
 
-DuckDB's own reader of Parquet reads the parts that count, by their names; those of a disk as it reads any file, which takes
-half the time, others through a filesystem that knows these parts alone: so a bucket is read by the same client, with the same
-retries and the same silence about credentials, as everywhere else.
+DuckDB's own reader of Parquet reads the parts that count, by their names. Parts on a disk it reads as files, because that takes half
+the time. Parts in a bucket it reads through a filesystem that knows these parts alone, with the client and the retries of `storage`.
 https://duckdb.org/docs/stable/operations_manual/securing_duckdb/overview
 """
 

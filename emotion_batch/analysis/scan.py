@@ -1,6 +1,6 @@
-"""One pass over a table's rows: counted by label, confidence, folder and time, and some of them drawn by lot.
+"""Read a table once: count rows by label, confidence, folder and time, and draw some of them at random.
 
-Parts are read once each, those of the manifest's newest entries alone; DuckDB adds them up, some parts at a time.
+Only parts of the manifest's newest entries count. DuckDB adds them up, some parts at a time.
 """
 
 from __future__ import annotations

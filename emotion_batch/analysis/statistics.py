@@ -1,4 +1,4 @@
-"""The figures of a table, for a page: what its rows, its manifest, its runs and its model's card say together."""
+"""Put together the statistics of a table, from its rows, its manifest, its runs and the card of its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what each command calls and prints, errors to exit codes."""
+"""Run one command: call its function, turn errors and signals into a sentence and an exit code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a person reads while a command runs and at its end: notes, progress and errors on stderr, results on stdout.
+"""Print what a person reads: notes, progress and errors on stderr, results on stdout.
 
-On a terminal with colours, tables and a bar, by `terminal`, which is imported only there; anywhere else in plain lines.
+A terminal gets colours, tables and a bar by `cli.terminal`, which is imported only then. Everything else gets plain lines.
 """
 
 from __future__ import annotations

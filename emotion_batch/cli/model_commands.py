@@ -1,4 +1,4 @@
-"""The command line: what each command calls and prints, errors to exit codes."""
+"""The commands about models: train, evaluate and import, and what they print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what each command calls and prints, errors to exit codes."""
+"""Turn options of the command line into the values that the API takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may stand on the command line, as argparse reads it; what is done about it stands in `cli`."""
+"""Declare the commands and their options for argparse."""
 
 from __future__ import annotations
 

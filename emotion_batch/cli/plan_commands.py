@@ -1,4 +1,4 @@
-"""What plans, exports and the answers of queries look like to a person."""
+"""The command plan, and what it prints."""
 
 from __future__ import annotations
 

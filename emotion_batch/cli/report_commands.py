@@ -1,4 +1,4 @@
-"""The command line: what each command calls and prints, errors to exit codes."""
+"""The commands report and review, and what they print."""
 
 from __future__ import annotations
 

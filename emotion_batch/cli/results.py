@@ -1,4 +1,4 @@
-"""What a command says at its end, as blocks: lines for a log as they are, and what a terminal makes a table of."""
+"""The lines and tables of a command's result, before it is known whether a terminal or a log shows them."""
 
 from __future__ import annotations
 

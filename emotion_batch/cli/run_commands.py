@@ -1,4 +1,4 @@
-"""The command line: what each command calls and prints, errors to exit codes."""
+"""The commands that run over an archive: extract, label, retry, cancel and demo, and what they print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What plans, exports and the answers of queries look like to a person."""
+"""The commands about a table: status, verify, query and export, and what they print."""
 
 from __future__ import annotations
 

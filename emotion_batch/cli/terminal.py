@@ -1,6 +1,6 @@
-"""What a person looks at: colours, tables as wide as the terminal, a bar that moves in place. Alone imports rich.
+"""Print for a terminal: colours, tables as wide as the terminal, and a bar that moves in place. Only this module imports rich.
 
-Everything is made into text first and written elsewhere. No name is ever taken for rich's markup: texts come as they are.
+Everything is made into text first and written elsewhere. No name is ever read as rich's markup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demo: an archive that it makes itself, the three jobs on it, and queries of what came out."""
+"""Run the demo: make an archive, run the three jobs on it, and query the labels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Bytes to samples: opens a recording by its content, reads stretches of it as mono float32 at a rate.
+"""Open a recording by its content, and read stretches of it as mono float32 samples at a given rate.
 
-The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: the mean over channels makes it mono, soxr ("HQ")
-resamples. A recording sounds like what FFmpeg decodes; where libsndfile decodes the same, it is asked first, because it costs less.
+The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: the mean over channels makes it mono, and soxr ("HQ")
+resamples. A recording sounds like what FFmpeg decodes. If libsndfile decodes the same, it is asked first, because it costs less.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which container a file is, by its first bytes, and how much audio its headers promise.
+"""Recognise which container a file is by its first bytes.
 
-The name of a file says nothing. A container that is not recognised here never reaches FFmpeg, which would take a playlist
-or a picture as well.
+The name of a file says nothing. A container that is not recognised here never reaches FFmpeg, because FFmpeg would open a playlist or
+a picture as well.
 """
 
 from __future__ import annotations

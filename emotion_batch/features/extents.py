@@ -1,8 +1,4 @@
-"""Which container a file is, by its first bytes, and how much audio its headers promise.
-
-The name of a file says nothing. A container that is not recognised here never reaches FFmpeg, which would take a playlist
-or a picture as well.
-"""
+"""Read from the headers of a container how much audio they promise, and how much of it is there."""
 
 from __future__ import annotations
 

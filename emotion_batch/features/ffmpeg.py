@@ -1,4 +1,4 @@
-"""Decoding by FFmpeg (PyAV): what libsndfile does not decode, or not to its end. Alone imports av.
+"""Decode by FFmpeg (PyAV) what libsndfile does not decode, or not to its end. Only this module imports av.
 
 A recording sounds like what FFmpeg decodes: its frames one after the other, without those that are damaged. FFmpeg gets bytes and
 the name of a demuxer, never the name of a file, so that nothing in a recording makes it open anything else.

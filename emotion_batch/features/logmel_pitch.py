@@ -1,7 +1,7 @@
-"""Samples to sequences: log-mel bands, fundamental frequency and voicing by frame, for the second recipe.
+"""Compute the features of the recipe ``sequence``: log-mel bands, fundamental frequency and voicing, by frame.
 
-Window and mel filters are librosa's, kept in a file beside this module as those of `mfcc` are;
-``python -m emotion_batch.features.logmel_pitch`` writes it anew, and a test holds it to librosa.
+Window and mel filters are librosa's, kept in a file beside this module, as those of `features.mfcc` are.
+``python -m emotion_batch.features.logmel_pitch`` writes it anew, and a test compares it with librosa.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Samples to MFCC: the mean over frames of librosa's mel-frequency cepstral coefficients.
+"""Compute the features of the recipe ``seed``: librosa's mel-frequency cepstral coefficients, as a mean over frames.
 
-Window and mel filters are librosa's. Those of the default settings are kept in a file beside this module, for
-importing librosa costs a worker seconds; ``python -m emotion_batch.features.mfcc`` writes it anew, and a test holds it to librosa.
+Window and mel filters are librosa's. Those of the default settings are kept in a file beside this module, because importing librosa
+costs a worker seconds. ``python -m emotion_batch.features.mfcc`` writes it anew, and a test compares it with librosa.
 """
 
 from __future__ import annotations

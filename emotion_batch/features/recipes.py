@@ -1,6 +1,6 @@
-"""What a recipe's features are: computed from samples, as the columns of a table, and as what a network reads.
+"""What each recipe computes: features of samples, columns of a table, and inputs of a network.
 
-A row's features are a tuple of arrays, one a column; nothing outside this module asks which recipe it is.
+The features of a row are a tuple of arrays, one for each column. Nothing outside this module asks which recipe it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain WAV files by themselves: read without the cost of libsndfile's opening, and found without reading them.
+"""Read plain 16-bit WAV files without the cost of opening libsndfile.
 
 RIFF/WAVE: Multimedia Programming Interface and Data Specifications 1.0 (1991); RF64: EBU Tech 3306.
 """

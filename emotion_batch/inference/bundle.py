@@ -1,4 +1,4 @@
-"""The bundle: a folder with a trained model and its card. Knows the files, and nothing of what runs them."""
+"""Read, find and copy bundles: folders with a trained model and its card. It does not know what runs the model."""
 
 from __future__ import annotations
 

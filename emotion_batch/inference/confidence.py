@@ -1,4 +1,4 @@
-"""How sure a model may say it is: temperatures, and the confidence from which on a label is to be believed."""
+"""From logits or probabilities to how sure a label is: temperature, margin and entropy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether a row is speech at all, and whether it is like what a model learnt from.
+"""Decide whether a row is speech, and whether it is like the rows that the model learnt from.
 
-Both look at a summary of the row that has no level in it. `judge_speech` holds it to what speech is anywhere; a `Domain`
-to the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
+Both look at a summary of the row that is independent of its level. `judge_speech` compares it with what speech is like anywhere. A
+`Domain` compares it with the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prediction: a bundle's network on features, by ONNX Runtime. Imports no tensorflow."""
+"""Run a bundle's network on features by ONNX Runtime, and make the rows of a label table. It imports no TensorFlow."""
 
 from __future__ import annotations
 

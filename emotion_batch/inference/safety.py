@@ -1,7 +1,7 @@
-"""What a network's file may hold: weights and operators that are known by name, and nothing that runs or reaches out.
+"""Check what the files of a network hold, before anything loads them.
 
-A digest shows damage; whoever makes a hostile bundle computes its digests too. So what a file says is read here before
-anything loads it, by lists of what is allowed, for what is harmful has no end.
+A digest shows damage, but the author of a hostile bundle computes its digests too. So an allow-list names the weights and operators
+that a file may hold, because a block-list can never be complete.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""run."""
+"""The driver's side of a run: from a manifest to finished parts, on a Dask cluster.
+
+`driver.Run` is a run, `submit` a run that goes on without its driver, `record` what is kept of it, `planning` what `plan` tells before. Only
+the modules `dask_*` import Dask, and they know nothing about audio. This room knows nothing of training and analysis.
+"""

@@ -1,4 +1,4 @@
-"""When it is of no use to go on: recordings from all over an archive that come out alike."""
+"""Stop a run early if the first recordings, from all over the archive, all fail alike or nearly all get one label."""
 
 from __future__ import annotations
 

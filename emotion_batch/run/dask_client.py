@@ -1,4 +1,4 @@
-"""Shards on a Dask cluster. Alone imports dask; knows shards and a function, nothing of audio."""
+"""Connect to a Dask scheduler, and turn what Dask raises into one sentence."""
 
 from __future__ import annotations
 

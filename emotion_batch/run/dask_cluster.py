@@ -1,4 +1,7 @@
-"""Shards on a Dask cluster. Alone imports dask; knows shards and a function, nothing of audio."""
+"""Run shards on a Dask cluster: hand them out, hand them out again if a worker fails, and yield their receipts.
+
+Only the modules ``dask_*`` import Dask. They know shards and a function, and nothing about audio.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Shards on a Dask cluster. Alone imports dask; knows shards and a function, nothing of audio."""
+"""The functions that run on Dask workers: do a shard, and monitor a submitted run.
+
+Two monitor tasks move between workers and resubmit lost or late shards.
+"""
 
 from __future__ import annotations
 

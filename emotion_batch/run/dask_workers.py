@@ -1,4 +1,4 @@
-"""Shards on a Dask cluster. Alone imports dask; knows shards and a function, nothing of audio."""
+"""Watch the workers of a cluster: shards that take much longer than usual, and workers that Dask paused or ended for memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run over a table: the shards that are not done, handed to a cluster, and what came of them."""
+"""Drive one run over a table: find the shards that are not done, hand them to a cluster, and record the outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Dask cluster on this machine, for as long as a run: a scheduler and one-thread workers, each a process, on loopback."""
+"""Start a Dask cluster on this machine for one run: a scheduler and one-thread worker processes, on loopback."""
 
 from __future__ import annotations
 

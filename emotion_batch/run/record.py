@@ -1,4 +1,4 @@
-"""The record of a run: how it went, kept in the table, however it ended."""
+"""Summarise a run, and keep the summary in the table, however the run ended."""
 
 from __future__ import annotations
 

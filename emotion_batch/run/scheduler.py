@@ -1,4 +1,4 @@
-"""Where a Dask scheduler is, and how it is spoken to."""
+"""The address of a Dask scheduler, with its TLS files."""
 
 from __future__ import annotations
 

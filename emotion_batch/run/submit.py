@@ -1,4 +1,4 @@
-"""A run that was handed to a cluster, where it goes on with nobody waiting for it. Knows nothing of Dask."""
+"""The part of a submitted run that travels to the cluster: gather receipts, watch for lost shards, write the record. It knows nothing of Dask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are recordings: a folder, a bucket prefix, a glob, a list file or one recording, as one Arrow table."""
+"""List the recordings of an archive: a folder, a bucket prefix, a glob, a list file or one recording."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Buckets through obstore: one request for one thing, a tenth of the processor time of fsspec's clients.
+"""Read and write buckets by obstore, at a tenth of the processor time of fsspec's clients.
 
-Alone imports obstore, and only when a bucket is opened. What it cannot do (options without a counterpart, names that it
-does not take) fsspec's own client does.
+Only this module imports obstore, and only when a bucket is opened. Fsspec's own client does what obstore cannot do: options that have
+no counterpart, and names that obstore refuses.
 """
 
 from __future__ import annotations

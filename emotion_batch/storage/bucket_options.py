@@ -1,7 +1,7 @@
-"""What fsspec's users say of a bucket (options, environment, profiles) in the words of obstore.
+"""Translate fsspec's options, environment variables and profiles for a bucket into those of obstore.
 
-A user who knows s3fs, gcsfs or adlfs writes the same options here. What has no counterpart in obstore gives None, and
-fsspec's own client then does the work: slower, and the same.
+A user who knows s3fs, gcsfs or adlfs writes the same options here. If an option has no counterpart, the translation is None, and
+fsspec's own client does the work: slower, with the same result.
 """
 
 from __future__ import annotations

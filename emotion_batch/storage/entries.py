@@ -1,4 +1,4 @@
-"""Which files are recordings: a folder, a bucket prefix, a glob, a list file or one recording, as one Arrow table."""
+"""The table of an archive's recordings: its schema, one entry, and its order by name, also for millions of entries."""
 
 from __future__ import annotations
 

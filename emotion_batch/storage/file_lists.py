@@ -1,4 +1,4 @@
-"""Ready-made lists of recordings: text, CSV or Parquet with a column ``file``, and the inventories that S3 writes of a bucket."""
+"""Read lists of recordings: text, CSV or Parquet with a column ``file``, and the inventories that S3 writes of a bucket."""
 
 from __future__ import annotations
 

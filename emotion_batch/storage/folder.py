@@ -1,7 +1,7 @@
-"""Places: a folder on disk or a prefix in a bucket, read and written by name.
+"""Read and write files by name in a place: a folder on disk or a prefix in a bucket.
 
-A file that is published appears whole or not at all. Options may hold credentials, so nothing here shows them: not the
-representation of a `Folder`, not the text of an error.
+A file that is published appears whole or not at all. Options may hold credentials, so nothing here shows them: not the representation
+of a `Folder`, and not the text of an error.
 """
 
 from __future__ import annotations

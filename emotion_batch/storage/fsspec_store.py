@@ -1,7 +1,7 @@
-"""What a client of storage gives, and fsspec's filesystems as one of them; that of buckets is in `buckets`.
+"""The interface of all clients of storage, and the client that uses fsspec. The client for buckets is `storage.bucket`.
 
-Whatever a client raises leaves here as an `OSError` that says no more than it should: options may hold credentials, and
-clients put what they sent into their errors.
+Whatever a client raises leaves here as an `OSError` with a text of our own, because options may hold credentials, and clients put what
+they sent into their errors.
 """
 
 from __future__ import annotations

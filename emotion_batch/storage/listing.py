@@ -1,4 +1,4 @@
-"""A listing of millions of objects: folders side by side where they are large, handed on in order and let go of."""
+"""List millions of objects: large folders side by side, in order, and without keeping what was handed on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How people spell names and words: one recording has one name, and one label one spelling, however a list writes them.
+"""Compare the spellings of names and labels: one recording has one name, and one label one spelling.
 
-On disk the name that exists as it is written wins: blanks, backslashes and quotes may be part of it. Names in a bucket are
-keys, in which ``..`` and ``//`` are literal: there, only blanks at the ends and a leading ``./`` are taken off.
+On a disk the name that exists as written wins: blanks, backslashes and quotes may be part of it. Names in a bucket are keys, in which
+``..`` and ``//`` are literal, so only blanks at the ends and a leading ``./`` are removed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Plain WAV files by themselves: read without the cost of libsndfile's opening, and found without reading them.
-
-RIFF/WAVE: Multimedia Programming Interface and Data Specifications 1.0 (1991); RF64: EBU Tech 3306.
-"""
+"""Fetch the next recordings while the processor computes, and of large ones only the stretch that is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fails in passing (a connection reset, a store that answers 503) is asked for again, later and later, and counted."""
+"""Repeat requests that failed for a passing reason (a connection reset, an answer 503), with growing pauses, and count them."""
 
 from __future__ import annotations
 

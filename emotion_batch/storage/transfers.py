@@ -1,7 +1,7 @@
-"""Many small requests under way at once in the thread that computes: libcurl's multi interface.
+"""Fetch many small objects at once in the computing thread, by libcurl's multi interface.
 
-A thread for each request would cost more than the request: its switches, its lock and its copies are half of what a small
-recording takes of the processor. Alone imports pycurl, and only when a bucket is read that it serves.
+A thread for each request would cost more than the request: its switches, locks and copies are half of what a small recording takes.
+Only this module imports pycurl, and only when it serves the bucket.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Notes of shards that were begun: one that is found without its end tells that the process died over the shard.
+"""Note which shards were begun. A note without an end shows that the process died during that shard.
 
-A process dies of a recording, or for reasons of its own; which it was shows only in the next attempt, and that one
-decodes in a child process (`isolation`). So a note says no more than that something happened.
+A process dies because of a recording, or for another reason. Only the next attempt shows which, and it decodes in a child process
+(`worker.isolation`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which parts of a table count for whoever reads it: those that are whole and of the manifest's newest entries."""
+"""Find which parts of a table count: those that are whole and match the newest manifest. Also check that no generation is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Who is at work on a table: a file that a run renews while it lives. Advisory: it keeps nobody out."""
+"""Show who is at work on a table: each run renews a file while it lives. It is advisory and keeps nothing out.
+
+A run begins here, too: it makes the table, or checks that the table has the settings of the run.
+"""
 
 from __future__ import annotations
 

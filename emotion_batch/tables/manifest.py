@@ -1,10 +1,9 @@
-"""The manifest: a table's recordings, frozen and cut into shards, growing by generations.
+"""The manifest: the recordings of a table, frozen, cut into shards, and growing by generations.
 
-A generation is files in ``_table/manifest/``: ``000001-<digest>.arrow``, one or several, with one record batch a shard,
-and ``000001.json``, written after them and only if there is none, that says which shards these are. A shard's newest entries
-are those of the last generation that has it; with none, it is a shard no more. Of two runs that freeze at the same time
-one has its generation, and the other takes that over and adds what it lacks. A generation that was rebuilt, because files
-of those before were damaged, takes the place of all of them.
+A generation is a few files in ``_table/manifest/``: ``000001-<digest>.arrow``, one or several, with one record batch for each shard; and
+``000001.json``, which says which shards these are. It is written last, and only if there is none. The newest entries of a shard are
+those of the last generation that has it. If that generation has none, the shard is gone. If two runs freeze at the same time, one has
+its generation, and the other takes it over and adds what it lacks. A rebuilt generation replaces all generations before it.
 """
 
 from __future__ import annotations

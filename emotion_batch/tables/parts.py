@@ -1,4 +1,8 @@
-"""Feature and label tables: their Arrow schemas, their parts with footers, and what `table.json` says of them."""
+"""Publish and read the parts of a table: Parquet files with a footer that says what they hold.
+
+A footer has the digest of the shard's entries, the counts of the rows, and digests of the whole file, so that damage is found before
+anything parses it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a table is and whether it is whole: read from its storage alone, at a cost that grows with its parts."""
+"""Repair a table: write a damaged manifest anew, and remove or mark parts that are damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows into files, as they come: CSV, JSON, and Parquet in large row groups."""
+"""The columns of feature and label tables, and what ``table.json`` says about a table."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""The manifest: a table's recordings, frozen and cut into shards, growing by generations.
-
-A generation is files in ``_table/manifest/``: ``000001-<digest>.arrow``, one or several, with one record batch a shard,
-and ``000001.json``, written after them and only if there is none, that says which shards these are. A shard's newest entries
-are those of the last generation that has it; with none, it is a shard no more. Of two runs that freeze at the same time
-one has its generation, and the other takes that over and adds what it lacks. A generation that was rebuilt, because files
-of those before were damaged, takes the place of all of them.
-"""
+"""Write, read and compare the entries of shards: the record batches of a manifest's files."""
 
 from __future__ import annotations
 

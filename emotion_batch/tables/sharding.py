@@ -1,4 +1,4 @@
-"""A listing cut into shards that read about equally much: what a recording costs, and how many shards there are."""
+"""Cut a listing into shards of about equal cost: what a recording costs, and how many shards there are."""
 
 from __future__ import annotations
 

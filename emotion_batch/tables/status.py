@@ -1,4 +1,4 @@
-"""How far a table is and whether it is whole: read from its storage alone, at a cost that grows with its parts."""
+"""Read from storage alone how far a table is. The cost grows with the number of its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature and label tables: their Arrow schemas, their parts with footers, and what `table.json` says of them."""
+"""Create, find and check a table by its ``table.json``."""
 
 from __future__ import annotations
 

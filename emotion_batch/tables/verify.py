@@ -1,4 +1,4 @@
-"""How far a table is and whether it is whole: read from its storage alone, at a cost that grows with its parts."""
+"""Verify that a table is whole: each recording of the manifest has its rows exactly once, and no other row is there."""
 
 from __future__ import annotations
 

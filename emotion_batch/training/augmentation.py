@@ -1,7 +1,7 @@
-"""Other voices, paces and rooms out of stored sequences, so that a network does not learn those of its few speakers.
+"""Vary stored sequences in voice, pace and room, so that a network does not learn the voices of a few speakers.
 
-All of it works on what a feature table holds. Ranges are wide on purpose: between two speakers of one corpus lies less
-than between any of them and the next caller.
+It works on what a feature table holds. The ranges are wide on purpose: two speakers of one corpus differ less than each of them
+differs from the next caller.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Whether a row is speech at all, and whether it is like what a model learnt from.
-
-Both look at a summary of the row that has no level in it. `judge_speech` holds it to what speech is anywhere; a `Domain`
-to the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
-"""
+"""Fit what makes confidence honest: the temperature, the threshold of `is_confident`, and the domain of the training rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a feature table with their reference labels: numbers in memory, features on disk."""
+"""Read the training rows of a feature table with their labels: numbers in memory, features in a file on disk."""
 
 from __future__ import annotations
 

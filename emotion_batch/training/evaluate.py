@@ -1,4 +1,4 @@
-"""What each command about models does: train, evaluate, import. A part of the public Python API."""
+"""Evaluate a bundle on a labelled feature table: how right, how sure, and how robust it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitting a network: batches off a spool in a seeded order, epoch by epoch, with a checkpoint after each."""
+"""Fit a network in seeded order, epoch by epoch, with a checkpoint after each."""
 
 from __future__ import annotations
 

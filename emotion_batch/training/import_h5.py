@@ -1,4 +1,4 @@
-"""What each command about models does: train, evaluate, import. A part of the public Python API."""
+"""Import the notebook's ``.h5`` file as a bundle. It reads the weights as numbers, and never runs what the file would have Keras build."""
 
 from __future__ import annotations
 

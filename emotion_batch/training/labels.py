@@ -1,4 +1,4 @@
-"""Reference labels: the emotion and speaker of a recording, from its name or a table, and in a model's own words."""
+"""Read the reference labels and speakers of recordings, from their names or a table, and map them to the labels of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of predictions against reference labels: how right, how sure of it, and how far to trust either."""
+"""Compute and draw the metrics of predictions against reference labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keras and TensorFlow: loaded quietly, and networks saved and identified. Alone imports them, and only when called."""
+"""Build, save, load and export the networks. Only this module imports Keras and TensorFlow, and only when it is called."""
 
 from __future__ import annotations
 

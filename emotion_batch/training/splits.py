@@ -1,4 +1,4 @@
-"""Which rows are learnt from and which are judged: a stratified share, the notebook's, or speakers never heard."""
+"""Split rows into those to learn from and those to judge on: a stratified share, the notebook's split, or held-out speakers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each command about models does: train, evaluate, import. A part of the public Python API."""
+"""Train a network from a feature table and write its bundle: splits, fitting, calibration, metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each command about models does: train, evaluate, import. A part of the public Python API."""
+"""Write a bundle: its files, its card, and a README that says what the card says."""
 
 from __future__ import annotations
 

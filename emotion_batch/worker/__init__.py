@@ -1,1 +1,5 @@
-"""worker."""
+"""What one worker does with one shard, and how it stays alive over bad recordings.
+
+`shard.Work` is what travels to a worker; `extraction` and `labelling` are its two jobs. All of it runs and is tested without Dask. This room
+knows nothing of drivers, clusters, training or analysis.
+"""

@@ -1,4 +1,4 @@
-"""One shard of an extraction: recordings to the rows of a feature table. Knows nothing of Dask."""
+"""Extract one shard: recordings to the rows of a feature table. It knows nothing of Dask."""
 
 from __future__ import annotations
 

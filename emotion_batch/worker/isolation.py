@@ -1,6 +1,6 @@
-"""Recordings to feature rows in a child process, which a recording may kill: it costs its own row and no other.
+"""Decode recordings in a child process, so that a recording that kills its decoder costs its own row alone.
 
-``multiprocessing`` is of no use here: Dask's nannies make workers daemons, which may have no such children.
+``multiprocessing`` cannot do this: Dask's nannies start workers as daemons, and daemons may have no such children.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One shard of a labelling: feature rows, or recordings, to label rows. Knows nothing of Dask."""
+"""Label one shard: feature rows, or recordings, to the rows of a label table. It knows nothing of Dask."""
 
 from __future__ import annotations
 

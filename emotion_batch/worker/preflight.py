@@ -1,4 +1,4 @@
-"""What a worker must be able to do before a run: asked on each worker, answered in half a sentence."""
+"""Check on each worker, before a run, that it can read what it needs and has the same versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process that does shards is set to, for the rest of its life, and which code it runs."""
+"""Set up a worker process for shards, and name the source code that it runs."""
 
 from __future__ import annotations
 

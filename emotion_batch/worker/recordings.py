@@ -1,4 +1,4 @@
-"""Recordings to feature rows: each gives its rows, whatever becomes of it."""
+"""Turn recordings into feature rows. Each recording gives its rows, or one row with its status and reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a shard that is done anew keeps of its earlier part: the rows of recordings that did not change."""
+"""Reuse rows of the earlier part of a shard, for recordings that did not change."""
 
 from __future__ import annotations
 

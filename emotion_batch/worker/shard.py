@@ -1,4 +1,4 @@
-"""What a worker does with one shard of a run: whatever the job, it looks first whether it is to be done at all."""
+"""Do one shard of a run on a worker: first look whether it still has to be done, then extract or label it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One recording labelled here and now, without Dask and without a table."""
+"""Label one recording at once, without Dask and without a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One shard of an extraction: recordings to the rows of a feature table. Knows nothing of Dask."""
+"""What travels between driver and workers: the task of a shard, and its receipt."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What a worker does of a sample: real shards of a few recordings, in a private table, timed. Knows nothing of Dask.
+"""Time a sample on a worker, for `run.planning`: real shards of a few recordings, in a private table. It knows nothing of Dask.
 
-A long recording in windows is left after some of them. What the table holds is of no use to anybody, and gone with the
-block that made it.
+A long recording in windows is left after some of them. The private table is deleted at the end of the block that made it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ends a process whose decoder never returns, whatever it holds: the lock of the interpreter, a signal mask."""
+"""End a process whose decoder never returns, even if the decoder holds the interpreter's lock or blocks signals."""
 
 from __future__ import annotations
 

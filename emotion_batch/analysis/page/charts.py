@@ -1,4 +1,4 @@
-"""Pictures as SVG without any text in them: they take whatever width there is, and their words stand in the page."""
+"""Draw the charts of the report as SVG. They hold no text and take the width that there is; their words stand in the page."""
 
 from __future__ import annotations
 

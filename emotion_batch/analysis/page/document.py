@@ -1,4 +1,4 @@
-"""The page about a table: one file of HTML without scripts, that asks nobody for anything."""
+"""Render the report as one HTML file that has no scripts and loads nothing from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first sections of a table's page: its labels, how sure they are, folder by folder, and over time."""
+"""Render the sections about labels: their shares, how sure they are, by folder, and over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML that cannot be broken out of: whatever is no `Html` is text, and shown as such."""
+"""Build HTML safely: text is escaped unless it is an `Html`."""
 
 from __future__ import annotations
 

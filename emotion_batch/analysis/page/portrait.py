@@ -1,4 +1,4 @@
-"""What a bundle's card says that a reader of its labels must know: how it was judged, and what it promises."""
+"""Read from a model's card what a reader of its labels must know: how it was evaluated, and what it promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The later sections of a table's page: what failed, what to listen to, how fast it was, and the model."""
+"""Render the sections about the run: what failed, examples to listen to, speed, and the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a table was made, and what that cost: from the records of its runs."""
+"""Read from the records of its runs how fast a table was made, and how much work that took."""
 
 from __future__ import annotations
 

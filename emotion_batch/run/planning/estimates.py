@@ -1,4 +1,4 @@
-"""What follows from a sample for all that is left: seconds, rows, bytes, hours of audio, failures."""
+"""Estimate from a sample what all the remaining work takes: seconds, rows, bytes, hours of audio, failures."""
 
 from __future__ import annotations
 

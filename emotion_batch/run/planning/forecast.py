@@ -1,8 +1,8 @@
-"""From the seconds of a sample to those of a run: strata, what an archive costs, when its shards are done. Numbers alone.
+"""Forecast the seconds of a run from the seconds of a sample. It works on numbers alone.
 
-The estimate is Cochran's separate ratio estimate of a stratified sample (Sampling Techniques, 1977, 6.10): seconds by
-cost in each stratum, times the stratum's cost. To its error comes what a machine is unlike itself from one stretch of
-work to the next, which no number of recordings averages out.
+The estimate is Cochran's separate ratio estimate of a stratified sample (Sampling Techniques, 1977, 6.10): seconds by cost in each
+stratum, times the stratum's cost. Its error includes how much a machine differs from itself from one stretch of work to the next,
+because no number of recordings averages that out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run would do, and how long it would take: told before it, from a sample, with nothing written."""
+"""Plan a run without writing anything: what it would do, and how long it would take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would do: the recordings that are left of an archive, or of a table; found out with nothing written."""
+"""Find the recordings of an archive or a table that a run would still do, without writing anything."""
 
 from __future__ import annotations
 

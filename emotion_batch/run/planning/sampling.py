@@ -1,4 +1,4 @@
-"""A sample of what is left to do, timed on a cluster, and what follows from it for all."""
+"""Time a sample of the remaining recordings on the cluster."""
 
 from __future__ import annotations
 

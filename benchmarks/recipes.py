@@ -117,7 +117,7 @@ def judge_speakers(name: str, judge: Judge, seeds: Sequence[int], precision: flo
                 f"  {name}, seed {seed}, judged on {fold.name}: {right:.3f} ({time.perf_counter() - began:.0f} s)",
                 flush=True,
             )
-        uars.append(metrics.measure(data.targets, held, data.labels, speakers=data.speakers)["uar"])
+        uars.append(metrics.compute_metrics(data.targets, held, data.labels, speakers=data.speakers)["uar"])
         tell_how_sure(name, seed, data, folds, held, precision)
     for fold_name, rights in by_fold.items():
         say(f"{name}: judged on {fold_name}, which it has not heard", rights)

@@ -32,7 +32,8 @@ from benchmarks.measuring import ONE_THREAD, describe
 from emotion_batch import usage
 from emotion_batch.errors import Status
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.run.driver import Means, Needs, Run
+from emotion_batch.run.driver import Run
+from emotion_batch.run.means import Means, Needs
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import Listing, list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA, compact

@@ -24,8 +24,8 @@ from .settings import FeatureSettings as FeatureSettings
 from .settings import Segments as Segments
 from .settings import SequenceSettings as SequenceSettings
 from .training.evaluate import evaluate as evaluate
+from .training.fit import TrainingSettings as TrainingSettings
 from .training.import_h5 import import_h5 as import_h5
-from .training.train import TrainingSettings as TrainingSettings
 from .training.train import train as train
 from .worker.single_recording import label_recording as label_recording
 

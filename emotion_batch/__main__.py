@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Only now, because also the modules that it imports could lie in the current directory.
     from emotion_batch.cli import app
 
-    return app.main(arguments)
+    return app.run_command(arguments)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from emotion_batch import usage
 from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError, format_command
 from emotion_batch.inference.bundle import Bundle, check_features, find_copy_damage, find_model, open_copy, require_safe
 from emotion_batch.inference.predict import load_predictor
-from emotion_batch.progress import Progress, Watcher
-from emotion_batch.run.driver import Means, Needs, Run
+from emotion_batch.progress import Watcher
+from emotion_batch.run.driver import Run
+from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Summary
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.submit import cancel_runs
@@ -389,19 +390,3 @@ def verify(
         If there is no table.
     """
     return verify_table(Folder.of(table, storage_options), deep=deep, repair=repair, find_copy_damage=find_copy_damage)
-
-
-__all__ = [
-    "Progress",
-    "Summary",
-    "TableStatus",
-    "Verification",
-    "Watcher",
-    "cancel",
-    "extract",
-    "label",
-    "retry",
-    "status",
-    "submit",
-    "verify",
-]

@@ -88,7 +88,7 @@ def current() -> Spent:
     return spent
 
 
-def submit(pool: ThreadPoolExecutor, function: Callable[[], T]) -> Callable[[], T]:
+def submit_metered(pool: ThreadPoolExecutor, function: Callable[[], T]) -> Callable[[], T]:
     """Let a pool call a function, and return what gives its result; what it spent is the account's that asks for it."""
     spent = Spent()
 

@@ -14,7 +14,18 @@ import pytest
 from support.commands import ROOT
 
 PACKAGE = ROOT / "emotion_batch"
-GROUND = {"__init__", "__main__", "_version", "api", "environment", "errors", "libraries", "progress", "settings", "usage"}
+GROUND = {
+    "__init__",
+    "__main__",
+    "_version",
+    "api",
+    "environment",
+    "errors",
+    "libraries",
+    "progress",
+    "settings",
+    "usage",
+}
 # The way that is short will make these small or replace them by libraries; until then they are as long as they are.
 LONG = {"storage/bucket.py"}
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

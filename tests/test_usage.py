@@ -38,7 +38,7 @@ def test_a_long_recording_is_named_as_the_slowest(tmp_path: Path, is_isolated: b
     arguments = (listing.entries.to_batches()[0], listing.folder, FeatureSettings(), Segments.windows(1))
     with usage.metered() as spent:
         if is_isolated:
-            isolation.extract_rows(*arguments, Limits(), lambda error: None)
+            isolation.extract_isolated(*arguments, Limits(), lambda error: None)
         else:
             recordings.extract_rows(*arguments)
     assert spent.slowest[0][1] == "long.wav"

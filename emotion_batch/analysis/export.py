@@ -29,13 +29,11 @@ from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, Writer
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.storage.folder import Folder, explained, fsync_folder, temporary_name
+from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
 from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 
 MARKER = "_SUCCESS"
-# Where a filesystem knows no locks: nothing writes for so long without touching its folder.
-_LEFTOVER_AGE_S = 3_600
 FORMATS = ("parquet", "csv", "audformat")
 # Every name that an export writes.
 _OWN = re.compile(r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet")
@@ -148,7 +146,7 @@ def _sweep(path: str) -> None:
             except BlockingIOError:
                 is_left = False
             except OSError:
-                is_left = time.time() - os.fstat(lock).st_mtime > _LEFTOVER_AGE_S
+                is_left = time.time() - os.fstat(lock).st_mtime > LEFTOVER_AGE_S
             finally:
                 os.close(lock)
             if is_left:
@@ -275,7 +273,9 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Iterator[Iterator[pa.Table]
             while len(waiting) <= _N_AHEAD and (shard := next(left, None)) is not None:
                 # If they are still those that the inventory found.
                 read_part = partial(parts.require_part, newest=inventory.shards[shard])
-                waiting.append((shard, usage.submit(pool, partial(read_part, inventory.table, inventory.info, shard))))
+                waiting.append(
+                    (shard, usage.submit_metered(pool, partial(read_part, inventory.table, inventory.info, shard)))
+                )
             if not waiting:
                 return
             shard, take = waiting.popleft()

@@ -42,7 +42,7 @@ def headline(figures: Figures) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def summarise(figures: Figures) -> str:
+def summarise_table(figures: Figures) -> str:
     """Return the sentences after the headline: what the labels mostly are, and what failed."""
     coverage, failures = figures.coverage, figures.failures
     found = []

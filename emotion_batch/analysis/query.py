@@ -25,7 +25,6 @@ from emotion_batch.tables.table import read_info
 _SAYS_FEATURES = re.compile(rf"\b{schema.FEATURES}\b", re.IGNORECASE)
 # Of a list, in a table for people.
 _MOST_CHARACTERS = 60
-
 # Of a label table; what each asks, and its SQL.
 EXAMPLES: Mapping[str, tuple[str, str]] = {
     "mix": (
@@ -135,12 +134,12 @@ def asked(
     views = {kind: inventory}
     # To look at its parts takes as long as at the table's own.
     if kind == schema.LABELS and _SAYS_FEATURES.search(text):
-        features = _find_features(inventory)
+        features = _find_feature_inventory(inventory)
         views |= {} if features is None else {schema.FEATURES: features}
     for one in views.values():
         for note in one.notes():
             (watcher or Watcher()).on_note(note)
-    with sandbox.opened(views) as opened, opened.ask(text) as answer:
+    with sandbox.open_sandbox(views) as opened, opened.ask(text) as answer:
         yield answer
 
 
@@ -178,7 +177,7 @@ def _shortened(column: pa.ChunkedArray) -> list[Any]:
     ]
 
 
-def _find_features(labels: Inventory) -> Inventory | None:
+def _find_feature_inventory(labels: Inventory) -> Inventory | None:
     """Return the feature table that labels are from or that keeps their features; None if there is none."""
     info = labels.info
     place = Folder(info.features or info.source, labels.table.options)

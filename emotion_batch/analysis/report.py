@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from emotion_batch.analysis.page.document import MARK, locate_beside, render
-from emotion_batch.analysis.page.portrait import Portrait, read_portrait
 from emotion_batch.analysis.page.run_sections import Locate
-from emotion_batch.analysis.page.throughput import read_throughput
 from emotion_batch.analysis.scan import survey
 from emotion_batch.analysis.statistics import N_FOLDERS, Figures, gather
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
+from emotion_batch.inference.card_facts import Portrait, read_portrait
 from emotion_batch.storage.archive import find_base
-from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import inventory, lease
+from emotion_batch.tables.status import read_throughput
 from emotion_batch.tables.table import read_info, require_table
 
 # In which the mark of a page stands.
@@ -97,15 +97,10 @@ def report(
         n_lost=len(lost),
     )
     data = render(figures, datetime.now(UTC), _locate(page, info.source, storage_options))
-    folder, name = _split(page)
+    folder, name = split_file(page)
     with explained(f"report {page.url}"):
         folder.publish(name, data)
     return Report(page.url, figures)
-
-
-def _split(page: Folder) -> tuple[Folder, str]:
-    folder, _, name = page.url.rpartition("/")
-    return Folder(folder or "/", page.options), name
 
 
 def _check_output(page: Folder, table: Folder) -> None:
@@ -114,7 +109,7 @@ def _check_output(page: Folder, table: Folder) -> None:
         raise UsageError(
             f"--output: expected a place outside the table {table.url}, got {page.url}; whatever reads it may read that"
         )
-    folder, name = _split(page)
+    folder, name = split_file(page)
     with explained(f"report {page.url}"):
         kind = page.find_kind()
         if kind == "folder":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from emotion_batch.analysis import review_sheet
-from emotion_batch.analysis.review_sample import COLUMNS, LEAST_RANDOM, METHOD, RANDOM, Drawing, Precision, measure
+from emotion_batch.analysis.review_sample import (
+    COLUMNS,
+    LEAST_RANDOM,
+    METHOD,
+    RANDOM,
+    Drawing,
+    Precision,
+    measure_precision,
+)
 from emotion_batch.analysis.review_sheet import SheetRow
 from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
 from emotion_batch.storage import names
-from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.manifest import Manifest
@@ -165,7 +170,7 @@ def review(
         If the table has no label yet.
     """
     place = Folder.of(table, storage_options)
-    folder, name = _split(Folder.of(sheet, storage_options))
+    folder, name = split_file(Folder.of(sheet, storage_options))
     info = _require_labels(place)
     drawing = Drawing(size, max(LEAST_RANDOM, size // 2) if random is None else random, seed)
     _require_new(folder, name, force)
@@ -229,10 +234,10 @@ def take_review(
         none.
     """
     place = Folder.of(table, storage_options)
-    from_folder, name = _split(Folder.of(sheet, storage_options))
+    from_folder, name = split_file(Folder.of(sheet, storage_options))
     stem = os.fspath(sheet).removesuffix(".csv")
     to = f"{stem}.labels.csv" if labels is None else os.fspath(labels)
-    to_folder, to_name = _split(Folder.of(to, storage_options))
+    to_folder, to_name = split_file(Folder.of(to, storage_options))
     info = _require_labels(place)
     thing = f"sheet {from_folder.url}/{name}"
     with explained(thing):
@@ -269,7 +274,7 @@ def take_review(
         if any(row.speaker for row in labelled):
             columns["speaker"] = [row.speaker for row in labelled]
         with explained(f"labels {to_folder.url}/{to_name}"):
-            to_folder.publish(to_name, _labels_file(to_name, columns))
+            to_folder.publish(to_name, review_sheet.encode_labels(to_name, columns))
     told = [row for row in valid if answers[row.number] not in apart - {NONE}]
     sizes = {row.stratum: row.n_stratum for row in rows if row.stratum is not None}
     judged = [(row.stratum, answers[row.number] == row.emotion) for row in told if row.stratum is not None]
@@ -279,7 +284,7 @@ def take_review(
         table=place.url,
         sheet=os.fspath(sheet),
         labels=to if labelled else None,
-        features=_find_features(info, place),
+        features=_find_feature_table(info, place),
         has_segments=has_segments,
         n_labelled=len(labelled),
         n_corrected=sum(answers[row.number] != row.emotion for row in labelled),
@@ -291,7 +296,7 @@ def take_review(
         n_repeated=n_repeated,
         n_gone=n_absent,
         n_changed=len(answers) - n_absent - len(valid),
-        precision=tuple(measure(judged, sizes)),
+        precision=tuple(measure_precision(judged, sizes)),
     )
 
 
@@ -411,7 +416,7 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
             files = pa.array(sorted({row.file for row in wanted}), pa.string())
             mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
             rows_there = {
-                review_sheet.identify(info.model_id, file, start_s): (
+                review_sheet.identify_row(info.model_id, file, start_s): (
                     emotion if status == Status.OK else "",
                     (start_s, end_s),
                 )
@@ -423,21 +428,7 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
     return found
 
 
-def _labels_file(name: str, columns: Mapping[str, list[Any]]) -> bytes:
-    """Return the labels as `reference.read_labels` reads them, by the suffix of their name."""
-    if name.lower().endswith(".parquet"):
-        sink = io.BytesIO()
-        pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)
-        return sink.getvalue()
-    text = io.StringIO(newline="")
-    # All quoted, for a name may hold a line's end of any kind.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
-
-
-def _find_features(info: TableInfo, place: Folder) -> str | None:
+def _find_feature_table(info: TableInfo, place: Folder) -> str | None:
     """Return the feature table that a label table knows: what it was made from, or what was kept."""
     if info.features is not None:
         return info.features
@@ -449,11 +440,3 @@ def _find_features(info: TableInfo, place: Folder) -> str | None:
         # It may be out of reach by now; nothing depends on it but a hint.
         return None
     return origin.url if known is not None and known.kind == schema.FEATURES else None
-
-
-def _split(file: Folder) -> tuple[Folder, str]:
-    parent, _, name = file.url.rpartition("/")
-    return Folder(parent or "/", file.options), name
-
-
-__all__ = ["Review", "Sheet", "review", "take_review"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emotion_batch.analysis.statistics import wilson_interval
 from emotion_batch.errors import Status, UsageError
 
 # Of a normal deviate, 95 %.
-_Z = 1.959963984540054
 METHOD = "stratified sample; Wilson's interval, 95 %, of the sample's effective size"
 COLUMNS = (
     *("file", "start_s", "end_s", "status", "emotion", "confidence", "margin"),
@@ -66,7 +65,7 @@ class Precision:
     high: float | None
 
 
-def measure(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[Stratum, int]) -> list[Precision]:
+def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[Stratum, int]) -> list[Precision]:
     """Return what a sample says of all rows, of confident ones, and of each range of confidence.
 
     Parameters
@@ -128,15 +127,9 @@ def estimate_share(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float
     # Shares with a right and a wrong row added, so that no stratum counts as certain for what little was seen of it.
     mean = sum(size / total * (right + 1) / (n + 2) for size, n, right in counts)
     differing = mean * (1 - mean) / sum(part * smoothed * (1 - smoothed) for part, smoothed in parts)
-    low, high = _wilson(share, min(alike, differing))
+    low, high = wilson_interval(share, min(alike, differing))
     # Of what was checked one knows: rounding at 0 and 1 must not leave the share outside.
     return share, min(low, share), max(high, share)
-
-
-def _wilson(share: float, n: float) -> tuple[float, float]:
-    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class Stratum(NamedTuple):

@@ -11,8 +11,12 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from emotion_batch.analysis.review_sample import INFORMATIVE, RANDOM, STRATA, DrawnRow, Stratum
 from emotion_batch.errors import UsageError
@@ -70,7 +74,7 @@ class SheetRow:
     speaker: str
 
 
-def identify(model_id: str | None, file: str, start_s: float) -> str:
+def identify_row(model_id: str | None, file: str, start_s: float) -> str:
     """Return the fingerprint of a segment as a model labelled it."""
     return _digest(model_id, file, float(start_s))[:12]
 
@@ -122,7 +126,7 @@ def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes
         checked = _digest(
             model_id, n_of, len(drawn), row.shard, n_table, row.file, row.emotion, one.part, stratum, *numbers
         )
-        identity = identify(model_id, row.file, row.start_s)
+        identity = identify_row(model_id, row.file, row.start_s)
         domain = "" if row.is_in_domain is None else ("yes" if row.is_in_domain else "no")
         writer.writerow(
             [
@@ -247,3 +251,17 @@ def _escaped(character: str) -> str:
 
 def _digest(*values: object) -> str:
     return hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()
+
+
+def encode_labels(name: str, columns: Mapping[str, list[Any]]) -> bytes:
+    """Return the labels as `reference.read_labels` reads them, by the suffix of their name."""
+    if name.lower().endswith(".parquet"):
+        sink = io.BytesIO()
+        pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)
+        return sink.getvalue()
+    text = io.StringIO(newline="")
+    # All quoted, for a name may hold a line's end of any kind.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()

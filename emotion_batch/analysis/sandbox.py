@@ -177,7 +177,7 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def opened(views: Mapping[str, Inventory]) -> Iterator[Sandbox]:
+def open_sandbox(views: Mapping[str, Inventory]) -> Iterator[Sandbox]:
     """Open a DuckDB within the block.
 
     Parameters

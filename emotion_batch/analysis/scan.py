@@ -42,7 +42,6 @@ _JUDGED = {
     "is_in_domain": pa.bool_(),
     "is_speech": pa.bool_(),
 }
-
 _CELLS = """
 SELECT status, emotion, greatest(0, least($n_bins - 1, ceil(confidence * $n_bins)::INTEGER - 1)) AS bin,
        is_confident, is_in_domain, is_speech, count(*) AS n, sum(confidence) AS total
@@ -112,7 +111,7 @@ class FolderCount:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class FolderCluster:
     """How a label is spread over all folders: sums over them, for the variance of its share.
 
     Attributes
@@ -172,7 +171,7 @@ class Survey:
     cells: tuple[Cell, ...]
     folders: tuple[FolderCount, ...]
     n_folders: int
-    clusters: Mapping[str, Cluster]
+    clusters: Mapping[str, FolderCluster]
     times: tuple[tuple[int, str | None, int], ...]
     drawn: tuple[Drawn, ...]
     failed: tuple[Drawn, ...]
@@ -261,7 +260,7 @@ def _ahead(
     """Yield parts in order, read by a pool a few ahead: not all, which would fill the memory."""
     jobs: deque[tuple[int, Future[pa.Table | None]]] = deque()
     for shard in wanted:
-        jobs.append((shard, pool.submit(_read, table, info, shard, shards[shard])))
+        jobs.append((shard, pool.submit(_read_part, table, info, shard, shards[shard])))
         if len(jobs) > n_ahead:
             first, job = jobs.popleft()
             yield first, job.result()
@@ -269,7 +268,7 @@ def _ahead(
         yield shard, job.result()
 
 
-def _read(table: Folder, info: TableInfo, shard: int, entry: ShardEntry) -> pa.Table | None:
+def _read_part(table: Folder, info: TableInfo, shard: int, entry: ShardEntry) -> pa.Table | None:
     """Return the rows of a part, or None if it is not the complete one of the newest entries."""
     columns = [*_COLUMNS, *(_JUDGED if info.kind == schema.LABELS else ())]
     try:
@@ -327,7 +326,7 @@ def _add_up(
         folders=tuple(FolderCount(*row) for row in at_level),
         n_folders=n_folders,
         clusters={
-            emotion: Cluster(n, of_label, of_both, of_all)
+            emotion: FolderCluster(n, of_label, of_both, of_all)
             for emotion, of_label, of_both, n, of_all in rows(_CLUSTERS)
             if emotion is not None
         },

@@ -10,12 +10,12 @@ from itertools import pairwise
 
 from scipy.special import ndtri, stdtrit
 
-from emotion_batch.analysis.page.portrait import Portrait
-from emotion_batch.analysis.page.throughput import Throughput
-from emotion_batch.analysis.scan import N_BINS, Cell, Cluster, Drawn, Survey
+from emotion_batch.analysis.scan import N_BINS, Cell, Drawn, FolderCluster, Survey
 from emotion_batch.errors import Status
+from emotion_batch.inference.card_facts import Portrait
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.status import Throughput
 
 # Of fewer folders, how much they differ cannot be told.
 _LEAST_FOLDERS = 10
@@ -61,7 +61,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureFigures:
     """Rows of one status but ``ok``, and a few of them drawn by lot."""
 
     status: str
@@ -156,7 +156,7 @@ class Figures:
     table: str
     info: TableInfo
     coverage: Coverage
-    failures: tuple[Failure, ...]
+    failures: tuple[FailureFigures, ...]
     labels: tuple[LabelFigures, ...]
     n_clusters: int | None
     n_confident: int
@@ -213,7 +213,7 @@ def gather(
             n_complete=len(survey.complete),
         ),
         failures=tuple(
-            Failure(status, n, tuple(one for one in survey.failed if one.stratum == status))
+            FailureFigures(status, n, tuple(one for one in survey.failed if one.stratum == status))
             for status, n in sorted(by_status.items(), key=lambda one: (-one[1], one[0]))
             if status != Status.OK
         ),
@@ -239,8 +239,8 @@ def gather(
     )
 
 
-def interval(n_yes: int, n_rows: int, n_effective: float, n_clusters: int | None = None) -> tuple[float, float]:
-    """Return the 95 % interval of a share by Wilson's formula, of so many independent rows as it is worth.
+def wilson_interval(share: float, n: float, n_clusters: int | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of a share by Wilson's formula.
 
     Wilson, "Probable inference, the law of succession, and statistical inference", 1927; for clusters with the effective
     number and Student's quantile, as in Dean and Pagano, "Evaluating confidence interval methods for binomial proportions
@@ -248,24 +248,24 @@ def interval(n_yes: int, n_rows: int, n_effective: float, n_clusters: int | None
 
     Parameters
     ----------
-    n_yes, n_rows
-        Rows that have it, of all.
-    n_effective
-        How many independent rows these are worth.
+    share
+        The share, from 0 to 1.
+    n
+        How many independent rows it is known from; with 0 the interval is everything.
     n_clusters
-        Clusters that `n_effective` was estimated over; None if it was not.
+        Clusters that `n` was estimated over; None if it was not.
     """
-    if not n_rows or n_effective <= 0:
+    if n <= 0:
         return 0.0, 1.0
     tail = (1 + _CONFIDENCE) / 2
     z = float(ndtri(tail) if n_clusters is None else stdtrit(n_clusters - 1, tail))
-    share, weight = n_yes / n_rows, z * z / n_effective
+    weight = z * z / n
     centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n_effective + weight / (4 * n_effective))
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def effective_size(n_yes: int, n_rows: int, cluster: Cluster) -> float:
+def effective_size(n_yes: int, n_rows: int, cluster: FolderCluster) -> float:
     """Return how many independent rows clustered ones are worth for a share: at most as many as there are.
 
     By the variance of a ratio over clusters (Cochran, "Sampling Techniques", 1977, section 9A and equation 6.13).
@@ -285,7 +285,7 @@ def _label(label: str, cells: list[Cell], n_ok: int, survey: Survey, *, is_clust
     if is_clustered and label in survey.clusters:
         cluster = survey.clusters[label]
         n_effective, n_clusters = effective_size(n_rows, n_ok, cluster), cluster.n_folders
-    low, high = interval(n_rows, n_ok, n_effective, n_clusters)
+    low, high = wilson_interval(n_rows / n_ok if n_ok else 0.0, n_effective if n_ok else 0.0, n_clusters)
     return LabelFigures(
         label=label,
         n_rows=n_rows,

@@ -27,7 +27,7 @@ class _Stopped(BaseException):
     """SIGTERM or SIGHUP, raised where the program stands, so that everything it opened is closed."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Parameters
@@ -124,4 +124,4 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Said], int]] = {
     "verify": run_verify,
 }
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command())

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, TextIO
 
-from emotion_batch.cli.results import Line, Result, Role, duration, shown
+from emotion_batch.cli.results import Line, Result, Role, format_duration, shown
 from emotion_batch.errors import OutputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Said:
         """Say how far a run is."""
         self._last = progress
         rate = progress.n_done_here / max(progress.elapsed_s, 1e-9)
-        left = duration((progress.n_recordings - progress.n_done) / max(rate, 1e-9))
+        left = format_duration((progress.n_recordings - progress.n_done) / max(rate, 1e-9))
         n_done, n_recordings, failed = (f"{n:,}" for n in (progress.n_done, progress.n_recordings, progress.n_failed))
         share = progress.n_done / max(1, progress.n_recordings)
         self._line(

@@ -32,7 +32,7 @@ def run_train(options: argparse.Namespace, said: Said) -> int:
     from dataclasses import fields
 
     from emotion_batch.training import train
-    from emotion_batch.training.train import TrainingSettings
+    from emotion_batch.training.fit import TrainingSettings
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})
     card = train.train(

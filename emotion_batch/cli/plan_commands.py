@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Said, print_result
 from emotion_batch.cli.option_values import read_feature_settings, read_scheduler, read_segments, read_storage_options
-from emotion_batch.cli.results import Grid, Line, Result, Role, duration
+from emotion_batch.cli.results import Grid, Line, Result, Role, format_duration
 
 if TYPE_CHECKING:
     from emotion_batch.run.planning.plan import Due, Plan
@@ -38,10 +38,10 @@ def format_plan(found: Plan) -> Result:
     rows = []
     now = time.time()
     for one in found.times:
-        between = f"{duration(one.low_s)} and {duration(one.high_s)}"
+        between = f"{format_duration(one.low_s)} and {format_duration(one.high_s)}"
         here = ", those that are there" if one.is_here else ""
         when = f"{_clock(now + one.low_s)} to {_clock(now + one.high_s)}"
-        rows.append((f"{one.workers:,}", duration(one.likely_s), between, f"{when}{here}"))
+        rows.append((f"{one.workers:,}", format_duration(one.likely_s), between, f"{when}{here}"))
     blocks += [
         f"  left    {found.n_left:,} recordings in {found.n_shards:,} shards, {_size(found.n_bytes)}{unsized}, {hours}",
         f"  makes   {found.n_shards:,} parts of about {found.n_rows:,} rows, {_size(found.part_bytes)} in all",
@@ -80,9 +80,7 @@ def _format_due(due: Due) -> str:
         "perhaps": "perhaps done: the hour is within the range",
         "no": "not done, even at the early end of the range",
     }
-    words = (
-        f"by {due.at[11:16]}, in {duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
-    )
+    words = f"by {due.at[11:16]}, in {format_duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
     if due.workers_likely is None:
         return f"{words}; nor on any number of workers, for a single shard takes longer"
     sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"

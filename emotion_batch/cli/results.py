@@ -86,7 +86,7 @@ def next_step(words: str) -> Line:
     return Line(f"next: {words}", Role.NEXT)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as hours, minutes and seconds."""
     minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
     hours, minutes = divmod(minutes, 60)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Said, format_counts, print_result, print_stream
 from emotion_batch.cli.option_values import read_storage_options
-from emotion_batch.cli.results import Grid, Line, Result, Role, duration, next_step, shown
+from emotion_batch.cli.results import Grid, Line, Result, Role, format_duration, next_step, shown
 from emotion_batch.errors import Status, UsageError, format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def run_verify(options: argparse.Namespace, said: Said) -> int:
 def run_query(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch query` and return its exit code."""
     from emotion_batch.analysis import query
-    from emotion_batch.storage import folder
+    from emotion_batch.storage.folder import explained, writing
 
     if options.example == "":
         lines = [f"  {name:<10} {words}\n\n{_indented(sql)}\n" for name, (words, sql) in query.EXAMPLES.items()]
@@ -117,8 +117,8 @@ def run_query(options: argparse.Namespace, said: Said) -> int:
     with asked as answer:
         if options.output is not None:
             with (
-                folder.explained(f"output {options.output}"),
-                folder.writing(options.output, read_storage_options(options)) as stream,
+                explained(f"output {options.output}"),
+                writing(options.output, read_storage_options(options)) as stream,
             ):
                 query.write(answer, file_format, stream)
         elif file_format == "table":
@@ -186,9 +186,9 @@ def format_status(found: TableStatus, table: str) -> Result:
             where = f"at {holder.scheduler}, submitted on {holder.host}"
         is_cancelled = holder.run in found.cancelled
         doing = "is cancelled and ends what it has begun" if is_cancelled else "is at work"
-        blocks.append(f"run {holder.run} {doing}, {where}, for {duration(holder.lasted_s)}")
+        blocks.append(f"run {holder.run} {doing}, {where}, for {format_duration(holder.lasted_s)}")
     if found.rate:
-        blocks.append(f"  {found.rate:,.0f} recordings a second, {duration(n_left / found.rate)} left")
+        blocks.append(f"  {found.rate:,.0f} recordings a second, {format_duration(n_left / found.rate)} left")
     for holder in found.lost:
         heard = datetime.fromtimestamp(holder.renewed_s, UTC).isoformat(timespec="seconds")
         said = f"run {holder.run} died, on {holder.host}; last heard of at {heard} by its own clock"

@@ -13,7 +13,7 @@ from emotion_batch.example import synthesis
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import explained
 from emotion_batch.training import train
-from emotion_batch.training.train import TrainingSettings
+from emotion_batch.training.fit import TrainingSettings
 
 # What the demo makes, and so may remove when it is run again.
 _MARKER = ".emotion-batch-demo"

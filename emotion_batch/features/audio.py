@@ -57,7 +57,6 @@ _MIN_RATE_HZ, _MAX_RATE_HZ = 100, 768_000
 # Filters of so many rates are kept by each thread; an archive rarely has more.
 _MAX_STREAMS = 8
 _local = threading.local()
-
 T = TypeVar("T", bound="_Decoder")
 
 
@@ -244,7 +243,7 @@ class _Libsndfile:
                 self._sound.seek(start)
             samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
-            raise _StoppedError(_said(error)) from error
+            raise _StoppedError(_libsndfile_reason(error)) from error
         if len(samples) < n_frames:
             raise _StoppedError("it gave fewer samples than the header says")
         self._position = start + len(samples)
@@ -329,7 +328,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
         wave = wav.open_plain(read_at, n_bytes)
         if wave is not None:
             return Recording(_settled(wave, wave.there))
-    container = containers.identify(read_at, n_bytes)
+    container = containers.identify_container(read_at, n_bytes)
 
     def by_ffmpeg() -> FFmpegDecoder:
         assert container is not None  # noqa: S101 as each caller has looked
@@ -341,7 +340,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
         raise _not_audio()
     if not start and (container is None or container in _LIBSNDFILES):
         sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
-        extent = None if container is None else extents.measure(container, read_at, n_bytes)
+        extent = None if container is None else extents.measure_extent(container, read_at, n_bytes)
         # A length of 0 that was never filled in is not for libsndfile to see through.
         if sound is not None and (sound.frames or extent is None or not extent.promised):
             decoder = _settled(_Libsndfile(sound, extent), sound.frames)
@@ -446,5 +445,5 @@ def _not_audio() -> RecordingError:
     return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
 
 
-def _said(error: soundfile.LibsndfileError) -> str:
+def _libsndfile_reason(error: soundfile.LibsndfileError) -> str:
     return error.error_string.strip().rstrip(".") or f"libsndfile error {error.code}"

@@ -47,7 +47,7 @@ _BIT_RATES = {
 _SAMPLE_RATES = (44_100, 48_000, 32_000)
 
 
-def identify(read_at: ReadAt, n_bytes: int) -> str | None:
+def identify_container(read_at: ReadAt, n_bytes: int) -> str | None:
     """Return which container a file is, by FFmpeg's name of its demuxer; None if it is none of these.
 
     Parameters

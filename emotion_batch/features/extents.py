@@ -48,7 +48,7 @@ class Extent(NamedTuple):
     there: int
 
 
-def measure(container: str, read_at: ReadAt, n_bytes: int) -> Extent | None:
+def measure_extent(container: str, read_at: ReadAt, n_bytes: int) -> Extent | None:
     """Return how much audio a file of a container promises and has; None if it does not say, or says it frame by frame.
 
     Parameters

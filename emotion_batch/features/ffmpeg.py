@@ -1,7 +1,7 @@
 """Decode by FFmpeg (PyAV) what libsndfile does not decode, or not to its end. Only this module imports av.
 
-A recording sounds like what FFmpeg decodes: its frames one after the other, without those that are damaged. FFmpeg gets bytes and
-the name of a demuxer, never the name of a file, so that nothing in a recording makes it open anything else.
+A recording sounds like its frames that FFmpeg decodes, one after the other. FFmpeg gets bytes and a demuxer's name, never the name
+of a file, so that nothing in a recording makes it open anything else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BETTER = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 UNKNOWN_FRAMES = 2**62
 # No frame of a real codec has more samples, no recording more streams.
 _MOST_FRAME_SAMPLES, _MOST_STREAMS = 2**20, 64
-# How far FFmpeg may read to learn what the streams are: by default some megabytes of a film, for the sake of its pictures.
+# How far FFmpeg may read to learn what the streams are. Its default is some megabytes, because of pictures.
 _PROBE_BYTES = 2**17
 # What is farther ahead is sought, from so much before it, because decoders lean on the frames before.
 _FAR_S, _PREROLL_S = 10.0, 1.0
@@ -53,9 +53,8 @@ _SAYS_LENGTH = (containers.MOV, containers.FLAC)
 _SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
 # FFmpeg guesses the length of these by their bit rate.
 _GUESSED_LENGTH = (containers.ADTS, containers.AMR)
-# Containers in which FFmpeg finds a sample again; in others it guesses, or has to read up to it anyway, so that decoding up to it
-# is hardly dearer. The same is true of some codecs in them: their frames have no constant length, no time of their own, or lean on
-# all those before.
+# Containers in which FFmpeg finds a sample again. In others it guesses, or must read up to it anyway. The same is true of some codecs
+# in them: their frames have no constant length, no time of their own, or lean on all those before.
 _SEEKABLE = (containers.MOV, containers.MATROSKA, containers.ASF, containers.OGG, containers.CAF, containers.W64)
 _UNSEEKABLE = (
     (containers.MATROSKA, "vorbis"),
@@ -102,7 +101,7 @@ class FFmpegDecoder:
         self._read_at = extents.unbound(read_at, n_bytes) if container == containers.WAV else read_at
         self._n_bytes = n_bytes
         self._name = container
-        self._extent: Extent | None = extents.measure(container, read_at, n_bytes)
+        self._extent: Extent | None = extents.measure_extent(container, read_at, n_bytes)
         starts = extents.find_links(self._read_at, n_bytes) if container == containers.OGG else [0]
         self._is_chained = len(starts) > 1
         if len({extents.read_setup(self._read_at, start) for start in starts}) == 1:
@@ -242,7 +241,7 @@ class FFmpegDecoder:
                 if self._is_cut():
                     break
                 at = f"{max(0.0, self._decoded_s):.3f} s"
-                raise RecordingError(Status.UNREADABLE, f"decoding stopped at {at}: {_said(error)}") from error
+                raise RecordingError(Status.UNREADABLE, f"decoding stopped at {at}: {_ffmpeg_reason(error)}") from error
             if packet is None:
                 break
             if packet.size:
@@ -253,7 +252,7 @@ class FFmpegDecoder:
                 frames = codec.decode(packet)
             except (av.FFmpegError, EOFError, MemoryError) as error:
                 # FFmpeg passes over a packet that fails as well, and goes on with the next.
-                self._failure = _said(error)
+                self._failure = _ffmpeg_reason(error)
                 continue
             for frame in frames:
                 if frame.pts is not None and frame.sample_rate:
@@ -381,7 +380,7 @@ class FFmpegDecoder:
             )
         if isinstance(error, EOFError) or self._is_cut():
             return self._cut()
-        return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_said(error)}")
+        return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_ffmpeg_reason(error)}")
 
     def _nothing(self) -> RecordingError:
         """Return why there is not a single sample."""
@@ -446,6 +445,6 @@ class _File:
         return self._position
 
 
-def _said(error: BaseException) -> str:
+def _ffmpeg_reason(error: BaseException) -> str:
     """Return what FFmpeg says, without the number and the file's name that PyAV puts around it."""
     return (getattr(error, "strerror", None) or type(error).__name__).rstrip(".").lower()

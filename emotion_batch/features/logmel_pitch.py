@@ -17,14 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
-from emotion_batch.features.mfcc import Band, cut_bands
+from emotion_batch.features.mfcc import POWER_FLOOR, Band, cut_bands
 from emotion_batch.settings import SequenceSettings
 
 FILTERS = "sequence_filters.npz"
 # What a network sees of a frame: the bands, energy, fundamental frequency and voicing.
 N_INPUTS = SequenceSettings.n_mels + 3
-# As librosa.power_to_db's floor, in nepers of power.
-_POWER_FLOOR = np.float32(1e-10)
 # The fundamental is looked for at a quarter of the rate, in frames of 64 ms: three periods of the lowest.
 _DECIMATION, _PITCH_WINDOW, _N_TAPS = 4, 256, 64
 # For how much shorter a period a peak must be higher, by the octave: Boersma 1993, "octave cost".
@@ -97,13 +95,13 @@ def compute_sequence(samples: npt.NDArray[np.float32], settings: SequenceSetting
         return Sequence(logmel.astype(np.float16), f0_hz.astype(np.float16), voicing.astype(np.float16))
 
 
-def prepare(sequence: Sequence) -> npt.NDArray[np.float32]:
+def prepare_sequence(sequence: Sequence) -> npt.NDArray[np.float32]:
     """Return what a network sees of a segment, shape (n_frames, `N_INPUTS`).
 
     Each band without its mean over the frames, which takes the room and the microphone out; the energy relative to the
     loudest frame; the logarithm of the fundamental without its median where there is a voice, else 0; the voicing.
     """
-    return join(normalise(sequence.logmel.astype(np.float32)), *_tracks(sequence))
+    return join_tracks(normalise(sequence.logmel.astype(np.float32)), *_tracks(sequence))
 
 
 def normalise(logmel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -111,7 +109,7 @@ def normalise(logmel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray((logmel - logmel.mean(axis=0)) / np.float32(_MEL_SCALE), np.float32)
 
 
-def join(
+def join_tracks(
     bands: npt.NDArray[np.float32],
     energy: npt.NDArray[np.float32],
     pitch: npt.NDArray[np.float32],
@@ -166,7 +164,7 @@ def _logmel(
     logmel = np.empty((n_frames, settings.n_mels), np.float32)
     for bins, filters, weights in constants.bands:
         np.matmul(power[:, bins], weights, out=logmel[:, filters])
-    np.maximum(logmel, _POWER_FLOOR, out=logmel)
+    np.maximum(logmel, POWER_FLOOR, out=logmel)
     return np.log(logmel, out=logmel)
 
 

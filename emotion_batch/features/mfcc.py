@@ -23,7 +23,7 @@ from emotion_batch.settings import FeatureSettings
 
 FILTERS = "mel_filters.npz"
 # librosa.power_to_db's floor of the power and its range below the loudest cell.
-_POWER_FLOOR = np.float32(1e-10)
+POWER_FLOOR = np.float32(1e-10)
 _RANGE_DB = 80.0
 _DB_PER_NEPER = 10 / math.log(10)
 # Frames at a time: their spectra stay in a core's cache, and a long segment's in a worker's memory.
@@ -113,7 +113,7 @@ def _power(windowed: npt.NDArray[np.float32], buffers: _Buffers) -> npt.NDArray[
 
 def _mean_db(mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Return the mean over frames of `mel` in dB, at most 80 below the loudest cell; `mel` is used up."""
-    np.maximum(mel, _POWER_FLOOR, out=mel)
+    np.maximum(mel, POWER_FLOOR, out=mel)
     # NumPy's natural logarithm is vectorised, its common one is not.
     np.log(mel, out=mel)
     np.maximum(mel, mel.max() - np.float32(_RANGE_DB / _DB_PER_NEPER), out=mel)

@@ -161,4 +161,4 @@ def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:
     """Return what a network reads of rows that all have features."""
     if isinstance(settings, FeatureSettings):
         return read_vectors(rows, settings)
-    return [logmel_pitch.prepare(one) for one in read_sequences(rows)]
+    return [logmel_pitch.prepare_sequence(one) for one in read_sequences(rows)]

@@ -72,7 +72,7 @@ _LEAST_SPECTRAL_DEVIATION = 2.5
 _LEAST_BANDS = 4.0
 
 
-def summarise(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
+def summarise_rows(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
 
     Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames

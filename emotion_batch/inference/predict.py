@@ -183,7 +183,7 @@ def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
     best = np.argmax(raw, axis=1)
     probabilities = apply_temperature(raw, card.temperature)
     confidence = probabilities[np.arange(len(best)), best]
-    summaries = domain.summarise(usable, settings)
+    summaries = domain.summarise_rows(usable, settings)
     is_speech = domain.judge_speech(summaries, settings)
     is_confident = np.zeros(len(best), bool)
     is_in_domain = distance = None

@@ -59,7 +59,7 @@ RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 _SPLIT_EVERY = 64
 
 
-class Work(Protocol[GivenTask, Total]):
+class SubmittedWork(Protocol[GivenTask, Total]):
     """What is handed to a cluster that nobody waits for; travels to workers."""
 
     def do(self, task: GivenTask) -> Any:
@@ -229,7 +229,9 @@ class Cluster:
                     left.pop(key)[1].release()
                 yield task, outcome
 
-    def hand_over(self, work: Work[Task, Total], watches: Sequence[Watch[Task]], tasks: Sequence[Task]) -> None:
+    def hand_over(
+        self, work: SubmittedWork[Task, Total], watches: Sequence[Watch[Task]], tasks: Sequence[Task]
+    ) -> None:
         """Leave shards, as a bag of one partition each, to the cluster, which goes on to the end by itself.
 
         What the scheduler then holds is everything: workers may come and go, and no client need be there. Receipts are

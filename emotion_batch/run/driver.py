@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import copy
-import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from itertools import islice
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from emotion_batch.errors import (
     CancelledError,
     ClusterError,
     DamagedError,
-    DeniedError,
     EmotionBatchError,
     IncompleteError,
     Status,
@@ -33,22 +28,24 @@ from emotion_batch.errors import (
 )
 from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.run.canary import RECORDINGS, Canary
+from emotion_batch.run import shards as table_shards
+from emotion_batch.run.canary import Canary
 from emotion_batch.run.local_cluster import count_cores
-from emotion_batch.run.record import Recorder, Summary
+from emotion_batch.run.means import Means, Needs
+from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
 from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.shards import count_first, find_done, find_places, find_relisted, has_damage, order_shards
 from emotion_batch.run.submit import Submission, SubmissionWatch
 from emotion_batch.storage.archive import Listing
-from emotion_batch.storage.entries import Entry, peek
-from emotion_batch.storage.file_lists import is_list
-from emotion_batch.storage.folder import Folder, explained, is_url
+from emotion_batch.storage.entries import Entry
+from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.retry import hastily
-from emotion_batch.tables import attempts, parts, schema
+from emotion_batch.tables import attempts, schema
 from emotion_batch.tables.inventory import read_manifest, require_generations
 from emotion_batch.tables.lease import Holder, Lease, begin, cancellation_name, run_ids
 from emotion_batch.tables.manifest import Growth, Manifest
 from emotion_batch.tables.parts import Counts, Footer
-from emotion_batch.tables.repair import mend, rebuild
+from emotion_batch.tables.repair import rebuild
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
 from emotion_batch.worker import preflight
@@ -60,57 +57,9 @@ from emotion_batch.worker.task import Task
 if TYPE_CHECKING:
     from emotion_batch.run.dask_cluster import Cluster
 
-_PACKAGE = "emotion-batch"
-# A shard of so many times the usual cost is begun before the others.
-_HEAVY = 4
+PACKAGE = "emotion-batch"
 # So often what is left is looked at again, when another run was at work on the same table.
 _MOST_PASSES = 3
-# Recordings that tell whether the archive is still there.
-_WITNESSES, _WITNESS_TRIES = 3, 20
-
-
-@dataclass(frozen=True)
-class Means:
-    """With what a run works.
-
-    Attributes
-    ----------
-    scheduler
-        A running Dask scheduler; None for a local cluster.
-    workers
-        One-thread worker processes of a local cluster; None for one a core.
-    force
-        Go on though the first recordings come out alike.
-    leave
-        Hand the run to the scheduler and come back, rather than wait for its end.
-
-    Raises
-    ------
-    UsageError
-        If a run is to be left to a cluster that would end with the call.
-    """
-
-    scheduler: Scheduler | None = None
-    workers: int | None = None
-    force: bool = False
-    leave: bool = False
-
-    def __post_init__(self) -> None:
-        if self.leave and self.scheduler is None:
-            raise UsageError(
-                "--scheduler: expected the address of a running Dask scheduler to leave the run to, got none; start one with "
-                "`dask scheduler`, or run the command here without `submit`"
-            )
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the workers must be able to read."""
-
-    archive: Folder | None = None
-    recordings: tuple[Entry, ...] = ()
-    features: tuple[Folder, str] | None = None
-    bundle: Bundle | None = None
 
 
 class Run:
@@ -170,7 +119,7 @@ class Run:
             with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
                 # A call that was refused before any work is no run that failed.
                 if not isinstance(error, UsageError):
-                    self._recorder.write(self.table, self.summary, *_outcome(error))
+                    self._recorder.write(self.table, self.summary, *name_outcome(error))
                 self.table.delete(cancellation_name(self.id))
         except StorageError as lost:
             self.watcher.on_note(f"the record of this run could not be written: {lost}")
@@ -201,17 +150,8 @@ class Run:
             growth = self._grow(listing.entries, None, prune=prune)
         if growth is None:
             return False
-        if listing.left_out:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
-            note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
-        if listing.n_duplicates:
-            note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
-        if listing.n_missing:
-            verb = "is" if listing.n_missing == 1 else "are"
-            note(
-                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
-                f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
-            )
+        for remark in listing.remark():
+            note(remark)
         if not is_new and any(asdict(growth).values()):
             gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
             note(
@@ -257,44 +197,8 @@ class Run:
         return copy_bundle(bundle, self.table.folder(COPY))
 
     def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
-        """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
-
-        Raises
-        ------
-        StorageError
-            If none of them may be read.
-        """
-        refusal: PermissionError | None = None
-        shards = sorted(self.manifest.shards)
-        spread = [shards[number] for number in _spread(len(shards), _WITNESSES)]
-        with explained(f"table {self.table.url}"):
-            batches = [batch.take(_spread(batch.num_rows, _WITNESS_TRIES)) for batch in self.manifest.entries(spread)]
-
-        def find(batch: pa.RecordBatch) -> Iterator[Entry]:
-            nonlocal refusal
-            for entry in (Entry(**row) for row in batch.to_pylist()):
-                try:
-                    peek(archive, entry)
-                except PermissionError as error:
-                    refusal = error if isinstance(error, DeniedError) else PermissionError(0, "", entry.file)
-                except Exception:  # noqa: S112 whatever it is, this one tells nothing
-                    continue
-                else:
-                    yield entry
-
-        found = [entry for batch in batches for entry in islice(find(batch), 1)]
-        if refusal is not None and not found and archive.is_local:
-            # Some may be readable all the same, and here it takes no time to see.
-            found = list(islice((entry for batch in self.manifest.entries(shards) for entry in find(batch)), 1))
-        if refusal is not None and not found:
-            with explained(f"archive {archive.url}"):
-                raise refusal
-        if batches and not (found or archive.is_local) and is_list(self.info.source):
-            self.watcher.on_note(
-                f"none of the recordings of the list that were tried can be read, e.g. {batches[0]['file'][0].as_py()!r}; names "
-                f"in a list are relative to the folder that the list is in, {archive.url}"
-            )
-        return tuple(found)
+        """Return a few recordings that can be read here: see `shards.find_witnesses`."""
+        return table_shards.find_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
 
     def finish(
         self,
@@ -324,27 +228,29 @@ class Run:
         """
         # The listing's memory, which Arrow would keep: Dask is loaded now.
         pa.default_memory_pool().release_unused()
-        places = self._places(job)
+        places = find_places(self.table, self.info, job)
         if again:
             done, missing = self._look(places, features)
             todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
             self._do(job, needs, done, todo)
-            self._recall_reasons(done)
+            recall_reasons(self.summary, self.table, self.info, done)
             if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
             for number in range(_MOST_PASSES):
                 done, missing = self._look(places, features)
-                if number == 0 and done and (not missing or self._has_damage(missing)):
+                if number == 0 and done and (not missing or has_damage(self.table, missing)):
                     # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
                     # few new recordings.
                     self.watcher.on_note(
                         "reading the rows of finished parts, because some damage shows in nothing else"
                     )
                     done, missing = self._look(places, features, deep=True)
-                listed = self._find_listed(done) if features is None and not number else []
+                listed = (
+                    find_relisted(self.table, self.info, self.manifest, done) if features is None and not number else []
+                )
                 self._do(job, needs, done, missing + self._tasks(listed, done))
-                self._recall_reasons(done)
+                recall_reasons(self.summary, self.table, self.info, done)
                 # Another run may have frozen more since, or put parts of an older listing over some of these.
                 if self._is_left or not self._has_company():
                     return self.summary
@@ -356,74 +262,17 @@ class Run:
             )
         return self.summary
 
-    def _places(self, job: Extraction | Labelling) -> list[tuple[Folder, TableInfo]]:
-        """Return the tables that a job writes parts of, the one first whose parts say what need not be decoded."""
-        here = (self.table, self.info)
-        source = job.source if isinstance(job, Labelling) else job
-        if isinstance(source, Extraction) and source.table.url != self.table.url:
-            return [(source.table, source.info), here]
-        return [here]
-
     def _look(
         self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None, *, deep: bool = False
     ) -> tuple[dict[int, Footer], list[Task]]:
-        """Return the footers of this table's shards that are done, and the tasks of those that are not.
+        """Return the footers of this table's shards that are done, and the tasks of those that are not."""
+        done, present = find_done(self.manifest, places, features, self.watcher.on_note, deep=deep)
+        return done, self._tasks([shard for shard in self.manifest.shards if shard not in done], present)
 
-        With `deep` every row is read, and parts that are damaged are removed first.
-        """
-        self.manifest.reload()
-        shards = self.manifest.shards
-        with explained(f"table {self.table.url}"):
-            for place, info in places:
-                if place.url != self.table.url:
-                    Manifest.following(place, self.manifest)
-                for note in mend(place, info, self.manifest, deep=deep):
-                    self.watcher.on_note(note)
-            # What a shard keeps of its part, it keeps of a part of any entries.
-            present = [parts.own_footers(place, info, shards) for place, info in places]
-        complete = [parts.select_complete(footers, shards) for footers in present]
-        done = {
-            shard: footer
-            for shard, footer in complete[-1].items()
-            # Alike also in what failed: features may have been tried again since they were labelled.
-            if all(
-                shard in others and others[shard].counts.by_status == footer.counts.by_status
-                for others in (*complete, *([] if features is None else [features]))
-            )
-        }
-        return done, self._tasks([shard for shard in shards if shard not in done], present[0])
-
-    def _has_damage(self, missing: list[Task]) -> bool:
-        """Return whether a part of a missing shard is there and cannot be used."""
-        with explained(f"table {self.table.url}"):
-            names = set(self.table.names())
-        return any(task.earlier is None and parts.part_name(task.shard) in names for task in missing)
-
-    def _find_listed(self, done: Mapping[int, Footer]) -> list[int]:
-        """Return the finished shards with recordings that were not as they were listed, and are listed again."""
-        counts = {shard: footer.counts.by_status for shard, footer in done.items()}
-        # Of those that are gone it is said once more what became of them: that they are not there.
-        found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
-        vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
-        # A list names what is not there, and a folder has links that lead nowhere.
-        is_looked_at = is_list(self.info.source) or not is_url(self.info.source)
-        for shard, entries in zip(vanished, self.manifest.entries(vanished), strict=True):
-            missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
-            gone, n_vanished = self.manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
-            if n_vanished > len(missing) + len(gone):
-                found.append(shard)
-            elif n_vanished > len(missing):
-                # Which of them, for what is gone may have its rows.
-                rows = parts.require_part(self.table, self.info, shard, ["file", "status"])
-                names = rows["file"].filter(pc.equal(rows["status"], Status.VANISHED)).to_pylist()
-                if set(names).difference(missing, gone.to_pylist()):
-                    found.append(shard)
-        return found
-
-    def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
-        """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""
+    def _tasks(self, numbers: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
+        """Return tasks for shards in the order in which to begin them, given the parts that are there."""
         entries = self.manifest.shards
-        order = order_shards({shard: entries[shard].cost for shard in shards})
+        order = order_shards({shard: entries[shard].cost for shard in numbers})
         if any(other.run < self.id for other in self._others):
             # The other run begins at the other end.
             order.reverse()
@@ -448,13 +297,15 @@ class Run:
             if means.scheduler is not None:
                 self._preflight(connected, needs)
             versions = tuple(preflight.read_versions(needs.bundle is not None).items())
-            work = Work(job, self.id, tuple(self._places(job)), versions, self.manifest.generation)
+            work = Work(
+                job, self.id, tuple(find_places(self.table, self.info, job)), versions, self.manifest.generation
+            )
             canary = None if means.force else Canary(self.info.source)
             if means.scheduler is None or not means.leave:
                 self._work_off(connected, work, todo, canary, len(todo))
                 return
             # That they come out alike is better seen before the lid is closed.
-            n_first = _count_first(todo, sum(connected.threads().values()))
+            n_first = count_first(todo, sum(connected.threads().values()))
             self._work_off(connected, work, todo[:n_first], canary, len(todo))
             if todo[n_first:]:
                 self._leave(connected, means.scheduler, work, todo[n_first:])
@@ -478,20 +329,6 @@ class Run:
             if lost is not None:
                 with suppress(Exception), hastily():
                     attempts.take_back(self.table, self.id, lost)
-
-    def _recall_reasons(self, done: Mapping[int, Footer]) -> None:
-        """If every recording failed, take examples of what earlier runs met from the parts that they left."""
-        if not self.summary.is_all_failed:
-            return
-        for status in self.summary.counts.by_status.keys() - self.summary.examples.keys():
-            shard = next((shard for shard, footer in done.items() if status in footer.counts.by_status), None)
-            if shard is None:
-                continue
-            rows = parts.require_part(self.table, self.info, shard, ["file", "status", "error"])
-            failed = rows.filter(pc.equal(rows["status"], status))
-            # None, if the shard was done again since and something else became of it.
-            for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
-                self.summary.show({status: [example]})
 
     def _work_off(self, connected: Cluster, work: Work, todo: list[Task], canary: Canary | None, n_in_all: int) -> None:
         """Have shards done, of so many in all, and wait for them."""
@@ -563,7 +400,7 @@ class Run:
         with explained(f"table {self.table.url}"):
             self.table.publish(nonce_name, nonce)
             try:
-                connected.preflight(_PACKAGE, probe)
+                connected.preflight(PACKAGE, probe)
             finally:
                 self.table.delete(nonce_name)
         many = [worker for worker, n_threads in connected.threads().items() if n_threads > 1]
@@ -592,40 +429,3 @@ def import_cluster() -> ModuleType:
             "~/.config/dask, and at the variables that begin with DASK_"
         ) from error
     return dask_cluster
-
-
-def _spread(n_things: int, n_most: int) -> list[int]:
-    """Return the numbers of so many things at most, from all over them."""
-    return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
-
-
-def _outcome(error: BaseException | None) -> tuple[str, str | None]:
-    """Return how a run ended, in a word, and of what it failed."""
-    if error is None:
-        return "complete", None
-    if isinstance(error, CancelledError):
-        return "cancelled", None
-    return ("failed", f"{type(error).__name__}: {error}") if isinstance(error, Exception) else ("stopped", None)
-
-
-def order_shards(costs: Mapping[int, int]) -> list[int]:
-    """Order shards: such as cost far more than most first, that none is waited for at the end; the others spread.
-
-    Spread, so that any first few are from all over the archive.
-    """
-    heavy = _HEAVY * float(np.median(list(costs.values()) or [0]))
-    first = sorted((shard for shard in costs if costs[shard] > heavy), key=lambda shard: -costs[shard])
-    others = [shard for shard in costs if costs[shard] <= heavy]
-    # Steps of the golden ratio: https://en.wikipedia.org/wiki/Low-discrepancy_sequence#Additive_recurrence
-    order = np.argsort(np.modf(np.arange(len(others)) * (math.sqrt(5) - 1) / 2)[0], kind="stable")
-    return first + [others[number] for number in np.argsort(order).tolist()]
-
-
-def _count_first(tasks: Sequence[Task], n_threads: int) -> int:
-    """Return how many shards a submitted run sees done before it leaves: one a thread, fewer if they hold enough."""
-    n_recordings = 0
-    for n_tasks, task in enumerate(tasks[: max(1, n_threads)]):
-        if n_recordings >= RECORDINGS:
-            return n_tasks
-        n_recordings += task.entry.n_recordings
-    return min(len(tasks), max(1, n_threads))

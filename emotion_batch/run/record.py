@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow.compute as pc
+
 from emotion_batch._version import __version__
+from emotion_batch.errors import CancelledError
 from emotion_batch.storage.folder import Folder, seal
-from emotion_batch.tables import lease, schema
-from emotion_batch.tables.parts import Counts
+from emotion_batch.tables import lease, parts, schema
+from emotion_batch.tables.parts import Counts, Footer
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
 from emotion_batch.worker import preflight
@@ -166,3 +169,27 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""
         return {**asdict(self), "n_ok": self.counts.n_ok, "n_failed": self.counts.n_failed}
+
+
+def recall_reasons(summary: Summary, table: Folder, info: TableInfo, done: Mapping[int, Footer]) -> None:
+    """If every recording failed, take examples of what earlier runs met from the parts that they left."""
+    if not summary.is_all_failed:
+        return
+    for status in summary.counts.by_status.keys() - summary.examples.keys():
+        shard = next((shard for shard, footer in done.items() if status in footer.counts.by_status), None)
+        if shard is None:
+            continue
+        rows = parts.require_part(table, info, shard, ["file", "status", "error"])
+        failed = rows.filter(pc.equal(rows["status"], status))
+        # None, if the shard was done again since and something else became of it.
+        for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
+            summary.show({status: [example]})
+
+
+def name_outcome(error: BaseException | None) -> tuple[str, str | None]:
+    """Return how a run ended, in a word, and of what it failed."""
+    if error is None:
+        return "complete", None
+    if isinstance(error, CancelledError):
+        return "cancelled", None
+    return ("failed", f"{type(error).__name__}: {error}") if isinstance(error, Exception) else ("stopped", None)

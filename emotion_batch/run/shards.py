@@ -1,611 +1,120 @@
-"""Drive one run over a table: find the shards that are not done, hand them to a cluster, and record the outcome."""
+"""Find which shards of a table a run still has to do, and in which order, by what is in its storage."""
 
 from __future__ import annotations
 
-import copy
 import math
-import secrets
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.errors import (
-    CancelledError,
-    ClusterError,
-    DamagedError,
     DeniedError,
-    EmotionBatchError,
-    IncompleteError,
     Status,
-    StorageError,
-    UsageError,
-    find_shortage,
 )
-from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
-from emotion_batch.progress import Progress, Watcher
-from emotion_batch.run.canary import RECORDINGS, Canary
-from emotion_batch.run.local_cluster import count_cores
-from emotion_batch.run.record import Recorder, Summary
-from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.submit import Submission, SubmissionWatch
-from emotion_batch.storage.archive import Listing
+from emotion_batch.run.canary import RECORDINGS
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.file_lists import is_list
 from emotion_batch.storage.folder import Folder, explained, is_url
-from emotion_batch.storage.retry import hastily
-from emotion_batch.tables import attempts, parts, schema
-from emotion_batch.tables.inventory import read_manifest, require_generations
-from emotion_batch.tables.lease import Holder, Lease, begin, cancellation_name, run_ids
-from emotion_batch.tables.manifest import Growth, Manifest
-from emotion_batch.tables.parts import Counts, Footer
-from emotion_batch.tables.repair import mend, rebuild
+from emotion_batch.tables import parts
+from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import Footer
+from emotion_batch.tables.repair import mend
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.usage import Spent
-from emotion_batch.worker import preflight
 from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.labelling import Labelling
-from emotion_batch.worker.shard import Work, make_tasks
 from emotion_batch.worker.task import Task
 
-if TYPE_CHECKING:
-    from emotion_batch.run.dask_cluster import Cluster
-
-_PACKAGE = "emotion-batch"
 # A shard of so many times the usual cost is begun before the others.
 _HEAVY = 4
-# So often what is left is looked at again, when another run was at work on the same table.
-_MOST_PASSES = 3
 # Recordings that tell whether the archive is still there.
-_WITNESSES, _WITNESS_TRIES = 3, 20
+_WITNESSES, WITNESS_TRIES = 3, 20
 
 
-@dataclass(frozen=True)
-class Means:
-    """With what a run works.
-
-    Attributes
-    ----------
-    scheduler
-        A running Dask scheduler; None for a local cluster.
-    workers
-        One-thread worker processes of a local cluster; None for one a core.
-    force
-        Go on though the first recordings come out alike.
-    leave
-        Hand the run to the scheduler and come back, rather than wait for its end.
-
-    Raises
-    ------
-    UsageError
-        If a run is to be left to a cluster that would end with the call.
-    """
-
-    scheduler: Scheduler | None = None
-    workers: int | None = None
-    force: bool = False
-    leave: bool = False
-
-    def __post_init__(self) -> None:
-        if self.leave and self.scheduler is None:
-            raise UsageError(
-                "--scheduler: expected the address of a running Dask scheduler to leave the run to, got none; start one with "
-                "`dask scheduler`, or run the command here without `submit`"
-            )
+def find_places(table: Folder, info: TableInfo, job: Extraction | Labelling) -> list[tuple[Folder, TableInfo]]:
+    """Return the tables that a job writes parts of, the one first whose parts say what need not be decoded."""
+    here = (table, info)
+    source = job.source if isinstance(job, Labelling) else job
+    if isinstance(source, Extraction) and source.table.url != table.url:
+        return [(source.table, source.info), here]
+    return [here]
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What the workers must be able to read."""
-
-    archive: Folder | None = None
-    recordings: tuple[Entry, ...] = ()
-    features: tuple[Folder, str] | None = None
-    bundle: Bundle | None = None
-
-
-class Run:
-    """One run over a table, as a block: in it the table is there and says who is at work, after it there is a record.
+def find_done(
+    manifest: Manifest,
+    places: list[tuple[Folder, TableInfo]],
+    features: Mapping[int, Footer] | None,
+    on_note: Callable[[str], None],
+    *,
+    deep: bool = False,
+) -> tuple[dict[int, Footer], Mapping[int, Footer]]:
+    """Return the footers of a table's shards that are done, and those of all parts that are there.
 
     Parameters
     ----------
-    table
-        The table.
-    info
-        What it is.
-    watcher
-        Hears notes and progress.
-    means
-        With what to work.
-    started
-        When the call began, of `time.perf_counter`.
+    manifest
+        The table's manifest, which is read anew.
+    places
+        What `find_places` gives: the table is the last of them.
+    features
+        Of a labelling of a feature table, the footers of its parts.
+    on_note
+        Hears what was mended.
+    deep
+        Read every row, and first remove the parts that are damaged.
     """
-
-    def __init__(self, table: Folder, info: TableInfo, watcher: Watcher, means: Means, started: float) -> None:
-        self._began = datetime.now(UTC)
-        self.id = f"{self._began.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
-        self.table = table
-        self.info = info
-        self.watcher = watcher
-        self.means = means
-        self.summary = Summary(table.url, run=self.id)
-        self._recorder = Recorder(
-            self.id, self._began.isoformat(timespec="seconds"), info, means.scheduler is None, means.workers
+    manifest.reload()
+    shards = manifest.shards
+    with explained(f"table {places[-1][0].url}"):
+        for place, info in places:
+            if place.url != places[-1][0].url:
+                Manifest.following(place, manifest)
+            for note in mend(place, info, manifest, deep=deep):
+                on_note(note)
+        # What a shard keeps of its part, it keeps of a part of any entries.
+        present = [parts.own_footers(place, info, shards) for place, info in places]
+    complete = [parts.select_complete(footers, shards) for footers in present]
+    done = {
+        shard: footer
+        for shard, footer in complete[-1].items()
+        # Alike also in what failed: features may have been tried again since they were labelled.
+        if all(
+            shard in others and others[shard].counts.by_status == footer.counts.by_status
+            for others in (*complete, *([] if features is None else [features]))
         )
-        self._started = started
-        self._is_left = False
-        self._lease = Lease(table, self.id)
+    }
+    return done, present[0]
 
-    def __enter__(self) -> Run:
-        self._known_runs, self._others = self._begin(self.table, self.info, self._lease)
-        for other in self._others:
-            self.watcher.on_note(
-                f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
-                "that one of them has done the other leaves"
-            )
-        return self
 
-    @cached_property
-    def manifest(self) -> Manifest:
-        """The table's manifest."""
-        with explained(f"table {self.table.url}"):
-            return read_manifest(self.table, self.info)
+def has_damage(table: Folder, missing: list[Task]) -> bool:
+    """Return whether a part of a missing shard is there and cannot be used."""
+    with explained(f"table {table.url}"):
+        names = set(table.names())
+    return any(task.earlier is None and parts.part_name(task.shard) in names for task in missing)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.summary.elapsed_s = time.perf_counter() - self._started
-        if self._is_left and error is None:
-            # The cluster writes the record, at the end.
-            return
-        try:
-            # Whoever stopped a run waits for its end, and storage may be why.
-            with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
-                # A call that was refused before any work is no run that failed.
-                if not isinstance(error, UsageError):
-                    self._recorder.write(self.table, self.summary, *_outcome(error))
-                self.table.delete(cancellation_name(self.id))
-        except StorageError as lost:
-            self.watcher.on_note(f"the record of this run could not be written: {lost}")
-        finally:
-            self._lease.end()
 
-    def freeze(self, listing: Listing, spent: Spent, since: int | None = None, *, prune: bool) -> bool:
-        """Take a listing over into the table's manifest, and say what is remarkable about it.
-
-        Return whether it was taken over: not if it would undo what another run has frozen after the generation `since`.
-        """
-        note = self.watcher.on_note
-        self.summary.spent.add(spent)
-        try:
-            is_new = not self.manifest.shards
-            growth = self._grow(listing.entries, since, prune=prune)
-        except DamagedError as error:
-            if self._others:
-                other = self._others[0]
-                raise IncompleteError(
-                    f"{error.args[0]}, and run {other.run} is at work on it, on {other.host}; run the same command again when "
-                    "that has ended"
-                ) from error
-            note(f"{error.args[0]}; it was written anew, by the parts that are there and the listing")
-            with explained(f"table {self.table.url}"):
-                self.manifest = rebuild(self.table, self.info, listing.entries)
-            is_new = False
-            growth = self._grow(listing.entries, None, prune=prune)
-        if growth is None:
-            return False
-        if listing.left_out:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
-            note(f"left out {sum(listing.left_out.values())} files that are no recordings by their suffix ({kinds})")
-        if listing.n_duplicates:
-            note(f"left out {listing.n_duplicates} repetitions of recordings that the list names already")
-        if listing.n_missing:
-            verb = "is" if listing.n_missing == 1 else "are"
-            note(
-                f"{listing.n_missing:,} of the {listing.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
-                f"{listing.missing!r}; names in a list are relative to the folder that the list is in, {listing.folder.url}"
-            )
-        if not is_new and any(asdict(growth).values()):
-            gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
-            note(
-                f"since the last run the archive has {growth.n_new} recordings more, {growth.n_changed} changed and {gone}"
-                + ("; the rows of those that are gone stay, unless with --prune" if growth.n_gone else "")
-            )
-        self.summary.left_out = listing.left_out
-        for name, value in asdict(growth).items():
-            setattr(self.summary, name, value)
-        return True
-
-    def _grow(self, entries: pa.Table, since: int | None, *, prune: bool) -> Growth | None:
-        """Take a listing over into the manifest as `Manifest.grow` does; raise DamagedError if that lacks something, or files of it are damaged."""
-        check = partial(require_generations, self.table, self.info, self.manifest, listed=entries)
-        with explained(f"table {self.table.url}"):
-            if problems := self.manifest.find_damage(deep=True):
-                raise DamagedError(f"table {self.table.url}: {problems[0]}")
-            check([])
-            return self.manifest.grow(
-                entries, self.info.segments, prune=prune, force=self.means.force, since=since, check=check
-            )
-
-    def keep_features(self, table: Folder, info: TableInfo) -> None:
-        """Make the feature table that keeps the features of this run."""
-        held = Lease(table, self.id)
-        self._begin(table, info, held)
-        held.end()
-
-    def _begin(self, table: Folder, info: TableInfo, held: Lease) -> tuple[frozenset[str], tuple[Holder, ...]]:
-        """Begin on a table; return the runs that it knew, and those of them that are at work on it."""
-        known, at_work, is_mended = begin(table, info, held)
-        if is_mended:
-            self.watcher.on_note(f"table {table.url}: {schema.INFO} was damaged or missing, and was written anew")
-        return known, at_work
-
-    def follow(self, manifest: Manifest) -> None:
-        """Take the manifest of a feature table over."""
-        with explained(f"table {self.table.url}"):
-            self.manifest = Manifest.following(self.table, manifest)
-
-    def keep_model(self, bundle: Bundle) -> Bundle:
-        """Return the table's own copy of a bundle, of which is made what is not there."""
-        return copy_bundle(bundle, self.table.folder(COPY))
-
-    def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
-        """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
-
-        Raises
-        ------
-        StorageError
-            If none of them may be read.
-        """
-        refusal: PermissionError | None = None
-        shards = sorted(self.manifest.shards)
-        spread = [shards[number] for number in _spread(len(shards), _WITNESSES)]
-        with explained(f"table {self.table.url}"):
-            batches = [batch.take(_spread(batch.num_rows, _WITNESS_TRIES)) for batch in self.manifest.entries(spread)]
-
-        def find(batch: pa.RecordBatch) -> Iterator[Entry]:
-            nonlocal refusal
-            for entry in (Entry(**row) for row in batch.to_pylist()):
-                try:
-                    peek(archive, entry)
-                except PermissionError as error:
-                    refusal = error if isinstance(error, DeniedError) else PermissionError(0, "", entry.file)
-                except Exception:  # noqa: S112 whatever it is, this one tells nothing
-                    continue
-                else:
-                    yield entry
-
-        found = [entry for batch in batches for entry in islice(find(batch), 1)]
-        if refusal is not None and not found and archive.is_local:
-            # Some may be readable all the same, and here it takes no time to see.
-            found = list(islice((entry for batch in self.manifest.entries(shards) for entry in find(batch)), 1))
-        if refusal is not None and not found:
-            with explained(f"archive {archive.url}"):
-                raise refusal
-        if batches and not (found or archive.is_local) and is_list(self.info.source):
-            self.watcher.on_note(
-                f"none of the recordings of the list that were tried can be read, e.g. {batches[0]['file'][0].as_py()!r}; names "
-                f"in a list are relative to the folder that the list is in, {archive.url}"
-            )
-        return tuple(found)
-
-    def finish(
-        self,
-        job: Extraction | Labelling,
-        needs: Needs,
-        *,
-        features: Mapping[int, Footer] | None = None,
-        again: frozenset[Status] = frozenset(),
-    ) -> Summary:
-        """Do every shard that is not done, and return what the table then is.
-
-        Parameters
-        ----------
-        job
-            What a worker does with a shard.
-        needs
-            What it must be able to read for that.
-        features
-            Of a labelling of a feature table, the footers of its parts.
-        again
-            If there are any, only finished shards are done, in which a recording has one of these statuses.
-
-        Raises
-        ------
-        CanaryError, IncompleteError, ClusterError
-            If the run was stopped, or shards are left over.
-        """
-        # The listing's memory, which Arrow would keep: Dask is loaded now.
-        pa.default_memory_pool().release_unused()
-        places = self._places(job)
-        if again:
-            done, missing = self._look(places, features)
-            todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
-            self._do(job, needs, done, todo)
-            self._recall_reasons(done)
-            if self._has_company() and not self._is_left:
-                _, missing = self._look(places, features)
-        else:
-            for number in range(_MOST_PASSES):
-                done, missing = self._look(places, features)
-                if number == 0 and done and (not missing or self._has_damage(missing)):
-                    # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
-                    # few new recordings.
-                    self.watcher.on_note(
-                        "reading the rows of finished parts, because some damage shows in nothing else"
-                    )
-                    done, missing = self._look(places, features, deep=True)
-                listed = self._find_listed(done) if features is None and not number else []
-                self._do(job, needs, done, missing + self._tasks(listed, done))
-                self._recall_reasons(done)
-                # Another run may have frozen more since, or put parts of an older listing over some of these.
-                if self._is_left or not self._has_company():
-                    return self.summary
-            _, missing = self._look(places, features)
-        if missing:
-            raise IncompleteError(
-                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} parts, got {len(missing)} missing or "
-                "out of date; run the command that made it again"
-            )
-        return self.summary
-
-    def _places(self, job: Extraction | Labelling) -> list[tuple[Folder, TableInfo]]:
-        """Return the tables that a job writes parts of, the one first whose parts say what need not be decoded."""
-        here = (self.table, self.info)
-        source = job.source if isinstance(job, Labelling) else job
-        if isinstance(source, Extraction) and source.table.url != self.table.url:
-            return [(source.table, source.info), here]
-        return [here]
-
-    def _look(
-        self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None, *, deep: bool = False
-    ) -> tuple[dict[int, Footer], list[Task]]:
-        """Return the footers of this table's shards that are done, and the tasks of those that are not.
-
-        With `deep` every row is read, and parts that are damaged are removed first.
-        """
-        self.manifest.reload()
-        shards = self.manifest.shards
-        with explained(f"table {self.table.url}"):
-            for place, info in places:
-                if place.url != self.table.url:
-                    Manifest.following(place, self.manifest)
-                for note in mend(place, info, self.manifest, deep=deep):
-                    self.watcher.on_note(note)
-            # What a shard keeps of its part, it keeps of a part of any entries.
-            present = [parts.own_footers(place, info, shards) for place, info in places]
-        complete = [parts.select_complete(footers, shards) for footers in present]
-        done = {
-            shard: footer
-            for shard, footer in complete[-1].items()
-            # Alike also in what failed: features may have been tried again since they were labelled.
-            if all(
-                shard in others and others[shard].counts.by_status == footer.counts.by_status
-                for others in (*complete, *([] if features is None else [features]))
-            )
-        }
-        return done, self._tasks([shard for shard in shards if shard not in done], present[0])
-
-    def _has_damage(self, missing: list[Task]) -> bool:
-        """Return whether a part of a missing shard is there and cannot be used."""
-        with explained(f"table {self.table.url}"):
-            names = set(self.table.names())
-        return any(task.earlier is None and parts.part_name(task.shard) in names for task in missing)
-
-    def _find_listed(self, done: Mapping[int, Footer]) -> list[int]:
-        """Return the finished shards with recordings that were not as they were listed, and are listed again."""
-        counts = {shard: footer.counts.by_status for shard, footer in done.items()}
-        # Of those that are gone it is said once more what became of them: that they are not there.
-        found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
-        vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
-        # A list names what is not there, and a folder has links that lead nowhere.
-        is_looked_at = is_list(self.info.source) or not is_url(self.info.source)
-        for shard, entries in zip(vanished, self.manifest.entries(vanished), strict=True):
-            missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
-            gone, n_vanished = self.manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
-            if n_vanished > len(missing) + len(gone):
+def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapping[int, Footer]) -> list[int]:
+    """Return the finished shards with recordings that were not as they were listed, and are listed again."""
+    counts = {shard: footer.counts.by_status for shard, footer in done.items()}
+    # Of those that are gone it is said once more what became of them: that they are not there.
+    found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
+    vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
+    # A list names what is not there, and a folder has links that lead nowhere.
+    is_looked_at = is_list(info.source) or not is_url(info.source)
+    for shard, entries in zip(vanished, manifest.entries(vanished), strict=True):
+        missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
+        gone, n_vanished = manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
+        if n_vanished > len(missing) + len(gone):
+            found.append(shard)
+        elif n_vanished > len(missing):
+            # Which of them, for what is gone may have its rows.
+            rows = parts.require_part(table, info, shard, ["file", "status"])
+            names = rows["file"].filter(pc.equal(rows["status"], Status.VANISHED)).to_pylist()
+            if set(names).difference(missing, gone.to_pylist()):
                 found.append(shard)
-            elif n_vanished > len(missing):
-                # Which of them, for what is gone may have its rows.
-                rows = parts.require_part(self.table, self.info, shard, ["file", "status"])
-                names = rows["file"].filter(pc.equal(rows["status"], Status.VANISHED)).to_pylist()
-                if set(names).difference(missing, gone.to_pylist()):
-                    found.append(shard)
-        return found
-
-    def _tasks(self, shards: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
-        """Return tasks for `shards` in the order in which to begin them, given the parts that are there."""
-        entries = self.manifest.shards
-        order = order_shards({shard: entries[shard].cost for shard in shards})
-        if any(other.run < self.id for other in self._others):
-            # The other run begins at the other end.
-            order.reverse()
-        return make_tasks(self.manifest, order, present)
-
-    def _has_company(self) -> bool:
-        """Return whether another run was at work on the table while this one was."""
-        with explained(f"table {self.table.url}"):
-            came = run_ids(self.table) - self._known_runs - {self.id}
-        return bool(self._others or came)
-
-    def _do(self, job: Extraction | Labelling, needs: Needs, done: Mapping[int, Footer], todo: list[Task]) -> None:
-        shards = {task.shard for task in todo}
-        self.summary.counts = sum((done[shard].counts for shard in done if shard not in shards), Counts())
-        self.summary.n_shards = len(self.manifest.shards)
-        if not todo:
-            return
-        means = self.means
-        with self._connected(min(means.workers or count_cores(), len(todo))) as connected:
-            if connected.dashboard:
-                self.watcher.on_note(f"dashboard at {connected.dashboard}")
-            if means.scheduler is not None:
-                self._preflight(connected, needs)
-            versions = tuple(preflight.read_versions(needs.bundle is not None).items())
-            work = Work(job, self.id, tuple(self._places(job)), versions, self.manifest.generation)
-            canary = None if means.force else Canary(self.info.source)
-            if means.scheduler is None or not means.leave:
-                self._work_off(connected, work, todo, canary, len(todo))
-                return
-            # That they come out alike is better seen before the lid is closed.
-            n_first = _count_first(todo, sum(connected.threads().values()))
-            self._work_off(connected, work, todo[:n_first], canary, len(todo))
-            if todo[n_first:]:
-                self._leave(connected, means.scheduler, work, todo[n_first:])
-
-    @contextmanager
-    def _connected(self, n_workers: int) -> Iterator[Cluster]:
-        """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
-        cluster = import_cluster()
-        lost: frozenset[int] | None = None
-        try:
-            with cluster.connect(self.means.scheduler, n_workers, self.watcher.on_note) as connected:
-                try:
-                    yield connected
-                except BaseException:
-                    if self.means.scheduler is None:
-                        with suppress(Exception), hastily():
-                            # While they live, because those that died by themselves may have died of a recording.
-                            lost = attempts.find_lost(self.table, self.id)
-                    raise
-        finally:
-            if lost is not None:
-                with suppress(Exception), hastily():
-                    attempts.take_back(self.table, self.id, lost)
-
-    def _recall_reasons(self, done: Mapping[int, Footer]) -> None:
-        """If every recording failed, take examples of what earlier runs met from the parts that they left."""
-        if not self.summary.is_all_failed:
-            return
-        for status in self.summary.counts.by_status.keys() - self.summary.examples.keys():
-            shard = next((shard for shard, footer in done.items() if status in footer.counts.by_status), None)
-            if shard is None:
-                continue
-            rows = parts.require_part(self.table, self.info, shard, ["file", "status", "error"])
-            failed = rows.filter(pc.equal(rows["status"], status))
-            # None, if the shard was done again since and something else became of it.
-            for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
-                self.summary.show({status: [example]})
-
-    def _work_off(self, connected: Cluster, work: Work, todo: list[Task], canary: Canary | None, n_in_all: int) -> None:
-        """Have shards done, of so many in all, and wait for them."""
-        begun = time.perf_counter()
-        n_done_here = 0
-        failures: list[tuple[int, BaseException]] = []
-        n_resubmitted = self.summary.n_resubmitted
-        for task, outcome in connected.run(work, todo):
-            self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
-            if isinstance(outcome, CancelledError | DamagedError):
-                raise outcome
-            if isinstance(outcome, StorageError):
-                # A full disk is full for every shard: the rest of the night would be decoded for nothing.
-                raise IncompleteError(f"{outcome}; what is finished stays, and the same command goes on") from outcome
-            if isinstance(outcome, BaseException):
-                failures.append((task.shard, outcome))
-                continue
-            n_done_here += task.entry.n_recordings
-            self.summary.add(outcome)
-            self._tell(n_done_here, time.perf_counter() - begun)
-            if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
-                canary.watch(outcome)
-        if failures:
-            shard, first = failures[0]
-            # What was raised on purpose says itself what is to be done.
-            is_known = isinstance(first, EmotionBatchError)
-            shortage = find_shortage(first)
-            reason = f"its worker had not enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
-            raise IncompleteError(
-                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not done"
-                + (f": {first}" if is_known else f" (shard {shard}: {reason})")
-                + ("" if is_known else "; run the same command again, it does what is left")
-            )
-
-    def _leave(self, connected: Cluster, scheduler: Scheduler, work: Work, todo: list[Task]) -> None:
-        """Hand shards to the cluster, which goes on with them when this process is gone."""
-        from emotion_batch.run import dask_cluster
-
-        self.summary.elapsed_s = time.perf_counter() - self._started
-        left = self._lease.leave(scheduler.address, left_s=time.time())
-        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), dask_cluster.RESUBMIT_S, left)
-        is_again = any(task.earlier is not None and task.earlier.digest == task.entry.digest for task in todo)
-        first = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
-        # The second has more patience, and hands out what the first did not.
-        connected.hand_over(submission, (first, replace(first, n_rounds=1)), todo)
-        self.summary.n_shards_left = len(todo)
-        self._is_left = True
-
-    def _tell(self, n_done_here: int, elapsed_s: float) -> None:
-        counts = self.summary.counts
-        self._lease.tell(n_done_here=n_done_here, elapsed_s=elapsed_s)
-        self.watcher.on_progress(
-            Progress(self.manifest.n_recordings, counts.n_recordings, counts.n_failed, n_done_here, elapsed_s)
-        )
-
-    def _preflight(self, connected: Cluster, needs: Needs) -> None:
-        """Let every worker try what it will need, and say what would be better."""
-        nonce_name, nonce = f"{schema.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
-        probe = preflight.Probe(
-            table=self.table,
-            nonce_name=nonce_name,
-            nonce=nonce,
-            archive=needs.archive,
-            recording=needs.recordings[0] if needs.recordings else None,
-            features=needs.features,
-            bundle=needs.bundle,
-            versions=preflight.read_versions(needs.bundle is not None),
-        )
-        with explained(f"table {self.table.url}"):
-            self.table.publish(nonce_name, nonce)
-            try:
-                connected.preflight(_PACKAGE, probe)
-            finally:
-                self.table.delete(nonce_name)
-        many = [worker for worker, n_threads in connected.threads().items() if n_threads > 1]
-        if many:
-            self.watcher.on_note(
-                f"{len(many)} workers run several threads in one process; the same cores do more as processes: "
-                "`dask worker ADDRESS --nworkers auto --nthreads 1`"
-            )
-
-
-def import_cluster() -> ModuleType:
-    """Return what knows Dask: when it is used, because a single recording and `--help` start none.
-
-    Raises
-    ------
-    ClusterError
-        If Dask does not even start with the settings that the user has made for it.
-    """
-    try:
-        from emotion_batch.run import dask_cluster
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ClusterError(
-            f"Dask: it does not start with the settings made for it ({error}); look at its YAML files, such as those in "
-            "~/.config/dask, and at the variables that begin with DASK_"
-        ) from error
-    return dask_cluster
-
-
-def _spread(n_things: int, n_most: int) -> list[int]:
-    """Return the numbers of so many things at most, from all over them."""
-    return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
-
-
-def _outcome(error: BaseException | None) -> tuple[str, str | None]:
-    """Return how a run ended, in a word, and of what it failed."""
-    if error is None:
-        return "complete", None
-    if isinstance(error, CancelledError):
-        return "cancelled", None
-    return ("failed", f"{type(error).__name__}: {error}") if isinstance(error, Exception) else ("stopped", None)
+    return found
 
 
 def order_shards(costs: Mapping[int, int]) -> list[int]:
@@ -621,7 +130,7 @@ def order_shards(costs: Mapping[int, int]) -> list[int]:
     return first + [others[number] for number in np.argsort(order).tolist()]
 
 
-def _count_first(tasks: Sequence[Task], n_threads: int) -> int:
+def count_first(tasks: Sequence[Task], n_threads: int) -> int:
     """Return how many shards a submitted run sees done before it leaves: one a thread, fewer if they hold enough."""
     n_recordings = 0
     for n_tasks, task in enumerate(tasks[: max(1, n_threads)]):
@@ -629,3 +138,51 @@ def _count_first(tasks: Sequence[Task], n_threads: int) -> int:
             return n_tasks
         n_recordings += task.entry.n_recordings
     return min(len(tasks), max(1, n_threads))
+
+
+def spread(n_things: int, n_most: int) -> list[int]:
+    """Return the numbers of so many things at most, from all over them."""
+    return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
+
+
+def find_witnesses(
+    table: Folder, info: TableInfo, manifest: Manifest, archive: Folder, on_note: Callable[[str], None]
+) -> tuple[Entry, ...]:
+    """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
+
+    Raises
+    ------
+    StorageError
+        If none of them may be read.
+    """
+    refusal: PermissionError | None = None
+    shards = sorted(manifest.shards)
+    chosen = [shards[number] for number in spread(len(shards), _WITNESSES)]
+    with explained(f"table {table.url}"):
+        batches = [batch.take(spread(batch.num_rows, WITNESS_TRIES)) for batch in manifest.entries(chosen)]
+
+    def find(batch: pa.RecordBatch) -> Iterator[Entry]:
+        nonlocal refusal
+        for entry in (Entry(**row) for row in batch.to_pylist()):
+            try:
+                peek(archive, entry)
+            except PermissionError as error:
+                refusal = error if isinstance(error, DeniedError) else PermissionError(0, "", entry.file)
+            except Exception:  # noqa: S112 whatever it is, this one tells nothing
+                continue
+            else:
+                yield entry
+
+    found = [entry for batch in batches for entry in islice(find(batch), 1)]
+    if refusal is not None and not found and archive.is_local:
+        # Some may be readable all the same, and here it takes no time to see.
+        found = list(islice((entry for batch in manifest.entries(shards) for entry in find(batch)), 1))
+    if refusal is not None and not found:
+        with explained(f"archive {archive.url}"):
+            raise refusal
+    if batches and not (found or archive.is_local) and is_list(info.source):
+        on_note(
+            f"none of the recordings of the list that were tried can be read, e.g. {batches[0]['file'][0].as_py()!r}; names "
+            f"in a list are relative to the folder that the list is in, {archive.url}"
+        )
+    return tuple(found)

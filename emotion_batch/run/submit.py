@@ -31,7 +31,7 @@ _LATE_S = 120.0
 
 
 @dataclass(frozen=True)
-class Failure:
+class ShardFailure:
     """A shard that was not done.
 
     Attributes
@@ -51,7 +51,7 @@ class Total:
     """What some shards of a submission gave together."""
 
     summary: Summary
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[ShardFailure, ...] = ()
     n_failures: int = 0
 
 
@@ -79,7 +79,7 @@ class Submission:
     waits_s: tuple[float, ...]
     left: lease.Holder
 
-    def do(self, task: Task) -> Receipt | Failure:
+    def do(self, task: Task) -> Receipt | ShardFailure:
         """Do a shard, with patience for what passes; nobody is there who would hand it out again."""
         with lease.attended(self.work.table, self.left):
             for wait_s in (*self.waits_s, None):
@@ -92,7 +92,7 @@ class Submission:
                         if isinstance(error, StorageError):
                             self._stop_others()
                         text = f"shard {task.shard}: {type(error).__name__}: {error}"
-                        return Failure(text, isinstance(error, CancelledError))
+                        return ShardFailure(text, isinstance(error, CancelledError))
                     time.sleep(wait_s)
         raise AssertionError("the last try returns")
 
@@ -101,12 +101,12 @@ class Submission:
         with contextlib.suppress(Exception), hastily():
             _publish_cancellation(self.work.table, self.work.run_id)
 
-    def gather(self, outcomes: Iterable[Receipt | Failure]) -> Total:
+    def gather(self, outcomes: Iterable[Receipt | ShardFailure]) -> Total:
         """Add up what shards gave."""
         summary = Summary(self.work.table.url)
         failures = []
         for outcome in outcomes:
-            if isinstance(outcome, Failure):
+            if isinstance(outcome, ShardFailure):
                 failures.append(outcome)
             else:
                 summary.add(outcome)
@@ -115,7 +115,7 @@ class Submission:
     def merge(self, totals: Iterable[Total]) -> Total:
         """Add up what was added up."""
         summary = Summary(self.work.table.url)
-        failures: list[Failure] = []
+        failures: list[ShardFailure] = []
         n_failures = 0
         for total in totals:
             summary.merge(total.summary)

@@ -58,6 +58,20 @@ class Listing:
     n_missing: int = 0
     missing: str = ""
 
+    def remark(self) -> Iterator[str]:
+        """Yield what a person should know about the listing, a sentence each."""
+        if self.left_out:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
+            yield (f"left out {sum(self.left_out.values())} files that are no recordings by their suffix ({kinds})")
+        if self.n_duplicates:
+            yield (f"left out {self.n_duplicates} repetitions of recordings that the list names already")
+        if self.n_missing:
+            verb = "is" if self.n_missing == 1 else "are"
+            yield (
+                f"{self.n_missing:,} of the {self.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
+                f"{self.missing!r}; names in a list are relative to the folder that the list is in, {self.folder.url}"
+            )
+
 
 def list_recordings(
     archive: str | os.PathLike[str],

@@ -32,7 +32,7 @@ _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The hidden names that `publish` writes under.
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
-_LEFTOVER_AGE_S = 3_600
+LEFTOVER_AGE_S = 3_600
 _LOCAL = FsspecStore(LocalFileSystem(), {})
 # Under which a sealed JSON file holds the digest of all else in it.
 _SEAL = "sha256"
@@ -317,7 +317,7 @@ class Folder:
         for name in leftovers:
             with contextlib.suppress(FileNotFoundError):
                 path = os.path.join(self.url, name)
-                if now_s - os.stat(path).st_mtime > _LEFTOVER_AGE_S:
+                if now_s - os.stat(path).st_mtime > LEFTOVER_AGE_S:
                     os.unlink(path)
 
     def delete(self, name: str) -> None:
@@ -415,3 +415,9 @@ def fsync_folder(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def split_file(file: Folder) -> tuple[Folder, str]:
+    """Return the folder of a file, and its name there."""
+    parent, _, name = file.url.rpartition("/")
+    return Folder(parent or "/", file.options), name

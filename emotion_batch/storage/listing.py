@@ -60,7 +60,7 @@ def side_by_side(
             return None
         files, folders = listed
         below = [
-            (name, usage.submit(pool, partial(list_prefix, f"{prefix}/{name}".lstrip("/"), level - 1)))
+            (name, usage.submit_metered(pool, partial(list_prefix, f"{prefix}/{name}".lstrip("/"), level - 1)))
             for name in sorted(folders, key=_as_prefix)
         ]
         return _Listed([files], below)

@@ -171,7 +171,10 @@ class RemoteFile(io.RawIOBase):
                 self._blocks.popitem(last=False)
         if self._pool is not None and (number + 1) * self._block_bytes < self.size:
             start = (number + 1) * self._block_bytes
-            self._next = number + 1, usage.submit(self._pool, lambda: self.fetch(start, start + self._block_bytes))
+            self._next = (
+                number + 1,
+                usage.submit_metered(self._pool, lambda: self.fetch(start, start + self._block_bytes)),
+            )
         return data
 
     def _take_next(self, number: int) -> bytes | None:
@@ -305,7 +308,7 @@ class Reader:
         """Have a recording fetched, and return what gives it when it is there."""
         transfers = self._transfers
         if transfers is None or is_url(entry.file):
-            return usage.submit(self._pool, partial(self.fetch, entry))
+            return usage.submit_metered(self._pool, partial(self.fetch, entry))
         store, path = self._locate(entry)
         take: Callable[[], Fetched] | None = None
 
@@ -315,11 +318,13 @@ class Reader:
                 found = StoreError(STRANGE, is_transient=True)
             if isinstance(found, StoreError):
                 # What is asked for again, or is to be told from what else went wrong, others wait for.
-                take = usage.submit(self._pool, partial(self.fetch, entry, found if found.is_transient else None))
+                take = usage.submit_metered(
+                    self._pool, partial(self.fetch, entry, found if found.is_transient else None)
+                )
                 return
             rest = self._rest(found)
             opened = partial(self._opened, store, path, found, rest)
-            take = opened if rest is None else usage.submit(self._pool, opened)
+            take = opened if rest is None else usage.submit_metered(self._pool, opened)
 
         def fetched() -> Fetched:
             began = time.monotonic()
@@ -330,7 +335,7 @@ class Reader:
             return found
 
         if not transfers.begin(path, self._n_first(entry), on_end):
-            return usage.submit(self._pool, partial(self.fetch, entry))
+            return usage.submit_metered(self._pool, partial(self.fetch, entry))
         # On its way at once.
         self._stepped = 0.0
         return fetched

@@ -211,7 +211,7 @@ def attend(table: Folder, left: Holder, **progress: Any) -> None:
     """
     # The work itself will say what is wrong with the place, if it lasts.
     with contextlib.suppress(Exception), hastily():
-        holder = _read(table, lease_name(left.run))
+        holder = _read_holder(table, lease_name(left.run))
         # A sign from the future is that of a worker whose clock is wrong, and which may be gone.
         if holder is not None and not progress and abs(time.time() - holder.renewed_s) < _RENEW_S:
             return
@@ -245,7 +245,7 @@ def _namespace() -> str | None:
 def read_holders(table: Folder) -> list[Holder]:
     """Return the runs whose lease lies in a table, alive or not, the earliest first."""
     names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
-    found = (_read(table, f"{FOLDER}/{name}") for name in names)
+    found = (_read_holder(table, f"{FOLDER}/{name}") for name in names)
     return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
 
 
@@ -264,7 +264,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     while doubtful and time.monotonic() < until:
         time.sleep(_LOOK_EVERY_S)
         for holder in doubtful.copy():
-            found = _read(table, lease_name(holder.run))
+            found = _read_holder(table, lease_name(holder.run))
             if found != holder:
                 doubtful.remove(holder)
                 # A run whose lease is not there any more has ended.
@@ -272,7 +272,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     return sorted(living, key=lambda holder: holder.began_s), sorted(dead + doubtful, key=lambda holder: holder.began_s)
 
 
-def _read(table: Folder, name: str) -> Holder | None:
+def _read_holder(table: Folder, name: str) -> Holder | None:
     """Return what a lease says; None if it is gone since, damaged, or of another release."""
     data = table.read_if_there(name)
     with contextlib.suppress(ValueError, TypeError, AttributeError):

@@ -30,7 +30,7 @@ from emotion_batch.tables.shard_entries import (
     find_span,
     places,
     read_entries,
-    reading,
+    reading_entries,
     stretches,
     write_entries,
 )
@@ -143,7 +143,7 @@ class Manifest:
             if not stretch[0].stop:
                 yield from (read_entries(self._table, where) for where in stretch)
                 continue
-            with reading(self._table, stretch[0].file):
+            with reading_entries(self._table, stretch[0].file):
                 data = memoryview(self._folder.read_range(stretch[0].file, stretch[0].start, stretch[-1].stop))
             for where in stretch:
                 begin = where.start - stretch[0].start

@@ -285,7 +285,7 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
 
     # Threads, for this waits for storage.
     with ThreadPoolExecutor(_N_READERS) as pool:
-        jobs = [(shard, usage.submit(pool, partial(read, shard))) for shard in wanted]
+        jobs = [(shard, usage.submit_metered(pool, partial(read, shard))) for shard in wanted]
         found = ((shard, take()) for shard, take in jobs)
         return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
 

@@ -77,7 +77,7 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
     DamagedError
         If they are not those that the digest is of: the manifest is damaged.
     """
-    with reading(table, shard.file):
+    with reading_entries(table, shard.file):
         if shard.stop:
             return decode_entries(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
         data = table.folder(FOLDER).read(shard.file)
@@ -249,7 +249,7 @@ def damaged_manifest(table: Folder, file: str, found: str = "a damaged file") ->
 
 
 @contextmanager
-def reading(table: Folder, file: str) -> Iterator[None]:
+def reading_entries(table: Folder, file: str) -> Iterator[None]:
     """Explain what goes wrong with reading a file of entries; that it is not there is damage."""
     with explained(f"table {table.url}"):
         try:

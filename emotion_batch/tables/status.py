@@ -1,4 +1,4 @@
-"""Read from storage alone how far a table is. The cost grows with the number of its parts."""
+"""Put together the statistics of a table, from its rows, its manifest, its runs and the card of its model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,138 @@ from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emotion_batch import usage
 from emotion_batch.storage.folder import Folder, explained, unseal
 from emotion_batch.tables import lease, parts
 from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.lease import RUN_NAME, RUNS, Holder
 from emotion_batch.tables.parts import Counts
 from emotion_batch.tables.table import find_kept_features, require_table
+
+# Older ones are in the table all the same.
+_MOST_RUNS = 50
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """One run; what its record does not have is 0, or empty.
+
+    Attributes
+    ----------
+    run, began, outcome, error
+        Its id, when it began, how it ended and of what it failed.
+    elapsed_s
+        Wall-clock seconds.
+    n_decoded, audio_s
+        Recordings that it did, and seconds of audio that their rows cover.
+    n_shards, n_retries, n_resubmitted, lost_s
+        Shards that it did, requests that were repeated, shards handed out again, seconds of work lost.
+    """
+
+    run: str
+    began: str
+    outcome: str
+    error: str
+    elapsed_s: float
+    n_decoded: int
+    audio_s: float
+    n_shards: int
+    n_retries: int
+    n_resubmitted: int
+    lost_s: float
+
+    @property
+    def rate(self) -> float | None:
+        """Recordings a second; None if it did none."""
+        return self.n_decoded / self.elapsed_s if self.n_decoded and self.elapsed_s > 0 else None
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """All runs together.
+
+    Attributes
+    ----------
+    runs
+        The newest, the last first.
+    n_runs
+        How many there are in all.
+    n_decoded, audio_s, elapsed_s
+        Sums over those of `runs` that did something.
+    stages_s
+        Seconds of workers by stage, over the same runs, in the order in which a recording passes them.
+    slowest
+        Recordings that took longest: seconds and name; empty where the records do not say.
+    """
+
+    runs: tuple[RunFigures, ...]
+    n_runs: int
+    n_decoded: int
+    audio_s: float
+    elapsed_s: float
+    stages_s: Mapping[str, float]
+    slowest: tuple[tuple[float, str], ...]
+
+    @property
+    def rate(self) -> float | None:
+        """Recordings a second; None if nothing was done."""
+        return self.n_decoded / self.elapsed_s if self.n_decoded and self.elapsed_s > 0 else None
+
+    @property
+    def audio_hours_per_hour(self) -> float | None:
+        """Hours of audio an hour of the clock; None if nothing was done."""
+        return self.audio_s / self.elapsed_s if self.audio_s > 0 and self.elapsed_s > 0 else None
+
+
+def read_throughput(table: Folder) -> Throughput:
+    """Return what the run records of a table say; a damaged one says nothing."""
+    names = [name for name in table.folder(lease.FOLDER).names() if name.endswith(".json") and not name.startswith(".")]
+    spent = usage.Spent()
+    runs: list[RunFigures] = []
+    slowest: dict[str, float] = {}
+    for name in sorted(names, reverse=True)[:_MOST_RUNS]:
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+            record = unseal(table.read(f"{lease.FOLDER}/{name}"))
+            run, its = _read_run(record)
+            runs.append(run)
+            spent.add(its)
+            for elapsed_s, file in its.slowest:
+                slowest[file] = max(elapsed_s, slowest.get(file, 0.0))
+    active = [run for run in runs if run.n_decoded]
+    order = {stage: number for number, stage in enumerate(usage.STAGES)}
+    return Throughput(
+        runs=tuple(runs),
+        n_runs=len(names),
+        n_decoded=sum(run.n_decoded for run in active),
+        audio_s=sum(run.audio_s for run in active),
+        elapsed_s=sum(run.elapsed_s for run in active),
+        stages_s=dict(sorted(spent.stages_s.items(), key=lambda one: order.get(one[0], len(order)))),
+        slowest=tuple(sorted(((s, file) for file, s in slowest.items()), key=lambda one: (-one[0], one[1]))[:10]),
+    )
+
+
+def _read_run(record: Mapping[str, Any]) -> tuple[RunFigures, usage.Spent]:
+    about = record.get("spent") or {}
+    spent = usage.Spent(
+        stages_s={str(name): float(seconds) for name, seconds in (about.get("stages_s") or {}).items()},
+        n_retries=int(about.get("n_retries", 0)),
+        lost_s=float(about.get("lost_s", 0)),
+        slowest=[(float(elapsed_s), str(file)) for elapsed_s, file in about.get("slowest") or ()],
+    )
+    run = RunFigures(
+        run=str(record["run"]),
+        began=str(record.get("began", "")),
+        outcome=str(record.get("outcome", "")),
+        error=str(record.get("error") or ""),
+        elapsed_s=float(record.get("elapsed_s", 0)),
+        n_decoded=int(record.get("n_decoded", 0)),
+        audio_s=float(record.get("audio_s", 0)),
+        n_shards=int(record.get("n_shards_done", 0)),
+        n_retries=spent.n_retries,
+        n_resubmitted=int(record.get("n_resubmitted", 0)),
+        lost_s=spent.lost_s,
+    )
+    return run, spent
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
     energy, pitch = logmel_pitch.scale_tracks(energy, pitch)
     shift = generator.normal(0, _PITCH_SHIFT)
     pitch = np.where(pitch == 0, 0, pitch * generator.uniform(*_PITCH_RANGE) + shift).astype(np.float32)
-    return logmel_pitch.join(_mask(logmel_pitch.normalise(logmel), generator), energy, pitch, voicing)
+    return logmel_pitch.join_tracks(_mask(logmel_pitch.normalise(logmel), generator), energy, pitch, voicing)
 
 
 def _change_tempo(

@@ -27,7 +27,7 @@ _ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
 Booleans = npt.NDArray[np.bool_]
 _TEMPERATURES = (0.05, 20.0)
 # Fewer speakers than this cannot show how much speakers differ.
-_MIN_SPEAKERS = 5
+MIN_SPEAKERS = 5
 
 
 def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None) -> Domain:
@@ -372,7 +372,7 @@ def judge_threshold_across_folds(
         "promised": precision,
         **_coverage(*(sum(fold[name] for fold in folds) for name in ("n_rows", "n_confident", "n_right"))),
         "n_speakers": n_speakers,
-        "is_guaranteed": n_speakers >= _MIN_SPEAKERS,
+        "is_guaranteed": n_speakers >= MIN_SPEAKERS,
         "folds": folds,
     }
 

@@ -22,11 +22,13 @@ from emotion_batch.storage.archive import find_base
 from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
-from emotion_batch.tables import inventory, parts
+from emotion_batch.tables import inventory
 from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import require_complete
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import require_features
 from emotion_batch.training import metrics, splits
+from emotion_batch.training.calibrate import MIN_SPEAKERS
 from emotion_batch.training.data import Dataset, read_dataset
 from emotion_batch.training.labels import read_label_map
 from emotion_batch.worker.recordings import opened_recording
@@ -34,8 +36,6 @@ from emotion_batch.worker.recordings import opened_recording
 # What is done to recordings, which ought to change no label: 12 dB is a step back from a microphone, or a call's other side.
 _LEVEL_DB, _SILENCE_S = 12.0, 1.0
 CONDITIONS = ("as_is", "plus_12_db", "minus_12_db", "padded")
-# Fewer speakers than this do not show how much speakers differ.
-_MIN_SPEAKERS = 5
 
 
 def evaluate(
@@ -86,8 +86,8 @@ def evaluate(
     check_features(info, place, judged)
     words = None if label_map is None else read_label_map(os.fspath(label_map))
     manifest = inventory.read_manifest(place, info)
-    parts.require_complete(place, info, manifest.shards)
-    return judge_bundle(
+    require_complete(place, info, manifest.shards)
+    return _judge_rows(
         judged,
         place,
         info,
@@ -154,7 +154,7 @@ class Evaluation:
         return asdict(self)
 
 
-def judge_bundle(
+def _judge_rows(
     bundle: Bundle,
     table: Folder,
     info: TableInfo,
@@ -167,29 +167,7 @@ def judge_bundle(
     n_robustness: int = 200,
     seed: int = 0,
 ) -> Evaluation:
-    """Judge a bundle on the rows of a feature table that have a reference label.
-
-    Parameters
-    ----------
-    bundle
-        What is judged; its features are the table's.
-    table, info, manifest
-        The complete feature table, what it is, and its recordings.
-    labels, label_map, allow_numeric_labels
-        Where reference labels are from, what the model calls them, and whether they may look like numbers: see
-        `dataset.read_dataset`.
-    priors
-        How common each label is elsewhere: see `evaluation.precision_at_priors`.
-    n_robustness
-        Recordings that are decoded again, at other levels and padded; 0 for none.
-    seed
-        Decides which.
-
-    Raises
-    ------
-    UsageError
-        If fewer than two of the model's labels are there, or the priors name others.
-    """
+    """Judge a bundle on the rows of a complete feature table that have a reference label; `seed` decides which are decoded again."""
     card = bundle.card
     if priors is not None:
         # What is wrong with them is said before any work: to these counts everything is known.
@@ -198,9 +176,9 @@ def judge_bundle(
     data, found, starts = _predict_table(
         table, info, manifest, predictor, labels, label_map, allow_numeric_labels=allow_numeric_labels
     )
-    figures = metrics.measure(data.targets, found.raw, card.labels, speakers=data.speakers, predicted=found.best) | {
-        "intervals": metrics.intervals(data.targets, found.best, data.speakers)
-    }
+    figures = metrics.compute_metrics(
+        data.targets, found.raw, card.labels, speakers=data.speakers, predicted=found.best
+    ) | {"intervals": metrics.intervals(data.targets, found.best, data.speakers)}
     return Evaluation(
         model=bundle.folder.url,
         model_id=card.model_id,
@@ -277,7 +255,7 @@ def _judge_speakers(data: Dataset, found: Labels) -> list[dict[str, Any]]:
     judged = []
     for word, rows in zip(words, groups, strict=True):
         if word:
-            figures = metrics.measure(
+            figures = metrics.compute_metrics(
                 data.targets[rows],
                 found.raw[rows],
                 data.labels,
@@ -370,7 +348,7 @@ def _judge_robustness(
         "n_recordings": len(rows),
         "n_failed": len(files) - len(rows),
         **{
-            name: _short(metrics.measure(targets, given[:, number], data.labels, speakers=speakers))
+            name: _short(metrics.compute_metrics(targets, given[:, number], data.labels, speakers=speakers))
             for number, name in enumerate(CONDITIONS)
         },
     }
@@ -438,10 +416,10 @@ def _warn(card: Card, info: TableInfo, data: Dataset) -> list[str]:
     warnings = []
     if not data.n_speakers:
         warnings.append("who speaks is unknown here; how much these figures owe to few voices cannot be told")
-    elif data.n_speakers < _MIN_SPEAKERS:
+    elif data.n_speakers < MIN_SPEAKERS:
         warnings.append(
             f"these are figures of {data.n_speakers} speakers; how other voices would fare cannot be told from fewer than "
-            f"{_MIN_SPEAKERS}"
+            f"{MIN_SPEAKERS}"
         )
     learnt = card.training.get("n_learnt")
     source = (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from emotion_batch.errors import UsageError
 from emotion_batch.features import logmel_pitch
 from emotion_batch.features.logmel_pitch import Sequence as Frames
 from emotion_batch.features.recipes import Values
@@ -21,6 +22,7 @@ from emotion_batch.training import networks
 from emotion_batch.training.augmentation import augment
 from emotion_batch.training.data import Spool
 from emotion_batch.training.networks import load_keras
+from emotion_batch.training.splits import Split
 
 # What each recipe was tried with: the notebook's, and that of the sequences.
 EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
@@ -177,15 +179,15 @@ def predict_network(
     found = np.empty((len(rows), network.output_shape[1]), np.float32)
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
-        found[start : start + _ROWS] = networks.predict(network, prepare(spool.read(some), settings))
+        found[start : start + _ROWS] = networks.predict(network, prepare_batches(spool.read(some), settings))
     return found
 
 
-def prepare(values: Sequence[Values], settings: AnySettings) -> Any:
+def prepare_batches(values: Sequence[Values], settings: AnySettings) -> Any:
     """Return what a network reads of features, as `features.prepare` gives it of a table."""
     if isinstance(settings, FeatureSettings):
         return np.stack([vector for (vector,) in values]) if len(values) else np.empty((0, settings.n_mfcc), np.float32)
-    return [logmel_pitch.prepare(Frames(*one)) for one in values]
+    return [logmel_pitch.prepare_sequence(Frames(*one)) for one in values]
 
 
 def _compile(network: Any, settings: AnySettings) -> None:
@@ -234,7 +236,7 @@ def _dataset(
             values = spool.read(rows)
             wanted = np.eye(n_labels, dtype=np.float32)[targets[rows]]
             if isinstance(settings, FeatureSettings):
-                yield prepare(values, settings)[..., np.newaxis], wanted
+                yield prepare_batches(values, settings)[..., np.newaxis], wanted
             else:
                 yield _augmented(values, generator), wanted
 
@@ -292,3 +294,67 @@ def _variables(network: Any) -> list[npt.NDArray[Any]]:
 def _set(network: Any, kept: Mapping[str, npt.NDArray[Any]]) -> None:
     for number, variable in enumerate((*network.variables, *network.optimizer.variables)):
         variable.assign(kept[f"variable_{number}"])
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; the defaults are the recipe's, with a stratified fifth held out and speakers held out in turn.
+
+    Attributes
+    ----------
+    labels
+        Where the reference labels are from: see `reference.read_labels`.
+    held_out
+        Share of the recordings that is judged and not learnt from; 0 learns from all.
+    validation
+        Which recordings these are: ``stratified``, a share of each label's, or ``seed``, the last by name, as the
+        notebook's ``validation_split``.
+    epochs, batch_size
+        Passes over the rows, and rows a step; None for the recipe's.
+    seed
+        Decides the split, the weights and the order.
+    patience
+        Epochs without a better loss on the held-out recordings after which to end; 0 for none.
+    max_folds
+        Most folds of speakers; each costs a training. 0 for none, which leaves confidence uncalibrated.
+    precision
+        Share of right labels that ``is_confident`` promises.
+    data_licence
+        Licence of the recordings, for the card.
+    allow_numeric_labels
+        Take labels that look like numbers or dates, which are an error otherwise.
+
+    Raises
+    ------
+    UsageError
+        If a value is outside its range.
+    """
+
+    labels: str = "tess"
+    held_out: float = 0.2
+    validation: str = "stratified"
+    epochs: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    patience: int = 0
+    max_folds: int = 10
+    precision: float = 0.9
+    data_licence: str = ""
+    allow_numeric_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise UsageError(f"held_out: expected a share from 0 to below 1, got {self.held_out!r}")
+        if self.validation not in (Split.STRATIFIED, Split.SEED):
+            raise UsageError(f"validation: expected stratified or seed, got {self.validation!r}")
+        if not 0 < self.precision <= 1:
+            raise UsageError(f"precision: expected a share above 0 and at most 1, got {self.precision!r}")
+        if self.patience and not self.held_out:
+            raise UsageError("patience: expected recordings held out to judge an epoch by, got held_out 0")
+        if self.max_folds == 1 or self.max_folds < 0:
+            raise UsageError(f"max_folds: expected 0, or 2 or more, got {self.max_folds!r}")
+        for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("patience", 0)):
+            value = getattr(self, name)
+            # The upper bound is that of NumPy's seeds.
+            if value is not None and not minimum <= value < 2**32:
+                raise UsageError(f"{name}: expected a whole number from {minimum} to 2**32 - 1, got {value!r}")

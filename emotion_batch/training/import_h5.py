@@ -16,10 +16,10 @@ from emotion_batch.inference.bundle import Card, sha256, weight_shapes
 from emotion_batch.inference.safety import MAX_NETWORK_BYTES
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
-from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.storage.names import clean
 from emotion_batch.training import networks, write_bundle
-from emotion_batch.training.write_bundle import require_new_bundle, split_name
+from emotion_batch.training.write_bundle import require_new_bundle
 
 _PASSIVE = ("Dropout", "InputLayer")
 # What the notebook's layers compute, by what Keras calls it; a release that does not say has it so.
@@ -79,7 +79,7 @@ def import_h5(
     """
     file, to = Folder.of(h5, storage_options), Folder.of(bundle, storage_options)
     require_new_bundle(to, force)
-    folder, name = split_name(file)
+    folder, name = split_file(file)
     with explained(f"file {file.url}"):
         data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
     return import_bundle(data, name, labels, to, on_note=(watcher or Watcher()).on_note)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 Integers = npt.NDArray[np.integer[Any]]
 # From here on, speakers themselves are resampled.
-_MIN_SPEAKERS = 10
+_LEAST_RESAMPLED = 10
 _PERCENTILES = (2.5, 97.5)
 
 
-def measure(
+def compute_metrics(
     targets: Integers,
     probabilities: Floats,
     labels: Sequence[str],
@@ -167,7 +167,7 @@ def intervals(
     """
     n_labels = int(max(targets.max(), predicted.max())) + 1
     numbers, words = number_words(speakers)
-    is_by_speaker = len(set(words) - {""}) >= _MIN_SPEAKERS
+    is_by_speaker = len(set(words) - {""}) >= _LEAST_RESAMPLED
     unit_of_row = numbers if is_by_speaker else numbers * n_labels + targets
     units, unit_of_row = np.unique(unit_of_row, return_inverse=True)
     # All that both figures need of a unit: its rows by label, and how many of them are right. Shape (n_units, 2, n_labels).
@@ -301,7 +301,7 @@ def judge_shortcut(
         raise UsageError("shortcut: expected one fold or more to judge it on, got none")
     judged = np.concatenate([rows for rows, _ in found])
     probabilities = np.concatenate([rows for _, rows in found])
-    return measure(targets[judged], probabilities, labels, speakers=speakers[judged])
+    return compute_metrics(targets[judged], probabilities, labels, speakers=speakers[judged])
 
 
 def _by_label(labels: Sequence[str], values: Floats) -> dict[str, float | None]:

@@ -51,7 +51,7 @@ def save_bytes(network: Any, suffix: str) -> bytes:
         return path.read_bytes()
 
 
-def identify(network: Any, labels: Sequence[str], settings: AnySettings) -> str:
+def fingerprint_network(network: Any, labels: Sequence[str], settings: AnySettings) -> str:
     """Return the model's id: the fingerprint of its weights, labels and feature settings."""
     sha = hashlib.sha256()
     for weights in network.get_weights():
@@ -66,7 +66,7 @@ def identify(network: Any, labels: Sequence[str], settings: AnySettings) -> str:
     )
 
 
-def read_versions() -> dict[str, str]:
+def read_training_versions() -> dict[str, str]:
     """Return the versions that decide what a training gives."""
     packages = ("keras", "librosa", "numpy", "onnx", "onnxruntime", "scikit-learn", "soxr", "tensorflow")
     versions = {package: importlib.metadata.version(package) for package in packages}
@@ -229,7 +229,7 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     return found
 
 
-def export(network: Any, settings: AnySettings) -> bytes:
+def export_onnx(network: Any, settings: AnySettings) -> bytes:
     """Return the graph, in ONNX, of what a network computes."""
     return export_seed(network) if isinstance(settings, FeatureSettings) else export_sequence(network)
 

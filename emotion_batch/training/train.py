@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from emotion_batch.inference.bundle import RELIABILITY, Card, sha256
 from emotion_batch.inference.confidence import apply_temperature
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import fingerprint
-from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import inventory, parts
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import require_features
@@ -31,21 +31,22 @@ from emotion_batch.training.fit import (
     Checkpoint,
     Epoch,
     Fitting,
+    TrainingSettings,
     fit_network,
     predict_network,
-    prepare,
+    prepare_batches,
 )
 from emotion_batch.training.metrics import (
+    compute_metrics,
     draw_confusion,
     draw_reliability,
     draw_training,
     intervals,
     judge_shortcut,
-    measure,
     reliability,
 )
 from emotion_batch.training.splits import NO_FOLD, SpeakerFolds, Split
-from emotion_batch.training.write_bundle import require_new_bundle, split_name
+from emotion_batch.training.write_bundle import require_new_bundle
 
 FILES = write_bundle.FILES
 # Rows on which what workers execute is compared with Keras, and of which segments unlike the others are told.
@@ -98,7 +99,7 @@ def train(
     require_new_bundle(to, force)
     manifest = inventory.read_manifest(place, info)
     parts.require_complete(place, info, manifest.shards)
-    exported, name = (None, "") if h5 is None else split_name(Folder.of(h5, storage_options))
+    exported, name = (None, "") if h5 is None else split_file(Folder.of(h5, storage_options))
     return train_bundle(
         place,
         info,
@@ -110,70 +111,6 @@ def train(
         h5=exported,
         h5_name=name,
     )
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; the defaults are the recipe's, with a stratified fifth held out and speakers held out in turn.
-
-    Attributes
-    ----------
-    labels
-        Where the reference labels are from: see `reference.read_labels`.
-    held_out
-        Share of the recordings that is judged and not learnt from; 0 learns from all.
-    validation
-        Which recordings these are: ``stratified``, a share of each label's, or ``seed``, the last by name, as the
-        notebook's ``validation_split``.
-    epochs, batch_size
-        Passes over the rows, and rows a step; None for the recipe's.
-    seed
-        Decides the split, the weights and the order.
-    patience
-        Epochs without a better loss on the held-out recordings after which to end; 0 for none.
-    max_folds
-        Most folds of speakers; each costs a training. 0 for none, which leaves confidence uncalibrated.
-    precision
-        Share of right labels that ``is_confident`` promises.
-    data_licence
-        Licence of the recordings, for the card.
-    allow_numeric_labels
-        Take labels that look like numbers or dates, which are an error otherwise.
-
-    Raises
-    ------
-    UsageError
-        If a value is outside its range.
-    """
-
-    labels: str = "tess"
-    held_out: float = 0.2
-    validation: str = "stratified"
-    epochs: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    patience: int = 0
-    max_folds: int = 10
-    precision: float = 0.9
-    data_licence: str = ""
-    allow_numeric_labels: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
-            raise UsageError(f"held_out: expected a share from 0 to below 1, got {self.held_out!r}")
-        if self.validation not in (Split.STRATIFIED, Split.SEED):
-            raise UsageError(f"validation: expected stratified or seed, got {self.validation!r}")
-        if not 0 < self.precision <= 1:
-            raise UsageError(f"precision: expected a share above 0 and at most 1, got {self.precision!r}")
-        if self.patience and not self.held_out:
-            raise UsageError("patience: expected recordings held out to judge an epoch by, got held_out 0")
-        if self.max_folds == 1 or self.max_folds < 0:
-            raise UsageError(f"max_folds: expected 0, or 2 or more, got {self.max_folds!r}")
-        for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("patience", 0)):
-            value = getattr(self, name)
-            # The upper bound is that of NumPy's seeds.
-            if value is not None and not minimum <= value < 2**32:
-                raise UsageError(f"{name}: expected a whole number from {minimum} to 2**32 - 1, got {value!r}")
 
 
 class _Trainer:
@@ -339,7 +276,7 @@ def train_bundle(
             calibration=calibrated,
             confidence=confidence,
             domain=_fit_domain(data, spool, folds, is_held_out, settings, on_note),
-            inputs=prepare(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
+            inputs=prepare_batches(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
             extras={
                 "history.csv": _history_csv(history),
                 "training.png": draw_training(history),
@@ -367,7 +304,7 @@ def _identify(data: Dataset, settings: TrainingSettings, how: Fitting) -> str:
             "labels": list(data.labels),
             "feature_id": data.settings.feature_id,
             "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
-            "versions": networks.read_versions(),
+            "versions": networks.read_training_versions(),
         }
     )
 
@@ -417,7 +354,7 @@ def _measure(data: Dataset, rows: npt.NDArray[np.int64], probabilities: npt.NDAr
     """Return the figures of some rows, with intervals."""
     targets, speakers = data.targets[rows], data.speakers[rows]
     return {
-        **measure(targets, probabilities, data.labels, speakers=speakers),
+        **compute_metrics(targets, probabilities, data.labels, speakers=speakers),
         "intervals": intervals(targets, probabilities.argmax(axis=1), speakers),
     }
 
@@ -428,7 +365,9 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float3
     by_fold = [
         {
             "name": fold.name,
-            **measure(data.targets[fold.judged], held[fold.judged], data.labels, speakers=data.speakers[fold.judged]),
+            **compute_metrics(
+                data.targets[fold.judged], held[fold.judged], data.labels, speakers=data.speakers[fold.judged]
+            ),
         }
         for fold in folds
     ]
@@ -484,7 +423,7 @@ def _fit_domain(
         if not held.any():
             # Of a model that learns from all, a fifth stands for the others here.
             held = splits.split_stratified(data.targets, data.files, 0.2, settings.seed)
-        summaries = domain.summarise(recipes.to_table(spool.read(chosen), data.settings), data.settings)
+        summaries = domain.summarise_rows(recipes.to_table(spool.read(chosen), data.settings), data.settings)
         shares = {}
         if folds.names:
             shares["new_voices"] = calibrate.flag_new_voices(summaries, folds.fold_of_row[chosen], held[chosen])[

@@ -47,12 +47,6 @@ def require_new_bundle(bundle: Folder, force: bool) -> None:
             )
 
 
-def split_name(file: Folder) -> tuple[Folder, str]:
-    """Return the folder of a file, and its name there."""
-    parent, _, name = file.url.rpartition("/")
-    return Folder(parent or "/", file.options), name
-
-
 def write_bundle(
     bundle: Folder,
     network: Any,
@@ -95,14 +89,14 @@ def write_bundle(
         feature_settings=feature_settings,
         segments=segments,
         architecture=architecture_of(feature_settings),
-        model_id=networks.identify(network, labels, feature_settings),
+        model_id=networks.fingerprint_network(network, labels, feature_settings),
         # Of the probabilities that workers give from those that Keras gives, the largest on these rows.
         training={**training, "executable_difference": difference},
         metrics=metrics,
         calibration=calibration or {},
         confidence=confidence or {},
         domain=domain or {},
-        versions=networks.read_versions(),
+        versions=networks.read_training_versions(),
         files={},
     )
     files["README.md"] = describe(card).encode()
@@ -241,7 +235,7 @@ def _describe_import(card: Card, features: str) -> list[str]:
 
 def _export(network: Any, settings: AnySettings, inputs: Inputs) -> tuple[bytes, float]:
     """Return the graph that workers will execute, and by how much its probabilities differ from Keras's."""
-    graph = networks.export(network, settings)
+    graph = networks.export_onnx(network, settings)
     difference = float(np.abs(predict.execute(graph, inputs) - networks.predict(network, inputs)).max())
     if not difference <= _EXPORT_TOLERANCE:
         raise EmotionBatchError(

@@ -84,7 +84,9 @@ class Extraction:
         usage.current().lost_s += attempt.lost_s
         settings, segments = self.info.feature_settings, self.info.segments
         if attempt.is_repeated or self.again & KILLING:
-            made = isolation.extract_rows(entries, self.archive, settings, segments, self.limits, self._check_archive)
+            made = isolation.extract_isolated(
+                entries, self.archive, settings, segments, self.limits, self._check_archive
+            )
         else:
             with watched(self.limits.deadline_s) as beat:
                 made = recordings.extract_rows(entries, self.archive, settings, segments, beat, self._check_archive)

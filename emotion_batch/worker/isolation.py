@@ -31,7 +31,7 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
 from emotion_batch.usage import current, metered, stage
 from emotion_batch.worker import process
-from emotion_batch.worker.recordings import FeatureRow, extract_recording, to_table
+from emotion_batch.worker.recordings import FeatureRow, extract_recording, rows_to_table
 from emotion_batch.worker.watchdog import watched
 
 # Such statuses are given here, and by nobody else: by recordings that took a process with them.
@@ -79,7 +79,7 @@ class _Job:
     limits: Limits
 
 
-def extract_rows(
+def extract_isolated(
     entries: pa.RecordBatch,
     archive: Folder,
     settings: AnySettings,
@@ -114,7 +114,7 @@ def extract_rows(
     current().n_isolated += 1
     with stage("isolated"):
         job = _Job(tuple(Entry(**row) for row in entries.to_pylist()), archive, settings, segments, limits)
-        return to_table(_extract(job, on_failure), settings)
+        return rows_to_table(_extract(job, on_failure), settings)
 
 
 def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[FeatureRow]:
@@ -283,7 +283,7 @@ def _decode(data: bytes, settings: AnySettings) -> FeatureRow:
     return FeatureRow._make([*values, recipes.decode(values_bytes, settings)])
 
 
-def main(descriptor: int) -> None:
+def serve_parent(descriptor: int) -> None:
     """Decode what the parent at the other end of a socket asks for, and tell it of each row."""
     connection = Connection(descriptor)
     try:
@@ -326,4 +326,4 @@ def _limit(memory_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    serve_parent(int(sys.argv[1]))

@@ -84,7 +84,7 @@ class Probe:
         try:
             same = self.table.read(self.nonce_name) == self.nonce
         except OSError as error:
-            return f"expected to read the table {self.table.url}, got {_said(error)}; it must be the same place on every machine"
+            return f"expected to read the table {self.table.url}, got {_refusal_of(error)}; it must be the same place on every machine"
         if not same:
             return f"expected the table {self.table.url} of the driver, got another; it must be the same place on every machine"
         if self.archive is not None and self.recording is not None:
@@ -93,14 +93,14 @@ class Probe:
             except OSError as error:
                 return (
                     f"expected to read the recording {self.recording.file!r} of the archive {self.archive.url}, got "
-                    f"{_said(error)}; the archive must be at the same place on every machine"
+                    f"{_refusal_of(error)}; the archive must be at the same place on every machine"
                 )
         if self.features is not None:
             folder, name = self.features
             try:
                 folder.read(name)
             except OSError as error:
-                return f"expected to read the feature table {folder.url}, got {_said(error)}; it must be the same place on every machine"
+                return f"expected to read the feature table {folder.url}, got {_refusal_of(error)}; it must be the same place on every machine"
         if self.bundle is not None:
             try:
                 open_bundle(self.bundle.folder)
@@ -109,5 +109,5 @@ class Probe:
         return None
 
 
-def _said(error: OSError) -> str:
+def _refusal_of(error: OSError) -> str:
     return error.strerror or f"{type(error).__name__} {error}"

@@ -101,10 +101,10 @@ def extract_rows(
                 usage.current().time(entry.file, time.perf_counter() - began)
                 yield from found
 
-    return to_table(rows(), settings)
+    return rows_to_table(rows(), settings)
 
 
-def to_table(found: Iterable[FeatureRow], settings: AnySettings) -> pa.Table:
+def rows_to_table(found: Iterable[FeatureRow], settings: AnySettings) -> pa.Table:
     """Return rows as a table of the feature table's schema."""
     rows: list[tuple[object, ...]] = []
     values = recipes.Columns(settings)
@@ -181,7 +181,7 @@ def extract_recording(
         status, reason = Status.MEMORY, "the segment does not fit into memory"
     except Exception as error:
         # One recording in a million finds what nobody thought of: it must cost its own row and no other.
-        status, reason = Status.UNREADABLE, _said(error)
+        status, reason = Status.UNREADABLE, _reason_of(error)
     yield _row(entry, start_s, header, status=status, reason=reason)
 
 
@@ -299,5 +299,5 @@ def _check_unchanged(entry: Entry, size: int, version: str | None, word: str) ->
             )
 
 
-def _said(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"

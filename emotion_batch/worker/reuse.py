@@ -39,7 +39,7 @@ def carry_over(
     -------
     Rows that stay, of the schema of `info`, perhaps none; and the entries that have none of them.
     """
-    part = _read(table, info, shard, known)
+    part = _read_earlier(table, info, shard, known)
     if part is None:
         return info.schema.empty_table(), entries
     rows, before = part
@@ -66,7 +66,7 @@ def merge(entries: pa.RecordBatch, kept: pa.Table, made: pa.Table) -> pa.Table:
     return rows.take(pc.sort_indices(order, sort_keys=[("recording", "ascending"), ("start_s", "ascending")]))
 
 
-def _read(
+def _read_earlier(
     table: Folder, info: TableInfo, shard: int, known: Mapping[str, pa.RecordBatch]
 ) -> tuple[pa.Table, pa.RecordBatch] | None:
     """Return a shard's present rows and the entries that they were made from; None if nothing of it can be kept."""

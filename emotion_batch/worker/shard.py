@@ -68,8 +68,8 @@ class Work:
             raise UnfitWorkerError(lack)
         # All at once, for a table may be far.
         with ThreadPoolExecutor(2) as pool:
-            take_done = usage.submit(pool, partial(self._read_done, task))
-            take_marks = usage.submit(pool, partial(self._find_marks, task.shard))
+            take_done = usage.submit_metered(pool, partial(self._read_done, task))
+            take_marks = usage.submit_metered(pool, partial(self._find_marks, task.shard))
             self.refuse_if_cancelled()
             found, marks = take_done(), take_marks()
         if found is not None:

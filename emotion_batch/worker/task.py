@@ -66,7 +66,7 @@ class Task(NamedTuple):
     def entries_ahead(self, table: Folder) -> Iterator[Callable[[], Entries]]:
         """Have the entries read while the block does something else, for a table may be far; what gives them raises."""
         with ThreadPoolExecutor(1) as pool:
-            yield usage.submit(pool, partial(self.read_entries, table))
+            yield usage.submit_metered(pool, partial(self.read_entries, table))
 
 
 @dataclass(frozen=True)

@@ -175,10 +175,10 @@ def test_a_table_that_is_not_complete_is_said(copy: Path, tmp_path: Path, capsys
     shutil.copyfile(parts[1], copy / "mine.parquet")
     parts[0].unlink()
     n_rows = sum(pq.read_metadata(part).num_rows for part in parts[1:])
-    assert app.main(["export", str(copy), str(tmp_path / "out")]) == 1
+    assert app.run_command(["export", str(copy), str(tmp_path / "out")]) == 1
     assert f"expected all of its {len(parts)} parts, got 1 missing, damaged or out of date" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert app.main(["export", str(copy), str(tmp_path / "out"), "--partial", "--json"]) == 0
+    assert app.run_command(["export", str(copy), str(tmp_path / "out"), "--partial", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["n_rows"] == n_rows == local_rows(tmp_path / "out").num_rows
     assert f"{len(parts) - 1} of its {len(parts)} parts count" in said.err

@@ -142,7 +142,7 @@ def test_formats(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
     def ask(*arguments: object, code: int = 0) -> str:
         # In this process, for a start is most of what a query takes.
-        assert app.main(["query", *map(str, arguments)]) == code
+        assert app.run_command(["query", *map(str, arguments)]) == code
         return capfd.readouterr().out
 
     shown = ask(made, sql)

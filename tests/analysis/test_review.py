@@ -490,7 +490,7 @@ def test_the_estimate_has_no_bias_and_its_interval_holds() -> None:
         drawn: list[DrawnRow] = drawing.finish()
         answers = [(one.stratum, right[one.row.file]) for one in drawn if one.stratum is not None]
         sizes = {one.stratum: one.n_stratum for one in drawn if one.stratum is not None}
-        found = {one.of: one for one in review_sample.measure(answers, sizes)}
+        found = {one.of: one for one in review_sample.measure_precision(answers, sizes)}
         if seed < n_whole:
             estimates["naive"].append(float(np.mean([right[one.row.file] for one in drawn])))
         for name, value in truths.items():
@@ -520,20 +520,20 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
     """`review` writes, refuses to replace, takes back, prints text and JSON, each with what comes next."""
     sheet = tmp_path / "my sheet.csv"
     call = ["review", os.fspath(table), os.fspath(sheet)]
-    assert app.main([*call, "--size", "60"]) == 0
+    assert app.run_command([*call, "--size", "60"]) == 0
     out = capsys.readouterr().out
     assert "60 of" in out
     assert "angry, happy, sad" in out
     assert out.splitlines()[-1] == f"next: emotion-batch review {table} '{sheet}' --take"
-    assert app.main(call) == 2
+    assert app.run_command(call) == 2
     assert "expected a new one, got one that is there" in capsys.readouterr().err
     fill(sheet, answer_truly)
-    assert app.main([*call, "--take"]) == 0
+    assert app.run_command([*call, "--take"]) == 0
     out = capsys.readouterr().out
     assert "is_confident" in out
     assert "Wilson" in out
     assert out.splitlines()[-1].startswith("next: emotion-batch train FEATURES BUNDLE --labels 'table:")
-    assert app.main([*call, "--take", "--json", "--force"]) == 0
+    assert app.run_command([*call, "--take", "--json", "--force"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["n_labelled"] == 60
     assert result["precision"][0]["of"] == "all"
@@ -543,7 +543,7 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
         (("--force", "--size", "10"), "size: expected from 20 to 10,000 rows, got 10"),
         (("--force", "--random", "5"), "random: expected 0, or from 20 to 100 rows"),
     ):
-        assert app.main([*call, *options]) == 2
+        assert app.run_command([*call, *options]) == 2
         said = capsys.readouterr()
         assert (said.out, sentence in said.err) == ("", True), said.err
 

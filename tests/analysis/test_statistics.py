@@ -12,14 +12,14 @@ from support.review_tables import figures_of
 
 from benchmarks.generated import write_label_table
 from emotion_batch.analysis import statistics
-from emotion_batch.analysis.findings import headline, remark, summarise
-from emotion_batch.analysis.page.portrait import read_portrait
-from emotion_batch.analysis.page.throughput import read_throughput
-from emotion_batch.analysis.scan import Cluster, survey
-from emotion_batch.analysis.statistics import Figures, effective_size, gather, interval
+from emotion_batch.analysis.findings import headline, remark, summarise_table
+from emotion_batch.analysis.scan import FolderCluster, survey
+from emotion_batch.analysis.statistics import Figures, effective_size, gather, wilson_interval
 from emotion_batch.inference import bundle
+from emotion_batch.inference.card_facts import read_portrait
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.status import read_throughput
 from emotion_batch.tables.table import require_table
 
 
@@ -36,16 +36,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Figures:
 )
 def test_wilsons_interval(n_yes: int, n: int, expected: tuple[float, float]) -> None:
     """The interval is that of published tables (the last by Newcombe, 1998, table I)."""
-    assert interval(n_yes, n, n) == pytest.approx(expected, abs=5e-5)
+    assert wilson_interval(n_yes / n, n) == pytest.approx(expected, abs=5e-5)
 
 
 def test_what_is_alike_within_folders_is_worth_less() -> None:
     """Folders of one label each are worth as many rows as there are folders; such as are all alike, all their rows."""
     generator = np.random.default_rng(0)
 
-    def cluster(of_label: np.ndarray, of_all: np.ndarray) -> Cluster:
+    def cluster(of_label: np.ndarray, of_all: np.ndarray) -> FolderCluster:
         squares = ((of_label**2).sum(), (of_label * of_all).sum(), (of_all**2).sum())
-        return Cluster(len(of_all), *map(float, squares))
+        return FolderCluster(len(of_all), *map(float, squares))
 
     of_all = np.full(40, 50)
     whole = np.where(np.arange(40) % 2 == 0, 50, 0)
@@ -69,8 +69,11 @@ def test_intervals_hold_what_they_promise() -> None:
         of_label = generator.binomial(of_all, generator.beta(2, 6, 30))
         n_yes, n = int(of_label.sum()), int(of_all.sum())
         squares = ((of_label**2).sum(), (of_label * of_all).sum(), (of_all**2).sum())
-        n_effective = effective_size(n_yes, n, Cluster(30, *map(float, squares)))
-        for name, (low, high) in (("folders", interval(n_yes, n, n_effective, 30)), ("rows", interval(n_yes, n, n))):
+        n_effective = effective_size(n_yes, n, FolderCluster(30, *map(float, squares)))
+        for name, (low, high) in (
+            ("folders", wilson_interval(n_yes / n, n_effective, 30)),
+            ("rows", wilson_interval(n_yes / n, n)),
+        ):
             n_held[name] += low <= 0.25 <= high
     assert n_held["folders"] >= 0.92 * 400
     assert n_held["rows"] < 0.8 * 400
@@ -103,7 +106,7 @@ def test_few_folders_give_no_estimate(tmp_path: Path) -> None:
     made = gather(place.url, info, manifest, few, read_throughput(place), None)
     assert made.n_clusters is None
     for one in made.labels:
-        expected = interval(one.n_rows, made.coverage.n_ok, made.coverage.n_labelled)
+        expected = wilson_interval(one.n_rows / made.coverage.n_ok, made.coverage.n_labelled)
         assert (one.low, one.high) == expected
     assert made.moments[0].start_s == 0
     assert sum(sum(one.by_label) for one in made.moments) == made.coverage.n_ok
@@ -153,7 +156,7 @@ def test_run_records_are_added_up(tmp_path: Path) -> None:
 def test_what_stands_out_is_said(found: Figures) -> None:
     """Each remark is there when its reason is, and not otherwise; with no reason, all is well."""
     assert headline(found).startswith(f"{found.coverage.n_labelled:,} of 2,000 recordings labelled; ")
-    assert summarise(found).startswith("Most frequent: ")
+    assert summarise_table(found).startswith("Most frequent: ")
     assert {one.topic for one in remark(found)} == {"Failed", "Speech", "Confidence", "Trust"} - (
         set() if found.n_silent >= 0.1 * found.coverage.n_ok else {"Speech"}
     ) - (set() if found.n_confident < 0.2 * found.coverage.n_ok else {"Confidence"})
@@ -168,7 +171,7 @@ def test_what_stands_out_is_said(found: Figures) -> None:
         portrait=replace(found.portrait, promise=replace(found.portrait.promise, got=0.95, is_guaranteed=True)),
     )
     assert [one.kind for one in remark(calm)] == ["fine"]
-    assert summarise(calm).endswith("None failed.")
+    assert summarise_table(calm).endswith("None failed.")
     cardless = remark(replace(calm, portrait=None))
     assert [(one.topic, one.text[:34]) for one in cardless] == [("Trust", "The model's card is not in the tab")]
     assert calm.portrait is not None

@@ -89,7 +89,9 @@ def test_too_many_failures_are_exit_code_1(
     n_failed = sum(status != "ok" for status in expected.values())
     table = tmp_path / "features"
     for limit, code in (("0", 1), (str(n_failed - 1), 1), (str(n_failed), 0), ("1%", 1), ("99%", 0)):
-        assert app.main(["extract", os.fspath(archive), os.fspath(table), "--max-failed", limit, "--json"]) == code
+        assert (
+            app.run_command(["extract", os.fspath(archive), os.fspath(table), "--max-failed", limit, "--json"]) == code
+        )
         out, err = capsys.readouterr()
         assert json.loads(out)["n_failed"] == n_failed
         assert (f"got {n_failed} of {len(expected)}" in err) == bool(code)
@@ -312,7 +314,7 @@ def test_one_recording_is_printed(speech: Path, bundle: Path, labels: Path, caps
     recording = "V1_sad/V1_back_sad.wav"
 
     def printed(name: str, *options: str) -> tuple[int, str]:
-        code = app.main(["label", os.fspath(speech / name), "--model", os.fspath(bundle), *options])
+        code = app.run_command(["label", os.fspath(speech / name), "--model", os.fspath(bundle), *options])
         return code, capsys.readouterr().out
 
     code, out = printed(recording)
@@ -338,7 +340,7 @@ def test_windows_of_one_recording_are_printed(bundle: Path, tmp_path: Path, caps
     recording = tmp_path / "call.wav"
     soundfile.write(recording, tone(5.0), 24_414)
     call = ["label", os.fspath(recording), "--model", os.fspath(bundle)]
-    assert app.main([*call, "--window", "2", "--hop", "1.5"]) == 0
+    assert app.run_command([*call, "--window", "2", "--hop", "1.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "call.wav"
     stretches = [tuple(map(float, line.split()[:2])) for line in lines[1:]]
@@ -352,7 +354,7 @@ def test_windows_of_one_recording_are_printed(bundle: Path, tmp_path: Path, caps
         (("--offset", "1"), "--offset, --duration: expected both"),
         (("--window", "nan"), "window: expected seconds from 0.01 to 1e+06, got nan"),
     ):
-        assert app.main([*call, *options]) == 2
+        assert app.run_command([*call, *options]) == 2
         assert words in capsys.readouterr().err
 
 
@@ -517,7 +519,7 @@ def test_calls_that_are_wrong_are_one_sentence(
         (("demo", speech), "expected a new or empty folder"),
     ):
         try:
-            code = app.main([os.fspath(one) for one in call])
+            code = app.run_command([os.fspath(one) for one in call])
         except SystemExit as stop:
             code = stop.code
         said = capsys.readouterr()
@@ -564,7 +566,7 @@ def test_what_is_printed_as_the_next_step_runs_as_printed(
         ("review", *dash, table, f"{name}sheet.csv"),
         ("export", *dash, table, f"{name}exported"),
     ):
-        assert app.main([os.fspath(one) for one in command]) == 0, capsys.readouterr()
+        assert app.run_command([os.fspath(one) for one in command]) == 0, capsys.readouterr()
         out = capsys.readouterr().out
         (line,) = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
         # The features are shared with other tests, which read their status.
@@ -666,7 +668,7 @@ def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: sig
 
 def test_hostile_names_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """What a file is called cannot move a terminal's cursor or start a line of its own."""
-    code = app.main(["label", "no\x1b[2Jsuch\nfile.wav", "--model", "x"])
+    code = app.run_command(["label", "no\x1b[2Jsuch\nfile.wav", "--model", "x"])
     assert code == 2
     err = capsys.readouterr().err
     assert "\x1b" not in err

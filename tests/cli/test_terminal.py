@@ -149,7 +149,10 @@ def call(
     """Give a command on a terminal; return what came there."""
     codes = []
     data = look(
-        lambda: codes.append(app.main([os.fspath(one) for one in arguments])), width, monkeypatch, streams=streams
+        lambda: codes.append(app.run_command([os.fspath(one) for one in arguments])),
+        width,
+        monkeypatch,
+        streams=streams,
     )
     assert codes == [code], data
     return data

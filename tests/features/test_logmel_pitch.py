@@ -8,7 +8,7 @@ import pytest
 from support.recordings import tone
 
 from emotion_batch.features import logmel_pitch, recipes
-from emotion_batch.features.logmel_pitch import N_INPUTS, compute_sequence, prepare
+from emotion_batch.features.logmel_pitch import N_INPUTS, compute_sequence, prepare_sequence
 from emotion_batch.settings import SequenceSettings
 
 SETTINGS = SequenceSettings()
@@ -60,7 +60,7 @@ def test_noise_and_silence_have_no_voice() -> None:
     assert np.mean(compute_sequence(noise, SETTINGS).voicing > 0.5) < 0.1
     silent = compute_sequence(np.zeros(RATE, np.float32), SETTINGS)
     assert not silent.voicing.any()
-    assert all(np.isfinite(value).all() for value in (*silent, prepare(silent)))
+    assert all(np.isfinite(value).all() for value in (*silent, prepare_sequence(silent)))
 
 
 @pytest.mark.parametrize("n_samples", [1, 399, 400, 401, 559, 560, 561, 64_000])
@@ -70,8 +70,8 @@ def test_every_sample_is_in_a_frame(n_samples: int) -> None:
     found = compute_sequence(samples, SETTINGS)
     n_frames = 1 + max(0, -(-(n_samples - 400) // 160))
     assert [value.shape for value in found] == [(n_frames, 64), (n_frames,), (n_frames,)]
-    assert prepare(found).shape == (n_frames, N_INPUTS)
-    assert np.isfinite(prepare(found)).all()
+    assert prepare_sequence(found).shape == (n_frames, N_INPUTS)
+    assert np.isfinite(prepare_sequence(found)).all()
     for at in {0, n_samples // 2, n_samples - 1}:
         spoiled = samples.copy()
         spoiled[at] = np.nan
@@ -81,7 +81,9 @@ def test_every_sample_is_in_a_frame(n_samples: int) -> None:
 def test_level_and_microphone_are_taken_out() -> None:
     """What a network sees is nearly the same 20 dB louder: relative energy, centred pitch, bands without their mean."""
     samples = tone(1.0, RATE, hertz=200)
-    one, louder = (prepare(compute_sequence(gain * samples, SETTINGS)) for gain in (np.float32(0.1), np.float32(1)))
+    one, louder = (
+        prepare_sequence(compute_sequence(gain * samples, SETTINGS)) for gain in (np.float32(0.1), np.float32(1))
+    )
     assert np.abs(one - louder).max() < 0.03
 
 

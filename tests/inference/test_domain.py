@@ -18,7 +18,7 @@ from support.recordings import tone
 from emotion_batch.errors import UsageError
 from emotion_batch.example import synthesis
 from emotion_batch.features import recipes
-from emotion_batch.inference.domain import Domain, judge_speech, summarise
+from emotion_batch.inference.domain import Domain, judge_speech, summarise_rows
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 from emotion_batch.training.calibrate import fit_domain, flag_new_voices
 
@@ -30,7 +30,7 @@ LEVELS_DB = (-40, -20, -6)
 
 
 def find_speech(rows: pa.Table, settings: AnySettings) -> np.ndarray | None:
-    return judge_speech(summarise(rows, settings), settings)
+    return judge_speech(summarise_rows(rows, settings), settings)
 
 
 def cut(samples: np.ndarray, settings: AnySettings) -> np.ndarray:
@@ -134,10 +134,10 @@ def some_domain(n_dims: int = 3, *, seed: int = 0) -> Domain:
 def test_a_summary_has_no_level(settings: AnySettings) -> None:
     """A gain from -40 to 0 dB changes no dimension by a hundredth of what it varies by."""
     sounds = [tone(2.0, settings.sample_rate, hertz=hertz) for hertz in (110, 200, 320)]
-    scale = summarise(spoken(settings), settings).std(axis=0)
-    as_it_is = summarise(table(sounds, settings), settings)
+    scale = summarise_rows(spoken(settings), settings).std(axis=0)
+    as_it_is = summarise_rows(table(sounds, settings), settings)
     for gain_db in (-40, -20, -6):
-        quieter = summarise(table([one * 10 ** (gain_db / 20) for one in sounds], settings), settings)
+        quieter = summarise_rows(table([one * 10 ** (gain_db / 20) for one in sounds], settings), settings)
         assert (np.abs(quieter - as_it_is) / scale).max() < 0.01
 
 
@@ -145,12 +145,12 @@ def test_a_summary_has_no_level(settings: AnySettings) -> None:
 def test_a_row_depends_on_itself_alone(settings: AnySettings) -> None:
     """Summary, speech and distance of a row are to the bit what they are among others."""
     rows = spoken(settings)
-    together = summarise(rows, settings)
+    together = summarise_rows(rows, settings)
     fitted = fit_domain(together[::2], together[1::2])
     distances, is_speech = fitted.distances(together), find_speech(rows, settings)
     for number in (0, 5, 83):
         alone = rows.slice(number, 1)
-        summary = summarise(alone, settings)
+        summary = summarise_rows(alone, settings)
         assert np.array_equal(summary[0], together[number])
         assert fitted.distances(summary)[0] == distances[number]
         if is_speech is not None:
@@ -161,22 +161,22 @@ def test_a_row_depends_on_itself_alone(settings: AnySettings) -> None:
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_no_rows_have_no_summaries(settings: AnySettings) -> None:
     """A table without rows gives arrays without rows, and a row of one frame numbers."""
-    summaries = summarise(spoken(settings), settings)
-    assert summarise(spoken(settings).slice(0, 0), settings).shape == (0, summaries.shape[1])
+    summaries = summarise_rows(spoken(settings), settings)
+    assert summarise_rows(spoken(settings).slice(0, 0), settings).shape == (0, summaries.shape[1])
     columns = recipes.Columns(settings)
     columns.add(recipes.compute(np.zeros(1, np.float32), settings))
     short = pa.table(columns.to_arrays(), schema=pa.schema(recipes.fields(settings)))
-    assert np.isfinite(summarise(short, settings)).all()
+    assert np.isfinite(summarise_rows(short, settings)).all()
 
 
 def test_what_nobody_speaks_is_told_from_speech() -> None:
     """Of sequences, 0.95 of noise, silence, tones and music are no speech or outside the domain; speech is speech."""
     settings = SequenceSettings()
-    speech = summarise(spoken(settings), settings)
+    speech = summarise_rows(spoken(settings), settings)
     fitted = fit_domain(speech[::2], speech[1::2])
     rows, _ = unspoken(settings)
     is_speech = find_speech(rows, settings)
-    assert np.mean(is_speech & fitted.contains(summarise(rows, settings))) <= 0.05
+    assert np.mean(is_speech & fitted.contains(summarise_rows(rows, settings))) <= 0.05
     assert np.mean(find_speech(spoken(settings), settings)) >= 0.9
 
 
@@ -304,11 +304,11 @@ def test_tess_is_in_its_domain_and_noise_is_not(tess: Path, settings: AnySetting
         samples, rate = soundfile.read(path, dtype="float32")
         sounds.append(soxr.resample(samples, rate, settings.sample_rate, quality="HQ"))
     rows = table(sounds, settings)
-    summaries = summarise(rows, settings)
+    summaries = summarise_rows(rows, settings)
     fitted = fit_domain(summaries[fold < 3], summaries[fold == 3])
     assert fitted.contains(summaries[fold == 4]).mean() >= 0.97
     others, _ = unspoken(settings)
-    is_taken = fitted.contains(summarise(others, settings))
+    is_taken = fitted.contains(summarise_rows(others, settings))
     if isinstance(settings, SequenceSettings):
         assert find_speech(rows, settings).mean() >= 0.97
         is_taken &= find_speech(others, settings)

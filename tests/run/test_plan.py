@@ -164,7 +164,7 @@ def test_a_wrong_call_is_exit_code_2(
 
     words = [word.format(speech=speech) for word in arguments]
     try:
-        code = app.main(words)
+        code = app.run_command(words)
     except SystemExit as exit_:
         code = int(exit_.code or 0)
     assert code == 2

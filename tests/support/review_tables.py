@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from emotion_batch.analysis import review_sheet
-from emotion_batch.analysis.page.portrait import read_portrait
-from emotion_batch.analysis.page.throughput import read_throughput
 from emotion_batch.analysis.scan import survey
 from emotion_batch.analysis.statistics import Figures, gather
 from emotion_batch.inference import bundle
+from emotion_batch.inference.card_facts import read_portrait
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
@@ -23,6 +22,7 @@ from emotion_batch.tables import schema as schema_module
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import publish_part
 from emotion_batch.tables.schema import TableInfo, label_schema
+from emotion_batch.tables.status import read_throughput
 from emotion_batch.tables.table import create_info, require_table
 
 LABELS = ("angry", "happy", "sad")

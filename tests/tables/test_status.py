@@ -280,7 +280,7 @@ def test_whatever_reads_a_damaged_part_names_it(
             "1 part of the table is missing, out of date or damaged",
         ),
     ):
-        assert app.main([str(one) for one in arguments]) == code
+        assert app.run_command([str(one) for one in arguments]) == code
         found = capsys.readouterr()
         assert said in found.out + found.err
         gc.collect()
@@ -288,7 +288,7 @@ def test_whatever_reads_a_damaged_part_names_it(
     shutil.copyfile(labels / "part-000001.parquet", tmp_path / "labels" / "part-000001.parquet")
     for table in (copy, tmp_path / "labels"):
         flip_in_footer(table)
-        assert app.main(["export", str(table), str(tmp_path / "out")]) == 1
+        assert app.run_command(["export", str(table), str(tmp_path / "out")]) == 1
         assert "got 1 missing, damaged or out of date, e.g. part-000001.parquet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -257,7 +257,7 @@ def test_confidence_is_judged_as_labels_have_it(
     sure = tmp_path / "sure"
     shutil.copytree(bundle, sure)
     card = open_bundle(Folder.of(sure)).card
-    summaries = domain.summarise(
+    summaries = domain.summarise_rows(
         to_table([(vector,) for vector in vectors], card.feature_settings), card.feature_settings
     )
     fitted = calibrate.fit_domain(summaries[:60], summaries[60:])

@@ -31,7 +31,7 @@ def test_figures_are_those_computed_by_hand() -> None:
     targets = np.array([0, 0, 0, 0, 1, 1, 2, 2])
     predicted = np.array([0, 0, 0, 1, 1, 2, 2, 0])
     speakers = np.array(["a", "a", "b", "b", "", "", "", ""], object)
-    figures = metrics.measure(targets, certain(predicted), LABELS, speakers=speakers)
+    figures = metrics.compute_metrics(targets, certain(predicted), LABELS, speakers=speakers)
     assert (figures["n_rows"], figures["n_speakers"]) == (8, 2)
     assert figures["confusion"] == [[3, 1, 0], [0, 1, 1], [1, 0, 1]]
     assert figures["accuracy"] == 5 / 8
@@ -46,7 +46,7 @@ def test_figures_are_those_computed_by_hand() -> None:
 def test_uar_is_over_the_labels_that_are_there() -> None:
     """A label without reference rows has no recall and no part in UAR; giving it is wrong."""
     targets, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    figures = metrics.measure(targets, certain(predicted), LABELS, speakers=nobody(4))
+    figures = metrics.compute_metrics(targets, certain(predicted), LABELS, speakers=nobody(4))
     assert figures["uar"] == 0.75
     assert figures["recall"] == {"angry": 0.5, "neutral": 1.0, "sad": None}
     assert figures["precision"] == {"angry": 1.0, "neutral": 1.0, "sad": None}
@@ -55,7 +55,7 @@ def test_uar_is_over_the_labels_that_are_there() -> None:
 
 def test_a_label_that_is_never_given_has_no_precision() -> None:
     """Its recall is 0; its precision is unknown, not 0."""
-    figures = metrics.measure(np.array([0, 1]), certain(np.array([0, 0])), LABELS, speakers=nobody(2))
+    figures = metrics.compute_metrics(np.array([0, 1]), certain(np.array([0, 0])), LABELS, speakers=nobody(2))
     assert figures["recall"]["neutral"] == 0
     assert figures["precision"] == {"angry": 0.5, "neutral": None, "sad": None}
 
@@ -63,14 +63,14 @@ def test_a_label_that_is_never_given_has_no_precision() -> None:
 def test_labels_that_were_given_are_judged_instead_of_the_most_probable() -> None:
     """What a row was given counts, where it is said."""
     targets = np.array([0, 1])
-    figures = metrics.measure(targets, certain(1 - targets), LABELS, speakers=nobody(2), predicted=targets)
+    figures = metrics.compute_metrics(targets, certain(1 - targets), LABELS, speakers=nobody(2), predicted=targets)
     assert figures["accuracy"] == 1
 
 
 def test_no_rows_have_no_figures() -> None:
     """Nothing to judge is one sentence, not a division by zero."""
     with pytest.raises(UsageError, match="figures: expected one row or more to judge, got none"):
-        metrics.measure(np.array([], int), np.zeros((0, 3)), LABELS, speakers=nobody(0))
+        metrics.compute_metrics(np.array([], int), np.zeros((0, 3)), LABELS, speakers=nobody(0))
 
 
 def test_calibration_error_is_that_computed_by_hand() -> None:

@@ -88,7 +88,7 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
         except StopError:
             return train(seed, name)
         assert [len(values) for values in history.values()] == [3, 3]
-        return networks.identify(network, ["a"] * 7, settings)
+        return networks.fingerprint_network(network, ["a"] * 7, settings)
 
     with spool_of(settings, 28) as spool:
         whole = train(3)

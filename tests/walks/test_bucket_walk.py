@@ -25,7 +25,7 @@ from emotion_batch.errors import IncompleteError, StorageError
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder
-from emotion_batch.training.train import TrainingSettings
+from emotion_batch.training.fit import TrainingSettings
 
 # Each recording of TESS so far from the next: some in CI, all of them in the torture, and in a minute by hand.
 STRIDES = [pytest.param(24, id="some"), pytest.param(1, id="all", marks=pytest.mark.torture)]

@@ -38,7 +38,7 @@ def reraise(error: StorageError) -> None:
 
 def isolated(archive: Path, segments: Segments = ONE, on_failure: Callable[[StorageError], None] = reraise) -> pa.Table:
     listing = list_recordings(archive)
-    return isolation.extract_rows(
+    return isolation.extract_isolated(
         listing.entries.to_batches()[0], listing.folder, SETTINGS, segments, LIMITS, on_failure
     )
 

@@ -12,7 +12,7 @@ from importlib import resources
 from urllib.parse import quote
 
 from emotion_batch._version import __version__
-from emotion_batch.analysis.findings import headline, remark, summarise
+from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.page import label_sections, run_sections
 from emotion_batch.analysis.page.markup import Html, count, join, name, share, tag
 from emotion_batch.analysis.page.run_sections import Locate
@@ -148,7 +148,7 @@ def _header(figures: Figures, made_at: datetime) -> Html:
         "header",
         tag("p", f"emotion-batch · {kind}", class_="kicker"),
         tag("h1", f"{headline(figures)}."),
-        tag("p", summarise(figures), class_="lede"),
+        tag("p", summarise_table(figures), class_="lede"),
         tag("dl", *(tag("div", tag("dt", key), tag("dd", value)) for key, value in facts), class_="facts"),
     )
 

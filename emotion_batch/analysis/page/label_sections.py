@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator
 
 from emotion_batch.analysis.page import charts
-from emotion_batch.analysis.page.markup import Html, count, duration, join, name, roughly, share, table, tag
+from emotion_batch.analysis.page.markup import Html, count, join, name, roughly, share, show_duration, table, tag
 from emotion_batch.analysis.statistics import Figures, FolderFigures
 
 
@@ -239,7 +239,7 @@ def _folder(one: FolderFigures, figures: Figures) -> list[str]:
 def show_moments(figures: Figures) -> Html:
     """Return the labels over time within recordings."""
     moments = figures.moments
-    last = duration(moments[-1].stop_s)
+    last = show_duration(moments[-1].stop_s)
     sizes = [sum(one.by_label) for one in moments]
     mix = charts.draw_columns(
         [one.by_label for one in moments],
@@ -250,7 +250,11 @@ def show_moments(figures: Figures) -> Html:
         sizes, "Windows over time", f"From {count(sizes[0])} at the start to {count(sizes[-1])} at the end."
     )
     numbers = [
-        (f"{duration(one.start_s)} to {duration(one.stop_s)}", *map(count, one.by_label), count(sum(one.by_label)))
+        (
+            f"{show_duration(one.start_s)} to {show_duration(one.stop_s)}",
+            *map(count, one.by_label),
+            count(sum(one.by_label)),
+        )
         for one in moments
     ]
     head = ("from the start", *figures.info.labels, "all")

@@ -120,7 +120,7 @@ def roughly(part: float, whole: float = 1.0) -> str:
     return f"{value:.0%}" if 0.1 <= value < 0.995 else share(part, whole).replace(".0%", "%")
 
 
-def duration(seconds: float) -> str:
+def show_duration(seconds: float) -> str:
     """Return a time in words for a person."""
     if seconds < 1:
         return f"{seconds * 1000:,.0f} ms"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from emotion_batch.analysis.page import charts
-from emotion_batch.analysis.page.markup import Html, count, duration, join, name, share, table, tag, text
+from emotion_batch.analysis.page.markup import Html, count, join, name, share, show_duration, table, tag, text
 from emotion_batch.analysis.scan import Drawn
 from emotion_batch.analysis.statistics import Figures
 
@@ -65,7 +65,7 @@ def _at(one: Drawn) -> str | None:
     """Return which stretch of a recording a row is about, unless it is the only one."""
     if not one.start_s:
         return None
-    return f" at {duration(one.start_s)}"
+    return f" at {show_duration(one.start_s)}"
 
 
 def show_listen(figures: Figures, locate: Locate) -> Html:
@@ -117,14 +117,19 @@ def show_speed(figures: Figures) -> Html:
         parts.append(
             tag(
                 "p",
-                f"{count(found.n_decoded)} recordings in {duration(found.elapsed_s)} of the clock: {found.rate:,.1f} a second{hours}"
+                f"{count(found.n_decoded)} recordings in {show_duration(found.elapsed_s)} of the clock: {found.rate:,.1f} a second{hours}"
                 f"{' hour' if hours else ''}.",
             )
         )
     total = sum(found.stages_s.values())
     if total:
         rows = [
-            (_STAGES.get(stage, stage), charts.draw_share(seconds / total), duration(seconds), share(seconds, total))
+            (
+                _STAGES.get(stage, stage),
+                charts.draw_share(seconds / total),
+                show_duration(seconds),
+                share(seconds, total),
+            )
             for stage, seconds in found.stages_s.items()
         ]
         parts.append(
@@ -139,7 +144,7 @@ def show_speed(figures: Figures) -> Html:
     if found.slowest:
         longest = found.slowest[0][0] or 1.0
         slowest = [
-            (name(file), charts.draw_share(elapsed_s / longest, class_="other"), duration(elapsed_s))
+            (name(file), charts.draw_share(elapsed_s / longest, class_="other"), show_duration(elapsed_s))
             for elapsed_s, file in found.slowest
         ]
         parts.append(
@@ -160,12 +165,12 @@ def show_speed(figures: Figures) -> Html:
         (
             run.began.replace("T", " ").removesuffix("+00:00") or run.run,
             run.outcome or "–",
-            duration(run.elapsed_s),
+            show_duration(run.elapsed_s),
             count(run.n_decoded),
             "–" if run.rate is None else f"{run.rate:,.1f}",
             count(run.n_retries),
             count(run.n_resubmitted),
-            duration(run.lost_s) if run.lost_s else "0",
+            show_duration(run.lost_s) if run.lost_s else "0",
         )
         for run in found.runs[:_MOST_RUNS]
     ]

@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 
 from emotion_batch.errors import UsageError
 from emotion_batch.progress import Watcher
-from emotion_batch.run.driver import import_cluster, order_shards
+from emotion_batch.run.driver import PACKAGE, import_cluster
 from emotion_batch.run.local_cluster import count_cores
 from emotion_batch.run.planning.estimates import Estimates, draw_conclusions
 from emotion_batch.run.planning.forecast import Outlook, Range
 from emotion_batch.run.planning.remainder import Remainder, find_remainder
 from emotion_batch.run.planning.sampling import Population, Sample, take_sample
 from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.shards import WITNESS_TRIES, order_shards
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.archive import SUFFIXES
 from emotion_batch.storage.entries import Entry, peek
@@ -35,12 +36,10 @@ from emotion_batch.worker.trial import Fitness, Removal, Trial
 if TYPE_CHECKING:
     from emotion_batch.run.dask_cluster import Cluster
 
-_PACKAGE = "emotion-batch"
 # Beside the workers that are there.
 _USUAL_WORKERS = (10, 100)
 _NOTHING = Range(0.0, 0.0, 0.0)
 _HOUR = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])")
-_WITNESS_TRIES = 20
 # Of which the digests are timed that freezing a listing makes.
 _DIGESTED = 2_000
 _JOIN_TIMEOUT_S = 30
@@ -309,11 +308,11 @@ def _time(
         with cluster.connect(scheduler, n_local) as connected:
             if not connected.is_local:
                 versions = preflight.read_versions(left.bundle is not None)
-                connected.preflight(_PACKAGE, Fitness(trial, versions, _find_witness(left, population)))
+                connected.preflight(PACKAGE, Fitness(trial, versions, _find_witness(left, population)))
             n_threads = _wait_for_threads(connected, n_local if connected.is_local else 1)
             sample = take_sample(connected, trial, population, sample_s=sample_s, n_threads=n_threads, started=started)
             if not connected.is_local:
-                connected.preflight(_PACKAGE, Removal(trial))
+                connected.preflight(PACKAGE, Removal(trial))
             ending = time.monotonic()
         end_s = time.monotonic() - ending
     finally:
@@ -343,7 +342,7 @@ def _find_witness(left: Remainder, population: Population) -> Entry | None:
     """Return a recording that can be read here."""
     if not isinstance(left.source, Folder):
         return None
-    for entry in population.take(list(range(min(_WITNESS_TRIES, len(population.costs))))):
+    for entry in population.take(list(range(min(WITNESS_TRIES, len(population.costs))))):
         try:
             peek(left.source, entry)
         except Exception:  # noqa: S112 whatever it is, this one tells nothing

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from emotion_batch.analysis.page.markup import count, roughly
-from emotion_batch.analysis.statistics import Figures
+from emotion_batch.analysis.statistics import Figures, show_count, show_roughly
 from emotion_batch.errors import MENDABLE
 
 # From these shares on it is said. They are no thresholds of quality, only of what one would want to know.
@@ -36,9 +35,9 @@ def headline(figures: Figures) -> str:
     coverage = figures.coverage
     made = "labelled" if figures.info.labels else "turned into features"
     so_far = "" if coverage.is_complete else "so far, "
-    sentence = f"{so_far}{count(coverage.n_labelled)} of {count(coverage.n_listed)} recordings {made}"
+    sentence = f"{so_far}{show_count(coverage.n_labelled)} of {show_count(coverage.n_listed)} recordings {made}"
     if figures.info.labels and coverage.n_ok:
-        sentence += f"; {roughly(figures.n_confident, coverage.n_ok)} of the labels are confident"
+        sentence += f"; {show_roughly(figures.n_confident, coverage.n_ok)} of the labels are confident"
     return sentence[:1].upper() + sentence[1:]
 
 
@@ -48,10 +47,10 @@ def summarise_table(figures: Figures) -> str:
     found = []
     if figures.labels and coverage.n_ok:
         ordered = sorted(figures.labels, key=lambda one: -one.n_rows)
-        words = [f"{one.label} {roughly(one.n_rows, coverage.n_ok)}" for one in ordered[:3] if one.n_rows]
+        words = [f"{one.label} {show_roughly(one.n_rows, coverage.n_ok)}" for one in ordered[:3] if one.n_rows]
         found.append(f"Most frequent: {', '.join(words)}.")
     if failures and coverage.n_failed:
-        found.append(f"{count(coverage.n_failed)} failed, most often {failures[0].status}.")
+        found.append(f"{show_count(coverage.n_failed)} failed, most often {failures[0].status}.")
     elif coverage.n_surveyed:
         found.append("None failed.")
     return " ".join(found)
@@ -67,7 +66,7 @@ def _unfinished(figures: Figures) -> Iterator[Remark]:
         yield Remark(
             "stop",
             "Incomplete",
-            f"{count(n_parts)} of {count(coverage.n_shards)} parts, with {count(n_left)} recordings, are missing, "
+            f"{show_count(n_parts)} of {show_count(coverage.n_shards)} parts, with {show_count(n_left)} recordings, are missing, "
             "out of date or damaged. What follows is of the other parts alone. The command that made the table does what "
             "is left.",
         )
@@ -78,9 +77,9 @@ def _unfinished(figures: Figures) -> Iterator[Remark]:
 def _failed(figures: Figures) -> Iterator[Remark]:
     coverage = figures.coverage
     if figures.failures and coverage.n_failed >= _FAILED * max(1, coverage.n_surveyed):
-        words = ", ".join(f"{one.status} {count(one.n_rows)}" for one in figures.failures[:3])
+        words = ", ".join(f"{one.status} {show_count(one.n_rows)}" for one in figures.failures[:3])
         words = words if figures.info.segments.hop_s is None else f"in rows {words}"
-        text = f"{roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words})"
+        text = f"{show_roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words})"
         if any(one.status in MENDABLE for one in figures.failures):
             text += "; `emotion-batch retry` tries again what another try could mend"
         yield Remark("look", "Failed", f"{text}.")
@@ -95,7 +94,7 @@ def _failed(figures: Figures) -> Iterator[Remark]:
         yield Remark(
             "look",
             "Folder",
-            f"Folder “{worst.name or 'at the top'}”: {roughly(worst.n_failed, worst.n_rows)} of its rows failed{others}.",
+            f"Folder “{worst.name or 'at the top'}”: {show_roughly(worst.n_failed, worst.n_rows)} of its rows failed{others}.",
         )
 
 
@@ -107,16 +106,18 @@ def _judged(figures: Figures) -> Iterator[Remark]:
         yield Remark(
             "look",
             "Domain",
-            f"{roughly(figures.n_outside, n_ok)} of the labels are of sound unlike what the model was trained on: other voices, "
+            f"{show_roughly(figures.n_outside, n_ok)} of the labels are of sound unlike what the model was trained on: other voices, "
             "rooms or languages. Believe these least.",
         )
     if figures.n_silent is not None and figures.n_silent >= _SILENT * n_ok:
         yield Remark(
-            "look", "Speech", f"{roughly(figures.n_silent, n_ok)} of the labels are of something that is not speech."
+            "look",
+            "Speech",
+            f"{show_roughly(figures.n_silent, n_ok)} of the labels are of something that is not speech.",
         )
     most = max(figures.labels, key=lambda one: one.n_rows)
     if most.n_rows >= _ONE_LABEL * n_ok:
-        yield Remark("look", "One label", f"{roughly(most.n_rows, n_ok)} of the labels are “{most.label}”.")
+        yield Remark("look", "One label", f"{show_roughly(most.n_rows, n_ok)} of the labels are “{most.label}”.")
     if figures.portrait is None:
         yield Remark(
             "look",
@@ -132,14 +133,14 @@ def _judged(figures: Figures) -> Iterator[Remark]:
     else:
         if figures.n_confident < _FEW_CONFIDENT * n_ok:
             yield Remark(
-                "look", "Confidence", f"Few labels are confident: {roughly(figures.n_confident, n_ok)} of them."
+                "look", "Confidence", f"Few labels are confident: {show_roughly(figures.n_confident, n_ok)} of them."
             )
         if not promise.is_guaranteed or (promise.got is not None and promise.got < promise.promised):
-            got = "no label reached it" if promise.got is None else f"{roughly(promise.got)} were right"
+            got = "no label reached it" if promise.got is None else f"{show_roughly(promise.got)} were right"
             yield Remark(
                 "look",
                 "Trust",
-                f"“Confident” promises that {roughly(promise.promised)} are right; on {promise.n_speakers or 'unknown'} speakers "
+                f"“Confident” promises that {show_roughly(promise.promised)} are right; on {promise.n_speakers or 'unknown'} speakers "
                 f"whom the model had not heard, {got}. On voices from elsewhere nothing is guaranteed: listen to some.",
             )
 
@@ -147,7 +148,9 @@ def _judged(figures: Figures) -> Iterator[Remark]:
 def _ran(figures: Figures) -> Iterator[Remark]:
     runs = figures.throughput.runs
     if figures.n_lost:
-        yield Remark("look", "Runs", f"{count(figures.n_lost)} runs died without a word since the last that ended.")
+        yield Remark(
+            "look", "Runs", f"{show_count(figures.n_lost)} runs died without a word since the last that ended."
+        )
     if runs and runs[0].outcome not in ("complete", ""):
         why = f": {runs[0].error}" if runs[0].error else ""
         yield Remark("look", "Runs", f"The last run ended {runs[0].outcome}{why}.")

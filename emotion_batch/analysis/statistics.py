@@ -341,3 +341,39 @@ def _moments(times: tuple[tuple[int, str | None, int], ...], info: TableInfo) ->
         Moment(start * hop_s, stop * hop_s, tuple(counts[start // step][label] for label in info.labels))
         for start, stop in pairwise(edges)
     )
+
+
+def show_count(value: float) -> str:
+    """Return a number of things."""
+    return f"{value:,.0f}"
+
+
+def show_share(part: float, whole: float = 1.0) -> str:
+    """Return a share in percent: what is not all does not read as all, nor what is not nothing as nothing."""
+    if not whole:
+        return "–"
+    value = part / whole
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
+    return f"{value:.0%}" if value in (0, 1) else f"{value:.1%}"
+
+
+def show_roughly(part: float, whole: float = 1.0) -> str:
+    """Return a share in percent as a sentence has it: whole percents from 10 on."""
+    value = part / whole if whole else 0.0
+    return f"{value:.0%}" if 0.1 <= value < 0.995 else show_share(part, whole).replace(".0%", "%")
+
+
+def show_duration(seconds: float) -> str:
+    """Return a time in words for a person."""
+    if seconds < 1:
+        return f"{seconds * 1000:,.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"

@@ -28,7 +28,7 @@ from emotion_batch.errors import (
 )
 from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.run import shards as table_shards
+from emotion_batch.run import shards as shards_module
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.local_cluster import count_cores
 from emotion_batch.run.means import Means, Needs
@@ -198,7 +198,7 @@ class Run:
 
     def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
         """Return a few recordings that can be read here: see `shards.find_witnesses`."""
-        return table_shards.find_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
+        return shards_module.find_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
 
     def finish(
         self,

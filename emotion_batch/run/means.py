@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emotion_batch.errors import (
-    UsageError,
-)
+from emotion_batch.errors import UsageError
 from emotion_batch.inference.bundle import Bundle
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.storage.entries import Entry

@@ -10,10 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.errors import (
-    DeniedError,
-    Status,
-)
+from emotion_batch.errors import DeniedError, Status
 from emotion_batch.run.canary import RECORDINGS
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.file_lists import is_list

@@ -18,9 +18,9 @@ from support.review_tables import figures_of
 
 from benchmarks.generated import write_label_table
 from emotion_batch.analysis.page.document import locate_beside, render
-from emotion_batch.analysis.page.markup import Html, join, roughly, share, show_duration, tag
+from emotion_batch.analysis.page.markup import Html, join, tag
 from emotion_batch.analysis.scan import Drawn
-from emotion_batch.analysis.statistics import Figures
+from emotion_batch.analysis.statistics import Figures, show_duration, show_roughly, show_share
 from emotion_batch.inference.bundle import find_model, open_bundle, read_reliability
 from emotion_batch.tables.status import RunFigures
 
@@ -63,10 +63,16 @@ def test_text_is_no_markup() -> None:
 
 def test_shares_do_not_round_to_all_or_nothing() -> None:
     """Only all reads as all, and only nothing as nothing."""
-    assert [share(n, 100_000) for n in (0, 1, 99_999, 100_000, 12_345)] == ["0%", "<0.1%", ">99.9%", "100%", "12.3%"]
-    assert [roughly(n, 1_000) for n in (0, 40, 123, 999, 1_000)] == ["0%", "4%", "12%", "99.9%", "100%"]
+    assert [show_share(n, 100_000) for n in (0, 1, 99_999, 100_000, 12_345)] == [
+        "0%",
+        "<0.1%",
+        ">99.9%",
+        "100%",
+        "12.3%",
+    ]
+    assert [show_roughly(n, 1_000) for n in (0, 40, 123, 999, 1_000)] == ["0%", "4%", "12%", "99.9%", "100%"]
     assert [show_duration(s) for s in (0.01, 3, 61, 7_325)] == ["10 ms", "3.0 s", "1 min 01 s", "2 h 02 min"]
-    assert share(1, 0) == "–"
+    assert show_share(1, 0) == "–"
 
 
 def test_hostile_words_stay_words(found: Figures) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emotion_batch.analysis.page.markup import Html, join, share, tag
+from emotion_batch.analysis.page.markup import Html, join, tag
+from emotion_batch.analysis.statistics import show_share
 
 # Colours of labels, as the style sheet has them; of more labels some look alike.
 N_COLOURS = 10
@@ -44,7 +45,7 @@ def draw_parts(counts: Sequence[int], labels: Sequence[str], classes: Sequence[s
             class_ = classes[number] if classes else colour(number)
             marks.append(tag("rect", x=_percent(at), width=_percent(width), height="100%", class_=class_))
         at += width
-    words = ", ".join(f"{label} {share(n, total)}" for label, n in zip(labels, counts, strict=True) if n)
+    words = ", ".join(f"{label} {show_share(n, total)}" for label, n in zip(labels, counts, strict=True) if n)
     return tag("svg", *marks, class_="line", role="img", aria_label=words or "nothing")
 
 

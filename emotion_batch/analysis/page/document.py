@@ -14,10 +14,10 @@ from urllib.parse import quote
 from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.page import label_sections, run_sections
-from emotion_batch.analysis.page.markup import Html, count, join, name, share, tag
+from emotion_batch.analysis.page.markup import Html, join, name, tag
 from emotion_batch.analysis.page.run_sections import Locate
 from emotion_batch.analysis.scan import Drawn
-from emotion_batch.analysis.statistics import Figures
+from emotion_batch.analysis.statistics import Figures, show_count, show_share
 from emotion_batch.storage.folder import is_url
 
 # By which a page is known that may be replaced.
@@ -182,20 +182,20 @@ def _tiles(figures: Figures) -> Html:
     made = "labelled" if figures.info.labels else "with features"
     tiles = [
         (
-            count(coverage.n_listed),
+            show_count(coverage.n_listed),
             "listed",
-            f"{count(coverage.n_rows)} rows in {count(coverage.n_complete)} parts",
+            f"{show_count(coverage.n_rows)} rows in {show_count(coverage.n_complete)} parts",
         ),
-        (share(coverage.n_labelled, coverage.n_listed), made, f"{count(coverage.n_labelled)} recordings"),
-        (share(coverage.n_failed, coverage.n_listed), "failed", f"{count(coverage.n_failed)} recordings"),
+        (show_share(coverage.n_labelled, coverage.n_listed), made, f"{show_count(coverage.n_labelled)} recordings"),
+        (show_share(coverage.n_failed, coverage.n_listed), "failed", f"{show_count(coverage.n_failed)} recordings"),
     ]
     if figures.info.labels:
         n_ok = coverage.n_ok
-        tiles.append((share(figures.n_confident, n_ok), "confident", _of_labels(figures.n_confident)))
+        tiles.append((show_share(figures.n_confident, n_ok), "confident", _of_labels(figures.n_confident)))
         if figures.n_outside is None:
             tiles.append(("–", "out of domain", "the model cannot tell"))
         else:
-            tiles.append((share(figures.n_outside, n_ok), "out of domain", _of_labels(figures.n_outside)))
+            tiles.append((show_share(figures.n_outside, n_ok), "out of domain", _of_labels(figures.n_outside)))
     rate = figures.throughput.rate
     if rate is not None:
         tiles.append((f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}", "a second", "while at work"))
@@ -207,7 +207,7 @@ def _tiles(figures: Figures) -> Html:
 
 
 def _of_labels(n: int) -> str:
-    return f"{count(n)} label{'' if n == 1 else 's'}"
+    return f"{show_count(n)} label{'' if n == 1 else 's'}"
 
 
 def _footer() -> Html:

@@ -6,8 +6,15 @@ import base64
 from collections.abc import Iterator
 
 from emotion_batch.analysis.page import charts
-from emotion_batch.analysis.page.markup import Html, count, join, name, roughly, share, show_duration, table, tag
-from emotion_batch.analysis.statistics import Figures, FolderFigures
+from emotion_batch.analysis.page.markup import Html, join, name, table, tag
+from emotion_batch.analysis.statistics import (
+    Figures,
+    FolderFigures,
+    show_count,
+    show_duration,
+    show_roughly,
+    show_share,
+)
 
 
 def _unit(figures: Figures) -> str:
@@ -21,13 +28,13 @@ def show_labels(figures: Figures) -> Html:
         (
             one.label,
             charts.draw_share(one.share, one.low, one.high),
-            share(one.share),
-            f"{share(one.low)} to {share(one.high)}",
-            count(one.n_rows),
+            show_share(one.share),
+            f"{show_share(one.low)} to {show_share(one.high)}",
+            show_count(one.n_rows),
             "–" if one.confidence is None else f"{one.confidence:.2f}",
-            share(one.n_confident, one.n_rows),
-            "–" if figures.n_outside is None else share(one.n_outside, one.n_rows),
-            "–" if figures.n_silent is None else share(one.n_silent, one.n_rows),
+            show_share(one.n_confident, one.n_rows),
+            "–" if figures.n_outside is None else show_share(one.n_outside, one.n_rows),
+            "–" if figures.n_silent is None else show_share(one.n_silent, one.n_rows),
         )
         for one in sorted(figures.labels, key=lambda one: -one.n_rows)
     ]
@@ -38,7 +45,7 @@ def show_labels(figures: Figures) -> Html:
     if figures.n_clusters is not None:
         basis = (
             f"The intervals are Wilson's, of as many independent {_unit(figures)} as these are worth: recordings of one folder "
-            f"are not independent of each other, so their number was estimated over the {count(figures.n_clusters)} folders."
+            f"are not independent of each other, so their number was estimated over the {show_count(figures.n_clusters)} folders."
         )
     else:
         window = "" if figures.info.segments.hop_s is None else " Windows of one recording count as one there."
@@ -46,7 +53,7 @@ def show_labels(figures: Figures) -> Html:
             "The intervals are Wilson's over recordings, as if these were independent of each other. Those in one folder, of one "
             f"speaker or one day, are not, and there are too few folders to estimate how much: the true intervals are wider.{window}"
         )
-    caption = f"Labels of {count(n_ok)} {_unit(figures)}, the most frequent first"
+    caption = f"Labels of {show_count(n_ok)} {_unit(figures)}, the most frequent first"
     return join(
         [
             table(caption, head, rows, numbers=(2, 3, 4, 5, 6, 7, 8), wide=1),
@@ -64,7 +71,7 @@ def show_confidence(figures: Figures) -> Html:
     n_ok, promise = figures.coverage.n_ok, None if figures.portrait is None else figures.portrait.promise
     threshold = None if promise is None else promise.threshold
     description = (
-        f"{count(figures.n_confident)} of {count(n_ok)} {_unit(figures)} are confident. Number of {_unit(figures)} by confidence, "
+        f"{show_count(figures.n_confident)} of {show_count(n_ok)} {_unit(figures)} are confident. Number of {_unit(figures)} by confidence, "
         + ("no threshold." if threshold is None else f"threshold at {threshold:.2f}.")
     )
     picture = charts.draw_histogram(
@@ -80,7 +87,7 @@ def show_confidence(figures: Figures) -> Html:
     drawn = tag(
         "figure",
         charts.legend(("confident", "not confident, out of domain or not speech"), classes),
-        tag("p", f"{count(highest)} {_unit(figures)}", class_="top"),
+        tag("p", f"{show_count(highest)} {_unit(figures)}", class_="top"),
         picture,
         ticks,
         tag(
@@ -91,7 +98,7 @@ def show_confidence(figures: Figures) -> Html:
     )
     n_bins = len(figures.other_bins)
     numbers = [
-        (f"{number / n_bins:.2f} to {(number + 1) / n_bins:.2f}", count(above), count(below))
+        (f"{number / n_bins:.2f} to {(number + 1) / n_bins:.2f}", show_count(above), show_count(below))
         for number, (above, below) in enumerate(zip(figures.confident_bins, figures.other_bins, strict=True))
     ]
     head = ("confidence", "confident", "others")
@@ -115,14 +122,18 @@ def _promise(figures: Figures) -> Iterator[Html]:
     promise = None if figures.portrait is None else figures.portrait.promise
     if promise is None:
         return
-    got = "no label reached it" if promise.got is None else f"{roughly(promise.got)} of those it let through were right"
-    speakers = "an unknown number of" if promise.n_speakers is None else count(promise.n_speakers)
+    got = (
+        "no label reached it"
+        if promise.got is None
+        else f"{show_roughly(promise.got)} of those it let through were right"
+    )
+    speakers = "an unknown number of" if promise.n_speakers is None else show_count(promise.n_speakers)
     ending = "" if promise.is_guaranteed else " So few speakers guarantee nothing for others."
     yield tag(
         "p",
-        tag("strong", f"Confident promises that {roughly(promise.promised)} of the labels are right. "),
-        f"On {speakers} speakers that the threshold was not chosen on, {got}, which was {roughly(promise.coverage)} of all. "
-        f"Here it lets through {roughly(figures.n_confident, figures.coverage.n_ok)}.{ending}",
+        tag("strong", f"Confident promises that {show_roughly(promise.promised)} of the labels are right. "),
+        f"On {speakers} speakers that the threshold was not chosen on, {got}, which was {show_roughly(promise.coverage)} of all. "
+        f"Here it lets through {show_roughly(figures.n_confident, figures.coverage.n_ok)}.{ending}",
     )
 
 
@@ -147,7 +158,7 @@ def _calibration(figures: Figures) -> Iterator[Html]:
             f"{one.raw:.3f}",
             charts.draw_share(one.after / highest),
             f"{one.after:.3f}",
-            count(one.n_rows),
+            show_count(one.n_rows),
         )
         for one in portrait.calibration[:12]
     ]
@@ -186,17 +197,15 @@ def show_folders(figures: Figures) -> Html:
                 charts.draw_columns(
                     [one.by_label for one in figures.columns],
                     "Label mix by folder",
-                    f"{count(len(figures.columns))} folders by name, each a column divided as its labels are.",
+                    f"{show_count(len(figures.columns))} folders by name, each a column divided as its labels are.",
                 ),
                 tag("div", _folder_name(figures.columns[0]), _folder_name(figures.columns[-1]), class_="ticks"),
-                tag("figcaption", f"All {count(len(figures.columns))} folders by name, each a column."),
+                tag("figcaption", f"All {show_count(len(figures.columns))} folders by name, each a column."),
             )
         )
-    caption = f"{count(len(figures.folders))} folders"
+    caption = f"{show_count(len(figures.folders))} folders"
     if figures.n_folders > len(figures.folders):
-        caption = (
-            f"The {count(len(figures.folders))} of {count(figures.n_folders)} folders that differ most from the whole"
-        )
+        caption = f"The {show_count(len(figures.folders))} of {show_count(figures.n_folders)} folders that differ most from the whole"
     head = ["folder", *(["labels"] if is_labelled else []), "rows", "failed"]
     head += ["out of domain"] if is_labelled and figures.n_outside is not None else []
     rows = [_folder(one, figures) for one in figures.folders]
@@ -205,7 +214,9 @@ def show_folders(figures: Figures) -> Html:
         table(caption, head, rows, numbers=range(2 if is_labelled else 1, last), wide=1 if is_labelled else None)
     )
     if is_labelled:
-        numbers = [(_folder_name(one), *(share(n, sum(one.by_label)) for n in one.by_label)) for one in figures.folders]
+        numbers = [
+            (_folder_name(one), *(show_share(n, sum(one.by_label)) for n in one.by_label)) for one in figures.folders
+        ]
         inner = table(
             "Label mix by folder", ("folder", *figures.info.labels), numbers, numbers=range(1, 1 + len(figures.labels))
         )
@@ -230,9 +241,9 @@ def _folder(one: FolderFigures, figures: Figures) -> list[str]:
     cells: list[str] = [_folder_name(one)]
     if figures.labels:
         cells.append(charts.draw_parts(one.by_label, figures.info.labels))
-    cells += [count(one.n_rows), share(one.n_failed, one.n_rows)]
+    cells += [show_count(one.n_rows), show_share(one.n_failed, one.n_rows)]
     if figures.labels and figures.n_outside is not None:
-        cells.append(share(one.n_outside, one.n_rows - one.n_failed))
+        cells.append(show_share(one.n_outside, one.n_rows - one.n_failed))
     return cells
 
 
@@ -247,13 +258,13 @@ def show_moments(figures: Figures) -> Html:
         f"Labels of the windows from the start of the recordings to {last}, each column divided as its labels are.",
     )
     heights = charts.draw_heights(
-        sizes, "Windows over time", f"From {count(sizes[0])} at the start to {count(sizes[-1])} at the end."
+        sizes, "Windows over time", f"From {show_count(sizes[0])} at the start to {show_count(sizes[-1])} at the end."
     )
     numbers = [
         (
             f"{show_duration(one.start_s)} to {show_duration(one.stop_s)}",
-            *map(count, one.by_label),
-            count(sum(one.by_label)),
+            *map(show_count, one.by_label),
+            show_count(sum(one.by_label)),
         )
         for one in moments
     ]

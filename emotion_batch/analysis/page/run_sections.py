@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from emotion_batch.analysis.page import charts
-from emotion_batch.analysis.page.markup import Html, count, join, name, share, show_duration, table, tag, text
+from emotion_batch.analysis.page.markup import Html, join, name, table, tag, text
 from emotion_batch.analysis.scan import Drawn
-from emotion_batch.analysis.statistics import Figures
+from emotion_batch.analysis.statistics import Figures, show_count, show_duration, show_share
 
 # What gives the address of a recording from the page, or None if it cannot be reached from there.
 Locate = Callable[[Drawn], str | None]
@@ -42,13 +42,15 @@ def show_failed(figures: Figures) -> Html:
         (
             tag("code", one.status),
             charts.draw_share(one.n_rows / n_failed, class_="bad"),
-            count(one.n_rows),
-            share(one.n_rows, n_rows),
+            show_count(one.n_rows),
+            show_share(one.n_rows, n_rows),
         )
         for one in figures.failures
     ]
     caption = (
-        f"{count(n_failed)} rows without a label" if figures.labels else f"{count(n_failed)} rows without features"
+        f"{show_count(n_failed)} rows without a label"
+        if figures.labels
+        else f"{show_count(n_failed)} rows without features"
     )
     parts = [table(caption, ("reason", "", "rows", "of all"), rows, numbers=(2, 3), wide=1)]
     for failure in figures.failures:
@@ -56,7 +58,7 @@ def show_failed(figures: Figures) -> Html:
             tag("li", name(one.file), _at(one), tag("span", f" {one.error or ''}", class_="reason"))
             for one in failure.examples
         ]
-        words = f"{failure.status}: {count(len(items))} of {count(failure.n_rows)}, drawn by lot"
+        words = f"{failure.status}: {show_count(len(items))} of {show_count(failure.n_rows)}, drawn by lot"
         parts.append(tag("details", tag("summary", words), tag("ul", *items, class_="examples")))
     return join(parts)
 
@@ -117,7 +119,7 @@ def show_speed(figures: Figures) -> Html:
         parts.append(
             tag(
                 "p",
-                f"{count(found.n_decoded)} recordings in {show_duration(found.elapsed_s)} of the clock: {found.rate:,.1f} a second{hours}"
+                f"{show_count(found.n_decoded)} recordings in {show_duration(found.elapsed_s)} of the clock: {found.rate:,.1f} a second{hours}"
                 f"{' hour' if hours else ''}.",
             )
         )
@@ -128,7 +130,7 @@ def show_speed(figures: Figures) -> Html:
                 _STAGES.get(stage, stage),
                 charts.draw_share(seconds / total),
                 show_duration(seconds),
-                share(seconds, total),
+                show_share(seconds, total),
             )
             for stage, seconds in found.stages_s.items()
         ]
@@ -166,17 +168,17 @@ def show_speed(figures: Figures) -> Html:
             run.began.replace("T", " ").removesuffix("+00:00") or run.run,
             run.outcome or "–",
             show_duration(run.elapsed_s),
-            count(run.n_decoded),
+            show_count(run.n_decoded),
             "–" if run.rate is None else f"{run.rate:,.1f}",
-            count(run.n_retries),
-            count(run.n_resubmitted),
+            show_count(run.n_retries),
+            show_count(run.n_resubmitted),
             show_duration(run.lost_s) if run.lost_s else "0",
         )
         for run in found.runs[:_MOST_RUNS]
     ]
     caption = "Runs, the newest first; times are UTC"
     if found.n_runs > len(runs):
-        caption += f"; {count(found.n_runs - len(runs))} earlier ones are in the table"
+        caption += f"; {show_count(found.n_runs - len(runs))} earlier ones are in the table"
     head = (
         "began",
         "ended",
@@ -203,7 +205,7 @@ def show_model(figures: Figures) -> Html:
     ]
     if portrait.flagged:
         words = {"held_out": "of voices it learnt", "new_voices": "of new voices"}
-        found = ", ".join(f"{share(value)} {words.get(key, key)}" for key, value in portrait.flagged.items())
+        found = ", ".join(f"{show_share(value)} {words.get(key, key)}" for key, value in portrait.flagged.items())
         facts.append(("Out of domain, where it was made", found))
     facts.append(("Made with", ", ".join(f"{package} {version}" for package, version in portrait.versions.items())))
     parts = [tag("dl", *(join([tag("dt", key), tag("dd", text(value))]) for key, value in facts))]
@@ -215,15 +217,15 @@ def show_model(figures: Figures) -> Html:
                 f"{one.accuracy:.3f}",
                 "unknown" if one.interval is None else f"{one.interval[0]:.3f} to {one.interval[1]:.3f}",
                 f"{one.uar:.3f}",
-                count(one.n_rows),
-                "–" if one.n_speakers is None else count(one.n_speakers),
+                show_count(one.n_rows),
+                "–" if one.n_speakers is None else show_count(one.n_speakers),
             )
             for one in portrait.judged
         ]
         head = ("judged on", "", "accuracy", "95% interval", "UAR", "segments", "speakers")
         parts.append(table("How right it was where it was made", head, rows, numbers=(2, 3, 4, 5, 6), wide=1))
     if portrait.recall:
-        recall = [(label, charts.draw_share(value), share(value)) for label, value in portrait.recall.items()]
+        recall = [(label, charts.draw_share(value), show_share(value)) for label, value in portrait.recall.items()]
         parts.append(
             table(
                 "Of each label, the share it found in voices that it had not heard",
@@ -237,5 +239,5 @@ def show_model(figures: Figures) -> Html:
 
 
 def _trained(n_rows: int | None, n_speakers: int | None) -> str:
-    rows = "an unknown number of segments" if n_rows is None else f"{count(n_rows)} segments"
-    return rows if n_speakers is None else f"{rows} of {count(n_speakers)} speakers"
+    rows = "an unknown number of segments" if n_rows is None else f"{show_count(n_rows)} segments"
+    return rows if n_speakers is None else f"{rows} of {show_count(n_speakers)} speakers"

@@ -1,7 +1,21 @@
-"""Recordings to a feature table: `python jobs/extract_features.py --help`."""
+"""Extract features: recordings to a feature table.
 
-import sys
+Edit the settings and run `python jobs/extract_features.py`. Or give the words of `emotion-batch extract`, which replace
+all settings: `python jobs/extract_features.py ARCHIVE TABLE --scheduler tcp://HOST:8786`; `--help` lists them.
+"""
 
-from emotion_batch.__main__ import main
+import emotion_batch
+from emotion_batch.__main__ import job
 
-sys.exit(main(["extract", *sys.argv[1:]]))
+with job("extract") as here:
+    here.show(
+        emotion_batch.extract(
+            "recordings",  # a folder, a bucket prefix, a glob, or a list file
+            "features",  # the feature table, a folder or a bucket prefix
+            settings=emotion_batch.FeatureSettings(),  # the notebook's; SequenceSettings() are the other recipe's
+            segments=None,  # the recipe's; emotion_batch.Segments.windows(3, 1.5) is a window of 3 s every 1.5 s
+            scheduler=None,  # "tcp://HOST:8786" is a running Dask scheduler; None starts workers on this machine
+            workers=None,  # of this machine; None starts one for each core
+            watcher=here.watcher,
+        )
+    )

@@ -1,7 +1,25 @@
-"""A feature table to a bundle: `python jobs/train_lstm.py --help`."""
+"""Train the LSTM: a feature table to a bundle.
 
-import sys
+Edit the settings and run `python jobs/train_lstm.py`. Or give the words of `emotion-batch train`, which replace all
+settings: `python jobs/train_lstm.py TABLE BUNDLE --epochs 100`; `--help` lists them.
+"""
 
-from emotion_batch.__main__ import main
+import emotion_batch
+from emotion_batch.__main__ import job
 
-sys.exit(main(["train", *sys.argv[1:]]))
+BUNDLE = "bundle"
+
+with job("train") as here:
+    here.show(
+        emotion_batch.train(
+            "features",  # the feature table
+            BUNDLE,  # a new folder
+            settings=emotion_batch.TrainingSettings(
+                labels="tess",  # where labels are from: tess, ravdess, folder, regex:PATTERN or table:FILE
+                epochs=None,  # the recipe's
+                seed=0,
+            ),
+            watcher=here.watcher,
+        ),
+        BUNDLE,
+    )

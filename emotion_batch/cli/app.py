@@ -57,31 +57,38 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a name must not end a finished run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with _stoppable():
+    with stoppable():
         try:
             return _COMMANDS[options.command](options, said)
-        except EmotionBatchError as error:
-            said.error(str(error))
-            return error.exit_code
-        except (KeyboardInterrupt, _Stopped) as stop:
-            said.error(said.how_far())
-            return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.args[0])
-        except Exception as error:
-            shortage = find_shortage(error)
-            said.error(
-                f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report"
-                if shortage is None
-                else f"this machine: expected enough {shortage}, got {str(error) or type(error).__name__}; end other programs, or "
-                "raise the limit (`ulimit -a` shows it), then run the same command again"
-            )
-            return 1
+        except BaseException as error:
+            return explain(error, said)
         finally:
             said.end_line()
             flush_stderr()
 
 
+def explain(error: BaseException, said: Said) -> int:
+    """Say in a sentence why a command ended, and return its exit code."""
+    if isinstance(error, EmotionBatchError):
+        said.error(str(error))
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | _Stopped):
+        said.error(said.how_far())
+        return 128 + (signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0])
+    if not isinstance(error, Exception):
+        raise error
+    shortage = find_shortage(error)
+    said.error(
+        f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report"
+        if shortage is None
+        else f"this machine: expected enough {shortage}, got {str(error) or type(error).__name__}; end other programs, or "
+        "raise the limit (`ulimit -a` shows it), then run the same command again"
+    )
+    return 1
+
+
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP, unless the caller ignores it, end the block.
 
     SIGHUP often comes twice, from the shell of a terminal that was closed and from the system, and Ctrl-C is pressed

@@ -31,7 +31,7 @@ def run_extract(options: argparse.Namespace, said: Said) -> int:
         segments=read_segments(options),
         **_common(options, said),
     )
-    return _finish(summary, options, said, shell("train", options.table, "BUNDLE"))
+    return finish(summary, options, said, shell("train", options.table, "BUNDLE"))
 
 
 def run_retry(options: argparse.Namespace, said: Said) -> int:
@@ -48,7 +48,7 @@ def run_retry(options: argparse.Namespace, said: Said) -> int:
         leave=options.leave,
         watcher=said.watcher(),
     )
-    return _finish(summary, options, said, shell("status", options.table))
+    return finish(summary, options, said, shell("status", options.table))
 
 
 def run_cancel(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
@@ -92,7 +92,7 @@ def run_label(options: argparse.Namespace, said: Said) -> int:
         keep_features=options.keep_features,
         **_common(options, said),
     )
-    return _finish(summary, options, said, shell("query", options.table, options=("--example", "mix")))
+    return finish(summary, options, said, shell("query", options.table, options=("--example", "mix")))
 
 
 def run_demo(options: argparse.Namespace, said: Said) -> int:
@@ -103,7 +103,8 @@ def run_demo(options: argparse.Namespace, said: Said) -> int:
     return 0
 
 
-def _finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
+def finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
+    """Print what a run left behind, and return the exit code."""
     said.end_line()
     if summary.is_all_failed:
         next_command = shell("status", options.table)

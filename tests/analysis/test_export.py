@@ -141,7 +141,7 @@ def test_audformat_reads_its_database(labels: Path, features: Path, made: Path, 
 
 def test_a_missing_package_names_its_extra(made: Path, tmp_path: Path) -> None:
     """Without audformat the command says what to install, before it reads a row."""
-    program = "import sys; sys.modules['audformat'] = None; from emotion_batch.cli import app as cli; sys.exit(cli.main(sys.argv[1:]))"
+    program = "import sys; sys.modules['audformat'] = None; from emotion_batch.cli.app import run_command; sys.exit(run_command(sys.argv[1:]))"
     done = run_command("export", made, tmp_path / "out", "--format", "audformat", program=("-c", program))
     assert done.code == 2
     assert "pip install 'emotion-batch[audformat]'" in done.err

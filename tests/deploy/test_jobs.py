@@ -1,4 +1,4 @@
-"""What one submits, by linters: the shell scripts of `jobs/` and the Dockerfile."""
+"""What one submits, by linters: the shell scripts of `deploy/` and the Dockerfile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from support.commands import ROOT
 
 # Of tests/jobs.txt.
 JUDGES = Path(sys.prefix) / "jobs" / "bin"
-SCRIPTS = [".ci/run", "jobs/slurm/label.sbatch", "jobs/ssh/label.sh", "jobs/ssh/worker.sh"]
-DOCKERFILE = ROOT / "jobs" / "kubernetes" / "Dockerfile"
+SCRIPTS = [".ci/run", "deploy/slurm/label.sbatch", "deploy/ssh/label.sh", "deploy/ssh/worker.sh"]
+DOCKERFILE = ROOT / "deploy" / "kubernetes" / "Dockerfile"
 
 
 def judge(program: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -34,9 +34,9 @@ def test_shellcheck_has_nothing_to_say(script: str) -> None:
 
 
 def test_every_script_is_judged() -> None:
-    """No script of `jobs/` is left out."""
-    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs").rglob("*.s*")}
-    assert found == {script for script in SCRIPTS if script.startswith("jobs/")}
+    """No script of `deploy/` is left out."""
+    found = {path.relative_to(ROOT).as_posix() for path in (ROOT / "deploy").rglob("*.s*")}
+    assert found == {script for script in SCRIPTS if script.startswith("deploy/")}
 
 
 def test_hadolint_has_nothing_to_say() -> None:

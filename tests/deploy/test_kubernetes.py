@@ -1,4 +1,4 @@
-"""The files of `jobs/kubernetes/`: by the operator's and Kubernetes' own schemas, and by what their commands do."""
+"""The files of `deploy/kubernetes/`: by the operator's and Kubernetes' own schemas, and by what their commands do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.commands import ROOT, run_command
 
 import emotion_batch
 
-MANIFEST = ROOT / "jobs" / "kubernetes" / "label.yaml"
+MANIFEST = ROOT / "deploy" / "kubernetes" / "label.yaml"
 # Of tests/jobs.txt.
 JUDGES = Path(sys.prefix) / "jobs"
 OPERATOR = JUDGES / "dask_kubernetes" / "operator" / "deployment" / "helm" / "dask-kubernetes-operator" / "crds"

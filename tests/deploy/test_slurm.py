@@ -1,4 +1,4 @@
-"""`jobs/slurm/label.sbatch` on a real Slurm."""
+"""`deploy/slurm/label.sbatch` on a real Slurm."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""`jobs/ssh/label.sh` over a real SSH server, on loopback."""
+"""`deploy/ssh/label.sh` over a real SSH server, on loopback."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from support import servers
 from support.commands import ROOT, run_command, wait_for_parts
 from support.strangers import write_strangers
 
-SCRIPT = ROOT / "jobs" / "ssh" / "label.sh"
+SCRIPT = ROOT / "deploy" / "ssh" / "label.sh"
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
 
 
@@ -86,7 +87,9 @@ def label(configuration: Path, folder: Path, *arguments: object) -> Iterator[sub
     # The machines take the package from this checkout, wherever it is installed from.
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
-    dask = f'#!/bin/sh\nFOLDER={folder} PYTHONPATH={ROOT} exec {Path(sys.executable).parent / "dask"} "$@"\n'
+    # What is set here for the kernels of OpenBLAS is set there, because other kernels round otherwise.
+    kernels = "".join(f"{name}={value} " for name, value in os.environ.items() if re.match(r"OPENBLAS_\w+$", name))
+    dask = f'#!/bin/sh\nFOLDER={folder} PYTHONPATH={ROOT} {kernels}exec {Path(sys.executable).parent / "dask"} "$@"\n'
     (programs / "dask").write_text(dask)
     (programs / "dask").chmod(0o755)
     variables = {

@@ -170,7 +170,7 @@ def test_a_worker_without_the_package_is_named(speech: Path, tmp_path: Path) -> 
 def copy_package(folder: Path, *changed: str) -> dict[str, str]:
     """Copy the package with other dynamic ranges of its features, and return what makes a process import the copy."""
     shutil.copytree(ROOT / "emotion_batch", folder / "emotion_batch", ignore=shutil.ignore_patterns("__pycache__"))
-    module = folder / "emotion_batch" / "mfcc.py"
+    module = folder / "emotion_batch" / "features" / "mfcc.py"
     for text in changed:
         code = module.read_text()
         assert text in code
@@ -241,7 +241,7 @@ def test_a_package_that_is_upgraded_under_a_local_run_mixes_no_rows(speech: Path
         environment=environment,
     ) as command:
         wait_for_parts(tmp_path / "table", 1, command)
-        module = tmp_path / "package" / "emotion_batch" / "mfcc.py"
+        module = tmp_path / "package" / "emotion_batch" / "features" / "mfcc.py"
         module.write_text(module.read_text().replace("_RANGE_DB = 80.0", "_RANGE_DB = 40.0"))
         (worker,) = [
             one for one in psutil.Process(command.pid).children(recursive=True) if "spawn_main" in str(one.cmdline())
@@ -419,10 +419,10 @@ def test_a_machine_without_memory_is_said_in_a_sentence(speech: Path, tmp_path: 
     """What the machine does not give is no unexpected error of ours."""
     program = (
         "import resource, sys\n"
-        "from emotion_batch.cli import app as cli; from emotion_batch.run import driver as run; from emotion_batch import api as runs\n"
+        "from emotion_batch.cli.app import run_command; from emotion_batch.run import driver; from emotion_batch import api\n"
         "free = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (free, free))\n"
-        "sys.exit(cli.main(['extract', *sys.argv[1:]]))\n"
+        "sys.exit(run_command(['extract', *sys.argv[1:]]))\n"
     )
     done = run_command(speech, tmp_path / "table", program=("-P", "-c", program))
     assert done.code == 1

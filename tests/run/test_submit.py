@@ -30,11 +30,14 @@ from emotion_batch.errors import CancelledError, IncompleteError, UsageError
 from emotion_batch.run.record import Recorder, Summary
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
+from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import lease
 from emotion_batch.tables.lease import others_at_work
+from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.table import read_info
-from emotion_batch.worker.shard import Work
+from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.shard import Work, make_tasks
 
 # Windows that overlap so much that a shard takes a second or two.
 SLOWLY = ("--window", "1", "--hop", "0.01")
@@ -270,7 +273,7 @@ def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, sp
     holder = lease.Lease(place, run)
     holder.begin()
     left = holder.leave("tls://there:8786", left_s=time.time())
-    job = emotion_batch.extraction.Extraction(place, info, Folder.of(speech))
+    job = Extraction(place, info, Folder.of(speech))
     work = Work(job, run, ((place, info),))
     submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), (), left)
     watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
@@ -318,7 +321,7 @@ def test_a_run_that_was_taken_for_dead_is_seen_again(
     assert cancel_runs(place) == [run]
     assert others_at_work(place, "another") == []
     assert emotion_batch.status(folder).at_work == ()
-    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    work = Work(Extraction(place, info, Folder.of(speech)), run, ((place, info),))
     recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
     submission = Submission(work, recorder, Summary(place.url), (), holder)
     watch = SubmissionWatch(submission, 1)
@@ -368,7 +371,7 @@ def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech
     info = read_info(place)
     run = "20260101T000000Z-00000000"
     recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
-    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    work = Work(Extraction(place, info, Folder.of(speech)), run, ((place, info),))
     n_threads = len(list(folder.glob("*.parquet"))) // 2
     # 100 s in which shards came and 900 s without any: some 50 s a shard.
     before = Summary(place.url)
@@ -388,12 +391,12 @@ def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Pat
     place = Folder.of(folder)
     info = read_info(place)
     run = "20260101T000000Z-00000000"
-    work = Work(emotion_batch.extraction.Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    work = Work(Extraction(place, info, Folder.of(speech)), run, ((place, info),))
     recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
     submission = Submission(work, recorder, Summary(place.url), (), left(run))
     lost = sorted(folder.glob("*.parquet"))[0]
     lost.unlink()
-    tasks = emotion_batch.work.make_tasks(emotion_batch.manifest.Manifest(place), [0, 1], {})
+    tasks = make_tasks(Manifest(place), [0, 1], {})
     totals = [submission.gather([submission.do(task)]) for task in tasks]
     total = submission.merge([submission.merge(totals[1:]), totals[0]])
     assert (total.summary.n_shards_done, total.n_failures) == (2, 0)
@@ -414,15 +417,15 @@ def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Pa
         part.unlink()
     place = Folder.of(folder)
     info = read_info(place)
-    manifest = emotion_batch.manifest.Manifest(place)
+    manifest = Manifest(place)
     (entries,) = manifest.entries([0])
-    witness = emotion_batch.archive.Entry(**entries.to_pylist()[0])
-    job = emotion_batch.extraction.Extraction(place, info, Folder.of(archive), witnesses=(witness,))
+    witness = Entry(**entries.to_pylist()[0])
+    job = Extraction(place, info, Folder.of(archive), witnesses=(witness,))
     run = "20260101T000000Z-00000000"
     recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
     submission = Submission(Work(job, run, ((place, info),)), recorder, Summary(place.url, run=run), (), left(run))
     # Nothing is there any more, which no recording is to blame for.
-    tasks = emotion_batch.work.make_tasks(manifest, [0, 1], {})
+    tasks = make_tasks(manifest, [0, 1], {})
     outcomes = [submission.do(task) for task in tasks]
     assert [outcome.is_cancelled for outcome in outcomes] == [False, True]
     totals = [submission.gather([outcome]) for outcome in outcomes]

@@ -21,7 +21,7 @@ from pathlib import Path
 from support import servers
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "jobs" / "slurm" / "label.sbatch"
+SCRIPT = ROOT / "deploy" / "slurm" / "label.sbatch"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "openssl", "ip", "unshare", "nsenter")
 # Addresses for documentation, which glibc does not take for loopback: with only such, it resolves no name.
 _ADDRESSES = ("192.0.2.1", "192.0.2.2")

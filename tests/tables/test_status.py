@@ -451,7 +451,7 @@ _CLOCK = """
 import json, sys, time
 right = time.time
 time.time = lambda: right() + float(sys.argv[1])
-from emotion_batch.tables import lease, status as ledger
+from emotion_batch.tables import lease, status
 from emotion_batch.cli.table_commands import format_status
 from emotion_batch.storage.folder import Folder
 lease._RENEW_S, lease._LOOK_S, lease._LOOK_EVERY_S = 1.0, 3.0, 0.2
@@ -470,11 +470,11 @@ time.sleep(100)
 _WATCHING = (
     _CLOCK
     + """
-found = ledger.read_status(place)
+found = status.read_status(place)
 runs = [[one.run for one in runs] for runs in (found.at_work, found.lost)]
 print(json.dumps([runs, found.rate, str(format_status(found, "table"))]), flush=True)
 sys.stdin.readline()
-print(json.dumps([one.run for one in ledger.others_at_work(place, "mine")]))
+print(json.dumps([one.run for one in lease.others_at_work(place, "mine")]))
 place.sweep()
 """
 )

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Labels an archive on a handful of machines that ssh reaches:
 #
-#   jobs/ssh/label.sh alpha,beta:8,user@gamma SOURCE TABLE --model BUNDLE
+#   deploy/ssh/label.sh alpha,beta:8,user@gamma SOURCE TABLE --model BUNDLE
 #
 # First the machines, each with its number of worker processes if not one a core; then the arguments of
 # `emotion-batch label`, or, with extract or retry before them, of that command. The scheduler and the command run here, the

@@ -1,0 +1,76 @@
+"""Run a script of ``jobs/``: the settings in the script, or the words of the command line if there are any."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from emotion_batch.cli.app import explain, run_command, stoppable
+from emotion_batch.cli.console import Said, flush_stderr, open_streams, print_result
+from emotion_batch.cli.model_commands import format_card
+from emotion_batch.cli.run_commands import finish
+from emotion_batch.errors import format_command
+
+if TYPE_CHECKING:
+    from emotion_batch.inference.bundle import Card
+    from emotion_batch.progress import Watcher
+    from emotion_batch.run.record import Summary
+
+
+class Job:
+    """A block that ends the process as the command would: with a sentence for an error, and an exit code.
+
+    If the script was given words, these are run as the command instead, and the block is not.
+
+    Parameters
+    ----------
+    command
+        ``extract``, ``train`` or ``label``.
+
+    Attributes
+    ----------
+    watcher
+        Takes notes and progress, and shows them on stderr.
+    """
+
+    watcher: Watcher
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._code = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Job:
+        if sys.argv[1:]:
+            sys.exit(run_command([self._command, *sys.argv[1:]]))
+        open_streams()
+        self._said = Said(is_quiet=False, is_debug=False, goes_on=True)
+        self.watcher = self._said.watcher()
+        self._stack.enter_context(stoppable())
+        return self
+
+    def show(self, found: Summary | Card, bundle: str = "") -> None:
+        """Print what the job left behind: the summary of a run, or the card of the bundle that was trained."""
+        from emotion_batch.run.record import Summary
+
+        if isinstance(found, Summary):
+            next_step = (
+                format_command("train", found.table, "BUNDLE")
+                if self._command == "extract"
+                else format_command("query", found.table, options=("--example", "mix"))
+            )
+            options = argparse.Namespace(table=found.table, json=False, leave=False, max_failed=None)
+            self._code = finish(found, options, self._said, next_step)
+        else:
+            self._said.end_line()
+            print_result(format_card(found, bundle))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        code = self._code if error is None else explain(error, self._said)
+        self._stack.close()
+        self._said.end_line()
+        flush_stderr()
+        sys.exit(code)

@@ -247,6 +247,7 @@ def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
 def open_copy(table: Folder) -> Bundle:
     """Return a table's own copy of its model, checked as `require_safe` does; raise UsageError if it is damaged."""
     try:
+        _require_digest(table.folder(COPY))
         return require_safe(table.folder(COPY))
     except UsageError as error:
         raise UsageError(
@@ -256,22 +257,26 @@ def open_copy(table: Folder) -> Bundle:
 
 
 def find_copy_damage(table: Folder) -> str | None:
-    """Return what is wrong with a label table's copy of its model; None if nothing is."""
-    found = find_damage(table.folder(COPY))
-    return None if found is None else f"{COPY}/{found}"
-
-
-def find_damage(folder: Folder) -> str | None:
-    """Return what is wrong with a copy of a bundle, by the digests of its files; None if nothing is."""
+    """Return what is wrong with a label table's copy of its model, by the digests of its files; None if nothing is."""
+    folder = table.folder(COPY)
     try:
+        _require_digest(folder)
         files = open_bundle(folder).card.files
     except UsageError:
-        return f"{CARD}: expected the card of the model, got a damaged file or none"
+        return f"{COPY}/{CARD}: expected the card of the model, got a damaged file or none"
     for name in (WEIGHTS, EXECUTABLE, RELIABILITY):
         data = folder.read_if_there(name)
         if (data is not None or name != RELIABILITY) and sha256(data or b"") != files.get(name):
-            return f"{name}: expected the file that the model's card names, got another or none"
+            return f"{COPY}/{name}: expected the file that the model's card names, got another or none"
     return None
+
+
+def _require_digest(copy: Folder) -> None:
+    """Raise UsageError unless the card of a copy has its digest, by which `Card.from_json` knows damage."""
+    with explained(f"model {copy.url}"):
+        data = copy.read_if_there(CARD)
+    if data is None or not is_sealed(data):
+        raise UsageError(f"model {copy.url}: expected a card with its digest, got another or none")
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:

@@ -54,7 +54,7 @@ def is_sealed(data: bytes) -> bool:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return the object that `seal` gave, or that an earlier release wrote without a digest.
+    """Return the object that `seal` gave.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def unseal(data: bytes) -> dict[str, Any]:
         raise ValueError("JSON that is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"{type(value).__name__} where an object must be")
-    if _SEAL in value and value.pop(_SEAL) != _digest(value):
+    if value.pop(_SEAL, None) != _digest(value):
         raise ValueError("another content than the one that its digest is of")
     return value
 

@@ -105,7 +105,7 @@ def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with explained(f"table {table.url}"):
         for name in table.folder(FOLDER).names():
             stem = name.partition(".")[0]
-            # It may be gone by now, damaged, or of another release.
+            # It may be gone by now, or damaged.
             with contextlib.suppress(ValueError):
                 about = unseal((table.read_if_there(f"{FOLDER}/{name}") if stem.isdigit() else None) or b"{}")
                 if about.get("run") == run_id and isinstance(about.get("pid"), int) and "is_repeated" in about:

@@ -273,7 +273,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
 
 
 def _read_holder(table: Folder, name: str) -> Holder | None:
-    """Return what a lease says; None if it is gone since, damaged, or of another release."""
+    """Return what a lease says; None if it is gone since, or damaged."""
     data = table.read_if_there(name)
     with contextlib.suppress(ValueError, TypeError, AttributeError):
         holder = None if data is None else Holder(**unseal(data))

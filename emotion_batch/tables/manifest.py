@@ -29,7 +29,6 @@ from emotion_batch.tables.shard_entries import (
     decode_entries,
     find_span,
     places,
-    read_entries,
     reading_entries,
     stretches,
     write_entries,
@@ -140,9 +139,6 @@ class Manifest:
         wanted = [self.shards[shard] for shard in shards]
         for start, stop in stretches(wanted):
             stretch = wanted[start:stop]
-            if not stretch[0].stop:
-                yield from (read_entries(self._table, where) for where in stretch)
-                continue
             with reading_entries(self._table, stretch[0].file):
                 data = memoryview(self._folder.read_range(stretch[0].file, stretch[0].start, stretch[-1].stop))
             for where in stretch:
@@ -274,7 +270,7 @@ class Manifest:
             if mine is not None and not source.is_rebuilt and _is_of_others(mine, generation, source):
                 raise _other_recordings(table, source)
             folder.make()
-            for file in dict.fromkeys(file for file, _ in places(generation, index)):
+            for file in dict.fromkeys(file for file, _ in places(index)):
                 known = folder.read_if_there(file)
                 if known is None or _is_other(file, known):
                     data = source._folder.read_if_there(file)
@@ -345,7 +341,7 @@ class Manifest:
         if index.get(_IS_REBUILT):
             self.shards, self.history = {}, {}
             self.is_rebuilt, self.first = True, generation
-        for shard, entry in _parse(generation, index):
+        for shard, entry in _parse(index):
             self.history[shard, entry.digest] = entry
             if entry.n_recordings:
                 self.shards[shard] = entry
@@ -370,9 +366,9 @@ def find_generation(table: Folder) -> int:
 
 
 def _is_other(file: str, data: bytes) -> bool:
-    """Return whether bytes are not those that a file of entries is named by; early names do not tell."""
+    """Return whether bytes are not those that a file of entries is named by."""
     named = _FILE_DIGEST.fullmatch(file)
-    return named is not None and hashlib.sha256(data).hexdigest()[:16] != named[1]
+    return named is None or hashlib.sha256(data).hexdigest()[:16] != named[1]
 
 
 def _generations(folder: Folder) -> list[int]:
@@ -384,11 +380,7 @@ def _read_index(table: Folder, generation: int) -> dict[str, Any]:
     """Return what the JSON file of a generation says."""
     try:
         index = unseal(table.folder(FOLDER).read(_name(generation)))
-        # Early ones do not say which they are, but by the names of their files.
-        names = [
-            _name(index.get("generation", generation)),
-            *index.get("files", [index.get("entries", _name(generation))]),
-        ]
+        names = [_name(index["generation"]), *index["files"]]
         is_another = any(not str(name).startswith(_name(generation)[:-5]) for name in names)
     except _ODD as error:
         raise damaged_manifest(table, _name(generation)) from error
@@ -397,12 +389,9 @@ def _read_index(table: Folder, generation: int) -> dict[str, Any]:
     return index
 
 
-def _parse(generation: int, index: Mapping[str, Any]) -> list[tuple[int, ShardEntry]]:
+def _parse(index: Mapping[str, Any]) -> list[tuple[int, ShardEntry]]:
     """Return the shards of a generation; raise one of `_ODD` if what was read is none."""
-    # Early tables say no costs: recordings then weigh alike.
-    costs = index.get("costs", index["n_recordings"])
-    spans = index.get("spans", [(0, 0)] * len(costs))
-    columns = (index["shards"], index["n_recordings"], index["digests"], costs, spans, places(generation, index))
+    columns = (*(index[name] for name in ("shards", "n_recordings", "digests", "costs", "spans")), places(index))
     return [
         (int(shard), ShardEntry(file, batch, int(n), str(digest_of), int(cost), int(start), int(stop)))
         for shard, n, digest_of, cost, (start, stop), (file, batch) in zip(*columns, strict=True)
@@ -413,10 +402,10 @@ def _is_of_others(data: bytes, generation: int, source: Manifest) -> bool:
     """Return whether the JSON file of a generation is a whole one, and of recordings that another table never had."""
     try:
         index = unseal(data)
-        known = {word for _, entry in _parse(generation, index) for word in (entry.digest, entry.file)}
+        known = {word for _, entry in _parse(index) for word in (entry.digest, entry.file)}
     except _ODD:
         return False
-    is_itself = index.get("generation", generation) == generation
+    is_itself = index["generation"] == generation
     return is_itself and not known & {word for entry in source.history.values() for word in (entry.digest, entry.file)}
 
 

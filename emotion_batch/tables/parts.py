@@ -102,14 +102,11 @@ class Footer:
         Of the manifest entries that they were made from.
     counts
         What they are.
-    is_sealed
-        Whether the part has digests of its own bytes, as those of earlier releases have not.
     """
 
     shard: int
     digest: str
     counts: Counts
-    is_sealed: bool = False
 
     @classmethod
     def of(cls, metadata: Mapping[bytes, bytes] | None, info: TableInfo) -> Footer:
@@ -117,7 +114,7 @@ class Footer:
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
             counts = Counts(about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"])
-            footer = cls(about["shard"], about["digest"], counts, _SEAL_KEY.encode() in (metadata or {}))
+            footer = cls(about["shard"], about["digest"], counts)
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
         except (KeyError, ValueError, TypeError) as error:
             raise OtherPartError("expected a part of this table, got a Parquet file of something else") from error
@@ -241,16 +238,13 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
     """Return the rows of a shard's part; raise PartError if it is damaged or not there."""
     with _fetching():
         data = table.read(part_name(shard))
-    is_sealed = _check_seal(data, is_whole=True)
+    _check_seal(data, is_whole=True)
     with _parsing():
         part = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         # One thread each, for parts are read side by side.
         rows = part.read(columns, use_threads=False)
         if columns is not None:
             rows = rows.select(columns)
-        if not is_sealed:
-            # With a damaged offset Arrow would read anywhere.
-            rows.validate(full=True)
     return rows
 
 
@@ -376,24 +370,17 @@ def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).hexdigest().encode()
 
 
-def _check_seal(data: bytes, *, is_whole: bool = False) -> bool:
-    """Return whether the end of a part, or all of it, has digests, which those of earlier releases lack.
-
-    Raises
-    ------
-    PartError
-        If they are not its own.
-    """
+def _check_seal(data: bytes, *, is_whole: bool = False) -> None:
+    """Raise PartError unless the end of a part, or all of it, has its own digests."""
     at = data.rfind(_SEAL) + len(_SEAL)
     if at < len(_SEAL):
-        return False
+        raise PartError("expected a whole Parquet file of this table, got one without its digests")
     start = max(0, _find_footer(data))
     zeroed = b"".join((data[start : at + 64], bytes(b"0" * 64), data[at + 128 :]))
     if data[at + 64 : at + 128] != _digest(zeroed):
         raise PartError("expected a whole Parquet file, got a footer with other bytes than were written")
     if is_whole and data[at : at + 64] != _digest(memoryview(data)[:start]):
         raise PartError("expected a whole Parquet file, got rows with other bytes than were written")
-    return True
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -17,7 +17,7 @@ from emotion_batch.tables.lease import RUNS
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import Footer, OtherPartError, PartError
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.tables.shard_entries import ShardEntry, digest_like
+from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.verify import look_at_parts, remove_damaged
 
 _NOTE = re.compile(r"[0-9]{6,}\.json")
@@ -66,7 +66,7 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
         entries = listed.take(at.drop_null())
         if len(gone):
             entries = pa.table([gone, *(pa.nulls(len(gone), kind) for kind in ENTRY_SCHEMA.types[1:])], ENTRY_SCHEMA)
-        shards[shard] = entries, digest_like(digest, shard_entries.as_batch(entries))
+        shards[shard] = entries, shard_entries.digest(shard_entries.as_batch(entries))
         for place, what in reversed(places) if len(gone) else ():
             with contextlib.suppress(PartError):
                 if parts.read_footer(place, what, parts.part_name(shard)).digest == digest:

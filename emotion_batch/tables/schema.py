@@ -17,7 +17,7 @@ from emotion_batch.settings import AnySettings, FeatureSettings, Segments, Seque
 
 FEATURES = "features"
 LABELS = "labels"
-# Of each kind's columns; an earlier release's label table has fewer.
+# The version of each kind's columns.
 SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
 LEDGER = "_table"
 # As the command line calls them.
@@ -136,8 +136,7 @@ class TableInfo:
                 f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
                 "use the version of emotion-batch that wrote it"
             )
-        # Early tables do not say where features are kept.
-        texts = [value["source"], value["model_id"] or "", value.get("features") or "", *value["labels"]]
+        texts = [value["source"], value["model_id"] or "", value["features"] or "", *value["labels"]]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("something else where a text must be")
         settings, segments = read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
@@ -150,7 +149,7 @@ class TableInfo:
             segments=segments,
             model_id=value["model_id"],
             labels=tuple(value["labels"]),
-            features=value.get("features"),
+            features=value["features"],
         )
 
     @property

@@ -30,7 +30,7 @@ _FILE_BYTES = 2**24
 _STRETCH_BYTES = 2**24
 # With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, MAGIC = b"ARROW1\0\0", b"ARROW1"
-# Before a digest of Arrow's own bytes; early tables have one of Python's words for each row, and nothing before it.
+# The version of the digest, which stands before it.
 _DIGEST = "2:"
 
 
@@ -51,7 +51,7 @@ class ShardEntry:
     cost
         What `estimate_costs` gives for them in all.
     start, stop
-        Where that record batch lies in the file, in bytes; 0 both where an early table does not say.
+        Where that record batch lies in the file, in bytes.
     """
 
     file: str
@@ -59,8 +59,8 @@ class ShardEntry:
     n_recordings: int
     digest: str
     cost: int
-    start: int = 0
-    stop: int = 0
+    start: int
+    stop: int
 
 
 @cache
@@ -78,13 +78,7 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
         If they are not those that the digest is of: the manifest is damaged.
     """
     with reading_entries(table, shard.file):
-        if shard.stop:
-            return decode_entries(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
-        data = table.folder(FOLDER).read(shard.file)
-    try:
-        return _checked(table, shard, pa.ipc.open_file(pa.py_buffer(data)).get_batch(shard.batch))
-    except (pa.ArrowException, OSError) as error:
-        raise damaged_manifest(table, shard.file) from error
+        return decode_entries(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
 
 
 def decode_entries(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.RecordBatch:
@@ -101,7 +95,7 @@ def decode_entries(table: Folder, shard: ShardEntry, data: bytes | memoryview) -
 def _checked(table: Folder, shard: ShardEntry, entries: pa.RecordBatch) -> pa.RecordBatch:
     # First of all, for with damaged offsets Arrow would read anywhere.
     entries.validate(full=True)
-    if digest_like(shard.digest, entries) != shard.digest or entries.num_rows != shard.n_recordings:
+    if digest(entries) != shard.digest or entries.num_rows != shard.n_recordings:
         raise damaged_manifest(table, shard.file)
     return entries
 
@@ -115,7 +109,6 @@ def has_entries_after(table: Folder, generation: int) -> bool:
 def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
     """Return the entries with digests that are wanted, as far as they can still be read in a manifest's files."""
     folder = table.folder(FOLDER)
-    kinds = {name.startswith(_DIGEST): name for name in wanted}.values()
     found: dict[str, pa.Table] = {}
     for name in folder.names():
         if not name.endswith(".arrow"):
@@ -127,7 +120,7 @@ def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
                     entries = file.get_batch(number)
                     entries.validate(full=True)
                     if entries.schema == ENTRY_SCHEMA:
-                        found |= {digest_like(kind, entries): pa.Table.from_batches([entries]) for kind in kinds}
+                        found[digest(entries)] = pa.Table.from_batches([entries])
     return {name: entries for name, entries in found.items() if name in wanted}
 
 
@@ -167,18 +160,6 @@ def digest(entries: pa.RecordBatch) -> str:
         # Not all of it: an array may be a stretch of another's memory.
         sha.update(memoryview(data)[first:last] if data is not None else b"")
     return f"{_DIGEST}{sha.hexdigest()[:32]}"
-
-
-def digest_like(known: str, entries: pa.RecordBatch) -> str:
-    """Return the digest of entries, of the same kind as one that is known: early ones are others."""
-    return digest(entries) if known.startswith(_DIGEST) else _early_digest(entries)
-
-
-def _early_digest(entries: pa.RecordBatch) -> str:
-    sha = hashlib.sha256()
-    for row in zip(*(column.to_pylist() for column in entries.columns), strict=True):
-        sha.update(repr(row).encode())
-    return sha.hexdigest()[:32]
 
 
 class Change(NamedTuple):
@@ -282,11 +263,7 @@ def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str,
     return sink.getvalue()
 
 
-def places(generation: int, index: Mapping[str, Any]) -> list[tuple[str, int]]:
+def places(index: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the file and the batch in it of each shard of a generation."""
-    if "files" in index:
-        counts = zip(index["files"], index["n_batches"], strict=True)
-        return [(str(file), batch) for file, n_batches in counts for batch in range(n_batches)]
-    # Earlier tables have one file, early ones do not say which.
-    file = str(index.get("entries", f"{generation:06d}.arrow"))
-    return [(file, batch) for batch in range(len(index["shards"]))]
+    counts = zip(index["files"], index["n_batches"], strict=True)
+    return [(str(file), batch) for file, n_batches in counts for batch in range(n_batches)]

@@ -225,7 +225,7 @@ def _last_run(table: Folder, living: Container[str]) -> Mapping[str, Any] | None
     """Return the record of the run that ended last; its name begins with the time. A run that lives has not ended."""
     names = [name for name in table.folder(RUNS).names() if name.endswith(".json") and RUN_NAME.match(name)]
     for name in reversed(names):
-        # What is damaged, or of odd types in an earlier release's, is passed over.
+        # A damaged record is passed over.
         with contextlib.suppress(ValueError, KeyError, TypeError, ZeroDivisionError):
             record = unseal(table.read(f"{RUNS}/{name}"))
             is_sound = isinstance(record["run"], str) and isinstance(record["outcome"], str)

@@ -95,7 +95,6 @@ def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
             except PartError as error:
                 said = said or f"{name}: {error}"
                 continue
-            # What an earlier release wrote has no digest that tells of damage.
             return info
     if difference:
         raise _refusal(table, difference)
@@ -113,7 +112,6 @@ def create_info(table: Folder, info: TableInfo) -> bool:
     data = seal(info.to_dict(), indent=2)
     there = find_info(table)
     with explained(f"table {table.url}"):
-        # Also those of a table that an earlier release made.
         for name in ("attempts", "manifest", "runs"):
             table.folder(f"{LEDGER}/{name}").make()
         is_lost = there is None and any(part_shard(name) is not None for name in table.names())

@@ -178,7 +178,7 @@ def _read_rows(
     footer = parts.read_footer(table, info, parts.part_name(shard))
     # Of earlier entries too, for their rows may be kept.
     if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
-        left_out = set(recipes.names(info.feature_settings)) if footer.is_sealed and not values else set()
+        left_out = set(recipes.names(info.feature_settings)) if not values else set()
         columns = [name for name in info.schema.names if name not in left_out]
         rows = parts.read_part(table, shard, columns)
         if (problem := _wrong_rows(info, read_entries(table, made_from), footer, rows)) is not None:

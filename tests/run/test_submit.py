@@ -31,7 +31,7 @@ from emotion_batch.run.record import Recorder, Summary
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
 from emotion_batch.storage.entries import Entry
-from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.folder import Folder, seal
 from emotion_batch.tables import lease
 from emotion_batch.tables.lease import others_at_work
 from emotion_batch.tables.manifest import Manifest
@@ -317,7 +317,7 @@ def test_a_run_that_was_taken_for_dead_is_seen_again(
     run = "20300101T000000Z-00000000"
     holder = left(run)
     old = dataclasses.replace(holder, renewed_s=time.time() - 1_000)
-    place.publish(lease.lease_name(run), json.dumps(vars(old)).encode())
+    place.publish(lease.lease_name(run), seal(vars(old)))
     assert cancel_runs(place) == [run]
     assert others_at_work(place, "another") == []
     assert emotion_batch.status(folder).at_work == ()
@@ -400,7 +400,7 @@ def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Pat
     totals = [submission.gather([submission.do(task)]) for task in tasks]
     total = submission.merge([submission.merge(totals[1:]), totals[0]])
     assert (total.summary.n_shards_done, total.n_failures) == (2, 0)
-    place.publish(lease.cancellation_name(run), b'{"host": "elsewhere"}')
+    place.publish(lease.cancellation_name(run), seal({"host": "elsewhere"}))
     failed = submission.gather([submission.do(tasks[0])])
     assert [failure.is_cancelled for failure in failed.failures] == [True]
     with pytest.raises(CancelledError, match="cancelled from elsewhere"):

@@ -59,19 +59,17 @@ def test_a_folder_that_was_taken_away_does_not_come_back(tmp_path: Path) -> None
 
 
 def test_json_that_was_sealed_is_known_again() -> None:
-    """Any other bit of it is noticed or changes nothing; what an earlier release wrote without a digest is read as it is."""
+    """Any other bit of it is noticed or changes nothing, and so is a digest that is missing."""
     value = {"kind": "é", "n": 12, "seconds": [0.1, 1e-9, 1e300], "none": None, "some": {"b": True, "a": [1, {}]}}
     sealed = seal(value, indent=2)
-    assert unseal(sealed) == unseal(json.dumps(value).encode()) == value
+    assert unseal(sealed) == value
     for at in range(8 * len(sealed)):
         flipped = bytearray(sealed)
         flipped[at // 8] ^= 1 << at % 8
         try:
-            found = unseal(bytes(flipped))
+            assert unseal(bytes(flipped)) == value
         except ValueError:
             continue
-        # Of another name for the digest.
-        assert {name: one for name, one in found.items() if one != json.loads(sealed)["sha256"]} == value
-    for odd in (b"", b"null", b"[]", b'"sha256"', b"[" * 100_000):
+    for odd in (json.dumps(value).encode(), b"", b"null", b"[]", b'"sha256"', b"[" * 100_000):
         with pytest.raises(ValueError):  # noqa: PT011 what it says is for no person
             unseal(odd)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.errors import UsageError
 from emotion_batch.settings import Segments
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
@@ -124,51 +122,6 @@ def test_a_digest_depends_on_every_value(name: str, number: int) -> None:
     # Nor do values change places between rows or columns.
     assert digest(batch_of([{**ODD[0], "version": "1"}, *ODD[1:]])) != found
     assert digest(batch_of([{**ODD[0], "file": "a1", "version": "2"}, *ODD[1:]])) != found
-
-
-def with_early_digests(table: Path) -> dict[int, str]:
-    """Make a manifest one of an earlier release, with one file of entries and a digest of Python's words for each row."""
-    manifest = Manifest(Folder.of(table))
-    early = {}
-    for shard, entry in manifest.shards.items():
-        sha = hashlib.sha256()
-        for row in read_entries(Folder.of(table), entry).to_pylist():
-            sha.update(repr(tuple(row.values())).encode())
-        early[shard] = sha.hexdigest()[:32]
-    (path,) = (table / "_table" / "manifest").glob("*.json")
-    index = json.loads(path.read_text())
-    (entries,) = index.pop("files")
-    del index["n_batches"], index["sha256"]
-    early_index = {**index, "entries": entries, "digests": [early[shard] for shard in index["shards"]]}
-    path.write_text(json.dumps(early_index))
-    return early
-
-
-def test_a_manifest_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
-    """Its digests stand, for parts name them; a shard that changes gets one of the new kind; damage is seen in both."""
-    table = Folder.of(tmp_path)
-    Manifest(table).grow(listing(names(1_000)), ONE)
-    early = with_early_digests(tmp_path)
-    manifest = Manifest(table)
-    assert {shard: entry.digest for shard, entry in manifest.shards.items()} == early
-    assert (
-        read_entries(table, manifest.shards[1])["file"].to_pylist() == next(manifest.entries([1]))["file"].to_pylist()
-    )
-    assert manifest.grow(listing(names(1_000)), ONE) == Growth()
-    assert manifest.grow(listing(names(1_000), [5, *[80_000] * 999]), ONE) == Growth(n_changed=1)
-    again = Manifest(table)
-    assert [shard for shard in early if again.shards[shard].digest != early[shard]] == [0]
-    for shard in (0, 1):
-        path = tmp_path / "_table" / "manifest" / again.shards[shard].file
-        data = bytearray(path.read_bytes())
-        data[(again.shards[shard].start + again.shards[shard].stop) // 2] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(IncompleteError, match="got a damaged file"):
-            read_entries(table, again.shards[shard])
-        with pytest.raises(IncompleteError, match="got a damaged file"):
-            list(again.entries(list(again.shards)))
-        data[(again.shards[shard].start + again.shards[shard].stop) // 2] ^= 1
-        path.write_bytes(data)
 
 
 @pytest.mark.parametrize("file", [1, 5_000, 2**24])

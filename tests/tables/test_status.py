@@ -20,7 +20,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from support.commands import ROOT, run_command
-from support.damage import find_footer, flip_bit
+from support.damage import find_footer, flip_bit, seal_part
 from support.shell_cluster import ShellCluster
 
 import emotion_batch
@@ -333,7 +333,7 @@ def test_a_part_that_was_renamed_is_not_lost(features: Path, copy: Path) -> None
 def test_only_reading_finds_some_damage(copy: Path) -> None:
     """A part whose rows contradict its own footer is found with --deep."""
     part = copy / "part-000001.parquet"
-    rows = pq.read_table(part)
+    rows, metadata = pq.read_table(part), pq.ParquetFile(part).metadata.metadata
     files = rows["file"].to_pylist()
     for changed in (
         rows.set_column(0, rows.schema.field("file"), [[files[1], *files[1:]]]),
@@ -341,7 +341,8 @@ def test_only_reading_finds_some_damage(copy: Path) -> None:
         rows.set_column(1, rows.schema.field("start_s"), [[9.0] * len(files)]),
         rows.set_column(4, rows.schema.field("error"), [["but why"] * len(files)]),
     ):
-        pq.write_table(changed.replace_schema_metadata(rows.schema.metadata), part)
+        pq.write_table(changed.replace_schema_metadata(metadata), part)
+        seal_part(part)
         assert emotion_batch.verify(copy).is_whole
         (problem,) = emotion_batch.verify(copy, deep=True).problems
         assert problem.startswith("part-000001.parquet: expected")
@@ -436,13 +437,13 @@ def test_a_lease_says_who_is_at_work(copy: Path, monkeypatch: pytest.MonkeyPatch
     ):
         here = lease._namespace() if host == platform.node() else "elsewhere"
         holder = Holder(f"20260101T00000{number}Z-0b", host, pid, now - 1_000, renewed_s, namespace=here)
-        place.publish(f"{lease.FOLDER}/{holder.run}.lease", json.dumps(vars(holder)).encode())
+        place.publish(f"{lease.FOLDER}/{holder.run}.lease", seal(vars(holder)))
     assert len(emotion_batch.status(copy).lost) == 3
     assert others_at_work(place, "mine") == []
     assert emotion_batch.status(copy).lost == ()
     assert len(run_ids(place)) == n_runs + 3
     alive = Holder("20260101T000009Z-0c", "other", 1, now, now)
-    place.publish(f"{lease.FOLDER}/{alive.run}.lease", json.dumps(vars(alive)).encode())
+    place.publish(f"{lease.FOLDER}/{alive.run}.lease", seal(vars(alive)))
     assert others_at_work(place, "mine") == [alive]
 
 
@@ -496,7 +497,7 @@ def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
         # Of machines whose clocks were wrong too, and which are no more.
         for number, renewed_s in enumerate((time.time() + 2_000, time.time() - 5_000)):
             holder = Holder(f"20260101T00000{number + 1}Z-0b", "other", 1, renewed_s - 10, renewed_s)
-            place.publish(f"{lease.FOLDER}/{holder.run}.lease", json.dumps(vars(holder)).encode())
+            place.publish(f"{lease.FOLDER}/{holder.run}.lease", seal(vars(holder)))
         alive, dead = ["20260101T000000Z-0a"], ["20260101T000001Z-0b", "20260101T000002Z-0b"]
         watching = [start(_WATCHING, ahead_s) for ahead_s in (0, -900, 7_200)]
         for one in watching:

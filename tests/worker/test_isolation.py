@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from emotion_batch import usage
 from emotion_batch.errors import IncompleteError, StorageError, UnfitWorkerError, UsageError
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
-from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.folder import Folder, seal
 from emotion_batch.tables import attempts
 from emotion_batch.worker import isolation, recordings
 from emotion_batch.worker.isolation import Limits
@@ -186,7 +185,7 @@ def test_a_run_takes_back_what_it_ended_itself(tmp_path: Path) -> None:
 
     def note(shard: int, run_id: str = "mine", *, pid: int = os.getpid(), is_repeated: bool = False) -> None:
         about = {"run": run_id, "began": 0.0, "host": "here", "pid": pid, "is_repeated": is_repeated}
-        place.publish(f"{attempts.FOLDER}/{shard:06d}.json", json.dumps(about).encode())
+        place.publish(f"{attempts.FOLDER}/{shard:06d}.json", seal(about))
 
     note(0)
     note(1, pid=dead.pid)

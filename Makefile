@@ -30,9 +30,10 @@ format: .venv/installed-lint
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
 
-# Ten million recordings: a quarter of an hour, and a gigabyte of memory.
+# Up to ten million recordings: a quarter of an hour, and a gigabyte of memory; or of one size: make scale SIZE=100000
+SIZE ?=
 scale: .venv/installed-bench
-	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.scale $(if $(SIZE),--recordings $(SIZE))
 
 # TESS, unpacked: make evaluate TESS=FOLDER
 TESS ?= tess

@@ -137,7 +137,7 @@ class CancelledError(IncompleteError):
 
 
 class StoreError(OSError):
-    """A store failed, or refused in a way of its own; `storage.explained` makes a sentence of it.
+    """A store failed, or refused in a way of its own; `folder.explained` makes a sentence of it.
 
     Parameters
     ----------

@@ -254,7 +254,7 @@ def _digest(*values: object) -> str:
 
 
 def encode_labels(name: str, columns: Mapping[str, list[Any]]) -> bytes:
-    """Return the labels as `reference.read_labels` reads them, by the suffix of their name."""
+    """Return the labels as `labels.read_labels` reads them, by the suffix of their name."""
     if name.lower().endswith(".parquet"):
         sink = io.BytesIO()
         pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)

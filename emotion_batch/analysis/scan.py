@@ -24,7 +24,7 @@ from emotion_batch.tables.shard_entries import ShardEntry
 if TYPE_CHECKING:
     import duckdb
 
-# Of confidence, from 0 to 1, open below and closed above as those of `evaluation.reliability`.
+# Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
 N_BINS = 20
 # Parts on a disk are parsed more than waited for; of a bucket it is the other way round.
 _LOCAL_READERS, _REMOTE_READERS = 4, 32

@@ -80,7 +80,7 @@ class FFmpegDecoder:
     n_bytes
         Length of the recording.
     container
-        What it is, by `containers.identify`.
+        What it is, by `containers.identify_container`.
 
     Attributes
     ----------

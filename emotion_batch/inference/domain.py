@@ -36,7 +36,7 @@ _LOUD, _FAINT = 3.0, 5.0
 # Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below
 # TESS's stays clear of the features' floor but for the softest, whose share of loud frames grows.
 _CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
-# Between these shares of periodic power a frame becomes voiced; `sequence.find_voiced` has the middle.
+# Between these shares of periodic power a frame becomes voiced; `logmel_pitch.find_voiced` has the middle.
 _UNVOICED, _VOICED = 0.4, 0.6
 # F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
 _NO_PITCH_HZ = 160.0

@@ -76,7 +76,7 @@ class Predictor:
         Parameters
         ----------
         inputs
-            What the network reads of rows, as `features.prepare` gives it.
+            What the network reads of rows, as `recipes.prepare` gives it.
 
         Returns
         -------

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import dask
 import dask.bag
+import dask.system
 from distributed import (
     Client,
     Future,
@@ -57,6 +58,9 @@ _NO_WORKERS_S = 600
 RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 # Receipts that one task adds up.
 _SPLIT_EVERY = 64
+
+# Cores that this process may use, by its affinity and the limits of its container.
+N_CORES: int = dask.system.CPU_COUNT
 
 
 class SubmittedWork(Protocol[GivenTask, Total]):

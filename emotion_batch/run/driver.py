@@ -30,7 +30,6 @@ from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run import shards as shards_module
 from emotion_batch.run.canary import Canary
-from emotion_batch.run.local_cluster import count_cores
 from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
 from emotion_batch.run.scheduler import Scheduler
@@ -291,7 +290,7 @@ class Run:
         if not todo:
             return
         means = self.means
-        with self._connected(min(means.workers or count_cores(), len(todo))) as connected:
+        with self._connected(len(todo)) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
             if means.scheduler is not None:
@@ -311,9 +310,10 @@ class Run:
                 self._leave(connected, means.scheduler, work, todo[n_first:])
 
     @contextmanager
-    def _connected(self, n_workers: int) -> Iterator[Cluster]:
+    def _connected(self, n_shards: int) -> Iterator[Cluster]:
         """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
         cluster = import_cluster()
+        n_workers = min(self.means.workers or cluster.N_CORES, n_shards)
         lost: frozenset[int] | None = None
         try:
             with cluster.connect(self.means.scheduler, n_workers, self.watcher.on_note) as connected:

@@ -44,11 +44,6 @@ _PROGRAM = (
 _PROTOCOL, _HOST = "tcp", "127.0.0.1"
 
 
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _has_current_folder() -> bool:
     """Return whether the current folder is still there; `os.stat` finds one that was deleted."""
     try:

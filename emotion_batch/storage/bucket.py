@@ -144,7 +144,7 @@ class BucketStore:
                 **({} if "container_name" in config.config else {"bucket": bucket}),
                 **{name: value for name, value in config.config.items() if name != "bucket"},
                 client_options={**client, **config.client},
-                # `retries.persistently` asks again, and counts it.
+                # `retry.persistently` asks again, and counts it.
                 retry_config={"max_retries": 0},
                 credential_provider=None if config.credentials is None else self._find_keys,
             )

@@ -49,7 +49,7 @@ class ReadyList:
     base
         What the names are relative to.
     names
-        Of `stores.LISTED_SCHEMA`.
+        Of `fsspec_store.LISTED_SCHEMA`.
     is_inventory
         Whether it lists all that there is, recordings or not.
     """

@@ -192,7 +192,7 @@ class Folder:
         return self.find_kind(name) is not None
 
     def children(self) -> tuple[pa.Table, list[str]]:
-        """Return the files directly in the folder, of `stores.LISTED_SCHEMA`, and the names of the folders in it."""
+        """Return the files directly in the folder, of `fsspec_store.LISTED_SCHEMA`, and the names of the folders in it."""
         store, path = self.store()
         return persistently(lambda: store.children(path))
 
@@ -209,7 +209,7 @@ class Folder:
         return sorted({*files["name"].to_pylist(), *folders})
 
     def walk(self) -> Iterator[pa.Table]:
-        """Yield all files below the folder, of `stores.LISTED_SCHEMA`, their names relative to it."""
+        """Yield all files below the folder, of `fsspec_store.LISTED_SCHEMA`, their names relative to it."""
         store, path = self.store()
         return store.walk(path)
 

@@ -284,7 +284,7 @@ class Reader:
             yield entry, take
 
     def _locate(self, entry: Entry) -> tuple[Store, str]:
-        """Return what `archive.locate_remote` does, without asking for the archive's own store each time."""
+        """Return what `entries.locate_remote` does, without asking for the archive's own store each time."""
         if self._base is None or is_url(entry.file):
             return locate_remote(self._archive, entry)
         store, path = self._base

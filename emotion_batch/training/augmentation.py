@@ -41,7 +41,7 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
 
     Returns
     -------
-    Frames as `sequence.prepare` gives them, fewer or more: shape (n_frames, `sequence.N_INPUTS`).
+    Frames as `logmel_pitch.prepare_sequence` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
     """
     logmel, f0_hz, voicing = (value.astype(np.float32) for value in one)
     logmel, f0_hz, voicing = _change_tempo(logmel, f0_hz, voicing, generator)

@@ -93,7 +93,7 @@ def read_dataset(
     table, info, shards
         The table, what it is, and the numbers of its parts.
     labels
-        Where reference labels are from: see `reference.read_labels`.
+        Where reference labels are from: see `labels.read_labels`.
     spool
         Takes the features; None where `on_rows` is enough.
     known_labels

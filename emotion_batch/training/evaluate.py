@@ -58,9 +58,9 @@ def evaluate(
     table
         A feature table with the bundle's features.
     labels
-        Where the reference labels are from: see `reference.read_labels`.
+        Where the reference labels are from: see `labels.read_labels`.
     label_map
-        File that says which of them is which of the model's: see `reference.read_label_map`. What has no counterpart is
+        File that says which of them is which of the model's: see `labels.read_label_map`. What has no counterpart is
         left out, and counted.
     allow_numeric_labels
         Take labels that look like numbers or dates, which are an error otherwise unless the model or the map has them.
@@ -114,7 +114,7 @@ class Evaluation:
         Rows of the table that are not judged: without features; and by their label, those whose label the model has not,
         those without one under "".
     figures
-        What `evaluation.measure` gives of the network's own probabilities, with ``intervals`` as `evaluation.intervals`.
+        What `metrics.compute_metrics` gives of the network's own probabilities, with ``intervals`` as `metrics.intervals`.
     calibration
         ``temperature``, and ``raw`` and ``calibrated`` with ``nll`` (nats) and ``ece``.
     by_speaker

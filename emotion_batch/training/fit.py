@@ -184,7 +184,7 @@ def predict_network(
 
 
 def prepare_batches(values: Sequence[Values], settings: AnySettings) -> Any:
-    """Return what a network reads of features, as `features.prepare` gives it of a table."""
+    """Return what a network reads of features, as `recipes.prepare` gives it of a table."""
     if isinstance(settings, FeatureSettings):
         return np.stack([vector for (vector,) in values]) if len(values) else np.empty((0, settings.n_mfcc), np.float32)
     return [logmel_pitch.prepare_sequence(Frames(*one)) for one in values]
@@ -303,7 +303,7 @@ class TrainingSettings:
     Attributes
     ----------
     labels
-        Where the reference labels are from: see `reference.read_labels`.
+        Where the reference labels are from: see `labels.read_labels`.
     held_out
         Share of the recordings that is judged and not learnt from; 0 learns from all.
     validation

@@ -397,7 +397,7 @@ def draw_reliability(raw: Mapping[str, Sequence[Any]], calibrated: Mapping[str, 
     Parameters
     ----------
     raw, calibrated
-        What `evaluation.reliability` gave, of equally many bins.
+        What `metrics.reliability` gave, of equally many bins.
     """
     figure = _figure(5.0, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -173,7 +173,7 @@ def build_seed(n_features: int, n_labels: int) -> Any:
 def build_sequence(n_labels: int) -> Any:
     """Return the network on sequences, not compiled: two Conv1D(64, 5) with pooling, BiLSTM 48, attentive statistics.
 
-    What it reads are frames, shape (n_frames, `sequence.N_INPUTS`), and which of them there are, shape (n_frames, 1), 1 or
+    What it reads are frames, shape (n_frames, `logmel_pitch.N_INPUTS`), and which of them there are, shape (n_frames, 1), 1 or
     0; `n_frames` is a multiple of four. Frames that are padding change nothing. The statistics are the mean and the
     deviation of the steps by attention: K. Okabe et al., "Attentive Statistics Pooling", Interspeech 2018.
     """

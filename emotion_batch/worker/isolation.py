@@ -87,7 +87,7 @@ def extract_isolated(
     limits: Limits,
     on_failure: Callable[[StorageError], None],
 ) -> pa.Table:
-    """Return what `rows.extract_rows` does, whatever a recording does to the process that decodes it.
+    """Return what `recordings.extract_rows` does, whatever a recording does to the process that decodes it.
 
     Parameters
     ----------

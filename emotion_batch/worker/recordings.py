@@ -55,7 +55,7 @@ def extract_rows(
     Parameters
     ----------
     entries
-        Recordings, of `archive.ENTRY_SCHEMA`.
+        Recordings, of `entries.ENTRY_SCHEMA`.
     archive
         What their names are relative to.
     settings, segments

@@ -22,7 +22,7 @@ from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry, read_entries
 from emotion_batch.usage import Spent
 
-# Writes a part, as `tables.publish_part` does.
+# Writes a part, as `parts.publish_part` does.
 Publish = Callable[[Folder, TableInfo, int, str, pa.Table], Counts]
 
 

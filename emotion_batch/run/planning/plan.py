@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from emotion_batch.errors import UsageError
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import PACKAGE, import_cluster
-from emotion_batch.run.local_cluster import count_cores
 from emotion_batch.run.planning.estimates import Estimates, draw_conclusions
 from emotion_batch.run.planning.forecast import Outlook, Range
 from emotion_batch.run.planning.remainder import Remainder, find_remainder
@@ -303,7 +302,7 @@ def _time(
     cluster = import_cluster()
 
     trial = Trial.of(secrets.token_hex(8), left.info, left.source, left.bundle)
-    n_local = min(count_cores(), *([max(asked)] if asked else []), max(2, len(population.costs)))
+    n_local = min(cluster.N_CORES, *([max(asked)] if asked else []), max(2, len(population.costs)))
     try:
         with cluster.connect(scheduler, n_local) as connected:
             if not connected.is_local:

@@ -77,7 +77,7 @@ def find_remainder(
     place
         The archive, a feature table, or the table that is to go on.
     table, model, settings, segments, suffixes, watcher
-        As in `planning.plan`.
+        As in `plan.plan`.
 
     Raises
     ------

@@ -48,7 +48,7 @@ class Population:
     Attributes
     ----------
     entries
-        The recordings, of `archive.ENTRY_SCHEMA`, shard by shard.
+        The recordings, of `entries.ENTRY_SCHEMA`, shard by shard.
     starts
         Where each shard begins in it, shape (n_shards,), none empty; in the order in which they are begun.
     sizes, costs

@@ -108,6 +108,25 @@ def test_names_are_used_once() -> None:
     assert {name: rooms for name, rooms in names.items() if len(rooms) > 1} == {}
 
 
+def test_the_map_of_the_house_is_true() -> None:
+    """CONTRIBUTING.md names every module where it lies, and in the ten steps and the twelve changes only files that exist."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    house = text[text.index("    emotion_batch/\n") : text.index("### The way of a recording")]
+    found, room = set(), Path()
+    for line in house[: house.index("    jobs/")].splitlines()[1:]:
+        if heading := re.match(r"( {6,8})(\w+)/ ", line):
+            room = Path(heading[2]) if len(heading[1]) == 6 else Path(room.parts[0]) / heading[2]
+        found |= {room / name for name in re.findall(r"\w+\.py\b(?!i)", line)}
+    inits = {path for path in MODULES if path.name == "__init__.py" and path != Path("__init__.py")}
+    assert found == set(MODULES) - inits
+    way = text[text.index("### The way of a recording") : text.index("## Rules")]
+    steps = re.findall(r"^\d+\. ", way, re.MULTILINE)
+    named = re.findall(r"`(emotion_batch/[\w/.]+)`", way)
+    assert len(steps) == 10
+    assert len(re.findall(r"^\| (?!change \\||---)", way, re.MULTILINE)) == 12
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize(
     ("start", "absent"),
     [

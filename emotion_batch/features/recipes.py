@@ -1,6 +1,7 @@
 """What each recipe computes: features of samples, columns of a table, and inputs of a network.
 
-The features of a row are a tuple of arrays, one for each column. Nothing outside this module asks which recipe it is.
+The features of a row are a tuple of arrays, one for each column. How a network and a domain differ by recipe stands in
+`training.networks` and `inference.domain`.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def test_the_map_of_the_house_is_true() -> None:
     steps = re.findall(r"^\d+\. ", way, re.MULTILINE)
     named = re.findall(r"`(emotion_batch/[\w/.]+)`", way)
     assert len(steps) == 10
-    assert len(re.findall(r"^\| (?!change \\||---)", way, re.MULTILINE)) == 12
+    assert len(re.findall(r"^\| (?!change \||---)", way, re.MULTILINE)) == 12
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -13,10 +13,7 @@ from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.table import create_info
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import Labelling
-
-Job = Extraction | Labelling
+from emotion_batch.worker.job import Job, TablePlace
 
 
 def make_jobs(folder: Path, archive: str, bundle: str | None) -> dict[str, tuple[Job, dict[int, ShardEntry]]]:
@@ -35,10 +32,11 @@ def make_jobs(folder: Path, archive: str, bundle: str | None) -> dict[str, tuple
         create_info(table, info)
         manifest = Manifest(table)
         manifest.grow(listing.entries, info.segments)
+        here = TablePlace(table, info)
         job = (
-            Extraction(table, info, listing.folder)
+            Job(features=here, archive=listing.folder)
             if name == "extract"
-            else Labelling(table, info, opened, Extraction(table, info, listing.folder))
+            else Job(labels=here, archive=listing.folder, bundle=opened)
         )
         jobs[name] = (job, manifest.shards)
     return jobs

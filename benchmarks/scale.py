@@ -38,13 +38,13 @@ from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import Listing, list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA, compact
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import attempts, parts
+from emotion_batch.tables import parts
 from emotion_batch.tables.attempts import Attempt
 from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables.parts import Counts
 from emotion_batch.tables.schema import FEATURES, TableInfo
 from emotion_batch.tables.table import create_info
-from emotion_batch.worker import process
-from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.task import Publish, Receipt, Task
 
 ROOT = Path(__file__).parent.parent
@@ -57,22 +57,17 @@ _ROWS_CPU = "rows_cpu"
 _BEGAN_NS = 1_767_225_600_000_000_000
 
 
-class Idle(Extraction):
-    """An extraction that decodes nothing: each recording gets a row that is ``ok``, of zeros."""
+class Idle(Job):
+    """A job that decodes nothing: each recording gets a row that is ``ok``, of zeros."""
 
     def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
-        """Do what an extraction does, and tell apart what its rows cost."""
-        started = time.perf_counter()
-        with (
-            usage.metered() as spent,
-            task.entries_ahead(self.table) as read,
-            attempts.noted(self.table, task.shard, run_id) as attempt,
-        ):
-            process.settle()
-            made, found = self.extract_shard(task, read(), attempt)
+        """Do what any job does, and tell apart what publishing its rows costs."""
+
+        def timed(*part: Any) -> Counts:
             with _cpu_of_rows():
-                counts = publish(self.table, self.info, task.shard, task.entry.digest, found)
-            return Receipt.of(counts, made, started, spent)
+                return publish(*part)
+
+        return super().do_shard(task, run_id, timed)
 
     def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:  # noqa: ARG002 there is no kernel to isolate
         """Return a row for each of `entries`."""
@@ -162,7 +157,7 @@ def drive(n_recordings: int, table: str) -> None:
         run.freeze(Listing(place, entries), usage.Spent(), prune=False)
         del entries
         times["freeze_s"] = time.perf_counter() - began
-        summary = run.finish(Idle(place, info, place), Needs())
+        summary = run.finish(Idle(features=TablePlace(place, info), archive=place), Needs())
         times["tasks_s"] = run.looked_s
     if begun:
         times["shards_s"] = ended[0] - begun[0]

@@ -8,7 +8,7 @@ from emotion_batch.environment import forget_current_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from emotion_batch.cli.job import Job
+    from emotion_batch.cli.script import Script
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     return app.run_command(arguments)
 
 
-def job(command: str) -> Job:
+def job(command: str) -> Script:
     """Return the block of a script in ``jobs/``; nothing is imported from the current directory from then on."""
     forget_current_folder()
-    from emotion_batch.cli.job import Job
+    from emotion_batch.cli.script import Script
 
-    return Job(command)
+    return Script(command)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,8 @@ from emotion_batch.tables.status import TableStatus, read_status
 from emotion_batch.tables.table import find_features, find_info, read_info, require_table
 from emotion_batch.tables.verify import Verification, verify_table
 from emotion_batch.usage import Spent
-from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.isolation import Limits
-from emotion_batch.worker.labelling import FeatureTable, Labelling
+from emotion_batch.worker.job import Job, TablePlace
 
 
 def extract(
@@ -110,7 +109,7 @@ def extract(
         # Its ten million names are in the manifest now.
         del listed
         witnesses = run.find_witnesses(base)
-        job = Extraction(place, info, base, limits, UNLISTED, witnesses)
+        job = Job(features=TablePlace(place, info), archive=base, limits=limits, again=UNLISTED, witnesses=witnesses)
         return run.finish(job, Needs(archive=base, recordings=witnesses))
 
 
@@ -190,8 +189,9 @@ def label(
     run = Run(place, info, watcher, means, started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
-    kept = _features_of(place, info)
-    check_table(*kept)
+    kept = _kept_features(place, info)
+    if kept is not None:
+        check_table(*kept)
     _try_to_write(place)
     listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
     with run:
@@ -200,11 +200,19 @@ def label(
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
-        if kept_at is not None:
+        if kept is not None:
             run.keep_features(*kept)
         witnesses = run.find_witnesses(base)
         copy = run.keep_model(bundle)
-        job = Labelling(place, info, copy, Extraction(*kept, base, limits, UNLISTED, witnesses))
+        job = Job(
+            features=kept,
+            labels=TablePlace(place, info),
+            archive=base,
+            bundle=copy,
+            limits=limits,
+            again=UNLISTED,
+            witnesses=witnesses,
+        )
         return run.finish(job, Needs(archive=base, recordings=witnesses, bundle=copy))
 
 
@@ -257,13 +265,22 @@ def retry(
     with run:
         witnesses = run.find_witnesses(archive)
         needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
-        kept = _features_of(place, info)
-        with explained(f"feature table {kept[0].url}"):
-            if read_info(kept[0]) is None:
-                # Somebody has no use for it any more.
-                kept = (place, info)
-        extraction = Extraction(*kept, archive, limits, again, witnesses)
-        job = extraction if bundle is None else Labelling(place, info, bundle, extraction)
+        here = TablePlace(place, info)
+        kept = here if bundle is None else _kept_features(place, info)
+        if kept is not None:
+            with explained(f"feature table {kept.table.url}"):
+                if read_info(kept.table) is None:
+                    # Somebody has no use for it any more.
+                    kept = None
+        job = Job(
+            features=kept,
+            labels=None if bundle is None else here,
+            archive=archive,
+            bundle=bundle,
+            limits=limits,
+            again=again,
+            witnesses=witnesses,
+        )
         return run.finish(job, needs, again=again)
 
 
@@ -306,12 +323,13 @@ def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
     return cancel_runs(place)
 
 
-def _features_of(table: Folder, info: TableInfo) -> tuple[Folder, TableInfo]:
-    """Return the feature table that a table's recordings are decoded into: one of its own, or none but itself."""
+def _kept_features(table: Folder, info: TableInfo) -> TablePlace | None:
+    """Return the feature table that keeps the features of a label table; None if none does."""
     if info.features is None:
-        return table, info
-    return Folder(info.features, table.options), TableInfo(
-        schema.FEATURES, info.source, info.feature_settings, info.segments
+        return None
+    return TablePlace(
+        Folder(info.features, table.options),
+        TableInfo(schema.FEATURES, info.source, info.feature_settings, info.segments),
     )
 
 
@@ -323,7 +341,8 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
         run.follow(manifest)
         copy = run.keep_model(bundle)
         needs = Needs(features=(origin, parts.part_name(min(manifest.shards))), bundle=copy)
-        return run.finish(Labelling(run.table, run.info, copy, FeatureTable(origin, features)), needs, features=footers)
+        job = Job(labels=TablePlace(run.table, run.info), source=TablePlace(origin, features), bundle=copy)
+        return run.finish(job, needs, features=footers)
 
 
 def _try_to_write(table: Folder) -> None:

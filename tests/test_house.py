@@ -132,7 +132,7 @@ def test_the_map_of_the_house_is_true() -> None:
     [
         pytest.param("emotion_batch --help", HEAVY, id="help"),
         pytest.param(
-            "emotion_batch.worker.labelling",
+            "emotion_batch.worker.shard",
             (
                 "tensorflow",
                 "keras",

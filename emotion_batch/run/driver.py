@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ from emotion_batch.run.canary import Canary
 from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.shards import count_first, find_done, find_places, find_relisted, has_damage, order_shards
+from emotion_batch.run.shards import count_first, find_done, find_relisted, has_damage, order_shards
 from emotion_batch.run.submit import Submission, SubmissionWatch
 from emotion_batch.storage.archive import Listing
 from emotion_batch.storage.entries import Entry
@@ -48,8 +48,7 @@ from emotion_batch.tables.repair import rebuild
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
 from emotion_batch.worker import preflight
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.shard import Work, make_tasks
 from emotion_batch.worker.task import Task
 
@@ -201,7 +200,7 @@ class Run:
 
     def finish(
         self,
-        job: Extraction | Labelling,
+        job: Job,
         needs: Needs,
         *,
         features: Mapping[int, Footer] | None = None,
@@ -227,7 +226,7 @@ class Run:
         """
         # The listing's memory, which Arrow would keep: Dask is loaded now.
         pa.default_memory_pool().release_unused()
-        places = find_places(self.table, self.info, job)
+        places = job.outputs
         if again:
             done, missing = self._look(places, features)
             todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
@@ -262,7 +261,7 @@ class Run:
         return self.summary
 
     def _look(
-        self, places: list[tuple[Folder, TableInfo]], features: Mapping[int, Footer] | None, *, deep: bool = False
+        self, places: Sequence[TablePlace], features: Mapping[int, Footer] | None, *, deep: bool = False
     ) -> tuple[dict[int, Footer], list[Task]]:
         """Return the footers of this table's shards that are done, and the tasks of those that are not."""
         done, present = find_done(self.manifest, places, features, self.watcher.on_note, deep=deep)
@@ -283,7 +282,7 @@ class Run:
             came = run_ids(self.table) - self._known_runs - {self.id}
         return bool(self._others or came)
 
-    def _do(self, job: Extraction | Labelling, needs: Needs, done: Mapping[int, Footer], todo: list[Task]) -> None:
+    def _do(self, job: Job, needs: Needs, done: Mapping[int, Footer], todo: list[Task]) -> None:
         shards = {task.shard for task in todo}
         self.summary.counts = sum((done[shard].counts for shard in done if shard not in shards), Counts())
         self.summary.n_shards = len(self.manifest.shards)
@@ -296,9 +295,7 @@ class Run:
             if means.scheduler is not None:
                 self._preflight(connected, needs)
             versions = tuple(preflight.read_versions(needs.bundle is not None).items())
-            work = Work(
-                job, self.id, tuple(find_places(self.table, self.info, job)), versions, self.manifest.generation
-            )
+            work = Work(job, self.id, versions, self.manifest.generation)
             canary = None if means.force else Canary(self.info.source)
             if means.scheduler is None or not means.leave:
                 self._work_off(connected, work, todo, canary, len(todo))

@@ -20,8 +20,7 @@ from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import Footer
 from emotion_batch.tables.repair import mend
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.job import TablePlace
 from emotion_batch.worker.task import Task
 
 # A shard of so many times the usual cost is begun before the others.
@@ -30,18 +29,9 @@ _HEAVY = 4
 _WITNESSES, WITNESS_TRIES = 3, 20
 
 
-def find_places(table: Folder, info: TableInfo, job: Extraction | Labelling) -> list[tuple[Folder, TableInfo]]:
-    """Return the tables that a job writes parts of, the one first whose parts say what need not be decoded."""
-    here = (table, info)
-    source = job.source if isinstance(job, Labelling) else job
-    if isinstance(source, Extraction) and source.table.url != table.url:
-        return [(source.table, source.info), here]
-    return [here]
-
-
 def find_done(
     manifest: Manifest,
-    places: list[tuple[Folder, TableInfo]],
+    places: Sequence[TablePlace],
     features: Mapping[int, Footer] | None,
     on_note: Callable[[str], None],
     *,
@@ -54,7 +44,7 @@ def find_done(
     manifest
         The table's manifest, which is read anew.
     places
-        What `find_places` gives: the table is the last of them.
+        What the job writes parts of: the table is the last of them.
     features
         Of a labelling of a feature table, the footers of its parts.
     on_note

@@ -247,13 +247,13 @@ class SubmissionWatch:
         work = self.submission.work
         if self._manifest is None:
             self._manifest = Manifest(work.table)
-        names = [set(place.names()) for place, _ in work.places]
+        names = [set(place.names()) for place, _ in work.job.outputs]
         new = [
             shard
             for shard in self._manifest.shards
             if shard not in self._done and all(parts.part_name(shard) in there for there in names)
         ]
-        found = [parts.own_footers(place, info, new) for place, info in work.places]
+        found = [parts.own_footers(place, info, new) for place, info in work.job.outputs]
         complete = [parts.select_complete(footers, self._manifest.shards) for footers in found]
         self._done.update(shard for shard in new if all(shard in one for one in complete))
         return found[0]
@@ -271,7 +271,7 @@ class SubmissionWatch:
         """End a run whose last task was lost: what its record says is what the parts say."""
         work = self.submission.work
         assert self._manifest is not None  # noqa: S101 it was just read
-        table, info = work.places[-1]
+        table, info = work.job.outputs[-1]
         footers = parts.complete_shards(table, info, self._manifest.shards)
         counts = sum((footer.counts for footer in footers.values()), parts.Counts())
         self.submission.end(replace(self.submission.before, counts=counts), outcome, error)

@@ -18,8 +18,7 @@ from emotion_batch.tables import lease, parts
 from emotion_batch.tables.manifest import Manifest, has_generation
 from emotion_batch.tables.parts import Counts, Footer, PartError
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.job import Job
 from emotion_batch.worker.preflight import find_other_version
 from emotion_batch.worker.task import Receipt, Task
 
@@ -34,8 +33,6 @@ class Work:
         What is done with a shard.
     run_id
         The run; it also keeps Dask from taking two runs' calls for one.
-    places
-        The tables that the job writes parts of, that one last whose shards these are.
     versions
         What a worker must have, because workers join after the preflight, and also one that a local cluster starts again may
         find other files; None compares nothing.
@@ -43,9 +40,8 @@ class Work:
         Of the manifest, when the shards were handed out.
     """
 
-    job: Extraction | Labelling
+    job: Job
     run_id: str
-    places: tuple[tuple[Folder, TableInfo], ...]
     versions: tuple[tuple[str, str], ...] | None = None
     generation: int = 0
 
@@ -101,7 +97,9 @@ class Work:
         expected = {task.entry.digest, *([] if task.earlier is None else [task.earlier.digest])}
         with explained(f"table {self.table.url}"):
             try:
-                footers = [parts.read_footer(place, info, parts.part_name(task.shard)) for place, info in self.places]
+                footers = [
+                    parts.read_footer(place, info, parts.part_name(task.shard)) for place, info in self.job.outputs
+                ]
             except PartError:
                 return None
             if any(footer.shard != task.shard for footer in footers):
@@ -120,7 +118,7 @@ class Work:
     def _find_marks(self, shard: int) -> dict[str, Mark | None]:
         """Return the marks of a shard's parts as they are before anything is read for new ones, by the URL of their table."""
         with explained(f"table {self.table.url}"):
-            return {place.url: place.find_mark(parts.part_name(shard)) for place, _ in self.places}
+            return {place.url: place.find_mark(parts.part_name(shard)) for place, _ in self.job.outputs}
 
     def _publish(
         self,

@@ -32,8 +32,7 @@ from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.table import create_info
 from emotion_batch.worker import preflight, recordings
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import FeatureTable, Labelling
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.task import Task
 from emotion_batch.worker.watchdog import watched
 
@@ -141,12 +140,12 @@ class Trial:
 
     root: str
     info: TableInfo
-    source: FeatureTable | Folder
+    source: TablePlace | Folder
     card: Bundle | None = None
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, name: str, info: TableInfo, source: FeatureTable | Folder, bundle: Bundle | None) -> Trial:
+    def of(cls, name: str, info: TableInfo, source: TablePlace | Folder, bundle: Bundle | None) -> Trial:
         """Return the trial of a run, called `name` as no other one is."""
         root = os.path.join(tempfile.gettempdir(), f"emotion-batch-plan-{name}")
         files = {} if bundle is None else {EXECUTABLE: read_checked(bundle, EXECUTABLE)}
@@ -181,9 +180,15 @@ class Trial:
         arrays = [pa.array(column, one.type) for column, one in zip(columns, ENTRY_SCHEMA, strict=True)]
         # One shard, as large as the sample allows.
         manifest.freeze({0: pa.Table.from_arrays(arrays, schema=ENTRY_SCHEMA)}, self.info.segments)
-        job = _Partly(table, self.info, self.source, most_rows=block.most_rows)
-        whole = job if bundle is None else Labelling(table, self.info, bundle, job)
-        receipt = whole.do_shard(Task(0, manifest.shards[0]), "plan")
+        here = TablePlace(table, self.info)
+        job = _Partly(
+            features=here if bundle is None else None,
+            labels=None if bundle is None else here,
+            archive=self.source,
+            bundle=bundle,
+            most_rows=block.most_rows,
+        )
+        receipt = job.do_shard(Task(0, manifest.shards[0]), "plan")
         predict_s = receipt.spent.stages_s.get("predict", 0.0)
         made, ticks = job.noted[-1]
         n_rows = max(1, made.num_rows)
@@ -196,10 +201,12 @@ class Trial:
     def _label_shard(
         self, table: Folder, bundle: Bundle | None, shard: tuple[int, ShardEntry]
     ) -> tuple[float, int, int, int, tuple[Taken, ...]]:
-        assert isinstance(self.source, FeatureTable)  # noqa: S101 only it has shards
+        assert isinstance(self.source, TablePlace)  # noqa: S101 only it has shards
         assert bundle is not None  # noqa: S101 and features are only labelled
         number, entry = shard
-        receipt = Labelling(table, self.info, bundle, self.source).do_shard(Task(number, entry), "plan")
+        receipt = Job(labels=TablePlace(table, self.info), source=self.source, bundle=bundle).do_shard(
+            Task(number, entry), "plan"
+        )
         # As long as it is of many rows, it is theirs.
         seconds = sum(receipt.spent.stages_s.get(stage, 0.0) for stage in ("read", "predict"))
         made = parts.require_part(self.source.table, self.source.info, number, ["file", "status", "duration_s"])
@@ -259,13 +266,14 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class _Partly(Extraction):
+class _Partly(Job):
     """An extraction that leaves a recording after some rows, and notes when each row was there."""
 
     most_rows: int = 0
     noted: list[tuple[pa.Table, list[float]]] = field(default_factory=list, compare=False)
 
     def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
+        assert self.archive is not None  # noqa: S101 a sample of recordings has one
         ticks = [time.perf_counter()]
         if attempt.is_repeated:
             made = super().extract(entries, attempt)

@@ -22,10 +22,6 @@ from support.servers import write_authority
 from support.shell_cluster import ShellCluster, shell_cluster
 
 import emotion_batch
-import emotion_batch.storage.archive
-import emotion_batch.tables.manifest
-import emotion_batch.worker.extraction
-import emotion_batch.worker.shard
 from emotion_batch.errors import CancelledError, IncompleteError, UsageError
 from emotion_batch.run.record import Recorder, Summary
 from emotion_batch.run.scheduler import Scheduler
@@ -36,7 +32,7 @@ from emotion_batch.tables import lease
 from emotion_batch.tables.lease import others_at_work
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.table import read_info
-from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.shard import Work, make_tasks
 
 # Windows that overlap so much that a shard takes a second or two.
@@ -273,8 +269,8 @@ def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, sp
     holder = lease.Lease(place, run)
     holder.begin()
     left = holder.leave("tls://there:8786", left_s=time.time())
-    job = Extraction(place, info, Folder.of(speech))
-    work = Work(job, run, ((place, info),))
+    job = Job(features=TablePlace(place, info), archive=Folder.of(speech))
+    work = Work(job, run)
     submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), (), left)
     watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
     lost = sorted(folder.glob("*.parquet"))[2]
@@ -321,7 +317,7 @@ def test_a_run_that_was_taken_for_dead_is_seen_again(
     assert cancel_runs(place) == [run]
     assert others_at_work(place, "another") == []
     assert emotion_batch.status(folder).at_work == ()
-    work = Work(Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
     recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
     submission = Submission(work, recorder, Summary(place.url), (), holder)
     watch = SubmissionWatch(submission, 1)
@@ -371,7 +367,7 @@ def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech
     info = read_info(place)
     run = "20260101T000000Z-00000000"
     recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
-    work = Work(Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
     n_threads = len(list(folder.glob("*.parquet"))) // 2
     # 100 s in which shards came and 900 s without any: some 50 s a shard.
     before = Summary(place.url)
@@ -391,7 +387,7 @@ def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Pat
     place = Folder.of(folder)
     info = read_info(place)
     run = "20260101T000000Z-00000000"
-    work = Work(Extraction(place, info, Folder.of(speech)), run, ((place, info),))
+    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
     recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
     submission = Submission(work, recorder, Summary(place.url), (), left(run))
     lost = sorted(folder.glob("*.parquet"))[0]
@@ -420,10 +416,10 @@ def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Pa
     manifest = Manifest(place)
     (entries,) = manifest.entries([0])
     witness = Entry(**entries.to_pylist()[0])
-    job = Extraction(place, info, Folder.of(archive), witnesses=(witness,))
+    job = Job(features=TablePlace(place, info), archive=Folder.of(archive), witnesses=(witness,))
     run = "20260101T000000Z-00000000"
     recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(Work(job, run, ((place, info),)), recorder, Summary(place.url, run=run), (), left(run))
+    submission = Submission(Work(job, run), recorder, Summary(place.url, run=run), (), left(run))
     # Nothing is there any more, which no recording is to blame for.
     tasks = make_tasks(manifest, [0, 1], {})
     outcomes = [submission.do(task) for task in tasks]

@@ -27,7 +27,7 @@ from emotion_batch.tables import lease
 from emotion_batch.tables.lease import Holder, Lease
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.table import read_info
-from emotion_batch.worker.extraction import Extraction
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.shard import Work
 
 RUN = "20260101T000000Z-0a"
@@ -497,7 +497,7 @@ def test_a_damaged_cancellation_is_one(night: Night, tmp_path: Path) -> None:
     (tmp_path / "_table" / "runs").mkdir(parents=True)
     info = read_info(Folder.of(night.features))
     assert info is not None
-    work = Work(Extraction(place, info, Folder.of(night.archive)), RUN, ((place, info),))
+    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(night.archive)), RUN)
     whole = seal({"host": "elsewhere", "at": 0.0})
     for damage in (*WAYS.values(), *ODD.values()):
         data = damage(whole, random.Random(0))  # noqa: S311 a seed, no secret

@@ -32,8 +32,7 @@ from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import own_footers, part_name, publish_part, read_part
 from emotion_batch.tables.schema import FEATURES, TableInfo
 from emotion_batch.tables.table import find_info
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.shard import Work, make_tasks
 from emotion_batch.worker.task import Task
 
@@ -129,7 +128,7 @@ MEANWHILE: list[Callable[[], object]] = []
 
 
 @dataclass(frozen=True)
-class LateExtraction(Extraction):
+class LateJob(Job):
     """One in which something happens after the recordings were read."""
 
     def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
@@ -175,9 +174,13 @@ def test_what_others_made_of_the_same_recordings_stays(
     (shard,) = manifest.shards
     # Read while a recording was away, as one of a run that tries again what failed.
     footers = own_footers(*places[0], [shard])
-    job: Extraction | Labelling = LateExtraction(*places[0], Folder.of(archive), again=frozenset(Status))
-    if kind != "features":
-        job = Labelling(table, info, bundle.require_safe(table.folder("_table/model")), job)
+    job = LateJob(
+        features=TablePlace(*places[0]) if kind != "labels" else None,
+        labels=None if kind == "features" else TablePlace(table, info),
+        archive=Folder.of(archive),
+        bundle=None if kind == "features" else bundle.require_safe(table.folder("_table/model")),
+        again=frozenset(Status),
+    )
     parts = [place.read(part_name(shard)) for place, _ in places]
 
     def come_back() -> None:
@@ -195,11 +198,11 @@ def test_what_others_made_of_the_same_recordings_stays(
                 publish_part(place, dict(places)[place], shard, manifest.shards[shard].digest, worse)
         MEANWHILE.append(come_back)
         (archive / "b.wav").rename(archive / "away")
-        receipt = Work(job, "run", tuple(places), None, manifest.generation)(tasks[0])
+        receipt = Work(job, "run", None, manifest.generation)(tasks[0])
         (archive / "away").rename(archive / "b.wav")
         assert receipt.counts.by_status == {"ok": 2}
         assert [rows(place) for place, _ in places] == whole
     # No other run has made it: then it is published, in place of what was there.
-    receipt = Work(job, "run", tuple(places), None, manifest.generation)(make_tasks(manifest, [shard], footers)[0])
+    receipt = Work(job, "run", None, manifest.generation)(make_tasks(manifest, [shard], footers)[0])
     assert receipt.made.by_status == {"ok": 2}
     assert [rows(place) for place, _ in places] == whole

@@ -28,8 +28,7 @@ from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import Counts
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import find_info, read_info
-from emotion_batch.worker.extraction import Extraction
-from emotion_batch.worker.labelling import Labelling
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.shard import Work, make_tasks
 
 N_RECORDINGS = 240
@@ -179,16 +178,17 @@ def test_what_is_again_as_it_was_listed_is_done_again(
     info = find_info(table)
     assert info is not None
     manifest = Manifest(table)
-    places = [(table, info)]
-    job: Extraction | Labelling = Extraction(*places[0], Folder.of(archive))
+    here = TablePlace(table, info)
+    job = Job(features=here, archive=Folder.of(archive))
     if how != "extract":
-        places.insert(
-            0, (Folder.of(kept), TableInfo(schema.FEATURES, info.source, info.feature_settings, info.segments))
+        about = TableInfo(schema.FEATURES, info.source, info.feature_settings, info.segments)
+        job = Job(
+            features=TablePlace(Folder.of(kept), about),
+            labels=here,
+            archive=Folder.of(archive),
+            bundle=require_safe(table.folder("_table/model")),
         )
-        job = Labelling(
-            table, info, require_safe(table.folder("_table/model")), Extraction(*places[0], Folder.of(archive))
-        )
-    work = Work(job, "run", tuple(places), None, manifest.generation)
+    work = Work(job, "run", None, manifest.generation)
     made = sum((work(task).counts for task in make_tasks(manifest, manifest.shards, {})), Counts())
     assert made.by_status == {"changed": 2, "ok": N_RECORDINGS - 4, "vanished": 3}
     for path in archive.glob("???.wav"):

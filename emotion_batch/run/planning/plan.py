@@ -29,7 +29,7 @@ from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import schema, shard_entries
 from emotion_batch.worker import preflight
-from emotion_batch.worker.labelling import FeatureTable
+from emotion_batch.worker.job import TablePlace
 from emotion_batch.worker.trial import Fitness, Removal, Trial
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def plan(
     hour = None if by is None else _find_hour(by)
     left = find_remainder(Folder.of(archive, storage_options), table, model, settings, segments, suffixes, watcher)
     told = Plan(
-        source=left.source.table.url if isinstance(left.source, FeatureTable) else left.info.source,
+        source=left.source.table.url if isinstance(left.source, TablePlace) else left.info.source,
         table=None if left.table is None else left.table.url,
         work="extract" if left.info.kind == schema.FEATURES else "label",
         n_recordings=left.n_recordings,

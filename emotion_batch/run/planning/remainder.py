@@ -20,7 +20,7 @@ from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.sharding import cut
 from emotion_batch.tables.table import check_info, find_features, read_info
-from emotion_batch.worker.labelling import FeatureTable
+from emotion_batch.worker.job import TablePlace
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Remainder:
     """
 
     info: TableInfo
-    source: FeatureTable | Folder
+    source: TablePlace | Folder
     bundle: Bundle | None
     table: Folder | None
     shards: Mapping[int, pa.Table]
@@ -164,7 +164,7 @@ def _of_features(
         batches = {shard: pa.Table.from_batches([one]) for shard, one in zip(left, manifest.entries(left), strict=True)}
     return Remainder(
         info,
-        FeatureTable(origin, features),
+        TablePlace(origin, features),
         bundle,
         table,
         batches,

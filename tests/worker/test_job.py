@@ -26,8 +26,8 @@ from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import complete_shards, read_part
 from emotion_batch.tables.schema import FEATURES, TableInfo, feature_schema
 from emotion_batch.tables.table import create_info
-from emotion_batch.worker.extraction import Extraction
 from emotion_batch.worker.isolation import Limits
+from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.recordings import extract_recording, extract_rows
 from emotion_batch.worker.task import Task
 
@@ -116,7 +116,7 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     create_info(table, info)
     manifest = Manifest(table)
     manifest.grow(listing.entries, SEGMENTS)
-    job = Extraction(table, info, listing.folder)
+    job = Job(features=TablePlace(table, info), archive=listing.folder)
     receipts = {shard: job.do_shard(Task(shard, entry), "run") for shard, entry in manifest.shards.items()}
     assert sum(receipt.counts.n_recordings for receipt in receipts.values()) == len(expected)
     failed = {status for status in expected.values() if status != "ok"}
@@ -227,14 +227,15 @@ def _write_wav(path: Path, samples: np.ndarray | None = None, subtype: str = "PC
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Extraction:
+def job(tmp_path: Path) -> Job:
     """An extraction of three recordings, which are also its witnesses."""
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", tone(1.0, 8_000), 8_000)
     entries = [Entry(f"{name}.wav", None, None, None) for name in "abc"]
     info = TableInfo(FEATURES, os.fspath(tmp_path), SETTINGS, SEGMENTS)
     archive = Folder.of(tmp_path)
-    return Extraction(archive.folder("table"), info, archive, Limits(2.0), witnesses=tuple(entries))
+    place = TablePlace(archive.folder("table"), info)
+    return Job(features=place, archive=archive, limits=Limits(2.0), witnesses=tuple(entries))
 
 
 def entries_of(*names: str) -> pa.RecordBatch:
@@ -243,9 +244,7 @@ def entries_of(*names: str) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)
 
 
-def test_a_place_that_fails_for_one_recording_is_its_own_fault(
-    job: Extraction, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_fails_for_one_recording_is_its_own_fault(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording that its store refuses for good has a row that says so, as long as others can be read."""
     monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,))
     # Nobody listens at the discard port, and no client is called so.
@@ -255,7 +254,7 @@ def test_a_place_that_fails_for_one_recording_is_its_own_fault(
     assert "odd" in found["error"].to_pylist()[2]
 
 
-def test_an_archive_that_is_gone_raises(job: Extraction, tmp_path: Path) -> None:
+def test_an_archive_that_is_gone_raises(job: Job, tmp_path: Path) -> None:
     """Recordings that vanish are rows as long as one witness is there; with none, the archive is what is missing."""
     (tmp_path / "a.wav").unlink()
     gone = entries_of("a.wav", "never.wav")
@@ -267,9 +266,9 @@ def test_an_archive_that_is_gone_raises(job: Extraction, tmp_path: Path) -> None
     assert replace(job, witnesses=()).extract(gone, Attempt(False, 0.0)).num_rows == 2
 
 
-def test_an_archive_that_hangs_raises(job: Extraction, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_hangs_raises(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that never answers is no recording's fault, and nobody waits for it for ever."""
-    monkeypatch.setattr("emotion_batch.worker.extraction.peek", lambda *_: time.sleep(3))
+    monkeypatch.setattr("emotion_batch.worker.job.peek", lambda *_: time.sleep(3))
     with pytest.raises(StorageError, match="expected an answer, got none") as caught:
         job._check_archive(None)
     assert caught.value.is_transient

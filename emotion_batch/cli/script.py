@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from emotion_batch.run.record import Summary
 
 
-class Job:
+class Script:
     """A block that ends the process as the command would: with a sentence for an error, and an exit code.
 
     If the script was given words, these are run as the command instead, and the block is not.
@@ -43,7 +43,7 @@ class Job:
         self._code = 0
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Job:
+    def __enter__(self) -> Script:
         if sys.argv[1:]:
             sys.exit(run_command([self._command, *sys.argv[1:]]))
         open_streams()

@@ -1,0 +1,169 @@
+"""What a worker does with each shard of a run: what it reads, and which parts it makes. It knows nothing of Dask."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from emotion_batch import usage
+from emotion_batch.errors import Status, StorageError
+from emotion_batch.inference.bundle import Bundle
+from emotion_batch.inference.predict import label_rows, load_predictor
+from emotion_batch.storage.entries import Entry, peek
+from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.tables import attempts, parts
+from emotion_batch.tables.attempts import Attempt
+from emotion_batch.tables.schema import TableInfo
+from emotion_batch.worker import isolation, process, recordings
+from emotion_batch.worker.isolation import KILLING, Limits
+from emotion_batch.worker.reuse import carry_over, merge
+from emotion_batch.worker.task import Publish, Receipt, Task
+from emotion_batch.worker.watchdog import watched
+
+# What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
+_LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
+
+
+class TablePlace(NamedTuple):
+    """A table: its folder, and what it is."""
+
+    table: Folder
+    info: TableInfo
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is read of each shard, and which tables get a part.
+
+    Attributes
+    ----------
+    features, labels
+        The feature table and the label table that get a part; one of them or both.
+    archive
+        What the names of the recordings are relative to; None if rows of `source` are labelled.
+    source
+        The finished feature table whose rows are labelled; None if recordings are decoded.
+    bundle
+        The model, in the label table's own copy.
+    limits
+        What a recording may take.
+    again
+        Statuses whose recordings are done again although they did not change.
+    witnesses
+        Some recordings that could be read when the run began: if none can any more, the archive is gone.
+    """
+
+    features: TablePlace | None = None
+    labels: TablePlace | None = None
+    archive: Folder | None = None
+    source: TablePlace | None = None
+    bundle: Bundle | None = None
+    limits: Limits = field(default_factory=Limits)
+    again: frozenset[Status] = frozenset()
+    witnesses: tuple[Entry, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[TablePlace, ...]:
+        """The tables that get a part. Rows of the first are reused, and the shards are those of the last."""
+        return tuple(place for place in (self.features, self.labels) if place is not None)
+
+    @property
+    def table(self) -> Folder:
+        """The table whose shards these are."""
+        return self.outputs[-1].table
+
+    @property
+    def info(self) -> TableInfo:
+        """What that table is."""
+        return self.outputs[-1].info
+
+    def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
+        """Do one shard: read its entries, reuse rows, make the others, predict, and publish a part for each output."""
+        started = time.perf_counter()
+        with usage.metered() as spent, ExitStack() as stack:
+            process.settle()
+            if self.source is not None:
+                made = found = self._predict(self._read_features(self.source, task))
+            else:
+                read = stack.enter_context(task.entries_ahead(self.table))
+                attempt = stack.enter_context(attempts.noted(self.table, task.shard, run_id))
+                entries, known = read()
+                kept, left = carry_over(*self.outputs[0], task.shard, entries, known, self.again)
+                made = self.extract(left, attempt)
+                if self.features is None:
+                    made = self._predict(made)
+                found = merge(entries, kept, made)
+                if self.features is not None and self.labels is not None:
+                    publish(*self.features, task.shard, task.entry.digest, found)
+                    made, found = self._predict(made), self._predict(found)
+            counts = publish(*self.outputs[-1], task.shard, task.entry.digest, found)
+            return Receipt.of(counts, made, started, spent)
+
+    def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
+        """Return the feature rows of `entries`: in this process, or in a child if they may have killed one.
+
+        Raises
+        ------
+        StorageError
+            If not the recordings failed, but the archive.
+        """
+        archive = self.archive
+        assert archive is not None  # noqa: S101 a job that decodes has one
+        usage.current().lost_s += attempt.lost_s
+        settings, segments = self.info.feature_settings, self.info.segments
+        if attempt.is_repeated or self.again & KILLING:
+            made = isolation.extract_isolated(entries, archive, settings, segments, self.limits, self._check_archive)
+        else:
+            with watched(self.limits.deadline_s) as beat:
+                made = recordings.extract_rows(entries, archive, settings, segments, beat, self._check_archive)
+        if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
+            self._check_archive(None)
+        return made
+
+    def _read_features(self, source: TablePlace, task: Task) -> pa.Table:
+        """Return the feature rows of a shard, if they were made from the same entries."""
+        with usage.stage("read"):
+            return parts.require_part(*source, task.shard, newest=task.entry)
+
+    def _predict(self, features: pa.Table) -> pa.Table:
+        assert self.bundle is not None  # noqa: S101 a job that labels has one
+        with usage.stage("predict"):
+            return label_rows(features, load_predictor(self.bundle))
+
+    def _check_archive(self, failure: StorageError | None) -> None:
+        """Raise StorageError if no witness can be read: a night of rows that say so would be of no use."""
+        if not self.witnesses:
+            if failure is not None:
+                raise failure
+            return
+        archive = self.archive
+        assert archive is not None  # noqa: S101 as above
+        found: list[StorageError | None] = []
+
+        def look() -> None:
+            for witness in self.witnesses:
+                try:
+                    with explained(f"archive {archive.url} ({witness.file!r}, which was there before)"):
+                        peek(archive, witness)
+                except StorageError as error:
+                    found.append(error)
+                else:
+                    found.append(None)
+                    return
+
+        # In a thread that may be left behind, for a place that hangs is as lost as one that refuses.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(self.limits.deadline_s / 2)
+        errors = [error for error in found if error is not None]
+        if len(errors) < len(found):
+            return
+        if thread.is_alive() or not errors:
+            raise StorageError(f"archive {archive.url}: expected an answer, got none", is_transient=True)
+        raise errors[-1]

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from support.damage import seal_part
 
 from benchmarks.generated import HOSTILE, write_label_table
 from emotion_batch.analysis.scan import N_BINS, Survey, survey
@@ -123,8 +124,10 @@ def test_only_complete_parts_count(table: Path, tmp_path: Path) -> None:
     gone.unlink()
     cut.write_bytes(cut.read_bytes()[:-50])
     rows = pq.read_table(strange)
-    about = rows.schema.metadata[b"emotion_batch"].replace(b'"digest": "', b'"digest": "0')
-    pq.write_table(rows.replace_schema_metadata({b"emotion_batch": about}), strange)
+    about = dict(pq.ParquetFile(strange).metadata.metadata)
+    about[b"emotion_batch"] = about[b"emotion_batch"].replace(b'"digest": "', b'"digest": "0')
+    pq.write_table(rows.replace_schema_metadata(about), strange)
+    seal_part(strange)
     doubled.write_bytes(parts[5].read_bytes())
     (tmp_path / "table" / "copy.parquet").write_bytes(parts[5].read_bytes())
     found = look(tmp_path / "table")

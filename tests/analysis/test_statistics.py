@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from emotion_batch.analysis.scan import FolderCluster, survey
 from emotion_batch.analysis.statistics import Figures, effective_size, gather, wilson_interval
 from emotion_batch.inference import bundle
 from emotion_batch.inference.card_facts import read_portrait
-from emotion_batch.storage.folder import Folder
+from emotion_batch.storage.folder import Folder, seal
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.status import read_throughput
 from emotion_batch.tables.table import require_table
@@ -139,11 +138,11 @@ def test_run_records_are_added_up(tmp_path: Path) -> None:
     runs.mkdir(parents=True)
     record = {"run": "20260101T000000Z-a", "outcome": "complete", "n_decoded": 100, "elapsed_s": 10.0, "audio_s": 300.0}
     spent = {"stages_s": {"write": 1, "decode": 2.0}, "slowest": [[3.0, "b.wav"], [1.0, "a.wav"]], "n_retries": 2}
-    (runs / "20260101T000000Z-a.json").write_text(json.dumps({**record, "spent": spent}))
+    (runs / "20260101T000000Z-a.json").write_bytes(seal({**record, "spent": spent}))
     later = {"stages_s": {"decode": 1.0}, "slowest": [[2.0, "a.wav"]], "lost_s": 61}
-    (runs / "20260102T000000Z-b.json").write_text(json.dumps({**record, "outcome": "stopped", "spent": later}))
+    (runs / "20260102T000000Z-b.json").write_bytes(seal({**record, "outcome": "stopped", "spent": later}))
     (runs / "20260103T000000Z-c.json").write_text("{")
-    (runs / "20260104T000000Z-d.json").write_text(json.dumps({"run": "d", "outcome": "lost", "host": "x"}))
+    (runs / "20260104T000000Z-d.json").write_bytes(seal({"run": "d", "outcome": "lost", "host": "x"}))
     (runs / "20260105T000000Z-e.lease").write_text("{}")
     found = read_throughput(Folder.of(tmp_path))
     assert [run.outcome for run in found.runs] == ["lost", "stopped", "complete"]

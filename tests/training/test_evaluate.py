@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from sklearn import metrics
 from support.commands import Finished, run_command
+from support.damage import seal_part
 
 import emotion_batch
 from emotion_batch.cli.model_commands import format_evaluation
@@ -300,5 +301,7 @@ def _move_source(table: Path, old: str, new: str) -> None:
             path.write_bytes(seal({**unseal(path.read_bytes()), "source": new}))
             continue
         part = pq.read_table(path)
-        about = {key: value.replace(old.encode(), new.encode()) for key, value in part.schema.metadata.items()}
+        metadata = pq.ParquetFile(path).metadata.metadata
+        about = {key: value.replace(old.encode(), new.encode()) for key, value in metadata.items()}
         pq.write_table(pa.table(part.columns, schema=part.schema.with_metadata(about)), path)
+        seal_part(path)

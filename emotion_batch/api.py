@@ -45,6 +45,9 @@ def extract(
     settings: AnySettings | None = None,
     segments: Segments | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    limit: int | None = None,
     prune: bool = False,
     deadline_s: float = Limits.deadline_s,
     scheduler: str | Scheduler | None = None,
@@ -67,6 +70,11 @@ def extract(
         recipe's.
     suffixes
         Endings by which files of a folder are recordings.
+    include, exclude
+        Take only recordings whose names match one of these patterns, and none that matches one of those, such as
+        ``2024/**`` or ``*_test.wav``: see `archive.list_recordings`. A table keeps them.
+    limit
+        Take only the first so many recordings, for a trial. The same call without it goes on to all.
     prune
         Take recordings that are gone from the archive out of the table.
     deadline_s
@@ -97,14 +105,22 @@ def extract(
     place = Folder.of(table, storage_options)
     source = Folder.of(archive, storage_options)
     settings = settings or FeatureSettings()
-    info = TableInfo(schema.FEATURES, source.url, settings, segments or settings.segments)
+    info = TableInfo(
+        schema.FEATURES,
+        source.url,
+        settings,
+        segments or settings.segments,
+        include=tuple(include),
+        exclude=tuple(exclude),
+    )
+    _check_limit(limit)
     check_table(place, info)
     watcher = watcher or Watcher()
     _try_to_write(place)
-    listed = _list(source, place, suffixes, watcher, may_be_empty=prune and force)
+    listed = _list(source, place, info, suffixes, watcher, may_be_empty=prune and force)
     with Run(place, info, watcher, means, started) as run:
-        while not run.freeze(*listed, prune=prune):
-            listed = _list(source, place, suffixes, watcher, may_be_empty=prune and force)
+        while not run.freeze(*listed, prune=prune, limit=limit):
+            listed = _list(source, place, info, suffixes, watcher, may_be_empty=prune and force)
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
@@ -121,6 +137,9 @@ def label(
     segments: Segments | None = None,
     keep_features: str | os.PathLike[str] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    limit: int | None = None,
     prune: bool = False,
     deadline_s: float = Limits.deadline_s,
     scheduler: str | Scheduler | None = None,
@@ -145,7 +164,7 @@ def label(
         Which stretches of an archive's recordings; by default those that the model was trained on.
     keep_features
         Feature table into which the features of an archive go as well.
-    suffixes, prune, deadline_s, scheduler, workers, storage_options, force, leave, watcher
+    suffixes, include, exclude, limit, prune, deadline_s, scheduler, workers, storage_options, force, leave, watcher
         As in `extract`.
 
     Raises
@@ -157,6 +176,7 @@ def label(
     """
     started = time.perf_counter()
     watcher = watcher or Watcher()
+    include, exclude = tuple(include), tuple(exclude)
     means = Means(Scheduler.of(scheduler), workers, force, leave)
     limits = Limits(deadline_s)
     place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
@@ -173,6 +193,9 @@ def label(
             ("keep_features", keep_features),
             ("segments or windows", segments),
             ("prune", prune or None),
+            ("include", include or None),
+            ("exclude", exclude or None),
+            ("limit", limit),
         ):
             if value is not None:
                 raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
@@ -184,7 +207,18 @@ def label(
             f"{card.segments.duration_s:g} s; expect it to be less often right"
         )
     kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
-    info = TableInfo(schema.LABELS, origin.url, card.feature_settings, segments, card.model_id, card.labels, kept_at)
+    info = TableInfo(
+        schema.LABELS,
+        origin.url,
+        card.feature_settings,
+        segments,
+        card.model_id,
+        card.labels,
+        kept_at,
+        include,
+        exclude,
+    )
+    _check_limit(limit)
     check_table(place, info)
     run = Run(place, info, watcher, means, started)
     if features is not None:
@@ -193,10 +227,10 @@ def label(
     if kept is not None:
         check_table(*kept)
     _try_to_write(place)
-    listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
+    listed = _list(origin, place, info, suffixes, watcher, may_be_empty=prune and force)
     with run:
-        while not run.freeze(*listed, prune=prune):
-            listed = _list(origin, place, suffixes, watcher, may_be_empty=prune and force)
+        while not run.freeze(*listed, prune=prune, limit=limit):
+            listed = _list(origin, place, info, suffixes, watcher, may_be_empty=prune and force)
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
@@ -327,10 +361,7 @@ def _kept_features(table: Folder, info: TableInfo) -> TablePlace | None:
     """Return the feature table that keeps the features of a label table; None if none does."""
     if info.features is None:
         return None
-    return TablePlace(
-        Folder(info.features, table.options),
-        TableInfo(schema.FEATURES, info.source, info.feature_settings, info.segments),
-    )
+    return TablePlace(Folder(info.features, table.options), info.kept_features())
 
 
 def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInfo) -> Summary:
@@ -352,7 +383,7 @@ def _try_to_write(table: Folder) -> None:
 
 
 def _list(
-    source: Folder, table: Folder, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool
+    source: Folder, table: Folder, info: TableInfo, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool
 ) -> tuple[Listing, Spent, int]:
     """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
     generation = find_generation(table)
@@ -361,10 +392,17 @@ def _list(
             source.url,
             options=source.options,
             suffixes=suffixes,
+            include=info.include,
+            exclude=info.exclude,
             may_be_empty=may_be_empty,
             on_listed=watcher.on_listed,
         )
     return listing, spent, generation
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit: expected a number of recordings from 1 on, got {limit}")
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:

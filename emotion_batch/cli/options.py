@@ -359,6 +359,13 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
     )
+    _add_choice_options(group)
+    group.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help="take only the first N recordings, for a trial; the same command without it goes on to all",
+    )
     group.add_argument("--prune", action="store_true", help="take recordings that are gone out of the table")
     group.add_argument(
         "--force",
@@ -366,6 +373,17 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         help="go on though the first recordings come out alike; prune though more than a tenth is gone",
     )
     _add_common_options(command)
+
+
+def _add_choice_options(group: argparse._ArgumentGroup) -> None:
+    for name, words in (("include", "take only recordings"), ("exclude", "leave out recordings")):
+        group.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="GLOB",
+            help=f"{words} whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated",
+        )
 
 
 def _add_scheduler_options(group: argparse._ArgumentGroup) -> None:

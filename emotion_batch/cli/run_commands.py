@@ -136,6 +136,9 @@ def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:
 
     return {
         "suffixes": tuple(options.suffix) if options.suffix else SUFFIXES,
+        "include": options.include,
+        "exclude": options.exclude,
+        "limit": options.limit,
         "prune": options.prune,
         "deadline_s": options.deadline,
         "scheduler": read_scheduler(options),

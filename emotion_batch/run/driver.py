@@ -124,7 +124,9 @@ class Run:
         finally:
             self._lease.end()
 
-    def freeze(self, listing: Listing, spent: Spent, since: int | None = None, *, prune: bool) -> bool:
+    def freeze(
+        self, listing: Listing, spent: Spent, since: int | None = None, *, prune: bool, limit: int | None = None
+    ) -> bool:
         """Take a listing over into the table's manifest, and say what is remarkable about it.
 
         Return whether it was taken over: not if it would undo what another run has frozen after the generation `since`.
@@ -133,7 +135,7 @@ class Run:
         self.summary.spent.add(spent)
         try:
             is_new = not self.manifest.shards
-            growth = self._grow(listing.entries, since, prune=prune)
+            growth = self._grow(listing.entries, since, prune=prune, limit=limit)
         except DamagedError as error:
             if self._others:
                 other = self._others[0]
@@ -145,7 +147,7 @@ class Run:
             with explained(f"table {self.table.url}"):
                 self.manifest = rebuild(self.table, self.info, listing.entries)
             is_new = False
-            growth = self._grow(listing.entries, None, prune=prune)
+            growth = self._grow(listing.entries, None, prune=prune, limit=limit)
         if growth is None:
             return False
         for remark in listing.remark():
@@ -161,7 +163,7 @@ class Run:
             setattr(self.summary, name, value)
         return True
 
-    def _grow(self, entries: pa.Table, since: int | None, *, prune: bool) -> Growth | None:
+    def _grow(self, entries: pa.Table, since: int | None, *, prune: bool, limit: int | None) -> Growth | None:
         """Take a listing over into the manifest as `Manifest.grow` does; raise DamagedError if that lacks something, or files of it are damaged."""
         check = partial(require_generations, self.table, self.info, self.manifest, listed=entries)
         with explained(f"table {self.table.url}"):
@@ -169,7 +171,13 @@ class Run:
                 raise DamagedError(f"table {self.table.url}: {problems[0]}")
             check([])
             return self.manifest.grow(
-                entries, self.info.segments, prune=prune, force=self.means.force, since=since, check=check
+                entries,
+                self.info.segments,
+                prune=prune,
+                force=self.means.force,
+                since=since,
+                limit=limit,
+                check=check,
             )
 
     def keep_features(self, table: Folder, info: TableInfo) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class Listing:
         Number of times that a list file named a recording again, in whatever spelling.
     n_missing, missing
         Recordings that a list on this machine names and that are not there, and the first of them.
+    n_unchosen
+        Recordings that the patterns left out.
     """
 
     folder: Folder
@@ -57,12 +59,15 @@ class Listing:
     n_duplicates: int = 0
     n_missing: int = 0
     missing: str = ""
+    n_unchosen: int = 0
 
     def remark(self) -> Iterator[str]:
         """Yield what a person should know about the listing, a sentence each."""
         if self.left_out:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
             yield (f"left out {sum(self.left_out.values())} files that are no recordings by their suffix ({kinds})")
+        if self.n_unchosen:
+            yield f"left out {self.n_unchosen:,} recordings by --include and --exclude"
         if self.n_duplicates:
             yield (f"left out {self.n_duplicates} repetitions of recordings that the list names already")
         if self.n_missing:
@@ -78,6 +83,8 @@ def list_recordings(
     *,
     options: Mapping[str, Any] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     may_be_empty: bool = False,
     on_listed: Callable[[int], None] = lambda n_files: None,
 ) -> Listing:
@@ -93,6 +100,10 @@ def list_recordings(
     suffixes
         Endings, in any case, by which files of a folder, a glob or an inventory are recordings. A list's names may end
         as they like.
+    include, exclude
+        Patterns. A recording is listed if its name matches one of `include`, when there are any, and none of `exclude`. A
+        pattern with ``/`` is about the whole name, relative to the archive: ``*`` and ``?`` stay within a folder, ``**`` does not.
+        One without is about the last part of the name.
     may_be_empty
         Whether to take it for an answer that nothing there is a recording.
     on_listed
@@ -123,13 +134,33 @@ def list_recordings(
             listing = Listing(base, table)
         else:
             listing = _of_pages(base, _find(place, base, kind), endings, on_listed)
+    if include or exclude:
+        listing = _choose(listing, include, exclude)
     if not (listing.entries.num_rows or may_be_empty):
         others = f", only {sum(listing.left_out.values())} other files" if listing.left_out else ""
         raise UsageError(
             f"archive {place.url}: expected recordings ({' '.join(endings)}), got none{others}; "
             "check the name, or name other endings with --suffix"
+            + (", and check the patterns of --include and --exclude" if include or exclude else "")
         )
     return listing
+
+
+def _choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
+    """Return a listing without the recordings that patterns leave out."""
+
+    def matches(patterns: Sequence[str]) -> Callable[[str], bool]:
+        whole = [re.compile(glob_translate(pattern)).match for pattern in patterns if "/" in pattern]
+        last = [re.compile(glob_translate(pattern)).match for pattern in patterns if "/" not in pattern]
+        return lambda name: any(match(name) for match in whole) or any(match(name.rpartition("/")[2]) for match in last)
+
+    is_included, is_excluded = matches(include), matches(exclude)
+    chosen = [
+        pa.array((not include or is_included(name)) and not is_excluded(name) for name in names.to_pylist())
+        for names in listing.entries["file"].chunks
+    ]
+    entries = listing.entries.filter(pa.chunked_array(chosen, pa.bool_()))
+    return replace(listing, entries=entries, n_unchosen=listing.entries.num_rows - entries.num_rows)
 
 
 def find_base(archive: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:

@@ -153,6 +153,7 @@ class Manifest:
         prune: bool = False,
         force: bool = False,
         since: int | None = None,
+        limit: int | None = None,
         check: Callable[[Collection[int]], None] = lambda shards: None,
     ) -> Growth | None:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
@@ -172,6 +173,8 @@ class Manifest:
             Prune though more than a tenth is gone.
         since
             The newest generation when the listing was begun.
+        limit
+            Take over only the first so many recordings of the listing, and what is known already.
         check
             Called before a generation is written with the shards in whose stretch of the listing something is other than it
             was; may raise, and then none is.
@@ -188,7 +191,7 @@ class Manifest:
             If known entries cannot be read.
         """
         while True:
-            growth, updated, others = self._compare(entries, segments, prune=prune)
+            growth, updated, others = self._compare(entries, segments, prune=prune, limit=limit)
             if since is not None and since < self.generation and (growth.n_changed or growth.n_pruned):
                 return None
             n_known = self.n_recordings
@@ -213,13 +216,14 @@ class Manifest:
             self._commit(shards, segments)
 
     def _compare(
-        self, entries: pa.Table, segments: Segments, *, prune: bool
+        self, entries: pa.Table, segments: Segments, *, prune: bool, limit: int | None = None
     ) -> tuple[Growth, dict[int, pa.Table], list[int]]:
         """Return what a listing changes, the entries of each shard that it changes, and the shards that it is not equal to."""
         if not self.shards and not entries.num_rows:
             return Growth(), {}, []
         if not self.shards:
             first = max((shard for shard, _ in self.history), default=-1) + 1
+            entries = entries if limit is None else entries.slice(0, limit)
             # Shared memory all the way: a listing of a hundred million names is there once.
             return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first)), []
         # Shard by shard, so that of what is known little more is there than of what is new.
@@ -244,6 +248,8 @@ class Manifest:
                 self.gone[number] = change.gone
             if change.entries is not None:
                 updated[number] = change.entries
+        if limit is not None:
+            is_new[limit:] = False
         n_new = int(is_new.sum())
         if n_new:
             new = entries.filter(pa.array(is_new))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import attempts, parts, schema, shard_entries
+from emotion_batch.tables import attempts, parts, shard_entries
 from emotion_batch.tables.inventory import find_strangers, has_listed, part_shards
 from emotion_batch.tables.lease import RUNS
 from emotion_batch.tables.manifest import Manifest
@@ -32,7 +32,7 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
     places = [(table, info)]
     if info.features is not None:
         # The table that keeps the features has the same shards, and a copy of the manifest.
-        kept = TableInfo(schema.FEATURES, info.source, info.feature_settings, info.segments)
+        kept = info.kept_features()
         places.append((Folder(info.features, table.options), kept))
     footers: dict[int, Footer] = {}
     # What is made again gets a number of its own, so each part must lie under its own first. The table's own parts count above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -101,6 +101,8 @@ class TableInfo:
     features
         URL of the feature table that keeps the features of an archive on their way to labels; None without one. Runs
         of the same table may differ in it.
+    include, exclude
+        Patterns of the names that the listing keeps and leaves out: see `archive.list_recordings`.
     """
 
     kind: str
@@ -110,6 +112,8 @@ class TableInfo:
     model_id: str | None = None
     labels: tuple[str, ...] = ()
     features: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as `table.json` holds it."""
@@ -125,6 +129,8 @@ class TableInfo:
             "model_id": self.model_id,
             "labels": list(self.labels),
             "features": self.features,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
         }
 
     @classmethod
@@ -136,7 +142,16 @@ class TableInfo:
                 f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
                 "use the version of emotion-batch that wrote it"
             )
-        texts = [value["source"], value["model_id"] or "", value["features"] or "", *value["labels"]]
+        # A table of a release without them has neither.
+        include, exclude = (tuple(value.get(name, ())) for name in ("include", "exclude"))
+        texts = [
+            value["source"],
+            value["model_id"] or "",
+            value["features"] or "",
+            *value["labels"],
+            *include,
+            *exclude,
+        ]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("something else where a text must be")
         settings, segments = read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
@@ -150,6 +165,8 @@ class TableInfo:
             model_id=value["model_id"],
             labels=tuple(value["labels"]),
             features=value["features"],
+            include=include,
+            exclude=exclude,
         )
 
     @property
@@ -177,4 +194,12 @@ class TableInfo:
                 return f"{option} {value}, got {option} {theirs[name]}"
         if self.segments != other.segments:
             return f"{self.segments.to_options()}, got {other.segments.to_options()}"
+        for name in ("include", "exclude"):
+            here, there = (" ".join(f"--{name} {pattern}" for pattern in getattr(info, name)) for info in (self, other))
+            if here != there:
+                return f"{here or f'no --{name}'}, got {there or 'none'}"
         return None
+
+    def kept_features(self) -> TableInfo:
+        """Return what the feature table is that keeps the features of this label table."""
+        return replace(self, kind=FEATURES, model_id=None, labels=(), features=None)

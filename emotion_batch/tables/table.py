@@ -86,7 +86,9 @@ def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
         parts = [name for name in table.names() if name.endswith(".parquet") and not name.startswith((".", "_"))]
         if not parts:
             return None
-        if there is not None and difference and there.source != info.source:
+        # Of these a part says nothing.
+        named, expected = ((one.source, one.include, one.exclude) for one in (there or info, info))
+        if there is not None and difference and named != expected:
             raise _refusal(table, difference)
         said = None
         for name in parts:

@@ -33,7 +33,7 @@ from emotion_batch import usage
 from emotion_batch.errors import Status
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.driver import Run
-from emotion_batch.run.means import Means, Needs
+from emotion_batch.run.run_options import Needs, RunOptions
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import Listing, list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA, compact
@@ -152,7 +152,7 @@ def drive(n_recordings: int, table: str) -> None:
         ended[0] = time.perf_counter()
 
     watcher = Watcher(on_note=lambda text: begun.append(time.perf_counter()), on_progress=end)
-    with _Timed(place, info, watcher, Means(None, N_WORKERS), began) as run:
+    with _Timed(place, info, RunOptions(workers=N_WORKERS, watcher=watcher), began) as run:
         began = time.perf_counter()
         run.freeze(Listing(place, entries), usage.Spent(), prune=False)
         del entries

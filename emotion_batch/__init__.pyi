@@ -19,6 +19,7 @@ from .progress import Progress as Progress
 from .progress import Watcher as Watcher
 from .run.planning.plan import plan as plan
 from .run.record import Summary as Summary
+from .run.run_options import RunOptions as RunOptions
 from .run.scheduler import Scheduler as Scheduler
 from .settings import FeatureSettings as FeatureSettings
 from .settings import Segments as Segments

@@ -10,7 +10,8 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 from emotion_batch import usage
 from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError, format_command
@@ -18,9 +19,8 @@ from emotion_batch.inference.bundle import Bundle, check_features, find_copy_dam
 from emotion_batch.inference.predict import load_predictor
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import Run
-from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Summary
-from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.run_options import Needs, RunKeywords, RunOptions
 from emotion_batch.run.submit import cancel_runs
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings
@@ -34,7 +34,6 @@ from emotion_batch.tables.status import TableStatus, read_status
 from emotion_batch.tables.table import find_features, find_info, read_info, require_table
 from emotion_batch.tables.verify import Verification, verify_table
 from emotion_batch.usage import Spent
-from emotion_batch.worker.isolation import Limits
 from emotion_batch.worker.job import Job, TablePlace
 
 
@@ -49,13 +48,8 @@ def extract(
     exclude: Iterable[str] = (),
     limit: int | None = None,
     prune: bool = False,
-    deadline_s: float = Limits.deadline_s,
-    scheduler: str | Scheduler | None = None,
-    workers: int | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    force: bool = False,
-    leave: bool = False,
-    watcher: Watcher | None = None,
+    options: RunOptions | None = None,
+    **keywords: Unpack[RunKeywords],
 ) -> Summary:
     """Extract the features of an archive's recordings into a feature table; what is there already is kept.
 
@@ -77,20 +71,8 @@ def extract(
         Take only the first so many recordings, for a trial. The same call without it goes on to all.
     prune
         Take recordings that are gone from the archive out of the table.
-    deadline_s
-        Seconds that a recording may take to give its row, with windows its next row, before it is ``timeout``.
-    scheduler
-        A running Dask scheduler, or its address; by default a local cluster is started and ended.
-    workers
-        One-thread worker processes of the local cluster; by default one a core.
-    storage_options
-        What fsspec's filesystem takes.
-    force
-        Go on though the first recordings all fail alike, and prune though more than a tenth is gone.
-    leave
-        Come back as soon as the scheduler has the work, as `submit` does.
-    watcher
-        Hears notes and progress.
+    options, **keywords
+        What all runs share: see `RunOptions`. Keywords are its attributes by name, such as ``workers=4``.
 
     Raises
     ------
@@ -100,10 +82,8 @@ def extract(
         If it was stopped, or shards were left over; the same call goes on.
     """
     started = time.perf_counter()
-    means = Means(Scheduler.of(scheduler), workers, force, leave)
-    limits = Limits(deadline_s)
-    place = Folder.of(table, storage_options)
-    source = Folder.of(archive, storage_options)
+    options = RunOptions.of(options, **keywords)
+    place, source = options.folder(table), options.folder(archive)
     settings = settings or FeatureSettings()
     info = TableInfo(
         schema.FEATURES,
@@ -115,17 +95,18 @@ def extract(
     )
     _check_limit(limit)
     check_table(place, info)
-    watcher = watcher or Watcher()
     _try_to_write(place)
-    listed = _list(source, place, info, suffixes, watcher, may_be_empty=prune and force)
-    with Run(place, info, watcher, means, started) as run:
+    listed = _list(source, place, info, suffixes, options, prune=prune)
+    with Run(place, info, options, started) as run:
         while not run.freeze(*listed, prune=prune, limit=limit):
-            listed = _list(source, place, info, suffixes, watcher, may_be_empty=prune and force)
+            listed = _list(source, place, info, suffixes, options, prune=prune)
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
         witnesses = run.find_witnesses(base)
-        job = Job(features=TablePlace(place, info), archive=base, limits=limits, again=UNLISTED, witnesses=witnesses)
+        job = Job(
+            features=TablePlace(place, info), archive=base, limits=options.limits, again=UNLISTED, witnesses=witnesses
+        )
         return run.finish(job, Needs(archive=base, recordings=witnesses))
 
 
@@ -141,13 +122,8 @@ def label(
     exclude: Iterable[str] = (),
     limit: int | None = None,
     prune: bool = False,
-    deadline_s: float = Limits.deadline_s,
-    scheduler: str | Scheduler | None = None,
-    workers: int | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    force: bool = False,
-    leave: bool = False,
-    watcher: Watcher | None = None,
+    options: RunOptions | None = None,
+    **keywords: Unpack[RunKeywords],
 ) -> Summary:
     """Label the recordings of an archive, or the rows of a feature table, into a label table.
 
@@ -164,7 +140,7 @@ def label(
         Which stretches of an archive's recordings; by default those that the model was trained on.
     keep_features
         Feature table into which the features of an archive go as well.
-    suffixes, include, exclude, limit, prune, deadline_s, scheduler, workers, storage_options, force, leave, watcher
+    suffixes, include, exclude, limit, prune, options, **keywords
         As in `extract`.
 
     Raises
@@ -175,14 +151,12 @@ def label(
         If it was stopped, or shards were left over; the same call goes on.
     """
     started = time.perf_counter()
-    watcher = watcher or Watcher()
+    options = RunOptions.of(options, **keywords)
     include, exclude = tuple(include), tuple(exclude)
-    means = Means(Scheduler.of(scheduler), workers, force, leave)
-    limits = Limits(deadline_s)
-    place, origin = Folder.of(table, storage_options), Folder.of(source, storage_options)
+    place, origin = options.folder(table), options.folder(source)
     # First of all, so that a confusion of the two is not told as a fault of either.
     find_info(place)
-    bundle = require_safe(find_model(model, storage_options))
+    bundle = require_safe(find_model(model, options.storage_options))
     card = bundle.card
     # As workers will, for what they cannot load costs a night.
     load_predictor(bundle)
@@ -202,11 +176,11 @@ def label(
         segments = features.segments
     segments = segments or card.segments
     if segments.duration_s != card.segments.duration_s:
-        watcher.on_note(
+        (options.watcher or Watcher()).on_note(
             f"segments last {segments.duration_s:g} s, those that the model was trained on "
             f"{card.segments.duration_s:g} s; expect it to be less often right"
         )
-    kept_at = None if keep_features is None else Folder.of(keep_features, storage_options).url
+    kept_at = None if keep_features is None else options.folder(keep_features).url
     info = TableInfo(
         schema.LABELS,
         origin.url,
@@ -220,17 +194,17 @@ def label(
     )
     _check_limit(limit)
     check_table(place, info)
-    run = Run(place, info, watcher, means, started)
+    run = Run(place, info, options, started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
     kept = _kept_features(place, info)
     if kept is not None:
         check_table(*kept)
     _try_to_write(place)
-    listed = _list(origin, place, info, suffixes, watcher, may_be_empty=prune and force)
+    listed = _list(origin, place, info, suffixes, options, prune=prune)
     with run:
         while not run.freeze(*listed, prune=prune, limit=limit):
-            listed = _list(origin, place, info, suffixes, watcher, may_be_empty=prune and force)
+            listed = _list(origin, place, info, suffixes, options, prune=prune)
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
@@ -243,7 +217,7 @@ def label(
             labels=TablePlace(place, info),
             archive=base,
             bundle=copy,
-            limits=limits,
+            limits=options.limits,
             again=UNLISTED,
             witnesses=witnesses,
         )
@@ -254,12 +228,8 @@ def retry(
     table: str | os.PathLike[str],
     *,
     status: Iterable[str] = (),
-    deadline_s: float = Limits.deadline_s,
-    scheduler: str | Scheduler | None = None,
-    workers: int | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    leave: bool = False,
-    watcher: Watcher | None = None,
+    options: RunOptions | None = None,
+    **keywords: Unpack[RunKeywords],
 ) -> Summary:
     """Do again the recordings of a table that failed and that another try could mend, and no others.
 
@@ -270,7 +240,7 @@ def retry(
     status
         Which failures, by status; by default ``truncated``, ``unreadable``, ``vanished``, ``crashed``, ``timeout`` and
         ``memory``. A recording that is ``changed`` is listed and read anew by the command that made the table.
-    deadline_s, scheduler, workers, storage_options, leave, watcher
+    options, **keywords
         As in `extract`.
 
     Raises
@@ -281,21 +251,20 @@ def retry(
         If the table has parts missing, which the command that made it does.
     """
     started = time.perf_counter()
-    # That the first recordings fail alike is no news here.
-    means = Means(Scheduler.of(scheduler), workers, force=True, leave=leave)
-    limits = Limits(deadline_s)
+    # The first recordings failed before, so that they fail alike tells nothing.
+    options = replace(RunOptions.of(options, **keywords), force=True)
     again = _failures(status)
-    place = Folder.of(table, storage_options)
+    place = options.folder(table)
     info = require_table(place)
-    origin = Folder.of(info.source, storage_options)
+    origin = options.folder(info.source)
     bundle = None if info.kind == schema.FEATURES else open_copy(place)
-    run = Run(place, info, watcher or Watcher(), means, started)
+    run = Run(place, info, options, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
             f"`{format_command('retry', origin.url)}`, and then label it again"
         )
-    archive = find_base(info.source, storage_options)
+    archive = find_base(info.source, options.storage_options)
     with run:
         witnesses = run.find_witnesses(archive)
         needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
@@ -311,14 +280,14 @@ def retry(
             labels=None if bundle is None else here,
             archive=archive,
             bundle=bundle,
-            limits=limits,
+            limits=options.limits,
             again=again,
             witnesses=witnesses,
         )
         return run.finish(job, needs, again=again)
 
 
-def submit(command: str, *arguments: Any, **options: Any) -> Summary:
+def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     """Hand a run to a running Dask cluster and come back: neither this process nor this machine is needed any more.
 
     The archive is listed, the manifest frozen, every worker tried and the first shards are done before it comes back. Then
@@ -328,7 +297,7 @@ def submit(command: str, *arguments: Any, **options: Any) -> Summary:
     ----------
     command
         ``"extract"``, ``"label"`` or ``"retry"``.
-    *arguments, **options
+    *arguments, **keywords
         What that function takes, `scheduler` among it.
 
     Raises
@@ -339,7 +308,7 @@ def submit(command: str, *arguments: Any, **options: Any) -> Summary:
     commands: dict[str, Callable[..., Summary]] = {"extract": extract, "label": label, "retry": retry}
     if command not in commands:
         raise UsageError(f"submit: expected one of {', '.join(commands)}, got {command!r}")
-    return commands[command](*arguments, **options, leave=True)
+    return commands[command](*arguments, **keywords, leave=True)
 
 
 def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
@@ -383,7 +352,7 @@ def _try_to_write(table: Folder) -> None:
 
 
 def _list(
-    source: Folder, table: Folder, info: TableInfo, suffixes: Iterable[str], watcher: Watcher, *, may_be_empty: bool
+    source: Folder, table: Folder, info: TableInfo, suffixes: Iterable[str], options: RunOptions, *, prune: bool
 ) -> tuple[Listing, Spent, int]:
     """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
     generation = find_generation(table)
@@ -394,8 +363,8 @@ def _list(
             suffixes=suffixes,
             include=info.include,
             exclude=info.exclude,
-            may_be_empty=may_be_empty,
-            on_listed=watcher.on_listed,
+            may_be_empty=prune and options.force,
+            on_listed=(options.watcher or Watcher()).on_listed,
         )
     return listing, spent, generation
 

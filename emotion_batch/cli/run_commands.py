@@ -15,6 +15,7 @@ from emotion_batch.errors import format_command as shell
 
 if TYPE_CHECKING:
     from emotion_batch.run.record import Summary
+    from emotion_batch.run.run_options import RunOptions
     from emotion_batch.worker.single_recording import SegmentLabel
 
 
@@ -29,7 +30,8 @@ def run_extract(options: argparse.Namespace, said: Said) -> int:
         options.table,
         settings=settings,
         segments=read_segments(options),
-        **_common(options, said),
+        **_listing_options(options),
+        options=_run_options(options, said),
     )
     return finish(summary, options, said, shell("train", options.table, "BUNDLE"))
 
@@ -38,16 +40,7 @@ def run_retry(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch retry` and return its exit code."""
     from emotion_batch import api
 
-    summary = api.retry(
-        options.table,
-        status=options.status or (),
-        deadline_s=options.deadline,
-        scheduler=read_scheduler(options),
-        workers=options.workers,
-        storage_options=read_storage_options(options),
-        leave=options.leave,
-        watcher=said.watcher(),
-    )
+    summary = api.retry(options.table, status=options.status or (), options=_run_options(options, said))
     return finish(summary, options, said, shell("status", options.table))
 
 
@@ -90,7 +83,8 @@ def run_label(options: argparse.Namespace, said: Said) -> int:
         model=options.model,
         segments=read_segments(options),
         keep_features=options.keep_features,
-        **_common(options, said),
+        **_listing_options(options),
+        options=_run_options(options, said),
     )
     return finish(summary, options, said, shell("query", options.table, options=("--example", "mix")))
 
@@ -131,23 +125,29 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
     return 0
 
 
-def _common(options: argparse.Namespace, said: Said) -> dict[str, Any]:
+def _listing_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return which recordings of an archive are taken, as `api.extract` and `api.label` take it."""
     from emotion_batch.storage.archive import SUFFIXES
 
+    names = ("include", "exclude", "limit", "prune")
     return {
         "suffixes": tuple(options.suffix) if options.suffix else SUFFIXES,
-        "include": options.include,
-        "exclude": options.exclude,
-        "limit": options.limit,
-        "prune": options.prune,
-        "deadline_s": options.deadline,
-        "scheduler": read_scheduler(options),
-        "workers": options.workers,
-        "storage_options": read_storage_options(options),
-        "force": options.force,
-        "leave": options.leave,
-        "watcher": said.watcher(),
+        **{name: getattr(options, name) for name in names},
     }
+
+
+def _run_options(options: argparse.Namespace, said: Said) -> RunOptions:
+    from emotion_batch.run.run_options import RunOptions
+
+    return RunOptions(
+        scheduler=read_scheduler(options),
+        workers=options.workers,
+        deadline_s=options.deadline,
+        storage_options=read_storage_options(options),
+        force=getattr(options, "force", False),
+        leave=options.leave,
+        watcher=said.watcher(),
+    )
 
 
 def _exceeds(limit: str | None, summary: Summary) -> bool:

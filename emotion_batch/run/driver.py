@@ -30,8 +30,8 @@ from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run import shards as shards_module
 from emotion_batch.run.canary import Canary
-from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
+from emotion_batch.run.run_options import Needs, RunOptions
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.run.shards import count_first, find_done, find_relisted, has_damage, order_shards
 from emotion_batch.run.submit import Submission, SubmissionWatch
@@ -69,24 +69,23 @@ class Run:
         The table.
     info
         What it is.
-    watcher
-        Hears notes and progress.
-    means
-        With what to work.
+    options
+        With what to work, and what hears notes and progress.
     started
         When the call began, of `time.perf_counter`.
     """
 
-    def __init__(self, table: Folder, info: TableInfo, watcher: Watcher, means: Means, started: float) -> None:
+    def __init__(self, table: Folder, info: TableInfo, options: RunOptions, started: float) -> None:
         self._began = datetime.now(UTC)
         self.id = f"{self._began.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
         self.table = table
         self.info = info
-        self.watcher = watcher
-        self.means = means
+        self.watcher = options.watcher or Watcher()
+        self.options = options
+        self.scheduler = options.find_scheduler()
         self.summary = Summary(table.url, run=self.id)
         self._recorder = Recorder(
-            self.id, self._began.isoformat(timespec="seconds"), info, means.scheduler is None, means.workers
+            self.id, self._began.isoformat(timespec="seconds"), info, self.scheduler is None, options.workers
         )
         self._started = started
         self._is_left = False
@@ -174,7 +173,7 @@ class Run:
                 entries,
                 self.info.segments,
                 prune=prune,
-                force=self.means.force,
+                force=self.options.force,
                 since=since,
                 limit=limit,
                 check=check,
@@ -296,36 +295,35 @@ class Run:
         self.summary.n_shards = len(self.manifest.shards)
         if not todo:
             return
-        means = self.means
         with self._connected(len(todo)) as connected:
             if connected.dashboard:
                 self.watcher.on_note(f"dashboard at {connected.dashboard}")
-            if means.scheduler is not None:
+            if self.scheduler is not None:
                 self._preflight(connected, needs)
             versions = tuple(preflight.read_versions(needs.bundle is not None).items())
             work = Work(job, self.id, versions, self.manifest.generation)
-            canary = None if means.force else Canary(self.info.source)
-            if means.scheduler is None or not means.leave:
+            canary = None if self.options.force else Canary(self.info.source)
+            if self.scheduler is None or not self.options.leave:
                 self._work_off(connected, work, todo, canary, len(todo))
                 return
             # That they come out alike is better seen before the lid is closed.
             n_first = count_first(todo, sum(connected.threads().values()))
             self._work_off(connected, work, todo[:n_first], canary, len(todo))
             if todo[n_first:]:
-                self._leave(connected, means.scheduler, work, todo[n_first:])
+                self._leave(connected, self.scheduler, work, todo[n_first:])
 
     @contextmanager
     def _connected(self, n_shards: int) -> Iterator[Cluster]:
         """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
         cluster = import_cluster()
-        n_workers = min(self.means.workers or cluster.N_CORES, n_shards)
+        n_workers = min(self.options.workers or cluster.N_CORES, n_shards)
         lost: frozenset[int] | None = None
         try:
-            with cluster.connect(self.means.scheduler, n_workers, self.watcher.on_note) as connected:
+            with cluster.connect(self.scheduler, n_workers, self.watcher.on_note) as connected:
                 try:
                     yield connected
                 except BaseException:
-                    if self.means.scheduler is None:
+                    if self.scheduler is None:
                         with suppress(Exception), hastily():
                             # While they live, because those that died by themselves may have died of a recording.
                             lost = attempts.find_lost(self.table, self.id)

@@ -11,7 +11,7 @@ from emotion_batch.errors import CanaryError
 from emotion_batch.progress import Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.driver import Run
-from emotion_batch.run.means import Means
+from emotion_batch.run.run_options import RunOptions
 from emotion_batch.run.shards import order_shards
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
@@ -82,7 +82,7 @@ def test_a_list_in_a_store_whose_names_lead_nowhere_is_told(tmp_path: Path) -> N
             place = Folder.of(tmp_path / str(n_notes))
             info = TableInfo(schema.FEATURES, archive, FeatureSettings(), Segments())
             place.make()
-            with Run(place, info, Watcher(on_note=notes.append), Means(), 0.0) as run:
+            with Run(place, info, RunOptions(watcher=Watcher(on_note=notes.append)), 0.0) as run:
                 listing = list_recordings(archive)
                 run.freeze(listing, Spent(), prune=False)
                 assert len(run.find_witnesses(listing.folder)) == 1 - n_notes

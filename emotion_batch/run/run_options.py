@@ -1,0 +1,100 @@
+"""What all runs share: with what a run works, how it reads and reports, and what its workers must be able to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack
+
+from emotion_batch.errors import UsageError
+from emotion_batch.inference.bundle import Bundle
+from emotion_batch.progress import Watcher
+from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.storage.entries import Entry
+from emotion_batch.storage.folder import Folder
+from emotion_batch.worker.isolation import Limits
+
+
+class RunKeywords(TypedDict, total=False):
+    """The attributes of `RunOptions`, as keywords."""
+
+    scheduler: str | Scheduler | None
+    workers: int | None
+    deadline_s: float
+    storage_options: Mapping[str, Any] | None
+    force: bool
+    leave: bool
+    watcher: Watcher | None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `extract`, `label`, `retry` and `submit` share.
+
+    Attributes
+    ----------
+    scheduler
+        A running Dask scheduler, or its address; None starts a local cluster, which ends with the run.
+    workers
+        One-thread worker processes of the local cluster; None starts one for each core.
+    deadline_s
+        Seconds that a recording may take to give its row, with windows its next row, before it is ``timeout``.
+    storage_options
+        What fsspec's filesystem takes.
+    force
+        Go on although the first recordings all fail alike, and prune although more than a tenth is gone.
+    leave
+        Come back as soon as the scheduler has the work, as `submit` does.
+    watcher
+        Hears notes and progress.
+
+    Raises
+    ------
+    UsageError
+        If a run is to be left to a cluster that would end with the call.
+    """
+
+    scheduler: str | Scheduler | None = None
+    workers: int | None = None
+    deadline_s: float = Limits.deadline_s
+    storage_options: Mapping[str, Any] | None = None
+    force: bool = False
+    leave: bool = False
+    watcher: Watcher | None = None
+
+    def __post_init__(self) -> None:
+        # Both are checked now, before anything is read.
+        scheduler, _ = self.find_scheduler(), self.limits
+        if self.leave and scheduler is None:
+            raise UsageError(
+                "--scheduler: expected the address of a running Dask scheduler to leave the run to, got none; start one with "
+                "`dask scheduler`, or run the command here without `submit`"
+            )
+
+    @classmethod
+    def of(cls, options: RunOptions | None, **keywords: Unpack[RunKeywords]) -> RunOptions:
+        """Return options with other values for those that are given as keywords."""
+        return replace(options or cls(), **keywords)
+
+    def find_scheduler(self) -> Scheduler | None:
+        """Return the scheduler with its address and certificates, or None."""
+        return Scheduler.of(self.scheduler)
+
+    @property
+    def limits(self) -> Limits:
+        """What a recording may take."""
+        return Limits(self.deadline_s)
+
+    def folder(self, location: Any) -> Folder:
+        """Return a place that is read or written with the storage options."""
+        return Folder.of(location, self.storage_options)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the workers must be able to read."""
+
+    archive: Folder | None = None
+    recordings: tuple[Entry, ...] = ()
+    features: tuple[Folder, str] | None = None
+    bundle: Bundle | None = None

@@ -23,7 +23,7 @@ from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import N_INPUTS
 from emotion_batch.features.recipes import Inputs
-from emotion_batch.inference import bundle
+from emotion_batch.inference.card import architecture_of
 from emotion_batch.inference.predict import fit_frames
 from emotion_batch.libraries import keras_out_of_home, load_matplotlib
 from emotion_batch.settings import AnySettings, FeatureSettings, fingerprint
@@ -60,7 +60,7 @@ def fingerprint_network(network: Any, labels: Sequence[str], settings: AnySettin
         sha.update(np.ascontiguousarray(weights, dtype="<f4").tobytes())
     return fingerprint(
         {
-            "architecture": bundle.architecture_of(settings),
+            "architecture": architecture_of(settings),
             "weights": sha.hexdigest(),
             "labels": list(labels),
             "feature_id": settings.feature_id,

@@ -15,7 +15,7 @@ from emotion_batch.analysis.scan import survey
 from emotion_batch.analysis.statistics import N_FOLDERS, Figures, gather
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
-from emotion_batch.inference.card_facts import Portrait, read_portrait
+from emotion_batch.inference.card import Portrait, read_portrait
 from emotion_batch.storage.archive import find_base
 from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import inventory, lease

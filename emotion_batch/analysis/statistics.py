@@ -12,7 +12,7 @@ from scipy.special import ndtri, stdtrit
 
 from emotion_batch.analysis.scan import N_BINS, Cell, Drawn, FolderCluster, Survey
 from emotion_batch.errors import Status
-from emotion_batch.inference.card_facts import Portrait
+from emotion_batch.inference.card import Portrait
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.status import Throughput

@@ -13,7 +13,7 @@ from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
 from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
-    from emotion_batch.inference.bundle import Card
+    from emotion_batch.inference.card import Card
     from emotion_batch.training.evaluate import Evaluation
 
 _MOST_SPEAKERS = 20

@@ -15,7 +15,7 @@ from emotion_batch.cli.run_commands import finish
 from emotion_batch.errors import format_command
 
 if TYPE_CHECKING:
-    from emotion_batch.inference.bundle import Card
+    from emotion_batch.inference.card import Card
     from emotion_batch.progress import Watcher
     from emotion_batch.run.record import Summary
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from emotion_batch.errors import UsageError
 from emotion_batch.inference import safety
+from emotion_batch.inference.card import PLAIN_NAME, Card
 from emotion_batch.inference.safety import Shape
-from emotion_batch.settings import AnySettings, FeatureSettings, Segments, read_settings
-from emotion_batch.storage.folder import Folder, explained, is_sealed, seal, unseal
+from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
 from emotion_batch.tables.schema import TableInfo
 
 CARD = "card.json"
@@ -25,129 +25,13 @@ WEIGHTS = "model.keras"
 EXECUTABLE = "model.onnx"
 # The picture that tells what confidence is worth.
 RELIABILITY = "reliability.png"
-CARD_VERSION = 3
-# The architectures that a card may name: the notebook's network, and the one on sequences.
-SEED, SEQUENCE = "seed-lstm", "sequence-bilstm"
 # Of those that ship, the one that is meant for voices that it has not heard.
 DEFAULT_MODEL = "tess-sequence"
 _MAX_CARD_BYTES = 10**7
 _MAX_PICTURE_BYTES = 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # What runs code when it is read as what its name says.
 _PICKLES = (".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a bundle says of itself.
-
-    Attributes
-    ----------
-    labels
-        Emotions in the order of the network's outputs; the only place where they stand.
-    feature_settings, segments
-        What it was trained on, and so what it can label.
-    architecture
-        Name of the network.
-    model_id
-        Fingerprint of weights, labels and feature settings: the same training gives the same.
-    training
-        Table, counts and settings of the training.
-    metrics
-        Figures by kind of split.
-    calibration
-        ``temperature``, by which logits are divided, and how it was found; empty where it was not.
-    confidence
-        ``threshold`` of ``is_confident`` (None for none), what it promises and what it was seen to give; empty without.
-    domain
-        What tells segments that are unlike those it was trained on, as `domain.Domain` has it; empty without.
-    versions
-        Of Python and the packages that trained it.
-    files
-        SHA-256 of each other file of the bundle, in hexadecimal digits.
-    """
-
-    labels: tuple[str, ...]
-    feature_settings: AnySettings
-    segments: Segments
-    architecture: str
-    model_id: str
-    training: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    calibration: Mapping[str, Any]
-    confidence: Mapping[str, Any]
-    domain: Mapping[str, Any]
-    versions: Mapping[str, str]
-    files: Mapping[str, str]
-
-    def to_json(self) -> bytes:
-        """Return the card as `card.json` holds it."""
-        value = {
-            "card_version": CARD_VERSION,
-            "labels": list(self.labels),
-            "feature_id": self.feature_settings.feature_id,
-            "feature_settings": self.feature_settings.to_dict(),
-            "segment_id": self.segments.segment_id,
-            "segments": self.segments.to_dict(),
-            "architecture": self.architecture,
-            "model_id": self.model_id,
-            "training": dict(self.training),
-            "metrics": dict(self.metrics),
-            "calibration": dict(self.calibration),
-            "confidence": dict(self.confidence),
-            "domain": dict(self.domain),
-            "versions": dict(self.versions),
-            "files": dict(self.files),
-        }
-        return json.dumps(value, indent=2, ensure_ascii=False).encode()
-
-    @property
-    def temperature(self) -> float:
-        """By which logits are divided; 1 leaves them as they are."""
-        return float(self.calibration.get("temperature", 1.0))
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Card:
-        """Return the card that `to_json` gave; raise ValueError, KeyError, TypeError or UsageError if it did not."""
-        value = safety.parse_json(data)
-        if is_sealed(data):
-            # As a table's copy is.
-            unseal(data)
-        if value["card_version"] != CARD_VERSION:
-            raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
-        settings = read_settings(value["feature_settings"])
-        if value["architecture"] != architecture_of(settings):
-            raise ValueError(
-                f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}"
-            )
-        labels = tuple(value["labels"])
-        if len(set(labels)) != len(labels) or not labels or not all(isinstance(label, str) for label in labels):
-            raise ValueError("labels that are not distinct words")
-        for name, digest in value["files"].items():
-            if not _PLAIN_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
-                raise ValueError(f"the file {name!r} where a plain name and its SHA-256 must be")
-        for name in ("training", "metrics", "calibration", "confidence", "domain", "versions"):
-            if not isinstance(value[name], dict):
-                raise ValueError(f"{name} that is no object")
-        temperature, threshold = value["calibration"].get("temperature", 1.0), value["confidence"].get("threshold")
-        if not (_is_number(temperature) and temperature > 0 and (threshold is None or _is_number(threshold))):
-            raise ValueError("a temperature or a threshold that is no number")
-        return cls(
-            labels=labels,
-            feature_settings=settings,
-            segments=Segments.from_dict(value["segments"]),
-            architecture=value["architecture"],
-            model_id=value["model_id"],
-            training=value["training"],
-            metrics=value["metrics"],
-            calibration=value["calibration"],
-            confidence=value["confidence"],
-            domain=value["domain"],
-            versions=value["versions"],
-            files=value["files"],
-        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +53,7 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
         What fsspec's filesystem takes.
     """
     name = DEFAULT_MODEL if model is None else os.fspath(model)
-    if model is None or (_PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
+    if model is None or (PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
         # In the wheel inside the package, in a checkout beside it.
         package = os.path.dirname(os.path.dirname(__file__))
         inside = os.path.join(package, "models", name)
@@ -313,11 +197,6 @@ def read_reliability(bundle: Bundle) -> bytes | None:
     return data if is_whole else None
 
 
-def architecture_of(settings: AnySettings) -> str:
-    """Return the name of the network that reads a recipe's features."""
-    return SEED if isinstance(settings, FeatureSettings) else SEQUENCE
-
-
 def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape]:
     """Return the shapes of a network's weights, in Keras's order; the notebook's has its input's length in none."""
     if isinstance(settings, FeatureSettings):
@@ -326,10 +205,6 @@ def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape]:
     for n_inputs in (settings.n_mels + 3, 64):
         shapes += [(5, n_inputs, 64), *[(64,)] * 5]
     return [*shapes, *[(65, 192), (48, 192), (192,)] * 2, (96, 1), (1,), (192, n_labels), (n_labels,)]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def sha256(data: bytes) -> str:

@@ -53,7 +53,9 @@ class Predictor:
             ) from error
         try:
             self._session = _load_session(read_checked(bundle, EXECUTABLE))
-            found = [side[0].shape[1:] for side in (self._session.get_inputs(), self._session.get_outputs())]
+            sides = self._session.get_inputs()[0], self._session.get_outputs()[0]
+            # A length that is open has a name, which depends on what wrote the graph.
+            found = [[size if isinstance(size, int) else "n_frames" for size in side.shape[1:]] for side in sides]
         except EmotionBatchError:
             raise
         except Exception as error:

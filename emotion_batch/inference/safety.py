@@ -50,13 +50,14 @@ _ACTIVATIONS = (None, "linear", "relu", "sigmoid", "softmax", "tanh")
 _HDF5_FILTERS = frozenset({1, 2, 3, 32_000})
 _OPERATORS = frozenset(
     {
-        *("Add", "Cast", "Clip", "Concat", "Constant", "Conv", "Expand", "Gather"),
+        *("Add", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Expand", "Gather"),
         *("Gemm", "Identity", "LSTM", "MatMul", "Max", "MaxPool", "Mul", "Pow"),
-        *("ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice"),
+        *("ReduceMax", "ReduceMean", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice"),
         *("Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
     }
 )
-_DOMAINS = frozenset({"", "ai.onnx"})
+# The last is named by what tf2onnx writes, which uses none of its operators; it has none of the names above.
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 # The messages of ONNX that weights and operators need, by the numbers of their fields, and what each field is: another
 # message, something to be looked at, or "", plain. https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 ONNX_FIELDS: Mapping[str, Mapping[int, str]] = {

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import RecordingError, StorageError, UsageError
 from emotion_batch.features import audio, recipes
-from emotion_batch.inference.bundle import Bundle, Card, check_features, require_safe
+from emotion_batch.inference.bundle import Bundle, check_features, require_safe
+from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.archive import find_base

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from emotion_batch.errors import UsageError
 from emotion_batch.inference import safety
-from emotion_batch.inference.bundle import Card, sha256, weight_shapes
+from emotion_batch.inference.bundle import sha256, weight_shapes
+from emotion_batch.inference.card import Card
 from emotion_batch.inference.safety import MAX_NETWORK_BYTES
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import FeatureSettings, Segments

@@ -9,7 +9,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +23,7 @@ from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import N_INPUTS
 from emotion_batch.features.recipes import Inputs
-from emotion_batch.inference import bundle
-from emotion_batch.inference.bundle import SEED, SEQUENCE
+from emotion_batch.inference.card import architecture_of
 from emotion_batch.inference.predict import fit_frames
 from emotion_batch.libraries import keras_out_of_home, load_matplotlib
 from emotion_batch.settings import AnySettings, FeatureSettings, fingerprint
@@ -39,6 +39,8 @@ _BATCH_EPSILON = 1e-3
 # Added to the score of a step that is only padding: its share of attention is 0 in float32.
 _PENALTY = 1e4
 _ROWS = 512
+# Of ONNX: the oldest version that has the operators, for runtimes of years ago.
+_OPSET = 14
 # Lengths of padded rows, in steps of so many frames, for each length is compiled.
 _LENGTHS = 32
 
@@ -58,7 +60,7 @@ def fingerprint_network(network: Any, labels: Sequence[str], settings: AnySettin
         sha.update(np.ascontiguousarray(weights, dtype="<f4").tobytes())
     return fingerprint(
         {
-            "architecture": bundle.architecture_of(settings),
+            "architecture": architecture_of(settings),
             "weights": sha.hexdigest(),
             "labels": list(labels),
             "feature_id": settings.feature_id,
@@ -68,7 +70,7 @@ def fingerprint_network(network: Any, labels: Sequence[str], settings: AnySettin
 
 def read_training_versions() -> dict[str, str]:
     """Return the versions that decide what a training gives."""
-    packages = ("keras", "librosa", "numpy", "onnx", "onnxruntime", "scikit-learn", "soxr", "tensorflow")
+    packages = ("keras", "librosa", "numpy", "onnx", "onnxruntime", "scikit-learn", "soxr", "tensorflow", "tf2onnx")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {"emotion-batch": __version__, "python": platform.python_version(), **versions}
 
@@ -170,16 +172,25 @@ def build_seed(n_features: int, n_labels: int) -> Any:
     )
 
 
-def build_sequence(n_labels: int) -> Any:
+def build_sequence(n_labels: int, *, is_padded: bool = True) -> Any:
     """Return the network on sequences, not compiled: two Conv1D(64, 5) with pooling, BiLSTM 48, attentive statistics.
 
     What it reads are frames, shape (n_frames, `logmel_pitch.N_INPUTS`), and which of them there are, shape (n_frames, 1), 1 or
     0; `n_frames` is a multiple of four. Frames that are padding change nothing. The statistics are the mean and the
     deviation of the steps by attention: K. Okabe et al., "Attentive Statistics Pooling", Interspeech 2018.
+
+    Parameters
+    ----------
+    n_labels
+        Number of outputs.
+    is_padded
+        If False, the same network, with the same weights, reads frames alone, of rows of one length: with `Masking` its LSTM
+        would become a loop in ONNX, which is 7 times slower.
     """
     _, keras = load_keras()
     layers = keras.layers
-    frames, is_there = keras.Input((None, N_INPUTS), name="frames"), keras.Input((None, 1), name="is_there")
+    frames = keras.Input((None, N_INPUTS), name="frames")
+    is_there = keras.Input((None, 1), name="is_there") if is_padded else keras.ops.ones_like(frames[..., :1])
     steps, mask = frames, is_there
     for _ in range(2):
         steps = layers.Conv1D(_N_FILTERS, _N_TAPS, padding="same")(steps)
@@ -190,7 +201,8 @@ def build_sequence(n_labels: int) -> Any:
         mask = layers.MaxPooling1D(2)(mask)
         steps = layers.Dropout(_DROPOUT)(steps)
     # With the mask beside them, steps that are there are never all zero, and so are not taken for padding.
-    steps = layers.Masking()(layers.Concatenate()([steps, mask]))
+    steps = layers.Concatenate()([steps, mask])
+    steps = layers.Masking()(steps) if is_padded else steps
     states = layers.Bidirectional(layers.LSTM(_N_UNITS, return_sequences=True))(steps)
     score = layers.Add()([layers.Dense(1)(states), layers.Rescaling(_PENALTY, -_PENALTY)(mask)])
     attention = layers.Softmax(axis=1)(score)
@@ -200,7 +212,7 @@ def build_sequence(n_labels: int) -> Any:
     deviation = keras.ops.sqrt(layers.Rescaling(1.0, _LEAST_VARIANCE)(variance))
     statistics = layers.Reshape((4 * _N_UNITS,))(layers.Concatenate()([mean, deviation]))
     outputs = layers.Dense(n_labels, activation="softmax")(layers.Dropout(_DROPOUT)(statistics))
-    return keras.Model([frames, is_there], outputs)
+    return keras.Model([frames, is_there] if is_padded else frames, outputs)
 
 
 def pad(
@@ -230,163 +242,18 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
 
 
 def export_onnx(network: Any, settings: AnySettings) -> bytes:
-    """Return the graph, in ONNX, of what a network computes."""
-    return export_seed(network) if isinstance(settings, FeatureSettings) else export_sequence(network)
-
-
-def export_seed(network: Any) -> bytes:
-    """Return the graph, in ONNX, of what the notebook's network computes from (n_rows, n_features) to probabilities.
-
-    Layers and their order are those of `build_seed`; gates are reordered from Keras's input, forget, cell, output to
-    ONNX's input, output, forget, cell (https://onnx.ai/onnx/operators/onnx__LSTM.html).
-    """
-    from onnx import helper
-
-    kernel, recurrent, bias, *dense = (np.asarray(weights, np.float32) for weights in network.get_weights())
-    n_units = len(recurrent)
-    # Units of no weight, up to a multiple of four: their state stays 0, and ONNX Runtime is quicker by a twentieth.
-    n_idle = -n_units % 4
-
-    dense[0] = np.pad(dense[0], [(0, n_idle), (0, 0)])
-    constants: dict[str, npt.NDArray[Any]] = {
-        "kernel": _gates(kernel, n_idle)[np.newaxis],
-        "recurrent": _gates(np.pad(recurrent, [(0, n_idle), (0, 0)]), n_idle)[np.newaxis],
-        # Keras has one bias, ONNX a second one for the recurrent sums.
-        "bias": np.pad(_gates(bias, n_idle), (0, 4 * (n_units + n_idle)))[np.newaxis],
-        "first_axis": np.array([0], np.int64),
-        "last_axis": np.array([2], np.int64),
-    }
-    nodes = [
-        helper.make_node("Transpose", ["features"], ["steps"], perm=[1, 0]),
-        helper.make_node("Unsqueeze", ["steps", "last_axis"], ["values"]),
-        helper.make_node(
-            "LSTM", ["values", "kernel", "recurrent", "bias"], ["", "state"], hidden_size=n_units + n_idle
-        ),
-        helper.make_node("Squeeze", ["state", "first_axis"], ["dense_0"]),
-    ]
-    n_layers = len(dense) // 2
-    for layer in range(n_layers):
-        constants[f"weights_{layer}"], constants[f"bias_{layer}"] = dense[2 * layer : 2 * layer + 2]
-        inputs = [f"{name}_{layer}" for name in ("dense", "weights", "bias")]
-        is_last = layer == n_layers - 1
-        nodes.append(helper.make_node("Gemm", inputs, [f"sum_{layer}"]))
-        nodes.append(
-            helper.make_node("Softmax", [f"sum_{layer}"], ["probabilities"], axis=1)
-            if is_last
-            else helper.make_node("Relu", [f"sum_{layer}"], [f"dense_{layer + 1}"])
-        )
-    shapes = {"features": ["n_rows", network.input_shape[1]]}
-    return _write(SEED, nodes, shapes, network.output_shape[1], constants)
-
-
-def export_sequence(network: Any) -> bytes:
-    """Return the graph, in ONNX, of what the sequence network computes of rows of one length, in whole steps.
-
-    Normalisation is part of the convolutions, and the mask, which is 1 throughout, part of the LSTM's bias.
-    """
-    from onnx import helper
-
-    weights = [np.asarray(one, np.float32) for one in network.get_weights() if np.asarray(one).dtype.kind == "f"]
-    (kernel, bias, *norm), (kernel_2, bias_2, *norm_2) = _convolutions(network)
-    lstm, (score, score_bias), (dense, dense_bias) = weights[-10:-4], weights[-4:-2], weights[-2:]
-    constants: dict[str, npt.NDArray[Any]] = {}
-    nodes = [helper.make_node("Transpose", ["frames"], ["steps_0"], perm=[0, 2, 1])]
-    for number, (weight, offset, scale) in enumerate(((kernel, bias, norm), (kernel_2, bias_2, norm_2))):
-        gamma, beta, mean, variance = scale
-        factor = gamma / np.sqrt(variance + _BATCH_EPSILON)
-        # Keras has (taps, inputs, filters), ONNX (filters, inputs, taps).
-        constants[f"kernel_{number}"] = (weight * factor).transpose(2, 1, 0)
-        constants[f"offset_{number}"] = (offset - mean) * factor + beta
-        side = _N_TAPS // 2
-        nodes += [
-            helper.make_node(
-                "Conv",
-                [f"steps_{number}", f"kernel_{number}", f"offset_{number}"],
-                [f"sums_{number}"],
-                pads=[side, side],
-            ),
-            helper.make_node("Relu", [f"sums_{number}"], [f"active_{number}"]),
-            helper.make_node("MaxPool", [f"active_{number}"], [f"steps_{number + 1}"], kernel_shape=[2], strides=[2]),
-        ]
-    both = [lstm[:3], lstm[3:]]
-    constants["kernel"] = np.stack([_gates(kernel[:-1]) for kernel, _, _ in both])
-    constants["recurrent"] = np.stack([_gates(recurrent) for _, recurrent, _ in both])
-    constants["bias"] = np.stack([np.pad(_gates(bias + kernel[-1]), (0, 4 * _N_UNITS)) for kernel, _, bias in both])
-    constants |= {
-        "score": score,
-        "score_bias": score_bias,
-        "dense": dense,
-        "dense_bias": dense_bias,
-        "shape": np.array([0, 0, 2 * _N_UNITS], np.int64),
-        "axis": np.array([1], np.int64),
-        "least": np.float32(_LEAST_VARIANCE).reshape(1),
-    }
-    nodes += [
-        helper.make_node("Transpose", ["steps_2"], ["steps"], perm=[2, 0, 1]),
-        helper.make_node(
-            "LSTM",
-            ["steps", "kernel", "recurrent", "bias"],
-            ["both"],
-            hidden_size=_N_UNITS,
-            direction="bidirectional",
-        ),
-        # From (n_steps, 2, n_rows, n_units).
-        helper.make_node("Transpose", ["both"], ["by_row"], perm=[2, 0, 1, 3]),
-        helper.make_node("Reshape", ["by_row", "shape"], ["states"]),
-        helper.make_node("MatMul", ["states", "score"], ["product"]),
-        helper.make_node("Add", ["product", "score_bias"], ["scores"]),
-        helper.make_node("Softmax", ["scores"], ["attention"], axis=1),
-        helper.make_node("Mul", ["attention", "states"], ["weighted"]),
-        helper.make_node("ReduceSum", ["weighted", "axis"], ["mean"], keepdims=0),
-        helper.make_node("Mul", ["weighted", "states"], ["weighted_squares"]),
-        helper.make_node("ReduceSum", ["weighted_squares", "axis"], ["of_squares"], keepdims=0),
-        helper.make_node("Mul", ["mean", "mean"], ["square"]),
-        helper.make_node("Sub", ["of_squares", "square"], ["difference"]),
-        helper.make_node("Relu", ["difference"], ["variance"]),
-        helper.make_node("Add", ["variance", "least"], ["raised"]),
-        helper.make_node("Sqrt", ["raised"], ["deviation"]),
-        helper.make_node("Concat", ["mean", "deviation"], ["statistics"], axis=1),
-        helper.make_node("Gemm", ["statistics", "dense", "dense_bias"], ["sum"]),
-        helper.make_node("Softmax", ["sum"], ["probabilities"], axis=1),
-    ]
-    return _write(SEQUENCE, nodes, {"frames": ["n_rows", "n_frames", N_INPUTS]}, network.output_shape[1], constants)
-
-
-def _convolutions(network: Any) -> list[list[npt.NDArray[np.float32]]]:
-    """Return kernel, bias, and gamma, beta, mean and variance of each convolution with its normalisation."""
+    """Return the graph, in ONNX, of what a network computes of its inputs as `recipes.prepare` gives them."""
     _, keras = load_keras()
-    found: list[list[npt.NDArray[np.float32]]] = []
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Conv1D):
-            found.append(layer.get_weights())
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            found[-1] = [*found[-1], *layer.get_weights()]
-    return found
-
-
-def _gates(weights: npt.NDArray[np.float32], n_idle: int = 0) -> npt.NDArray[np.float32]:
-    """Return an LSTM's weights of shape (..., 4 * n_units) as ONNX has them, (4 * (n_units + n_idle), ...)."""
-    by_gate = np.stack(np.split(weights, 4, axis=-1))[[0, 3, 1, 2]]
-    return np.concatenate(np.pad(by_gate, [(0, 0)] * weights.ndim + [(0, n_idle)]), axis=-1).T
-
-
-def _write(
-    name: str,
-    nodes: Sequence[Any],
-    inputs: Mapping[str, Sequence[int | str]],
-    n_labels: int,
-    constants: Mapping[str, npt.NDArray[Any]],
-) -> bytes:
-    from onnx import TensorProto, checker, helper, numpy_helper
-
-    graph = helper.make_graph(
-        nodes,
-        name,
-        [helper.make_tensor_value_info(one, TensorProto.FLOAT, shape) for one, shape in inputs.items()],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n_rows", n_labels])],
-        [numpy_helper.from_array(np.ascontiguousarray(value), one) for one, value in constants.items()],
-    )
-    # The oldest that has these operators: what is written today loads in runtimes of years ago.
-    written = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    checker.check_model(written, full_check=True)
-    return bytes(written.SerializeToString())
+    if isinstance(settings, FeatureSettings):
+        features = keras.Input(network.input_shape[1:2], name="features")
+        executed = keras.Model(features, network(keras.ops.expand_dims(features, -1)))
+    else:
+        executed = build_sequence(network.output_shape[1], is_padded=False)
+        executed.set_weights(network.get_weights())
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # Keras asks NumPy for a name that it has no more.
+        warnings.simplefilter("ignore", FutureWarning)
+        path = Path(folder, "model.onnx")
+        read = keras.InputSpec(shape=executed.input_shape, dtype="float32", name=executed.inputs[0].name)
+        executed.export(path, format="onnx", verbose=False, input_signature=[read], opset_version=_OPSET)
+        return path.read_bytes()

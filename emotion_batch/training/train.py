@@ -15,7 +15,8 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.inference import domain
-from emotion_batch.inference.bundle import RELIABILITY, Card, sha256
+from emotion_batch.inference.bundle import RELIABILITY, sha256
+from emotion_batch.inference.card import Card
 from emotion_batch.inference.confidence import apply_temperature
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import fingerprint

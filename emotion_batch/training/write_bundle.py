@@ -10,7 +10,8 @@ import numpy as np
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.features.recipes import Inputs
 from emotion_batch.inference import predict
-from emotion_batch.inference.bundle import CARD, EXECUTABLE, RELIABILITY, WEIGHTS, Card, architecture_of, sha256
+from emotion_batch.inference.bundle import CARD, EXECUTABLE, RELIABILITY, WEIGHTS, sha256
+from emotion_batch.inference.card import Card, architecture_of
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.training import networks

@@ -40,6 +40,40 @@ def replace_graph(folder: Path, card: dict[str, object], graph: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("model_id", 7),
+        ("labels", "angry"),
+        ("training", {"n_rows": "many"}),
+        ("training", {"data_licence": ["mine"]}),
+        ("metrics", {"training": {"accuracy": "<b>1</b>"}}),
+        ("metrics", {"x": None}),
+        ("metrics", {"speaker_held_out": {"recall": [1]}}),
+        ("calibration", {"temperature": 0}),
+        ("calibration", {"folds": {"a": 1}, "names": 3, "raw": {"ece": True}}),
+        ("confidence", {"promised": "all"}),
+        ("domain", {"flagged": {"held_out": None, "new_voices": 0.5}}),
+        ("versions", {"keras": 3}),
+        ("files", {"model.onnx": None}),
+        ("confidence", None),
+    ],
+)
+def test_a_card_with_other_things_in_it_is_refused(tmp_path: Path, part: str, value: object) -> None:
+    """What has not the type that its readers rely on is one sentence when the bundle is opened; what is empty may be."""
+    shipped = find_model("tess-sequence")
+    card = json.loads(shipped.read("card.json"))
+    (tmp_path / "card.json").write_text(json.dumps({**card, part: value}))
+    folder = Folder.of(tmp_path)
+    if value is None:
+        assert open_bundle(folder).card.confidence == {}
+        return
+    with pytest.raises(UsageError, match=r"expected a card of this release, got .*; train it again") as caught:
+        open_bundle(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
     ("change", "sentence"),
     [
         pytest.param(lambda folder, _: shutil.rmtree(folder), "expected a bundle, got no card.json", id="missing"),

@@ -267,7 +267,7 @@ HOSTILE = {
         "got weights of other shapes than its card says: [1, 492], [5], [32],",
     ),
     "a graph of other shapes": (
-        lambda one: one.put("model.onnx", networks.export_seed(other_network(13, 7))),
+        lambda one: one.put("model.onnx", networks.export_onnx(other_network(13, 7), FeatureSettings())),
         "expected a network from [40] features to 7 labels, got one from [13] to [7]",
     ),
     "an operator of another domain": (

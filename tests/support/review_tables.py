@@ -14,7 +14,7 @@ from emotion_batch.analysis import review_sheet
 from emotion_batch.analysis.scan import survey
 from emotion_batch.analysis.statistics import Figures, gather
 from emotion_batch.inference import bundle
-from emotion_batch.inference.card_facts import read_portrait
+from emotion_batch.inference.card import read_portrait
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from emotion_batch.features import audio
 from emotion_batch.features.recipes import compute, read_vectors, to_table
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import open_bundle
+from emotion_batch.inference.card import Promise
 from emotion_batch.inference.predict import Predictor, load_predictor
 from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage.archive import list_recordings
@@ -262,7 +263,8 @@ def test_confidence_is_judged_as_labels_have_it(
         to_table([(vector,) for vector in vectors], card.feature_settings), card.feature_settings
     )
     fitted = calibrate.fit_domain(summaries[:60], summaries[60:])
-    card = replace(card, domain=fitted.to_dict(), confidence={"threshold": 0.15, "promised": 0.9})
+    promise = Promise(threshold=0.15, promised=0.9, got=None, coverage=0.0, n_speakers=2, is_guaranteed=False)
+    card = replace(card, domain=fitted.to_dict(), confidence=asdict(promise))
     (sure / "card.json").write_bytes(card.to_json())
     found = emotion_batch.evaluate(sure, features, robustness=0)
     done = run_command("label", features, tmp_path / "labels", "--model", sure)

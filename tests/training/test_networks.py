@@ -128,7 +128,7 @@ def test_the_sequence_network_does_not_see_padding(tmp_path: Path) -> None:
         ]
     )
     rows = [rng.normal(0, 1, (n_frames, 67)).astype(np.float32) for n_frames in (1, 4, 7, 50, 121, 300)]
-    graph = networks.export_sequence(network)
+    graph = networks.export_onnx(network, SequenceSettings())
     found = predict.execute(graph, rows)
     np.testing.assert_allclose(found, networks.predict(network, rows), atol=2e-5)
     np.testing.assert_array_equal(found, np.concatenate([predict.execute(graph, [row]) for row in rows]))
@@ -153,6 +153,6 @@ def test_the_exported_graph_is_the_network(n_features: int, n_labels: int) -> No
     # Of unit gain each, biases too: far from uniform, not yet chaotic.
     network.set_weights([rng.normal(0, len(weights) ** -0.5, weights.shape) for weights in network.get_weights()])
     features = rng.normal(0, 2, (300, n_features)).astype(np.float32)
-    found = predict.execute(networks.export_seed(network), features)
+    found = predict.execute(networks.export_onnx(network, FeatureSettings()), features)
     np.testing.assert_allclose(found, network.predict(features[..., np.newaxis], verbose=0), atol=1e-5)
     assert found.std(axis=0).max() > 1e-3

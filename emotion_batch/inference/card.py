@@ -1,0 +1,296 @@
+"""Read and write a model's card: what it says of itself. Every value has its type, which is checked when a bundle is opened."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
+
+from emotion_batch.inference import safety
+from emotion_batch.settings import AnySettings, FeatureSettings, Segments, read_settings
+from emotion_batch.storage.folder import is_sealed, unseal
+
+CARD_VERSION = 3
+# The architectures that a card may name: the notebook's network, and the one on sequences.
+SEED, SEQUENCE = "seed-lstm", "sequence-bilstm"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def architecture_of(settings: AnySettings) -> str:
+    """Return the name of the network that reads a recipe's features."""
+    return SEED if isinstance(settings, FeatureSettings) else SEQUENCE
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What `is_confident` promises, and what it was seen to give on speakers that it was not chosen on."""
+
+    threshold: float | None
+    promised: float
+    got: float | None
+    coverage: float
+    n_speakers: int | None
+    is_guaranteed: bool
+
+
+class _Errors(TypedDict):
+    ece: float
+
+
+class _Fold(TypedDict):
+    n_rows: int
+    raw: _Errors
+    calibrated: _Errors
+
+
+class _Calibration(_Fold):
+    temperature: Annotated[float, msgspec.Meta(gt=0)]
+    names: list[str]
+    folds: list[_Fold]
+
+
+class _Intervals(TypedDict):
+    accuracy: tuple[float, float]
+
+
+class _Metrics(TypedDict):
+    n_rows: int
+    n_speakers: int | None
+    accuracy: float
+    uar: float
+    recall: dict[str, float | None]
+    intervals: NotRequired[_Intervals]
+
+
+class _Training(TypedDict, total=False):
+    data_licence: str | None
+    n_rows: int
+    n_speakers: int | None
+
+
+class _Domain(TypedDict):
+    flagged: dict[str, float]
+
+
+class _Saved(TypedDict):
+    """The values of a card's JSON that readers rely on; others may be there."""
+
+    labels: list[str]
+    feature_settings: dict[str, Any]
+    segments: dict[str, Any]
+    architecture: str
+    model_id: str
+    training: _Training
+    metrics: dict[str, _Metrics]
+    calibration: _Calibration | None
+    confidence: Promise | None
+    domain: _Domain | None
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a bundle says of itself.
+
+    Attributes
+    ----------
+    labels
+        Emotions in the order of the network's outputs; the only place where they stand.
+    feature_settings, segments
+        What it was trained on, and so what it can label.
+    architecture
+        Name of the network.
+    model_id
+        Fingerprint of weights, labels and feature settings: the same training gives the same.
+    training
+        Table, counts and settings of the training.
+    metrics
+        Figures by kind of split.
+    calibration
+        ``temperature``, by which logits are divided, and how it was found; empty where it was not.
+    confidence
+        ``threshold`` of ``is_confident`` (None for none), what it promises and what it was seen to give; empty without.
+    domain
+        What tells segments that are unlike those it was trained on, as `domain.Domain` has it; empty without.
+    versions
+        Of Python and the packages that trained it.
+    files
+        SHA-256 of each other file of the bundle, in hexadecimal digits.
+    """
+
+    labels: tuple[str, ...]
+    feature_settings: AnySettings
+    segments: Segments
+    architecture: str
+    model_id: str
+    training: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    confidence: Mapping[str, Any]
+    domain: Mapping[str, Any]
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+
+    def to_json(self) -> bytes:
+        """Return the card as `card.json` holds it."""
+        value = {
+            "card_version": CARD_VERSION,
+            **vars(self),
+            "feature_settings": self.feature_settings.to_dict(),
+            "segments": self.segments.to_dict(),
+            "feature_id": self.feature_settings.feature_id,
+            "segment_id": self.segments.segment_id,
+        }
+        return json.dumps(value, indent=2, ensure_ascii=False).encode()
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided; 1 leaves them as they are."""
+        return float(self.calibration.get("temperature", 1.0))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Card:
+        """Return the card that `to_json` gave; raise ValueError, KeyError, TypeError or UsageError if it did not."""
+        value = safety.parse_json(data)
+        if is_sealed(data):
+            # As a table's copy is.
+            unseal(data)
+        if value["card_version"] != CARD_VERSION:
+            raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
+        # These are empty if the training could not find them.
+        found = {name: value[name] or None for name in ("calibration", "confidence", "domain")}
+        msgspec.convert({**value, **found}, _Saved)
+        settings = read_settings(value["feature_settings"])
+        if value["architecture"] != architecture_of(settings):
+            raise ValueError(
+                f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}"
+            )
+        if len(set(value["labels"])) != len(value["labels"]) or not value["labels"]:
+            raise ValueError("labels that are not distinct words")
+        for name, digest in value["files"].items():
+            if not PLAIN_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
+                raise ValueError(f"the file {name!r} where a plain name and its SHA-256 must be")
+        known: dict[str, Any] = {name: value[name] for name in _Saved.__annotations__}
+        known |= {name: one or {} for name, one in found.items()}
+        known |= {"feature_settings": settings, "segments": Segments.from_dict(value["segments"])}
+        return cls(**{**known, "labels": tuple(value["labels"])})
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Accuracy on a kind of split, with its 95 % interval where the card has one."""
+
+    kind: str
+    n_rows: int
+    n_speakers: int | None
+    accuracy: float
+    uar: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error on speakers not heard, as the network is and after its temperature.
+
+    Attributes
+    ----------
+    name
+        The speaker or the fold; "all" for all of them.
+    n_rows
+        Rows judged.
+    raw, after
+        The error, from 0 to 1.
+    """
+
+    name: str
+    n_rows: int
+    raw: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What a reader of labels must know of a card; what it lacks is empty or None.
+
+    Attributes
+    ----------
+    model_id, architecture
+        Which model it is.
+    licence
+        Of the recordings that it was trained on.
+    n_rows, n_speakers
+        Of its training.
+    judged
+        By kind of split, the one to believe last.
+    recall
+        By label, on speakers held out.
+    temperature
+        By which logits are divided.
+    calibration
+        Of all held-out speakers first, and then of each.
+    promise
+        Of `is_confident`.
+    flagged
+        Share of rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others.
+    versions
+        Of what trained it.
+    reliability
+        Picture of confidence beside the share that was right, a PNG.
+    """
+
+    model_id: str
+    architecture: str
+    licence: str
+    n_rows: int | None
+    n_speakers: int | None
+    judged: tuple[Judged, ...]
+    recall: Mapping[str, float]
+    temperature: float
+    calibration: tuple[Calibration, ...]
+    promise: Promise | None
+    flagged: Mapping[str, float]
+    versions: Mapping[str, str]
+    reliability: bytes | None = None
+
+
+def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
+    """Return what a card says of the labels, with the picture beside it."""
+    training, calibration = card.training, card.calibration
+    judged = [
+        Judged(
+            kind=kind,
+            n_rows=one["n_rows"],
+            n_speakers=one["n_speakers"],
+            accuracy=one["accuracy"],
+            uar=one["uar"],
+            interval=tuple(one["intervals"]["accuracy"]) if "intervals" in one else None,
+        )
+        for kind, one in card.metrics.items()
+    ]
+    folds = (
+        zip(["all", *calibration["names"]], [calibration, *calibration["folds"]], strict=False) if calibration else ()
+    )
+    recall = card.metrics["speaker_held_out"]["recall"] if "speaker_held_out" in card.metrics else {}
+    return Portrait(
+        model_id=card.model_id,
+        architecture=card.architecture,
+        licence=training.get("data_licence") or "",
+        n_rows=training.get("n_rows"),
+        n_speakers=training.get("n_speakers"),
+        judged=tuple(sorted(judged, key=lambda one: one.kind == "speaker_held_out")),
+        recall={label: share for label, share in recall.items() if share is not None},
+        temperature=card.temperature,
+        calibration=tuple(
+            Calibration(name, one["n_rows"], one["raw"]["ece"], one["calibrated"]["ece"]) for name, one in folds
+        ),
+        promise=msgspec.convert(card.confidence, Promise) if card.confidence else None,
+        flagged=card.domain["flagged"] if card.domain else {},
+        versions=card.versions,
+        reliability=reliability,
+    )

@@ -31,11 +31,11 @@ def run_train(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch train` and return its exit code."""
     from dataclasses import fields
 
-    from emotion_batch.training import train
     from emotion_batch.training.fit import TrainingSettings
+    from emotion_batch.training.train import train
 
     settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})
-    card = train.train(
+    card = train(
         options.table,
         options.bundle,
         settings=settings,
@@ -52,9 +52,10 @@ def run_train(options: argparse.Namespace, said: Said) -> int:
 
 def run_evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
     """Run `emotion-batch evaluate` and return its exit code."""
-    from emotion_batch.training import evaluate, metrics
+    from emotion_batch.training import metrics
+    from emotion_batch.training.evaluate import evaluate
 
-    found = evaluate.evaluate(
+    found = evaluate(
         options.bundle,
         options.table,
         labels=options.labels,
@@ -70,9 +71,9 @@ def run_evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG00
 
 def run_import(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch import` and return its exit code."""
-    from emotion_batch.training import import_h5
+    from emotion_batch.training.import_h5 import import_h5
 
-    card = import_h5.import_h5(
+    card = import_h5(
         options.h5,
         options.bundle,
         labels=[label.strip() for label in options.labels.split(",")],

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def run_report(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
     """Run `emotion-batch report` and return its exit code."""
-    from emotion_batch.analysis import report
+    from emotion_batch.analysis.report import report
 
-    made = report.report(
+    made = report(
         options.table, output=options.output, seed=options.seed, storage_options=read_storage_options(options)
     )
     print_result(json.dumps(made.to_dict(), default=vars) if options.json else format_report(made, options.table))
@@ -31,14 +31,14 @@ def run_report(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 
 
 def run_review(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch review` and return its exit code."""
-    from emotion_batch.analysis import review
+    from emotion_batch.analysis.review import review, take_review
 
     places = {"storage_options": read_storage_options(options), "force": options.force}
     if options.take:
         for name in ("size", "random", "seed"):
             if getattr(options, name) is not None:
                 raise UsageError(f"--{name}: expected only where a sheet is written, got it with --take")
-        taken = review.take_review(
+        taken = take_review(
             options.table, options.sheet, labels=options.labels, new_labels=options.new_label or (), **places
         )
         print_result(json.dumps(taken.to_dict()) if options.json else format_review(taken))
@@ -46,7 +46,7 @@ def run_review(options: argparse.Namespace, said: Said) -> int:
     for name in ("labels", "new_label"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')}: expected --take with it, got none")
-    written = review.review(
+    written = review(
         options.table,
         options.sheet,
         size=100 if options.size is None else options.size,

@@ -11,7 +11,6 @@ from emotion_batch.cli.console import Said, format_counts, print_result
 from emotion_batch.cli.option_values import read_feature_settings, read_scheduler, read_segments, read_storage_options
 from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
 from emotion_batch.errors import UsageError, format_command
-from emotion_batch.errors import format_command as shell
 
 if TYPE_CHECKING:
     from emotion_batch.run.record import Summary
@@ -33,7 +32,7 @@ def run_extract(options: argparse.Namespace, said: Said) -> int:
         **_listing_options(options),
         options=_run_options(options, said),
     )
-    return finish(summary, options, said, shell("train", options.table, "BUNDLE"))
+    return finish(summary, options, said, format_command("train", options.table, "BUNDLE"))
 
 
 def run_retry(options: argparse.Namespace, said: Said) -> int:
@@ -41,7 +40,7 @@ def run_retry(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import api
 
     summary = api.retry(options.table, status=options.status or (), options=_run_options(options, said))
-    return finish(summary, options, said, shell("status", options.table))
+    return finish(summary, options, said, format_command("status", options.table))
 
 
 def run_cancel(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
@@ -86,7 +85,7 @@ def run_label(options: argparse.Namespace, said: Said) -> int:
         **_listing_options(options),
         options=_run_options(options, said),
     )
-    return finish(summary, options, said, shell("query", options.table, options=("--example", "mix")))
+    return finish(summary, options, said, format_command("query", options.table, options=("--example", "mix")))
 
 
 def run_demo(options: argparse.Namespace, said: Said) -> int:
@@ -101,7 +100,7 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
     """Print what a run left behind, and return the exit code."""
     said.end_line()
     if summary.is_all_failed:
-        next_command = shell("status", options.table)
+        next_command = format_command("status", options.table)
     if options.json:
         print_result(json.dumps(summary.to_dict()))
     elif options.leave:
@@ -114,7 +113,9 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
             f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in summary.examples.items()
         )
         # What is listed as before is not looked at again by the same command, such as files whose rights were wrong.
-        retried = f", or `{shell('retry', options.table)}` if its files are the same" if counts.n_mendable else ""
+        retried = (
+            f", or `{format_command('retry', options.table)}` if its files are the same" if counts.n_mendable else ""
+        )
         said.error(
             f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command{retried}"
         )

@@ -131,9 +131,9 @@ def run_query(options: argparse.Namespace, said: Said) -> int:
 
 def run_export(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch export` and return its exit code."""
-    from emotion_batch.analysis import export
+    from emotion_batch.analysis.export import export
 
-    found = export.export(
+    found = export(
         options.table,
         options.folder,
         file_format=options.format,

@@ -28,12 +28,11 @@ from emotion_batch.errors import (
 )
 from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.run import shards as shards_module
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
 from emotion_batch.run.run_options import Needs, RunOptions
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.shards import count_first, find_done, find_relisted, has_damage, order_shards
+from emotion_batch.run.shards import choose_witnesses, count_first, find_done, find_relisted, has_damage, order_shards
 from emotion_batch.run.submit import Submission, SubmissionWatch
 from emotion_batch.storage.archive import Listing
 from emotion_batch.storage.entries import Entry
@@ -202,8 +201,8 @@ class Run:
         return copy_bundle(bundle, self.table.folder(COPY))
 
     def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:
-        """Return a few recordings that can be read here: see `shards.find_witnesses`."""
-        return shards_module.find_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
+        """Return a few recordings that can be read here: see `shards.choose_witnesses`."""
+        return choose_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
 
     def finish(
         self,

@@ -132,7 +132,7 @@ def spread(n_things: int, n_most: int) -> list[int]:
     return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
 
 
-def find_witnesses(
+def choose_witnesses(
     table: Folder, info: TableInfo, manifest: Manifest, archive: Folder, on_note: Callable[[str], None]
 ) -> tuple[Entry, ...]:
     """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.

@@ -107,13 +107,14 @@ def require_safe(folder: Folder) -> Bundle:
             f"model {folder.url}: expected no pickles, which run code, got {pickles[0]!r} in it; "
             "use only bundles whose maker you trust"
         )
-    for name in (WEIGHTS, EXECUTABLE):
-        read_checked(bundle, name)
+    shapes = weight_shapes(bundle.card.feature_settings, len(bundle.card.labels))
+    safety.inspect_keras(read_checked(bundle, WEIGHTS), f"model {folder.url}/{WEIGHTS}", shapes)
+    safety.inspect_onnx(read_checked(bundle, EXECUTABLE), f"model {folder.url}/{EXECUTABLE}")
     return bundle
 
 
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
-    """Copy a bundle's network, card and picture of its calibration into another folder, card last, after checking them.
+    """Copy a bundle that is safe into another folder: its network, the picture of its calibration, and its card last.
 
     What is there already is left, and what is damaged of it replaced.
     """
@@ -164,25 +165,14 @@ def _require_digest(copy: Folder) -> None:
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:
-    """Return a network's file of a bundle, `WEIGHTS` or `EXECUTABLE`.
-
-    Raises
-    ------
-    UsageError
-        If it is not the one that the card names, or holds more than known layers or operators and their weights.
-    """
-    thing = f"model {bundle.folder.url}/{name}"
-    with explained(thing):
+    """Return a network's file of a bundle, `WEIGHTS` or `EXECUTABLE`; raise UsageError if the card names another one."""
+    with explained(f"model {bundle.folder.url}/{name}"):
         data = bundle.folder.read_range(name, 0, safety.MAX_NETWORK_BYTES + 1)
     if sha256(data) != bundle.card.files.get(name):
         raise UsageError(
             f"model {bundle.folder.url}: expected {name} with the SHA-256 that its card names, got another; "
             "fetch the bundle again"
         )
-    if name == WEIGHTS:
-        safety.inspect_keras(data, thing, weight_shapes(bundle.card.feature_settings, len(bundle.card.labels)))
-    else:
-        safety.inspect_onnx(data, thing)
     return data
 
 

@@ -127,14 +127,17 @@ def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
 def load_predictor(bundle: Bundle) -> Predictor:
     """Return the bundle's predictor, loaded once in a process however many threads ask."""
     with _LOCK:
-        return _load(bundle.folder, bundle.card.model_id)
+        return _load(bundle.folder, bundle.card.model_id, bundle.card.files[EXECUTABLE])
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Folder, model_id: str) -> Predictor:
+def _load(folder: Folder, model_id: str, digest: str) -> Predictor:
     bundle = open_bundle(folder)
     if bundle.card.model_id != model_id:
         raise UsageError(f"model {folder.url}: expected model {model_id}, got {bundle.card.model_id}")
+    # The driver has looked at that one, and nobody looks again.
+    if bundle.card.files.get(EXECUTABLE) != digest:
+        raise UsageError(f"model {folder.url}: {EXECUTABLE} was replaced during the run; run the same command again")
     return Predictor(bundle)
 
 

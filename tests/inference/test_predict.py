@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emotion_batch.inference.bundle import open_bundle
+from emotion_batch.errors import UsageError
+from emotion_batch.inference.bundle import open_bundle, sha256
 from emotion_batch.inference.predict import Predictor, load_predictor
 from emotion_batch.storage.folder import Folder
 
@@ -44,13 +47,26 @@ def test_a_process_loads_a_model_once(bundle: Path) -> None:
     assert len({id(one) for one in found}) == 1
 
 
+def test_a_graph_that_was_replaced_is_not_executed(bundle: Path, tmp_path: Path) -> None:
+    """A worker executes only the graph that the driver has looked at, even if the card beside it names another one."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    opened = open_bundle(Folder.of(folder))
+    graph = (folder / "model.onnx").read_bytes() + b"\x32\x00"
+    (folder / "model.onnx").write_bytes(graph)
+    card = replace(opened.card, files={**opened.card.files, "model.onnx": sha256(graph)})
+    (folder / "card.json").write_bytes(card.to_json())
+    with pytest.raises(UsageError, match=r"model\.onnx was replaced during the run; run the same command again"):
+        load_predictor(opened)
+
+
 def test_a_label_worker_is_small_and_without_tensorflow(bundle: Path, tmp_path: Path) -> None:
     """A process that predicts imports no tensorflow, and with Dask and the kernel weighs less than 300 MB."""
     program = f"""
 import sys
 import distributed.nanny
 import numpy as np
-from emotion_batch.worker import labelling; from emotion_batch.features import mfcc
+from emotion_batch.worker import job; from emotion_batch.features import mfcc
 from emotion_batch.inference.bundle import open_bundle
 from emotion_batch.inference.predict import load_predictor
 from emotion_batch.settings import FeatureSettings

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -121,6 +122,17 @@ def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
     )
 
 
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """A domain as JSON holds it."""
+
+    centres: list[list[float]]
+    whitening: list[list[float]]
+    threshold: float
+    n_learnt: int
+    n_held_out: int
+    flagged: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Domain:
     """Where the rows lie that a model learnt from.
@@ -215,22 +227,13 @@ class Domain:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Domain:
         """Return the domain that `to_dict` gave, without believing whoever wrote it; raise ValueError for others."""
-        names = sorted(cls.__dataclass_fields__)
-        if not isinstance(value, Mapping) or sorted(map(str, value)) != names:
-            raise ValueError(f"domain: expected an object with {', '.join(names)}, got another")
-        counts = (value["n_learnt"], value["n_held_out"])
-        if any(not isinstance(count, int) or isinstance(count, bool) for count in counts):
-            raise ValueError(f"domain: expected whole numbers of rows, got {counts}")
-        flagged = value["flagged"]
-        if not isinstance(flagged, Mapping):
-            raise ValueError(f"domain: expected shares by name in flagged, got {type(flagged).__name__}")
-        return cls(
-            _numbers(value["centres"], "centres"),
-            _numbers(value["whitening"], "whitening"),
-            _number(value["threshold"], "threshold"),
-            *counts,
-            {str(name): _number(share, "flagged") for name, share in flagged.items()},
-        )
+        try:
+            saved = msgspec.convert(value, _Saved)
+            with np.errstate(over="ignore"):
+                centres, whitening = (np.array(one, np.float32) for one in (saved.centres, saved.whitening))
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"domain: expected what a training writes, got another ({error})") from error
+        return cls(centres, whitening, saved.threshold, saved.n_learnt, saved.n_held_out, saved.flagged)
 
 
 def _measure_all(sequences: Iterable[Sequence]) -> npt.NDArray[np.float32]:
@@ -279,27 +282,3 @@ def _pitch(one: Sequence, loud: npt.NDArray[np.float32]) -> tuple[float, float, 
 def _cosines(n_mels: int) -> npt.NDArray[np.float32]:
     """Return the cosines that make cepstra 1 to 20 of bands, shape (n_mels, 20)."""
     return np.ascontiguousarray(scipy.fft.dct(np.eye(n_mels), norm="ortho")[:, 1 : 1 + _N_CEPSTRA], np.float32)
-
-
-def _numbers(value: Any, name: str) -> npt.NDArray[np.float32]:
-    """Return numbers of JSON as an array; raise ValueError for what else there may be in it."""
-    if not isinstance(value, list):
-        raise ValueError(f"domain: expected a list of numbers in {name}, got {type(value).__name__}")
-    try:
-        found = np.array(value)
-        # Text that reads as a number, and true, are none.
-        if found.dtype.kind not in "if":
-            raise ValueError(f"values of type {found.dtype}")
-        with np.errstate(over="ignore"):
-            return found.astype(np.float32)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"domain: expected numbers in {name}, got {error}") from error
-
-
-def _number(value: Any, name: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ValueError(f"domain: expected a number in {name}, got {type(value).__name__}")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ValueError(f"domain: expected a number in {name}, got one too large") from error

@@ -6,16 +6,18 @@ A run begins here, too: it makes the table, or checks that the table has the set
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import platform
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from emotion_batch.errors import UsageError
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
@@ -41,6 +43,7 @@ RUNS = FOLDER
 # What a lease says of a run that is about to replace a table's settings.
 _IS_REPLACING = "is_replacing"
 RUN_NAME = re.compile(r"[0-9TZ]+-[0-9a-f]+")
+_Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ class Holder:
     run: str
     host: str
     pid: int
-    began_s: float
-    renewed_s: float
-    progress: dict[str, Any] = field(default_factory=dict)
+    began_s: _Finite
+    renewed_s: _Finite
+    progress: dict[str, bool | int | _Finite] = field(default_factory=dict)
     namespace: str | None = None
     scheduler: str | None = None
 
@@ -275,22 +278,11 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
 def _read_holder(table: Folder, name: str) -> Holder | None:
     """Return what a lease says; None if it is gone since, or damaged."""
     data = table.read_if_there(name)
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        holder = None if data is None else Holder(**unseal(data))
-        if holder is not None and _is_sound(holder) and lease_name(holder.run) == name:
+    with contextlib.suppress(ValueError):
+        holder = None if data is None else msgspec.convert(unseal(data), Holder)
+        if holder is not None and lease_name(holder.run) == name:
             return holder
     return None
-
-
-def _is_sound(holder: Holder) -> bool:
-    """Return whether all that a lease says is of the types that its readers rely on."""
-    numbers = [holder.pid, holder.began_s, holder.renewed_s, *holder.progress.values()]
-    texts = [holder.run, holder.host, holder.namespace or "", holder.scheduler or ""]
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-        and isinstance(holder.pid, int)
-    )
 
 
 def forget(table: Folder, holder: Holder) -> None:

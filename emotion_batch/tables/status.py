@@ -7,6 +7,8 @@ from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from emotion_batch import usage
 from emotion_batch.storage.folder import Folder, explained, unseal
 from emotion_batch.tables import lease, parts
@@ -36,16 +38,16 @@ class RunFigures:
     """
 
     run: str
-    began: str
-    outcome: str
-    error: str
-    elapsed_s: float
-    n_decoded: int
-    audio_s: float
-    n_shards: int
-    n_retries: int
-    n_resubmitted: int
-    lost_s: float
+    began: str = ""
+    outcome: str = ""
+    error: str = ""
+    elapsed_s: float = 0.0
+    n_decoded: int = 0
+    audio_s: float = 0.0
+    n_shards: int = 0
+    n_retries: int = 0
+    n_resubmitted: int = 0
+    lost_s: float = 0.0
 
     @property
     def rate(self) -> float | None:
@@ -97,7 +99,7 @@ def read_throughput(table: Folder) -> Throughput:
     runs: list[RunFigures] = []
     slowest: dict[str, float] = {}
     for name in sorted(names, reverse=True)[:_MOST_RUNS]:
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        with contextlib.suppress(ValueError):
             record = unseal(table.read(f"{lease.FOLDER}/{name}"))
             run, its = _read_run(record)
             runs.append(run)
@@ -118,27 +120,15 @@ def read_throughput(table: Folder) -> Throughput:
 
 
 def _read_run(record: Mapping[str, Any]) -> tuple[RunFigures, usage.Spent]:
-    about = record.get("spent") or {}
-    spent = usage.Spent(
-        stages_s={str(name): float(seconds) for name, seconds in (about.get("stages_s") or {}).items()},
-        n_retries=int(about.get("n_retries", 0)),
-        lost_s=float(about.get("lost_s", 0)),
-        slowest=[(float(elapsed_s), str(file)) for elapsed_s, file in about.get("slowest") or ()],
-    )
-    run = RunFigures(
-        run=str(record["run"]),
-        began=str(record.get("began", "")),
-        outcome=str(record.get("outcome", "")),
-        error=str(record.get("error") or ""),
-        elapsed_s=float(record.get("elapsed_s", 0)),
-        n_decoded=int(record.get("n_decoded", 0)),
-        audio_s=float(record.get("audio_s", 0)),
-        n_shards=int(record.get("n_shards_done", 0)),
-        n_retries=spent.n_retries,
-        n_resubmitted=int(record.get("n_resubmitted", 0)),
-        lost_s=spent.lost_s,
-    )
-    return run, spent
+    spent = msgspec.convert(record.get("spent") or {}, usage.Spent)
+    known = {
+        **record,
+        "error": record.get("error") or "",
+        "n_shards": record.get("n_shards_done", 0),
+        "n_retries": spent.n_retries,
+        "lost_s": spent.lost_s,
+    }
+    return msgspec.convert(known, RunFigures), spent
 
 
 @dataclass(frozen=True)

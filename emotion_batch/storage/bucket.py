@@ -1,6 +1,6 @@
 """Read and write buckets by obstore, at a tenth of the processor time of fsspec's clients.
 
-Only this module imports obstore, and only when a bucket is opened. Fsspec's own client does what obstore cannot do: options that have
+Only this module and `bucket_options` import obstore, and only when a bucket is opened. Fsspec's own client does what obstore cannot do: options that have
 no counterpart, and names that obstore refuses.
 """
 
@@ -135,6 +135,7 @@ class BucketStore:
         self._kind = EXTRAS[url.split(":")[0]]
         self._transfers: list[Transfers] = []
         self._endpoint = config.config.get("aws_endpoint_url_s3") or config.config.get("endpoint", url)
+        self._lock = threading.Lock()
         self._lack: str | None = None
         self._is_lack_passing = False
         bucket = url.split("://")[1].partition("@")[0]
@@ -391,7 +392,9 @@ class BucketStore:
     def _find_keys(self) -> Any:
         """Return the keys of the moment, and note what was wrong where there are none."""
         try:
-            keys = self._config.credentials() if self._config.credentials else None
+            # botocore's session is not for several threads.
+            with self._lock:
+                keys = self._config.credentials() if self._config.credentials else None
         except Exception as error:
             self._lack = scrub(str(error) or type(error).__name__, self._options)
             self._is_lack_passing = is_transient(error)

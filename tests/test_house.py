@@ -145,7 +145,6 @@ def test_the_map_of_the_house_is_true() -> None:
                 "sklearn",
                 "matplotlib",
                 "obstore",
-                "pycurl",
                 "botocore",
                 "pandas",
                 "rich",

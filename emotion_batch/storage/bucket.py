@@ -13,7 +13,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -27,7 +26,6 @@ from emotion_batch.storage.fsspec_store import (
     EXTRAS,
     LISTED_SCHEMA,
     STRANGE,
-    Ahead,
     Blob,
     FsspecStore,
     Mark,
@@ -37,7 +35,6 @@ from emotion_batch.storage.fsspec_store import (
     scrub,
 )
 from emotion_batch.storage.retry import TRANSIENT_CODES, is_transient, persistently
-from emotion_batch.storage.transfers import Transfers
 
 T = TypeVar("T")
 _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
@@ -45,8 +42,6 @@ _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
 # is read.
 _READING = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
 _WRITING = {"connect_timeout": "5s", "timeout": "600s"}
-# A URL that is signed is used at once; this is for clocks that differ.
-_SIGNED_FOR = timedelta(hours=1)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
 _CODE = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
@@ -133,7 +128,6 @@ class BucketStore:
         self._options = options
         self._config = config
         self._kind = EXTRAS[url.split(":")[0]]
-        self._transfers: list[Transfers] = []
         self._endpoint = config.config.get("aws_endpoint_url_s3") or config.config.get("endpoint", url)
         self._lock = threading.Lock()
         self._lack: str | None = None
@@ -350,44 +344,6 @@ class BucketStore:
             if page.num_rows:
                 last = page["path"][-1].as_py()
                 yield _listed(page, prefix)
-
-    @contextlib.contextmanager
-    def ahead(self) -> Iterator[Ahead | None]:
-        """Give the block what fetches many objects in its own thread, by URLs that are signed here.
-
-        For S3 alone, whose signatures are made of keys at hand: Google's and Azure's may be asked for, one by one.
-        """
-        if self._kind != "s3" or self._config.credentials is None:
-            yield None
-            return
-        with _LOCK:
-            # Kept, with their connections, from shard to shard.
-            transfers = self._transfers.pop() if self._transfers else None
-        if transfers is None:
-            try:
-                transfers = Transfers(self._sign, self._config.client)
-            except ImportError:
-                yield None
-                return
-        try:
-            yield transfers
-        finally:
-            transfers.abandon()
-            with _LOCK:
-                self._transfers.append(transfers)
-
-    def _sign(self, path: str) -> str | None:
-        """Return a URL that gets an object, or None for whatever `get` finds out."""
-        # Which obstore takes for another name.
-        if path.startswith("/"):
-            return None
-        try:
-            url: str = self._obstore.sign(self._store, "GET", path, _SIGNED_FOR)
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
-                raise
-            return None
-        return url
 
     def _find_keys(self) -> Any:
         """Return the keys of the moment, and note what was wrong where there are none."""

@@ -138,7 +138,6 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     import botocore.session
 
     config: dict[str, Any] = {
-        "bucket": bucket,
         # Many at once are refused by an answer that says 200, and by some servers altogether.
         "disable_bulk_delete": True,
         # obstore takes what is not said here from variables that s3fs does not know.
@@ -269,7 +268,7 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
     def take(*names: str) -> list[Any]:
         return [left.pop(name, os.environ.get(f"AZURE_STORAGE_{name.upper()}")) for name in names]
 
-    container, _, host_of_url = container.partition("@")
+    host_of_url = container.partition("@")[2]
     [connection] = take("connection_string")
     parts = {
         key.strip().lower(): value for key, _, value in (part.partition("=") for part in (connection or "").split(";"))
@@ -287,7 +286,7 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
         key, sas = (key, sas or credential) if "sig=" in credential else (key or credential, sas)
     if left or not account:
         return None
-    config: dict[str, Any] = {"account_name": account, "container_name": container}
+    config: dict[str, Any] = {"account_name": account}
     client: dict[str, Any] = {}
     if connection:
         suffix = parts.get("endpointsuffix", "core.windows.net")

@@ -141,36 +141,28 @@ class RemoteFile(io.RawIOBase):
         for start, data in self._spans:
             if start <= offset < start + len(data):
                 return data[offset - start : stop - start]
-        number = offset // self._block_bytes
-        data = self._block(number)
-        start = number * self._block_bytes
-        return data[offset - start : stop - start]
+        number, first = divmod(offset, self._block_bytes)
+        return self._block(number)[first : first + stop - offset]
 
     def _block(self, number: int) -> bytes:
         if number in self._blocks:
             self._blocks.move_to_end(number)
             return self._blocks[number]
-        data = self._take_next(number)
-        if data is None:
-            start = number * self._block_bytes
-            data = self.fetch(start, min(start + self._block_bytes, self.size))
+        start = number * self._block_bytes
+        after = start + self._block_bytes
+        awaited, self._next = self._next, None
+        if awaited is not None and awaited[0] == number:
+            with usage.stage("read"):
+                data = awaited[1]()
+        else:
+            data = self.fetch(start, min(after, self.size))
         self._blocks[number] = data
         while len(self._blocks) > (_MOST_BLOCKS if self._pool is None else 2):
             self._blocks.popitem(last=False)
-        if self._pool is not None and (number + 1) * self._block_bytes < self.size:
-            start = (number + 1) * self._block_bytes
-            self._next = (
-                number + 1,
-                usage.submit_metered(self._pool, lambda: self.fetch(start, start + self._block_bytes)),
-            )
+        if self._pool is not None and after < self.size:
+            job = partial(self.fetch, after, after + self._block_bytes)
+            self._next = number + 1, usage.submit_metered(self._pool, job)
         return data
-
-    def _take_next(self, number: int) -> bytes | None:
-        if self._next is None or self._next[0] != number:
-            return None
-        job, self._next = self._next[1], None
-        with usage.stage("read"):
-            return job()
 
     def readable(self) -> bool:
         """Return that it is."""

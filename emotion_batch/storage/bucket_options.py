@@ -30,16 +30,8 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _TUNING = {
     *("asynchronous", "loop", "skip_instance_cache", "use_listings_cache", "listings_expiry_time", "max_paths"),
     *("block_size", "blocksize", "default_block_size", "default_cache_type", "default_fill_cache", "cache_type"),
-    *(
-        "cache_regions",
-        "cache_timeout",
-        "check_connection",
-        "consistency",
-        "max_concurrency",
-        "retries",
-        "version_aware",
-    ),
-    *("config_kwargs.connect_timeout", "config_kwargs.read_timeout", "config_kwargs.retries"),
+    *("cache_regions", "cache_timeout", "check_connection", "consistency", "max_concurrency", "version_aware"),
+    *("retries", "config_kwargs.retries", "config_kwargs.connect_timeout", "config_kwargs.read_timeout"),
     "config_kwargs.max_pool_connections",
 }
 # Options whose values are options themselves.
@@ -55,10 +47,9 @@ _S3_NAMES = {
     "s3_additional_kwargs.ServerSideEncryption": "server_side_encryption",
     "s3_additional_kwargs.SSEKMSKeyId": "sse_kms_key_id",
 }
-_S3_OTHERS = {"key", "secret", "token", "profile", "client_kwargs.verify"}
+_S3_OTHERS = {"key", "secret", "token", "profile", "use_ssl", "client_kwargs.verify"}
 # Values that ask for what obstore does anyway.
 _S3_USUAL = (
-    ("use_ssl", True),
     ("config_kwargs.signature_version", "s3v4"),
     ("config_kwargs.s3.addressing_style", "auto"),
     ("config_kwargs.s3.addressing_style", "path"),
@@ -157,13 +148,10 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     region = config.get("region") or session.get_config_variable("region") or os.environ.get("AWS_REGION")
     endpoint = config.get(_ENDPOINT) or _boto_endpoint(session)
     if endpoint is None:
-        dotted = "." in bucket
-        region = (
-            find_region(f"https://s3.amazonaws.com/{bucket}" if dotted else f"https://{bucket}.s3.amazonaws.com")
-            or region
-        )
-        is_chinese = region is not None and region.startswith("cn-")
-        endpoint = f"https://s3.{region or 'us-east-1'}.amazonaws.com{'.cn' if is_chinese else ''}"
+        place = f"s3.amazonaws.com/{bucket}" if "." in bucket else f"{bucket}.s3.amazonaws.com"
+        region = find_region(f"https://{place}") or region or "us-east-1"
+        scheme, end = "https" if left.get("use_ssl", True) else "http", ".cn" if region.startswith("cn-") else ""
+        endpoint = f"{scheme}://s3.{region}.amazonaws.com{end}"
     if not endpoint.startswith(("http://", "https://")):
         raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
     # obstore prefers what the environment says of the plain `endpoint`.

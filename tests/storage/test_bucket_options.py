@@ -58,8 +58,16 @@ def keys_of(protocol: str, options: dict[str, Any], bucket: str = "calls") -> di
             {"endpoint_url": ENDPOINT, "default_block_size": 1, "use_listings_cache": False},
             {"aws_endpoint_url_s3": ENDPOINT},
         ),
+        (
+            {
+                "endpoint_url": ENDPOINT,
+                "use_ssl": False,
+                "config_kwargs": {"signature_version": "s3v4", "s3": {"addressing_style": "path"}},
+            },
+            {"aws_endpoint_url_s3": ENDPOINT, "virtual_hosted_style_request": False},
+        ),
     ],
-    ids=["endpoint", "client_kwargs", "requester pays", "encryption", "tuning"],
+    ids=["endpoint", "client_kwargs", "requester pays", "encryption", "tuning", "usual"],
 )
 def test_options_of_s3fs_are_obstores(options: dict[str, Any], expected: dict[str, Any]) -> None:
     """What s3fs takes is translated."""

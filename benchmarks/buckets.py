@@ -201,7 +201,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
             "the same from the disk",
             alone_ms["bucket"],
             alone_ms["disk"],
-            "<= 1.25",
+            "<= 1.3",
             "ms CPU",
         ),
         ratio(
@@ -209,7 +209,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
             "the same from the disk",
             cpu_ms["bucket"],
             cpu_ms["disk"],
-            "<= 1.25",
+            "<= 1.3",
             "ms CPU",
         ),
         ratio(

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-
-# Before any test loads TensorFlow, whose own libcurl it would get; no process of ours that reads has both.
-import pycurl  # noqa: F401
 import pytest
 from support import servers
 from support.commands import MUST_HAVE_DATA, TESS_UNPACKER, run_command

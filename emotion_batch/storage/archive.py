@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from emotion_batch.errors import UsageError
-from emotion_batch.storage.entries import BATCH, ENTRY_SCHEMA, Entry, compact, distinct
+from emotion_batch.storage.entries import BATCH, ENTRY_SCHEMA, Entry, compact, distinct, locate_local
 from emotion_batch.storage.file_lists import ReadyList, is_list, read_list
 from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets
 from emotion_batch.storage.names import DiskNames
@@ -133,7 +134,9 @@ def list_recordings(
             table, _ = _table([Entry(name, None, blob.size, blob.version)])
             listing = Listing(base, table)
         else:
-            listing = _of_pages(base, _find(place, base, kind), endings, on_listed)
+            patterns = place.url[len(base.url) :].lstrip("/").split("/")
+            pages = base.walk() if kind == "folder" else _match(base, patterns)
+            listing = _of_pages(base, pages, endings, on_listed)
     if include or exclude:
         listing = _choose(listing, include, exclude)
     if not (listing.entries.num_rows or may_be_empty):
@@ -240,14 +243,6 @@ def _entries(listed: pa.Table) -> pa.Table:
     return pa.table([listed["name"], nothing, listed["size"], listed["version"]], ENTRY_SCHEMA)
 
 
-def _find(place: Folder, base: Folder, kind: _Kind) -> Iterator[pa.Table]:
-    """Yield the files of an archive that is not local, names relative to `base`."""
-    if kind == "folder":
-        yield from base.walk()
-    else:
-        yield from _match(base, place.url[len(base.url) :].lstrip("/").split("/"))
-
-
 def _match(folder: Folder, patterns: list[str]) -> Iterator[pa.Table]:
     """Yield the files below a folder whose names match the patterns, one for each level; ``**`` is any number of levels."""
     if "**" in patterns[0]:
@@ -279,7 +274,7 @@ def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
     else:
         # Our own walk, for fsspec's passes over what it may not read and over linked folders.
         matches = re.compile(glob_translate(place.url)).match
-        yield from (entry for entry in _walk_local(base.url, "", ()) if matches(_local_path(base, entry)))
+        yield from (entry for entry in _walk_local(base.url, "", ()) if matches(os.fsdecode(locate_local(base, entry))))
 
 
 def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -317,11 +312,10 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
 
 
 def _entry_local(name: str, path: str) -> Entry:
-    try:
+    status = None
+    # A dangling link, or a file that is gone since, is listed all the same, so that it gets a row with its reason.
+    with contextlib.suppress(OSError):
         status = os.stat(path)
-    except OSError:
-        # A dangling link, or gone since: listed all the same, so that it gets a row with its reason.
-        return _known(name, None)
     return _known(name, status)
 
 
@@ -339,10 +333,6 @@ def _named(name: str, size: int | None, version: str | None) -> Entry:
         text = re.sub(r"[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
         return Entry(text, raw, size, version)
     return Entry(name, None, size, version)
-
-
-def _local_path(base: Folder, entry: Entry) -> str:
-    return os.fsdecode(os.path.join(os.fsencode(base.url), entry.raw_file or os.fsencode(entry.file)))
 
 
 def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[int], None]) -> Listing:

@@ -1,7 +1,7 @@
 """Read and write buckets by obstore, at a tenth of the processor time of fsspec's clients.
 
-Only this module imports obstore, and only when a bucket is opened. Fsspec's own client does what obstore cannot do: options that have
-no counterpart, and names that obstore refuses.
+Only this module and `bucket_options` import obstore, and only when a bucket is opened. Fsspec's own client does what obstore
+cannot do: options that have no counterpart, and names that obstore refuses.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
-from emotion_batch.storage import listing
 from emotion_batch.storage.bucket_options import Config, configure
 from emotion_batch.storage.fsspec_store import (
     DENIED_CODES,
     EXTRAS,
     LISTED_SCHEMA,
     STRANGE,
-    Ahead,
     Blob,
     FsspecStore,
     Mark,
@@ -37,16 +37,12 @@ from emotion_batch.storage.fsspec_store import (
     scrub,
 )
 from emotion_batch.storage.retry import TRANSIENT_CODES, is_transient, persistently
-from emotion_batch.storage.transfers import Transfers
 
 T = TypeVar("T")
 _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
-# A stalled answer is given up long before a deadline; a large part that is written may take its time, in which nothing
-# is read.
+# A stalled answer is given up long before a deadline. A large part may take its time to be written: nothing is read meanwhile.
 _READING = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
 _WRITING = {"connect_timeout": "5s", "timeout": "600s"}
-# A URL that is signed is used at once; this is for clocks that differ.
-_SIGNED_FOR = timedelta(hours=1)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
 _CODE = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
@@ -55,7 +51,16 @@ _CERTIFICATE = re.compile(r"InvalidCertificate|UnknownIssuer|certificate verify|
 # What comes with a 400 and passes all the same.
 _TRANSIENT_REASONS = {"RequestTimeout", "SlowDown", "InternalError", "ServerBusy", "OperationTimedOut"}
 _DENIED_REASONS = {"AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+# What obstore's own core gives up on is no Exception.
 _PANIC = "PanicException"
+# Listings come by so many names; so many listings are under way at once, each of a prefix.
+PAGE = 1_000
+_N_LISTINGS = 16
+# A folder is worth a listing of its own if it has so many of a page's names; so many levels are looked into for such folders.
+_LEAST_FOLDER = 250
+_MOST_LEVELS = 4
+# A page of a listing, or a folder that is listed for itself: its name with a slash, and what gives its pages and folders.
+_Found: TypeAlias = pa.Table | tuple[str, Callable[[], list[Any]]]
 _stores: dict[tuple[int, str, str, str], Store | None] = {}
 _LOCK = threading.Lock()
 
@@ -77,7 +82,7 @@ def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[Store, str] | Non
     Raises
     ------
     StorageError
-        If the URL names no bucket.
+        If the options cannot be used, or the credentials that they name cannot be read.
     """
     match = _URL.fullmatch(url)
     if match is None or match[1] not in EXTRAS or match[1] == "adl":
@@ -133,16 +138,15 @@ class BucketStore:
         self._options = options
         self._config = config
         self._kind = EXTRAS[url.split(":")[0]]
-        self._transfers: list[Transfers] = []
         self._endpoint = config.config.get("aws_endpoint_url_s3") or config.config.get("endpoint", url)
+        self._lock = threading.Lock()
         self._lack: str | None = None
         self._is_lack_passing = False
-        bucket = url.split("://")[1].partition("@")[0]
 
         def opened(client: Mapping[str, Any]) -> Any:
             return kind(
-                **({} if "container_name" in config.config else {"bucket": bucket}),
-                **{name: value for name, value in config.config.items() if name != "bucket"},
+                url.split("://")[1].partition("@")[0],
+                config=dict(config.config),
                 client_options={**client, **config.client},
                 # `retry.persistently` asks again, and counts it.
                 retry_config={"max_retries": 0},
@@ -152,7 +156,6 @@ class BucketStore:
         try:
             self._store, self._writer = opened(_READING), opened(_WRITING)
         except BaseException as error:
-            # What obstore's own core gives up on is no Exception.
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
                 raise
             said = scrub(str(error).splitlines()[0], options)
@@ -161,53 +164,39 @@ class BucketStore:
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
         """Return an object's bytes from `start` to `stop`, as far as it has them."""
         options: dict[str, Any] = {}
-        if stop is not None:
-            options["range"] = (start, stop)
-        elif start:
-            options["range"] = {"offset": start}
+        if stop is not None and stop <= start:
+            # A range of no bytes is refused.
+            options["head"] = True
+        elif stop is not None or start:
+            options["range"] = {"offset": start} if stop is None else (start, stop)
         if version is not None:
             options["if_match"] = f'"{version}"'
-        if stop is not None and stop <= start:
-            # No range has no bytes.
-            return self._get(path, {"head": True})
-        try:
-            return self._get(path, options)
-        except StoreError as error:
-            if error.code != 416:
-                raise
-            # Nothing there from `start` on.
-            return self._get(path, {"head": True})
+        return self._get(path, options, lambda other, root: other.get(root + path, start, stop, version=version))
 
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes, in one request where the store can."""
         if n_bytes and self._kind != "azure":
-            try:
-                return self._get(path, {"range": {"suffix": n_bytes}})
-            except StoreError as error:
-                if error.code != 416:
-                    raise
-                # An empty object has no end.
-        size = self._get(path, {"head": True}).size
+            options = {"range": {"suffix": n_bytes}}
+            return self._get(path, options, lambda other, root: other.get_end(root + path, n_bytes))
+        size = self.get(path, 0, 0).size
         return self.get(path, max(0, size - n_bytes), size)
 
-    def _get(self, path: str, options: dict[str, Any]) -> Blob:
-        def get() -> Blob:
+    def _get(self, path: str, options: dict[str, Any], otherwise: Callable[[FsspecStore, str], Blob]) -> Blob:
+        def get(options: dict[str, Any]) -> Blob:
             result = self._obstore.get(self._store, path, options=options or None)
             meta = result.meta
             if meta["e_tag"] is None:
                 raise StoreError(STRANGE, is_transient=True)
-            data = b"" if options.get("head") else result.bytes().to_bytes()
+            data = b"" if "head" in options else result.bytes().to_bytes()
             return Blob(data, meta["size"], plain_version(meta["e_tag"]))
 
-        def otherwise(other: FsspecStore, root: str) -> Blob:
-            wanted = options.get("range", (0, 0 if options.get("head") else None))
-            if isinstance(wanted, dict) and "suffix" in wanted:
-                return other.get_end(root + path, wanted["suffix"])
-            start, stop = (wanted["offset"], None) if isinstance(wanted, dict) else wanted
-            version = options.get("if_match")
-            return other.get(root + path, start, stop, version=plain_version(version) if version else None)
-
-        return self._call(path, get, otherwise)
+        try:
+            return self._call(path, lambda: get(options), otherwise)
+        except StoreError as error:
+            if error.code != 416:
+                raise
+            # The object is empty, or ends before the range begins.
+            return self._call(path, lambda: get({"head": True}), otherwise)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object in one request, for parts of an upload that is given up stay and cost."""
@@ -224,10 +213,9 @@ class BucketStore:
             meta = self._obstore.head(self._store, path)
             return {name: meta[name] for name in ("e_tag", "version") if meta[name]}
 
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return self._call(path, look, lambda other, root: other.find_mark(root + path))
-        except FileNotFoundError:
-            return None
+        return None
 
     def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
         """Write an object unless there is another one (If-None-Match, If-Match), and return whether it was written."""
@@ -255,9 +243,8 @@ class BucketStore:
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            self._call(
-                path, lambda: self._obstore.delete(self._store, path), lambda other, root: other.delete(root + path)
-            )
+            delete = self._obstore.delete
+            self._call(path, lambda: delete(self._store, path), lambda other, root: other.delete(root + path))
 
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
         """Return what there is under a name: an object, or objects below it."""
@@ -273,8 +260,7 @@ class BucketStore:
             return any(True for _ in self._obstore.list(self._store, path or None, chunk_size=1))
 
         # An empty object under a folder's name marks it.
-        has_some = self._call(path, is_folder, lambda other, root: other.find_kind(root + path) == "folder")
-        if has_some or not path:
+        if self._call(path, is_folder, lambda other, root: other.find_kind(root + path) == "folder") or not path:
             return "folder"
         return "file" if is_empty else None
 
@@ -290,8 +276,8 @@ class BucketStore:
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a prefix, sorted by name but for files beside folders.
 
-        Folders are listed side by side where the first page shows that they are large. A listing that breaks goes on from
-        where it was.
+        Folders are listed side by side if the first page shows that they are large. A listing that breaks goes on from
+        where it was, and what was handed on is not kept.
         """
         if not path and self._kind != "azure":
             # obstore lists a key that begins with `/` without it, as if it were another.
@@ -299,11 +285,33 @@ class BucketStore:
             if persistently(lambda: other.has_any(root, "/")):
                 yield from other.walk(root)
                 return
-        yield from listing.side_by_side(path, self._pages, self._children_or_none)
+        pool = ThreadPoolExecutor(_N_LISTINGS)
+        is_over = threading.Event()
 
-    def _children_or_none(self, path: str) -> tuple[pa.Table, list[str]] | None:
-        """Return what `children` does; None if obstore does not take all names in it: its pages will tell."""
-        return persistently(lambda: self._call(path, lambda: self._list_children(path), lambda *_: None))
+        def found(prefix: str, level: int) -> Iterator[_Found]:
+            pages = self._pages(prefix, is_over)
+            first = next(pages, LISTED_SCHEMA.empty_table())
+            # One name less may be there, because the marker of the prefix itself is left out.
+            if level and first.num_rows >= PAGE - 1 and _has_large_folders(first["name"]):
+                # None if obstore does not take all names in it: its pages will tell.
+                listed = persistently(lambda: self._call(prefix, lambda: self._list_children(prefix), lambda *_: None))
+                # A page without folders is not what the first page was of.
+                if listed is not None and listed[1]:
+                    names = sorted(f"{name}/" for name in listed[1])
+                    places = [f"{prefix}/{name}".lstrip("/")[:-1] for name in names]
+                    jobs = [usage.submit_metered(pool, partial(list[Any], found(place, level - 1))) for place in places]
+                    yield listed[0]
+                    yield from zip(names, jobs, strict=True)
+                    return
+            yield first
+            yield from pages
+
+        try:
+            yield from _in_order("", found(path, _MOST_LEVELS))
+        finally:
+            # A caller that gives up does not wait for what is under way.
+            is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _pages(self, prefix: str, is_over: threading.Event) -> Iterator[pa.Table]:
         """Yield what is below a prefix, names relative to it, until somebody says that it is over."""
@@ -311,30 +319,22 @@ class BucketStore:
         last: str | None = None
         ended_at: str | None = ""
 
-        def next_page() -> pa.Table | None:
+        def next_page() -> tuple[pa.Table | None, bool]:
             nonlocal stream
-            try:
-                if stream is None:
-                    stream = iter(
-                        self._obstore.list(
-                            self._store, prefix or None, offset=last, chunk_size=listing.PAGE, return_arrow=True
-                        )
-                    )
-                page = next(stream, None)
-            except BaseException:
-                stream = None
-                raise
-            return None if page is None else pa.table(page)
+            if stream is None:
+                some = self._obstore.list(self._store, prefix or None, offset=last, chunk_size=PAGE, return_arrow=True)
+                stream = iter(some)
+            # A stream that raises is not asked again.
+            current, stream = stream, None
+            page = next(current, None)
+            stream = current
+            return None if page is None else pa.table(page), False
+
+        def all_pages(other: FsspecStore, root: str) -> tuple[pa.Table, bool]:
+            return pa.concat_tables([LISTED_SCHEMA.empty_table(), *other.walk(root + prefix)]), True
 
         while not is_over.is_set():
-            is_last = False
-
-            def otherwise(other: FsspecStore, root: str) -> pa.Table:
-                nonlocal is_last
-                is_last = True
-                return pa.concat_tables([LISTED_SCHEMA.empty_table(), *other.walk(root + prefix)])
-
-            page = persistently(lambda: self._call(prefix, next_page, otherwise))
+            page, is_last = persistently(lambda: self._call(prefix, next_page, all_pages))
             if page is None:
                 # A page to log in may be read as an end: it is one if there is nothing more after the last name.
                 if ended_at == last:
@@ -350,48 +350,12 @@ class BucketStore:
                 last = page["path"][-1].as_py()
                 yield _listed(page, prefix)
 
-    @contextlib.contextmanager
-    def ahead(self) -> Iterator[Ahead | None]:
-        """Give the block what fetches many objects in its own thread, by URLs that are signed here.
-
-        For S3 alone, whose signatures are made of keys at hand: Google's and Azure's may be asked for, one by one.
-        """
-        if self._kind != "s3" or self._config.credentials is None:
-            yield None
-            return
-        with _LOCK:
-            # Kept, with their connections, from shard to shard.
-            transfers = self._transfers.pop() if self._transfers else None
-        if transfers is None:
-            try:
-                transfers = Transfers(self._sign, self._config.client)
-            except ImportError:
-                yield None
-                return
-        try:
-            yield transfers
-        finally:
-            transfers.abandon()
-            with _LOCK:
-                self._transfers.append(transfers)
-
-    def _sign(self, path: str) -> str | None:
-        """Return a URL that gets an object, or None for whatever `get` finds out."""
-        # Which obstore takes for another name.
-        if path.startswith("/"):
-            return None
-        try:
-            url: str = self._obstore.sign(self._store, "GET", path, _SIGNED_FOR)
-        except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
-                raise
-            return None
-        return url
-
     def _find_keys(self) -> Any:
         """Return the keys of the moment, and note what was wrong where there are none."""
         try:
-            keys = self._config.credentials() if self._config.credentials else None
+            # botocore's session is not for several threads.
+            with self._lock:
+                keys = self._config.credentials() if self._config.credentials else None
         except Exception as error:
             self._lack = scrub(str(error) or type(error).__name__, self._options)
             self._is_lack_passing = is_transient(error)
@@ -446,13 +410,10 @@ class BucketStore:
         if self._lack is not None and self._is_lack_passing:
             return StoreError(f"no credentials now: {self._lack}", is_transient=True)
         is_denied = code in DENIED_CODES or word in _DENIED_REASONS
-        if (
-            self._lack is not None
-            or is_denied
-            or isinstance(error, kinds.UnauthenticatedError | kinds.PermissionDeniedError)
-        ):
-            where = f"credentials were looked for in {self._config.looked_in}"
-            return DeniedError(errno.EACCES, f"{self._lack or said}; {where}")
+        is_denied = is_denied or isinstance(error, kinds.UnauthenticatedError | kinds.PermissionDeniedError)
+        if self._lack is not None or is_denied:
+            said = f"{self._lack or said}; credentials were looked for in {self._config.looked_in}"
+            return DeniedError(errno.EACCES, said)
         if _NO_BUCKET.search(text):
             return self._no_bucket()
         is_network = "HTTP error" in text and code is None and not _CERTIFICATE.search(text)
@@ -460,9 +421,25 @@ class BucketStore:
         return StoreError(said, is_transient=is_passing, code=code)
 
     def _no_bucket(self) -> NoBucketError:
-        return NoBucketError(
-            f"there is no bucket {self._url} where it was looked for; check its name, endpoint and region"
-        )
+        where = "where it was looked for; check its name, endpoint and region"
+        return NoBucketError(f"there is no bucket {self._url} {where}")
+
+
+def _in_order(above: str, found: Iterator[_Found]) -> Iterator[pa.Table]:
+    """Yield pages when they are known, names relative to where the listing began."""
+    for one in found:
+        if isinstance(one, tuple):
+            some = one[1]()
+            # Each is taken out of the list, so that nothing keeps what was handed on.
+            yield from _in_order(f"{above}{one[0]}", (some.pop(0) for _ in range(len(some))))
+        elif one.num_rows:
+            yield one.set_column(0, "name", pc.binary_join_element_wise(above, one["name"], "")) if above else one
+
+
+def _has_large_folders(names: pa.ChunkedArray) -> bool:
+    """Return whether a page's names are in so few folders that each has many; listing many small ones costs more."""
+    folders = pc.struct_field(pc.extract_regex(names, "(?s)^(?P<folder>[^/]*)/"), "folder").drop_null()
+    return 0 < len(folders.unique()) <= PAGE // _LEAST_FOLDER
 
 
 def _listed(objects: pa.Table, prefix: str) -> pa.Table:

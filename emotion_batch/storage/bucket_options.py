@@ -1,64 +1,60 @@
-"""Translate fsspec's options, environment variables and profiles for a bucket into those of obstore.
+"""Give obstore what the users of s3fs, gcsfs and adlfs write in their options, environment variables and profiles.
 
-A user who knows s3fs, gcsfs or adlfs writes the same options here. If an option has no counterpart, the translation is None, and
-fsspec's own client does the work: slower, with the same result.
+Only the options named here are translated. If there is any other one, the answer is None, and fsspec's own client does the work:
+slower, with the same result.
 """
 
 from __future__ import annotations
 
 import base64
 import http.client
-import json
 import os
 import re
-import threading
 import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 
-_ENDPOINT_VARIABLES = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
-# How long keys that somebody else renews are taken to last.
+# botocore renews keys in time if it is asked this often.
 _KEYS_LAST = timedelta(minutes=5)
 _REGION_TIMEOUT_S = 3
-# Of each of fsspec's clients, in its own order.
+# The names of one client stand together, in fsspec's own order.
 _S3, _GCS, _AZURE = _PROTOCOLS = ("s3", "s3a"), ("gs", "gcs"), ("abfs", "az", "abfss")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-# Options that only say how fsspec's clients should go about it.
+# Options that say how fsspec's clients cache, wait and cut: obstore has no use for them.
 _TUNING = {
-    *(
-        "default_block_size",
-        "default_fill_cache",
-        "default_cache_type",
-        "version_aware",
-        "cache_regions",
-        "asynchronous",
-    ),
-    *(
-        "use_listings_cache",
-        "listings_expiry_time",
-        "max_paths",
-        "skip_instance_cache",
-        "block_size",
-        "max_concurrency",
-    ),
-    *(
-        "consistency",
-        "cache_timeout",
-        "check_connection",
-        "blocksize",
-        "fixed_upload_size",
-        "loop",
-        "access",
-        "location",
-    ),
-    *("default_location", "batch_size", "retries", "cache_type"),
+    *("asynchronous", "loop", "skip_instance_cache", "use_listings_cache", "listings_expiry_time", "max_paths"),
+    *("block_size", "blocksize", "default_block_size", "default_cache_type", "default_fill_cache", "cache_type"),
+    *("cache_regions", "cache_timeout", "check_connection", "consistency", "max_concurrency", "version_aware"),
+    *("retries", "config_kwargs.retries", "config_kwargs.connect_timeout", "config_kwargs.read_timeout"),
+    "config_kwargs.max_pool_connections",
 }
+# Options whose values are options themselves.
+_NESTED = {"client_kwargs", "config_kwargs", "config_kwargs.s3", "s3_additional_kwargs"}
+# Options of s3fs by obstore's names; of two for one name the later one counts.
+_ENDPOINT = "aws_endpoint_url_s3"
+_S3_NAMES = {
+    "anon": "skip_signature",
+    "requester_pays": "request_payer",
+    "client_kwargs.region_name": "region",
+    "client_kwargs.endpoint_url": _ENDPOINT,
+    "endpoint_url": _ENDPOINT,
+    "s3_additional_kwargs.ServerSideEncryption": "server_side_encryption",
+    "s3_additional_kwargs.SSEKMSKeyId": "sse_kms_key_id",
+}
+_S3_OTHERS = {"key", "secret", "token", "profile", "use_ssl", "client_kwargs.verify"}
+# Values that ask for what obstore does anyway.
+_S3_USUAL = (
+    ("config_kwargs.signature_version", "s3v4"),
+    ("config_kwargs.s3.addressing_style", "auto"),
+    ("config_kwargs.s3.addressing_style", "path"),
+)
+_GCS_SCOPES = ["https://www.googleapis.com/auth/devstorage.read_write"]
 
 
 @dataclass(frozen=True)
@@ -72,14 +68,14 @@ class Config:
     client
         Its client's options.
     credentials
-        Gives the keys of the moment, where they are not fixed.
+        Gives the keys of the moment; None if the configuration needs none.
     looked_in
-        Where credentials were looked for, for whoever must mend them.
+        Places where credentials were looked for, for the person who must mend them.
     """
 
     config: Mapping[str, Any] = field(repr=False)
     client: Mapping[str, Any]
-    credentials: Callable[[], dict[str, Any]] | None
+    credentials: Callable[[], Any] | None
     looked_in: str
 
 
@@ -100,115 +96,76 @@ def configure(protocol: str, bucket: str, options: Mapping[str, Any]) -> Config 
     The configuration; None if only fsspec's client can do what the options ask for.
     """
     names = next((names for names in _PROTOCOLS if protocol in names), ())
-    # What fsspec's own configuration and FSSPEC_S3_... say counts too, under any of a client's names:
+    # fsspec's own configuration and FSSPEC_S3_... count too, under any of a client's names:
     # https://filesystem-spec.readthedocs.io/en/latest/features.html#configuration
     both = {name: value for one in names for name, value in fsspec.config.conf.get(one, {}).items()} | dict(options)
-    left = {name: value for name, value in both.items() if value is not None and name not in _TUNING}
-    if names == _S3:
-        return _s3(bucket, left)
-    if names == _GCS:
-        return _gcs(left)
-    if names == _AZURE:
-        return _azure(bucket, left)
-    return None
+    left = dict(_flat(both))
+    try:
+        if names == _S3:
+            return _s3(bucket, left)
+        if names == _GCS:
+            return _gcs(left)
+        return _azure(bucket, left) if names == _AZURE else None
+    except ImportError:
+        return None
+
+
+def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the options that are not tuning, those within others as ``client_kwargs.verify``."""
+    for name, value in options.items():
+        name = f"{above}{name}"
+        if name in _NESTED and isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif value is not None and name not in _TUNING:
+            yield name, value
 
 
 def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
-    if not _BUCKET.fullmatch(bucket):
-        # An access point by its ARN, or a mistake: botocore knows.
+    # https://s3fs.readthedocs.io/en/latest/api.html#s3fs.core.S3FileSystem
+    left = {name: value for name, value in left.items() if (name, value) not in _S3_USUAL}
+    # botocore knows what an access point's ARN is.
+    if not _BUCKET.fullmatch(bucket) or not left.keys() <= _S3_NAMES.keys() | _S3_OTHERS:
         return None
-    # s3fs's: https://s3fs.readthedocs.io/en/latest/api.html#s3fs.core.S3FileSystem
-    key = left.pop("key", None) or left.pop("username", None)
-    secret = left.pop("secret", None) or left.pop("password", None)
-    token = left.pop("token", None)
-    is_anonymous = left.pop("anon", False)
-    profile = left.pop("profile", None)
-    is_tls = left.pop("use_ssl", True)
-    endpoint = left.pop("endpoint_url", None)
-    kwargs = dict(left.pop("client_kwargs", None) or {})
-    endpoint = endpoint or kwargs.pop("endpoint_url", None)
-    region = kwargs.pop("region_name", None)
+    import botocore.session
+
     config: dict[str, Any] = {
-        "bucket": bucket,
-        # One by one: many at once are refused by an answer that says 200, and by some servers altogether.
+        # Many at once are refused by an answer that says 200, and by some servers altogether.
         "disable_bulk_delete": True,
-        # Said, for what is not said obstore takes from variables that s3fs does not know.
-        "skip_signature": bool(is_anonymous),
+        # obstore takes what is not said here from variables that s3fs does not know.
+        "skip_signature": False,
         "virtual_hosted_style_request": False,
         "conditional_put": "etag",
+        **{theirs: left[name] for name, theirs in _S3_NAMES.items() if name in left},
     }
-    client: dict[str, Any] = {}
-    if left.pop("requester_pays", False):
-        config["request_payer"] = True
-    authorities = kwargs.pop("verify", None)
-    if authorities in (None, True):
-        authorities = os.environ.get("AWS_CA_BUNDLE") or None
+    session = botocore.session.Session(profile=left.get("profile"))
+    looked_in = "the key and secret of --storage-options"
+    if left.get("key") and left.get("secret"):
+        # obstore would complete its own configuration by a token that the environment has for other keys.
+        session.set_credentials(left["key"], left["secret"], left.get("token"))
+    else:
+        profile = session.get_config_variable("profile") or "default"
+        looked_in = f"--storage-options, AWS_ACCESS_KEY_ID and its like, profile {profile!r} of ~/.aws, and the machine's own role"
+    region = config.get("region") or session.get_config_variable("region") or os.environ.get("AWS_REGION")
+    endpoint = config.get(_ENDPOINT) or _boto_endpoint(session)
+    if endpoint is None:
+        place = f"s3.amazonaws.com/{bucket}" if "." in bucket else f"{bucket}.s3.amazonaws.com"
+        region = find_region(f"https://{place}") or region or "us-east-1"
+        scheme, end = "https" if left.get("use_ssl", True) else "http", ".cn" if region.startswith("cn-") else ""
+        endpoint = f"{scheme}://s3.{region}.amazonaws.com{end}"
+    if not endpoint.startswith(("http://", "https://")):
+        raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
+    # obstore prefers what the environment says of the plain `endpoint`.
+    config |= {_ENDPOINT: endpoint.rstrip("/"), "region": region or "us-east-1"}
+    client: dict[str, Any] = {"allow_http": endpoint.startswith("http://")}
+    authorities = left.get("client_kwargs.verify", True)
+    if authorities is True:
+        authorities = session.get_config_variable("ca_bundle")
     if authorities is False:
         client["allow_invalid_certificates"] = True
-    settings = dict(left.pop("config_kwargs", None) or {})
-    style = dict(settings.pop("s3", None) or {})
-    if style.pop("addressing_style", "path") == "virtual":
-        config["virtual_hosted_style_request"] = True
-    # Client's pace, which is our own.
-    for name in ("connect_timeout", "read_timeout", "retries", "max_pool_connections"):
-        settings.pop(name, None)
-    is_s3v4 = settings.pop("signature_version", "s3v4") in ("s3v4", "v4")
-    extra = dict(left.pop("s3_additional_kwargs", None) or {})
-    if "ServerSideEncryption" in extra:
-        config["server_side_encryption"] = extra.pop("ServerSideEncryption")
-        if "SSEKMSKeyId" in extra:
-            config["sse_kms_key_id"] = extra.pop("SSEKMSKeyId")
-    if left or kwargs or settings or style or extra or not is_s3v4:
-        return None
-    session = None
-    if endpoint is None or profile or not (is_anonymous or (key and secret)):
-        try:
-            import botocore.session
-        except ImportError:
-            return None
-        session = botocore.session.Session(profile=profile)
-        endpoint = endpoint or _boto_endpoint(session)
-        region = region or session.get_config_variable("region")
-    credentials: Callable[[], dict[str, Any]] | None = None
-    looked_in = "the key and secret of --storage-options"
-    if key and secret and not is_anonymous:
-        # Not as configuration, which obstore would complete by a token that the environment has for other keys.
-        credentials = _fixed({"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None})
-    elif session is not None and not is_anonymous:
-        credentials = _boto_keys(session)
-        name = profile or session.get_config_variable("profile") or "default"
-        looked_in = (
-            f"--storage-options, AWS_ACCESS_KEY_ID and its like, profile {name!r} of ~/.aws, and the machine's own role"
-        )
-    region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint is None:
-        region = (
-            find_region(
-                f"https://{bucket}.s3.amazonaws.com" if "." not in bucket else f"https://s3.amazonaws.com/{bucket}"
-            )
-            or region
-        )
-        if region and region.startswith("cn-"):
-            endpoint = f"https://s3.{region}.amazonaws.com.cn"
-        elif not is_tls:
-            endpoint = f"http://s3.{region or 'us-east-1'}.amazonaws.com"
-        elif _ENDPOINT_VARIABLES & set(os.environ):
-            # Which a profile says are not to count.
-            endpoint = f"https://s3.{region or 'us-east-1'}.amazonaws.com"
-    if endpoint is not None:
-        if not endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
-        if config.get("virtual_hosted_style_request"):
-            # Its name of the bucket goes before the host's, which botocore does not do with numbers.
-            return None
-        # Not `endpoint`, before which obstore takes what the environment says of another.
-        config["aws_endpoint_url_s3"] = endpoint.rstrip("/")
-        client["allow_http"] = endpoint.startswith("http://")
-    if isinstance(authorities, str) and not client.get("allow_http"):
+    elif authorities and not client["allow_http"]:
         with open(authorities, "rb") as stream:
             client["root_certificate"] = stream.read()
-    config["region"] = region or "us-east-1"
-    return Config(config, client, credentials, looked_in)
+    return Config(config, client, None if config["skip_signature"] else _boto_keys(session), looked_in)
 
 
 def find_region(url: str) -> str | None:
@@ -229,26 +186,22 @@ def find_region(url: str) -> str | None:
     return region
 
 
-def _fixed(keys: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    return lambda: keys
-
-
 def _boto_keys(session: Any) -> Callable[[], dict[str, Any]]:
-    """Return what asks botocore for keys: of the environment, profiles, single sign-on, roles."""
-    lock = threading.Lock()
+    """Return what asks botocore for keys: of options, the environment, profiles, single sign-on, roles.
+
+    obstore's own provider needs boto3, whose versions exclude those of the botocore that s3fs needs.
+    """
 
     def keys() -> dict[str, Any]:
-        with lock:
-            # The session keeps them.
-            found = session.get_credentials()
+        # The session keeps them.
+        found = session.get_credentials()
         if found is None:
             raise ValueError("no credentials were found")
-        frozen = found.get_frozen_credentials()
+        key, secret, token = found.get_frozen_credentials()[:3]
         return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            # botocore renews them in time, if it is asked.
+            "access_key_id": key,
+            "secret_access_key": secret,
+            "token": token,
             "expires_at": datetime.now(UTC) + _KEYS_LAST,
         }
 
@@ -261,147 +214,95 @@ def _boto_endpoint(session: Any) -> str | None:
 
     if session.get_config_variable("ignore_configured_endpoint_urls"):
         return None
-    provider = ConfiguredEndpointProvider(
-        full_config=session.full_config, scoped_config=session.get_scoped_config(), client_name="s3"
-    )
-    endpoint: str | None = provider.provide()
+    configs = {"full_config": session.full_config, "scoped_config": session.get_scoped_config()}
+    endpoint: str | None = ConfiguredEndpointProvider(**configs, client_name="s3").provide()
     return endpoint
 
 
 def _gcs(left: dict[str, Any]) -> Config | None:
-    # gcsfs's: https://gcsfs.readthedocs.io/en/latest/api.html#gcsfs.core.GCSFileSystem
-    token = left.pop("token", None)
+    # https://gcsfs.readthedocs.io/en/latest/api.html#gcsfs.core.GCSFileSystem
+    token = left.pop("token", "google_default")
     left.pop("project", None)
+    # Emulators know Google's JSON interface, and obstore writes by the other one.
     if left or os.environ.get("STORAGE_EMULATOR_HOST"):
-        # Among it another endpoint: emulators know Google's JSON interface, and obstore writes by the other one.
         return None
-    config: dict[str, Any] = {}
-    credentials: Callable[[], dict[str, Any]] | None = None
-    looked_in = "--storage-options"
     if token == "anon":  # noqa: S105 the word for none
-        if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-            # obstore would read it all the same, and refuse kinds that it does not know.
-            return None
-        config["skip_signature"] = True
-    elif isinstance(token, dict) and token.get("type") == "service_account":
-        config["service_account_key"] = json.dumps(token)
-    elif token in (None, "google_default", "cloud") or isinstance(token, str):
-        is_file = token not in (None, "google_default", "cloud")
-        if is_file and not os.path.isfile(os.path.expanduser(str(token))):
-            return None
-        try:
-            credentials = _google_keys(os.path.expanduser(str(token)) if is_file else None)
-        except ImportError:
-            return None
-        if credentials is None:
-            # As gcsfs: with nothing found it asks as anybody.
-            config["skip_signature"] = True
-        if not is_file:
-            looked_in = (
-                "--storage-options, GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's service account"
-            )
-    else:
-        return None
-    return Config(config, {}, credentials, looked_in)
-
-
-def _google_keys(file: str | None) -> Callable[[], dict[str, Any]] | None:
-    """Return what asks google-auth for a token: by a file of keys, or by what it finds itself, which may be nothing."""
+        # obstore would read the file of that variable all the same, and refuse kinds that it does not know.
+        is_left = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        return None if is_left else Config({"skip_signature": True}, {}, None, "--storage-options")
     import google.auth
     from google.auth.exceptions import DefaultCredentialsError
-    from google.auth.transport.requests import Request
+    from obstore.auth.google import GoogleCredentialProvider
 
-    scopes = ["https://www.googleapis.com/auth/devstorage.read_write"]
-    if file is not None:
-        found, _ = google.auth.load_credentials_from_file(file, scopes=scopes)  # type: ignore[no-untyped-call]
-    else:
+    looked_in = "--storage-options"
+    if token in ("google_default", "cloud"):
+        looked_in += ", GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's service account"
         try:
-            found, _ = google.auth.default(scopes=scopes)
+            found, _ = google.auth.default(scopes=_GCS_SCOPES)
         except DefaultCredentialsError:
-            return None
-
-    def keys() -> dict[str, Any]:
-        found.refresh(Request())
-        expiry = found.expiry
-        return {"token": found.token, "expires_at": None if expiry is None else expiry.replace(tzinfo=UTC)}
-
-    return keys
+            # gcsfs asks without credentials too if it finds none.
+            return Config({"skip_signature": True}, {}, None, looked_in)
+    elif isinstance(token, dict) and token.get("type") == "service_account":
+        found, _ = google.auth.load_credentials_from_dict(token, scopes=_GCS_SCOPES)  # type: ignore[no-untyped-call]
+    elif isinstance(token, str) and os.path.isfile(os.path.expanduser(token)):
+        found, _ = google.auth.load_credentials_from_file(os.path.expanduser(token), _GCS_SCOPES)  # type: ignore[no-untyped-call]
+    else:
+        return None
+    return Config({}, {}, GoogleCredentialProvider(found), looked_in)
 
 
 def _azure(container: str, left: dict[str, Any]) -> Config | None:
-    # adlfs's: https://fsspec.github.io/adlfs/api/
-    container, _, host_of_url = container.partition("@")
+    # https://fsspec.github.io/adlfs/api/
+    def take(*names: str) -> list[Any]:
+        return [left.pop(name, os.environ.get(f"AZURE_STORAGE_{name.upper()}")) for name in names]
 
-    def take(name: str) -> Any:
-        value = left.pop(name, None)
-        return os.environ.get(f"AZURE_STORAGE_{name.upper()}") if value is None else value
-
-    parts = _connection(take("connection_string"))
-    account, key, sas = (take(name) for name in ("account_name", "account_key", "sas_token"))
-    if parts:
-        # It alone, as with adlfs: another account's key may be in the environment.
+    host_of_url = container.partition("@")[2]
+    [connection] = take("connection_string")
+    parts = {
+        key.strip().lower(): value for key, _, value in (part.partition("=") for part in (connection or "").split(";"))
+    }
+    account, key, sas, anon, *service = take(
+        "account_name", "account_key", "sas_token", "anon", "client_id", "client_secret", "tenant_id"
+    )
+    if connection:
+        # Only the string counts, as with adlfs: the environment may have another account's key.
         account, key, sas = (parts.get(name) for name in ("accountname", "accountkey", "sharedaccesssignature"))
-        account = account or urllib.parse.urlsplit(parts.get("blobendpoint", "")).netloc.partition(".")[0]
+        account = account or urlsplit(parts.get("blobendpoint", "")).netloc.partition(".")[0]
     account = account or host_of_url.partition(".")[0]
-    client_id, secret, tenant = (take(name) for name in ("client_id", "client_secret", "tenant_id"))
-    host = left.pop("account_host", None)
-    credential = left.pop("credential", None)
-    is_anonymous = take("anon") not in (None, False, "false", "False", "0", "f", "")
-    if credential is not None and not isinstance(credential, str):
-        return None
-    if isinstance(credential, str) and "sig=" in credential:
-        sas = sas or credential
-    else:
-        key = key or credential
+    if isinstance(credential := left.get("credential"), str):
+        del left["credential"]
+        key, sas = (key, sas or credential) if "sig=" in credential else (key or credential, sas)
     if left or not account:
         return None
-    config: dict[str, Any] = {"account_name": account, "container_name": container}
-    endpoint = parts.get("blobendpoint") or (f"https://{host}" if host else None)
-    if endpoint is None and "accountname" in parts:
-        suffix = parts.get("endpointsuffix", "core.windows.net")
-        endpoint = f"{parts.get('defaultendpointsprotocol', 'https')}://{account}.blob.{suffix}"
+    config: dict[str, Any] = {"account_name": account}
     client: dict[str, Any] = {}
-    if endpoint is not None:
-        config["endpoint"] = endpoint.rstrip("/")
-        client["allow_http"] = endpoint.startswith("http://")
-    credentials: Callable[[], dict[str, Any]] | None = None
+    if connection:
+        suffix = parts.get("endpointsuffix", "core.windows.net")
+        usual = f"{parts.get('defaultendpointsprotocol', 'https')}://{account}.blob.{suffix}"
+        config["endpoint"] = parts.get("blobendpoint", usual).rstrip("/")
+        client["allow_http"] = config["endpoint"].startswith("http://")
+    credentials: Callable[[], Any] | None = None
     looked_in = "--storage-options and AZURE_STORAGE_CONNECTION_STRING and its like"
-    # Not as configuration, before which obstore takes what the environment says of other accounts.
+    # obstore prefers what the environment says of other accounts to a key in its configuration.
     if key:
         try:
             base64.b64decode(key, validate=True)
         except ValueError:
             raise ValueError("an account key that is no base64") from None
-        credentials = _fixed({"access_key": key, "expires_at": None})
+        credentials = _fixed(access_key=key)
     elif sas:
-        credentials = _fixed({"sas_token": sas.removeprefix("?"), "expires_at": None})
-    elif client_id and secret and tenant:
-        config |= {"client_id": client_id, "client_secret": secret, "tenant_id": tenant}
-    elif is_anonymous:
+        credentials = _fixed(sas_token=sas.removeprefix("?"))
+    elif all(service):
+        config |= dict(zip(("client_id", "client_secret", "tenant_id"), service, strict=True))
+    elif anon not in (None, False, "", "false", "False", "0", "f"):
         config["skip_signature"] = True
     else:
-        try:
-            credentials = _azure_keys()
-        except ImportError:
-            return None
+        from obstore.auth.azure import AzureCredentialProvider
+
+        credentials = AzureCredentialProvider()
         looked_in += ", and what azure-identity finds"
     return Config(config, client, credentials, looked_in)
 
 
-def _connection(text: str | None) -> dict[str, str]:
-    """Return the parts of a connection string by their names in small letters; those of none are none."""
-    parts = (part.partition("=") for part in (text or "").split(";") if part)
-    return {name.strip().lower(): value for name, _, value in parts}
-
-
-def _azure_keys() -> Callable[[], dict[str, Any]]:
-    """Return what asks azure-identity for a token."""
-    import azure.identity
-
-    found = azure.identity.DefaultAzureCredential()
-
-    def keys() -> dict[str, Any]:
-        token = found.get_token("https://storage.azure.com/.default")
-        return {"token": token.token, "expires_at": datetime.fromtimestamp(token.expires_on, UTC)}
-
-    return keys
+def _fixed(**keys: str) -> Callable[[], dict[str, Any]]:
+    return lambda: {**keys, "expires_at": None}

@@ -342,16 +342,12 @@ def writing(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
             spool.seek(0)
             Folder(above, place.options).publish(name, spool.read())
         return
-    temporary = temporary_name(place.url)
-    try:
+    with _temporary(place.url, b"", is_durable=False) as temporary:
         with open(temporary, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, place.url)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
     fsync_folder(os.path.dirname(place.url))
 
 

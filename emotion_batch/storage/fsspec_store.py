@@ -68,23 +68,6 @@ class Blob(NamedTuple):
 Mark = Mapping[str, str]
 
 
-class Ahead(Protocol):
-    """First bytes of many objects that are on their way at once; for one thread at a time."""
-
-    @property
-    def n_ahead(self) -> int:
-        """Return how many to have under way, as whoever reads found out; for the next who does."""
-
-    def widen(self) -> None:
-        """Have more under way from now on, up to a limit."""
-
-    def begin(self, path: str, n_bytes: int, on_end: Callable[[Blob | StoreError], None]) -> bool:
-        """Ask for an object's first bytes, once; `on_end` gets what came from within a later `step`. False if it cannot."""
-
-    def step(self, *, is_waiting: bool = False) -> None:
-        """Go on with whatever is ready; if `is_waiting`, wait until something is, for a moment at most."""
-
-
 class Store(Protocol):
     """A client of storage. Paths are its own, without a protocol; every call may be made from any thread.
 
@@ -120,9 +103,6 @@ class Store(Protocol):
 
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a folder, of `LISTED_SCHEMA`, their names relative to it."""
-
-    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
-        """Give the block what fetches many objects in its own thread; None where threads that `get` must do."""
 
 
 def _read_local(path: str, start: int, stop: int | None) -> Blob:
@@ -241,10 +221,6 @@ class FsspecStore:
         files = iter(found.items())
         while some := list(islice(files, _BATCH)):
             yield _listed((name.removeprefix(root), info) for name, info in some if not name.endswith("/"))
-
-    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
-        """Return that threads must do."""
-        return contextlib.nullcontext()
 
     def has_any(self, path: str, prefix: str) -> bool:
         """Return whether any name in a bucket begins with `prefix`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import threading
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -56,8 +58,16 @@ def keys_of(protocol: str, options: dict[str, Any], bucket: str = "calls") -> di
             {"endpoint_url": ENDPOINT, "default_block_size": 1, "use_listings_cache": False},
             {"aws_endpoint_url_s3": ENDPOINT},
         ),
+        (
+            {
+                "endpoint_url": ENDPOINT,
+                "use_ssl": False,
+                "config_kwargs": {"signature_version": "s3v4", "s3": {"addressing_style": "path"}},
+            },
+            {"aws_endpoint_url_s3": ENDPOINT, "virtual_hosted_style_request": False},
+        ),
     ],
-    ids=["endpoint", "client_kwargs", "requester pays", "encryption", "tuning"],
+    ids=["endpoint", "client_kwargs", "requester pays", "encryption", "tuning", "usual"],
 )
 def test_options_of_s3fs_are_obstores(options: dict[str, Any], expected: dict[str, Any]) -> None:
     """What s3fs takes is translated."""
@@ -170,6 +180,31 @@ def test_a_signature_is_known_whatever_it_is_called(monkeypatch: pytest.MonkeyPa
         config = configure("az", "calls", options)
         assert config is not None
         assert config.config["account_name"] == "a"
+
+
+def test_the_packages_of_the_clouds_find_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without keys in options, google-auth and azure-identity are asked each time that a token is needed."""
+    google_auth, azure_identity = pytest.importorskip("google.auth"), pytest.importorskip("azure.identity")
+    for name in ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    n_asked = 0
+
+    class Credentials:
+        token, expiry = "hidden", datetime(2030, 1, 1)
+
+        def refresh(self, request: object) -> None:
+            nonlocal n_asked
+            n_asked += 1
+
+        def get_token(self, *scopes: str, **_: object) -> SimpleNamespace:
+            assert scopes == ("https://storage.azure.com/.default",)
+            return SimpleNamespace(token=self.token, expires_on=1_893_456_000)
+
+    monkeypatch.setattr(google_auth, "default", lambda scopes: (Credentials(), scopes))
+    monkeypatch.setattr(azure_identity, "DefaultAzureCredential", Credentials)
+    for protocol, options in (("gs", {}), ("az", {"account_name": "a"})):
+        assert keys_of(protocol, options) == {"token": "hidden", "expires_at": datetime(2030, 1, 1, tzinfo=UTC)}
+    assert n_asked == 1
 
 
 @pytest.mark.parametrize(

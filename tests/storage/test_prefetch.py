@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import http.server
 import io
 import threading
 import time
@@ -14,14 +14,17 @@ import pyarrow as pa
 import pytest
 import soundfile
 from support.recordings import tone
+from support.servers import Bucket, Portal, Proxy, write_certificate
 
 from emotion_batch import usage
 from emotion_batch.errors import DeniedError, StorageError, StoreError
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import prefetch, retry
+from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.bucket import open_bucket
 from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry
 from emotion_batch.storage.folder import Folder
-from emotion_batch.storage.fsspec_store import Blob
+from emotion_batch.storage.fsspec_store import Blob, Store
 from emotion_batch.storage.prefetch import RemoteFile
 from emotion_batch.worker.recordings import extract_rows
 
@@ -59,9 +62,6 @@ class CountingStore:
         data = self.objects[path][start:stop]
         self.n_bytes[path] += len(data)
         return Blob(data, len(self.objects[path]), f"v{self.versions[path]}")
-
-    def ahead(self) -> contextlib.nullcontext[None]:
-        return contextlib.nullcontext()
 
 
 class Place(Folder):
@@ -261,3 +261,145 @@ def test_a_remote_file_is_a_file(recordings: dict[str, bytes]) -> None:
     assert file.read() == data[-10:]
     assert (file.tell(), file.read(5)) == (len(data), b"")
     assert file.failure is None
+
+
+def opened(url: str, options: dict[str, object]) -> tuple[Store, str]:
+    found = open_bucket(url, options)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def archive(s3: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some recordings, small and large, on a disk and in the bucket."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number in range(60):
+        soundfile.write(folder / f"{number:02}.wav", tone(40.0 if number % 20 == 3 else 4.0, 22_050), 22_050)
+    (folder / "empty.wav").touch()
+    (folder / "noise.wav").write_bytes(b"no sound at all")
+    s3.upload(folder, "recordings")
+    return folder
+
+
+def extract_archive(
+    url: str, options: dict[str, object], segments: Segments
+) -> tuple[list[dict[str, object]], usage.Spent]:
+    entries = list_recordings(url, options=options).entries.combine_chunks().to_batches()[0]
+    with usage.metered() as spent:
+        return extract_rows(entries, Folder.of(url, options), SETTINGS, segments).to_pylist(), spent
+
+
+@pytest.mark.parametrize(
+    "segments", [SEGMENTS, Segments(20.0, 3.0), Segments.windows(3.0)], ids=["seed", "late", "windows"]
+)
+def test_rows_are_those_of_the_disk(s3: Bucket, archive: Path, segments: Segments) -> None:
+    """Recordings that come in one request, in two or in many give the rows of their files."""
+    expected, _ = extract_archive(str(archive), {}, segments)
+    found, spent = extract_archive(f"{s3.url}/recordings", s3.options, segments)
+    assert found == expected
+    assert (spent.n_retries, spent.read_bytes > 0) == (0, True)
+
+
+def test_faults_are_faults(s3: Bucket) -> None:
+    """A refusal for now, a reset and a body that is cut off are transient; never are they taken for the object."""
+    store, root = opened(f"{s3.url}/faults", s3.options)
+    data = np.random.default_rng(0).bytes(60_000)
+    bad: list[StoreError] = []
+    with Proxy(s3.endpoint, fail_share=0.4, seed=1) as proxy:
+        worse, _ = opened(s3.url, s3.through(proxy))
+        for number in range(100):
+            store.put(f"{root}/{number}", data)
+            try:
+                assert worse.get(f"{root}/{number}", 0, len(data)).data == data
+            except StoreError as error:
+                bad.append(error)
+    assert all(one.is_transient for one in bad)
+    assert {one.code for one in bad} == {None, 503}
+    assert 10 < len(bad) <= proxy.n_failed
+
+
+def test_connections_are_kept(s3: Bucket, archive: Path) -> None:
+    """The next shard goes on with the connections of the last one."""
+    assert archive.is_dir()
+    with Proxy(s3.endpoint) as proxy:
+        for _ in range(3):
+            extract_archive(f"{s3.url}/recordings", s3.through(proxy), SEGMENTS)
+        assert proxy.n_requests > 3 * 60
+        assert proxy.n_connections <= prefetch._N_CONNECTIONS
+
+
+def test_of_a_far_store_many_are_on_their_way(s3: Bucket, archive: Path) -> None:
+    """Where each request takes its time, recordings do not wait for each other."""
+    with Proxy(s3.endpoint, latency_s=0.2) as proxy:
+        began = time.perf_counter()
+        found, _ = extract_archive(f"{s3.url}/recordings", s3.through(proxy), SEGMENTS)
+        assert time.perf_counter() - began < 0.2 * proxy.n_requests / 4
+    assert found == extract_archive(str(archive), {}, SEGMENTS)[0]
+
+
+class WithoutRanges(http.server.BaseHTTPRequestHandler):
+    """Sends all of an object, whatever is asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "500000")
+        self.send_header("ETag", '"x"')
+        self.end_headers()
+        self.wfile.write(bytes(500_000))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_store_without_ranges_does_not_fill_the_memory(s3: Bucket) -> None:
+    """An answer that would bring all of a large object is not taken."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WithoutRanges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        options = {**s3.options, "endpoint_url": f"http://127.0.0.1:{server.server_port}"}
+        with pytest.raises(StoreError):
+            opened(s3.url, options)[0].get("large", 0, 10)
+        server.shutdown()
+
+
+def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults cost a retry each, and no row."""
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.02,) * 8)
+    with Proxy(s3.endpoint, fail_share=0.2, seed=2) as proxy:
+        found, spent = extract_archive(f"{s3.url}/recordings", s3.through(proxy), SEGMENTS)
+    assert found == extract_archive(str(archive), {}, SEGMENTS)[0]
+    assert 0 < spent.n_retries <= proxy.n_failed
+
+
+@pytest.mark.parametrize(
+    ("client", "headers"),
+    [("obstore", b""), ("obstore", b'ETag: "5f"\r\n'), ("fsspec", b"")],
+    ids=["page", "page with an ETag", "page by fsspec"],
+)
+def test_a_page_to_log_in_is_no_recording(
+    s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch, client: str, headers: bytes
+) -> None:
+    """What comes under 200 in place of recordings is asked for again, whether they are read in one request or in many."""
+    monkeypatch.setattr(retry, "_BACKOFF_S", (0.02,) * 12)
+    if client == "fsspec":
+        monkeypatch.setattr("emotion_batch.storage.folder.open_bucket", lambda *_: None)
+    entries = list_recordings(f"{s3.url}/recordings", options=s3.options).entries.combine_chunks().to_batches()[0]
+    for segments in (SEGMENTS, Segments.windows(3.0)):
+        with Proxy(s3.endpoint) as proxy, usage.metered() as spent:
+            proxy.instead = Portal(0.3, headers=headers)
+            place = Folder.of(f"{s3.url}/recordings", s3.through(proxy))
+            found = extract_rows(entries, place, SETTINGS, segments).to_pylist()
+        assert found == extract_archive(str(archive), {}, segments)[0]
+        assert spent.n_retries > 5
+
+
+def test_a_private_authority_is_trusted_when_told(s3: Bucket, archive: Path, tmp_path: Path) -> None:
+    """A store behind a certificate of one's own is read if that is named, or if none is to be checked."""
+    certificate, context = write_certificate(tmp_path)
+    with Proxy(s3.endpoint, tls=context) as proxy:
+        for verify in (str(certificate), False):
+            store, _ = opened(s3.url, {**s3.through(proxy), "client_kwargs": {"verify": verify}})
+            assert store.get("recordings/00.wav").data == (archive / "00.wav").read_bytes()
+        with pytest.raises(StoreError, match="certificate is not trusted"):
+            opened(s3.url, s3.through(proxy))[0].get("recordings/00.wav")

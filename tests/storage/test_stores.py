@@ -30,7 +30,8 @@ from support.servers import (
 
 from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
-from emotion_batch.storage import fsspec_store, listing, retry
+from emotion_batch.storage import bucket as bucket_module
+from emotion_batch.storage import fsspec_store, retry
 from emotion_batch.storage.bucket import BucketStore, open_bucket
 from emotion_batch.storage.bucket_options import Config
 from emotion_batch.storage.folder import Folder, explained
@@ -333,8 +334,8 @@ def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypat
 def test_a_listing_goes_on_where_it_broke(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that fail are asked for again; nothing is listed twice or not at all, folder by folder or straight on."""
     monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
-    monkeypatch.setattr(listing, "PAGE", 20)
-    monkeypatch.setattr(listing, "_LEAST_FOLDER", 5)
+    monkeypatch.setattr(bucket_module, "PAGE", 20)
+    monkeypatch.setattr(bucket_module, "_LEAST_FOLDER", 5)
     names = [
         f"{kind}/{day:02d}/{number:03d}.wav" for kind in ("a", "a-b", "b") for day in range(3) for number in range(25)
     ]
@@ -360,7 +361,7 @@ def test_half_a_listing_is_none(
     """A page that is cut in half under 200, or a page to log in that comes in its place, is asked for again."""
     bucket: Bucket = request.getfixturevalue(where)
     monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
-    monkeypatch.setattr(listing, "PAGE", 20)
+    monkeypatch.setattr(bucket_module, "PAGE", 20)
     names = [f"{number:03d}.wav" for number in range(50)]
     bucket.write({f"halves/{name}": b"1" for name in names})
     portal = Portal(0.4, is_strict=spoilt == "strict page")

@@ -11,9 +11,8 @@ import contextlib
 import os
 import re
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -24,6 +23,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
+from emotion_batch.analysis.scan import read_ahead
 from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
@@ -356,29 +356,21 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
         return _Scan(pa.RecordBatchReader.from_batches(wanted, self._batches(wanted.names, filter)))
 
     def _batches(self, columns: list[str], rows: ds.Expression | None) -> Iterator[pa.RecordBatch]:
-        n_ahead = _N_AHEAD if not self._inventory.table.is_local else os.cpu_count() or 1
-        pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="parts")
-        waiting: deque[Future[list[pa.RecordBatch]]] = deque()
+        n_ahead = (os.cpu_count() or 1) if self._inventory.table.is_local else _N_AHEAD
         try:
-            for name in self._inventory.names:
-                waiting.append(pool.submit(self._read, name, columns, rows))
-                if len(waiting) > n_ahead:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            for found in read_ahead(partial(self._read, columns, rows), self._inventory.names, n_ahead):
+                yield from found.to_batches()
         except Exception as error:
             self.failure = error
             raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, name: str, columns: list[str], rows: ds.Expression | None) -> list[pa.RecordBatch]:
+    def _read(self, columns: list[str], rows: ds.Expression | None, name: str) -> pa.Table:
         """Return some columns of a part's rows that pass a filter."""
         table = self._inventory.table
         with explained(f"table {table.url}"), _open_part(table, name) as file:
             try:
                 part = self._parquet.make_fragment(file)
-                found = part.scanner(schema=self.schema, columns=columns, filter=rows, use_threads=False).to_table()
+                return part.scanner(schema=self.schema, columns=columns, filter=rows, use_threads=False).to_table()
             except (OSError, pa.ArrowException) as error:
                 if isinstance(file, RemoteFile) and file.failure is not None:
                     raise file.failure from error
@@ -387,8 +379,6 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
                     f"table {table.url}: expected its parts as they were written, got {name} with {said}; "
                     "`emotion-batch verify --deep` names what is damaged"
                 ) from error
-            batches: list[pa.RecordBatch] = found.to_batches()
-            return batches
 
 
 class _Scan(NamedTuple):

@@ -1,30 +1,61 @@
-"""Run SQL over a table: its views, and the example questions of ``query --example``."""
+"""Run SQL over a table: its views, and the example questions of ``query --example``.
+
+DuckDB sees the table and nothing else: no other file, network, extension or setting. It has no right to open any file. Arrow
+reads the parts that count for it, and checks each page that it reads against its checksum.
+https://duckdb.org/docs/stable/operations_manual/securing_duckdb/overview
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
+import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow import fs
 
-from emotion_batch.analysis import sandbox
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
-from emotion_batch.analysis.sandbox import Answer
-from emotion_batch.errors import UsageError
+from emotion_batch.analysis.scan import read_ahead
+from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.prefetch import RemoteFile
+from emotion_batch.storage.retry import persistently
 from emotion_batch.tables import schema
 from emotion_batch.tables.inventory import Inventory, take_inventory
 from emotion_batch.tables.schema import nullable
 from emotion_batch.tables.table import read_info
 
+T = TypeVar("T")
 _SAYS_FEATURES = re.compile(rf"\b{schema.FEATURES}\b", re.IGNORECASE)
 # Of a list, in a table for people.
 _MOST_CHARACTERS = 60
+# The end of a part is read with this much: all of most parts of a label table.
+_END_BYTES = 2**18
+# Parts of a bucket that are read at once, because each waits for its answer most of the time.
+_N_AHEAD = 16
+_BATCH_ROWS = 4_096
+_CONFIG = {
+    "allow_community_extensions": "false",
+    "allow_persistent_secrets": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # The order of rows without ORDER BY is that of the table.
+    "preserve_insertion_order": "true",
+    "python_enable_replacements": "false",
+}
+_LOCKS = ("allow_extension_repositories = 'forbidden'", "enable_external_access = false", "lock_configuration = true")
+_INTERRUPT_EVERY_S = 0.05
+# DuckDB says what is wrong, and then where in the query, beginning so.
+_WHERE = re.compile(r"\n\s*(LINE \d+:|Stack Trace:|This error signals).*", re.DOTALL)
 # Of a label table; what each asks, and its SQL.
 EXAMPLES: Mapping[str, tuple[str, str]] = {
     "mix": (
@@ -66,6 +97,22 @@ SELECT (start_s // 60)::INT AS minute, emotion, count(*) AS n,
 FROM labels WHERE status = 'ok' GROUP BY minute, emotion ORDER BY minute, n DESC, emotion""",
     ),
 }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query gives.
+
+    Attributes
+    ----------
+    schema
+        Its columns.
+    batches
+        Its rows, as they come; to be read once, and within the block that it is of.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
 
 
 def query(
@@ -139,7 +186,7 @@ def asked(
     for one in views.values():
         for note in one.notes():
             (watcher or Watcher()).on_note(note)
-    with sandbox.open_sandbox(views) as opened, opened.ask(text) as answer:
+    with _open_sandbox(views) as sandbox, sandbox.ask(text) as answer:
         yield answer
 
 
@@ -186,3 +233,177 @@ def _find_feature_inventory(labels: Inventory) -> Inventory | None:
     if found is None or found.kind != schema.FEATURES:
         return None
     return take_inventory(place)
+
+
+class _Sandbox:
+    """A DuckDB with views of tables; `_open_sandbox` makes it.
+
+    Parameters
+    ----------
+    connection
+        The connection, locked.
+    sources
+        The tables that it reads.
+    pool
+        One thread, in which it works: the caller's own thread hears signals meanwhile.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, sources: list[_Parts], pool: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._sources = sources
+        self._pool = pool
+
+    @contextlib.contextmanager
+    def ask(self, sql: str) -> Iterator[Answer]:
+        """Answer one query within the block; what is raised is as `query` says."""
+        reader = self._work(lambda: self._begin(sql))
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while (batch := self._work(lambda: next(reader, None))) is not None:
+                yield batch
+
+        try:
+            yield Answer(reader.schema, batches())
+        finally:
+            # What was not read of it is not computed.
+            self._work(reader.close)
+
+    def _begin(self, sql: str) -> pa.RecordBatchReader:
+        statements = self._connection.extract_statements(sql)
+        # PIVOT is several by itself.
+        kinds = (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
+        if len(statements) != 1 or statements[0].type not in kinds:
+            got = statements[0].type.name if len(statements) == 1 else f"{len(statements)} statements"
+            raise UsageError(f"SQL: expected one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE, got {got}")
+        return self._connection.sql(statements[0]).to_arrow_reader(_BATCH_ROWS)
+
+    def _work(self, function: Callable[[], T]) -> T:
+        """Do something with the connection; whatever ends the waiting for it ends it."""
+        job = self._pool.submit(function)
+        try:
+            return job.result()
+        except EmotionBatchError:
+            raise
+        except BaseException as error:
+            while not job.done():
+                # Again, for one that comes before the query begins is not heard.
+                self._connection.interrupt()
+                wait([job], _INTERRUPT_EVERY_S)
+            if isinstance(error, Exception):
+                self._explain(error)
+            raise
+
+    def _explain(self, error: Exception) -> None:
+        """Raise the sentence about what DuckDB raised, if it is of a kind that is known."""
+        for source in self._sources:
+            if source.failure is not None:
+                raise source.failure
+        if not isinstance(error, duckdb.Error):
+            return
+        said = " ".join(_WHERE.sub("", str(error)).split())
+        if isinstance(error, duckdb.PermissionException):
+            raise UsageError(
+                f"SQL: expected nothing but the table, got {said}; a query sees no other file, no network and no extension"
+            ) from error
+        if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
+            raise IncompleteError(
+                f"query: expected to fit in memory and in the disk's space for temporary files, got {said}"
+            ) from error
+        raise UsageError(f"SQL: expected a query that DuckDB can answer, got {said}") from error
+
+
+@contextlib.contextmanager
+def _open_sandbox(views: Mapping[str, Inventory]) -> Iterator[_Sandbox]:
+    """Open a DuckDB within the block, which sees tables by the name that queries have for them."""
+    sources = {name: _Parts(one) for name, one in views.items()}
+    with (
+        # Only if a query does not fit in memory.
+        tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder,
+        ThreadPoolExecutor(1, thread_name_prefix="query") as pool,
+        duckdb.connect(config={**_CONFIG, "temp_directory": folder}) as connection,
+    ):
+        for name, source in sources.items():
+            connection.register(name, source)
+        for lock in _LOCKS:
+            connection.execute(f"SET {lock}")
+        yield _Sandbox(connection, list(sources.values()), pool)
+
+
+class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
+    """The parts of a table that count, as what DuckDB scans.
+
+    Each part is opened, read and closed by itself, some of them ahead. Arrow's own scan of a dataset holds Python's lock while it
+    waits for files, so it waits forever for a file that needs Python.
+
+    Parameters
+    ----------
+    inventory
+        The table.
+    """
+
+    def __init__(self, inventory: Inventory) -> None:
+        options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        self._parquet = ds.ParquetFileFormat(default_fragment_scan_options=options)
+        fields = [field.with_type(_to_duckdb(field.type)) for field in inventory.info.schema]
+        super().__init__([], pa.schema(fields), self._parquet, fs.LocalFileSystem())
+        self._inventory = inventory
+        # What went wrong, because DuckDB makes a text of it.
+        self.failure: Exception | None = None
+
+    def scanner(self, columns: list[str] | None = None, filter: ds.Expression | None = None, **_: Any) -> _Scan:  # noqa: A002
+        """Return a scan of some columns, and of the rows that pass a filter."""
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        return _Scan(pa.RecordBatchReader.from_batches(wanted, self._batches(wanted.names, filter)))
+
+    def _batches(self, columns: list[str], rows: ds.Expression | None) -> Iterator[pa.RecordBatch]:
+        n_ahead = (os.cpu_count() or 1) if self._inventory.table.is_local else _N_AHEAD
+        try:
+            for found in read_ahead(partial(self._read, columns, rows), self._inventory.names, n_ahead):
+                yield from found.to_batches()
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def _read(self, columns: list[str], rows: ds.Expression | None, name: str) -> pa.Table:
+        """Return some columns of a part's rows that pass a filter."""
+        table = self._inventory.table
+        with explained(f"table {table.url}"), _open_part(table, name) as file:
+            try:
+                part = self._parquet.make_fragment(file)
+                return part.scanner(schema=self.schema, columns=columns, filter=rows, use_threads=False).to_table()
+            except (OSError, pa.ArrowException) as error:
+                if isinstance(file, RemoteFile) and file.failure is not None:
+                    raise file.failure from error
+                said = " ".join(str(error).split())
+                raise IncompleteError(
+                    f"table {table.url}: expected its parts as they were written, got {name} with {said}; "
+                    "`emotion-batch verify --deep` names what is damaged"
+                ) from error
+
+
+class _Scan(NamedTuple):
+    """What DuckDB takes for a scanner of Arrow."""
+
+    reader: pa.RecordBatchReader
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """Return the rows, to be read once."""
+        return self.reader
+
+
+def _open_part(table: Folder, name: str) -> pa.NativeFile | RemoteFile:
+    """Open a part, in a bucket with the client and the retries of `storage`."""
+    store, path = table.store(name)
+    if table.is_local:
+        return pa.OSFile(path)
+    blob = persistently(lambda: store.get_end(path, _END_BYTES))
+    file = RemoteFile(store, path, blob.size, blob.version)
+    file.keep(blob.size - len(blob.data), blob.data)
+    return file
+
+
+def _to_duckdb(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a column has in queries, because DuckDB takes no half floats, and fixed lists are of another type."""
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_to_duckdb(kind.value_type))
+    return pa.float32() if pa.types.is_float16(kind) else kind

@@ -1,29 +1,51 @@
-"""Write the report about a table: read its statistics, and render the page."""
+"""Write the report about a table: read its statistics, and render the page by the templates in `templates`.
+
+The page is one HTML file that has no scripts and loads nothing from elsewhere. Jinja escapes every text of it.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
-from emotion_batch.analysis.page.document import MARK, locate_beside, render
-from emotion_batch.analysis.page.run_sections import Locate
-from emotion_batch.analysis.scan import survey
-from emotion_batch.analysis.statistics import N_FOLDERS, Figures, gather
+import jinja2
+
+from emotion_batch._version import __version__
+from emotion_batch.analysis.findings import headline, remark, summarise_table
+from emotion_batch.analysis.scan import Drawn, survey
+from emotion_batch.analysis.statistics import (
+    N_FOLDERS,
+    Figures,
+    gather,
+    show_count,
+    show_duration,
+    show_roughly,
+    show_share,
+)
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.inference.card import Portrait, read_portrait
 from emotion_batch.storage.archive import find_base
-from emotion_batch.storage.folder import Folder, explained, split_file
+from emotion_batch.storage.folder import Folder, explained, is_url, split_file
 from emotion_batch.tables import inventory, lease
 from emotion_batch.tables.status import read_throughput
 from emotion_batch.tables.table import read_info, require_table
 
-# In which the mark of a page stands.
+# A page that may be replaced is known by this mark, which stands in its first bytes.
+MARK = '<meta name="generator" content="emotion-batch report">'
 _HEAD_BYTES = 4_096
+# The style sheet has a colour for so many labels; of more labels some look alike.
+_N_COLOURS = 10
+# Gives the address of a recording from the page, or None if it cannot be reached from there.
+Locate = Callable[[Drawn], str | None]
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,94 @@ def report(
     with explained(f"report {page.url}"):
         folder.publish(name, data)
     return Report(page.url, figures)
+
+
+def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: None) -> bytes:
+    """Return the page.
+
+    Parameters
+    ----------
+    figures
+        What to show.
+    made_at
+        When it was made.
+    locate
+        Gives where a recording is from the page.
+    """
+    style = _read_template("page.css")
+    template = open_templates().get_template("report.html.j2")
+    page = template.render(
+        figures=figures,
+        is_windows=figures.info.segments.hop_s is not None,
+        headline=headline(figures),
+        summary=summarise_table(figures),
+        remarks=remark(figures),
+        made_at=made_at,
+        locate=locate,
+        version=__version__,
+        mark=MARK,
+        style=style,
+        digest=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+    )
+    return page.encode()
+
+
+def open_templates() -> jinja2.Environment:
+    """Return what fills in the templates: it escapes every text, and shows counts, shares and times as a person reads them."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read_template),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "colour": lambda number: f"l{number % _N_COLOURS}",
+        "count_of": show_count,
+        "duration": show_duration,
+        "percent": lambda value: f"{100 * min(1.0, max(0.0, value)):.2f}%",
+        "roughly": show_roughly,
+        "share": show_share,
+    }
+    return environment
+
+
+def _read_template(name: str) -> str:
+    return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _finalize(value: object) -> object:
+    """Return a value as the page shows it: without characters that are not seen, such as controls and turns of direction."""
+    if hasattr(value, "__html__"):
+        return value
+    text = "" if value is None else str(value)
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
+def locate_beside(folder: str, archive: str) -> Locate:
+    """Return what gives the address of a recording on this disk, relative to a page in `folder`.
+
+    Parameters
+    ----------
+    folder
+        Absolute path of the page's folder.
+    archive
+        Absolute path that the recordings' names are relative to.
+    """
+
+    def locate(drawn: Drawn) -> str | None:
+        path = os.path.join(archive, drawn.file)
+        # Of names that are not UTF-8 the table has another form: these are not found, and no other is taken for them.
+        if is_url(drawn.file) or "\0" in drawn.file or not os.path.isfile(path):
+            return None
+        # A colon in the first step would make a protocol of it.
+        address = "./" + quote(os.fsencode(os.path.relpath(path, folder)))
+        is_stretch = drawn.start_s is not None and drawn.end_s is not None
+        return f"{address}#t={drawn.start_s:g},{drawn.end_s:g}" if is_stretch else address
+
+    return locate
 
 
 def _check_output(page: Folder, table: Folder) -> None:

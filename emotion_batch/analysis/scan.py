@@ -1,17 +1,17 @@
 """Read a table once: count rows by label, confidence, folder and time, and draw some of them at random.
 
-Only parts of the manifest's newest entries count. DuckDB adds them up, some parts at a time.
+Only complete parts of the newest manifest entries count. DuckDB adds them up, some parts at a time, so that memory is bounded.
 """
 
 from __future__ import annotations
 
-import heapq
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -21,9 +21,8 @@ from emotion_batch.tables.parts import Footer, PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 
-if TYPE_CHECKING:
-    import duckdb
-
+T = TypeVar("T")
+R = TypeVar("R")
 # Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
 N_BINS = 20
 # Parts on a disk are parsed more than waited for; of a bucket it is the other way round.
@@ -35,13 +34,16 @@ _DEEPEST = 8
 # More folders of one level than this are not told apart; the largest are.
 _MOST_FOLDERS = 20_000
 _COLUMNS = ("file", "start_s", "end_s", "status", "error")
-_JUDGED = {
-    "emotion": pa.string(),
-    "confidence": pa.float32(),
-    "is_confident": pa.bool_(),
-    "is_in_domain": pa.bool_(),
-    "is_speech": pa.bool_(),
-}
+# A table of features has none of these; they are null there.
+_JUDGED = pa.schema(
+    {
+        "emotion": pa.string(),
+        "confidence": pa.float32(),
+        "is_confident": pa.bool_(),
+        "is_in_domain": pa.bool_(),
+        "is_speech": pa.bool_(),
+    }
+)
 _CELLS = """
 SELECT status, emotion, greatest(0, least($n_bins - 1, ceil(confidence * $n_bins)::INTEGER - 1)) AS bin,
        is_confident, is_in_domain, is_speech, count(*) AS n, sum(confidence) AS total
@@ -53,19 +55,25 @@ FROM chunk GROUP BY ALL"""
 _TIMES = """
 SELECT round(start_s / $hop_s)::BIGINT AS window_number, emotion, count(*) AS n
 FROM chunk WHERE status = 'ok' GROUP BY ALL"""
-_RECORDINGS = """
-SELECT count(DISTINCT file) AS n, count(DISTINCT file) FILTER (status = 'ok') AS n_ok FROM chunk"""
+# Rows by lot of each label and stratum, or of each status but ``ok``.
 _DRAWN = """
-WITH lots AS (SELECT *, hash(file, start_s, $seed) AS lot FROM chunk WHERE status = 'ok')
-SELECT emotion, CASE WHEN NOT is_in_domain THEN 'outside' WHEN is_confident THEN 'confident' ELSE 'unsure' END AS stratum,
-       arg_min(struct_pack(
-    lot := lot, file := file, start_s := start_s, end_s := end_s, confidence := confidence), lot, $n_drawn) AS found
-FROM lots GROUP BY ALL"""
-_FAILED = """
-WITH lots AS (SELECT *, hash(file, start_s, $seed) AS lot FROM chunk WHERE status <> 'ok')
-SELECT status, arg_min(struct_pack(
-    lot := lot, file := file, start_s := start_s, error := error), lot, $n_failures) AS found
-FROM lots GROUP BY ALL"""
+WITH lots AS (
+    SELECT *, hash(file, start_s, $seed) AS lot,
+           CASE WHEN status <> 'ok' THEN status WHEN NOT is_in_domain THEN 'outside'
+                WHEN is_confident THEN 'confident' ELSE 'unsure' END AS stratum
+    FROM chunk WHERE status <> 'ok' OR emotion IS NOT NULL)
+SELECT emotion, stratum, unnest(arg_min(struct_pack(
+    lot := lot, file := file, start_s := start_s, end_s := end_s, confidence := confidence, error := error), lot, $n_lots),
+    recursive := true)
+FROM lots GROUP BY emotion, stratum"""
+# What was added up of each chunk, added up.
+_ALL_CELLS = """
+SELECT status, emotion, bin, is_confident, is_in_domain, is_speech, sum(n)::BIGINT, sum(total)
+FROM cells GROUP BY ALL ORDER BY ALL"""
+_ALL_TIMES = "SELECT window_number, emotion, sum(n)::BIGINT FROM times GROUP BY ALL ORDER BY ALL"
+_ALL_DRAWN = """
+FROM drawn WHERE (emotion IS NOT NULL) = $has_label
+QUALIFY row_number() OVER (PARTITION BY emotion, stratum ORDER BY lot, file, start_s) <= $n ORDER BY emotion, stratum, lot"""
 # Of the folders at each level, how many there are.
 _LEVELS = """
 SELECT level, count(DISTINCT list_slice(string_split(folder, '/'), 1, level)) AS n
@@ -80,8 +88,8 @@ SELECT * FROM named SEMI JOIN largest USING (name) ORDER BY name, is_ok DESC, em
 _CLUSTERS = """
 WITH counted AS (SELECT folder, emotion, sum(n)::DOUBLE AS n FROM folders WHERE is_ok GROUP BY ALL),
      totals AS (SELECT folder, sum(n) AS n FROM counted GROUP BY ALL)
-SELECT emotion, sum(counted.n * counted.n) AS of_label, sum(counted.n * totals.n) AS of_both,
-       (SELECT count(*) FROM totals) AS n_folders, (SELECT sum(n * n) FROM totals) AS of_all
+SELECT emotion, (SELECT count(*) FROM totals) AS n_folders, sum(counted.n * counted.n) AS of_label,
+       sum(counted.n * totals.n) AS of_both, (SELECT sum(n * n) FROM totals) AS of_all
 FROM counted JOIN totals USING (folder) GROUP BY ALL"""
 
 
@@ -206,134 +214,92 @@ def survey(
     """
     import duckdb
 
+    hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
+    sums = {"cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN, **({} if hop_s is None else {"times": _TIMES})}
+    known = {"seed": seed, "n_lots": max(n_drawn, _N_FAILURES), "n_bins": N_BINS, "hop_s": hop_s}
     complete: set[int] = set()
-    hop_s = info.segments.hop_s
-    values = {"seed": seed, "n_drawn": n_drawn, "n_failures": _N_FAILURES, "n_bins": N_BINS, "hop_s": hop_s}
-    sums = {"cells": _CELLS, "folders": _FOLDERS, "recordings": _RECORDINGS, "failed": _FAILED}
-    if info.kind == schema.LABELS:
-        sums["drawn"] = _DRAWN
-    if hop_s is not None and info.kind == schema.LABELS:
-        sums["times"] = _TIMES
+    n_labelled = 0
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection, explained(f"table {table.url}"):
         connection.execute("SET temp_directory = ?", [spilled])
-        for number, chunk in enumerate(_chunks(table, info, shards, complete)):
+
+        def rows(query: str, **values: Any) -> list[tuple[Any, ...]]:
+            return connection.execute(query, values).fetchall()
+
+        def draw(n: int, *, has_label: bool) -> tuple[Drawn, ...]:
+            found = rows(_ALL_DRAWN, n=n, has_label=has_label)
+            return tuple(Drawn(lot, emotion, stratum, *row) for emotion, stratum, lot, *row in found)
+
+        for number, (shards_read, chunk) in enumerate(_chunks(table, info, shards)):
+            complete |= shards_read
             connection.register("chunk", chunk)
+            ((n,),) = rows("SELECT count(DISTINCT file) FROM chunk WHERE status = 'ok'")
+            n_labelled += n
             for name, query in sums.items():
                 begin = f"INSERT INTO {name}" if number else f"CREATE TABLE {name} AS"
-                used = {key: value for key, value in values.items() if f"${key}" in query}
-                connection.execute(f"{begin} {query}", used)
+                rows(f"{begin} {query}", **{key: value for key, value in known.items() if f"${key}" in query})
             connection.unregister("chunk")
-        return _add_up(connection, set(sums), frozenset(complete), n_drawn, n_shown)
+        level, n_folders = _choose_level(rows(_LEVELS, deepest=_DEEPEST), n_shown)
+        return Survey(
+            complete=frozenset(complete),
+            n_recordings=sum(shards[shard].n_recordings for shard in complete),
+            n_labelled=n_labelled,
+            cells=tuple(Cell(*row) for row in rows(_ALL_CELLS)),
+            folders=tuple(FolderCount(*row) for row in rows(_AT_LEVEL, level=level, most=_MOST_FOLDERS)),
+            n_folders=n_folders,
+            clusters={emotion: FolderCluster(*spread) for emotion, *spread in rows(_CLUSTERS) if emotion is not None},
+            times=() if hop_s is None else tuple(rows(_ALL_TIMES)),
+            drawn=draw(n_drawn, has_label=True),
+            failed=draw(_N_FAILURES, has_label=False),
+        )
 
 
-def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], complete: set[int]) -> Iterator[pa.Table]:
-    """Yield the rows of complete parts, some parts at a time and once even if there are none; take down which they are."""
+def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> Iterator[tuple[set[int], pa.Table]]:
+    """Yield the rows of complete parts, some parts at a time with their shards, and once even if there are none."""
     there = set(table.names())
     wanted = [shard for shard in sorted(shards) if parts.part_name(shard) in there]
-    judged = [name for name in _JUDGED if info.kind == schema.LABELS]
-    chunk = [
-        pa.schema([*(info.schema.field(name) for name in _COLUMNS), *map(info.schema.field, judged)]).empty_table()
-    ]
-    n_rows = 0
-    n_readers = _LOCAL_READERS if table.is_local else _REMOTE_READERS
-    with ThreadPoolExecutor(n_readers) as pool:
-        for shard, rows in _ahead(pool, 2 * n_readers, table, info, shards, wanted):
-            if rows is None:
-                continue
-            complete.add(shard)
-            chunk.append(rows)
-            n_rows += rows.num_rows
-            if n_rows >= _CHUNK_ROWS:
-                yield _filled(pa.concat_tables(chunk))
-                chunk, n_rows = chunk[:1], 0
-    yield _filled(pa.concat_tables(chunk))
+    nothing = pa.schema([*(info.schema.field(name) for name in _COLUMNS), *_JUDGED]).empty_table()
+    chunk, done = [nothing], set()
+    n_ahead = _LOCAL_READERS if table.is_local else _REMOTE_READERS
+    found = read_ahead(partial(_read_part, table, info, shards), wanted, n_ahead)
+    for shard, rows in zip(wanted, found, strict=True):
+        if rows is None:
+            continue
+        chunk.append(rows)
+        done.add(shard)
+        if sum(one.num_rows for one in chunk) >= _CHUNK_ROWS:
+            yield done, pa.concat_tables(chunk, promote_options="default")
+            chunk, done = [nothing], set()
+    yield done, pa.concat_tables(chunk, promote_options="default")
 
 
-def _ahead(
-    pool: ThreadPoolExecutor,
-    n_ahead: int,
-    table: Folder,
-    info: TableInfo,
-    shards: Mapping[int, ShardEntry],
-    wanted: Iterable[int],
-) -> Iterator[tuple[int, pa.Table | None]]:
-    """Yield parts in order, read by a pool a few ahead: not all, which would fill the memory."""
-    jobs: deque[tuple[int, Future[pa.Table | None]]] = deque()
-    for shard in wanted:
-        jobs.append((shard, pool.submit(_read_part, table, info, shard, shards[shard])))
-        if len(jobs) > n_ahead:
-            first, job = jobs.popleft()
-            yield first, job.result()
-    for shard, job in jobs:
-        yield shard, job.result()
+def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
+    """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
+    pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for thing in things:
+            waiting.append(pool.submit(read, thing))
+            if len(waiting) > n_ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_part(table: Folder, info: TableInfo, shard: int, entry: ShardEntry) -> pa.Table | None:
+def _read_part(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], shard: int) -> pa.Table | None:
     """Return the rows of a part, or None if it is not the complete one of the newest entries."""
-    columns = [*_COLUMNS, *(_JUDGED if info.kind == schema.LABELS else ())]
+    columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
     try:
         rows = parts.read_part(table, shard, columns)
         footer = Footer.of(rows.schema.metadata, info)
-        footer.require(shard, entry)
+        footer.require(shard, shards[shard])
     except PartError:
         return None
     is_as_said = rows.num_rows == footer.counts.n_rows and rows.schema.equals(
         pa.schema(map(info.schema.field, columns))
     )
     return rows.replace_schema_metadata() if is_as_said else None
-
-
-def _filled(rows: pa.Table) -> pa.Table:
-    """Return rows with the columns of labels, null where they are features."""
-    for name, kind in _JUDGED.items():
-        if name not in rows.column_names:
-            rows = rows.append_column(name, pa.nulls(rows.num_rows, kind))
-    return rows
-
-
-def _add_up(
-    connection: duckdb.DuckDBPyConnection, there: set[str], complete: frozenset[int], n_drawn: int, n_shown: int
-) -> Survey:
-    """Return the sums of what was counted chunk by chunk."""
-
-    def rows(query: str, values: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        return connection.execute(query, values).fetchall()
-
-    cells = rows(
-        "SELECT status, emotion, bin, is_confident, is_in_domain, is_speech, sum(n)::BIGINT, sum(total) "
-        "FROM cells GROUP BY ALL ORDER BY ALL"
-    )
-    levels = rows(_LEVELS, {"deepest": _DEEPEST})
-    level, n_folders = _choose_level(levels, n_shown)
-    at_level = rows(_AT_LEVEL, {"level": level, "most": _MOST_FOLDERS})
-    ((n_recordings, n_labelled),) = rows("SELECT sum(n)::BIGINT, sum(n_ok)::BIGINT FROM recordings")
-    times = "SELECT window_number, emotion, sum(n)::BIGINT FROM times GROUP BY ALL ORDER BY ALL"
-    drawn = [
-        Drawn(**one, emotion=emotion, stratum=stratum, error=None)
-        for emotion, stratum, one in (
-            rows("SELECT emotion, stratum, unnest(found) FROM drawn") if "drawn" in there else ()
-        )
-    ]
-    failed = [
-        Drawn(**one, emotion=None, stratum=status, end_s=None, confidence=None)
-        for status, one in rows("SELECT status, unnest(found) FROM failed")
-    ]
-    return Survey(
-        complete=complete,
-        n_recordings=n_recordings or 0,
-        n_labelled=n_labelled or 0,
-        cells=tuple(Cell(*row) for row in cells),
-        folders=tuple(FolderCount(*row) for row in at_level),
-        n_folders=n_folders,
-        clusters={
-            emotion: FolderCluster(n, of_label, of_both, of_all)
-            for emotion, of_label, of_both, n, of_all in rows(_CLUSTERS)
-            if emotion is not None
-        },
-        times=tuple(rows(times)) if "times" in there else (),
-        drawn=_first(drawn, n_drawn),
-        failed=_first(failed, _N_FAILURES),
-    )
 
 
 def _choose_level(levels: list[tuple[int, int]], n_shown: int) -> tuple[int, int]:
@@ -347,15 +313,3 @@ def _choose_level(levels: list[tuple[int, int]], n_shown: int) -> tuple[int, int
         return deeper
     # Of levels with equally many the first: what is below it adds nothing.
     return next(one for one in levels if one[1] == fitting[-1][1])
-
-
-def _first(found: list[Drawn], n: int) -> tuple[Drawn, ...]:
-    """Return of each label and stratum the rows with the lowest lots."""
-    strata: dict[tuple[str, str], list[Drawn]] = {}
-    for one in found:
-        strata.setdefault((one.emotion or "", one.stratum), []).append(one)
-    return tuple(
-        one
-        for _, some in sorted(strata.items())
-        for one in heapq.nsmallest(n, some, key=lambda one: (one.lot, one.file, one.start_s or 0.0))
-    )

@@ -17,8 +17,7 @@ from support.commands import ROOT
 from support.review_tables import figures_of
 
 from benchmarks.generated import write_label_table
-from emotion_batch.analysis.page.document import locate_beside, render
-from emotion_batch.analysis.page.markup import Html, join, tag
+from emotion_batch.analysis.report import locate_beside, open_templates, render
 from emotion_batch.analysis.scan import Drawn
 from emotion_batch.analysis.statistics import Figures, show_duration, show_roughly, show_share
 from emotion_batch.inference.bundle import find_model, open_bundle, read_reliability
@@ -27,7 +26,7 @@ from emotion_batch.tables.status import RunFigures
 MADE_AT = datetime(2026, 11, 24, 7, tzinfo=UTC)
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&amp;\n\u202egpj.\u2028\x1b[31m\x00.wav"
 SHOWN = "\"><script>alert(1)</script><img src=x onerror=alert(1)>'&amp;\\n\\u202egpj.\\u2028\\x1b[31m\\x00.wav"
-CSS = (ROOT / "emotion_batch" / "analysis" / "page" / "page.css").read_text()
+CSS = (ROOT / "emotion_batch" / "analysis" / "templates" / "page.css").read_text()
 
 
 class Elements(HTMLParser):
@@ -55,7 +54,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Figures:
 
 def test_text_is_no_markup() -> None:
     """Whatever is no markup already is shown as it is written, in content and in attributes."""
-    made = Elements(join([tag("p", HOSTILE, title=HOSTILE), HOSTILE, tag("b", Html("<i>x</i>"))]))
+    template = open_templates().from_string(
+        '<p title="{{ text }}">{{ text }}</p>{{ text }}<b>{{ "<i>x</i>"|safe }}</b>'
+    )
+    made = Elements(template.render(text=HOSTILE))
     assert [name for name, _ in made.tags] == ["p", "b", "i"]
     assert made.tags[0][1] == {"title": SHOWN}
     assert made.words[:2] == [SHOWN, SHOWN]

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.commands import running
+from support.review_tables import write_table
 from support.servers import SECRET_KEY, Bucket
 
 import emotion_batch
@@ -23,6 +25,8 @@ from emotion_batch.analysis.query import EXAMPLES
 from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
 from emotion_batch.progress import Watcher
+from emotion_batch.settings import Segments, SequenceSettings
+from emotion_batch.tables.schema import FEATURES, TableInfo
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,24 @@ def test_labels_are_joined_with_their_features(labels: Path, features: Path) -> 
     assert (joined.num_rows, set(joined["n"].to_pylist())) == (84, {40})
     with pytest.raises(UsageError, match="example mix: expected a label table, got the feature table"):
         emotion_batch.query(features, example="mix")
+
+
+def test_features_of_half_precision_are_numbers(tmp_path: Path) -> None:
+    """Lists of half floats are lists of floats in a query, from a table of the recipe that keeps them so."""
+    info = TableInfo(FEATURES, "/archive", SequenceSettings(), Segments())
+    n_bands = info.schema.field("logmel").type.value_type.list_size
+    frames = {"logmel": [[0.5] * n_bands] * 3, "f0_hz": [100.0] * 3, "voicing": [1.0, 0.25, 0.0]}
+    rows = [
+        {"start_s": 0.0, "end_s": 3.0, "status": "ok", **frames},
+        {"start_s": 0.0, "status": "empty", "error": "no bytes"},
+    ]
+    columns = {name: [row.get(name) for row in rows] for name in info.schema.names}
+    table = pa.table({**columns, "file": ["a.wav", "b.wav"]}, schema=info.schema)
+    write_table(tmp_path / "table", ["a.wav", "b.wav"], info, rows=table)
+    sql = "SELECT file, list_sum(logmel[1]) AS sum, voicing FROM features WHERE logmel IS NOT NULL"
+    assert emotion_batch.query(tmp_path / "table", sql).to_pylist() == [
+        {"file": "a.wav", "sum": n_bands / 2, "voicing": [1.0, 0.25, 0.0]}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +154,19 @@ def test_damage_within_a_part_is_said(made: Path, tmp_path: Path) -> None:
     part.write_bytes(data)
     with pytest.raises(IncompleteError, match=r"expected its parts as they were written, got .* names what is damaged"):
         emotion_batch.query(tmp_path / "table", "SELECT max(file) FROM labels")
+    # A single bit, which nothing but the page's checksum tells of.
+    part.write_bytes(flipped(made / part.name, "file"))
+    with pytest.raises(IncompleteError, match=r"got part-000001.parquet with .*checksum.* names what is damaged"):
+        emotion_batch.query(tmp_path / "table", "SELECT max(file) FROM labels")
+
+
+def flipped(part: Path, column: str) -> bytes:
+    """Return a part in which one bit of a column's values is the other one."""
+    group = pq.read_metadata(part).row_group(0)
+    [chunk] = [one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == column]
+    data = bytearray(part.read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    return bytes(data)
 
 
 def test_formats(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,7 @@ from support.recordings import write_odd_archive
 import emotion_batch
 from benchmarks.browser import Tab, find_chromium, opened_tab
 from benchmarks.generated import write_label_table
-from emotion_batch.analysis.page.document import MARK
-from emotion_batch.analysis.report import Report
+from emotion_batch.analysis.report import MARK, Report
 from emotion_batch.errors import StorageError, UsageError
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "new\nline \"quoted\" 'x'", "evil\u202egnp", "#hash?query=1&a")

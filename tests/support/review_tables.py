@@ -97,9 +97,15 @@ def rows_of(files: Sequence[str], *, seed: int = 0, starts: Sequence[float] | No
 
 
 def write_table(
-    folder: Path, files: Sequence[str], info: TableInfo = INFO, *, n_windows: int = 1, seed: int = 0
+    folder: Path,
+    files: Sequence[str],
+    info: TableInfo = INFO,
+    *,
+    n_windows: int = 1,
+    seed: int = 0,
+    rows: pa.Table | None = None,
 ) -> Folder:
-    """Write a label table of recordings, whole, as a run leaves it."""
+    """Write a table of recordings, whole, as a run leaves it: of labels, or of one shard's `rows`."""
     place = Folder.of(folder)
     place.make()
     create_info(place, info)
@@ -112,7 +118,8 @@ def write_table(
         (batch,) = manifest.entries([shard])
         mine = [name for name in batch["file"].to_pylist() for _ in range(n_windows)]
         starts = [float(at) for _ in range(batch.num_rows) for at in range(n_windows)] if n_windows > 1 else None
-        publish_part(place, info, shard, entry.digest, rows_of(mine, seed=seed + shard, starts=starts))
+        made = rows_of(mine, seed=seed + shard, starts=starts) if rows is None else rows
+        publish_part(place, info, shard, entry.digest, made)
     return place
 
 

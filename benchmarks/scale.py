@@ -33,7 +33,7 @@ from emotion_batch import usage
 from emotion_batch.errors import Status
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.driver import Run
-from emotion_batch.run.means import Means, Needs
+from emotion_batch.run.scheduler import Means, Needs
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import Listing, list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA, compact

@@ -18,9 +18,8 @@ from emotion_batch.inference.bundle import Bundle, check_features, find_copy_dam
 from emotion_batch.inference.predict import load_predictor
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import Run
-from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Summary
-from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.scheduler import Means, Needs, Scheduler
 from emotion_batch.run.submit import cancel_runs
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings

@@ -30,9 +30,8 @@ from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run import shards as shards_module
 from emotion_batch.run.canary import Canary
-from emotion_batch.run.means import Means, Needs
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
-from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.scheduler import Means, Needs, Scheduler
 from emotion_batch.run.shards import count_first, find_done, find_places, find_relisted, has_damage, order_shards
 from emotion_batch.run.submit import Submission, SubmissionWatch
 from emotion_batch.storage.archive import Listing

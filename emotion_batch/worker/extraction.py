@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Extraction:
         Statuses whose recordings are done again though they did not change.
     witnesses
         Some recordings that could be read when the run began: if none can any more, the archive is gone.
+    longest_s
+        Seconds after which a recording is left with the rows that it has; for a sample.
     """
 
     table: Folder
@@ -52,6 +55,7 @@ class Extraction:
     limits: Limits = field(default_factory=Limits)
     again: frozenset[Status] = frozenset()
     witnesses: tuple[Entry, ...] = ()
+    longest_s: float = math.inf
 
     def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
         """Extract one shard's recordings and publish its part."""
@@ -89,7 +93,9 @@ class Extraction:
             )
         else:
             with watched(self.limits.deadline_s) as beat:
-                made = recordings.extract_rows(entries, self.archive, settings, segments, beat, self._check_archive)
+                made = recordings.extract_rows(
+                    entries, self.archive, settings, segments, beat, self._check_archive, self.longest_s
+                )
         if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
             self._check_archive(None)
         return made

@@ -11,7 +11,7 @@ from emotion_batch.errors import CanaryError
 from emotion_batch.progress import Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.driver import Run
-from emotion_batch.run.means import Means
+from emotion_batch.run.scheduler import Means
 from emotion_batch.run.shards import order_shards
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings

@@ -1,7 +1,7 @@
 """Plan a run without writing anything: what it would do, and how long it would take.
 
-Each thread does real shards of recordings of all kinds and sizes for some seconds (`worker.trial`). The time of all follows from their costs
-by kind and size (the separate ratio estimate of Cochran, Sampling Techniques, 1977, 6.10), the range from how much these shards differ.
+Each thread does real shards of all kinds and sizes for some seconds (`worker.trial`). What all takes follows from their costs by kind
+and size (the separate ratio estimate of Cochran, Sampling Techniques, 1977, 6.10), the range from how much these shards differ.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ class _Work:
             )
             for stratum in range(n_first):
                 mine = mixed[self.strata[mixed] == stratum]
-                # By the share of the stratum's cost that is done after each. But first each thread has one of it, and then another.
+                # By the share of the stratum's cost that is done after each; but at first each thread has two of it.
                 nth, done = np.arange(len(mine)) // n_threads, np.cumsum(self.costs[mine]) / self.costs[mine].sum()
                 ranks[mine] = np.where(nth < 2, nth - 2, done)
             order = np.lexsort((self.strata, ranks))[:_MOST_SAMPLED]
@@ -391,7 +391,7 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
 
 @dataclass(frozen=True)
 class Outlook:
-    """How long shards take: likely seconds of each in the order of a run, by what all may be multiplied, and the rest of a run."""
+    """Likely seconds of shards in the order of a run, by what all may be multiplied, and the seconds of a run besides them."""
 
     shards_s: Floats
     low: float

@@ -226,7 +226,7 @@ def find_left(
     watcher: Watcher,
 ) -> Left:
     """Return what is left to do of an archive, of a feature table, or of the table that is to go on."""
-    options, listed = place.options, None
+    options, listed, base = place.options, None, None
     goes_on = None if table is None else Folder.of(table, options)
     notes: tuple[str, ...] = ()
     with explained(f"archive {place.url}"):
@@ -247,7 +247,7 @@ def find_left(
             raise UsageError("settings: expected none beside a model, which has its own, got some")
         if features is None:
             listing = list_recordings(place.url, options=options, suffixes=suffixes, on_listed=watcher.on_listed)
-            listed = listing.entries
+            listed, base = listing.entries, listing.folder
             if listing.left_out:
                 kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
                 notes = (f"{sum(listing.left_out.values()):,} files are no recordings by their suffix ({kinds})",)
@@ -271,12 +271,10 @@ def find_left(
     with explained(f"table {(begun or origin).url}"):
         done = {} if begun is None else parts.complete_shards(begun, info, known)
         updated: dict[int, pa.Table] = {}
-        if listed is not None:
-            updated = (
-                dict(enumerate(cut(listed, info.segments)))
-                if manifest is None
-                else manifest.preview(listed, info.segments)
-            )
+        if listed is not None and manifest is None:
+            updated = dict(enumerate(cut(listed, info.segments)))
+        elif listed is not None and manifest is not None:
+            updated = manifest.preview(listed, info.segments)
         wanted = [shard for shard in known if shard not in done or shard in updated]
         entries = {} if manifest is None else dict(zip(wanted, manifest.entries(wanted), strict=True))
     shards = {shard: pa.Table.from_batches([one]) for shard, one in entries.items()}
@@ -289,7 +287,7 @@ def find_left(
     order = order_shards(costs)
     return Left(
         info,
-        find_base(info.source, options) if features is None else FeatureTable(origin, features),
+        (base or find_base(info.source, options)) if features is None else FeatureTable(origin, features),
         bundle,
         goes_on,
         {shard: shards[shard] for shard in order},

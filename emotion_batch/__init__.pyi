@@ -17,7 +17,7 @@ from .errors import Status as Status
 from .example.demo import demo as demo
 from .progress import Progress as Progress
 from .progress import Watcher as Watcher
-from .run.planning.plan import plan as plan
+from .run.plan import plan as plan
 from .run.record import Summary as Summary
 from .run.run_options import RunOptions as RunOptions
 from .run.scheduler import Scheduler as Scheduler

@@ -70,10 +70,10 @@ class Spent:
 
 
 @contextmanager
-def metered() -> Iterator[Spent]:
-    """Give this thread an account of its own for the block."""
+def metered(spent: Spent | None = None) -> Iterator[Spent]:
+    """Give this thread an account of its own for the block: a new one by default."""
     before = current()
-    _local.spent = spent = Spent()
+    _local.spent = spent = spent or Spent()
     try:
         yield spent
     finally:

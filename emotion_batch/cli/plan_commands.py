@@ -13,7 +13,7 @@ from emotion_batch.cli.option_values import read_feature_settings, read_schedule
 from emotion_batch.cli.results import Grid, Line, Result, Role, format_duration
 
 if TYPE_CHECKING:
-    from emotion_batch.run.planning.plan import Due, Plan
+    from emotion_batch.run.plan import Due, Plan
 
 # Below it, a run's own processes wait for each other.
 _CROWDED = 0.1
@@ -104,7 +104,7 @@ def _clock(time_s: float) -> str:
 
 def run_plan(options: argparse.Namespace, said: Said) -> int:
     """Run `emotion-batch plan` and return its exit code."""
-    from emotion_batch.run.planning import plan
+    from emotion_batch.run import plan
     from emotion_batch.storage.archive import SUFFIXES
 
     found = plan.plan(

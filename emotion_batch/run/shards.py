@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.errors import DeniedError, Status
+from emotion_batch.errors import DeniedError, Status, UsageError
+from emotion_batch.inference.bundle import Bundle, check_features, find_model, open_copy, require_safe
+from emotion_batch.inference.predict import load_predictor
+from emotion_batch.progress import Watcher
 from emotion_batch.run.canary import RECORDINGS
+from emotion_batch.settings import AnySettings, FeatureSettings, Segments
+from emotion_batch.storage.archive import find_base, list_recordings
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.file_lists import is_list
 from emotion_batch.storage.folder import Folder, explained, is_url
-from emotion_batch.tables import parts
+from emotion_batch.tables import parts, schema
+from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import Footer
 from emotion_batch.tables.repair import mend
 from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.sharding import cut, estimate_costs
+from emotion_batch.tables.table import check_info, find_features, read_info
 from emotion_batch.worker.job import TablePlace
 from emotion_batch.worker.task import Task
 
 # A shard of so many times the usual cost is begun before the others.
 _HEAVY = 4
 # Recordings that tell whether the archive is still there.
-_WITNESSES, WITNESS_TRIES = 3, 20
+_WITNESSES, _WITNESS_TRIES = 3, 20
 
 
 def find_done(
@@ -146,7 +158,7 @@ def choose_witnesses(
     shards = sorted(manifest.shards)
     chosen = [shards[number] for number in spread(len(shards), _WITNESSES)]
     with explained(f"table {table.url}"):
-        batches = [batch.take(spread(batch.num_rows, WITNESS_TRIES)) for batch in manifest.entries(chosen)]
+        batches = [batch.take(spread(batch.num_rows, _WITNESS_TRIES)) for batch in manifest.entries(chosen)]
 
     def find(batch: pa.RecordBatch) -> Iterator[Entry]:
         nonlocal refusal
@@ -173,3 +185,135 @@ def choose_witnesses(
             f"in a list are relative to the folder that the list is in, {archive.url}"
         )
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run would do.
+
+    `shards` has the entries that are left by the number of their shard, in the order in which to begin them, `tasks` those of a
+    feature table, and `table` is the one that was named to go on with.
+    """
+
+    info: TableInfo
+    source: TablePlace | Folder
+    bundle: Bundle | None
+    table: Folder | None
+    shards: Mapping[int, pa.Table]
+    tasks: Sequence[Task]
+    n_recordings: int
+    n_parts: int
+    notes: tuple[str, ...]
+
+
+def find_left(
+    place: Folder,
+    table: str | os.PathLike[str] | None,
+    model: str | os.PathLike[str] | None,
+    settings: AnySettings | None,
+    segments: Segments | None,
+    suffixes: Iterable[str],
+    watcher: Watcher,
+) -> Left:
+    """Return what is left to do of an archive, of a feature table, or of the table that is to go on."""
+    options, listed, base = place.options, None, None
+    goes_on = None if table is None else Folder.of(table, options)
+    notes: tuple[str, ...] = ()
+    with explained(f"archive {place.url}"):
+        there = read_info(place)
+    if there is not None and (model is None or there.kind != schema.FEATURES):
+        for name, value in (("table", table), ("model", model), ("settings", settings), ("segments", segments)):
+            if value is not None:
+                raise UsageError(
+                    f"{name}: expected an archive with it, got the table {place.url}, which says that itself"
+                )
+        info, goes_on, origin = there, place, Folder.of(there.source, options)
+        bundle = None if info.kind == schema.FEATURES else open_copy(place)
+        features = None if bundle is None else find_features(origin)
+    else:
+        origin, features = place, there
+        bundle = _find_bundle(model, goes_on, options)
+        if bundle is not None and settings is not None:
+            raise UsageError("settings: expected none beside a model, which has its own, got some")
+        if features is None:
+            listing = list_recordings(place.url, options=options, suffixes=suffixes, on_listed=watcher.on_listed)
+            listed, base = listing.entries, listing.folder
+            if listing.left_out:
+                kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
+                notes = (f"{sum(listing.left_out.values()):,} files are no recordings by their suffix ({kinds})",)
+        elif segments is not None:
+            raise UsageError(f"segments: expected an archive with them, got the feature table {place.url}")
+        elif bundle is not None:
+            check_features(features, place, bundle)
+            segments = features.segments
+        if bundle is None:
+            settings = settings or FeatureSettings()
+            info = TableInfo(schema.FEATURES, place.url, settings, segments or settings.segments)
+        else:
+            card, segments = bundle.card, segments or bundle.card.segments
+            info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
+    begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
+    manifest = read_manifest(begun, info) if begun is not None and features is None else None
+    if features is not None:
+        manifest = read_manifest(origin, features)
+        parts.require_complete(origin, features, manifest.shards)
+    known = {} if manifest is None else manifest.shards
+    with explained(f"table {(begun or origin).url}"):
+        done = {} if begun is None else parts.complete_shards(begun, info, known)
+        updated: dict[int, pa.Table] = {}
+        if listed is not None and manifest is None:
+            updated = dict(enumerate(cut(listed, info.segments)))
+        elif listed is not None and manifest is not None:
+            updated = manifest.preview(listed, info.segments)
+        wanted = [shard for shard in known if shard not in done or shard in updated]
+        entries = {} if manifest is None else dict(zip(wanted, manifest.entries(wanted), strict=True))
+    shards = {shard: pa.Table.from_batches([one]) for shard, one in entries.items()}
+    for shard, newest in updated.items():
+        # A part that is there keeps what did not change.
+        shards[shard] = _find_changed(newest, entries[shard]) if shard in done else newest
+    costs = {shard: int(estimate_costs(one, info.segments).sum()) for shard, one in shards.items() if one.num_rows}
+    counts = {shard: one.n_recordings for shard, one in known.items()}
+    counts |= {shard: one.num_rows for shard, one in updated.items()}
+    order = order_shards(costs)
+    return Left(
+        info,
+        (base or find_base(info.source, options)) if features is None else TablePlace(origin, features),
+        bundle,
+        goes_on,
+        {shard: shards[shard] for shard in order},
+        [] if features is None else [Task(shard, known[shard]) for shard in order],
+        sum(counts.values()),
+        len(counts),
+        notes,
+    )
+
+
+def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
+    """Return a recording that can be read here, if there is one among the first of some."""
+    for entry in (Entry(**row) for row in entries.slice(0, _WITNESS_TRIES).to_pylist()):
+        with suppress(Exception):
+            peek(archive, entry)
+            return entry
+    return None
+
+
+def _find_bundle(
+    model: str | os.PathLike[str] | None, table: Folder | None, options: Mapping[str, Any] | None
+) -> Bundle | None:
+    """Return the model that was named, or that of the table that is to go on, once it could be loaded."""
+    bundle = None
+    if model is not None:
+        bundle = require_safe(find_model(model, options))
+    elif table is not None:
+        with explained(f"table {table.url}"):
+            begun = read_info(table)
+        bundle = open_copy(table) if begun is not None and begun.kind == schema.LABELS else None
+    if bundle is not None:
+        load_predictor(bundle)
+    return bundle
+
+
+def _find_changed(newest: pa.Table, before: pa.RecordBatch) -> pa.Table:
+    """Return the entries that are not as they were."""
+    known = {tuple(row.values()) for row in before.to_pylist()}
+    return newest.filter(pa.array([tuple(row.values()) not in known for row in newest.to_pylist()]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ class Job:
         Statuses whose recordings are done again although they did not change.
     witnesses
         Some recordings that could be read when the run began: if none can any more, the archive is gone.
+    longest_s
+        Seconds after which a recording is left with the rows that it has; for a sample.
     """
 
     features: TablePlace | None = None
@@ -67,6 +70,7 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     again: frozenset[Status] = frozenset()
     witnesses: tuple[Entry, ...] = ()
+    longest_s: float = math.inf
 
     @property
     def outputs(self) -> tuple[TablePlace, ...]:
@@ -121,7 +125,9 @@ class Job:
             made = isolation.extract_isolated(entries, archive, settings, segments, self.limits, self._check_archive)
         else:
             with watched(self.limits.deadline_s) as beat:
-                made = recordings.extract_rows(entries, archive, settings, segments, beat, self._check_archive)
+                made = recordings.extract_rows(
+                    entries, archive, settings, segments, beat, self._check_archive, self.longest_s
+                )
         if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
             self._check_archive(None)
         return made

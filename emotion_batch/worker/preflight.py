@@ -52,7 +52,7 @@ class Probe:
     Attributes
     ----------
     table
-        Folder that the driver wrote `nonce_name` into.
+        Folder that the driver wrote `nonce_name` into; None if nothing may be written.
     nonce_name, nonce
         A file that only this table's storage has, and its content.
     archive
@@ -67,7 +67,7 @@ class Probe:
         What the driver has.
     """
 
-    table: Folder
+    table: Folder | None
     nonce_name: str
     nonce: bytes
     archive: Folder | None
@@ -81,12 +81,13 @@ class Probe:
         lack = find_other_version(self.versions)
         if lack is not None:
             return lack
-        try:
-            same = self.table.read(self.nonce_name) == self.nonce
-        except OSError as error:
-            return f"expected to read the table {self.table.url}, got {_refusal_of(error)}; it must be the same place on every machine"
-        if not same:
-            return f"expected the table {self.table.url} of the driver, got another; it must be the same place on every machine"
+        if self.table is not None:
+            try:
+                same = self.table.read(self.nonce_name) == self.nonce
+            except OSError as error:
+                return f"expected to read the table {self.table.url}, got {_refusal_of(error)}; it must be the same place on every machine"
+            if not same:
+                return f"expected the table {self.table.url} of the driver, got another; it must be the same place on every machine"
         if self.archive is not None and self.recording is not None:
             try:
                 peek(self.archive, self.recording)

@@ -9,7 +9,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +47,7 @@ def extract_rows(
     segments: Segments,
     on_row: Callable[[], None] = lambda: None,
     on_failure: Callable[[StorageError], None] | None = None,
-    most_rows: int | None = None,
+    longest_s: float = math.inf,
 ) -> pa.Table:
     """Return a row for each segment of each recording, in the order of `entries`.
 
@@ -65,8 +64,8 @@ def extract_rows(
     on_failure
         Takes what the place of a recording raised; raises it if it was not the recording's own fault, for which it gets a
         row. By default it never is.
-    most_rows
-        Rows after which a recording is left for the next one; by default it is read through.
+    longest_s
+        Seconds after which a recording is left for the next one, with the rows that it has; by default it is read through.
 
     Returns
     -------
@@ -87,9 +86,11 @@ def extract_rows(
                     # Together, for what fails on its way is done anew from its beginning.
                     found = []
                     try:
-                        for row in islice(extract_recording(entry, archive, take, settings, segments), most_rows):
+                        for row in extract_recording(entry, archive, take, settings, segments):
                             found.append(row)
                             on_row()
+                            if time.perf_counter() - began > longest_s:
+                                break
                         break
                     except StorageError as error:
                         if on_failure is None:

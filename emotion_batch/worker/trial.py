@@ -1,119 +1,62 @@
-"""Time a sample on a worker, for `run.planning`: real shards of a few recordings, in a private table. It knows nothing of Dask.
-
-A long recording in windows is left after some of them. The private table is deleted at the end of the block that made it.
-"""
+"""Time a sample of a run's work on a worker, for `run.plan`: real recordings, in shards, of which nothing is kept."""
 
 from __future__ import annotations
 
 import math
 import os
-import platform
 import resource
 import shutil
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from emotion_batch import usage
 from emotion_batch.errors import Status
-from emotion_batch.inference.bundle import CARD, EXECUTABLE, Bundle, read_checked
-from emotion_batch.settings import Segments
-from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry, peek
+from emotion_batch.inference.bundle import CARD, Bundle
+from emotion_batch.inference.predict import label_rows, load_predictor
+from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import parts
-from emotion_batch.tables.attempts import Attempt
-from emotion_batch.tables.manifest import Manifest
+from emotion_batch.tables import attempts, parts
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.tables.shard_entries import ShardEntry
-from emotion_batch.tables.table import create_info
-from emotion_batch.worker import preflight, recordings
+from emotion_batch.worker import process
+from emotion_batch.worker.isolation import KILLING
 from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.task import Task
-from emotion_batch.worker.watchdog import watched
 
-_MODEL = "model"
+# The largest shares of the sample's time for one of its shards, and for a recording, which is left then.
+_SHARD, _RECORDING = 1 / 4, 1 / 16
+
+
+class Share(NamedTuple):
+    """What one thread does of the sample, as far as it gets: recordings, or shards of a feature table.
+
+    The first `n_first` are done twice, because what a thread imports, loads and compiles at first belongs to no recording.
+    """
+
+    number: int
+    things: tuple[Entry, ...] | tuple[Task, ...]
+    n_first: int
 
 
 class Taken(NamedTuple):
-    """What one recording took.
-
-    Attributes
-    ----------
-    seconds
-        Of what was done of it.
-    n_rows
-        Rows that were made of it.
-    share
-        How much of it that was: 1 for the whole.
-    duration_s
-        Of the whole recording; None where it does not say, or cannot be read.
-    status
-        Of the first of its rows that is not ``ok``.
-    """
+    """What one recording took: `share` of it was done, `duration_s` is that of the whole, NaN if it is unknown."""
 
     seconds: float
     n_rows: int
     share: float
-    duration_s: float | None
+    duration_s: float
     status: str
 
 
-@dataclass(frozen=True)
-class Block:
-    """A stretch of the sample: some recordings, or a shard of a feature table.
+class Timed(NamedTuple):
+    """What a shard of the sample took. In `waited_s` other processes had the cores; `memory_bytes` is the process's peak."""
 
-    Attributes
-    ----------
-    number
-        No other block of the sample has it.
-    entries
-        The recordings; none if it is a shard.
-    most_rows
-        Of a recording.
-    shard
-        Number and entry of the shard; None for recordings.
-    """
-
-    number: int
-    entries: tuple[Entry, ...] = ()
-    most_rows: int = 0
-    shard: tuple[int, ShardEntry] | None = None
-
-
-@dataclass(frozen=True)
-class Timed:
-    """What a block took.
-
-    Attributes
-    ----------
-    worker
-        Machine, process and thread that did it.
-    began, ended
-        When, of that machine's `time.monotonic`: between two blocks of a thread lies what handing them out costs.
-    waited_s
-        Seconds in which other processes had the cores.
-    elapsed_s
-        Seconds of its shard, of which those of recordings are a part.
-    part_bytes
-        Of its part.
-    row_bytes
-        Of its rows in memory.
-    memory_bytes
-        The most that the process has had so far.
-    taken
-        What each recording took, in the order of the block.
-    """
-
-    worker: str
-    began: float
-    ended: float
-    waited_s: float
     elapsed_s: float
+    waited_s: float
     part_bytes: int
     row_bytes: int
     memory_bytes: int
@@ -122,215 +65,117 @@ class Timed:
 
 @dataclass(frozen=True)
 class Trial:
-    """Does blocks of the sample; travels to workers.
+    """Does shares of a sample; travels to workers.
 
     Attributes
     ----------
     root
-        Folder that the sample is worked in, on each machine; `remove` takes it away.
+        Folder on each machine for the model and for notes of what was begun; `remove` deletes it.
     info
-        What the table is that would be made.
+        The table that the run would make.
     source
         The feature table that is labelled, or the archive.
-    card
-        Of the model, with its folder here; None for an extraction.
-    files
-        What it executes, for a worker that does not see that folder.
+    witness
+        A recording of the archive that could be read: while it can, a recording that cannot is counted as such.
+    card, files
+        The model, and those of its files that a worker needs; None for an extraction.
+    sample_s
+        About how many seconds a share takes.
+    n_most
+        The most things that make a shard.
     """
 
     root: str
     info: TableInfo
     source: TablePlace | Folder
-    card: Bundle | None = None
-    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    witness: Entry | None
+    card: Bundle | None
+    files: Mapping[str, bytes] = field(repr=False)
+    sample_s: float
+    n_most: int
 
-    @classmethod
-    def of(cls, name: str, info: TableInfo, source: TablePlace | Folder, bundle: Bundle | None) -> Trial:
-        """Return the trial of a run, called `name` as no other one is."""
-        root = os.path.join(tempfile.gettempdir(), f"emotion-batch-plan-{name}")
-        files = {} if bundle is None else {EXECUTABLE: read_checked(bundle, EXECUTABLE)}
-        return cls(root, info, source, bundle, files)
-
-    def __call__(self, block: Block) -> Timed:
-        """Do a block and return what it took."""
-        began = time.monotonic()
-        # Nobody else's: parts hold the names of recordings.
+    def __call__(self, share: Share) -> tuple[float, tuple[Timed, ...]]:
+        """Return the seconds of a thread's start, and its shards, each at most twice as large as the one before."""
+        process.settle()
+        notes = Folder.of(os.path.join(self.root, str(share.number)))
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        # By its number, so that a recording that killed its process is known to have done so at the next attempt.
-        table = Folder.of(os.path.join(self.root, f"{block.number:06d}"))
-        create_info(table, self.info)
-        try:
-            bundle = None if self.card is None else self._keep_model(self.card)
-            waited_s = _waited_s()
-            if block.shard is not None:
-                done = self._label_shard(table, bundle, block.shard)
+        notes.folder(attempts.FOLDER).make()
+        start, n_next = 0, share.n_first
+        cold = first = self._do(notes, share, 0, n_next)
+        if not any(one.status in KILLING for one in cold.taken):
+            first = self._do(notes, share, 0, n_next)
+        done = [first]
+        while (start := start + n_next) < len(share.things):
+            each_s = sum(one.elapsed_s for one in done) / start
+            left_s = min(_SHARD * self.sample_s, self.sample_s - each_s * start)
+            n_next = min(2 * n_next, self.n_most, int(left_s / each_s))
+            if n_next < 1:
+                break
+            done.append(self._do(notes, share, start, n_next))
+        return max(0.0, cold.elapsed_s - first.elapsed_s), tuple(done)
+
+    def _do(self, notes: Folder, share: Share, start: int, n_things: int) -> Timed:
+        bundle = None if self.card is None else self._keep_model(self.card)
+        sizes: list[int] = []
+        clock = _Clock()
+        waited_s, began = _waited_s(), time.perf_counter()
+        # If a recording kills the process, the next attempt at these finds the note, and decodes in a child process.
+        with usage.metered(clock), attempts.noted(notes, start, "plan") as attempt:
+            things = share.things[start : start + n_things]
+            if isinstance(self.source, TablePlace):
+                made = pa.concat_tables(self._read(self.source, Task(*task)) for task in things)
             else:
-                done = self._do_recordings(table, bundle, block)
-            waited_s = _waited_s() - waited_s
-        finally:
-            shutil.rmtree(table.url, ignore_errors=True)
-        return Timed(_name_thread(), began, time.monotonic(), waited_s, *done)
+                witnesses = () if self.witness is None else (self.witness,)
+                longest_s = _RECORDING * self.sample_s
+                place = TablePlace(notes, self.info)
+                job = Job(features=place, archive=self.source, witnesses=witnesses, longest_s=longest_s)
+                rows = [dict(zip(ENTRY_SCHEMA.names, entry, strict=True)) for entry in things]
+                made = job.extract(pa.RecordBatch.from_pylist(rows, ENTRY_SCHEMA), attempt)
+            found = made if bundle is None else label_rows(made, load_predictor(bundle))
+            parts.publish_part(notes, self.info, start, "", found, lambda name, data: sizes.append(len(data)))
+        elapsed_s, waited_s = time.perf_counter() - began, _waited_s() - waited_s
+        return Timed(elapsed_s, waited_s, sizes[0], found.nbytes, _peak_bytes(), tuple(self._by_recording(made, clock)))
 
-    def _do_recordings(
-        self, table: Folder, bundle: Bundle | None, block: Block
-    ) -> tuple[float, int, int, int, tuple[Taken, ...]]:
-        assert isinstance(self.source, Folder)  # noqa: S101 a block of recordings is an archive's
-        manifest = Manifest(table)
-        columns = list(zip(*block.entries, strict=True))
-        arrays = [pa.array(column, one.type) for column, one in zip(columns, ENTRY_SCHEMA, strict=True)]
-        # One shard, as large as the sample allows.
-        manifest.freeze({0: pa.Table.from_arrays(arrays, schema=ENTRY_SCHEMA)}, self.info.segments)
-        here = TablePlace(table, self.info)
-        job = _Partly(
-            features=here if bundle is None else None,
-            labels=None if bundle is None else here,
-            archive=self.source,
-            bundle=bundle,
-            most_rows=block.most_rows,
-        )
-        receipt = job.do_shard(Task(0, manifest.shards[0]), "plan")
-        predict_s = receipt.spent.stages_s.get("predict", 0.0)
-        made, ticks = job.noted[-1]
-        n_rows = max(1, made.num_rows)
-        taken = tuple(
-            one._replace(seconds=one.seconds + predict_s * one.n_rows / n_rows)
-            for one in _by_recording(made, ticks, self.info.segments)
-        )
-        return receipt.elapsed_s, *_sizes(table, 0), taken
-
-    def _label_shard(
-        self, table: Folder, bundle: Bundle | None, shard: tuple[int, ShardEntry]
-    ) -> tuple[float, int, int, int, tuple[Taken, ...]]:
-        assert isinstance(self.source, TablePlace)  # noqa: S101 only it has shards
-        assert bundle is not None  # noqa: S101 and features are only labelled
-        number, entry = shard
-        receipt = Job(labels=TablePlace(table, self.info), source=self.source, bundle=bundle).do_shard(
-            Task(number, entry), "plan"
-        )
-        # As long as it is of many rows, it is theirs.
-        seconds = sum(receipt.spent.stages_s.get(stage, 0.0) for stage in ("read", "predict"))
-        made = parts.require_part(self.source.table, self.source.info, number, ["file", "status", "duration_s"])
-        found = list(_by_recording(made, [], self.info.segments))
-        n_rows = max(1, made.num_rows)
-        taken = tuple(one._replace(seconds=seconds * one.n_rows / n_rows) for one in found)
-        return receipt.elapsed_s, *_sizes(table, number), taken
+    def _read(self, source: TablePlace, task: Task) -> pa.Table:
+        return parts.require_part(source.table, source.info, task.shard, newest=task.entry)
 
     def _keep_model(self, bundle: Bundle) -> Bundle:
-        """Return this machine's copy of the model, as a run's workers load the table's."""
-        folder = Folder.of(os.path.join(self.root, _MODEL))
+        """Return this machine's copy of the model, because a worker may not see the driver's."""
+        folder = Folder.of(os.path.join(self.root, "model"))
         if not folder.exists(CARD):
             folder.make()
-            for name, data in self.files.items():
+            # The card last, because it says that the others are there.
+            for name, data in {**self.files, CARD: bundle.card.to_json()}.items():
                 folder.publish(name, data, is_durable=False)
-            folder.publish(CARD, bundle.card.to_json(), is_durable=False)
         return Bundle(folder, bundle.card)
 
+    def _by_recording(self, rows: pa.Table, clock: _Clock) -> Iterator[Taken]:
+        """Yield what each recording of some rows took; its status is that of its first row that is not ``ok``."""
+        hop_s = self.info.segments.hop_s
+        columns = zip(*(rows[name].to_pylist() for name in ("file", "status", "duration_s")), strict=True)
+        for file, group in groupby(columns, key=lambda row: str(row[0])):
+            _, statuses, (duration_s, *_) = zip(*group, strict=True)
+            n_rows, status = len(statuses), next((one for one in statuses if one != Status.OK), str(Status.OK))
+            n_whole = n_rows
+            if hop_s is not None and duration_s is not None and status == Status.OK:
+                # There is a window for each start inside the recording.
+                n_whole = max(n_rows, math.ceil(round(duration_s / hop_s, 9)))
+            seconds = clock.each_s.get(file, 0.0)
+            yield Taken(seconds, n_rows, n_rows / n_whole, math.nan if duration_s is None else duration_s, status)
+
     def remove(self) -> None:
-        """Take away what the sample has left on this machine."""
+        """Delete what the sample has left on this machine."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Fitness:
-    """Tries on a worker what the sample will need; as a run's preflight, but with nothing written for it."""
+@dataclass
+class _Clock(usage.Spent):
+    """An account that has the seconds of each recording."""
 
-    trial: Trial
-    versions: Mapping[str, str]
-    witness: Entry | None
+    each_s: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self) -> str | None:
-        """Return what is lacking here, or None."""
-        lack = preflight.find_other_version(self.versions)
-        if lack is not None:
-            return lack
-        if self.witness is not None and isinstance(self.trial.source, Folder):
-            try:
-                peek(self.trial.source, self.witness)
-            except OSError as error:
-                return (
-                    f"expected to read the recording {self.witness.file!r} of the archive {self.trial.source.url}, got "
-                    f"{error.strerror or type(error).__name__}; the archive must be at the same place on every machine"
-                )
-        return None
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Takes away on a worker's machine what a trial has left there."""
-
-    trial: Trial
-
-    def __call__(self) -> None:
-        """Do it."""
-        self.trial.remove()
-
-
-@dataclass(frozen=True)
-class _Partly(Job):
-    """An extraction that leaves a recording after some rows, and notes when each row was there."""
-
-    most_rows: int = 0
-    noted: list[tuple[pa.Table, list[float]]] = field(default_factory=list, compare=False)
-
-    def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
-        assert self.archive is not None  # noqa: S101 a sample of recordings has one
-        ticks = [time.perf_counter()]
-        if attempt.is_repeated:
-            made = super().extract(entries, attempt)
-        else:
-            with watched(self.limits.deadline_s) as beat:
-
-                def on_row() -> None:
-                    beat()
-                    ticks.append(time.perf_counter())
-
-                made = recordings.extract_rows(
-                    entries,
-                    self.archive,
-                    self.info.feature_settings,
-                    self.info.segments,
-                    on_row,
-                    # What fails of a sample is counted, and ends no plan.
-                    lambda error: None,
-                    self.most_rows,
-                )
-        ticks.append(time.perf_counter())
-        self.noted.append((made, ticks))
-        return made
-
-
-def _by_recording(made: pa.Table, ticks: list[float], segments: Segments) -> Iterator[Taken]:
-    """Yield what each recording of some rows took.
-
-    Parameters
-    ----------
-    made
-        The rows, with ``file``, ``status`` and ``duration_s``.
-    ticks
-        When the first was begun, when each was there, and when all were; without those in the middle, rows share alike.
-    segments
-        Of which stretches the rows are.
-    """
-    if len(ticks) == made.num_rows + 2:
-        seconds = [later - earlier for earlier, later in pairwise(ticks[:-1])]
-    else:
-        seconds = [(ticks[-1] - ticks[0]) / made.num_rows if ticks else 0.0] * made.num_rows
-    columns = zip(*(made[name].to_pylist() for name in ("file", "status", "duration_s")), seconds, strict=True)
-    for _, group in groupby(columns, key=lambda row: str(row[0])):
-        found = list(group)
-        statuses = [status for _, status, _, _ in found if status != Status.OK]
-        duration_s = found[0][2]
-        share = 1.0
-        if segments.hop_s is not None and duration_s is not None and not statuses:
-            # Those that start inside the recording.
-            share = len(found) / max(len(found), math.ceil(round(duration_s / segments.hop_s, 9)))
-        yield Taken(sum(row[3] for row in found), len(found), share, duration_s, statuses[0] if statuses else Status.OK)
-
-
-def _sizes(table: Folder, shard: int) -> tuple[int, int, int]:
-    """Return the bytes of a part, of its rows in memory, and the most that this process has had."""
-    part_bytes = os.path.getsize(os.path.join(table.url, parts.part_name(shard)))
-    return part_bytes, parts.read_part(table, shard).nbytes, _peak_bytes()
+    def time(self, file: str, elapsed_s: float) -> None:
+        self.each_s[file] = elapsed_s
 
 
 def _peak_bytes() -> int:
@@ -343,16 +188,12 @@ def _peak_bytes() -> int:
 
 
 def _waited_s() -> float:
-    """Return how long this thread has been ready to run and not run; 0 on a system that does not say.
+    """Return how long this thread has been ready to run and has not run; 0 on a system that does not say.
 
-    The second of https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat, in ns.
+    The second number of https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat, in ns.
     """
     try:
         with open("/proc/thread-self/schedstat") as stream:
             return int(stream.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
-
-
-def _name_thread() -> str:
-    return f"{platform.node()}:{os.getpid()}:{threading.get_ident()}"

@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.commands import run_command
 from support.recordings import tone, write_killers, write_odd_archive
@@ -20,13 +21,17 @@ from support.shell_cluster import ShellCluster
 import emotion_batch
 from benchmarks.plan import compare, write_copies, write_long, write_mix
 from emotion_batch.errors import UsageError
-from emotion_batch.run.planning import forecast
-from emotion_batch.run.planning import plan as plan_module
-from emotion_batch.run.planning.forecast import Outlook
-from emotion_batch.run.planning.plan import Plan, _find_hour, _judge
-from emotion_batch.settings import Segments
+from emotion_batch.run import plan as plan_module
+from emotion_batch.run.plan import Outlook, Plan, _extrapolate, _find_hour, _judge, _Work
+from emotion_batch.run.shards import Left
+from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
+from emotion_batch.storage.entries import ENTRY_SCHEMA
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables import schema
+from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.sharding import cut
+from emotion_batch.worker.trial import Taken, Timed
 
 
 def tree(*folders: Path) -> dict[str, tuple[int, int]]:
@@ -179,8 +184,8 @@ def test_shards_end_as_on_workers_that_take_the_next_one() -> None:
         for seconds in shards_s:
             first = free_s.index(min(free_s))
             free_s[first] += seconds
-        assert forecast.end_of(shards_s, n_workers) == pytest.approx(max(free_s))
-    assert forecast.end_of(np.zeros(0), 3) == 0
+        assert Outlook(shards_s, 0.9, 1.1, 3.0).elapsed_s(n_workers).likely == pytest.approx(3.0 + max(free_s))
+    assert Outlook(np.zeros(0), 0.9, 1.1, 0.0).elapsed_s(3).likely == 0
 
 
 def test_workers_are_counted_for_each_end_of_the_range() -> None:
@@ -216,44 +221,94 @@ def test_an_hour_is_the_next_of_its_name(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tomorrow.at == "2026-10-25T07:00+01:00"
 
 
-def test_a_stratified_sample_holds_the_sum() -> None:
-    """Of a heavy-tailed mix the estimate's margin holds the true sum about as often as it says."""
+def list_entries(sizes: np.ndarray, suffixes: Sequence[str]) -> pa.Table:
+    """Return entries of such sizes and endings, with windows' costs in mind."""
+    files = [f"{number:06d}{suffix}" for number, suffix in enumerate(suffixes)]
+    columns = [files, [None] * len(files), sizes.astype(np.int64), ["1"] * len(files)]
+    return pa.table([pa.array(one, field.type) for one, field in zip(columns, ENTRY_SCHEMA, strict=True)], ENTRY_SCHEMA)
+
+
+def gather(entries: pa.Table) -> _Work:
+    """Return the work of one shard that is left, whose recordings are read in windows."""
+    info = TableInfo(schema.FEATURES, "archive", FeatureSettings(), Segments.windows(3.0))
+    left = Left(info, Folder("archive", {}), None, None, {0: entries}, [], entries.num_rows, 1, ())
+    return _Work.of(left)
+
+
+def time_sample(work: _Work, seconds: np.ndarray, n_each: int, drift: np.ndarray) -> tuple[np.ndarray, list[Timed]]:
+    """Return the numbers of a sample's recordings, and what its shards took on cores that are slower or faster by `drift`."""
+    numbers, shards = [], []
+    for share, mine in work.share_out(2).items():
+        for start in range(0, 4 * n_each, n_each):
+            chosen = mine[start : start + n_each]
+            pace = drift[share.number, start // n_each]
+            # Long recordings are left after half a second.
+            done = np.minimum(1.0, 0.5 / seconds[chosen])
+            taken = tuple(
+                Taken(seconds[one] * part * pace, 1, part, 3.0, "ok") for one, part in zip(chosen, done, strict=True)
+            )
+            elapsed_s = sum(one.seconds for one in taken) + 0.01
+            shards.append(Timed(elapsed_s, 0.0, 10_000, 10_000, 10**8, taken))
+            numbers.append(chosen)
+    return np.concatenate(numbers), shards
+
+
+def test_the_range_of_a_sample_holds_the_sum() -> None:
+    """Of a heavy-tailed mix, on cores whose pace changes, the range holds what all of it takes about as often as it says."""
     generator = np.random.default_rng(0)
-    costs = np.concatenate([generator.uniform(80e3, 120e3, 5_000), generator.uniform(2e8, 6e8, 8)])
-    seconds = costs * 2e-8 * generator.lognormal(0, 0.3, len(costs)) + 0.001
-    strata = forecast.divide(np.ones(len(costs), np.int64), costs, costs)
-    n_held = 0
-    for _ in range(200):
-        totals, errors = [], []
-        for stratum in range(strata.max() + 1):
-            members = np.flatnonzero(strata == stratum)
-            chosen = generator.permutation(members)[:60]
-            ratio = forecast.estimate(seconds[chosen], costs[chosen], len(members))
-            totals.append(ratio.value * costs[members].sum())
-            errors.append(ratio.error)
-        error = forecast.spread(np.array(totals), np.array(errors))
-        n_held += abs(sum(totals) - seconds.sum()) <= 2 * error * sum(totals)
-    assert n_held >= 180
+    sizes = np.concatenate([generator.uniform(80e3, 120e3, 5_000), generator.uniform(2e8, 6e8, 40)])
+    entries = list_entries(sizes, [".wav"] * len(sizes))
+    n_held, widths = 0, []
+    for _ in range(100):
+        order = generator.permutation(len(sizes))
+        seconds = sizes * 2e-8 * generator.lognormal(0, 0.3, len(sizes)) + 0.001
+        work = gather(entries.take(pa.array(order)))
+        drift = generator.normal(1.0, 0.05, (2, 4))
+        _, outlook = _extrapolate(work, *time_sample(work, seconds[order], 100, drift), 1.0)
+        n_held += outlook.work_s.low <= seconds.sum() <= outlook.work_s.high
+        widths.append(outlook.high / outlook.low)
+    assert n_held >= 90
+    assert np.median(widths) < 2
+
+
+def test_each_share_begins_with_all_strata() -> None:
+    """Each thread begins with one of each stratum, no recording is in two shares, and none is missing of a small archive."""
+    sizes = 4.0 ** np.random.default_rng(0).integers(5, 18, 200)
+    work = gather(list_entries(sizes, [".wav", ".mp3"] * 100))
+    for n_threads in (1, 2, 7, 500):
+        shares = work.share_out(n_threads)
+        assert sorted(np.concatenate(list(shares.values()))) == list(range(200))
+        for share, numbers in shares.items():
+            assert [one.file for one in share.things] == work.entries["file"].take(pa.array(numbers)).to_pylist()
+            assert n_threads > 2 or sorted(work.strata[numbers[: share.n_first]]) == list(range(8))
 
 
 def test_few_strata_have_all_recordings() -> None:
     """However many sizes and endings there are, strata are few, and those of most cost stand alone."""
     generator = np.random.default_rng(0)
     sizes = 4.0 ** generator.integers(5, 18, 2_000)
-    kinds = generator.integers(0, 5, 2_000)
-    strata = forecast.divide(kinds, sizes, sizes)
-    assert set(strata) == set(range(8))
-    assert len({(kind, size) for kind, size in zip(kinds[strata == 0], sizes[strata == 0], strict=True)}) == 1
+    suffixes = generator.choice([".wav", ".WAV", ".mp3", ".flac", ".ogg"], 2_000).tolist()
+    work = gather(list_entries(sizes, suffixes))
+    assert set(work.strata) == set(range(8))
+    alone = {(suffixes[one].lower(), sizes[one]) for one in np.flatnonzero(work.strata == 0)}
+    assert len(alone) == 1
 
 
-def test_margins_follow_what_a_sample_shows() -> None:
-    """An even sample leaves little, an uneven one more, a single stretch the most."""
-    even = forecast.margins(0.01, [1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 1.0], [1.0] * 8)
-    uneven = forecast.margins(0.01, [1.0, 1.5, 0.7, 1.0, 1.4, 0.6, 1.2, 1.0], [1.0] * 8)
-    single = forecast.margins(0.01, [1.0], [1.0])
-    crowded = forecast.margins(0.01, [1.0] * 8, [1.0] * 8, crowd=0.5)
-    assert uneven[0] < even[0] < 1 < even[1] < uneven[1] < single[1]
-    assert crowded[0] < even[0] / 2 + 0.1 and crowded[1] > 1.5
+def test_the_range_follows_what_a_sample_shows() -> None:
+    """An even sample leaves little, an uneven one more, a single shard the most; other work on the cores is allowed to end."""
+    entries = list_entries(np.full(1_000, 1e5), [".wav"] * 1_000)
+    work = gather(entries)
+    seconds = np.full(1_000, 0.01)
+
+    def width(drift: np.ndarray, n_shards: int = 8, waited_s: float = 0.0) -> tuple[float, float]:
+        numbers, shards = time_sample(work, seconds, 25, drift)
+        shards = [one._replace(waited_s=waited_s * one.elapsed_s) for one in shards[:n_shards]]
+        _, outlook = _extrapolate(work, numbers[: 25 * n_shards], shards, 1.0)
+        return outlook.low, outlook.high
+
+    even, uneven = np.ones((2, 4)), np.array([[1.0, 1.5, 0.7, 1.0], [1.4, 0.6, 1.2, 1.0]])
+    assert width(uneven)[0] < width(even)[0] < 1 < width(even)[1] < width(uneven)[1] < width(even, n_shards=1)[1]
+    assert width(even, waited_s=0.5)[0] < width(even)[0] / 2 + 0.1 and width(even, waited_s=0.5)[1] > 1.5
 
 
 @pytest.mark.torture

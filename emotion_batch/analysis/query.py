@@ -29,13 +29,12 @@ from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import RemoteFile
 from emotion_batch.storage.retry import persistently
-from emotion_batch.tables import schema
 from emotion_batch.tables.inventory import Inventory, take_inventory
-from emotion_batch.tables.schema import nullable
+from emotion_batch.tables.schema import FEATURES, LABELS, nullable
 from emotion_batch.tables.table import read_info
 
 T = TypeVar("T")
-_SAYS_FEATURES = re.compile(rf"\b{schema.FEATURES}\b", re.IGNORECASE)
+_SAYS_FEATURES = re.compile(rf"\b{FEATURES}\b", re.IGNORECASE)
 # Of a list, in a table for people.
 _MOST_CHARACTERS = 60
 # The end of a part is read with this much: all of most parts of a label table.
@@ -172,7 +171,7 @@ def asked(
         raise UsageError(f"example: expected one of {', '.join(EXAMPLES)}, got {example!r}")
     inventory = take_inventory(Folder.of(table, storage_options))
     kind = inventory.info.kind
-    if example is not None and kind != schema.LABELS:
+    if example is not None and kind != LABELS:
         raise UsageError(
             f"example {example}: expected a label table, got the feature table {inventory.table.url}; "
             "ask it in SQL, as `features`"
@@ -180,9 +179,9 @@ def asked(
     text = EXAMPLES[example][1] if example is not None else str(sql)
     views = {kind: inventory}
     # To look at its parts takes as long as at the table's own.
-    if kind == schema.LABELS and _SAYS_FEATURES.search(text):
+    if kind == LABELS and _SAYS_FEATURES.search(text):
         features = _find_feature_inventory(inventory)
-        views |= {} if features is None else {schema.FEATURES: features}
+        views |= {} if features is None else {FEATURES: features}
     for one in views.values():
         for note in one.notes():
             (watcher or Watcher()).on_note(note)
@@ -230,7 +229,7 @@ def _find_feature_inventory(labels: Inventory) -> Inventory | None:
     place = Folder(info.features or info.source, labels.table.options)
     with explained(f"feature table {place.url}"):
         found = read_info(place)
-    if found is None or found.kind != schema.FEATURES:
+    if found is None or found.kind != FEATURES:
         return None
     return take_inventory(place)
 

@@ -1,10 +1,15 @@
-"""Connect to a Dask scheduler, and turn what Dask raises into one sentence."""
+"""Speak to a Dask cluster: connect to its scheduler, put what Dask raises into one sentence, and watch its workers.
+
+Watched are shards that take much longer than usual, and workers that Dask paused or ended because of their memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,12 +25,29 @@ from distributed.comm.registry import get_backend
 
 from emotion_batch.errors import ClusterError, EmotionBatchError, IncompleteError, find_shortage
 from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.worker import process
 
 _CONNECT_TIMEOUT_S = 10
 LOST = (
     "scheduler: expected it to stay until the work is done, got no answer any more; run the same command again, it goes on from "
     "there"
 )
+POLL_S = 0.05
+# A shard that takes so many times what is usual, and so long, while workers have nothing to do, is begun by one of
+# these too: that it is written twice harms nothing.
+_STRAGGLES = 3.0
+_STRAGGLES_S = 10.0
+_LOOK_S = 2.0
+# A worker of which nothing was heard for so long hangs, or will be given up.
+_SILENT_S = 60.0
+# A worker that Dask has paused for so long while nothing runs on it does not resume by itself; after so long without
+# another way out, a run of such workers alone ends.
+_PAUSED_S, _PAUSED_FOR_GOOD_S = 10.0, 60.0
+# So often each worker is started again while no shard ends: one that is too small even then stays so.
+_MOST_STARTS = 3
+# So often for each thread workers are ended for their memory while no shard ends: what ends one is decoded in a child after.
+_MOST_ENDS = 4
+_WAY_OUT = "start workers with more memory or fewer threads"
 
 
 @contextlib.contextmanager
@@ -117,3 +139,144 @@ def shorten(error: BaseException) -> str:
     """Return an error's class and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+class Stragglers:
+    """Finds shards that are long in coming while workers are idle."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._usual: list[float] = []
+        self._since: dict[Any, float] = {}
+        self._looked = 0.0
+
+    def hear(self, elapsed_s: float) -> None:
+        """Take in how long a shard took."""
+        self._usual.append(elapsed_s)
+
+    def find(self, left: Mapping[Any, Any]) -> list[tuple[Any, list[str]]]:
+        """Return the keys of shards that straggle, each once, with the workers that are idle."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return []
+        self._looked = now
+        try:
+            processing = self._client.processing()
+        except (OSError, TimeoutError):
+            # A scheduler that does not answer is no matter of stragglers.
+            return []
+        idle = [worker for worker, keys in processing.items() if not keys]
+        # Before all are begun, whoever is idle will have others.
+        if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
+            return []
+        limit = max(_STRAGGLES_S, _STRAGGLES * statistics.median(self._usual or [0.0]))
+        late = [key for key in left if now - self._since.setdefault(key, now) > limit]
+        for key in late:
+            self._since[key] = float("inf")
+        idle = heard_of(self._client, idle)[1] if late else []
+        return [(key, idle) for key in late]
+
+
+class MemoryMonitor:
+    """Looks after workers that are short of memory: Dask pauses them, and those do not resume by themselves, or ends them."""
+
+    def __init__(self, client: Client, on_note: Callable[[str], None]) -> None:
+        self._client = client
+        self._on_note = on_note
+        # Since when each is paused and runs nothing.
+        self._since: dict[str, float] = {}
+        self._told: set[str] = set()
+        self._looked = 0.0
+        self._ended = ""
+        self._n_threads = 1
+        # Since a shard ended: paused workers that were started again, and workers that their nannies have ended.
+        self.n_starts = 0
+        self.n_ended = 0
+
+    def hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        """Take in that a nanny has ended its worker, from the client's own thread."""
+        self.n_ended += 1
+        self._ended = f"{event[1]['worker']} at {event[1]['rss'] / 1e6:,.0f} MB"
+        self._tell(
+            "ended", f"worker {self._ended}: its nanny has ended it, because its limit of memory is near; {_WAY_OUT}"
+        )
+
+    def look(self) -> str | None:
+        """Start paused workers again if they have a nanny; return why the work does not go on if there is no way out."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return None
+        self._looked = now
+        workers = self._client.scheduler_info()["workers"]
+        # Some are missing because they are just being started again.
+        self._n_threads = max(self._n_threads, sum(about["nthreads"] for about in workers.values()))
+        if self.n_ended > _MOST_ENDS * self._n_threads:
+            return (
+                f"cluster: expected shards to be done, got workers that are ended one after the other because their limit of memory is "
+                f"near, as {self._ended}; {_WAY_OUT}, then run the same command again, it goes on from there"
+            )
+        paused = {
+            address: about
+            for address, about in workers.items()
+            if about["status"] == "paused" and "executing" not in about["metrics"].get("task_counts", {})
+        }
+        new = [address for address in paused if address not in self._since]
+        if new:
+            self._client.run(process.give_back_memory, workers=new, on_error="ignore")
+        self._since = {address: self._since.get(address, now) for address in paused}
+        for address, about in paused.items():
+            if now - self._since[address] < _PAUSED_S:
+                continue
+            memory = f"{about['metrics']['memory'] / 1e6:,.0f} of its {about['memory_limit'] / 1e6:,.0f} MB of memory"
+            if about["nanny"] and self.n_starts < _MOST_STARTS * len(workers):
+                self._client.run(_start_again, workers=[address], wait=False, on_error="ignore")
+                self.n_starts += 1
+                self._since[address] = now
+                self._tell(
+                    "again",
+                    f"worker {address}: Dask has paused it at {memory}, so it is started again; {_WAY_OUT}",
+                )
+            elif len(paused) < len(workers):
+                self._tell(
+                    address, f"worker {address}: Dask has paused it at {memory}; others do its share; {_WAY_OUT}"
+                )
+            elif now - min(self._since.values()) > _PAUSED_FOR_GOOD_S:
+                return (
+                    f"cluster: expected workers that go on, got only such as Dask has paused, as {address} at {memory}; {_WAY_OUT}, "
+                    "then run the same command again, it goes on from there"
+                )
+        return None
+
+    def _tell(self, what: str, text: str) -> None:
+        """Say what has happened, but each only once: in a long night it may come often."""
+        if what not in self._told:
+            self._told.add(what)
+            self._on_note(text)
+
+
+def wake(client: Client, on_note: Callable[[str], None]) -> None:
+    """Wait until a worker runs, if there are workers and Dask has paused all of them; raise IncompleteError if none will."""
+    memory = MemoryMonitor(client, on_note)
+    while (workers := client.scheduler_info()["workers"]) and all(
+        one["status"] == "paused" for one in workers.values()
+    ):
+        if (reason := memory.look()) is not None:
+            raise IncompleteError(reason)
+        time.sleep(POLL_S)
+
+
+async def _start_again(dask_worker: Any) -> None:
+    """Let a worker hand what it holds to others and end; its nanny starts it again."""
+    await dask_worker.close_gracefully(restart=True, reason="emotion-batch-paused")
+
+
+def heard_of(client: Client, workers: Sequence[str]) -> tuple[float, list[str]]:
+    """Return when the scheduler has last heard of a worker, and those workers that it has heard of of late and that work.
+
+    One that is paused, or that hangs with a watch alone, only looks idle.
+    """
+    found = client.scheduler_info()["workers"]
+    seen = {worker: about["last_seen"] for worker, about in found.items()}
+    running = {worker for worker, about in found.items() if about["status"] == "running"}
+    latest = max(seen.values(), default=0.0)
+    return latest, [worker for worker in workers if worker in running and seen[worker] > latest - _SILENT_S]

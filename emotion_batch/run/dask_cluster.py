@@ -32,7 +32,18 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
 from emotion_batch.errors import ClusterError, IncompleteError, find_shortage
-from emotion_batch.run.dask_client import LOST, close, local_configuration, losing, open_client, shorten
+from emotion_batch.run.dask_client import (
+    LOST,
+    POLL_S,
+    MemoryMonitor,
+    Stragglers,
+    close,
+    local_configuration,
+    losing,
+    open_client,
+    shorten,
+    wake,
+)
 from emotion_batch.run.dask_tasks import (
     UNFIT_TOPIC,
     Receipt,
@@ -43,7 +54,6 @@ from emotion_batch.run.dask_tasks import (
     set_watch,
     settle_partition,
 )
-from emotion_batch.run.dask_workers import POLL_S, MemoryMonitor, Stragglers, wake
 from emotion_batch.run.local_cluster import local_cluster, require_loopback
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.storage.retry import is_transient

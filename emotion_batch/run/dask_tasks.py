@@ -24,7 +24,7 @@ from distributed import (
 )
 
 from emotion_batch.errors import UnfitWorkerError
-from emotion_batch.run.dask_workers import MemoryMonitor, heard_of
+from emotion_batch.run.dask_client import MemoryMonitor, heard_of
 
 Receipt = TypeVar("Receipt")
 Task = TypeVar("Task")

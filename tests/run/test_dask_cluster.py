@@ -20,7 +20,7 @@ from support.commands import ROOT, Finished, run_command, running, wait_for_part
 from support.shell_cluster import ShellCluster, shell_cluster
 
 from emotion_batch.errors import ClusterError, IncompleteError, StorageError
-from emotion_batch.run import dask_cluster, dask_workers
+from emotion_batch.run import dask_client, dask_cluster
 from emotion_batch.run.scheduler import Scheduler
 from emotion_batch.worker import process
 
@@ -306,8 +306,8 @@ def test_a_paused_worker_is_started_again_or_ends_the_run(
         time.sleep(0.3)
         return -task
 
-    monkeypatch.setattr(dask_workers, "_PAUSED_S", 1.0)
-    monkeypatch.setattr(dask_workers, "_PAUSED_FOR_GOOD_S", 2.0)
+    monkeypatch.setattr(dask_client, "_PAUSED_S", 1.0)
+    monkeypatch.setattr(dask_client, "_PAUSED_FOR_GOOD_S", 2.0)
     flag = os.fspath(tmp_path / "full")
     options = ("--nthreads", "1", "--memory-limit", "400MB", *(() if has_nanny else ("--no-nanny",)))
     notes: list[str] = []
@@ -449,7 +449,7 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
 
     class Heard:
         def scheduler_info(self) -> dict[str, dict[str, dict[str, object]]]:
-            ages_s = {"a": 0.0, "b": dask_workers._SILENT_S / 2, "hangs": 2 * dask_workers._SILENT_S, "paused": 0.0}
+            ages_s = {"a": 0.0, "b": dask_client._SILENT_S / 2, "hangs": 2 * dask_client._SILENT_S, "paused": 0.0}
             status = {"paused": "paused"}
             return {
                 "workers": {
@@ -458,4 +458,4 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
                 }
             }
 
-    assert dask_workers.heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == (1e9, ["a", "b"])
+    assert dask_client.heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == (1e9, ["a", "b"])

@@ -15,18 +15,15 @@ import os
 import re
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from emotion_batch import usage
 from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, Writer
+from emotion_batch.analysis.scan import read_ahead
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
@@ -246,7 +243,7 @@ def export(
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
-    with replacing(place, _OWN, force=force) as to, _rows(inventory, watcher) as rows:
+    with replacing(place, _OWN, force=force) as to, contextlib.closing(_rows(inventory, watcher)) as rows:
         sizes = write(to, inventory, rows)
     counts = inventory.counts
     return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
@@ -259,36 +256,20 @@ def _require_apart(place: Folder, source: Folder) -> None:
         raise UsageError(f"folder {place.url}: expected one outside of the table, got {source.url}; name another")
 
 
-@contextlib.contextmanager
-def _rows(inventory: Inventory, watcher: Watcher) -> Iterator[Iterator[pa.Table]]:
-    """Give the rows of the parts that count, one part after the other, the next ones on their way."""
-    pool = ThreadPoolExecutor(_N_AHEAD, thread_name_prefix="read")
+def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, None]:
+    """Yield the rows of the parts that count, one part after the other, the next ones on their way."""
     counts, started = inventory.counts, time.perf_counter()
+    n_done = n_failed = 0
 
-    def read() -> Iterator[pa.Table]:
-        waiting: deque[tuple[int, Callable[[], pa.Table]]] = deque()
-        left = iter(inventory.footers)
-        n_done = n_failed = 0
-        while True:
-            while len(waiting) <= _N_AHEAD and (shard := next(left, None)) is not None:
-                # If they are still those that the inventory found.
-                read_part = partial(parts.require_part, newest=inventory.shards[shard])
-                waiting.append(
-                    (shard, usage.submit_metered(pool, partial(read_part, inventory.table, inventory.info, shard)))
-                )
-            if not waiting:
-                return
-            shard, take = waiting.popleft()
-            yield take()
-            part = inventory.footers[shard].counts
-            n_done, n_failed = n_done + part.n_recordings, n_failed + part.n_failed
-            elapsed_s = time.perf_counter() - started
-            watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
+    def read(shard: int) -> pa.Table:
+        # If they are still those that the inventory found.
+        return parts.require_part(inventory.table, inventory.info, shard, newest=inventory.shards[shard])
 
-    try:
-        yield read()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    for footer, rows in zip(inventory.footers.values(), read_ahead(read, inventory.footers, _N_AHEAD), strict=True):
+        yield rows
+        n_done, n_failed = n_done + footer.counts.n_recordings, n_failed + footer.counts.n_failed
+        elapsed_s = time.perf_counter() - started
+        watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
 
 
 def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:

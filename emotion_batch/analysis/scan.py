@@ -8,13 +8,14 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from emotion_batch import usage
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.parts import Footer, PartError
@@ -275,14 +276,14 @@ def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) ->
 def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
     """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
     pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[Callable[[], R]] = deque()
     try:
         for thing in things:
-            waiting.append(pool.submit(read, thing))
+            waiting.append(usage.submit_metered(pool, partial(read, thing)))
             if len(waiting) > n_ahead:
-                yield waiting.popleft().result()
+                yield waiting.popleft()()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

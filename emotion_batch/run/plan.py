@@ -51,7 +51,7 @@ _LEAST_DRIFT, _UNKNOWN, _MOST_CROWD = 0.04, 0.5, 0.9
 # The start is measured once, when the caches are warm already.
 _START_LOW, _START_HIGH = 0.7, 1.5
 # Dask and the table's storage take so long for a shard. A process has its rows as columns, as a table and as a part.
-_BESIDE_S, _COPIES = 0.02, 3
+_BESIDE_S, _COPIES = 0.05, 3
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Time a sample of a run's work on a worker, for `run.plan`: real recordings, in shards, of which nothing is kept."""
+"""Time a sample of a run's work on a worker, for `run.plan`: real recordings, in shards, of which nothing stays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.task import Task
 
 # The largest shares of the sample's time for one of its shards, and for a recording, which is left then.
-_SHARD, _RECORDING = 1 / 4, 1 / 16
+_SHARD, _RECORDING = 1 / 4, 1 / 8
 
 
 class Share(NamedTuple):
@@ -65,32 +65,19 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """Does shares of a sample; travels to workers.
+    """Does shares of a sample; travels to workers."""
 
-    Attributes
-    ----------
-    root
-        Folder on each machine for the model and for notes of what was begun; `remove` deletes it.
-    info
-        The table that the run would make.
-    source
-        The feature table that is labelled, or the archive.
-    witness
-        A recording of the archive that could be read: while it can, a recording that cannot is counted as such.
-    card, files
-        The model, and those of its files that a worker needs; None for an extraction.
-    sample_s
-        About how many seconds a share takes.
-    n_most
-        The most things that make a shard.
-    """
-
+    # Folder on each machine for the model, parts and notes of what was begun; `remove` deletes it.
     root: str
+    # The table that the run would make, of a feature table or of an archive.
     info: TableInfo
     source: TablePlace | Folder
+    # A recording that could be read: while it can, another one that cannot is counted as such.
     witness: Entry | None
+    # The model of a labelling, and those of its files that a worker needs.
     card: Bundle | None
     files: Mapping[str, bytes] = field(repr=False)
+    # About how many seconds a share takes, and how many things make a shard at most.
     sample_s: float
     n_most: int
 
@@ -98,17 +85,21 @@ class Trial:
         """Return the seconds of a thread's start, and its shards, each at most twice as large as the one before."""
         process.settle()
         notes = Folder.of(os.path.join(self.root, str(share.number)))
+        # Only its owner may read it, because parts hold the names of recordings.
         os.makedirs(self.root, mode=0o700, exist_ok=True)
         notes.folder(attempts.FOLDER).make()
         start, n_next = 0, share.n_first
         cold = first = self._do(notes, share, 0, n_next)
-        if not any(one.status in KILLING for one in cold.taken):
+        has_killed = isinstance(self.source, Folder) and any(one.status in KILLING for one in cold.taken)
+        if not has_killed:
             first = self._do(notes, share, 0, n_next)
         done = [first]
         while (start := start + n_next) < len(share.things):
-            each_s = sum(one.elapsed_s for one in done) / start
+            each_s, n_left = sum(one.elapsed_s for one in done) / start, len(share.things) - start
             left_s = min(_SHARD * self.sample_s, self.sample_s - each_s * start)
-            n_next = min(2 * n_next, self.n_most, int(left_s / each_s))
+            # If little is left, all of it is done, because then the plan has exact numbers.
+            n_in_time = n_left if n_left * each_s <= self.sample_s else int(left_s / each_s)
+            n_next = min(2 * n_next, self.n_most, n_in_time)
             if n_next < 1:
                 break
             done.append(self._do(notes, share, start, n_next))
@@ -116,14 +107,14 @@ class Trial:
 
     def _do(self, notes: Folder, share: Share, start: int, n_things: int) -> Timed:
         bundle = None if self.card is None else self._keep_model(self.card)
-        sizes: list[int] = []
         clock = _Clock()
         waited_s, began = _waited_s(), time.perf_counter()
         # If a recording kills the process, the next attempt at these finds the note, and decodes in a child process.
         with usage.metered(clock), attempts.noted(notes, start, "plan") as attempt:
             things = share.things[start : start + n_things]
             if isinstance(self.source, TablePlace):
-                made = pa.concat_tables(self._read(self.source, Task(*task)) for task in things)
+                (task,) = (Task(*one) for one in things)
+                made = parts.require_part(self.source.table, self.source.info, task.shard, newest=task.entry)
             else:
                 witnesses = () if self.witness is None else (self.witness,)
                 longest_s = _RECORDING * self.sample_s
@@ -132,12 +123,14 @@ class Trial:
                 rows = [dict(zip(ENTRY_SCHEMA.names, entry, strict=True)) for entry in things]
                 made = job.extract(pa.RecordBatch.from_pylist(rows, ENTRY_SCHEMA), attempt)
             found = made if bundle is None else label_rows(made, load_predictor(bundle))
-            parts.publish_part(notes, self.info, start, "", found, lambda name, data: sizes.append(len(data)))
+            parts.publish_part(notes, self.info, start, "", found)
         elapsed_s, waited_s = time.perf_counter() - began, _waited_s() - waited_s
-        return Timed(elapsed_s, waited_s, sizes[0], found.nbytes, _peak_bytes(), tuple(self._by_recording(made, clock)))
-
-    def _read(self, source: TablePlace, task: Task) -> pa.Table:
-        return parts.require_part(source.table, source.info, task.shard, newest=task.entry)
+        part = os.path.join(notes.url, parts.part_name(start))
+        part_bytes = os.path.getsize(part)
+        os.remove(part)
+        return Timed(
+            elapsed_s, waited_s, part_bytes, found.nbytes, _peak_bytes(), tuple(self._by_recording(made, clock))
+        )
 
     def _keep_model(self, bundle: Bundle) -> Bundle:
         """Return this machine's copy of the model, because a worker may not see the driver's."""

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,14 +24,15 @@ from benchmarks.plan import compare, write_copies, write_long, write_mix
 from emotion_batch.errors import UsageError
 from emotion_batch.run import plan as plan_module
 from emotion_batch.run.plan import Outlook, Plan, _extrapolate, _find_hour, _judge, _Work
-from emotion_batch.run.shards import Left
+from emotion_batch.run.shards import Left, find_witness
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import schema
+from emotion_batch.tables import parts, schema
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.sharding import cut
+from emotion_batch.worker.preflight import Probe, read_versions
 from emotion_batch.worker.trial import Taken, Timed
 
 
@@ -122,6 +124,20 @@ def test_a_labelling_is_planned(cluster: ShellCluster, speech: Path, features: P
     assert of_features.n_rows == of_archive.n_rows
     assert of_features.work_s.likely < of_archive.work_s.likely
     assert of_features.audio_s.likely == pytest.approx(of_archive.audio_s.likely, rel=0.2)
+
+
+def test_a_worker_tries_what_it_will_read(speech: Path, features: Path) -> None:
+    """Where nothing may be written, a worker reads a recording and a part, and says which of them it lacks."""
+    archive, versions = Folder.of(speech), read_versions(is_predicting=False)
+    recording = find_witness(archive, list_recordings(speech).entries)
+    assert recording is not None
+    before = tree(speech, features)
+    probe = Probe(None, "", b"", archive, recording, (Folder.of(features), parts.part_name(0)), None, versions)
+    assert probe() is None
+    assert tree(speech, features) == before
+    gone = recording._replace(file="gone.wav")
+    assert "expected to read the recording 'gone.wav'" in str(replace(probe, recording=gone)())
+    assert "expected to read the feature table" in str(replace(probe, features=(archive, "gone.parquet"))())
 
 
 def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:

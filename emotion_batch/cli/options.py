@@ -263,9 +263,7 @@ def _add_plan(commands: Any) -> None:
     _add_segment_options(command, "the default is the notebook's, of a labelling what the model was trained on")
     group = command.add_argument_group("run")
     _add_scheduler_options(group)
-    group.add_argument(
-        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
-    )
+    _add_choice_options(group)
     _add_common_options(command)
 
 
@@ -356,9 +354,6 @@ def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("run")
     _add_cluster_options(group)
-    group.add_argument(
-        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
-    )
     _add_choice_options(group)
     group.add_argument(
         "--limit",
@@ -376,6 +371,9 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_choice_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
+    )
     for name, words in (("include", "take only recordings"), ("exclude", "leave out recordings")):
         group.add_argument(
             f"--{name}",

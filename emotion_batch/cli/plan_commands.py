@@ -114,6 +114,8 @@ def run_plan(options: argparse.Namespace, said: Said) -> int:
         settings=read_feature_settings(options),
         segments=read_segments(options),
         suffixes=tuple(options.suffix) if options.suffix else SUFFIXES,
+        include=options.include,
+        exclude=options.exclude,
         scheduler=read_scheduler(options),
         workers=options.workers or (),
         by=options.by,

@@ -152,6 +152,8 @@ def plan(
     settings: AnySettings | None = None,
     segments: Segments | None = None,
     suffixes: Iterable[str] = SUFFIXES,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
     scheduler: str | Scheduler | None = None,
     workers: Iterable[int] = (),
     by: str | None = None,
@@ -165,7 +167,7 @@ def plan(
     ----------
     archive, table, model
         What `extract` or `label` would be given; or as `archive` a table that is to go on. Of a table, only what is left counts.
-    settings, segments, suffixes, storage_options, watcher
+    settings, segments, suffixes, include, exclude, storage_options, watcher
         As in `extract`; a labelling has the settings of its model.
     scheduler
         A running Dask scheduler, or its address, on whose workers the sample is timed; by default on this machine's cores.
@@ -178,10 +180,8 @@ def plan(
 
     Raises
     ------
-    UsageError, StorageError, ClusterError
-        If the call is wrong, or the run could not begin.
-    IncompleteError
-        If nothing of the sample came to an end.
+    UsageError, StorageError, ClusterError, IncompleteError
+        If the call is wrong, the run could not begin, or nothing of the sample came to an end.
     """
     started = time.monotonic()
     asked = sorted({*workers})
@@ -191,9 +191,8 @@ def plan(
         raise UsageError(f"sample: expected seconds from 0.5 to 3,600, got {sample_s:g}")
     # Found at once, because the hour may come while the sample is taken.
     hour = None if by is None else _find_hour(by)
-    left = find_left(
-        Folder.of(archive, storage_options), table, model, settings, segments, suffixes, watcher or Watcher()
-    )
+    place, patterns = Folder.of(archive, storage_options), (tuple(include), tuple(exclude))
+    left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher())
     found: dict[str, Any] = {}
     outlook, n_here = Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0
     if left.shards:

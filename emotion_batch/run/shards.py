@@ -213,9 +213,14 @@ def find_left(
     settings: AnySettings | None,
     segments: Segments | None,
     suffixes: Iterable[str],
+    patterns: tuple[tuple[str, ...], tuple[str, ...]],
     watcher: Watcher,
 ) -> Left:
-    """Return what is left to do of an archive, of a feature table, or of the table that is to go on."""
+    """Return what is left to do of an archive, of a feature table, or of the table that is to go on.
+
+    `patterns` are those that recordings are included and excluded by.
+    """
+    include, exclude = patterns
     options, listed, base = place.options, None, None
     goes_on = None if table is None else Folder.of(table, options)
     notes: tuple[str, ...] = ()
@@ -236,7 +241,14 @@ def find_left(
         if bundle is not None and settings is not None:
             raise UsageError("settings: expected none beside a model, which has its own, got some")
         if features is None:
-            listing = list_recordings(place.url, options=options, suffixes=suffixes, on_listed=watcher.on_listed)
+            listing = list_recordings(
+                place.url,
+                options=options,
+                suffixes=suffixes,
+                include=include,
+                exclude=exclude,
+                on_listed=watcher.on_listed,
+            )
             listed, base = listing.entries, listing.folder
             if listing.left_out:
                 kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
@@ -248,10 +260,26 @@ def find_left(
             segments = features.segments
         if bundle is None:
             settings = settings or FeatureSettings()
-            info = TableInfo(schema.FEATURES, place.url, settings, segments or settings.segments)
+            info = TableInfo(
+                schema.FEATURES,
+                place.url,
+                settings,
+                segments or settings.segments,
+                include=include,
+                exclude=exclude,
+            )
         else:
             card, segments = bundle.card, segments or bundle.card.segments
-            info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
+            info = TableInfo(
+                schema.LABELS,
+                place.url,
+                card.feature_settings,
+                segments,
+                card.model_id,
+                card.labels,
+                include=include,
+                exclude=exclude,
+            )
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
     manifest = read_manifest(begun, info) if begun is not None and features is None else None
     if features is not None:

@@ -98,3 +98,15 @@ def test_patterns_that_leave_nothing_are_named(speech: Path, tmp_path: Path) -> 
     assert done.code == 2
     assert "check the patterns of --include and --exclude" in done.err
     assert not (tmp_path / "table").exists()
+
+
+def test_a_plan_is_of_the_chosen(speech: Path, tmp_path: Path) -> None:
+    """`plan` counts the recordings that patterns choose, and of a table that has them only what is left."""
+    choice = ("--include", "V1_*/**", "--sample", "1", "--json")
+    done = run_command("plan", speech, *choice)
+    assert done.code == 0, done.err
+    assert 0 < done.result["n_recordings"] < 89
+    assert run_command("extract", speech, tmp_path / "table", "--include", "V1_*/**").code == 0
+    left = run_command("plan", speech, "--table", tmp_path / "table", *choice)
+    assert left.code == 0, left.err
+    assert left.result["n_left"] == 0

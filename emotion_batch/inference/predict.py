@@ -135,7 +135,7 @@ def _load(folder: Folder, model_id: str, digest: str) -> Predictor:
     bundle = open_bundle(folder)
     if bundle.card.model_id != model_id:
         raise UsageError(f"model {folder.url}: expected model {model_id}, got {bundle.card.model_id}")
-    # The driver has looked at that one, and nobody looks again.
+    # The driver has checked that one, and nothing checks it again.
     if bundle.card.files.get(EXECUTABLE) != digest:
         raise UsageError(f"model {folder.url}: {EXECUTABLE} was replaced during the run; run the same command again")
     return Predictor(bundle)

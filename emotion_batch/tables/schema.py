@@ -197,7 +197,7 @@ class TableInfo:
         for name in ("include", "exclude"):
             here, there = (" ".join(f"--{name} {pattern}" for pattern in getattr(info, name)) for info in (self, other))
             if here != there:
-                return f"{here or f'no --{name}'}, got {there or 'none'}"
+                return f"{here or f'no --{name}'}, got {there or f'no --{name}'}"
         return None
 
     def kept_features(self) -> TableInfo:

@@ -63,8 +63,8 @@ def test_patterns_choose_recordings_for_good(speech: Path, whole: pa.Table, tmp_
     assert rows(table).equals(before)
     assert summary.counts == again.counts
     for other, words in (
-        ({}, r"expected --include V1_\*/\*\* --include \*_sad.wav, got none"),
-        ({**choice, "exclude": []}, r"expected --exclude V1_angry/\*\*, got none"),
+        ({}, r"expected --include V1_\*/\*\* --include \*_sad.wav, got no --include"),
+        ({**choice, "exclude": []}, r"expected --exclude V1_angry/\*\*, got no --exclude"),
         ({**choice, "exclude": ["x"]}, r"got --exclude x"),
     ):
         with pytest.raises(UsageError, match=words):

@@ -209,7 +209,7 @@ def publish_part(
         **{
             name: value
             for name, value in info.to_dict().items()
-            if name not in ("source", "feature_settings", "segments", "features")
+            if name not in ("source", "feature_settings", "segments", "features", "include", "exclude")
         },
         "shard": shard,
         "digest": digest,

@@ -9,7 +9,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -154,8 +154,11 @@ class Stragglers:
         """Take in how long a shard took."""
         self._usual.append(elapsed_s)
 
-    def find(self, left: Mapping[Any, Any]) -> list[tuple[Any, list[str]]]:
-        """Return the keys of shards that straggle, each once, with the workers that are idle."""
+    def find(self, left: Mapping[Any, Any], unfit: Container[str]) -> list[tuple[Any, list[str]]]:
+        """Return the keys of shards that straggle, each once, with the workers that are idle and not unfit.
+
+        An unfit worker gives a shard back, and Dask may choose it again each time, because it looks as idle as the others.
+        """
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
             return []
@@ -165,7 +168,7 @@ class Stragglers:
         except (OSError, TimeoutError):
             # A scheduler that does not answer is no matter of stragglers.
             return []
-        idle = [worker for worker, keys in processing.items() if not keys]
+        idle = [worker for worker, keys in processing.items() if not keys and worker not in unfit]
         # Before all are begun, whoever is idle will have others.
         if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
             return []

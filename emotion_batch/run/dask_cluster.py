@@ -211,7 +211,7 @@ class Cluster:
                     heard = time.monotonic()
                 if (reason := memory.look()) is not None:
                     raise IncompleteError(reason)
-                for key, idle in stragglers.find(left):
+                for key, idle in stragglers.find(left, self._unfit):
                     task = left[key][0]
                     twins.setdefault(task, set()).add(key)
                     hand_out(task, workers=idle, allow_other_workers=True)

@@ -106,10 +106,13 @@ def _watch(watch: Watch[Task], do: Callable[[Task], object], place: tuple[int, i
         tasks = watch.look(now_s, bool(idle), not any(others.values()), reason)
         if tasks is None:
             return
+        unfit = {event[1]["worker"] for event in client.get_events(UNFIT_TOPIC)} if tasks else set()
+        # One that was unfit for another run may be fit for this one.
+        fit = [worker for worker in idle if worker not in unfit] or idle
         for task in tasks:
             key = f"again-{secrets.token_hex(8)}"
-            # Not where Dask thinks, which may be the worker that hangs.
-            fire_and_forget(client.submit(settle_partition, do, task, key=key, workers=idle, allow_other_workers=True))
+            # Dask would choose by itself, and it may choose the worker that hangs.
+            fire_and_forget(client.submit(settle_partition, do, task, key=key, workers=fit, allow_other_workers=True))
         time.sleep(_WATCH_EVERY_S)
     set_watch(client, watch, do, place)
 

@@ -444,6 +444,26 @@ def test_a_shard_is_one_task() -> None:
         assert dict([first, *results]) == {task: -task for task in range(30)}
 
 
+def test_a_shard_that_is_late_goes_to_no_unfit_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that gives shards back looks idle again each time; what straggles is begun by another, or waits for one."""
+    monkeypatch.setattr(dask_client, "_LOOK_S", -1.0)
+    monkeypatch.setattr(dask_client, "_STRAGGLES_S", -1.0)
+
+    class Known:
+        def processing(self) -> dict[str, tuple[str, ...]]:
+            return {"hangs": ("late",), "unfit": (), "fit": ()}
+
+        def scheduler_info(self) -> dict[str, dict[str, dict[str, object]]]:
+            return {"workers": {name: {"last_seen": 1e9, "status": "running"} for name in self.processing()}}
+
+    for unfit, found in (({"unfit"}, [("late", ["fit"])]), ({"unfit", "fit"}, [])):
+        stragglers = dask_client.Stragglers(Known())
+        # Only now it knows since when the shard is under way.
+        assert stragglers.find({"late": 0}, unfit) == []
+        time.sleep(0.01)
+        assert stragglers.find({"late": 0}, unfit) == found
+
+
 def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
     """One that hangs with nothing but a watch looks idle; what a watch hands out goes to others."""
 

@@ -47,7 +47,8 @@ class Script:
         if sys.argv[1:]:
             sys.exit(run_command([self._command, *sys.argv[1:]]))
         open_streams()
-        self._said = Said(is_quiet=False, is_debug=False, goes_on=True)
+        # A training begins anew.
+        self._said = Said(is_quiet=False, is_debug=False, goes_on=self._command != "train")
         self.watcher = self._said.watcher()
         self._stack.enter_context(stoppable())
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from emotion_batch.errors import UsageError
@@ -57,7 +57,8 @@ class RunOptions:
     scheduler: str | Scheduler | None = None
     workers: int | None = None
     deadline_s: float = Limits.deadline_s
-    storage_options: Mapping[str, Any] | None = None
+    # These may hold credentials, so the representation does not show them.
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     force: bool = False
     leave: bool = False
     watcher: Watcher | None = None

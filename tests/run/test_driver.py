@@ -90,3 +90,11 @@ def test_a_list_in_a_store_whose_names_lead_nowhere_is_told(tmp_path: Path) -> N
             assert all("relative to the folder that the list is in, memory://calls/lists" in note for note in notes)
     finally:
         memory.rm("/calls", recursive=True)
+
+
+def test_options_show_no_credentials() -> None:
+    """Whatever prints the options of a run, such as a log or a notebook, prints none of the storage's."""
+    options = RunOptions(workers=2, storage_options={"key": "AKIA", "secret": "hush"})
+    assert "workers=2" in repr(options)
+    assert "hush" not in f"{options} {options!r}"
+    assert options.storage_options == {"key": "AKIA", "secret": "hush"}

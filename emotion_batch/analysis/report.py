@@ -22,7 +22,6 @@ from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.scan import Drawn, survey
 from emotion_batch.analysis.statistics import (
-    N_FOLDERS,
     Figures,
     gather,
     show_count,
@@ -108,16 +107,11 @@ def report(
         manifest = inventory.read_manifest(place, info)
         at_work, lost = lease.find_runs(place)
         throughput = read_throughput(place)
-    figures = gather(
-        place.url,
-        info,
-        manifest,
-        survey(place, info, manifest.shards, seed=seed, n_shown=N_FOLDERS),
-        throughput,
-        _read_card(place, info.model_id),
-        n_at_work=len(at_work),
-        n_lost=len(lost),
-    )
+    portrait = _read_card(place, info.model_id)
+    with survey(place, info, manifest.shards, seed=seed) as seen:
+        figures = gather(
+            place.url, info, manifest, seen, throughput, portrait, n_at_work=len(at_work), n_lost=len(lost)
+        )
     data = render(figures, datetime.now(UTC), _locate(page, info.source, storage_options))
     folder, name = split_file(page)
     with explained(f"report {page.url}"):

@@ -1,17 +1,19 @@
 """Read a table once: count rows by label, confidence, folder and time, and draw some of them at random.
 
-Only complete parts of the newest manifest entries count. DuckDB adds them up, some parts at a time, so that memory is bounded.
+Only complete parts that were made from the newest manifest entries count. DuckDB adds their rows up, some parts at a time, so that
+memory is bounded. `statistics` asks it for what the report shows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -22,6 +24,9 @@ from emotion_batch.tables.parts import Footer, PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 
+if TYPE_CHECKING:
+    import duckdb
+
 T = TypeVar("T")
 R = TypeVar("R")
 # Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
@@ -29,11 +34,8 @@ N_BINS = 20
 # Parts on a disk are parsed more than waited for; of a bucket it is the other way round.
 _LOCAL_READERS, _REMOTE_READERS = 4, 32
 _CHUNK_ROWS = 2**18
-_N_FAILURES = 5
-# Deeper folders are counted with those above them.
-_DEEPEST = 8
-# More folders of one level than this are not told apart; the largest are.
-_MOST_FOLDERS = 20_000
+# Rows that are drawn of each label and stratum, and of each status but ``ok``.
+N_LOTS = 5
 _COLUMNS = ("file", "start_s", "end_s", "status", "error")
 # A table of features has none of these; they are null there.
 _JUDGED = pa.schema(
@@ -67,75 +69,6 @@ SELECT emotion, stratum, unnest(arg_min(struct_pack(
     lot := lot, file := file, start_s := start_s, end_s := end_s, confidence := confidence, error := error), lot, $n_lots),
     recursive := true)
 FROM lots GROUP BY emotion, stratum"""
-# What was added up of each chunk, added up.
-_ALL_CELLS = """
-SELECT status, emotion, bin, is_confident, is_in_domain, is_speech, sum(n)::BIGINT, sum(total)
-FROM cells GROUP BY ALL ORDER BY ALL"""
-_ALL_TIMES = "SELECT window_number, emotion, sum(n)::BIGINT FROM times GROUP BY ALL ORDER BY ALL"
-_ALL_DRAWN = """
-FROM drawn WHERE (emotion IS NOT NULL) = $has_label
-QUALIFY row_number() OVER (PARTITION BY emotion, stratum ORDER BY lot, file, start_s) <= $n ORDER BY emotion, stratum, lot"""
-# Of the folders at each level, how many there are.
-_LEVELS = """
-SELECT level, count(DISTINCT list_slice(string_split(folder, '/'), 1, level)) AS n
-FROM (SELECT DISTINCT folder FROM folders), range(1, $deepest + 1) AS levels(level) GROUP BY level ORDER BY level"""
-_AT_LEVEL = """
-WITH named AS (
-    SELECT array_to_string(list_slice(string_split(folder, '/'), 1, $level), '/') AS name, is_ok, emotion,
-           sum(n)::BIGINT AS n, sum(n_outside)::BIGINT AS n_outside
-    FROM folders GROUP BY ALL),
-largest AS (SELECT name FROM named GROUP BY name ORDER BY sum(n) DESC, name LIMIT $most)
-SELECT * FROM named SEMI JOIN largest USING (name) ORDER BY name, is_ok DESC, emotion"""
-_CLUSTERS = """
-WITH counted AS (SELECT folder, emotion, sum(n)::DOUBLE AS n FROM folders WHERE is_ok GROUP BY ALL),
-     totals AS (SELECT folder, sum(n) AS n FROM counted GROUP BY ALL)
-SELECT emotion, (SELECT count(*) FROM totals) AS n_folders, sum(counted.n * counted.n) AS of_label,
-       sum(counted.n * totals.n) AS of_both, (SELECT sum(n * n) FROM totals) AS of_all
-FROM counted JOIN totals USING (folder) GROUP BY ALL"""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Rows that are alike: `n` of them, the sum of whose confidence is `total`; `bin_number` is their confidence's."""
-
-    status: str
-    emotion: str | None
-    bin_number: int | None
-    is_confident: bool | None
-    is_in_domain: bool | None
-    is_speech: bool | None
-    n: int
-    total: float | None
-
-
-@dataclass(frozen=True)
-class FolderCount:
-    """Rows of a folder that have a label, or none: `n` of them, `n_outside` not in domain."""
-
-    name: str
-    is_ok: bool
-    emotion: str | None
-    n: int
-    n_outside: int
-
-
-@dataclass(frozen=True)
-class FolderCluster:
-    """How a label is spread over all folders: sums over them, for the variance of its share.
-
-    Attributes
-    ----------
-    n_folders
-        Folders that have rows with a label.
-    of_label, of_both, of_all
-        Sums of squares of the label's rows in a folder, of their products with all labelled rows of it, and of squares of
-        the latter.
-    """
-
-    n_folders: int
-    of_label: float
-    of_both: float
-    of_all: float
 
 
 @dataclass(frozen=True)
@@ -154,115 +87,61 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Survey:
-    """What the rows of a table's complete parts say.
+    """A database with what the rows of a table's complete parts say, in sums over some parts each.
 
     Attributes
     ----------
+    connection
+        Has `cells`, all rows by what is said of them; `folders`, rows by folder; `times`, ``ok`` rows by number of their window, if
+        the table has windows; and `drawn`, rows drawn by lot.
     complete
         Shards whose parts these are.
     n_recordings, n_labelled
         Recordings that have rows; those with one that is ``ok``.
-    cells
-        All rows, by what is said of them.
-    folders, n_folders
-        Rows by folder, of the deepest level that a page can show; how many folders that level has.
-    clusters
-        Spread of each label over all folders.
-    times
-        ``ok`` rows by number of their window and label; empty without windows.
-    drawn, failed
-        Rows drawn by lot: of each label and stratum, and of each status but ``ok``.
     """
 
-    complete: frozenset[int]
+    connection: duckdb.DuckDBPyConnection
+    complete: Set[int]
     n_recordings: int
     n_labelled: int
-    cells: tuple[Cell, ...]
-    folders: tuple[FolderCount, ...]
-    n_folders: int
-    clusters: Mapping[str, FolderCluster]
-    times: tuple[tuple[int, str | None, int], ...]
-    drawn: tuple[Drawn, ...]
-    failed: tuple[Drawn, ...]
+
+    def ask(self, query: str, **values: object) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, in which ``$NAME`` is a value of that name."""
+        return self.connection.execute(query, values).fetchall()
 
 
-def survey(
-    table: Folder,
-    info: TableInfo,
-    shards: Mapping[int, ShardEntry],
-    *,
-    seed: int = 0,
-    n_drawn: int = 4,
-    n_shown: int = 24,
-) -> Survey:
-    """Return what the rows of a table say.
-
-    Parameters
-    ----------
-    table, info
-        The table, and what it is.
-    shards
-        Its manifest's newest entries; parts of others do not count.
-    seed, n_drawn
-        Of the lots, and how many rows are drawn of each label and stratum.
-    n_shown
-        How many folders one level may have to be shown whole.
-
-    Raises
-    ------
-    StorageError
-        If the table cannot be read.
-    """
+@contextlib.contextmanager
+def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0) -> Iterator[Survey]:
+    """Give what the rows of a table say; parts count if they match `shards`, the manifest's newest entries."""
     import duckdb
 
     hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
     sums = {"cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN, **({} if hop_s is None else {"times": _TIMES})}
-    known = {"seed": seed, "n_lots": max(n_drawn, _N_FAILURES), "n_bins": N_BINS, "hop_s": hop_s}
+    known = {"seed": seed, "n_lots": N_LOTS, "n_bins": N_BINS, "hop_s": hop_s}
     complete: set[int] = set()
     n_labelled = 0
-    with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection, explained(f"table {table.url}"):
-        connection.execute("SET temp_directory = ?", [spilled])
-
-        def rows(query: str, **values: Any) -> list[tuple[Any, ...]]:
-            return connection.execute(query, values).fetchall()
-
-        def draw(n: int, *, has_label: bool) -> tuple[Drawn, ...]:
-            found = rows(_ALL_DRAWN, n=n, has_label=has_label)
-            return tuple(Drawn(lot, emotion, stratum, *row) for emotion, stratum, lot, *row in found)
-
-        for number, (shards_read, chunk) in enumerate(_chunks(table, info, shards)):
-            complete |= shards_read
-            connection.register("chunk", chunk)
-            ((n,),) = rows("SELECT count(DISTINCT file) FROM chunk WHERE status = 'ok'")
-            n_labelled += n
-            for name, query in sums.items():
-                begin = f"INSERT INTO {name}" if number else f"CREATE TABLE {name} AS"
-                rows(f"{begin} {query}", **{key: value for key, value in known.items() if f"${key}" in query})
-            connection.unregister("chunk")
-        level, n_folders = _choose_level(rows(_LEVELS, deepest=_DEEPEST), n_shown)
-        return Survey(
-            complete=frozenset(complete),
-            n_recordings=sum(shards[shard].n_recordings for shard in complete),
-            n_labelled=n_labelled,
-            cells=tuple(Cell(*row) for row in rows(_ALL_CELLS)),
-            folders=tuple(FolderCount(*row) for row in rows(_AT_LEVEL, level=level, most=_MOST_FOLDERS)),
-            n_folders=n_folders,
-            clusters={emotion: FolderCluster(*spread) for emotion, *spread in rows(_CLUSTERS) if emotion is not None},
-            times=() if hop_s is None else tuple(rows(_ALL_TIMES)),
-            drawn=draw(n_drawn, has_label=True),
-            failed=draw(_N_FAILURES, has_label=False),
-        )
+    with tempfile.TemporaryDirectory() as spilled, duckdb.connect(config={"temp_directory": spilled}) as connection:
+        with explained(f"table {table.url}"):
+            for number, (shards_read, chunk) in enumerate(_chunks(table, info, shards)):
+                complete |= shards_read
+                connection.register("chunk", chunk)
+                n_labelled += connection.sql("SELECT count(DISTINCT file) FROM chunk WHERE status = 'ok'").fetchall()[
+                    0
+                ][0]
+                for name, query in sums.items():
+                    begin = f"INSERT INTO {name}" if number else f"CREATE TABLE {name} AS"
+                    values = {key: value for key, value in known.items() if f"${key}" in query}
+                    connection.execute(f"{begin} {query}", values)
+                connection.unregister("chunk")
+        yield Survey(connection, complete, sum(shards[shard].n_recordings for shard in complete), n_labelled)
 
 
 def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> Iterator[tuple[set[int], pa.Table]]:
     """Yield the rows of complete parts, some parts at a time with their shards, and once even if there are none."""
-    there = set(table.names())
-    wanted = [shard for shard in sorted(shards) if parts.part_name(shard) in there]
+    columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
     nothing = pa.schema([*(info.schema.field(name) for name in _COLUMNS), *_JUDGED]).empty_table()
     chunk, done = [nothing], set()
-    n_ahead = _LOCAL_READERS if table.is_local else _REMOTE_READERS
-    found = read_ahead(partial(_read_part, table, info, shards), wanted, n_ahead)
-    for shard, rows in zip(wanted, found, strict=True):
+    for shard, rows in read_parts(table, info, shards, columns):
         if rows is None:
             continue
         chunk.append(rows)
@@ -271,6 +150,30 @@ def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) ->
             yield done, pa.concat_tables(chunk, promote_options="default")
             chunk, done = [nothing], set()
     yield done, pa.concat_tables(chunk, promote_options="default")
+
+
+def read_parts(
+    table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], columns: list[str]
+) -> Iterator[tuple[int, pa.Table | None]]:
+    """Yield each shard, in order, with some columns of its part, or None if that is not the complete one of its newest entries."""
+    expected = pa.schema(map(info.schema.field, columns))
+    there = set(table.names())
+
+    def read(shard: int) -> pa.Table | None:
+        if parts.part_name(shard) not in there:
+            return None
+        try:
+            rows = parts.read_part(table, shard, columns)
+            footer = Footer.of(rows.schema.metadata, info)
+            footer.require(shard, shards[shard])
+        except PartError:
+            return None
+        is_as_said = rows.num_rows == footer.counts.n_rows and rows.schema.equals(expected)
+        return rows.replace_schema_metadata() if is_as_said else None
+
+    wanted = sorted(shards)
+    n_ahead = _LOCAL_READERS if table.is_local else _REMOTE_READERS
+    yield from zip(wanted, read_ahead(read, wanted, n_ahead), strict=True)
 
 
 def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
@@ -286,31 +189,3 @@ def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Ite
             yield waiting.popleft()()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _read_part(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], shard: int) -> pa.Table | None:
-    """Return the rows of a part, or None if it is not the complete one of the newest entries."""
-    columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
-    try:
-        rows = parts.read_part(table, shard, columns)
-        footer = Footer.of(rows.schema.metadata, info)
-        footer.require(shard, shards[shard])
-    except PartError:
-        return None
-    is_as_said = rows.num_rows == footer.counts.n_rows and rows.schema.equals(
-        pa.schema(map(info.schema.field, columns))
-    )
-    return rows.replace_schema_metadata() if is_as_said else None
-
-
-def _choose_level(levels: list[tuple[int, int]], n_shown: int) -> tuple[int, int]:
-    """Return the deepest level whose folders can all be shown, or else the first that has several; and how many it has."""
-    fitting = [(level, n) for level, n in levels if n <= n_shown]
-    if not fitting:
-        return levels[0] if levels else (1, 0)
-    # Below a single folder that all share, rather that one alone.
-    deeper = next(((level, n) for level, n in levels if n > 1), fitting[-1])
-    if fitting[-1][1] == 1:
-        return deeper
-    # Of levels with equally many the first: what is below it adds nothing.
-    return next(one for one in levels if one[1] == fitting[-1][1])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from emotion_batch.analysis.scan import N_BINS, Cell, Drawn, FolderCluster, Survey
+from emotion_batch.analysis.scan import N_BINS, N_LOTS, Drawn, Survey
 from emotion_batch.errors import Status
 from emotion_batch.inference.card import Portrait
 from emotion_batch.tables.manifest import Manifest
@@ -23,6 +21,65 @@ _CONFIDENCE = 0.95
 # What a page can show of them: as rows of a table, and as columns of a picture.
 N_FOLDERS, _N_COLUMNS = 24, 400
 _N_MOMENTS = 48
+# Rows to listen to of each label and stratum.
+_N_DRAWN = 4
+# Deeper folders are counted with those above them.
+_DEEPEST = 8
+# More folders of one level than this are not told apart; the largest are.
+_MOST_FOLDERS = 20_000
+
+_STATUSES = "SELECT status, sum(n)::BIGINT AS n FROM cells GROUP BY status ORDER BY n DESC, status"
+# The last row, whose label is null, is of all labels. What is known of no row is null.
+_LABELS = """
+SELECT emotion, sum(n)::BIGINT, sum(total) / sum(n), sum(if(is_confident, n, 0))::BIGINT,
+       sum(if(is_in_domain, 0, n)) FILTER (is_in_domain IS NOT NULL)::BIGINT,
+       sum(if(is_speech, 0, n)) FILTER (is_speech IS NOT NULL)::BIGINT
+FROM cells WHERE emotion IS NOT NULL GROUP BY ROLLUP (emotion)"""
+_BINS = """
+SELECT sum(if(is_confident, n, 0))::BIGINT, sum(if(is_confident, 0, coalesce(n, 0)))::BIGINT
+FROM range($n_bins) AS bins(bin) LEFT JOIN (FROM cells WHERE emotion IS NOT NULL) USING (bin) GROUP BY bin ORDER BY bin"""
+_LOTS = """
+SELECT lot, emotion, stratum, file, start_s, end_s, confidence, error FROM drawn
+QUALIFY row_number() OVER (PARTITION BY emotion, stratum ORDER BY lot, file, start_s) <= if(emotion IS NULL, $n_lots, $n_drawn)
+ORDER BY emotion, stratum, lot"""
+# Of the folders at each level, how many there are.
+_LEVELS = """
+SELECT level, count(DISTINCT list_slice(string_split(folder, '/'), 1, level)) AS n
+FROM (SELECT DISTINCT folder FROM folders), range(1, $deepest + 1) AS levels(level) GROUP BY level ORDER BY level"""
+_AT_LEVEL = """
+FROM (
+    SELECT array_to_string(list_slice(string_split(folder, '/'), 1, $level), '/') AS name, sum(n)::BIGINT AS n_rows,
+           sum(if(is_ok, 0, n))::BIGINT, sum(n_outside)::BIGINT, {by_label}
+    FROM folders GROUP BY name ORDER BY n_rows DESC, name LIMIT $most)
+ORDER BY name"""
+_CLUSTERS = """
+WITH counted AS (SELECT folder, emotion, sum(n)::DOUBLE AS n FROM folders WHERE is_ok GROUP BY ALL),
+     totals AS (SELECT folder, sum(n) AS n FROM counted GROUP BY ALL)
+SELECT emotion, (SELECT count(*) FROM totals) AS n_folders, sum(counted.n * counted.n) AS of_label,
+       sum(counted.n * totals.n) AS of_both, (SELECT sum(n * n) FROM totals) AS of_all
+FROM counted JOIN totals USING (folder) WHERE emotion IS NOT NULL GROUP BY ALL"""
+_MOMENTS = """
+SELECT moment, {by_label} FROM range($n_moments) AS moments(moment) LEFT JOIN times ON window_number // $step = moment
+GROUP BY moment ORDER BY moment"""
+
+
+@dataclass(frozen=True)
+class FolderCluster:
+    """How a label is spread over all folders: sums over them, for the variance of its share.
+
+    Attributes
+    ----------
+    n_folders
+        Folders that have rows with a label.
+    of_label, of_both, of_all
+        Sums of squares of the label's rows in a folder, of their products with all labelled rows of it, and of squares of
+        the latter.
+    """
+
+    n_folders: int
+    of_label: float
+    of_both: float
+    of_all: float
 
 
 @dataclass(frozen=True)
@@ -187,19 +244,28 @@ def gather(
     n_lost: int = 0,
 ) -> Figures:
     """Return the figures of a table from what was read of it."""
-    by_status: Counter[str] = Counter()
-    for cell in survey.cells:
-        by_status[cell.status] += cell.n
-    usable = [cell for cell in survey.cells if cell.emotion is not None]
-    n_ok = by_status[Status.OK]
-    clusters = next(iter(survey.clusters.values()), None)
-    is_clustered = clusters is not None and clusters.n_folders >= _LEAST_FOLDERS
-    folders = _folders(survey, info.labels)
+    by_status = dict(survey.ask(_STATUSES))
+    n_ok = by_status.pop(Status.OK, 0)
+    confident, others = zip(*survey.ask(_BINS, n_bins=N_BINS), strict=True)
+    lots = [Drawn(*row) for row in survey.ask(_LOTS, n_lots=N_LOTS, n_drawn=_N_DRAWN)]
+    clusters = {emotion: FolderCluster(*spread) for emotion, *spread in survey.ask(_CLUSTERS)}
+    n_clusters = next((one.n_folders for one in clusters.values() if one.n_folders >= _LEAST_FOLDERS), None)
+    level, n_folders = _choose_level(survey.ask(_LEVELS, deepest=_DEEPEST))
+    folders = _folders(survey, info.labels, level)
     shown = folders if len(folders) <= N_FOLDERS else sorted(folders, key=lambda one: -one.distance)[:N_FOLDERS]
-    bins = [[0] * N_BINS for _ in range(2)]
-    for cell in usable:
-        if cell.bin_number is not None:
-            bins[bool(cell.is_confident)][cell.bin_number] += cell.n
+    by_label = {emotion: sums for emotion, *sums in survey.ask(_LABELS)}
+    _, _, n_confident, n_outside, n_silent = by_label.pop(None)
+    # Windows of a recording are no independent witnesses.
+    n_effective = float(min(n_ok, survey.n_labelled))
+    labels = []
+    for label in info.labels:
+        n_rows, *sums = by_label.get(label, (0, None, 0, 0, 0))
+        share = n_rows / n_ok if n_ok else 0.0
+        if n_clusters is not None and label in clusters:
+            interval = wilson_interval(share, effective_size(n_rows, n_ok, clusters[label]), n_clusters)
+        else:
+            interval = wilson_interval(share, n_effective)
+        labels.append(LabelFigures(label, n_rows, share, *interval, sums[0], *(n or 0 for n in sums[1:])))
     return Figures(
         table=table,
         info=info,
@@ -207,31 +273,27 @@ def gather(
             n_listed=manifest.n_recordings,
             n_surveyed=survey.n_recordings,
             n_labelled=survey.n_labelled,
-            n_rows=sum(by_status.values()),
+            n_rows=n_ok + sum(by_status.values()),
             n_ok=n_ok,
             n_shards=len(manifest.shards),
             n_complete=len(survey.complete),
         ),
         failures=tuple(
-            FailureFigures(status, n, tuple(one for one in survey.failed if one.stratum == status))
-            for status, n in sorted(by_status.items(), key=lambda one: (-one[1], one[0]))
-            if status != Status.OK
+            FailureFigures(status, n, tuple(one for one in lots if one.stratum == status))
+            for status, n in by_status.items()
         ),
-        labels=tuple(
-            _label(label, [cell for cell in usable if cell.emotion == label], n_ok, survey, is_clustered=is_clustered)
-            for label in info.labels
-        ),
-        n_clusters=clusters.n_folders if is_clustered and clusters is not None else None,
-        n_confident=sum(cell.n for cell in usable if cell.is_confident),
-        n_outside=_count(usable, "is_in_domain"),
-        n_silent=_count(usable, "is_speech"),
-        confident_bins=tuple(bins[True]),
-        other_bins=tuple(bins[False]),
-        folders=tuple(sorted(shown, key=lambda one: one.name) if len(folders) <= N_FOLDERS else shown),
+        labels=tuple(labels),
+        n_clusters=n_clusters,
+        n_confident=n_confident or 0,
+        n_outside=n_outside,
+        n_silent=n_silent,
+        confident_bins=confident,
+        other_bins=others,
+        folders=tuple(shown),
         columns=tuple(folders) if len(folders) <= _N_COLUMNS else (),
-        n_folders=survey.n_folders,
-        moments=_moments(survey.times, info),
-        drawn=survey.drawn,
+        n_folders=n_folders,
+        moments=_moments(survey, info),
+        drawn=tuple(one for one in lots if one.emotion is not None),
         throughput=throughput,
         portrait=portrait,
         n_at_work=n_at_work,
@@ -240,20 +302,11 @@ def gather(
 
 
 def wilson_interval(share: float, n: float, n_clusters: int | None = None) -> tuple[float, float]:
-    """Return the 95 % interval of a share by Wilson's formula.
+    """Return the 95 % interval of a share of `n` independent rows by Wilson's formula; of no row it is everything.
 
-    Wilson, "Probable inference, the law of succession, and statistical inference", 1927; for clusters with the effective
-    number and Student's quantile, as in Dean and Pagano, "Evaluating confidence interval methods for binomial proportions
-    in clustered surveys", 2015.
-
-    Parameters
-    ----------
-    share
-        The share, from 0 to 1.
-    n
-        How many independent rows it is known from; with 0 the interval is everything.
-    n_clusters
-        Clusters that `n` was estimated over; None if it was not.
+    Wilson, "Probable inference, the law of succession, and statistical inference", 1927. If `n` was estimated over clusters, with
+    Student's quantile, as in Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered
+    surveys", 2015.
     """
     if n <= 0:
         return 0.0, 1.0
@@ -278,69 +331,54 @@ def effective_size(n_yes: int, n_rows: int, cluster: FolderCluster) -> float:
     return min(float(n_rows), share * (1 - share) / variance) if variance > 0 else float(n_rows)
 
 
-def _label(label: str, cells: list[Cell], n_ok: int, survey: Survey, *, is_clustered: bool) -> LabelFigures:
-    n_rows = sum(cell.n for cell in cells)
-    # Windows of a recording are no independent witnesses.
-    n_effective, n_clusters = float(min(n_ok, survey.n_labelled)), None
-    if is_clustered and label in survey.clusters:
-        cluster = survey.clusters[label]
-        n_effective, n_clusters = effective_size(n_rows, n_ok, cluster), cluster.n_folders
-    low, high = wilson_interval(n_rows / n_ok if n_ok else 0.0, n_effective if n_ok else 0.0, n_clusters)
-    return LabelFigures(
-        label=label,
-        n_rows=n_rows,
-        share=n_rows / n_ok if n_ok else 0.0,
-        low=low,
-        high=high,
-        confidence=sum(cell.total or 0.0 for cell in cells) / n_rows if n_rows else None,
-        n_confident=sum(cell.n for cell in cells if cell.is_confident),
-        n_outside=sum(cell.n for cell in cells if cell.is_in_domain is False),
-        n_silent=sum(cell.n for cell in cells if cell.is_speech is False),
+def _choose_level(levels: list[tuple[int, int]]) -> tuple[int, int]:
+    """Return the deepest level whose folders can all be shown, or else the first that has several; and how many it has."""
+    fitting = [(level, n) for level, n in levels if n <= N_FOLDERS]
+    if not fitting:
+        return levels[0] if levels else (1, 0)
+    # Below a single folder that all share, rather that one alone.
+    deeper = next(((level, n) for level, n in levels if n > 1), fitting[-1])
+    if fitting[-1][1] == 1:
+        return deeper
+    # Of levels with equally many the first: what is below it adds nothing.
+    return next(one for one in levels if one[1] == fitting[-1][1])
+
+
+def _folders(survey: Survey, labels: tuple[str, ...], level: int) -> list[FolderFigures]:
+    """Return the folders of a level by name, each with how far its labels and failures are from those of all."""
+    by_label, values = _count_labels(labels)
+    found = survey.ask(_AT_LEVEL.format(by_label=by_label), level=level, most=_MOST_FOLDERS, **values)
+    if not found:
+        return []
+    # Without labels, what is ok counts as one thing.
+    counts = np.array(
+        [(*n_of, n_failed) if labels else (n_rows - n_failed, n_failed) for _, n_rows, n_failed, _, n_of in found]
     )
+    n_rows, whole = counts.sum(axis=1), counts.sum(axis=0)
+    expected = np.outer(n_rows, whole[whole > 0]) / n_rows.sum()
+    distances = ((counts[:, whole > 0] - expected) ** 2 / expected).sum(axis=1).tolist()
+    return [
+        FolderFigures(name, n, n_failed, n_outside, tuple(n_of), distance)
+        for (name, n, n_failed, n_outside, n_of), distance in zip(found, distances, strict=True)
+    ]
 
 
-def _count(cells: Iterable[Cell], name: str) -> int | None:
-    """Return of how many rows something is not so; None if it cannot be told of any."""
-    known = [cell for cell in cells if getattr(cell, name) is not None]
-    return sum(cell.n for cell in known if not getattr(cell, name)) if known else None
-
-
-def _folders(survey: Survey, labels: tuple[str, ...]) -> list[FolderFigures]:
-    """Return the folders by name, each with how far its labels and failures are from those of all."""
-    counts: dict[str, Counter[str | None]] = defaultdict(Counter)
-    outside: Counter[str] = Counter()
-    for one in survey.folders:
-        # Without labels, what is ok counts as one thing.
-        counts[one.name][(one.emotion or "") if one.is_ok else None] += one.n
-        outside[one.name] += one.n_outside
-    kinds = [*(labels or ("",)), None]
-    whole = {kind: sum(folder[kind] for folder in counts.values()) for kind in kinds}
-    n_whole = sum(whole.values())
-    found = []
-    for name, folder in sorted(counts.items()):
-        n_rows = folder.total()
-        expected: Mapping[str | None, float] = {kind: n_rows * n / n_whole for kind, n in whole.items() if n}
-        distance = sum((folder[kind] - n) ** 2 / n for kind, n in expected.items())
-        by_label = tuple(folder[label] for label in labels)
-        found.append(FolderFigures(name, n_rows, folder[None], outside[name], by_label, distance))
-    return found
-
-
-def _moments(times: tuple[tuple[int, str | None, int], ...], info: TableInfo) -> tuple[Moment, ...]:
+def _moments(survey: Survey, info: TableInfo) -> tuple[Moment, ...]:
     """Return windows by label, so many together that a picture has room for all."""
     hop_s = info.segments.hop_s
-    if not times or hop_s is None:
+    if hop_s is None or not info.labels:
         return ()
-    n_windows = 1 + max(number for number, _, _ in times)
-    step = math.ceil(n_windows / _N_MOMENTS)
-    counts: dict[int, Counter[str | None]] = defaultdict(Counter)
-    for number, label, n in times:
-        counts[number // step][label] += n
-    edges = range(0, step * math.ceil(n_windows / step) + 1, step)
-    return tuple(
-        Moment(start * hop_s, stop * hop_s, tuple(counts[start // step][label] for label in info.labels))
-        for start, stop in pairwise(edges)
-    )
+    ((n_windows,),) = survey.ask("SELECT coalesce(max(window_number) + 1, 0) FROM times")
+    step = max(1, math.ceil(n_windows / _N_MOMENTS))
+    by_label, values = _count_labels(info.labels)
+    found = survey.ask(_MOMENTS.format(by_label=by_label), step=step, n_moments=math.ceil(n_windows / step), **values)
+    return tuple(Moment(at * step * hop_s, (at + 1) * step * hop_s, tuple(n_of)) for at, n_of in found)
+
+
+def _count_labels(labels: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Return SQL for a list of the rows of each label, and the values in it."""
+    values = {f"label_{number}": label for number, label in enumerate(labels)}
+    return f"[{', '.join(f'sum(if(emotion = ${name}, n, 0))::BIGINT' for name in values)}]", values
 
 
 def show_count(value: float) -> str:

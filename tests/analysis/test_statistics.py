@@ -12,14 +12,11 @@ from support.review_tables import figures_of
 from benchmarks.generated import write_label_table
 from emotion_batch.analysis import statistics
 from emotion_batch.analysis.findings import headline, remark, summarise_table
-from emotion_batch.analysis.scan import FolderCluster, survey
-from emotion_batch.analysis.statistics import Figures, effective_size, gather, wilson_interval
+from emotion_batch.analysis.statistics import Figures, FolderCluster, effective_size, wilson_interval
 from emotion_batch.inference import bundle
 from emotion_batch.inference.card import read_portrait
 from emotion_batch.storage.folder import Folder, seal
-from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.status import read_throughput
-from emotion_batch.tables.table import require_table
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +92,13 @@ def test_figures_add_up(found: Figures) -> None:
     assert found.folders[0].distance == max(one.distance for one in found.columns)
 
 
-def test_few_folders_give_no_estimate(tmp_path: Path) -> None:
+def test_few_folders_give_no_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With too few folders the interval is over recordings, and of windows no narrower than their recordings allow."""
     write_label_table(tmp_path / "table", 1_200, n_windows=12)
-    place = Folder.of(tmp_path / "table")
-    info, manifest = require_table(place), Manifest(place)
-    seen = survey(place, info, manifest.shards)
-    few = replace(seen, clusters={label: replace(one, n_folders=9) for label, one in seen.clusters.items()})
-    made = gather(place.url, info, manifest, few, read_throughput(place), None)
+    n_folders = figures_of(tmp_path / "table").n_clusters
+    assert n_folders is not None
+    monkeypatch.setattr(statistics, "_LEAST_FOLDERS", n_folders + 1)
+    made = figures_of(tmp_path / "table")
     assert made.n_clusters is None
     for one in made.labels:
         expected = wilson_interval(one.n_rows / made.coverage.n_ok, made.coverage.n_labelled)

@@ -153,8 +153,9 @@ def answer_truly(cells: dict[str, str]) -> str:
     return truth(review_sheet.unguard(cells["file"]), cells["emotion"])
 
 
-def figures_of(table: Path, model: str | None = "tess-sequence") -> Figures:
+def figures_of(table: Path, model: str | None = "tess-sequence", *, seed: int = 0) -> Figures:
     place = Folder.of(table)
     info, manifest = require_table(place), Manifest(place)
     portrait = None if model is None else read_portrait(bundle.open_bundle(bundle.find_model(model)).card)
-    return gather(place.url, info, manifest, survey(place, info, manifest.shards), read_throughput(place), portrait)
+    with survey(place, info, manifest.shards, seed=seed) as seen:
+        return gather(place.url, info, manifest, seen, read_throughput(place), portrait)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,19 +22,19 @@ from emotion_batch.analysis.review_sample import (
     measure_precision,
 )
 from emotion_batch.analysis.review_sheet import SheetRow
+from emotion_batch.analysis.scan import read_ahead, read_parts
 from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
 from emotion_batch.storage import names
 from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import read_manifest
-from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import Footer, PartError
+from emotion_batch.tables.parts import PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import read_info, require_table
 
 # What a person may answer beside a label: there is no emotion to hear, and one cannot tell.
 NONE, UNSURE = "none", "?"
-# Parts that are read ahead, of some megabytes each.
+# Parts that are read ahead.
 _N_AHEAD = 8
 
 
@@ -177,9 +176,11 @@ def review(
     with explained(f"table {place.url}"):
         manifest = read_manifest(place, info)
         n_read = 0
-        for shard, rows in _parts(place, info, manifest, on_rows):
-            drawing.add(shard, rows)
-            n_read += 1
+        for n_done, (shard, rows) in enumerate(read_parts(place, info, manifest.shards, list(COLUMNS)), 1):
+            if rows is not None:
+                drawing.add(shard, rows)
+                n_read += 1
+            on_rows(n_done, len(manifest.shards))
     if not drawing.n_seen:
         raise IncompleteError(f"table {place.url}: expected rows with a label, got none; run the labelling again")
     drawn = drawing.finish()
@@ -253,23 +254,24 @@ def take_review(
         )
     with explained(f"table {place.url}"):
         found = _look_up(place, info, rows)
-    if not any(found.there.values()):
+    if not any(emotion for emotion, *_ in found.values()):
         raise UsageError(
             f"{thing}: expected rows of the table {place.url}, got none of its recordings; is it the sheet of another table?"
         )
-    valid = [row for row in rows if row.number in answers and found.there[row.number] == row.emotion]
+    answered = [row for row in rows if row.number in answers and row.number in found]
+    valid = [row for row in answered if found[row.number][0] == row.emotion]
     # A model may have a label of that name.
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
     labelled = sorted(
         (row for row in valid if answers[row.number] not in apart),
-        key=lambda row: (row.file, found.segments[row.number]),
+        key=lambda row: (row.file, found[row.number][1:]),
     )
     has_segments = info.segments.hop_s is not None
     if labelled:
         columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
         if has_segments:
-            starts, ends = zip(*(found.segments[row.number] for row in labelled), strict=True)
-            columns |= {"start_s": list(starts), "end_s": list(ends)}
+            columns |= {"start_s": [found[row.number][1] for row in labelled]}
+            columns |= {"end_s": [found[row.number][2] for row in labelled]}
         columns["emotion"] = [answers[row.number] for row in labelled]
         if any(row.speaker for row in labelled):
             columns["speaker"] = [row.speaker for row in labelled]
@@ -279,7 +281,6 @@ def take_review(
     sizes = {row.stratum: row.n_stratum for row in rows if row.stratum is not None}
     judged = [(row.stratum, answers[row.number] == row.emotion) for row in told if row.stratum is not None]
     counts = Counter(answers[row.number] for row in valid)
-    n_absent = sum(1 for number in answers if found.there[number] is None)
     return Review(
         table=place.url,
         sheet=os.fspath(sheet),
@@ -294,27 +295,10 @@ def take_review(
         n_unsure=counts[UNSURE] if UNSURE in apart else 0,
         n_missing=rows[0].n_rows - len(rows),
         n_repeated=n_repeated,
-        n_gone=n_absent,
-        n_changed=len(answers) - n_absent - len(valid),
+        n_gone=len(answers) - len(answered),
+        n_changed=len(answered) - len(valid),
         precision=tuple(measure_precision(judged, sizes)),
     )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the table has of a sheet's rows.
-
-    Attributes
-    ----------
-    there
-        Of each row of the sheet, by its number, the label that the table has now; "" where it has none, and None where it
-        does not have the row.
-    segments
-        Where the segments of these rows start and end in seconds: a spreadsheet may have written its own numbers.
-    """
-
-    there: dict[int, str | None]
-    segments: dict[int, tuple[float, float | None]]
 
 
 def _require_labels(place: Folder) -> TableInfo:
@@ -330,31 +314,6 @@ def _require_new(folder: Folder, name: str, force: bool) -> None:
             raise UsageError(
                 f"file {folder.url}/{name}: expected a new one, got one that is there; name another, or use --force to replace it"
             )
-
-
-def _parts(
-    place: Folder, info: TableInfo, manifest: Manifest, on_rows: Callable[[int, int], None]
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each finished part, in order; some are read ahead, for this waits for storage."""
-    shards = sorted(manifest.shards)
-
-    def read(shard: int) -> pa.Table | None:
-        try:
-            rows = parts.read_part(place, shard, list(COLUMNS))
-            Footer.of(rows.schema.metadata, info).require(shard, manifest.shards[shard])
-        except PartError:
-            return None
-        return rows
-
-    with ThreadPoolExecutor(_N_AHEAD) as pool:
-        ahead: list[Future[pa.Table | None]] = [pool.submit(read, shard) for shard in shards[:_N_AHEAD]]
-        for at, shard in enumerate(shards):
-            rows = ahead.pop(0).result()
-            if at + _N_AHEAD < len(shards):
-                ahead.append(pool.submit(read, shards[at + _N_AHEAD]))
-            if rows is not None:
-                yield shard, rows
-            on_rows(at + 1, len(shards))
 
 
 def _without_repetitions(rows: Sequence[SheetRow], thing: str) -> tuple[list[SheetRow], int]:
@@ -395,12 +354,14 @@ def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -
     return answers
 
 
-def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found:
-    """Find a sheet's rows in the table, of which only their own parts are read."""
+def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[int, tuple[str, float, float | None]]:
+    """Return what the table has of a sheet's rows, by their number: the label, or "" if there is none, the start and the end.
+
+    Only their own parts are read. A spreadsheet may have written its own numbers for the start and the end.
+    """
     by_shard: dict[int, list[SheetRow]] = {}
     for row in rows:
         by_shard.setdefault(row.shard, []).append(row)
-    found = _Found(dict.fromkeys((row.number for row in rows), None), {})
     columns = ["file", "start_s", "end_s", "status", "emotion"]
 
     def read(shard: int) -> pa.Table | None:
@@ -409,22 +370,21 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
         except PartError:
             return None
 
-    with ThreadPoolExecutor(_N_AHEAD) as pool:
-        for wanted, part in zip(by_shard.values(), pool.map(read, by_shard), strict=True):
-            if part is None:
-                continue
-            files = pa.array(sorted({row.file for row in wanted}), pa.string())
-            mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
-            rows_there = {
-                review_sheet.identify_row(info.model_id, file, start_s): (
-                    emotion if status == Status.OK else "",
-                    (start_s, end_s),
-                )
-                for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
-            }
-            for row in wanted:
-                if row.identity in rows_there:
-                    found.there[row.number], found.segments[row.number] = rows_there[row.identity]
+    found: dict[int, tuple[str, float, float | None]] = {}
+    for wanted, part in zip(by_shard.values(), read_ahead(read, by_shard, _N_AHEAD), strict=True):
+        if part is None:
+            continue
+        files = pa.array(sorted({row.file for row in wanted}), pa.string())
+        mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
+        there = {
+            review_sheet.identify_row(info.model_id, file, start_s): (
+                emotion if status == Status.OK else "",
+                start_s,
+                end_s,
+            )
+            for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
+        }
+        found |= {row.number: there[row.identity] for row in wanted if row.identity in there}
     return found
 
 

@@ -35,7 +35,8 @@ _SEAL_KEY = "emotion_batch_sha256"
 _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
 # In which the metadata of a part of one row group lies.
 _END_BYTES = 2**16
-_N_READERS = 32
+# Footers on a disk are parsed more than waited for; of a bucket it is the other way round.
+_LOCAL_READERS, _REMOTE_READERS = 4, 32
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,7 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
         except PartError:
             return None
 
-    # Threads, for this waits for storage.
-    with ThreadPoolExecutor(_N_READERS) as pool:
+    with ThreadPoolExecutor(_LOCAL_READERS if table.is_local else _REMOTE_READERS) as pool:
         jobs = [(shard, usage.submit_metered(pool, partial(read, shard))) for shard in wanted]
         found = ((shard, take()) for shard, take in jobs)
         return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}

@@ -44,21 +44,8 @@ _N_AHEAD = 4
 def replacing(place: Folder, own: re.Pattern[str], *, force: bool = False) -> Iterator[Folder]:
     """Give a folder to write into; it is the one at `place` once the block ends well, and nothing is there otherwise.
 
-    What an earlier process that was killed has left is removed first.
-
-    Parameters
-    ----------
-    place
-        Where to: nothing, or an empty folder.
-    own
-        The names that are written. With `force` a folder with no others in it is replaced.
-    force
-        Whether to replace.
-
-    Raises
-    ------
-    UsageError
-        If something is there that is not to be replaced.
+    What an earlier process that was killed has left is removed first. UsageError is raised if something is there, unless `force` is
+    set and all that is there has names that `own` matches.
     """
     with explained(f"folder {place.url}"):
         _require_free(place, own, force)

@@ -32,17 +32,7 @@ class Writer(Protocol):
 
 
 class CsvWriter:
-    """CSV after RFC 4180, with a header; lists and structs as JSON, bytes as hexadecimal digits, null as nothing.
-
-    Parameters
-    ----------
-    stream
-        Where to.
-    schema
-        Of the rows.
-    eol
-        What ends a line.
-    """
+    """CSV after RFC 4180, with a header; lists and structs as JSON, bytes as hexadecimal digits, null as nothing."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema, *, eol: str = "\r\n") -> None:
         self._schema = _plain(schema.empty_table()).schema
@@ -59,15 +49,7 @@ class CsvWriter:
 
 
 class JsonWriter:
-    """A JSON array with an object a row; what JSON has no word for is text, what is no number null.
-
-    Parameters
-    ----------
-    stream
-        Where to.
-    schema
-        Of the rows.
-    """
+    """A JSON array with an object a row; what JSON has no word for is text, what is no number null."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self._stream = stream
@@ -98,15 +80,7 @@ class _ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]
 
 
 class ParquetWriter:
-    """Parquet whose row groups are large: each but a small file's only one has at least `GROUP_ROWS`, or `GROUP_BYTES`.
-
-    Parameters
-    ----------
-    stream
-        Where to.
-    schema
-        Of the rows, and of the file.
-    """
+    """Parquet whose row groups are large: each but a small file's only one has at least `GROUP_ROWS`, or `GROUP_BYTES`."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self.schema = nullable(schema)

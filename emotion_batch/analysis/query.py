@@ -103,15 +103,7 @@ FROM labels WHERE status = 'ok' GROUP BY minute, emotion ORDER BY minute, n DESC
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gives.
-
-    Attributes
-    ----------
-    schema
-        Its columns.
-    batches
-        Its rows, as they come; to be read once, and within the block that it is of.
-    """
+    """What a query gives: its columns, and its rows as they come, to be read once and within the block that it is of."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
@@ -238,16 +230,9 @@ def _find_feature_inventory(labels: Inventory) -> Inventory | None:
 
 
 class _Sandbox:
-    """A DuckDB with views of tables; `_open_sandbox` makes it.
+    """A DuckDB, locked, with views of tables; `_open_sandbox` makes it.
 
-    Parameters
-    ----------
-    connection
-        The connection, locked.
-    sources
-        The tables that it reads.
-    pool
-        One thread, in which it works: the caller's own thread hears signals meanwhile.
+    It works in the one thread of `pool`, so that the caller's own thread hears signals meanwhile.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, sources: list[_Parts], pool: ThreadPoolExecutor) -> None:
@@ -336,11 +321,6 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
 
     Each part is opened, read and closed by itself, some of them ahead. Arrow's own scan of a dataset holds Python's lock while it
     waits for files, so it waits forever for a file that needs Python.
-
-    Parameters
-    ----------
-    inventory
-        The table.
     """
 
     def __init__(self, inventory: Inventory) -> None:

@@ -120,17 +120,7 @@ def report(
 
 
 def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: None) -> bytes:
-    """Return the page.
-
-    Parameters
-    ----------
-    figures
-        What to show.
-    made_at
-        When it was made.
-    locate
-        Gives where a recording is from the page.
-    """
+    """Return the page."""
     style = _read_template("page.css")
     template = open_templates().get_template("report.html.j2")
     page = template.render(
@@ -184,15 +174,7 @@ def _finalize(value: object) -> object:
 
 
 def locate_beside(folder: str, archive: str) -> Locate:
-    """Return what gives the address of a recording on this disk, relative to a page in `folder`.
-
-    Parameters
-    ----------
-    folder
-        Absolute path of the page's folder.
-    archive
-        Absolute path that the recordings' names are relative to.
-    """
+    """Return what gives the address of a recording of `archive`, relative to a page in `folder`, both absolute paths on this disk."""
 
     def locate(drawn: Drawn) -> str | None:
         path = os.path.join(archive, drawn.file)

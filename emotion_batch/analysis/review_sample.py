@@ -68,12 +68,8 @@ class Precision:
 def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[Stratum, int]) -> list[Precision]:
     """Return what a sample says of all rows, of confident ones, and of each range of confidence.
 
-    Parameters
-    ----------
-    answers
-        Of each row that was drawn at random and checked, its stratum, and whether its label is right.
-    sizes
-        Rows of each stratum in the table.
+    `answers` has the stratum of each row that was drawn at random and checked, and whether its label is right. `sizes` are the rows
+    of each stratum in the table.
     """
     checked: dict[Stratum, list[bool]] = {}
     for stratum, is_right in answers:
@@ -112,10 +108,7 @@ def estimate_share(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float
     to be as sure; where strata are drawn whole nothing is left to chance. An interval from the sample's own variance
     alone would have no width where all that was checked is right.
 
-    Parameters
-    ----------
-    counts
-        Of each stratum: its rows, at least one; those that were checked, at least one; those that were right.
+    `counts` has for each stratum its rows and how many were checked, both at least one, and how many were right.
     """
     total = sum(size for size, _, _ in counts)
     share = sum(size / total * right / n for size, n, right in counts)
@@ -133,15 +126,7 @@ def estimate_share(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float
 
 
 class Stratum(NamedTuple):
-    """Rows of a range of confidence, all ``is_confident`` or none of them.
-
-    Attributes
-    ----------
-    low, high
-        The range: from `low` on, and below `high`, but up to it where that is 1.
-    is_confident
-        What the table says of them.
-    """
+    """Rows with a confidence from `low` to below `high`, or to `high` if that is 1; all ``is_confident``, or none of them."""
 
     low: float
     high: float
@@ -170,17 +155,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class DrawnRow:
-    """A row that is to be checked.
-
-    Attributes
-    ----------
-    row
-        The row.
-    stratum
-        That it was drawn from; None for one that was chosen.
-    n_stratum, n_drawn
-        Rows of that stratum in the table, and how many of them were drawn, each as likely as any other.
-    """
+    """A row that is to be checked, drawn as one of `n_drawn` from the `n_stratum` rows of a stratum; or chosen, without one."""
 
     row: Row
     stratum: Stratum | None = None
@@ -218,21 +193,9 @@ class _Smallest:
 
 
 class Drawing:
-    """Rows that are passed over once, and those of them that are drawn.
+    """Rows that are read once, and the `n_rows` of them that are drawn, `n_random` of these at random.
 
-    Parameters
-    ----------
-    n_rows
-        Rows to draw, from 20 to 10,000.
-    n_random
-        How many of them at random: 0, or 20 or more.
-    seed
-        What chance follows from: the same rows and seed give the same drawing.
-
-    Raises
-    ------
-    UsageError
-        If a number is outside its range.
+    The same rows and seed give the same drawing. A number outside its range raises UsageError.
     """
 
     def __init__(self, n_rows: int, n_random: int, seed: int) -> None:
@@ -327,17 +290,10 @@ class Drawing:
 
 
 def allocate(sizes: Sequence[int], n_rows: int) -> list[int]:
-    """Return how many rows to draw of each stratum.
+    """Return how many of `n_rows` rows to draw from each stratum, or fewer if there are fewer in all.
 
-    Half of them go evenly to all strata, for each has a figure of its own, and half by their sizes, for the figure of all
-    rows; none gets fewer than two, or than it has.
-
-    Parameters
-    ----------
-    sizes
-        Rows of each stratum.
-    n_rows
-        Rows to draw in all; as many as there are, if they are fewer.
+    Half of them go evenly to all strata, because each has a figure of its own, and half by their sizes, because of the figure of
+    all rows. None gets fewer than two, or than it has.
     """
     total, n_strata = sum(sizes), sum(size > 0 for size in sizes)
     if not total or not n_rows:

@@ -38,38 +38,24 @@ _BY_NAME = {str(stratum): stratum for stratum in STRATA}
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A row of a sheet that came back as it was written.
+    """A row of a sheet that came back as it was written."""
 
-    Attributes
-    ----------
-    number
-        Of the row, as a spreadsheet counts: the first row below the names is 2.
-    n_of, n_rows
-        Which of how many rows it was when the sheet was written, from 1.
-    shard
-        Where in the table it is.
-    identity
-        Fingerprint of its recording and segment.
-    n_table
-        Rows with a label in the table then.
-    file, emotion
-        The recording, and the label that was to be checked.
-    stratum, n_stratum
-        What it was drawn from, with its size; None and 0 for one that was chosen.
-    answer, speaker
-        What a person filled in; "" for nothing.
-    """
-
+    # As a spreadsheet counts: the first row below the names is 2.
     number: int
+    # When the sheet was written, it was this row, from 1, of so many.
     n_of: int
     n_rows: int
     shard: int
+    # Fingerprint of its recording and segment.
     identity: str
+    # Rows with a label that the table had then.
     n_table: int
     file: str
     emotion: str
+    # None and 0 for a row that was chosen.
     stratum: Stratum | None
     n_stratum: int
+    # What a person filled in, or "".
     answer: str
     speaker: str
 
@@ -105,17 +91,7 @@ def unguard(cell: str) -> str:
 
 
 def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes:
-    """Return a sheet, in UTF-8 with the mark by which spreadsheets tell it.
-
-    Parameters
-    ----------
-    drawn
-        Its rows.
-    model_id
-        Of the model whose labels they are.
-    n_table
-        Rows with a label in the table.
-    """
+    """Return a sheet, in UTF-8 with the mark by which spreadsheets tell it; `n_table` rows of the table have a label."""
     sink = io.StringIO(newline="")
     writer = csv.writer(sink, lineterminator="\r\n")
     writer.writerow(HEADS)
@@ -139,21 +115,10 @@ def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes
 
 
 def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
-    """Return the rows of a sheet that may have been written anew by a spreadsheet.
+    """Return the rows of a sheet that a spreadsheet may have written anew.
 
-    Parameters
-    ----------
-    data
-        CSV in UTF-8 or UTF-16, with any usual separator, quotes and line ends; columns in any order, and more of them.
-    thing
-        What an error calls it.
-    model_id
-        Of the model whose labels must be in it.
-
-    Raises
-    ------
-    UsageError
-        If it is no such sheet, or a row is not as it was written; the first such row is named.
+    It is CSV in UTF-8 or UTF-16, with any usual separator, quotes and line ends; columns are in any order, and may be more. If it
+    is no such sheet with labels of the model, or a row is not as it was written, UsageError calls it `thing` and names that row.
     """
     heads, records = _read_records(data, thing)
     rows, problems = [], []

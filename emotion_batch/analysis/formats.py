@@ -89,8 +89,7 @@ class ParquetWriter:
         except pa.ArrowNotImplementedError as error:
             raise UsageError(f"--format parquet: expected columns that Parquet has, got {error}; cast them") from error
         self._waiting: list[pa.Table] = []
-        self._n_rows = 0
-        self._n_bytes = 0
+        self._n_rows = self._n_bytes = 0
 
     def write(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Write some more rows, or keep them until they make a group."""
@@ -110,10 +109,6 @@ class ParquetWriter:
         rest = waiting.slice(n_rows)
         self._waiting, self._n_rows, self._n_bytes = [rest], rest.num_rows, rest.nbytes
 
-    def add_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Put more into the file's footer."""
-        self._writer.add_key_value_metadata(metadata)
-
     def close(self) -> None:
         """Write what is left."""
         if self._n_rows:
@@ -124,13 +119,11 @@ class ParquetWriter:
 def to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column whose values CSV can hold: itself, or its values as text."""
     kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return pa.chunked_array([pa.array(map(_text, column.to_pylist()), pa.string())])
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.chunked_array([_json_lists(chunk) for chunk in column.chunks], pa.string())
-    if pa.types.is_nested(kind) or pa.types.is_interval(kind):
-        return pa.chunked_array([pa.array(map(_text, column.to_pylist()), pa.string())])
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    is_made_of_several = pa.types.is_nested(kind) or pa.types.is_interval(kind)
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    if is_made_of_several or is_bytes or isinstance(kind, pa.BaseExtensionType):
         return pa.chunked_array([pa.array(map(_text, column.to_pylist()), pa.string())])
     return column
 

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from types import SimpleNamespace
+from typing import Any, BinaryIO, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -54,7 +55,13 @@ _CONFIG = {
     "preserve_insertion_order": "true",
     "python_enable_replacements": "false",
 }
-_LOCKS = ("allow_extension_repositories = 'forbidden'", "enable_external_access = false", "lock_configuration = true")
+_LOCKS = (
+    # DuckDB would print it to stdout, among the results.
+    "enable_progress_bar = false",
+    "allow_extension_repositories = 'forbidden'",
+    "enable_external_access = false",
+    "lock_configuration = true",
+)
 _INTERRUPT_EVERY_S = 0.05
 # DuckDB says what is wrong, and then where in the query, beginning so.
 _WHERE = re.compile(r"\n\s*(LINE \d+:|Stack Trace:|This error signals).*", re.DOTALL)
@@ -201,21 +208,19 @@ def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:
 def first_rows(answer: Answer, n_rows: int) -> tuple[list[list[Any]], bool]:
     """Return the first rows of an answer as a person may see them, and whether there are more; of lists the beginning."""
     rows: list[list[Any]] = []
+    is_nested = [pa.types.is_nested(field.type) for field in answer.schema]
     for batch in answer.batches:
-        first = pa.Table.from_batches([batch.slice(0, n_rows - len(rows))])
-        rows += [list(row) for row in zip(*(_shortened(column) for column in first.columns), strict=True)]
+        first = batch.slice(0, n_rows - len(rows))
+        texts = (to_text(pa.chunked_array([column])).to_pylist() for column in first.columns)
+        for row in zip(*texts, strict=True):
+            rows.append([_shortened(value) if long else value for value, long in zip(row, is_nested, strict=True)])
         if first.num_rows < batch.num_rows:
             return rows, True
     return rows, False
 
 
-def _shortened(column: pa.ChunkedArray) -> list[Any]:
-    texts: list[Any] = to_text(column).to_pylist()
-    if not pa.types.is_nested(column.type):
-        return texts
-    return [
-        text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..." for text in texts
-    ]
+def _shortened(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
 def _find_feature_inventory(labels: Inventory) -> Inventory | None:
@@ -332,10 +337,11 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
         # What went wrong, because DuckDB makes a text of it.
         self.failure: Exception | None = None
 
-    def scanner(self, columns: list[str] | None = None, filter: ds.Expression | None = None, **_: Any) -> _Scan:  # noqa: A002
-        """Return a scan of some columns, and of the rows that pass a filter."""
+    def scanner(self, columns: list[str] | None = None, filter: ds.Expression | None = None, **_: Any) -> object:  # noqa: A002
+        """Return what DuckDB takes for a scanner of some columns, and of the rows that pass a filter."""
         wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        return _Scan(pa.RecordBatchReader.from_batches(wanted, self._batches(wanted, filter)))
+        reader = pa.RecordBatchReader.from_batches(wanted, self._batches(wanted, filter))
+        return SimpleNamespace(to_reader=lambda: reader)
 
     def _batches(self, wanted: pa.Schema, rows: ds.Expression | None) -> Iterator[pa.RecordBatch]:
         n_ahead = (os.cpu_count() or 1) if self._inventory.table.is_local else _N_AHEAD
@@ -352,7 +358,7 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
         with explained(f"table {table.url}"), _open_part(table, name) as file:
             try:
                 if rows is None:
-                    # Half the time of a scan, which alone can filter by columns that are not wanted.
+                    # This takes half the time of a scan, but only a scan can filter by columns that are not wanted.
                     part = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=not table.is_local)
                     return part.read(wanted.names, use_threads=False).select(wanted.names).cast(wanted)
                 part = self._parquet.make_fragment(file)
@@ -365,16 +371,6 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
                     f"table {table.url}: expected its parts as they were written, got {name} with {said}; "
                     "`emotion-batch verify --deep` names what is damaged"
                 ) from error
-
-
-class _Scan(NamedTuple):
-    """What DuckDB takes for a scanner of Arrow."""
-
-    reader: pa.RecordBatchReader
-
-    def to_reader(self) -> pa.RecordBatchReader:
-        """Return the rows, to be read once."""
-        return self.reader
 
 
 def _open_part(table: Folder, name: str) -> pa.NativeFile | RemoteFile:

@@ -92,8 +92,8 @@ class Survey:
     Attributes
     ----------
     connection
-        Has `cells`, all rows by what is said of them; `folders`, rows by folder; `times`, ``ok`` rows by number of their window, if
-        the table has windows; and `drawn`, rows drawn by lot.
+        Holds `cells`, all rows by what is said of them; `folders`, rows by folder; `times`, ``ok`` rows by number of their window,
+        if the table has windows; and `drawn`, rows drawn by lot.
     complete
         Shards whose parts these are.
     n_recordings, n_labelled
@@ -120,7 +120,10 @@ def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, 
     known = {"seed": seed, "n_lots": N_LOTS, "n_bins": N_BINS, "hop_s": hop_s}
     complete: set[int] = set()
     n_labelled = 0
-    with tempfile.TemporaryDirectory() as spilled, duckdb.connect(config={"temp_directory": spilled}) as connection:
+    with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection:
+        connection.execute("SET temp_directory = ?", [spilled])
+        # DuckDB would print it to stdout.
+        connection.execute("SET enable_progress_bar = false")
         with explained(f"table {table.url}"):
             for number, (shards_read, chunk) in enumerate(_chunks(table, info, shards)):
                 complete |= shards_read

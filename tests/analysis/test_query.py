@@ -52,6 +52,12 @@ def test_a_query_is_answered_as_duckdb_answers_it(labels: Path) -> None:
     assert emotion_batch.query(labels, "PIVOT (SELECT status FROM labels) ON status USING count(*)").num_rows == 1
 
 
+def test_a_query_prints_nothing_by_itself(labels: Path) -> None:
+    """DuckDB's own progress bar, which it prints to stdout in queries of some seconds, is off."""
+    sql = "SELECT current_setting('enable_progress_bar') AS is_shown"
+    assert emotion_batch.query(labels, sql).to_pylist() == [{"is_shown": False}]
+
+
 def test_labels_are_joined_with_their_features(labels: Path, features: Path) -> None:
     """A feature table is `features`, and is beside the labels that were made from it."""
     assert emotion_batch.query(features, "SELECT count(*) AS n FROM features").to_pylist() == [{"n": 89}]

@@ -229,8 +229,9 @@ def test_the_level_is_one_that_can_be_shown(names: list[str], expected: set[str]
 
 
 def test_hostile_names_are_counted(table: Path) -> None:
-    """Names with markup, quotes and newlines are recordings as all others."""
+    """Names with markup, quotes and newlines are recordings as all others; DuckDB prints no progress meanwhile."""
     names = set(rows_of(table)["file"])
     assert set(HOSTILE) <= names
     with look(table) as found:
+        assert found.ask("SELECT current_setting('enable_progress_bar')") == [(False,)]
         assert found.n_recordings == len(names)

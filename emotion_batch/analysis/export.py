@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
@@ -50,12 +50,13 @@ def replacing(place: Folder, own: re.Pattern[str], *, force: bool = False) -> It
     with explained(f"folder {place.url}"):
         _require_free(place, own, force)
     if place.is_local:
-        with _renamed(os.path.realpath(place.url)) as (folder, put_in_place):
-            yield folder
+        path = os.path.realpath(place.url)
+        with _hidden_folder(path) as hidden:
+            yield Folder(hidden)
             with explained(f"folder {place.url}"):
-                # Once more, for this may have taken an hour.
+                # Once more, because this may have taken an hour.
                 _require_free(place, own, force)
-                put_in_place()
+                _put_in_place(hidden, path)
         return
     with explained(f"folder {place.url}"):
         # The marker first: what is left is then none's.
@@ -82,8 +83,8 @@ def _require_free(place: Folder, own: re.Pattern[str], force: bool) -> None:
 
 
 @contextlib.contextmanager
-def _renamed(path: str) -> Iterator[tuple[Folder, Callable[[], None]]]:
-    """Give a hidden folder beside `path`, which is gone after the block, and what renames it to that."""
+def _hidden_folder(path: str) -> Iterator[str]:
+    """Give a new hidden folder beside `path`, which is gone after the block."""
     with explained(f"folder {path}"):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _sweep(path)
@@ -94,7 +95,7 @@ def _renamed(path: str) -> Iterator[tuple[Folder, Callable[[], None]]]:
         with contextlib.suppress(OSError):
             # The system lets go of it when this process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Folder(hidden), lambda: _put_in_place(hidden, path)
+        yield hidden
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         os.close(lock)
@@ -217,16 +218,15 @@ def export(
         )
     inventory = take_inventory(source)
     if not inventory.is_complete and not partial:
-        left = [parts.part_name(shard) for shard in inventory.shards if shard not in inventory.footers]
-        example = f", e.g. {left[0]}" if left else ""
+        left = next((shard for shard in inventory.shards if shard not in inventory.footers), None)
+        example = "" if left is None else f", e.g. {parts.part_name(left)}"
         raise IncompleteError(
             f"table {source.url}: expected all of its {len(inventory.shards):,} parts, got {inventory.n_missing:,} missing, "
             f"damaged or out of date{example}; the command that made it does them, and --partial exports the others"
         )
-    write = _write_csv if file_format == "csv" else _write_parquet
     if file_format == "audformat":
         export_audformat.require(inventory.info)
-        write = _write_audformat
+    write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}[file_format]
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
@@ -262,30 +262,20 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
 def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
     """Write Parquet files of about equally many rows; return their sizes."""
     info = inventory.info
-    about = {
-        **{name: value for name, value in info.to_dict().items() if name not in ("source", "features")},
-        "n_rows": inventory.counts.n_rows,
-    }
-    schema = info.schema.with_metadata({"emotion_batch_export": json.dumps(about)})
-    n_files = max(1, math.ceil(inventory.counts.n_rows / _FILE_ROWS))
-    most_rows = max(1, math.ceil(inventory.counts.n_rows / n_files))
+    total = inventory.counts.n_rows
+    about = {name: value for name, value in info.to_dict().items() if name not in ("source", "features")}
+    schema = info.schema.with_metadata({"emotion_batch_export": json.dumps({**about, "n_rows": total})})
+    most_rows = max(1, math.ceil(total / max(1, math.ceil(total / _FILE_ROWS))))
     sizes: list[int] = []
     part = next(rows, info.schema.empty_table())
-    is_over = False
-    while not is_over:
+    while part is not None:
         with _file(to, f"{info.kind}-{len(sizes) + 1:05d}.parquet", sizes) as stream:
             writer, n_rows = ParquetWriter(stream, schema), 0
-            while n_rows < most_rows and stream.tell() < _FILE_BYTES:
+            while part is not None and n_rows < most_rows and stream.tell() < _FILE_BYTES:
                 some = part.slice(0, most_rows - n_rows)
                 writer.write(some)
                 n_rows += some.num_rows
-                part = part.slice(some.num_rows)
-                if not part.num_rows:
-                    following = next(rows, None)
-                    if following is None:
-                        is_over = True
-                        break
-                    part = following
+                part = part.slice(some.num_rows) if some.num_rows < part.num_rows else next(rows, None)
             writer.close()
     return sizes
 

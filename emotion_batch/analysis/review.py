@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -117,7 +117,7 @@ class Review:
     n_repeated: int
     n_gone: int
     n_changed: int
-    precision: tuple[Precision, ...] = field(default_factory=tuple)
+    precision: tuple[Precision, ...] = ()
     method: str = METHOD
 
     def to_dict(self) -> dict[str, Any]:
@@ -262,10 +262,8 @@ def take_review(
     valid = [row for row in answered if found[row.number][0] == row.emotion]
     # A model may have a label of that name.
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
-    labelled = sorted(
-        (row for row in valid if answers[row.number] not in apart),
-        key=lambda row: (row.file, found[row.number][1:]),
-    )
+    labelled = [row for row in valid if answers[row.number] not in apart]
+    labelled.sort(key=lambda row: (row.file, found[row.number][1:]))
     has_segments = info.segments.hop_s is not None
     if labelled:
         columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}

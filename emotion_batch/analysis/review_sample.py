@@ -74,30 +74,17 @@ def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[St
     checked: dict[Stratum, list[bool]] = {}
     for stratum, is_right in answers:
         checked.setdefault(stratum, []).append(is_right)
-    kinds: dict[str, list[Stratum]] = {
-        "all": list(STRATA),
-        "is_confident": [stratum for stratum in STRATA if stratum.is_confident],
-    }
+    kinds = {"all": list(STRATA), "is_confident": [stratum for stratum in STRATA if stratum.is_confident]}
     for stratum in STRATA:
         kinds.setdefault(f"{stratum.low:g} to {stratum.high:g}", []).append(stratum)
-    return [
-        _measure(name, [stratum for stratum in kind if sizes.get(stratum)], checked, sizes)
-        for name, kind in kinds.items()
-    ]
-
-
-def _measure(
-    name: str, kind: Sequence[Stratum], checked: Mapping[Stratum, Sequence[bool]], sizes: Mapping[Stratum, int]
-) -> Precision:
-    known = [stratum for stratum in kind if stratum in checked]
-    n_rows = sum(sizes[stratum] for stratum in known)
-    n_unknown = sum(sizes[stratum] for stratum in kind) - n_rows
-    counts = [(sizes[stratum], len(checked[stratum]), sum(checked[stratum])) for stratum in known]
-    n_checked, n_right = sum(n for _, n, _ in counts), sum(k for _, _, k in counts)
-    if not counts:
-        return Precision(name, 0, n_unknown, 0, 0, None, None, None)
-    share, low, high = estimate_share(counts)
-    return Precision(name, n_rows, n_unknown, n_checked, n_right, share, low, high)
+    found = []
+    for name, kind in kinds.items():
+        there = {stratum: sizes[stratum] for stratum in kind if sizes.get(stratum)}
+        counts = [(size, len(checked[one]), sum(checked[one])) for one, size in there.items() if one in checked]
+        n_rows, n_checked, n_right = map(sum, zip(*counts, strict=True)) if counts else (0, 0, 0)
+        estimate = estimate_share(counts) if counts else (None, None, None)
+        found.append(Precision(name, n_rows, sum(there.values()) - n_rows, n_checked, n_right, *estimate))
+    return found
 
 
 def estimate_share(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:

@@ -179,7 +179,8 @@ def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
     part, stratum = cells["part"], cells["stratum"]
     numbers = _whole(cells["stratum_rows"]), _whole(cells["stratum_drawn"])
     emotion = unguard(cells["emotion"])
-    for file in _readings(cells["file"]):
+    # The name is as it is guarded, or a program took the apostrophe for a mark of text.
+    for file in (unguard(cells["file"]), unguard(f"'{cells['file']}")):
         known = (model_id, n_of, n_rows, shard, n_table, file, emotion, part, stratum, *numbers)
         if _digest(*known)[:8] == match[6] and part in (RANDOM, INFORMATIVE):
             return SheetRow(
@@ -191,11 +192,6 @@ def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
         f"expected file, emotion, part, stratum and its numbers as they were written, got a row in which one differs, of "
         f"{cells['file']!r}; undo what changed it"
     )
-
-
-def _readings(cell: str) -> list[str]:
-    """Return what a name may have been: as it is guarded, or where the apostrophe was taken for a mark of text."""
-    return [unguard(cell), unguard(f"'{cell}")]
 
 
 def _whole(cell: str) -> int | str:

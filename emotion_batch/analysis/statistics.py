@@ -29,7 +29,7 @@ _DEEPEST = 8
 _MOST_FOLDERS = 20_000
 
 _STATUSES = "SELECT status, sum(n)::BIGINT AS n FROM cells GROUP BY status ORDER BY n DESC, status"
-# The last row, whose label is null, is of all labels. What is known of no row is null.
+# The row whose label is null is of all labels. A sum is null if no row says whether it counts.
 _LABELS = """
 SELECT emotion, sum(n)::BIGINT, sum(total) / sum(n), sum(if(is_confident, n, 0))::BIGINT,
        sum(if(is_in_domain, 0, n)) FILTER (is_in_domain IS NOT NULL)::BIGINT,
@@ -65,15 +65,10 @@ GROUP BY moment ORDER BY moment"""
 
 @dataclass(frozen=True)
 class FolderCluster:
-    """How a label is spread over all folders: sums over them, for the variance of its share.
+    """How a label is spread over the folders that have rows with a label, for the variance of its share.
 
-    Attributes
-    ----------
-    n_folders
-        Folders that have rows with a label.
-    of_label, of_both, of_all
-        Sums of squares of the label's rows in a folder, of their products with all labelled rows of it, and of squares of
-        the latter.
+    The sums over the folders are of squares of the label's rows in a folder, of their products with all labelled rows of it, and of
+    squares of the latter.
     """
 
     n_folders: int

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,8 +27,7 @@ from emotion_batch.storage import names
 from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import read_manifest
-from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.parts import Footer, PartError
+from emotion_batch.tables.parts import PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import read_info, require_table
 
@@ -177,9 +175,12 @@ def review(
     with explained(f"table {place.url}"):
         manifest = read_manifest(place, info)
         n_read = 0
-        for shard, rows in _parts(place, info, manifest, on_rows):
-            drawing.add(shard, rows)
-            n_read += 1
+        found = parts.read_complete(place, info, dict(sorted(manifest.shards.items())), list(COLUMNS))
+        for number, (shard, rows) in enumerate(found, 1):
+            if rows is not None:
+                drawing.add(shard, rows)
+                n_read += 1
+            on_rows(number, len(manifest.shards))
     if not drawing.n_seen:
         raise IncompleteError(f"table {place.url}: expected rows with a label, got none; run the labelling again")
     drawn = drawing.finish()
@@ -332,31 +333,6 @@ def _require_new(folder: Folder, name: str, force: bool) -> None:
             )
 
 
-def _parts(
-    place: Folder, info: TableInfo, manifest: Manifest, on_rows: Callable[[int, int], None]
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each finished part, in order; some are read ahead, for this waits for storage."""
-    shards = sorted(manifest.shards)
-
-    def read(shard: int) -> pa.Table | None:
-        try:
-            rows = parts.read_part(place, shard, list(COLUMNS))
-            Footer.of(rows.schema.metadata, info).require(shard, manifest.shards[shard])
-        except PartError:
-            return None
-        return rows
-
-    with ThreadPoolExecutor(_N_AHEAD) as pool:
-        ahead: list[Future[pa.Table | None]] = [pool.submit(read, shard) for shard in shards[:_N_AHEAD]]
-        for at, shard in enumerate(shards):
-            rows = ahead.pop(0).result()
-            if at + _N_AHEAD < len(shards):
-                ahead.append(pool.submit(read, shards[at + _N_AHEAD]))
-            if rows is not None:
-                yield shard, rows
-            on_rows(at + 1, len(shards))
-
-
 def _without_repetitions(rows: Sequence[SheetRow], thing: str) -> tuple[list[SheetRow], int]:
     """Return a sheet's rows once each, and how many were there again; raise UsageError where they contradict."""
     known: dict[int, SheetRow] = {}
@@ -405,26 +381,25 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> _Found
 
     def read(shard: int) -> pa.Table | None:
         try:
-            return parts.read_part(place, shard, columns)
+            return parts.read_own(place, info, shard, columns)[1]
         except PartError:
             return None
 
-    with ThreadPoolExecutor(_N_AHEAD) as pool:
-        for wanted, part in zip(by_shard.values(), pool.map(read, by_shard), strict=True):
-            if part is None:
-                continue
-            files = pa.array(sorted({row.file for row in wanted}), pa.string())
-            mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
-            rows_there = {
-                review_sheet.identify_row(info.model_id, file, start_s): (
-                    emotion if status == Status.OK else "",
-                    (start_s, end_s),
-                )
-                for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
-            }
-            for row in wanted:
-                if row.identity in rows_there:
-                    found.there[row.number], found.segments[row.number] = rows_there[row.identity]
+    for wanted, part in zip(by_shard.values(), parts.read_ahead(read, by_shard, _N_AHEAD), strict=True):
+        if part is None:
+            continue
+        files = pa.array(sorted({row.file for row in wanted}), pa.string())
+        mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
+        rows_there = {
+            review_sheet.identify_row(info.model_id, file, start_s): (
+                emotion if status == Status.OK else "",
+                (start_s, end_s),
+            )
+            for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
+        }
+        for row in wanted:
+            if row.identity in rows_there:
+                found.there[row.number], found.segments[row.number] = rows_there[row.identity]
     return found
 
 

@@ -6,28 +6,19 @@ Only complete parts of the newest manifest entries count. DuckDB adds them up, s
 from __future__ import annotations
 
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
-from emotion_batch import usage
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import parts, schema
-from emotion_batch.tables.parts import Footer, PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 
-T = TypeVar("T")
-R = TypeVar("R")
 # Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
 N_BINS = 20
-# Parts on a disk are parsed more than waited for; of a bucket it is the other way round.
-_LOCAL_READERS, _REMOTE_READERS = 4, 32
 _CHUNK_ROWS = 2**18
 _N_FAILURES = 5
 # Deeper folders are counted with those above them.
@@ -256,13 +247,10 @@ def survey(
 
 def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> Iterator[tuple[set[int], pa.Table]]:
     """Yield the rows of complete parts, some parts at a time with their shards, and once even if there are none."""
-    there = set(table.names())
-    wanted = [shard for shard in sorted(shards) if parts.part_name(shard) in there]
     nothing = pa.schema([*(info.schema.field(name) for name in _COLUMNS), *_JUDGED]).empty_table()
     chunk, done = [nothing], set()
-    n_ahead = _LOCAL_READERS if table.is_local else _REMOTE_READERS
-    found = read_ahead(partial(_read_part, table, info, shards), wanted, n_ahead)
-    for shard, rows in zip(wanted, found, strict=True):
+    columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
+    for shard, rows in parts.read_complete(table, info, dict(sorted(shards.items())), columns):
         if rows is None:
             continue
         chunk.append(rows)
@@ -271,36 +259,6 @@ def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) ->
             yield done, pa.concat_tables(chunk, promote_options="default")
             chunk, done = [nothing], set()
     yield done, pa.concat_tables(chunk, promote_options="default")
-
-
-def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
-    """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
-    pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
-    waiting: deque[Callable[[], R]] = deque()
-    try:
-        for thing in things:
-            waiting.append(usage.submit_metered(pool, partial(read, thing)))
-            if len(waiting) > n_ahead:
-                yield waiting.popleft()()
-        while waiting:
-            yield waiting.popleft()()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _read_part(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], shard: int) -> pa.Table | None:
-    """Return the rows of a part, or None if it is not the complete one of the newest entries."""
-    columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
-    try:
-        rows = parts.read_part(table, shard, columns)
-        footer = Footer.of(rows.schema.metadata, info)
-        footer.require(shard, shards[shard])
-    except PartError:
-        return None
-    is_as_said = rows.num_rows == footer.counts.n_rows and rows.schema.equals(
-        pa.schema(map(info.schema.field, columns))
-    )
-    return rows.replace_schema_metadata() if is_as_said else None
 
 
 def _choose_level(levels: list[tuple[int, int]], n_shown: int) -> tuple[int, int]:

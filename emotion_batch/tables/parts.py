@@ -11,11 +11,12 @@ import hashlib
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +28,8 @@ from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables.schema import TableInfo, nullable
 from emotion_batch.usage import stage
 
+T = TypeVar("T")
+R = TypeVar("R")
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _FOOTER_KEY = b"emotion_batch"
 # The key of a part's digests: 64 hexadecimal digits of all before the footer, and 64 of the footer with zeros in their place.
@@ -35,7 +38,8 @@ _SEAL_KEY = "emotion_batch_sha256"
 _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
 # In which the metadata of a part of one row group lies.
 _END_BYTES = 2**16
-_N_READERS = 32
+# Footers, and parts of a bucket, wait for their storage most of the time; parts on a disk are parsed for longer than that.
+_REMOTE_READERS, _LOCAL_READERS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,13 @@ class Footer:
         if (is_one_each and counts.n_rows != counts.n_recordings) or sum(counts.by_status.values()) != counts.n_rows:
             raise PartError(f"expected a row a segment, got {counts.n_rows:,} of {counts.n_recordings:,} recordings")
         return footer
+
+    def require_rows(self, schema: pa.Schema, n_rows: int, expected: pa.Schema) -> None:
+        """Raise PartError unless a part has the rows that this says, in the columns that are expected."""
+        if schema != expected:
+            raise PartError("expected the columns of this table, got others")
+        if n_rows != self.counts.n_rows:
+            raise PartError(f"expected {self.counts.n_rows:,} rows as its footer says, got {n_rows:,}")
 
     def require(self, shard: int, frozen: Frozen) -> None:
         """Raise OtherPartError unless this is the part of a shard's newest entries."""
@@ -254,8 +265,7 @@ def require_part(
     """Return the rows of a shard's part, without its footer; raise IncompleteError, which names it, if they cannot be used."""
     try:
         with explained(f"table {table.url}"):
-            rows = read_part(table, shard, columns)
-        footer = Footer.of(rows.schema.metadata, info)
+            footer, rows = read_own(table, info, shard, columns)
         if newest is not None:
             footer.require(shard, newest)
     except PartError as error:
@@ -263,7 +273,50 @@ def require_part(
             f"table {table.url}: {part_name(shard)}: {error}; run the command that made {table.url} again, which makes the part "
             "anew (`emotion-batch verify --deep` names all such parts)"
         ) from error
-    return rows.replace_schema_metadata()
+    return rows
+
+
+def read_complete(
+    table: Folder, info: TableInfo, shards: Mapping[int, Frozen], columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.Table | None]]:
+    """Yield each shard with the rows of its part, or None unless that was made from the newest entries; some are read ahead."""
+    there = set(table.names())
+
+    def read(shard: int) -> tuple[int, pa.Table | None]:
+        with contextlib.suppress(PartError):
+            if part_name(shard) in there:
+                footer, rows = read_own(table, info, shard, columns)
+                footer.require(shard, shards[shard])
+                return shard, rows
+        return shard, None
+
+    return read_ahead(read, shards, _LOCAL_READERS if table.is_local else _REMOTE_READERS)
+
+
+def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
+    """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
+    pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
+    waiting: deque[Callable[[], R]] = deque()
+    try:
+        for thing in things:
+            waiting.append(usage.submit_metered(pool, partial(read, thing)))
+            if len(waiting) > n_ahead:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_own(table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None) -> tuple[Footer, pa.Table]:
+    """Return a part's footer and its rows without it; raise PartError if it is damaged, not there or no part of such a table."""
+    rows = read_part(table, shard, columns)
+    footer = Footer.of(rows.schema.metadata, info)
+    expected = _expected(info)[1]
+    footer.require_rows(
+        rows.schema, rows.num_rows, expected if columns is None else pa.schema(map(expected.field, columns))
+    )
+    return footer, rows.replace_schema_metadata()
 
 
 def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[int, Footer]:
@@ -277,11 +330,8 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
         except PartError:
             return None
 
-    # Threads, for this waits for storage.
-    with ThreadPoolExecutor(_N_READERS) as pool:
-        jobs = [(shard, usage.submit_metered(pool, partial(read, shard))) for shard in wanted]
-        found = ((shard, take()) for shard, take in jobs)
-        return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
+    found = zip(wanted, read_ahead(read, wanted, _REMOTE_READERS), strict=True)
+    return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
 
 
 def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
@@ -333,10 +383,7 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
         if start + last.total_compressed_size > size - metadata.serialized_size - 8:
             raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
     footer = Footer.of(metadata.metadata, info)
-    if schema.remove_metadata() != _expected(info)[1]:
-        raise PartError("expected the columns of this table, got others")
-    if metadata.num_rows != footer.counts.n_rows:
-        raise PartError(f"expected {footer.counts.n_rows:,} rows as its footer says, got {metadata.num_rows:,}")
+    footer.require_rows(schema, metadata.num_rows, _expected(info)[1])
     return footer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +20,8 @@ from emotion_batch.tables.parts import Counts, Footer, OtherPartError, PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry, read_entries
 from emotion_batch.tables.table import find_kept_features, require_table
+
+_N_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,7 @@ def look_at_parts(
             is_damaged = isinstance(error, PartError) and not isinstance(error, OtherPartError)
             return _Looked(name, None, str(error).removeprefix(f"table {table.url}: "), is_damaged)
 
-    # Threads, for this waits for storage.
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(look, entries.shards.items()))
+    return list(parts.read_ahead(look, entries.shards.items(), _N_AHEAD))
 
 
 def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:

@@ -118,6 +118,9 @@ def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part-000005.parquet")
     shards = dict.fromkeys(range(7), Newest("new", 1))
     assert set(parts.complete_shards(table, INFO, shards)) == {0}
+    found = list(parts.read_complete(table, INFO, shards, ["status", "file"]))
+    assert [shard for shard, _ in found] == list(shards)
+    assert [(shard, rows.column_names) for shard, rows in found if rows is not None] == [(0, ["status", "file"])]
     with pytest.raises(
         IncompleteError,
         match=r"got 6 missing, damaged or out of date, e\.g\. part-000001\.parquet; run the extraction",

@@ -38,20 +38,10 @@ _Kind = Literal["folder", "list", "recording", "glob"]
 class Listing:
     """What was found in an archive.
 
-    Attributes
-    ----------
-    folder
-        What the names are relative to.
-    entries
-        Table of `ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice.
-    left_out
-        Number of files that are no recordings by their suffix, by suffix.
-    n_duplicates
-        Number of times that a list file named a recording again, in whatever spelling.
-    n_missing, missing
-        Recordings that a list on this machine names and that are not there, and the first of them.
-    n_unchosen
-        Recordings that the patterns left out.
+    The names in `entries` (`ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice) are relative to `folder`.
+    `left_out` counts, by suffix, the files that are no recordings by it; `n_duplicates` how often a list named a recording
+    again, in whatever spelling; `n_missing` the recordings that a list on this machine names and that are not there, of which
+    `missing` is the first; `n_unchosen` the recordings that the patterns left out.
     """
 
     folder: Folder
@@ -89,15 +79,13 @@ def list_recordings(
     may_be_empty: bool = False,
     on_listed: Callable[[int], None] = lambda n_files: None,
 ) -> Listing:
-    """List the recordings of `archive`.
+    """List the recordings of `archive`; raise UsageError if it has none, and StorageError if it cannot be read.
 
     Parameters
     ----------
     archive
         A folder or bucket prefix, a glob, a list file (text, CSV or Parquet with a column ``file``, or an S3
         Inventory), or one recording. A name that exists is never taken for a glob.
-    options
-        What fsspec's filesystem takes.
     suffixes
         Endings, in any case, by which files of a folder, a glob or an inventory are recordings. A list's names may end
         as they like.
@@ -106,16 +94,9 @@ def list_recordings(
         pattern with ``/`` is about the whole name, relative to the archive: ``*`` and ``?`` stay within a folder, ``**`` does not.
         One without is about the last part of the name.
     may_be_empty
-        Whether to take it for an answer that nothing there is a recording.
+        Whether an archive without recordings is an answer, and no error.
     on_listed
         Takes how many files were seen, now and then.
-
-    Raises
-    ------
-    UsageError
-        If nothing there is a recording.
-    StorageError
-        If the archive is missing or cannot be read.
     """
     place = Folder.of(archive, options)
     endings = tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)

@@ -33,17 +33,9 @@ _STRETCHES, _SAMPLE = 16, 4_096
 class Entry(NamedTuple):
     """One recording of an archive.
 
-    Attributes
-    ----------
-    file
-        Its name: the path relative to the archive with ``/``; absolute, or a URL, if a list file names it so and it lies
-        elsewhere.
-    raw_file
-        The name's bytes where they are not UTF-8; `file` is then their percent-escaped form.
-    size
-        Its length in bytes, if known.
-    version
-        What changes when its content does: the modification time in ns, or the ETag.
+    `file` is its path relative to the archive, with ``/``; if a list names it so and it lies elsewhere, an absolute path or a
+    URL. `raw_file` is the name's bytes if they are not UTF-8; `file` is then their percent-escaped form. `size` is in bytes,
+    and `version` changes when the content does: the modification time in ns, or the ETag. Both are None if not known.
     """
 
     file: str

@@ -42,17 +42,7 @@ _HEX_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
 @dataclass(frozen=True)
 class ReadyList:
-    """What a list names.
-
-    Attributes
-    ----------
-    base
-        What the names are relative to.
-    names
-        Of `fsspec_store.LISTED_SCHEMA`.
-    is_inventory
-        Whether it lists all that there is, recordings or not.
-    """
+    """What a list names: `names` (`LISTED_SCHEMA`) are relative to `base`; an inventory has other files, too."""
 
     base: Folder
     names: pa.Table
@@ -65,17 +55,9 @@ def is_list(location: str) -> bool:
 
 
 def read_list(folder: Folder, name: str) -> ReadyList:
-    """Read a list.
+    """Read a list; raise UsageError if it is none.
 
-    Parameters
-    ----------
-    folder, name
-        Where it lies. Relative names in it are relative to `folder`; those of an inventory to its bucket.
-
-    Raises
-    ------
-    UsageError
-        If it is no list.
+    Relative names in it are relative to `folder`; those of an inventory to its bucket.
     """
     data = folder.read(name)
     if name == _MANIFEST:

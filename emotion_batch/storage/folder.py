@@ -58,13 +58,7 @@ def is_sealed(data: bytes) -> bool:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return the object that `seal` gave.
-
-    Raises
-    ------
-    ValueError
-        If it is no JSON object, or another than the one that was sealed.
-    """
+    """Return the object that `seal` gave; raise ValueError if it is another one than was sealed, or no JSON object."""
     try:
         value = json.loads(data)
     except RecursionError as error:
@@ -106,12 +100,8 @@ def refuse_secrets(location: str) -> None:
 class Folder:
     """A folder or a bucket prefix, as a value that travels between processes.
 
-    Attributes
-    ----------
-    url
-        An absolute path, or a URL that fsspec knows; no ``/`` at its end.
-    options
-        What fsspec's filesystem takes, credentials among it; never shown.
+    `url` is an absolute path, or a URL that fsspec knows, with no ``/`` at its end. `options` are those of fsspec's
+    filesystem, with credentials among them, so they are never shown.
     """
 
     url: str
@@ -121,10 +111,7 @@ class Folder:
     def of(cls, location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
         """Return the folder that a person named, with local paths made absolute.
 
-        Raises
-        ------
-        UsageError
-            If the location is empty, carries a password or a signature, or is relative to a folder that was deleted.
+        Raise UsageError if the location is empty, carries a password or a signature, or is relative to a deleted folder.
         """
         text = os.fspath(location)
         if not text:
@@ -143,10 +130,7 @@ class Folder:
     def store(self, name: str = "") -> tuple[Store, str]:
         """Return the client of this place, and the path that it knows `name` by, or the folder itself.
 
-        Raises
-        ------
-        StorageError
-            If there is no client for the URL, or not with these options.
+        Raise StorageError if there is no client for the URL, or not with these options.
         """
         if self.is_local:
             return _LOCAL, os.path.join(self.url, name) if name else self.url
@@ -226,16 +210,8 @@ class Folder:
         """Write `data` as `name` so that it appears whole or not at all, also after a power cut.
 
         Locally: a hidden temporary name beside it, fsync, rename, fsync of the folder. Elsewhere: one put. The folder
-        must be there: a place that was taken away while a run writes to it must not come back half empty.
-
-        Parameters
-        ----------
-        name
-            Where to.
-        data
-            What to write.
-        is_durable
-            Whether it must outlast a power cut.
+        must be there: a place that was taken away while a run writes to it must not come back half empty. `is_durable` says
+        whether the file must outlast a power cut.
         """
         store, path = self.store(name)
         if not self.is_local:
@@ -256,18 +232,9 @@ class Folder:
     ) -> bool:
         """Publish `data` as `name` unless that is there, or is there as `over`; return whether it was published.
 
-        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and
-        their like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant
-        may both.
-
-        Parameters
-        ----------
-        name, data
-            Where to, and what to write.
-        over
-            Mark of a file to replace.
-        is_due
-            Asked directly before; if it says no, nothing is published.
+        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and their
+        like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant may both.
+        `over` is the mark of a file to replace. `is_due` is asked directly before, and if it says no, nothing is published.
         """
         store, path = self.store(name)
         if not self.is_local:
@@ -374,13 +341,7 @@ def _temporary(path: str, data: bytes, is_durable: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def explained(thing: str) -> Iterator[None]:
-    """Turn what a filesystem raises within the block into one sentence about `thing`.
-
-    Raises
-    ------
-    StorageError
-        In place of an `OSError`, or of a client's transient failure, which is its cause.
-    """
+    """Turn an OSError, or a client's transient failure, within the block into a StorageError: one sentence about `thing`."""
     try:
         yield
     except FileNotFoundError as error:

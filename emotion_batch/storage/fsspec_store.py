@@ -117,15 +117,7 @@ def _read_local(path: str, start: int, stop: int | None) -> Blob:
 
 
 class FsspecStore:
-    """A filesystem of fsspec's.
-
-    Parameters
-    ----------
-    filesystem
-        The filesystem.
-    options
-        What it was made of, for what is secret in it.
-    """
+    """A filesystem of fsspec's; `options` are what it was made of, because some of them are secret."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, options: Mapping[str, Any]) -> None:
         self._filesystem = filesystem
@@ -281,10 +273,7 @@ class FsspecStore:
 def open_fsspec(url: str, options: Mapping[str, Any]) -> tuple[FsspecStore, str]:
     """Return fsspec's store for a URL, and the URL's path in it.
 
-    Raises
-    ------
-    StorageError
-        If the client is not installed, or does not know the options.
+    Raise StorageError if the client is not installed, or does not know the options.
     """
     protocol = url.split(":", 1)[0]
     if EXTRAS.get(protocol) == "gcs":

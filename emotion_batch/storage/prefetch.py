@@ -34,16 +34,7 @@ _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b",
 def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, int] | None:
     """Return where a stretch of a RIFF/WAVE file lies, by its first bytes, so that it can be fetched by itself.
 
-    Parameters
-    ----------
-    head
-        The file's first bytes.
-    offset_s, duration_s
-        The stretch, in seconds.
-
-    Returns
-    -------
-    First byte of it and first after it, as if the file had no end; None if the bytes do not tell.
+    It is the stretch's first byte and the first after it, as if the file had no end; None if `head` does not tell.
     """
     if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
         return None
@@ -66,25 +57,9 @@ def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, 
 class RemoteFile(io.RawIOBase):
     """An object as a file that is read where it is asked for.
 
-    What its store raises is kept in `failure`, for it would not come through a decoder of C: to that, the file ends there.
-
-    Parameters
-    ----------
-    store, path
-        Where the object is.
-    size
-        Of it, in bytes.
-    version
-        Of it: another one is not read.
-    block_bytes
-        How much is fetched at a time.
-    pool
-        Fetches the next block while one is read; None for one that is read here and there.
-
-    Attributes
-    ----------
-    failure
-        What its store raised, if it did.
+    An object of another `version` is not read. `block_bytes` are fetched at a time, and `pool` fetches the next block while
+    one is read; None for a file that is read here and there. What the store raises is kept in `failure`, because it would not
+    come through a decoder of C: to that, the file ends there.
     """
 
     def __init__(
@@ -199,17 +174,7 @@ class Fetched(NamedTuple):
 
 
 class Reader:
-    """Fetches recordings of one archive; `reading` makes it.
-
-    Parameters
-    ----------
-    archive
-        What names are relative to.
-    segments
-        Which stretches will be read.
-    pool
-        Threads that fetch.
-    """
+    """Fetches the stretches that `segments` need of an archive's recordings; `reading` makes it."""
 
     def __init__(self, archive: Folder, segments: Segments, pool: ThreadPoolExecutor) -> None:
         self._archive = archive
@@ -293,15 +258,7 @@ def _is_page(entry: Entry, blob: Blob) -> bool:
 
 @contextmanager
 def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
-    """Fetch recordings within the block.
-
-    Parameters
-    ----------
-    archive
-        What their names are relative to.
-    segments
-        Which stretches of them will be read.
-    """
+    """Fetch the stretches that `segments` need of an archive's recordings, within the block."""
     pool = ThreadPoolExecutor(_N_CONNECTIONS, thread_name_prefix="fetch")
     try:
         yield Reader(archive, segments, pool)

@@ -36,7 +36,7 @@ from emotion_batch.storage.fsspec_store import (
     plain_version,
     scrub,
 )
-from emotion_batch.storage.retry import TRANSIENT_CODES, is_transient, persistently
+from emotion_batch.storage.retry import CLIENT_RETRIES, TRANSIENT_CODES, is_transient, persistently
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -140,8 +140,7 @@ class BucketStore:
                 url.split("://")[1].partition("@")[0],
                 config=dict(config.config),
                 client_options={**client, **config.client},
-                # `retry.persistently` asks again, and counts it.
-                retry_config={"max_retries": 0},
+                retry_config={"max_retries": CLIENT_RETRIES},
                 credential_provider=None if config.credentials is None else self._find_keys,
             )
 

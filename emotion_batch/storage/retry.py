@@ -1,4 +1,7 @@
-"""Repeat requests that failed for a passing reason (a connection reset, an answer 503), with growing pauses, and count them."""
+"""Repeat requests that failed for a passing reason (a connection reset, an answer 503), with growing pauses, and count them.
+
+Every policy of this package that tries something again has its constants here, side by side with its reason.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,16 @@ from emotion_batch import usage
 from emotion_batch.errors import StorageError, StoreError
 
 T = TypeVar("T")
-# How long to wait before asking again; with what the scheduler does after that it is minutes.
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# No further try begins after so long: a recording's deadline must not pass over a store.
-_PATIENCE_S = 60.0
+# A request to a store is made again after these pauses. Longer faults are left to the retries of shards. No further try begins after
+# a minute, because a recording's deadline must not pass over a store.
+REQUEST_WAITS_S, REQUEST_PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
+# A store's client makes no retries of its own: `persistently` makes them, and counts them.
+CLIENT_RETRIES = 0
+# A recording that takes its child process with it is decoded again once, because somebody's `kill` may have ended the child.
+RECORDING_RETRIES = 1
+# So many recordings are witnesses of whether an archive can be read, and so many of a shard are tried to find one, because any
+# single recording may be gone or refused for a reason of its own.
+WITNESSES, WITNESS_TRIES = 3, 20
 # Of a network, a mount or a machine, not of a file.
 _TRANSIENT_ERRNOS = {
     getattr(errno, name)
@@ -42,8 +51,8 @@ _local = threading.local()
 
 def persistently(function: Callable[[], T]) -> T:
     """Call `function`, and again with backoff while what it raises is transient; five times at most, a minute at most."""
-    until = time.monotonic() + _PATIENCE_S
-    for delay_s in () if getattr(_local, "is_hasty", False) else _BACKOFF_S:
+    until = time.monotonic() + REQUEST_PATIENCE_S
+    for delay_s in () if getattr(_local, "is_hasty", False) else REQUEST_WAITS_S:
         try:
             return function()
         except Exception as error:

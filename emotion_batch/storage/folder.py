@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -26,6 +26,7 @@ from emotion_batch.storage.bucket import open_bucket
 from emotion_batch.storage.fsspec_store import FsspecStore, Mark, Store, is_signed, open_fsspec
 from emotion_batch.storage.retry import is_transient, persistently
 
+T = TypeVar("T")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 # What is full must be emptied: no fault of the call.
@@ -147,20 +148,22 @@ class Folder:
         """Return the folder called `name` within this one."""
         return Folder(f"{self.url.rstrip('/')}/{name}", self.options)
 
+    def _ask(self, name: str, question: Callable[[Store, str], T]) -> T:
+        """Ask the place about `name`, again if it fails for a passing reason."""
+        store, path = self.store(name)
+        return persistently(lambda: question(store, path))
+
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
-        store, path = self.store(name)
-        return persistently(lambda: store.get(path)).data
+        return self._ask(name, lambda store, path: store.get(path)).data
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return bytes of `name`, as far as it has them."""
-        store, path = self.store(name)
-        return persistently(lambda: store.get(path, start, stop)).data
+        return self._ask(name, lambda store, path: store.get(path, start, stop)).data
 
     def read_end(self, name: str, n_bytes: int) -> tuple[bytes, int]:
         """Return the last bytes of `name`, and its size."""
-        store, path = self.store(name)
-        blob = persistently(lambda: store.get_end(path, n_bytes))
+        blob = self._ask(name, lambda store, path: store.get_end(path, n_bytes))
         return blob.data, blob.size
 
     def read_if_there(self, name: str) -> bytes | None:
@@ -172,8 +175,7 @@ class Folder:
 
     def find_kind(self, name: str = "") -> Literal["file", "folder"] | None:
         """Return what is called `name`, or what this is itself; a place that refuses raises."""
-        store, path = self.store(name)
-        return persistently(lambda: store.find_kind(path))
+        return self._ask(name, lambda store, path: store.find_kind(path))
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder called `name`; a place that refuses raises."""
@@ -181,8 +183,7 @@ class Folder:
 
     def children(self) -> tuple[pa.Table, list[str]]:
         """Return the files directly in the folder, of `fsspec_store.LISTED_SCHEMA`, and the names of the folders in it."""
-        store, path = self.store()
-        return persistently(lambda: store.children(path))
+        return self._ask("", lambda store, path: store.children(path))
 
     def names(self) -> list[str]:
         """Return the sorted names of what lies directly in the folder; none if it does not exist."""
@@ -213,10 +214,10 @@ class Folder:
         must be there: a place that was taken away while a run writes to it must not come back half empty. `is_durable` says
         whether the file must outlast a power cut.
         """
-        store, path = self.store(name)
         if not self.is_local:
-            persistently(lambda: store.put(path, data))
+            self._ask(name, lambda store, path: store.put(path, data))
             return
+        path = os.path.join(self.url, name)
         with _temporary(path, data, is_durable) as temporary:
             os.replace(temporary, path)
         if is_durable:
@@ -224,8 +225,7 @@ class Folder:
 
     def find_mark(self, name: str) -> Mark | None:
         """Return what tells the file `name` from others that had or will have that name; None if there is none."""
-        store, path = self.store(name)
-        return persistently(lambda: store.find_mark(path))
+        return self._ask(name, lambda store, path: store.find_mark(path))
 
     def publish_first(
         self, name: str, data: bytes, over: Mark | None = None, is_due: Callable[[], bool] = lambda: True
@@ -293,9 +293,8 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete the file `name` if it is there."""
-        store, path = self.store(name)
         with contextlib.suppress(FileNotFoundError):
-            persistently(lambda: store.delete(path))
+            self._ask(name, lambda store, path: store.delete(path))
 
 
 @contextlib.contextmanager

@@ -55,14 +55,7 @@ class Growth:
 
 
 class Manifest:
-    """The shards of one table.
-
-    Parameters
-    ----------
-    table
-        The table's folder.
-    after
-        Number of a generation; only those after it are taken in.
+    """The shards of one table, of its generations after the number `after`; raise DamagedError if one is damaged.
 
     Attributes
     ----------
@@ -76,11 +69,6 @@ class Manifest:
         Number of recordings in all shards.
     is_rebuilt, first, generation
         Whether it was rebuilt; numbers of the generation that it begins with, and of the newest one: 0 without any.
-
-    Raises
-    ------
-    StorageError, DamagedError
-        If it cannot be read, or is damaged.
     """
 
     def __init__(self, table: Folder, after: int = 0) -> None:
@@ -94,13 +82,7 @@ class Manifest:
         self.reload()
 
     def reload(self) -> None:
-        """Take in the generations that are there and not known yet: those of other runs.
-
-        Raises
-        ------
-        StorageError, DamagedError
-            If they cannot be read, or are damaged.
-        """
+        """Take in the generations that are there and not known yet: those of other runs; raise DamagedError for a damaged one."""
         with explained(f"table {self._table.url}"):
             new: list[tuple[int, dict[str, Any]]] = []
             for generation in _generations(self._folder)[::-1]:
@@ -159,7 +141,8 @@ class Manifest:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
-        number; gone recordings stay, unless they are pruned.
+        number; gone recordings stay, unless they are pruned. None if this would undo what a listing says that another run has
+        frozen since the newest generation was `since`. Raise UsageError if too many recordings to be pruned are gone.
 
         Parameters
         ----------
@@ -167,10 +150,8 @@ class Manifest:
             Table of `ENTRY_SCHEMA`, sorted by ``file``, no name twice.
         segments
             Which stretches of them will be read.
-        prune
-            Whether recordings that are gone leave the manifest.
-        force
-            Prune though more than a tenth is gone.
+        prune, force
+            Whether recordings that are gone leave the manifest, even if more than a tenth is gone.
         since
             The newest generation when the listing was begun.
         limit
@@ -178,17 +159,6 @@ class Manifest:
         check
             Called before a generation is written with the shards in whose stretch of the listing something is other than it
             was; may raise, and then none is.
-
-        Returns
-        -------
-        What was added; None if it would undo what a listing says that another run has frozen since.
-
-        Raises
-        ------
-        UsageError
-            If too many to be pruned are gone.
-        DamagedError
-            If known entries cannot be read.
         """
         while True:
             growth, updated, others = self._compare(entries, segments, prune=prune, limit=limit)
@@ -261,12 +231,7 @@ class Manifest:
     def following(cls, table: Folder, source: Manifest) -> Manifest:
         """Return the manifest of a table that has the recordings of another: what it lacks or has damaged is copied.
 
-        Raises
-        ------
-        UsageError
-            If it began with other recordings.
-        DamagedError
-            If the other's files are damaged.
+        Raise UsageError if it began with other recordings, and DamagedError if the other's files are damaged.
         """
         folder = table.folder(FOLDER)
         in_use = {entry.file for entry in source.shards.values()}
@@ -300,14 +265,7 @@ class Manifest:
     def rebuild(cls, table: Folder, shards: Mapping[int, tuple[pa.Table, str]], segments: Segments) -> Manifest:
         """Return a table's manifest once it is made of these shards alone, whatever is damaged in it.
 
-        Parameters
-        ----------
-        table
-            The table.
-        shards
-            Entries of each shard, and the digest that its part names them by.
-        segments
-            Which stretches of them are read.
+        `shards` are the entries of each shard, and the digest that its part names them by.
         """
         # In place of all generations of which there is any trace.
         numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
@@ -367,8 +325,7 @@ def has_generation(table: Folder, number: int) -> bool:
 def find_generation(table: Folder) -> int:
     """Return the number of a table's newest generation, 0 without any."""
     with explained(f"table {table.url}"):
-        names = table.folder(FOLDER).names()
-    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
+        return max(_generations(table.folder(FOLDER)), default=0)
 
 
 def _is_other(file: str, data: bytes) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,7 @@ from emotion_batch import usage
 from emotion_batch.errors import MENDABLE, IncompleteError, Status
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables.schema import TableInfo, nullable
+from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.usage import stage
 
 T = TypeVar("T")
@@ -44,19 +45,7 @@ _REMOTE_READERS, _LOCAL_READERS = 32, 4
 
 @dataclass(frozen=True)
 class Counts:
-    """What came out, counted: numbers that add up over shards.
-
-    Attributes
-    ----------
-    n_recordings
-        Recordings of the manifest.
-    n_rows
-        Rows, one a segment.
-    by_status
-        Rows by status.
-    by_label
-        ``ok`` rows by emotion; empty for features.
-    """
+    """What came out, counted: recordings of the manifest, rows (one a segment), rows by status, and ``ok`` rows by emotion."""
 
     n_recordings: int = 0
     n_rows: int = 0
@@ -96,17 +85,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself.
-
-    Attributes
-    ----------
-    shard
-        Number of the shard whose rows these are.
-    digest
-        Of the manifest entries that they were made from.
-    counts
-        What they are.
-    """
+    """What a part says of itself: `digest` is that of the manifest entries that its rows were made from."""
 
     shard: int
     digest: str
@@ -141,7 +120,7 @@ class Footer:
         if n_rows != self.counts.n_rows:
             raise PartError(f"expected {self.counts.n_rows:,} rows as its footer says, got {n_rows:,}")
 
-    def require(self, shard: int, frozen: Frozen) -> None:
+    def require(self, shard: int, frozen: ShardEntry) -> None:
         """Raise OtherPartError unless this is the part of a shard's newest entries."""
         if self.shard != shard:
             raise OtherPartError(f"expected shard {shard}, got {self.shard}")
@@ -151,18 +130,6 @@ class Footer:
             raise OtherPartError(
                 f"expected rows of {frozen.n_recordings:,} recordings, got those of {self.counts.n_recordings:,}"
             )
-
-
-class Frozen(Protocol):
-    """What is looked at of a shard's entries in the manifest."""
-
-    @property
-    def digest(self) -> str:
-        """Their fingerprint."""
-
-    @property
-    def n_recordings(self) -> int:
-        """How many there are."""
 
 
 class PartError(Exception):
@@ -198,22 +165,10 @@ def publish_part(
     rows: pa.Table,
     publish: Callable[[str, bytes], object] | None = None,
 ) -> Counts:
-    """Write a shard's rows as its part, whole or not at all, and return their counts.
+    """Write a shard's rows, of the schema of `info`, as its part, whole or not at all, and return their counts.
 
-    Parameters
-    ----------
-    table
-        Folder of the table.
-    info
-        What the table is.
-    shard
-        Number of the shard.
-    digest
-        Of the manifest entries that `rows` were made from.
-    rows
-        Of the schema of `info`.
-    publish
-        Publishes what it is given as a name of the table; by default `Folder.publish`.
+    `digest` is that of the manifest entries that they were made from. `publish` takes a name of the table and its bytes; it is
+    `Folder.publish` by default.
     """
     counts = Counts.of(rows)
     about = {
@@ -260,7 +215,7 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
 
 
 def require_part(
-    table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None, newest: Frozen | None = None
+    table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None, newest: ShardEntry | None = None
 ) -> pa.Table:
     """Return the rows of a shard's part, without its footer; raise IncompleteError, which names it, if they cannot be used."""
     try:
@@ -277,7 +232,7 @@ def require_part(
 
 
 def read_complete(
-    table: Folder, info: TableInfo, shards: Mapping[int, Frozen], columns: list[str] | None = None
+    table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], columns: list[str] | None = None
 ) -> Iterator[tuple[int, pa.Table | None]]:
     """Yield each shard with the rows of its part, or None unless that was made from the newest entries; some are read ahead."""
     there = set(table.names())
@@ -334,12 +289,12 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
     return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
 
 
-def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
     """Return the footers of the shards that are done: made from the newest entries, with these settings."""
     return select_complete(own_footers(table, info, shards), shards)
 
 
-def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
     """Return those of `footers` that are of parts made from the newest entries."""
     done = {}
     for shard, footer in footers.items():
@@ -349,7 +304,7 @@ def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, Frozen])
     return done
 
 
-def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
     """Return the footers of a table's parts; raise IncompleteError unless every shard is done."""
     with explained(f"table {table.url}"):
         footers = complete_shards(table, info, shards)

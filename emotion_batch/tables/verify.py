@@ -75,12 +75,10 @@ def verify_table(
     repair: bool = False,
     find_copy_damage: Callable[[Folder], str | None] = lambda table: None,
 ) -> Verification:
-    """Look whether a table is whole.
+    """Look whether a table is whole; raise UsageError if there is none.
 
     Parameters
     ----------
-    table
-        The table.
     deep
         Read every row, rather than what each part says of itself.
     repair
@@ -88,11 +86,6 @@ def verify_table(
     find_copy_damage
         Returns what is wrong with a label table's copy of its model, which this room knows nothing about; None if
         nothing is.
-
-    Raises
-    ------
-    UsageError
-        If there is no table.
     """
     deep = deep or repair
     try:

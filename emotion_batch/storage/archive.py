@@ -22,12 +22,12 @@ from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secre
 from emotion_batch.storage.names import DiskNames
 from emotion_batch.storage.retry import persistently
 
-# What people have of what libsndfile and FFmpeg decode; recordings are read by their content.
+# Common suffixes of files that libsndfile and FFmpeg decode. How a recording is read depends on its content.
 SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
     *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
 )
-# So often a listing says how far it is.
+# A listing says after so many names how far it is.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."
 _HERE = r"^(\./+)+"
@@ -241,7 +241,7 @@ def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
     if kind == "folder":
         yield from _walk_local(base.url, "", ())
     else:
-        # Our own walk, for fsspec's passes over what it may not read and over linked folders.
+        # Our own walk, because fsspec's passes over linked folders and over folders that it may not read.
         matches = re.compile(glob_translate(place.url)).match
         yield from (entry for entry in _walk_local(base.url, "", ()) if matches(os.fsdecode(locate_local(base, entry))))
 
@@ -255,7 +255,7 @@ def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> It
         if identity in above:
             return
         with os.scandir(path) as found:
-            # In the order of the names that come of it, for what is in order need not be sorted.
+            # In the order of the names that come of it, so that they need not be sorted later.
             children = sorted(found, key=lambda child: f"{child.name}/" if _is_folder(child) else child.name)
     except FileNotFoundError:
         # Gone while the folders above it were listed.

@@ -49,10 +49,10 @@ _CODE = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
 _STRANGE = re.compile(r"invalid \w+ response|non-partial response|[Hh]eader missing|parse range|Content-Range")
 _CERTIFICATE = re.compile(r"InvalidCertificate|UnknownIssuer|certificate verify|CertificateError", re.IGNORECASE)
-# What comes with a 400 and passes all the same.
+# Failures that pass, although the answer is a 400.
 _TRANSIENT_REASONS = {"RequestTimeout", "SlowDown", "InternalError", "ServerBusy", "OperationTimedOut"}
 _DENIED_REASONS = {"AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-# What obstore's own core gives up on is no Exception.
+# An error in obstore's own core is no Exception.
 _PANIC = "PanicException"
 # Listings come by so many names; so many listings are under way at once, each of a prefix.
 PAGE = 1_000
@@ -76,7 +76,7 @@ def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[Store, str] | Non
     if match is None or match[1] not in EXTRAS or match[1] == "adl":
         return None
     protocol, bucket, key = match.groups()
-    # What is inherited over a fork has threads that are not.
+    # A store that is inherited over a fork lacks its threads.
     name = (os.getpid(), protocol, bucket, json.dumps(options, sort_keys=True, default=id))
     with _LOCK:
         if name not in _stores:
@@ -301,7 +301,7 @@ class BucketStore:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pages(self, prefix: str, is_over: threading.Event) -> Iterator[pa.Table]:
-        """Yield what is below a prefix, names relative to it, until somebody says that it is over."""
+        """Yield what is below a prefix, names relative to it, until `is_over` is set."""
         stream: Iterator[Any] | None = None
         last: str | None = None
         ended_at: str | None = ""

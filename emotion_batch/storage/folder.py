@@ -29,13 +29,13 @@ from emotion_batch.storage.retry import is_transient, persistently
 T = TypeVar("T")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
-# What is full must be emptied: no fault of the call.
+# The place is full, which is no fault of the call.
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The hidden names that `publish` writes under.
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 LEFTOVER_AGE_S = 3_600
 _LOCAL = FsspecStore(LocalFileSystem(), {})
-# Under which a sealed JSON file holds the digest of all else in it.
+# The key under which a sealed JSON file holds the digest of everything else in it.
 _SEAL = "sha256"
 
 
@@ -83,7 +83,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 def refuse_secrets(location: str) -> None:
     """Raise UsageError, which does not repeat it, if `location` is a URL with a password or a signature.
 
-    Locations are written into tables and shown; whoever may read those must not get in by it.
+    Locations are written into tables and shown, and people who may read those must not get access by it.
     """
     if _CREDENTIALS.search(location):
         raise UsageError(
@@ -282,7 +282,7 @@ class Folder:
         leftovers = [name for name in self.names() if _LEFTOVER.fullmatch(name)]
         if not leftovers:
             return
-        # By the clock of the place: a machine whose own is ahead must not take from others what they are writing.
+        # Ages are by the clock of the place: a machine whose own clock is fast would delete files that others are writing.
         with tempfile.TemporaryFile(dir=self.url, prefix=".") as new:
             now_s = os.fstat(new.fileno()).st_mtime
         for name in leftovers:

@@ -23,9 +23,9 @@ from emotion_batch.storage.retry import persistently
 # Requests of a worker that are under way at once, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 64
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 128, 64 * 2**20
-# What is no larger is fetched whole; of others this much at first, until it is known what recordings here need.
+# A recording of so many bytes is fetched whole; of a larger one so many at first, until it is known what is needed here.
 _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
-# What a decoder asks for beyond that comes in blocks; one that reads a recording through gets the next one meanwhile.
+# Further bytes come in blocks. While a decoder reads a recording through, the next block is fetched.
 _BLOCK_BYTES, _THROUGH_BYTES = 2**17, 2**21
 _MOST_BLOCKS = 8
 _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b", re.IGNORECASE | re.DOTALL)
@@ -197,7 +197,7 @@ class Reader:
                     if is_local(self._archive, entry):
                         waiting.append((entry, None, 0))
                         continue
-                    # Of a large recording, its first bytes and at most so many of its stretch are held.
+                    # At most so many bytes of a large recording are held: its first ones, and those of its stretch.
                     most = self._first_bytes + _THROUGH_BYTES
                     size = most if entry.size is None else min(entry.size, most)
                     waiting.append((entry, usage.submit_metered(self._pool, partial(self.fetch, entry)), size))
@@ -263,5 +263,5 @@ def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
     try:
         yield Reader(archive, segments, pool)
     finally:
-        # A request that hangs must not hold up whoever gives up on it.
+        # A request that hangs must not hold up a caller that has given up on it.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -24,10 +24,10 @@ REQUEST_WAITS_S, REQUEST_PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
 CLIENT_RETRIES = 0
 # A recording that takes its child process with it is decoded again once, because somebody's `kill` may have ended the child.
 RECORDING_RETRIES = 1
-# So many recordings are witnesses of whether an archive can be read, and so many of a shard are tried to find one, because any
+# So many recordings show whether an archive can be read, and so many of a shard are tried to find one of them, because any
 # single recording may be gone or refused for a reason of its own.
 WITNESSES, WITNESS_TRIES = 3, 20
-# Of a network, a mount or a machine, not of a file.
+# Faults of a network, a mount or a machine, not of a file.
 _TRANSIENT_ERRNOS = {
     getattr(errno, name)
     for name in (
@@ -37,14 +37,14 @@ _TRANSIENT_ERRNOS = {
 }
 # Request timeout, too many requests, what a server says when it is the one to blame, and a network that wants a login.
 TRANSIENT_CODES = {408, 429, 500, 502, 503, 504, 511}
-# What clients raise of a connection that broke, and which is no OSError in each of them.
+# Errors of clients for a broken connection. Some of them are no OSError.
 _TRANSIENT_NAMES = {
     *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),
     *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
     *("ProxyConnectionError", "ServiceRequestError", "ServiceResponseError", "ChunkedEncodingError"),
     *("FSTimeoutError", "IncompleteRead"),
 }
-# What requests and urllib3 call theirs is a name of Python's too, but not the same class.
+# The names of these errors of requests and urllib3 are Python's too, but the classes are not the same.
 _TRANSIENT_MODULES = {"requests.exceptions": {"ConnectionError", "Timeout"}}
 _local = threading.local()
 
@@ -66,7 +66,7 @@ def persistently(function: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def hastily() -> Iterator[None]:
-    """Ask this thread's storage once only within the block: somebody waits for the process to end."""
+    """Ask this thread's storage once only within the block, because a person waits for the process to end."""
     _local.is_hasty = True
     try:
         yield

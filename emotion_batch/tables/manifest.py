@@ -35,12 +35,12 @@ from emotion_batch.tables.shard_entries import (
 )
 from emotion_batch.tables.sharding import cut
 
-# Of the recordings of a table; more gone at once look like a share that is not mounted.
+# Share of a table's recordings. If more are gone at once, the archive is probably not mounted.
 _MOST_PRUNED = 0.1
 _INDEX = re.compile(r"[0-9]{6,}\.json")
 _FILE_DIGEST = re.compile(r"[0-9]+-([0-9a-f]{16})\.arrow")
 _IS_REBUILT = "is_rebuilt"
-# What reading a JSON file may raise that is damaged, or of odd types.
+# Errors of reading a JSON file that is damaged, or of odd types.
 _ODD = (ValueError, KeyError, TypeError, OverflowError)
 
 
@@ -86,7 +86,7 @@ class Manifest:
         with explained(f"table {self._table.url}"):
             new: list[tuple[int, dict[str, Any]]] = []
             for generation in _generations(self._folder)[::-1]:
-                # What is before one that was rebuilt may be damaged, and says nothing any more.
+                # Generations before a rebuilt one may be damaged, and say nothing any more.
                 if generation <= self.generation or (new and new[-1][1].get(_IS_REBUILT)):
                     break
                 new.append((generation, _read_index(self._table, generation)))
@@ -181,7 +181,7 @@ class Manifest:
         return self._compare(entries, segments, prune=False)[1]
 
     def freeze(self, shards: dict[int, pa.Table], segments: Segments) -> None:
-        """Freeze shards as they are, unless there are any: for whoever has cut them, and is alone with the table."""
+        """Freeze shards as they are, unless there are any; the caller has cut them, and is alone with the table."""
         if not self.shards:
             self._commit(shards, segments)
 
@@ -290,7 +290,7 @@ class Manifest:
         self._folder.make()
         left = iter(shards.values())
         while data := write_entries(left, segments, index):
-            # By its content, so that it is never another's.
+            # Named by its content, so that no other file has the name.
             name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
             self._folder.publish(name, data)
             index["files"].append(name)
@@ -311,7 +311,7 @@ class Manifest:
                 self.shards[shard] = entry
             else:
                 self.shards.pop(shard, None)
-        # Counted here, for a run asks with every shard that it has done.
+        # Counted here, because a run asks with every shard that it has done.
         self.n_recordings = sum(entry.n_recordings for entry in self.shards.values())
         self.generation = max(self.generation, generation)
 

@@ -37,7 +37,7 @@ _FOOTER_KEY = b"emotion_batch"
 _SEAL_KEY = "emotion_batch_sha256"
 # As it stands in a footer, before its value: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
-# In which the metadata of a part of one row group lies.
+# The metadata of a part of one row group lies in so many bytes at its end.
 _END_BYTES = 2**16
 # Footers, and parts of a bucket, wait for their storage most of the time; parts on a disk are parsed for longer than that.
 _REMOTE_READERS, _LOCAL_READERS = 32, 4
@@ -142,7 +142,7 @@ class OtherPartError(PartError):
 
 @lru_cache(maxsize=16)
 def _expected(info: TableInfo) -> tuple[tuple[str, str, str | None], pa.Schema]:
-    """Return the ids and the columns of a table's parts; once, for a table has thousands."""
+    """Return the ids and the columns of a table's parts; once, because a table has thousands."""
     return (info.feature_settings.feature_id, info.segments.segment_id, info.model_id), info.schema
 
 
@@ -186,7 +186,7 @@ def publish_part(
     }
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
-    # One row group, for a query costs a request for each.
+    # One row group, because each costs a query a request.
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(rows.cast(schema), row_group_size=max(1, rows.num_rows))
         writer.add_key_value_metadata({_SEAL_KEY: "0" * 128})
@@ -207,7 +207,7 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
     _check_seal(data, is_whole=True)
     with _parsing():
         part = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        # One thread each, for parts are read side by side.
+        # One thread each, because parts are read side by side.
         rows = part.read(columns, use_threads=False)
         if columns is not None:
             rows = rows.select(columns)
@@ -327,7 +327,7 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
             end, size = table.read_end(name, n_footer)
     _check_seal(end)
     with _parsing():
-        # Without the rows before it, for Parquet finds its metadata from the end.
+        # Without the rows before it, because Parquet finds its metadata from the end.
         part = pq.ParquetFile(pa.BufferReader(end))
         # Not by `metadata.schema`: the two would keep each other, 20 KB a part, until the collector comes by.
         metadata, schema = part.metadata, part.schema_arrow

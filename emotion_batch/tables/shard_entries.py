@@ -28,7 +28,7 @@ FOLDER = "_table/manifest"
 _FILE_BYTES = 2**24
 # Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
 _STRETCH_BYTES = 2**24
-# With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
+# A file of Arrow begins and ends with these: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, MAGIC = b"ARROW1\0\0", b"ARROW1"
 # The version of the digest, which stands before it.
 _DIGEST = "2:"
@@ -219,7 +219,7 @@ def reading_entries(table: Folder, file: str) -> Iterator[None]:
 def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
     """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
     sink = io.BytesIO()
-    # What a file begins with is written with its first batch.
+    # The beginning of a file is written with its first batch.
     start = len(_MAGIC_START) + len(_stream_start())
     n_batches = 0
     with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:

@@ -31,8 +31,8 @@ def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
     There are at most `MAX_SHARDS`, and none is empty. They follow from the listing and the segments alone, and share its
     memory.
     """
-    # In pieces, for what is computed on the way is several times as large as the sizes; in whole numbers, for then the
-    # pieces are of no matter.
+    # In pieces, because the numbers on the way are several times as large as the sizes; in whole numbers, so that the pieces
+    # make no difference.
     batches = entries.to_batches(max_chunksize=_COST_BATCH)
     totals = np.cumsum([_whole_costs(batch, segments).sum() for batch in batches])
     total = int(totals[-1])

@@ -168,7 +168,7 @@ def _read_rows(
 ) -> Footer:
     """Return a part's footer; raise PartError if the part is not what it should be."""
     footer = parts.read_footer(table, info, parts.part_name(shard))
-    # Of earlier entries too, for their rows may be kept.
+    # Rows of earlier entries are checked too, because they may be kept.
     if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
         left_out = set(recipes.names(info.feature_settings)) if not values else set()
         columns = [name for name in info.schema.names if name not in left_out]

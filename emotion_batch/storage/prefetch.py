@@ -16,7 +16,7 @@ from emotion_batch import usage
 from emotion_batch.errors import StoreError
 from emotion_batch.settings import Segments
 from emotion_batch.storage.entries import Entry, is_local, locate_remote
-from emotion_batch.storage.folder import Folder, is_url
+from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.fsspec_store import STRANGE, Blob, Store
 from emotion_batch.storage.retry import persistently
 
@@ -183,7 +183,6 @@ class Reader:
         self._whole_bytes = _THROUGH_BYTES if self._is_through else _WHOLE_BYTES
         self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
         self._pool = pool
-        self._base = None if archive.is_local else archive.store()
 
     def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
         """Yield entries in their order, those of a store with what gives them when they are there, or raises why not."""
@@ -212,7 +211,7 @@ class Reader:
 
     def fetch(self, entry: Entry) -> Fetched:
         """Fetch of a recording what its segments need; windows are fetched while they are read."""
-        store, path = self._locate(entry)
+        store, path = locate_remote(self._archive, entry)
         is_small = entry.size is not None and entry.size <= max(self._whole_bytes, self._first_bytes)
         n_first = entry.size if is_small and entry.size else self._first_bytes
 
@@ -239,13 +238,6 @@ class Reader:
                     self._first_bytes = stop
         file.keep(0, head)
         return Fetched(file, size, version)
-
-    def _locate(self, entry: Entry) -> tuple[Store, str]:
-        """Return what `entries.locate_remote` does, without asking for the archive's own store each time."""
-        if self._base is None or is_url(entry.file):
-            return locate_remote(self._archive, entry)
-        store, path = self._base
-        return store, f"{path}/{entry.file}" if path else entry.file
 
 
 def _is_page(entry: Entry, blob: Blob) -> bool:

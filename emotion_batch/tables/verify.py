@@ -140,6 +140,8 @@ def look_at_parts(
 ) -> list[_Looked]:
     """Look at the part of each shard; without `values` features are not unpacked whose bytes are as they were written."""
     there = set(table.names())
+    left_out = set() if values else set(recipes.names(info.feature_settings))
+    columns = [name for name in info.schema.names if name not in left_out]
 
     def look(item: tuple[int, ShardEntry]) -> _Looked:
         shard, entry = item
@@ -147,7 +149,14 @@ def look_at_parts(
         if name not in there:
             return _Looked(name, problem=f"expected the rows of {entry.n_recordings:,} recordings, got no such part")
         try:
-            return _Looked(name, _read_rows(table, info, shard, entries, deep=deep, values=values))
+            footer = parts.read_footer(table, info, name)
+            # Rows of earlier entries are checked too, because they may be kept.
+            if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
+                rows = parts.read_part(table, shard, columns)
+                if (problem := _wrong_rows(info, read_entries(table, made_from), footer, rows)) is not None:
+                    raise PartError(problem)
+            footer.require(shard, entry)
+            return _Looked(name, footer)
         except (PartError, IncompleteError) as error:
             is_damaged = isinstance(error, PartError) and not isinstance(error, OtherPartError)
             return _Looked(name, None, str(error).removeprefix(f"table {table.url}: "), is_damaged)
@@ -161,22 +170,6 @@ def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
     for name in damaged:
         table.delete(name)
     return damaged
-
-
-def _read_rows(
-    table: Folder, info: TableInfo, shard: int, entries: Manifest, *, deep: bool, values: bool = True
-) -> Footer:
-    """Return a part's footer; raise PartError if the part is not what it should be."""
-    footer = parts.read_footer(table, info, parts.part_name(shard))
-    # Rows of earlier entries are checked too, because they may be kept.
-    if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
-        left_out = set(recipes.names(info.feature_settings)) if not values else set()
-        columns = [name for name in info.schema.names if name not in left_out]
-        rows = parts.read_part(table, shard, columns)
-        if (problem := _wrong_rows(info, read_entries(table, made_from), footer, rows)) is not None:
-            raise PartError(problem)
-    footer.require(shard, entries.shards[shard])
-    return footer
 
 
 def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: pa.Table) -> str | None:

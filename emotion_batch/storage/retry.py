@@ -17,15 +17,30 @@ from emotion_batch import usage
 from emotion_batch.errors import StorageError, StoreError
 
 T = TypeVar("T")
-# A request to a store is made again after these pauses. Longer faults are left to the retries of shards. No further try begins after
-# a minute, because a recording's deadline must not pass over a store.
+# A request to a store is made again after these pauses. Longer faults are left to the retries of shards. No further try
+# begins after a minute, because a recording's deadline must not pass while a store is asked.
 REQUEST_WAITS_S, REQUEST_PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
 # A store's client makes no retries of its own: `persistently` makes them, and counts them.
 CLIENT_RETRIES = 0
-# A recording that takes its child process with it is decoded again once, because somebody's `kill` may have ended the child.
+# A recording that takes its child process with it is decoded again once, because something else may have killed the child.
 RECORDING_RETRIES = 1
-# So many recordings show whether an archive can be read, and so many of a shard are tried to find one of them, because any
-# single recording may be gone or refused for a reason of its own.
+# A shard is handed out again after these pauses if its worker or a store failed: some three minutes in all, on top of the
+# retries of requests.
+SHARD_WAITS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
+# A shard that takes so many times as long as usual, and at least so many seconds, while workers have nothing to do, is begun
+# by one of these too, because no harm is done if it is written twice.
+STRAGGLER_FACTOR, STRAGGLER_S = 3.0, 10.0
+# A worker that cannot do a shard keeps it for so long, because otherwise it would come straight back.
+UNFIT_PAUSE_S = 5.0
+# While no shard ends, a run starts each worker again at most so many times, because one that is too small even then stays so.
+WORKER_STARTS = 3
+# While no shard ends, at most so many workers for each thread may be ended for their memory, because a recording that ends
+# one is decoded in a child afterwards.
+WORKER_ENDS = 4
+# A run looks at most so many times at what is left, if another run was at work on the same table.
+PASSES = 3
+# The recordings that show whether an archive can still be read, and how many of a shard are tried to find one of them,
+# because any single recording may be gone or refused for a reason of its own.
 WITNESSES, WITNESS_TRIES = 3, 20
 # Faults of a network, a mount or a machine, not of a file.
 _TRANSIENT_ERRNOS = {

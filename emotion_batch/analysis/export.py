@@ -23,7 +23,6 @@ import pyarrow as pa
 
 from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, Writer
-from emotion_batch.analysis.scan import read_ahead
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
@@ -252,7 +251,9 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
         # If they are still those that the inventory found.
         return parts.require_part(inventory.table, inventory.info, shard, newest=inventory.shards[shard])
 
-    for footer, rows in zip(inventory.footers.values(), read_ahead(read, inventory.footers, _N_AHEAD), strict=True):
+    for footer, rows in zip(
+        inventory.footers.values(), parts.read_ahead(read, inventory.footers, _N_AHEAD), strict=True
+    ):
         yield rows
         n_done, n_failed = n_done + footer.counts.n_recordings, n_failed + footer.counts.n_failed
         elapsed_s = time.perf_counter() - started

@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
-from emotion_batch.analysis.scan import read_ahead
 from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import RemoteFile
 from emotion_batch.storage.retry import persistently
+from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 from emotion_batch.tables.schema import FEATURES, LABELS, nullable
 from emotion_batch.tables.table import read_info
@@ -346,7 +346,7 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
     def _batches(self, wanted: pa.Schema, rows: ds.Expression | None) -> Iterator[pa.RecordBatch]:
         n_ahead = (os.cpu_count() or 1) if self._inventory.table.is_local else _N_AHEAD
         try:
-            for found in read_ahead(partial(self._read, wanted, rows), self._inventory.names, n_ahead):
+            for found in parts.read_ahead(partial(self._read, wanted, rows), self._inventory.names, n_ahead):
                 yield from found.to_batches()
         except Exception as error:
             self.failure = error

@@ -22,7 +22,6 @@ from emotion_batch.analysis.review_sample import (
     measure_precision,
 )
 from emotion_batch.analysis.review_sheet import SheetRow
-from emotion_batch.analysis.scan import read_ahead, read_parts
 from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
 from emotion_batch.storage import names
 from emotion_batch.storage.folder import Folder, explained, split_file
@@ -176,7 +175,8 @@ def review(
     with explained(f"table {place.url}"):
         manifest = read_manifest(place, info)
         n_read = 0
-        for n_done, (shard, rows) in enumerate(read_parts(place, info, manifest.shards, list(COLUMNS)), 1):
+        found = parts.read_complete(place, info, dict(sorted(manifest.shards.items())), list(COLUMNS))
+        for n_done, (shard, rows) in enumerate(found, 1):
             if rows is not None:
                 drawing.add(shard, rows)
                 n_read += 1
@@ -364,12 +364,12 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[i
 
     def read(shard: int) -> pa.Table | None:
         try:
-            return parts.read_part(place, shard, columns)
+            return parts.read_own(place, info, shard, columns)[1]
         except PartError:
             return None
 
     found: dict[int, tuple[str, float, float | None]] = {}
-    for wanted, part in zip(by_shard.values(), read_ahead(read, by_shard, _N_AHEAD), strict=True):
+    for wanted, part in zip(by_shard.values(), parts.read_ahead(read, by_shard, _N_AHEAD), strict=True):
         if part is None:
             continue
         files = pa.array(sorted({row.file for row in wanted}), pa.string())

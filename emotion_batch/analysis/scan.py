@@ -8,31 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from emotion_batch import usage
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import parts, schema
-from emotion_batch.tables.parts import Footer, PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 
 if TYPE_CHECKING:
     import duckdb
 
-T = TypeVar("T")
-R = TypeVar("R")
 # Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
 N_BINS = 20
-# Parts on a disk are parsed more than waited for; of a bucket it is the other way round.
-_LOCAL_READERS, _REMOTE_READERS = 4, 32
 _CHUNK_ROWS = 2**18
 # Rows that are drawn of each label and stratum, and of each status but ``ok``.
 N_LOTS = 5
@@ -144,7 +135,7 @@ def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) ->
     columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
     nothing = pa.schema([*(info.schema.field(name) for name in _COLUMNS), *_JUDGED]).empty_table()
     chunk, done = [nothing], set()
-    for shard, rows in read_parts(table, info, shards, columns):
+    for shard, rows in parts.read_complete(table, info, dict(sorted(shards.items())), columns):
         if rows is None:
             continue
         chunk.append(rows)
@@ -153,42 +144,3 @@ def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) ->
             yield done, pa.concat_tables(chunk, promote_options="default")
             chunk, done = [nothing], set()
     yield done, pa.concat_tables(chunk, promote_options="default")
-
-
-def read_parts(
-    table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], columns: list[str]
-) -> Iterator[tuple[int, pa.Table | None]]:
-    """Yield each shard, in order, with some columns of its part, or None if that is not the complete one of its newest entries."""
-    expected = pa.schema(map(info.schema.field, columns))
-    there = set(table.names())
-
-    def read(shard: int) -> pa.Table | None:
-        if parts.part_name(shard) not in there:
-            return None
-        try:
-            rows = parts.read_part(table, shard, columns)
-            footer = Footer.of(rows.schema.metadata, info)
-            footer.require(shard, shards[shard])
-        except PartError:
-            return None
-        is_as_said = rows.num_rows == footer.counts.n_rows and rows.schema.equals(expected)
-        return rows.replace_schema_metadata() if is_as_said else None
-
-    wanted = sorted(shards)
-    n_ahead = _LOCAL_READERS if table.is_local else _REMOTE_READERS
-    yield from zip(wanted, read_ahead(read, wanted, n_ahead), strict=True)
-
-
-def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
-    """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
-    pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
-    waiting: deque[Callable[[], R]] = deque()
-    try:
-        for thing in things:
-            waiting.append(usage.submit_metered(pool, partial(read, thing)))
-            if len(waiting) > n_ahead:
-                yield waiting.popleft()()
-        while waiting:
-            yield waiting.popleft()()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

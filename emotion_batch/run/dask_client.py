@@ -25,6 +25,7 @@ from distributed.comm.registry import get_backend
 
 from emotion_batch.errors import ClusterError, EmotionBatchError, IncompleteError, find_shortage
 from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.storage.retry import STRAGGLER_FACTOR, STRAGGLER_S, WORKER_ENDS, WORKER_STARTS
 from emotion_batch.worker import process
 
 _CONNECT_TIMEOUT_S = 10
@@ -33,20 +34,12 @@ LOST = (
     "there"
 )
 POLL_S = 0.05
-# A shard that takes so many times what is usual, and so long, while workers have nothing to do, is begun by one of
-# these too: that it is written twice harms nothing.
-_STRAGGLES = 3.0
-_STRAGGLES_S = 10.0
 _LOOK_S = 2.0
 # A worker of which nothing was heard for so long hangs, or will be given up.
 _SILENT_S = 60.0
 # A worker that Dask has paused for so long while nothing runs on it does not resume by itself; after so long without
 # another way out, a run of such workers alone ends.
 _PAUSED_S, _PAUSED_FOR_GOOD_S = 10.0, 60.0
-# So often each worker is started again while no shard ends: one that is too small even then stays so.
-_MOST_STARTS = 3
-# So often for each thread workers are ended for their memory while no shard ends: what ends one is decoded in a child after.
-_MOST_ENDS = 4
 _WAY_OUT = "start workers with more memory or fewer threads"
 
 
@@ -172,7 +165,7 @@ class Stragglers:
         # Before all are begun, whoever is idle will have others.
         if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
             return []
-        limit = max(_STRAGGLES_S, _STRAGGLES * statistics.median(self._usual or [0.0]))
+        limit = max(STRAGGLER_S, STRAGGLER_FACTOR * statistics.median(self._usual or [0.0]))
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]
         for key in late:
             self._since[key] = float("inf")
@@ -213,7 +206,7 @@ class MemoryMonitor:
         workers = self._client.scheduler_info()["workers"]
         # Some are missing because they are just being started again.
         self._n_threads = max(self._n_threads, sum(about["nthreads"] for about in workers.values()))
-        if self.n_ended > _MOST_ENDS * self._n_threads:
+        if self.n_ended > WORKER_ENDS * self._n_threads:
             return (
                 f"cluster: expected shards to be done, got workers that are ended one after the other because their limit of memory is "
                 f"near, as {self._ended}; {_WAY_OUT}, then run the same command again, it goes on from there"
@@ -231,7 +224,7 @@ class MemoryMonitor:
             if now - self._since[address] < _PAUSED_S:
                 continue
             memory = f"{about['metrics']['memory'] / 1e6:,.0f} of its {about['memory_limit'] / 1e6:,.0f} MB of memory"
-            if about["nanny"] and self.n_starts < _MOST_STARTS * len(workers):
+            if about["nanny"] and self.n_starts < WORKER_STARTS * len(workers):
                 self._client.run(_start_again, workers=[address], wait=False, on_error="ignore")
                 self.n_starts += 1
                 self._since[address] = now

@@ -56,16 +56,13 @@ from emotion_batch.run.dask_tasks import (
 )
 from emotion_batch.run.local_cluster import local_cluster, require_loopback
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.storage.retry import is_transient
+from emotion_batch.storage.retry import SHARD_WAITS_S, is_transient
 
 Total = TypeVar("Total")
 GivenTask = TypeVar("GivenTask", contravariant=True)
 _WORKERS_TIMEOUT_S = 30
 # A cluster that scales itself may be without workers for a while.
 _NO_WORKERS_S = 600
-# How long a shard waits before it is handed out once more, because a worker or a store failed: some three minutes in
-# all, on top of what a worker itself waits for a store.
-RESUBMIT_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
 # Receipts that one task adds up.
 _SPLIT_EVERY = 64
 
@@ -235,8 +232,8 @@ class Cluster:
                 future.release()
                 if isinstance(outcome, BaseException) and others:
                     continue
-                if n_tries[task] < len(RESUBMIT_S) and _is_passing(outcome):
-                    waiting.append((time.monotonic() + RESUBMIT_S[n_tries[task]], task))
+                if n_tries[task] < len(SHARD_WAITS_S) and _is_passing(outcome):
+                    waiting.append((time.monotonic() + SHARD_WAITS_S[n_tries[task]], task))
                     n_tries[task] += 1
                     continue
                 for key in others:
@@ -345,7 +342,7 @@ def connect(
             configuration = local_configuration()
             given = dask.config.serialize(configuration)
             try:
-                scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(RESUBMIT_S), given)))
+                scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(SHARD_WAITS_S), given)))
             except OSError as error:
                 raise ClusterError(
                     f"local cluster: expected to start its processes, got {error}; mend that, then run the same command again"

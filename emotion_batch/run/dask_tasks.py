@@ -25,12 +25,11 @@ from distributed import (
 
 from emotion_batch.errors import UnfitWorkerError
 from emotion_batch.run.dask_client import MemoryMonitor, heard_of
+from emotion_batch.storage.retry import UNFIT_PAUSE_S
 
 Receipt = TypeVar("Receipt")
 Task = TypeVar("Task")
 LateTask = TypeVar("LateTask", covariant=True)
-# How long a worker that cannot do a shard keeps it from coming straight back.
-_UNFIT_PAUSE_S = 5.0
 UNFIT_TOPIC = "emotion-batch-unfit"
 # How often a watch looks, and how long it lasts before another takes over: Dask condemns a task whose worker died under
 # it four times, and in one night that is not many.
@@ -86,7 +85,7 @@ def _pass_on(error: UnfitWorkerError) -> NoReturn:
     worker = get_worker()
     worker.log_event(UNFIT_TOPIC, {"worker": worker.address, "said": str(error)})
     logging.getLogger(__name__).warning("%s", error)
-    time.sleep(_UNFIT_PAUSE_S)
+    time.sleep(UNFIT_PAUSE_S)
     raise Reschedule from error
 
 

@@ -37,7 +37,7 @@ from emotion_batch.run.submit import Submission, SubmissionWatch
 from emotion_batch.storage.archive import Listing
 from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.storage.retry import hastily
+from emotion_batch.storage.retry import PASSES, SHARD_WAITS_S, hastily
 from emotion_batch.tables import attempts, schema
 from emotion_batch.tables.inventory import read_manifest, require_generations
 from emotion_batch.tables.lease import Holder, Lease, begin, cancellation_name, run_ids
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from emotion_batch.run.dask_cluster import Cluster
 
 PACKAGE = "emotion-batch"
-# So often what is left is looked at again, when another run was at work on the same table.
-_MOST_PASSES = 3
 
 
 class Run:
@@ -241,7 +239,7 @@ class Run:
             if self._has_company() and not self._is_left:
                 _, missing = self._look(places, features)
         else:
-            for number in range(_MOST_PASSES):
+            for number in range(PASSES):
                 done, missing = self._look(places, features)
                 if number == 0 and done and (not missing or has_damage(self.table, missing)):
                     # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
@@ -367,11 +365,9 @@ class Run:
 
     def _leave(self, connected: Cluster, scheduler: Scheduler, work: Work, todo: list[Task]) -> None:
         """Hand shards to the cluster, which goes on with them when this process is gone."""
-        from emotion_batch.run import dask_cluster
-
         self.summary.elapsed_s = time.perf_counter() - self._started
         left = self._lease.leave(scheduler.address, left_s=time.time())
-        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), dask_cluster.RESUBMIT_S, left)
+        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), SHARD_WAITS_S, left)
         is_again = any(task.earlier is not None and task.earlier.digest == task.entry.digest for task in todo)
         first = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
         # The second has more patience, and hands out what the first did not.

@@ -24,6 +24,7 @@ from emotion_batch.storage.archive import find_base, list_recordings
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.file_lists import is_list
 from emotion_batch.storage.folder import Folder, explained, is_url
+from emotion_batch.storage.retry import WITNESS_TRIES, WITNESSES
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.manifest import Manifest
@@ -37,8 +38,6 @@ from emotion_batch.worker.task import Task
 
 # A shard of so many times the usual cost is begun before the others.
 _HEAVY = 4
-# Recordings that tell whether the archive is still there.
-_WITNESSES, _WITNESS_TRIES = 3, 20
 
 
 def find_done(
@@ -156,9 +155,9 @@ def choose_witnesses(
     """
     refusal: PermissionError | None = None
     shards = sorted(manifest.shards)
-    chosen = [shards[number] for number in spread(len(shards), _WITNESSES)]
+    chosen = [shards[number] for number in spread(len(shards), WITNESSES)]
     with explained(f"table {table.url}"):
-        batches = [batch.take(spread(batch.num_rows, _WITNESS_TRIES)) for batch in manifest.entries(chosen)]
+        batches = [batch.take(spread(batch.num_rows, WITNESS_TRIES)) for batch in manifest.entries(chosen)]
 
     def find(batch: pa.RecordBatch) -> Iterator[Entry]:
         nonlocal refusal
@@ -318,7 +317,7 @@ def find_left(
 
 def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
     """Return a recording that can be read here, if there is one among the first of some."""
-    for entry in (Entry(**row) for row in entries.slice(0, _WITNESS_TRIES).to_pylist()):
+    for entry in (Entry(**row) for row in entries.slice(0, WITNESS_TRIES).to_pylist()):
         with suppress(Exception):
             peek(archive, entry)
             return entry

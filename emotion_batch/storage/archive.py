@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -21,12 +22,12 @@ from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secre
 from emotion_batch.storage.names import DiskNames
 from emotion_batch.storage.retry import persistently
 
-# What people have of what libsndfile and FFmpeg decode; recordings are read by their content.
+# Common suffixes of files that libsndfile and FFmpeg decode. How a recording is read depends on its content.
 SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
     *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
 )
-# So often a listing says how far it is.
+# A listing says after so many names how far it is.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."
 _HERE = r"^(\./+)+"
@@ -38,20 +39,10 @@ _Kind = Literal["folder", "list", "recording", "glob"]
 class Listing:
     """What was found in an archive.
 
-    Attributes
-    ----------
-    folder
-        What the names are relative to.
-    entries
-        Table of `ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice.
-    left_out
-        Number of files that are no recordings by their suffix, by suffix.
-    n_duplicates
-        Number of times that a list file named a recording again, in whatever spelling.
-    n_missing, missing
-        Recordings that a list on this machine names and that are not there, and the first of them.
-    n_unchosen
-        Recordings that the patterns left out.
+    The names in `entries` (`ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice) are relative to `folder`.
+    `left_out` counts, by suffix, the files that are no recordings by it; `n_duplicates` how often a list named a recording
+    again, in whatever spelling; `n_missing` the recordings that a list on this machine names and that are not there, of which
+    `missing` is the first; `n_unchosen` the recordings that the patterns left out.
     """
 
     folder: Folder
@@ -89,15 +80,13 @@ def list_recordings(
     may_be_empty: bool = False,
     on_listed: Callable[[int], None] = lambda n_files: None,
 ) -> Listing:
-    """List the recordings of `archive`.
+    """List the recordings of `archive`; raise UsageError if it has none, and StorageError if it cannot be read.
 
     Parameters
     ----------
     archive
         A folder or bucket prefix, a glob, a list file (text, CSV or Parquet with a column ``file``, or an S3
         Inventory), or one recording. A name that exists is never taken for a glob.
-    options
-        What fsspec's filesystem takes.
     suffixes
         Endings, in any case, by which files of a folder, a glob or an inventory are recordings. A list's names may end
         as they like.
@@ -106,16 +95,9 @@ def list_recordings(
         pattern with ``/`` is about the whole name, relative to the archive: ``*`` and ``?`` stay within a folder, ``**`` does not.
         One without is about the last part of the name.
     may_be_empty
-        Whether to take it for an answer that nothing there is a recording.
+        Whether an archive without recordings is an answer, and no error.
     on_listed
         Takes how many files were seen, now and then.
-
-    Raises
-    ------
-    UsageError
-        If nothing there is a recording.
-    StorageError
-        If the archive is missing or cannot be read.
     """
     place = Folder.of(archive, options)
     endings = tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)
@@ -123,20 +105,14 @@ def list_recordings(
     with explained(f"archive {place.url}"):
         if kind == "list":
             listing = _of_list(read_list(base, place.url.rsplit("/", 1)[1]), endings, on_listed)
-        elif base.is_local:
-            listing = _of_names(
-                base, _find_local(place, base, kind), ("",) if kind == "recording" else endings, on_listed
-            )
         elif kind == "recording":
-            store, path = place.store()
-            blob = persistently(lambda: store.get(path, 0, 1))
-            name = place.url.rsplit("/", 1)[1]
-            table, _ = _table([Entry(name, None, blob.size, blob.version)])
-            listing = Listing(base, table)
+            listing = Listing(base, _table([_find_one(place)])[0])
+        elif base.is_local:
+            listing = _of_pages(base, _batches(_find_local(place, base, kind), _PAGE), endings, on_listed)
         else:
             patterns = place.url[len(base.url) :].lstrip("/").split("/")
             pages = base.walk() if kind == "folder" else _match(base, patterns)
-            listing = _of_pages(base, pages, endings, on_listed)
+            listing = _of_pages(base, map(_entries, pages), endings, on_listed)
     if include or exclude:
         listing = _choose(listing, include, exclude)
     if not (listing.entries.num_rows or may_be_empty):
@@ -197,43 +173,28 @@ def _kind(place: Folder) -> tuple[_Kind, Folder]:
         raise FileNotFoundError(place.url)
 
 
-def _of_names(
-    folder: Folder, entries: Iterable[Entry], endings: tuple[str, ...], on_listed: Callable[[int], None]
-) -> Listing:
-    """Keep the entries that end like recordings, count the others."""
-    left_out: Counter[str] = Counter()
-
-    def recordings() -> Iterator[Entry]:
-        for number, entry in enumerate(entries):
-            if not number % _PAGE:
-                on_listed(number)
-            if entry.file.lower().endswith(endings):
-                yield entry
-            else:
-                left_out[os.path.splitext(entry.file)[1].lower() or "no suffix"] += 1
-
-    table, n_duplicates = _table(recordings())
-    return Listing(folder, table, dict(left_out), n_duplicates)
-
-
 def _of_pages(
-    folder: Folder, pages: Iterable[pa.Table], endings: tuple[str, ...], on_listed: Callable[[int], None]
+    folder: Folder,
+    pages: Iterable[pa.Table | pa.RecordBatch],
+    endings: tuple[str, ...],
+    on_listed: Callable[[int], None],
 ) -> Listing:
-    """Keep of pages of a listing what ends like recordings and is not hidden, count the others."""
+    """Keep the entries of a listing's pages that end like recordings and are not hidden, count the others."""
     left_out: Counter[str] = Counter()
-    kept = [ENTRY_SCHEMA.empty_table()]
+    kept: list[pa.RecordBatch] = []
     n_listed = 0
     # All endings at once; the empty one is any.
     ending = f"(?i)({'|'.join(re.escape(ending) for ending in endings)})$"
     for page in pages:
         n_listed += page.num_rows
-        shown = page.filter(pc.invert(pc.match_substring_regex(page["name"], _HIDDEN)))
-        is_recording = pc.match_substring_regex(shown["name"], ending)
-        others = shown.filter(pc.invert(is_recording))["name"].to_pylist()
+        shown = page.filter(pc.invert(pc.match_substring_regex(page["file"], _HIDDEN)))
+        is_recording = pc.match_substring_regex(shown["file"], ending)
+        others = shown.filter(pc.invert(is_recording))["file"].to_pylist()
         left_out.update(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
-        kept.append(_entries(shown.filter(is_recording)))
+        recordings = shown.filter(is_recording)
+        kept += recordings.to_batches() if isinstance(recordings, pa.Table) else [compact(recordings)]
         on_listed(n_listed)
-    table, n_duplicates = distinct(pa.concat_tables(kept))
+    table, n_duplicates = distinct(pa.Table.from_batches(filter(len, kept), ENTRY_SCHEMA))
     return Listing(folder, table, dict(left_out), n_duplicates)
 
 
@@ -265,14 +226,22 @@ def _only(files: pa.Table, is_wanted: Callable[[str], bool]) -> pa.Table:
     return files.filter(pa.array([is_wanted(name) for name in files["name"].to_pylist()], pa.bool_()))
 
 
+def _find_one(place: Folder) -> Entry:
+    """Return the entry of an archive that is one recording."""
+    name = place.url.rsplit("/", 1)[1]
+    if place.is_local:
+        return _entry_local(name, place.url)
+    store, path = place.store()
+    blob = persistently(lambda: store.get(path, 0, 1))
+    return Entry(name, None, blob.size, blob.version)
+
+
 def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
     """Yield the files of a local archive that are not hidden, names relative to `base`."""
-    if kind == "recording":
-        yield _entry_local(place.url.rsplit("/", 1)[1], place.url)
-    elif kind == "folder":
+    if kind == "folder":
         yield from _walk_local(base.url, "", ())
     else:
-        # Our own walk, for fsspec's passes over what it may not read and over linked folders.
+        # Our own walk, because fsspec's passes over linked folders and over folders that it may not read.
         matches = re.compile(glob_translate(place.url)).match
         yield from (entry for entry in _walk_local(base.url, "", ()) if matches(os.fsdecode(locate_local(base, entry))))
 
@@ -286,7 +255,7 @@ def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> It
         if identity in above:
             return
         with os.scandir(path) as found:
-            # In the order of the names that come of it, for what is in order need not be sorted.
+            # In the order of the names that come of it, so that they need not be sorted later.
             children = sorted(found, key=lambda child: f"{child.name}/" if _is_folder(child) else child.name)
     except FileNotFoundError:
         # Gone while the folders above it were listed.
@@ -339,7 +308,7 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
     """List what a list names."""
     base, names = found.base, found.names
     if found.is_inventory:
-        return _of_pages(base, [names], endings, on_listed)
+        return _of_pages(base, [_entries(names)], endings, on_listed)
     if pa.types.is_string(names["name"].type):
         is_place = pc.match_substring_regex(names["name"], _PLACE)
         is_place = pc.and_not(is_place, pc.match_substring_regex(names["name"], r"^\s*file://"))
@@ -419,18 +388,12 @@ def _without_aliases(table: pa.Table, base: Folder) -> tuple[pa.Table, int]:
 
 def _table(entries: Iterable[Entry]) -> tuple[pa.Table, int]:
     """Return the entries sorted and without repetition, and how many were repeated."""
-    batches: list[pa.RecordBatch] = []
-    chunk: list[Entry] = []
+    return distinct(pa.Table.from_batches(_batches(entries, BATCH), ENTRY_SCHEMA))
 
-    def flush() -> None:
-        columns = list(zip(*chunk, strict=True)) or [(), (), (), ()]
+
+def _batches(entries: Iterable[Entry], n_rows: int) -> Iterator[pa.RecordBatch]:
+    left = iter(entries)
+    while chunk := list(islice(left, n_rows)):
+        columns = zip(*chunk, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
-        batches.append(compact(pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)))
-        chunk.clear()
-
-    for entry in entries:
-        chunk.append(entry)
-        if len(chunk) == BATCH:
-            flush()
-    flush()
-    return distinct(pa.Table.from_batches(batches, ENTRY_SCHEMA))
+        yield compact(pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA))

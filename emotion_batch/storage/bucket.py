@@ -14,8 +14,8 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,9 +36,10 @@ from emotion_batch.storage.fsspec_store import (
     plain_version,
     scrub,
 )
-from emotion_batch.storage.retry import TRANSIENT_CODES, is_transient, persistently
+from emotion_batch.storage.retry import CLIENT_RETRIES, TRANSIENT_CODES, is_transient, persistently
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
 # A stalled answer is given up long before a deadline. A large part may take its time to be written: nothing is read meanwhile.
 _READING = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
@@ -48,10 +49,10 @@ _CODE = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
 _STRANGE = re.compile(r"invalid \w+ response|non-partial response|[Hh]eader missing|parse range|Content-Range")
 _CERTIFICATE = re.compile(r"InvalidCertificate|UnknownIssuer|certificate verify|CertificateError", re.IGNORECASE)
-# What comes with a 400 and passes all the same.
+# Failures that pass, although the answer is a 400.
 _TRANSIENT_REASONS = {"RequestTimeout", "SlowDown", "InternalError", "ServerBusy", "OperationTimedOut"}
 _DENIED_REASONS = {"AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-# What obstore's own core gives up on is no Exception.
+# An error in obstore's own core is no Exception.
 _PANIC = "PanicException"
 # Listings come by so many names; so many listings are under way at once, each of a prefix.
 PAGE = 1_000
@@ -66,29 +67,16 @@ _LOCK = threading.Lock()
 
 
 def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[Store, str] | None:
-    """Return a bucket's store, one for each process, and the key that a URL names in it.
+    """Return a bucket's store, one for each process, and the key that a URL such as ``s3://bucket/key`` names in it.
 
-    Parameters
-    ----------
-    url
-        As ``s3://bucket/key``.
-    options
-        What fsspec's filesystem takes.
-
-    Returns
-    -------
-    Store and key; None if obstore does not serve the URL, or not with these options.
-
-    Raises
-    ------
-    StorageError
-        If the options cannot be used, or the credentials that they name cannot be read.
+    `options` are those of fsspec's filesystem. None if obstore does not serve the URL, or not with these options; raise
+    StorageError if they cannot be used, or the credentials that they name cannot be read.
     """
     match = _URL.fullmatch(url)
     if match is None or match[1] not in EXTRAS or match[1] == "adl":
         return None
     protocol, bucket, key = match.groups()
-    # What is inherited over a fork has threads that are not.
+    # A store that is inherited over a fork lacks its threads.
     name = (os.getpid(), protocol, bucket, json.dumps(options, sort_keys=True, default=id))
     with _LOCK:
         if name not in _stores:
@@ -115,20 +103,24 @@ def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> Store | Non
     return BucketStore(kinds[EXTRAS[protocol]], f"{protocol}://{bucket}", config, options)
 
 
-class BucketStore:
-    """One bucket.
+def _or_fsspec(
+    method: Callable[Concatenate[BucketStore, str, P], T],
+) -> Callable[Concatenate[BucketStore, str, P], T]:
+    """Let fsspec's client do what a method does if obstore does not take the name."""
 
-    Parameters
-    ----------
-    kind
-        obstore's class for it.
-    url
-        Of the bucket.
-    config
-        How to open it.
-    options
-        What fsspec's filesystem takes, for what obstore cannot do.
-    """
+    @wraps(method)
+    def call(self: BucketStore, path: str, /, *args: P.args, **named: P.kwargs) -> T:
+        def otherwise(other: FsspecStore, root: str) -> T:
+            found: T = getattr(other, method.__name__)(root + path, *args, **named)
+            return found
+
+        return self._call(path, lambda: method(self, path, *args, **named), otherwise)
+
+    return call
+
+
+class BucketStore:
+    """One bucket: `kind` is obstore's class for it, and `options` are those of fsspec's client, for what obstore cannot do."""
 
     def __init__(self, kind: Any, url: str, config: Config, options: Mapping[str, Any]) -> None:
         import obstore
@@ -148,8 +140,7 @@ class BucketStore:
                 url.split("://")[1].partition("@")[0],
                 config=dict(config.config),
                 client_options={**client, **config.client},
-                # `retry.persistently` asks again, and counts it.
-                retry_config={"max_retries": 0},
+                retry_config={"max_retries": CLIENT_RETRIES},
                 credential_provider=None if config.credentials is None else self._find_keys,
             )
 
@@ -161,6 +152,7 @@ class BucketStore:
             said = scrub(str(error).splitlines()[0], options)
             raise StorageError(f"{url}: expected options that fit it, got {said}") from None
 
+    @_or_fsspec
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
         """Return an object's bytes from `start` to `stop`, as far as it has them."""
         options: dict[str, Any] = {}
@@ -171,81 +163,80 @@ class BucketStore:
             options["range"] = {"offset": start} if stop is None else (start, stop)
         if version is not None:
             options["if_match"] = f'"{version}"'
-        return self._get(path, options, lambda other, root: other.get(root + path, start, stop, version=version))
+        return self._get(path, options)
 
+    @_or_fsspec
     def get_end(self, path: str, n_bytes: int) -> Blob:
         """Return an object's last bytes, in one request where the store can."""
         if n_bytes and self._kind != "azure":
-            options = {"range": {"suffix": n_bytes}}
-            return self._get(path, options, lambda other, root: other.get_end(root + path, n_bytes))
-        size = self.get(path, 0, 0).size
+            return self._get(path, {"range": {"suffix": n_bytes}})
+        size = self._get(path, {"head": True}).size
         return self.get(path, max(0, size - n_bytes), size)
 
-    def _get(self, path: str, options: dict[str, Any], otherwise: Callable[[FsspecStore, str], Blob]) -> Blob:
-        def get(options: dict[str, Any]) -> Blob:
-            result = self._obstore.get(self._store, path, options=options or None)
-            meta = result.meta
-            if meta["e_tag"] is None:
-                raise StoreError(STRANGE, is_transient=True)
-            data = b"" if "head" in options else result.bytes().to_bytes()
-            return Blob(data, meta["size"], plain_version(meta["e_tag"]))
-
+    def _get(self, path: str, options: Any) -> Blob:
         try:
-            return self._call(path, lambda: get(options), otherwise)
-        except StoreError as error:
-            if error.code != 416:
+            result = self._obstore.get(self._store, path, options=options or None)
+        except self._obstore.exceptions.BaseError as error:
+            if "status code: 416" not in str(error):
                 raise
             # The object is empty, or ends before the range begins.
-            return self._call(path, lambda: get({"head": True}), otherwise)
+            return self._get(path, {"head": True})
+        meta = result.meta
+        if meta["e_tag"] is None:
+            raise StoreError(STRANGE, is_transient=True)
+        data = b"" if "head" in options else result.bytes().to_bytes()
+        return Blob(data, meta["size"], plain_version(meta["e_tag"]))
 
+    @_or_fsspec
     def put(self, path: str, data: bytes) -> None:
-        """Write an object in one request, for parts of an upload that is given up stay and cost."""
-        self._call(path, lambda: self._put(path, data, "overwrite"), lambda other, root: other.put(root + path, data))
+        """Write an object in one request, because parts of an upload that is given up stay and cost."""
+        self._put(path, data, "overwrite")
 
     def _put(self, path: str, data: bytes, mode: Any) -> None:
         if self._obstore.put(self._writer, path, data, use_multipart=False, mode=mode)["e_tag"] is None:
             raise StoreError(STRANGE, is_transient=True)
 
+    @_or_fsspec
     def find_mark(self, path: str) -> Mark | None:
         """Return an object's ETag, and its generation where the store has such."""
-
-        def look() -> Mark:
+        try:
             meta = self._obstore.head(self._store, path)
-            return {name: meta[name] for name in ("e_tag", "version") if meta[name]}
+        except FileNotFoundError as error:
+            if _NO_BUCKET.search(str(error)):
+                raise
+            return None
+        return {name: value for name in ("e_tag", "version") if (value := meta[name])}
 
-        with contextlib.suppress(FileNotFoundError):
-            return self._call(path, look, lambda other, root: other.find_mark(root + path))
-        return None
-
+    @_or_fsspec
     def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
         """Write an object unless there is another one (If-None-Match, If-Match), and return whether it was written."""
         kinds = self._obstore.exceptions
+        try:
+            self._put(path, data, over or "create")
+        except (kinds.AlreadyExistsError, kinds.PreconditionError):
+            return False
+        except kinds.BaseError as error:
+            # A store that cannot replace on a condition.
+            if over is None or "status code: 501" not in str(error):
+                raise
+            self._put(path, data, "overwrite")
+        except FileNotFoundError as error:
+            # Some stores say so of an object that is to be replaced.
+            if over is None or _NO_BUCKET.search(str(error)):
+                raise
+            return False
+        return True
 
-        def put() -> bool:
-            try:
-                self._put(path, data, over or "create")
-            except (kinds.AlreadyExistsError, kinds.PreconditionError):
-                return False
-            except kinds.BaseError as error:
-                # A store that cannot replace on a condition.
-                if over is None or "status code: 501" not in str(error):
-                    raise
-                self._put(path, data, "overwrite")
-            except FileNotFoundError as error:
-                # Some stores say so of an object that is to be replaced.
-                if over is None or _NO_BUCKET.search(str(error)):
-                    raise
-                return False
-            return True
-
-        return self._call(path, put, lambda other, root: other.put_first(root + path, data, over))
-
+    @_or_fsspec
     def delete(self, path: str) -> None:
         """Delete an object if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            delete = self._obstore.delete
-            self._call(path, lambda: delete(self._store, path), lambda other, root: other.delete(root + path))
+        try:
+            self._obstore.delete(self._store, path)
+        except FileNotFoundError as error:
+            if _NO_BUCKET.search(str(error)):
+                raise
 
+    @_or_fsspec
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
         """Return what there is under a name: an object, or objects below it."""
         is_empty = False
@@ -255,12 +246,8 @@ class BucketStore:
                 if self.get(path, 0, 1).size:
                     return "file"
                 is_empty = True
-
-        def is_folder() -> bool:
-            return any(True for _ in self._obstore.list(self._store, path or None, chunk_size=1))
-
         # An empty object under a folder's name marks it.
-        if self._call(path, is_folder, lambda other, root: other.find_kind(root + path) == "folder") or not path:
+        if any(True for _ in self._obstore.list(self._store, path or None, chunk_size=1)) or not path:
             return "folder"
         return "file" if is_empty else None
 
@@ -314,7 +301,7 @@ class BucketStore:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pages(self, prefix: str, is_over: threading.Event) -> Iterator[pa.Table]:
-        """Yield what is below a prefix, names relative to it, until somebody says that it is over."""
+        """Yield what is below a prefix, names relative to it, until `is_over` is set."""
         stream: Iterator[Any] | None = None
         last: str | None = None
         ended_at: str | None = ""
@@ -364,7 +351,7 @@ class BucketStore:
         return keys
 
     def _call(self, path: str, function: Callable[[], T], otherwise: Callable[[FsspecStore, str], T]) -> T:
-        """Call obstore, or fsspec's client if `path` is a name that obstore does not take; errors become OSErrors."""
+        """Call obstore, or otherwise fsspec's client if obstore does not take `path`; errors become OSErrors."""
         try:
             # obstore takes that for another name, and says nothing.
             if not path.startswith("/"):
@@ -386,7 +373,7 @@ class BucketStore:
 
     def _translated(self, error: BaseException) -> OSError:
         """Return what obstore raised as an OSError; its own text has whole requests in it, which may be signed."""
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError | DeniedError):
             return error
         text = str(error)
         match, reason = _CODE.search(text), _REASON.search(text)

@@ -61,16 +61,8 @@ _GCS_SCOPES = ["https://www.googleapis.com/auth/devstorage.read_write"]
 class Config:
     """How obstore is to open a bucket.
 
-    Attributes
-    ----------
-    config
-        Its store's configuration; never shown.
-    client
-        Its client's options.
-    credentials
-        Gives the keys of the moment; None if the configuration needs none.
-    looked_in
-        Places where credentials were looked for, for the person who must mend them.
+    `config` is its store's configuration, which is never shown, and `client` its client's options. `credentials` gives the keys
+    of the moment; None if the configuration needs none. `looked_in` names the places where credentials were looked for.
     """
 
     config: Mapping[str, Any] = field(repr=False)
@@ -80,20 +72,9 @@ class Config:
 
 
 def configure(protocol: str, bucket: str, options: Mapping[str, Any]) -> Config | None:
-    """Return how obstore opens a bucket as fsspec's client would.
+    """Return how obstore opens a bucket as fsspec's client would; None if only that client can do what the options ask for.
 
-    Parameters
-    ----------
-    protocol
-        ``s3``, ``gs``, ``az`` or another name of theirs.
-    bucket
-        Name of the bucket or container.
-    options
-        What fsspec's filesystem takes.
-
-    Returns
-    -------
-    The configuration; None if only fsspec's client can do what the options ask for.
+    `protocol` is ``s3``, ``gs``, ``az`` or another name of theirs.
     """
     names = next((names for names in _PROTOCOLS if protocol in names), ())
     # fsspec's own configuration and FSSPEC_S3_... count too, under any of a client's names:

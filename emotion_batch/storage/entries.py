@@ -33,17 +33,9 @@ _STRETCHES, _SAMPLE = 16, 4_096
 class Entry(NamedTuple):
     """One recording of an archive.
 
-    Attributes
-    ----------
-    file
-        Its name: the path relative to the archive with ``/``; absolute, or a URL, if a list file names it so and it lies
-        elsewhere.
-    raw_file
-        The name's bytes where they are not UTF-8; `file` is then their percent-escaped form.
-    size
-        Its length in bytes, if known.
-    version
-        What changes when its content does: the modification time in ns, or the ETag.
+    `file` is its path relative to the archive, with ``/``; if a list names it so and it lies elsewhere, an absolute path or a
+    URL. `raw_file` is the name's bytes if they are not UTF-8; `file` is then their percent-escaped form. `size` is in bytes,
+    and `version` changes when the content does: the modification time in ns, or the ETag. Both are None if not known.
     """
 
     file: str
@@ -71,7 +63,7 @@ def locate_remote(folder: Folder, entry: Entry) -> tuple[Store, str]:
 def peek(archive: Folder, recording: Entry) -> None:
     """Read the first byte of a recording; raise OSError if that cannot be done."""
     if is_local(archive, recording):
-        # O_NONBLOCK: nobody may ever write to a named pipe.
+        # O_NONBLOCK, because a named pipe may have no writer.
         descriptor = os.open(locate_local(archive, recording), os.O_RDONLY | os.O_NONBLOCK)
         try:
             os.read(descriptor, 1)
@@ -133,7 +125,7 @@ def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
     sample = sorted(name for chunk in some for name in chunk.to_pylist())
     cuts = sorted({sample[number] for number in range(0, len(sample), -(-len(sample) // _STRETCHES))})
     for start, stop in zip(cuts, [*cuts[1:], None], strict=True):
-        # What is below the first of the sample belongs to the first stretch.
+        # Names below the first of the sample belong to the first stretch.
         within = [pc.greater_equal(names, start)] if start != cuts[0] else []
         within += [pc.less(names, stop)] if stop is not None else []
         piece = table.filter(reduce(pc.and_, within)) if within else table

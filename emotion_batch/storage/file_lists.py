@@ -22,9 +22,9 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.fsspec_store import LISTED_SCHEMA
 from emotion_batch.storage.names import as_utf8, bare
 
-# With which some editors begin UTF-8.
+# Some editors begin UTF-8 with this.
 _MARK = b"\xef\xbb\xbf"
-# With which whatever gzip made begins.
+# A file that gzip made begins with this.
 _GZIP = b"\x1f\x8b"
 # No line of a CSV's column names is longer.
 _HEAD_BYTES = 2**16
@@ -42,17 +42,7 @@ _HEX_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
 @dataclass(frozen=True)
 class ReadyList:
-    """What a list names.
-
-    Attributes
-    ----------
-    base
-        What the names are relative to.
-    names
-        Of `fsspec_store.LISTED_SCHEMA`.
-    is_inventory
-        Whether it lists all that there is, recordings or not.
-    """
+    """What a list names: `names` (`LISTED_SCHEMA`) are relative to `base`; an inventory has other files, too."""
 
     base: Folder
     names: pa.Table
@@ -65,17 +55,9 @@ def is_list(location: str) -> bool:
 
 
 def read_list(folder: Folder, name: str) -> ReadyList:
-    """Read a list.
+    """Read a list; raise UsageError if it is none.
 
-    Parameters
-    ----------
-    folder, name
-        Where it lies. Relative names in it are relative to `folder`; those of an inventory to its bucket.
-
-    Raises
-    ------
-    UsageError
-        If it is no list.
+    Relative names in it are relative to `folder`; those of an inventory to its bucket.
     """
     data = folder.read(name)
     if name == _MANIFEST:
@@ -126,7 +108,7 @@ def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> 
         names = names.cast(pa.string())
     except pa.ArrowInvalid:
         names = names.cast(pa.binary())
-    # A column of somebody's own list may be called so and mean another thing.
+    # In a list that is no inventory, a column of this name may mean another thing.
     nothing = pa.nulls(len(names))
     size = nothing if table is None or _SIZE not in table.column_names else table[_SIZE]
     version = nothing if table is None or _ETAG not in table.column_names else table[_ETAG]

@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -26,15 +26,16 @@ from emotion_batch.storage.bucket import open_bucket
 from emotion_batch.storage.fsspec_store import FsspecStore, Mark, Store, is_signed, open_fsspec
 from emotion_batch.storage.retry import is_transient, persistently
 
+T = TypeVar("T")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
-# What is full must be emptied: no fault of the call.
+# The place is full, which is no fault of the call.
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # The hidden names that `publish` writes under.
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 LEFTOVER_AGE_S = 3_600
 _LOCAL = FsspecStore(LocalFileSystem(), {})
-# Under which a sealed JSON file holds the digest of all else in it.
+# The key under which a sealed JSON file holds the digest of everything else in it.
 _SEAL = "sha256"
 
 
@@ -58,13 +59,7 @@ def is_sealed(data: bytes) -> bool:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return the object that `seal` gave.
-
-    Raises
-    ------
-    ValueError
-        If it is no JSON object, or another than the one that was sealed.
-    """
+    """Return the object that `seal` gave; raise ValueError if it is another one than was sealed, or no JSON object."""
     try:
         value = json.loads(data)
     except RecursionError as error:
@@ -88,7 +83,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 def refuse_secrets(location: str) -> None:
     """Raise UsageError, which does not repeat it, if `location` is a URL with a password or a signature.
 
-    Locations are written into tables and shown; whoever may read those must not get in by it.
+    Locations are written into tables and shown, and people who may read those must not get access by it.
     """
     if _CREDENTIALS.search(location):
         raise UsageError(
@@ -106,12 +101,8 @@ def refuse_secrets(location: str) -> None:
 class Folder:
     """A folder or a bucket prefix, as a value that travels between processes.
 
-    Attributes
-    ----------
-    url
-        An absolute path, or a URL that fsspec knows; no ``/`` at its end.
-    options
-        What fsspec's filesystem takes, credentials among it; never shown.
+    `url` is an absolute path, or a URL that fsspec knows, with no ``/`` at its end. `options` are those of fsspec's
+    filesystem, with credentials among them, so they are never shown.
     """
 
     url: str
@@ -121,10 +112,7 @@ class Folder:
     def of(cls, location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Folder:
         """Return the folder that a person named, with local paths made absolute.
 
-        Raises
-        ------
-        UsageError
-            If the location is empty, carries a password or a signature, or is relative to a folder that was deleted.
+        Raise UsageError if the location is empty, carries a password or a signature, or is relative to a deleted folder.
         """
         text = os.fspath(location)
         if not text:
@@ -143,10 +131,7 @@ class Folder:
     def store(self, name: str = "") -> tuple[Store, str]:
         """Return the client of this place, and the path that it knows `name` by, or the folder itself.
 
-        Raises
-        ------
-        StorageError
-            If there is no client for the URL, or not with these options.
+        Raise StorageError if there is no client for the URL, or not with these options.
         """
         if self.is_local:
             return _LOCAL, os.path.join(self.url, name) if name else self.url
@@ -163,20 +148,22 @@ class Folder:
         """Return the folder called `name` within this one."""
         return Folder(f"{self.url.rstrip('/')}/{name}", self.options)
 
+    def _ask(self, name: str, question: Callable[[Store, str], T]) -> T:
+        """Ask the place about `name`, again if it fails for a passing reason."""
+        store, path = self.store(name)
+        return persistently(lambda: question(store, path))
+
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
-        store, path = self.store(name)
-        return persistently(lambda: store.get(path)).data
+        return self._ask(name, lambda store, path: store.get(path)).data
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return bytes of `name`, as far as it has them."""
-        store, path = self.store(name)
-        return persistently(lambda: store.get(path, start, stop)).data
+        return self._ask(name, lambda store, path: store.get(path, start, stop)).data
 
     def read_end(self, name: str, n_bytes: int) -> tuple[bytes, int]:
         """Return the last bytes of `name`, and its size."""
-        store, path = self.store(name)
-        blob = persistently(lambda: store.get_end(path, n_bytes))
+        blob = self._ask(name, lambda store, path: store.get_end(path, n_bytes))
         return blob.data, blob.size
 
     def read_if_there(self, name: str) -> bytes | None:
@@ -188,8 +175,7 @@ class Folder:
 
     def find_kind(self, name: str = "") -> Literal["file", "folder"] | None:
         """Return what is called `name`, or what this is itself; a place that refuses raises."""
-        store, path = self.store(name)
-        return persistently(lambda: store.find_kind(path))
+        return self._ask(name, lambda store, path: store.find_kind(path))
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file or folder called `name`; a place that refuses raises."""
@@ -197,8 +183,7 @@ class Folder:
 
     def children(self) -> tuple[pa.Table, list[str]]:
         """Return the files directly in the folder, of `fsspec_store.LISTED_SCHEMA`, and the names of the folders in it."""
-        store, path = self.store()
-        return persistently(lambda: store.children(path))
+        return self._ask("", lambda store, path: store.children(path))
 
     def names(self) -> list[str]:
         """Return the sorted names of what lies directly in the folder; none if it does not exist."""
@@ -226,21 +211,13 @@ class Folder:
         """Write `data` as `name` so that it appears whole or not at all, also after a power cut.
 
         Locally: a hidden temporary name beside it, fsync, rename, fsync of the folder. Elsewhere: one put. The folder
-        must be there: a place that was taken away while a run writes to it must not come back half empty.
-
-        Parameters
-        ----------
-        name
-            Where to.
-        data
-            What to write.
-        is_durable
-            Whether it must outlast a power cut.
+        must be there: a place that was taken away while a run writes to it must not come back half empty. `is_durable` says
+        whether the file must outlast a power cut.
         """
-        store, path = self.store(name)
         if not self.is_local:
-            persistently(lambda: store.put(path, data))
+            self._ask(name, lambda store, path: store.put(path, data))
             return
+        path = os.path.join(self.url, name)
         with _temporary(path, data, is_durable) as temporary:
             os.replace(temporary, path)
         if is_durable:
@@ -248,26 +225,16 @@ class Folder:
 
     def find_mark(self, name: str) -> Mark | None:
         """Return what tells the file `name` from others that had or will have that name; None if there is none."""
-        store, path = self.store(name)
-        return persistently(lambda: store.find_mark(path))
+        return self._ask(name, lambda store, path: store.find_mark(path))
 
     def publish_first(
         self, name: str, data: bytes, over: Mark | None = None, is_due: Callable[[], bool] = lambda: True
     ) -> bool:
         """Publish `data` as `name` unless that is there, or is there as `over`; return whether it was published.
 
-        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and
-        their like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant
-        may both.
-
-        Parameters
-        ----------
-        name, data
-            Where to, and what to write.
-        over
-            Mark of a file to replace.
-        is_due
-            Asked directly before; if it says no, nothing is published.
+        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and their
+        like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant may both.
+        `over` is the mark of a file to replace. `is_due` is asked directly before, and if it says no, nothing is published.
         """
         store, path = self.store(name)
         if not self.is_local:
@@ -315,7 +282,7 @@ class Folder:
         leftovers = [name for name in self.names() if _LEFTOVER.fullmatch(name)]
         if not leftovers:
             return
-        # By the clock of the place: a machine whose own is ahead must not take from others what they are writing.
+        # Ages are by the clock of the place: a machine whose own clock is fast would delete files that others are writing.
         with tempfile.TemporaryFile(dir=self.url, prefix=".") as new:
             now_s = os.fstat(new.fileno()).st_mtime
         for name in leftovers:
@@ -326,9 +293,8 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete the file `name` if it is there."""
-        store, path = self.store(name)
         with contextlib.suppress(FileNotFoundError):
-            persistently(lambda: store.delete(path))
+            self._ask(name, lambda store, path: store.delete(path))
 
 
 @contextlib.contextmanager
@@ -374,13 +340,7 @@ def _temporary(path: str, data: bytes, is_durable: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def explained(thing: str) -> Iterator[None]:
-    """Turn what a filesystem raises within the block into one sentence about `thing`.
-
-    Raises
-    ------
-    StorageError
-        In place of an `OSError`, or of a client's transient failure, which is its cause.
-    """
+    """Turn an OSError, or a client's transient failure, within the block into a StorageError: one sentence about `thing`."""
     try:
         yield
     except FileNotFoundError as error:

@@ -32,7 +32,7 @@ _PLAIN_OPTIONS = {
     *("signature_version", "addressing_style", "ServerSideEncryption", "host", "location", "default_location"),
     "verify",
 }
-# What signs a URL, of the three large clouds and of what is usual elsewhere.
+# Query parameters that sign a URL, of the three large clouds and usual ones of others.
 _SIGNATURE = re.compile(
     r"(?i)([?&](?:sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
     r"awsaccesskeyid|googleaccessid|token|access_token|api_?key|password)=)[^&\s'\"]+"
@@ -47,9 +47,9 @@ EXTRAS = {
 }
 _BATCH = 4_096
 _S3FS_CHUNK_BYTES = 50 * 2**20
-# What answers in a store's place (a proxy, a page to log in) does so with 200 too, and is asked again.
+# A proxy or a page to log in may answer in a store's place, with 200 too; then the request is made again.
 STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in; see to the network, and run the same command again"
-# What clients raise of it.
+# Errors of clients that such an answer leads to.
 _STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
 _ETAGS = ("md5Hash", "ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
@@ -64,7 +64,7 @@ class Blob(NamedTuple):
     version: str | None
 
 
-# What tells an object, or a file, from others that had or will have its name; as its store has it.
+# It tells an object, or a file, from others that had or will have its name; its content is up to the store.
 Mark = Mapping[str, str]
 
 
@@ -117,15 +117,7 @@ def _read_local(path: str, start: int, stop: int | None) -> Blob:
 
 
 class FsspecStore:
-    """A filesystem of fsspec's.
-
-    Parameters
-    ----------
-    filesystem
-        The filesystem.
-    options
-        What it was made of, for what is secret in it.
-    """
+    """A filesystem of fsspec's; `options` are what it was made of, because some of them are secret."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, options: Mapping[str, Any]) -> None:
         self._filesystem = filesystem
@@ -136,7 +128,7 @@ class FsspecStore:
         self._has_versions = bool(protocols & EXTRAS.keys())
 
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
-        """Return bytes of an object, in two requests where it is not read whole, for the size is needed."""
+        """Return bytes of an object, in two requests if it is not read whole, because the size is needed."""
         if self._is_local:
             return _read_local(path, start, stop)
         size, found = (None, None) if start == 0 and stop is None else self._info(path)
@@ -244,7 +236,7 @@ class FsspecStore:
         except FileNotFoundError:
             # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
             return None, None
-        # Of times, listings and heads say different things.
+        # No times, because listings and heads say different ones.
         version = find_version({name: info[name] for name in _ETAGS if name in info})
         is_strange = version is None and self._has_versions and info.get("type") != "directory"
         if is_strange or str(info.get("mimetype")).startswith("text/html"):
@@ -281,10 +273,7 @@ class FsspecStore:
 def open_fsspec(url: str, options: Mapping[str, Any]) -> tuple[FsspecStore, str]:
     """Return fsspec's store for a URL, and the URL's path in it.
 
-    Raises
-    ------
-    StorageError
-        If the client is not installed, or does not know the options.
+    Raise StorageError if the client is not installed, or does not know the options.
     """
     protocol = url.split(":", 1)[0]
     if EXTRAS.get(protocol) == "gcs":

@@ -29,10 +29,7 @@ _N_FOLDERS = 4
 def as_utf8(data: bytes) -> bytes:
     """Return a text in UTF-8 if its mark says that it is UTF-16 or UTF-32, and as it is otherwise.
 
-    Raises
-    ------
-    UnicodeDecodeError
-        If it is not what its mark says.
+    Raise UnicodeDecodeError if it is not what its mark says.
     """
     for mark, encoding in _WIDE_MARKS.items():
         if data.startswith(mark):
@@ -55,12 +52,7 @@ def bare(text: str) -> str:
 def find_key(name: str, base: str) -> str:
     """Return what is equal for all spellings of a recording's name.
 
-    Parameters
-    ----------
-    name
-        The name: a path, a path relative to `base`, or a URL.
-    base
-        An absolute path or a URL.
+    `name` is a path, a path relative to `base`, or a URL; `base` is an absolute path or a URL.
     """
     name = unicodedata.normalize("NFC", bare(name)).replace("\\", "/")
     base = unicodedata.normalize("NFC", base)
@@ -70,13 +62,7 @@ def find_key(name: str, base: str) -> str:
 
 
 class DiskNames:
-    """Finds the recordings that a list on this machine names.
-
-    Parameters
-    ----------
-    root
-        The list's folder, an absolute path: relative names are relative to it.
-    """
+    """Finds the recordings that a list on this machine names, relative to the list's folder `root`, an absolute path."""
 
     def __init__(self, root: str) -> None:
         self._root = root

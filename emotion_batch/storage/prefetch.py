@@ -16,16 +16,16 @@ from emotion_batch import usage
 from emotion_batch.errors import StoreError
 from emotion_batch.settings import Segments
 from emotion_batch.storage.entries import Entry, is_local, locate_remote
-from emotion_batch.storage.folder import Folder, is_url
+from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.fsspec_store import STRANGE, Blob, Store
 from emotion_batch.storage.retry import persistently
 
 # Requests of a worker that are under way at once, and the most that it holds of recordings that are not computed yet.
 _N_CONNECTIONS = 64
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 128, 64 * 2**20
-# What is no larger is fetched whole; of others this much at first, until it is known what recordings here need.
+# A recording of so many bytes is fetched whole; of a larger one so many at first, until it is known what is needed here.
 _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
-# What a decoder asks for beyond that comes in blocks; one that reads a recording through gets the next one meanwhile.
+# Further bytes come in blocks. While a decoder reads a recording through, the next block is fetched.
 _BLOCK_BYTES, _THROUGH_BYTES = 2**17, 2**21
 _MOST_BLOCKS = 8
 _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b", re.IGNORECASE | re.DOTALL)
@@ -34,16 +34,7 @@ _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b",
 def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, int] | None:
     """Return where a stretch of a RIFF/WAVE file lies, by its first bytes, so that it can be fetched by itself.
 
-    Parameters
-    ----------
-    head
-        The file's first bytes.
-    offset_s, duration_s
-        The stretch, in seconds.
-
-    Returns
-    -------
-    First byte of it and first after it, as if the file had no end; None if the bytes do not tell.
+    It is the stretch's first byte and the first after it, as if the file had no end; None if `head` does not tell.
     """
     if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
         return None
@@ -66,25 +57,9 @@ def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, 
 class RemoteFile(io.RawIOBase):
     """An object as a file that is read where it is asked for.
 
-    What its store raises is kept in `failure`, for it would not come through a decoder of C: to that, the file ends there.
-
-    Parameters
-    ----------
-    store, path
-        Where the object is.
-    size
-        Of it, in bytes.
-    version
-        Of it: another one is not read.
-    block_bytes
-        How much is fetched at a time.
-    pool
-        Fetches the next block while one is read; None for one that is read here and there.
-
-    Attributes
-    ----------
-    failure
-        What its store raised, if it did.
+    An object of another `version` is not read. `block_bytes` are fetched at a time, and `pool` fetches the next block while
+    one is read; None for a file that is read here and there. What the store raises is kept in `failure`, because it would not
+    come through a decoder of C: to that, the file ends there.
     """
 
     def __init__(
@@ -199,17 +174,7 @@ class Fetched(NamedTuple):
 
 
 class Reader:
-    """Fetches recordings of one archive; `reading` makes it.
-
-    Parameters
-    ----------
-    archive
-        What names are relative to.
-    segments
-        Which stretches will be read.
-    pool
-        Threads that fetch.
-    """
+    """Fetches the stretches that `segments` need of an archive's recordings; `reading` makes it."""
 
     def __init__(self, archive: Folder, segments: Segments, pool: ThreadPoolExecutor) -> None:
         self._archive = archive
@@ -218,7 +183,6 @@ class Reader:
         self._whole_bytes = _THROUGH_BYTES if self._is_through else _WHOLE_BYTES
         self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
         self._pool = pool
-        self._base = None if archive.is_local else archive.store()
 
     def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
         """Yield entries in their order, those of a store with what gives them when they are there, or raises why not."""
@@ -232,7 +196,7 @@ class Reader:
                     if is_local(self._archive, entry):
                         waiting.append((entry, None, 0))
                         continue
-                    # Of a large recording, its first bytes and at most so many of its stretch are held.
+                    # At most so many bytes of a large recording are held: its first ones, and those of its stretch.
                     most = self._first_bytes + _THROUGH_BYTES
                     size = most if entry.size is None else min(entry.size, most)
                     waiting.append((entry, usage.submit_metered(self._pool, partial(self.fetch, entry)), size))
@@ -247,7 +211,7 @@ class Reader:
 
     def fetch(self, entry: Entry) -> Fetched:
         """Fetch of a recording what its segments need; windows are fetched while they are read."""
-        store, path = self._locate(entry)
+        store, path = locate_remote(self._archive, entry)
         is_small = entry.size is not None and entry.size <= max(self._whole_bytes, self._first_bytes)
         n_first = entry.size if is_small and entry.size else self._first_bytes
 
@@ -275,13 +239,6 @@ class Reader:
         file.keep(0, head)
         return Fetched(file, size, version)
 
-    def _locate(self, entry: Entry) -> tuple[Store, str]:
-        """Return what `entries.locate_remote` does, without asking for the archive's own store each time."""
-        if self._base is None or is_url(entry.file):
-            return locate_remote(self._archive, entry)
-        store, path = self._base
-        return store, f"{path}/{entry.file}" if path else entry.file
-
 
 def _is_page(entry: Entry, blob: Blob) -> bool:
     """Return whether what came is a page of HTML and no recording that was listed, which may be such a page, too."""
@@ -293,18 +250,10 @@ def _is_page(entry: Entry, blob: Blob) -> bool:
 
 @contextmanager
 def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
-    """Fetch recordings within the block.
-
-    Parameters
-    ----------
-    archive
-        What their names are relative to.
-    segments
-        Which stretches of them will be read.
-    """
+    """Fetch the stretches that `segments` need of an archive's recordings, within the block."""
     pool = ThreadPoolExecutor(_N_CONNECTIONS, thread_name_prefix="fetch")
     try:
         yield Reader(archive, segments, pool)
     finally:
-        # A request that hangs must not hold up whoever gives up on it.
+        # A request that hangs must not hold up a caller that has given up on it.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,7 @@
-"""Repeat requests that failed for a passing reason (a connection reset, an answer 503), with growing pauses, and count them."""
+"""Repeat requests that failed for a passing reason (a connection reset, an answer 503), with growing pauses, and count them.
+
+Every policy of this package that tries something again has its constants here, side by side with its reason.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,32 @@ from emotion_batch import usage
 from emotion_batch.errors import StorageError, StoreError
 
 T = TypeVar("T")
-# How long to wait before asking again; with what the scheduler does after that it is minutes.
-_BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# No further try begins after so long: a recording's deadline must not pass over a store.
-_PATIENCE_S = 60.0
-# Of a network, a mount or a machine, not of a file.
+# A request to a store is made again after these pauses. Longer faults are left to the retries of shards. No further try
+# begins after a minute, because a recording's deadline must not pass while a store is asked.
+REQUEST_WAITS_S, REQUEST_PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
+# A store's client makes no retries of its own: `persistently` makes them, and counts them.
+CLIENT_RETRIES = 0
+# A recording that takes its child process with it is decoded again once, because something else may have killed the child.
+RECORDING_RETRIES = 1
+# A shard is handed out again after these pauses if its worker or a store failed: some three minutes in all, on top of the
+# retries of requests.
+SHARD_WAITS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
+# A shard that takes so many times as long as usual, and at least so many seconds, while workers have nothing to do, is begun
+# by one of these too, because no harm is done if it is written twice.
+STRAGGLER_FACTOR, STRAGGLER_S = 3.0, 10.0
+# A worker that cannot do a shard keeps it for so long, because otherwise it would come straight back.
+UNFIT_PAUSE_S = 5.0
+# While no shard ends, a run starts each worker again at most so many times, because one that is too small even then stays so.
+WORKER_STARTS = 3
+# While no shard ends, at most so many workers for each thread may be ended for their memory, because a recording that ends
+# one is decoded in a child afterwards.
+WORKER_ENDS = 4
+# A run looks at most so many times at what is left, if another run was at work on the same table.
+PASSES = 3
+# The recordings that show whether an archive can still be read, and how many of a shard are tried to find one of them,
+# because any single recording may be gone or refused for a reason of its own.
+WITNESSES, WITNESS_TRIES = 3, 20
+# Faults of a network, a mount or a machine, not of a file.
 _TRANSIENT_ERRNOS = {
     getattr(errno, name)
     for name in (
@@ -28,22 +52,22 @@ _TRANSIENT_ERRNOS = {
 }
 # Request timeout, too many requests, what a server says when it is the one to blame, and a network that wants a login.
 TRANSIENT_CODES = {408, 429, 500, 502, 503, 504, 511}
-# What clients raise of a connection that broke, and which is no OSError in each of them.
+# Errors of clients for a broken connection. Some of them are no OSError.
 _TRANSIENT_NAMES = {
     *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),
     *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
     *("ProxyConnectionError", "ServiceRequestError", "ServiceResponseError", "ChunkedEncodingError"),
     *("FSTimeoutError", "IncompleteRead"),
 }
-# What requests and urllib3 call theirs is a name of Python's too, but not the same class.
+# The names of these errors of requests and urllib3 are Python's too, but the classes are not the same.
 _TRANSIENT_MODULES = {"requests.exceptions": {"ConnectionError", "Timeout"}}
 _local = threading.local()
 
 
 def persistently(function: Callable[[], T]) -> T:
     """Call `function`, and again with backoff while what it raises is transient; five times at most, a minute at most."""
-    until = time.monotonic() + _PATIENCE_S
-    for delay_s in () if getattr(_local, "is_hasty", False) else _BACKOFF_S:
+    until = time.monotonic() + REQUEST_PATIENCE_S
+    for delay_s in () if getattr(_local, "is_hasty", False) else REQUEST_WAITS_S:
         try:
             return function()
         except Exception as error:
@@ -57,7 +81,7 @@ def persistently(function: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def hastily() -> Iterator[None]:
-    """Ask this thread's storage once only within the block: somebody waits for the process to end."""
+    """Ask this thread's storage once only within the block, because a person waits for the process to end."""
     _local.is_hasty = True
     try:
         yield

@@ -21,16 +21,8 @@ from emotion_batch.tables.table import require_table
 class Inventory:
     """What is in a table's folder, as it was when it was looked at.
 
-    Attributes
-    ----------
-    table, info
-        The table and what it is.
-    shards
-        Those of its manifest.
-    footers
-        Of the parts that count, by shard, in the order of the table.
-    strangers
-        Names of what lies in the folder and is no part of the table.
+    `footers` are those of the parts that count, by shard, in the order of the table. `strangers` are the names of files in the
+    folder that are no part of the table.
     """
 
     table: Folder

@@ -35,12 +35,12 @@ from emotion_batch.tables.shard_entries import (
 )
 from emotion_batch.tables.sharding import cut
 
-# Of the recordings of a table; more gone at once look like a share that is not mounted.
+# Share of a table's recordings. If more are gone at once, the archive is probably not mounted.
 _MOST_PRUNED = 0.1
 _INDEX = re.compile(r"[0-9]{6,}\.json")
 _FILE_DIGEST = re.compile(r"[0-9]+-([0-9a-f]{16})\.arrow")
 _IS_REBUILT = "is_rebuilt"
-# What reading a JSON file may raise that is damaged, or of odd types.
+# Errors of reading a JSON file that is damaged, or of odd types.
 _ODD = (ValueError, KeyError, TypeError, OverflowError)
 
 
@@ -55,14 +55,7 @@ class Growth:
 
 
 class Manifest:
-    """The shards of one table.
-
-    Parameters
-    ----------
-    table
-        The table's folder.
-    after
-        Number of a generation; only those after it are taken in.
+    """The shards of one table, of its generations after the number `after`; raise DamagedError if one is damaged.
 
     Attributes
     ----------
@@ -76,11 +69,6 @@ class Manifest:
         Number of recordings in all shards.
     is_rebuilt, first, generation
         Whether it was rebuilt; numbers of the generation that it begins with, and of the newest one: 0 without any.
-
-    Raises
-    ------
-    StorageError, DamagedError
-        If it cannot be read, or is damaged.
     """
 
     def __init__(self, table: Folder, after: int = 0) -> None:
@@ -94,17 +82,11 @@ class Manifest:
         self.reload()
 
     def reload(self) -> None:
-        """Take in the generations that are there and not known yet: those of other runs.
-
-        Raises
-        ------
-        StorageError, DamagedError
-            If they cannot be read, or are damaged.
-        """
+        """Take in the generations that are there and not known yet: those of other runs; raise DamagedError for a damaged one."""
         with explained(f"table {self._table.url}"):
             new: list[tuple[int, dict[str, Any]]] = []
             for generation in _generations(self._folder)[::-1]:
-                # What is before one that was rebuilt may be damaged, and says nothing any more.
+                # Generations before a rebuilt one may be damaged, and say nothing any more.
                 if generation <= self.generation or (new and new[-1][1].get(_IS_REBUILT)):
                     break
                 new.append((generation, _read_index(self._table, generation)))
@@ -159,7 +141,8 @@ class Manifest:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own
-        number; gone recordings stay, unless they are pruned.
+        number; gone recordings stay, unless they are pruned. None if this would undo what a listing says that another run has
+        frozen since the newest generation was `since`. Raise UsageError if too many recordings to be pruned are gone.
 
         Parameters
         ----------
@@ -167,10 +150,8 @@ class Manifest:
             Table of `ENTRY_SCHEMA`, sorted by ``file``, no name twice.
         segments
             Which stretches of them will be read.
-        prune
-            Whether recordings that are gone leave the manifest.
-        force
-            Prune though more than a tenth is gone.
+        prune, force
+            Whether recordings that are gone leave the manifest, even if more than a tenth is gone.
         since
             The newest generation when the listing was begun.
         limit
@@ -178,17 +159,6 @@ class Manifest:
         check
             Called before a generation is written with the shards in whose stretch of the listing something is other than it
             was; may raise, and then none is.
-
-        Returns
-        -------
-        What was added; None if it would undo what a listing says that another run has frozen since.
-
-        Raises
-        ------
-        UsageError
-            If too many to be pruned are gone.
-        DamagedError
-            If known entries cannot be read.
         """
         while True:
             growth, updated, others = self._compare(entries, segments, prune=prune, limit=limit)
@@ -211,7 +181,7 @@ class Manifest:
         return self._compare(entries, segments, prune=False)[1]
 
     def freeze(self, shards: dict[int, pa.Table], segments: Segments) -> None:
-        """Freeze shards as they are, unless there are any: for whoever has cut them, and is alone with the table."""
+        """Freeze shards as they are, unless there are any; the caller has cut them, and is alone with the table."""
         if not self.shards:
             self._commit(shards, segments)
 
@@ -261,12 +231,7 @@ class Manifest:
     def following(cls, table: Folder, source: Manifest) -> Manifest:
         """Return the manifest of a table that has the recordings of another: what it lacks or has damaged is copied.
 
-        Raises
-        ------
-        UsageError
-            If it began with other recordings.
-        DamagedError
-            If the other's files are damaged.
+        Raise UsageError if it began with other recordings, and DamagedError if the other's files are damaged.
         """
         folder = table.folder(FOLDER)
         in_use = {entry.file for entry in source.shards.values()}
@@ -300,14 +265,7 @@ class Manifest:
     def rebuild(cls, table: Folder, shards: Mapping[int, tuple[pa.Table, str]], segments: Segments) -> Manifest:
         """Return a table's manifest once it is made of these shards alone, whatever is damaged in it.
 
-        Parameters
-        ----------
-        table
-            The table.
-        shards
-            Entries of each shard, and the digest that its part names them by.
-        segments
-            Which stretches of them are read.
+        `shards` are the entries of each shard, and the digest that its part names them by.
         """
         # In place of all generations of which there is any trace.
         numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
@@ -332,7 +290,7 @@ class Manifest:
         self._folder.make()
         left = iter(shards.values())
         while data := write_entries(left, segments, index):
-            # By its content, so that it is never another's.
+            # Named by its content, so that no other file has the name.
             name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
             self._folder.publish(name, data)
             index["files"].append(name)
@@ -353,7 +311,7 @@ class Manifest:
                 self.shards[shard] = entry
             else:
                 self.shards.pop(shard, None)
-        # Counted here, for a run asks with every shard that it has done.
+        # Counted here, because a run asks with every shard that it has done.
         self.n_recordings = sum(entry.n_recordings for entry in self.shards.values())
         self.generation = max(self.generation, generation)
 
@@ -367,8 +325,7 @@ def has_generation(table: Folder, number: int) -> bool:
 def find_generation(table: Folder) -> int:
     """Return the number of a table's newest generation, 0 without any."""
     with explained(f"table {table.url}"):
-        names = table.folder(FOLDER).names()
-    return max((int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()), default=0)
+        return max(_generations(table.folder(FOLDER)), default=0)
 
 
 def _is_other(file: str, data: bytes) -> bool:

@@ -11,11 +11,12 @@ import hashlib
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,35 +26,26 @@ from emotion_batch import usage
 from emotion_batch.errors import MENDABLE, IncompleteError, Status
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables.schema import TableInfo, nullable
+from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.usage import stage
 
+T = TypeVar("T")
+R = TypeVar("R")
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _FOOTER_KEY = b"emotion_batch"
 # The key of a part's digests: 64 hexadecimal digits of all before the footer, and 64 of the footer with zeros in their place.
 _SEAL_KEY = "emotion_batch_sha256"
 # As it stands in a footer, before its value: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
-# In which the metadata of a part of one row group lies.
+# The metadata of a part of one row group lies in so many bytes at its end.
 _END_BYTES = 2**16
-# Footers on a disk are parsed more than waited for; of a bucket it is the other way round.
-_LOCAL_READERS, _REMOTE_READERS = 4, 32
+# Parts on a disk, and their footers, are parsed more than waited for; those of a bucket are waited for.
+_REMOTE_READERS, _LOCAL_READERS = 32, 4
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What came out, counted: numbers that add up over shards.
-
-    Attributes
-    ----------
-    n_recordings
-        Recordings of the manifest.
-    n_rows
-        Rows, one a segment.
-    by_status
-        Rows by status.
-    by_label
-        ``ok`` rows by emotion; empty for features.
-    """
+    """What came out, counted: recordings of the manifest, rows (one a segment), rows by status, and ``ok`` rows by emotion."""
 
     n_recordings: int = 0
     n_rows: int = 0
@@ -93,17 +85,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself.
-
-    Attributes
-    ----------
-    shard
-        Number of the shard whose rows these are.
-    digest
-        Of the manifest entries that they were made from.
-    counts
-        What they are.
-    """
+    """What a part says of itself: `digest` is that of the manifest entries that its rows were made from."""
 
     shard: int
     digest: str
@@ -131,7 +113,14 @@ class Footer:
             raise PartError(f"expected a row a segment, got {counts.n_rows:,} of {counts.n_recordings:,} recordings")
         return footer
 
-    def require(self, shard: int, frozen: Frozen) -> None:
+    def require_rows(self, schema: pa.Schema, n_rows: int, expected: pa.Schema) -> None:
+        """Raise PartError unless a part has the rows that this says, in the columns that are expected."""
+        if schema != expected:
+            raise PartError("expected the columns of this table, got others")
+        if n_rows != self.counts.n_rows:
+            raise PartError(f"expected {self.counts.n_rows:,} rows as its footer says, got {n_rows:,}")
+
+    def require(self, shard: int, frozen: ShardEntry) -> None:
         """Raise OtherPartError unless this is the part of a shard's newest entries."""
         if self.shard != shard:
             raise OtherPartError(f"expected shard {shard}, got {self.shard}")
@@ -141,18 +130,6 @@ class Footer:
             raise OtherPartError(
                 f"expected rows of {frozen.n_recordings:,} recordings, got those of {self.counts.n_recordings:,}"
             )
-
-
-class Frozen(Protocol):
-    """What is looked at of a shard's entries in the manifest."""
-
-    @property
-    def digest(self) -> str:
-        """Their fingerprint."""
-
-    @property
-    def n_recordings(self) -> int:
-        """How many there are."""
 
 
 class PartError(Exception):
@@ -165,7 +142,7 @@ class OtherPartError(PartError):
 
 @lru_cache(maxsize=16)
 def _expected(info: TableInfo) -> tuple[tuple[str, str, str | None], pa.Schema]:
-    """Return the ids and the columns of a table's parts; once, for a table has thousands."""
+    """Return the ids and the columns of a table's parts; once, because a table has thousands."""
     return (info.feature_settings.feature_id, info.segments.segment_id, info.model_id), info.schema
 
 
@@ -188,22 +165,10 @@ def publish_part(
     rows: pa.Table,
     publish: Callable[[str, bytes], object] | None = None,
 ) -> Counts:
-    """Write a shard's rows as its part, whole or not at all, and return their counts.
+    """Write a shard's rows, of the schema of `info`, as its part, whole or not at all, and return their counts.
 
-    Parameters
-    ----------
-    table
-        Folder of the table.
-    info
-        What the table is.
-    shard
-        Number of the shard.
-    digest
-        Of the manifest entries that `rows` were made from.
-    rows
-        Of the schema of `info`.
-    publish
-        Publishes what it is given as a name of the table; by default `Folder.publish`.
+    `digest` is that of the manifest entries that they were made from. `publish` takes a name of the table and its bytes; it is
+    `Folder.publish` by default.
     """
     counts = Counts.of(rows)
     about = {
@@ -221,7 +186,7 @@ def publish_part(
     }
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
-    # One row group, for a query costs a request for each.
+    # One row group, because each costs a query a request.
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(rows.cast(schema), row_group_size=max(1, rows.num_rows))
         writer.add_key_value_metadata({_SEAL_KEY: "0" * 128})
@@ -242,7 +207,7 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
     _check_seal(data, is_whole=True)
     with _parsing():
         part = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        # One thread each, for parts are read side by side.
+        # One thread each, because parts are read side by side.
         rows = part.read(columns, use_threads=False)
         if columns is not None:
             rows = rows.select(columns)
@@ -250,13 +215,12 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
 
 
 def require_part(
-    table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None, newest: Frozen | None = None
+    table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None, newest: ShardEntry | None = None
 ) -> pa.Table:
     """Return the rows of a shard's part, without its footer; raise IncompleteError, which names it, if they cannot be used."""
     try:
         with explained(f"table {table.url}"):
-            rows = read_part(table, shard, columns)
-        footer = Footer.of(rows.schema.metadata, info)
+            footer, rows = read_own(table, info, shard, columns)
         if newest is not None:
             footer.require(shard, newest)
     except PartError as error:
@@ -264,7 +228,50 @@ def require_part(
             f"table {table.url}: {part_name(shard)}: {error}; run the command that made {table.url} again, which makes the part "
             "anew (`emotion-batch verify --deep` names all such parts)"
         ) from error
-    return rows.replace_schema_metadata()
+    return rows
+
+
+def read_complete(
+    table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], columns: list[str] | None = None
+) -> Iterator[tuple[int, pa.Table | None]]:
+    """Yield each shard with the rows of its part, or None unless that was made from the newest entries; some are read ahead."""
+    there = set(table.names())
+
+    def read(shard: int) -> tuple[int, pa.Table | None]:
+        with contextlib.suppress(PartError):
+            if part_name(shard) in there:
+                footer, rows = read_own(table, info, shard, columns)
+                footer.require(shard, shards[shard])
+                return shard, rows
+        return shard, None
+
+    return read_ahead(read, shards, _LOCAL_READERS if table.is_local else _REMOTE_READERS)
+
+
+def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
+    """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
+    pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
+    waiting: deque[Callable[[], R]] = deque()
+    try:
+        for thing in things:
+            waiting.append(usage.submit_metered(pool, partial(read, thing)))
+            if len(waiting) > n_ahead:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_own(table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None) -> tuple[Footer, pa.Table]:
+    """Return a part's footer and its rows without it; raise PartError if it is damaged, not there or no part of such a table."""
+    rows = read_part(table, shard, columns)
+    footer = Footer.of(rows.schema.metadata, info)
+    expected = _expected(info)[1]
+    footer.require_rows(
+        rows.schema, rows.num_rows, expected if columns is None else pa.schema(map(expected.field, columns))
+    )
+    return footer, rows.replace_schema_metadata()
 
 
 def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[int, Footer]:
@@ -278,18 +285,16 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
         except PartError:
             return None
 
-    with ThreadPoolExecutor(_LOCAL_READERS if table.is_local else _REMOTE_READERS) as pool:
-        jobs = [(shard, usage.submit_metered(pool, partial(read, shard))) for shard in wanted]
-        found = ((shard, take()) for shard, take in jobs)
-        return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
+    found = zip(wanted, read_ahead(read, wanted, _LOCAL_READERS if table.is_local else _REMOTE_READERS), strict=True)
+    return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
 
 
-def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
     """Return the footers of the shards that are done: made from the newest entries, with these settings."""
     return select_complete(own_footers(table, info, shards), shards)
 
 
-def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
     """Return those of `footers` that are of parts made from the newest entries."""
     done = {}
     for shard, footer in footers.items():
@@ -299,7 +304,7 @@ def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, Frozen])
     return done
 
 
-def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, Frozen]) -> dict[int, Footer]:
+def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
     """Return the footers of a table's parts; raise IncompleteError unless every shard is done."""
     with explained(f"table {table.url}"):
         footers = complete_shards(table, info, shards)
@@ -322,7 +327,7 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
             end, size = table.read_end(name, n_footer)
     _check_seal(end)
     with _parsing():
-        # Without the rows before it, for Parquet finds its metadata from the end.
+        # Without the rows before it, because Parquet finds its metadata from the end.
         part = pq.ParquetFile(pa.BufferReader(end))
         # Not by `metadata.schema`: the two would keep each other, 20 KB a part, until the collector comes by.
         metadata, schema = part.metadata, part.schema_arrow
@@ -333,10 +338,7 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
         if start + last.total_compressed_size > size - metadata.serialized_size - 8:
             raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
     footer = Footer.of(metadata.metadata, info)
-    if schema.remove_metadata() != _expected(info)[1]:
-        raise PartError("expected the columns of this table, got others")
-    if metadata.num_rows != footer.counts.n_rows:
-        raise PartError(f"expected {footer.counts.n_rows:,} rows as its footer says, got {metadata.num_rows:,}")
+    footer.require_rows(schema, metadata.num_rows, _expected(info)[1])
     return footer
 
 

@@ -52,7 +52,7 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
             except OtherPartError:
                 continue
             except PartError:
-                # What it held is made again, perhaps under another number.
+                # Its rows are made again, perhaps under another number.
                 place.delete(parts.part_name(shard))
                 continue
             # If none is listed, it may be a part of another table, which is only named.

@@ -28,7 +28,7 @@ FOLDER = "_table/manifest"
 _FILE_BYTES = 2**24
 # Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
 _STRETCH_BYTES = 2**24
-# With which a file of Arrow begins and ends: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
+# A file of Arrow begins and ends with these: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, MAGIC = b"ARROW1\0\0", b"ARROW1"
 # The version of the digest, which stands before it.
 _DIGEST = "2:"
@@ -36,22 +36,9 @@ _DIGEST = "2:"
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """Where the newest entries of a shard stand.
+    """Where the newest entries of a shard stand: in record batch `batch` of a generation's `file`, at bytes `start` to `stop`.
 
-    Attributes
-    ----------
-    file
-        Name of the generation's file that holds them.
-    batch
-        Number of their record batch in it.
-    n_recordings
-        How many entries there are.
-    digest
-        Fingerprint of the entries, which the shard's part repeats in its footer.
-    cost
-        What `estimate_costs` gives for them in all.
-    start, stop
-        Where that record batch lies in the file, in bytes.
+    The shard's part repeats their `digest` in its footer. `cost` is what `estimate_costs` gives for them in all.
     """
 
     file: str
@@ -70,13 +57,7 @@ def _stream_start() -> bytes:
 
 
 def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
-    """Return one shard's entries, as a worker reads them: that record batch alone.
-
-    Raises
-    ------
-    DamagedError
-        If they are not those that the digest is of: the manifest is damaged.
-    """
+    """Return one shard's entries, as a worker reads them: that record batch alone; raise DamagedError if they are damaged."""
     with reading_entries(table, shard.file):
         return decode_entries(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
 
@@ -87,17 +68,13 @@ def decode_entries(table: Folder, shard: ShardEntry, data: bytes | memoryview) -
         # As a stream of one batch, which alone can be told to start no threads: half the time, or a tenth on busy cores.
         stream = pa.py_buffer(_stream_start() + data)
         batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
-        return _checked(table, shard, batch)
+        # First of all, because with damaged offsets Arrow would read anywhere.
+        batch.validate(full=True)
+        if (digest(batch), batch.num_rows) == (shard.digest, shard.n_recordings):
+            return batch
     except (pa.ArrowException, OSError, StopIteration) as error:
         raise damaged_manifest(table, shard.file) from error
-
-
-def _checked(table: Folder, shard: ShardEntry, entries: pa.RecordBatch) -> pa.RecordBatch:
-    # First of all, for with damaged offsets Arrow would read anywhere.
-    entries.validate(full=True)
-    if digest(entries) != shard.digest or entries.num_rows != shard.n_recordings:
-        raise damaged_manifest(table, shard.file)
-    return entries
+    raise damaged_manifest(table, shard.file)
 
 
 def has_entries_after(table: Folder, generation: int) -> bool:
@@ -242,7 +219,7 @@ def reading_entries(table: Folder, file: str) -> Iterator[None]:
 def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
     """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
     sink = io.BytesIO()
-    # What a file begins with is written with its first batch.
+    # The beginning of a file is written with its first batch.
     start = len(_MAGIC_START) + len(_stream_start())
     n_batches = 0
     with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:

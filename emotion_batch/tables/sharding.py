@@ -26,22 +26,13 @@ _COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
 
 def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
-    """Cut a listing into shards of neighbours that read about equally much.
+    """Cut a listing of at least one recording into shards of neighbours that read about equally much.
 
-    Parameters
-    ----------
-    entries
-        Table of `ENTRY_SCHEMA`, at least one row.
-    segments
-        Which stretches of them will be read.
-
-    Returns
-    -------
-    The shards, at most `MAX_SHARDS`; none is empty. They follow from the listing and the segments alone, and share its
+    There are at most `MAX_SHARDS`, and none is empty. They follow from the listing and the segments alone, and share its
     memory.
     """
-    # In pieces, for what is computed on the way is several times as large as the sizes; in whole numbers, for then the
-    # pieces are of no matter.
+    # In pieces, because the numbers on the way are several times as large as the sizes; in whole numbers, so that the pieces
+    # make no difference.
     batches = entries.to_batches(max_chunksize=_COST_BATCH)
     totals = np.cumsum([_whole_costs(batch, segments).sum() for batch in batches])
     total = int(totals[-1])

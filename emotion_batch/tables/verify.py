@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +20,8 @@ from emotion_batch.tables.parts import Counts, Footer, OtherPartError, PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry, read_entries
 from emotion_batch.tables.table import find_kept_features, require_table
+
+_N_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,10 @@ def verify_table(
     repair: bool = False,
     find_copy_damage: Callable[[Folder], str | None] = lambda table: None,
 ) -> Verification:
-    """Look whether a table is whole.
+    """Look whether a table is whole; raise UsageError if there is none.
 
     Parameters
     ----------
-    table
-        The table.
     deep
         Read every row, rather than what each part says of itself.
     repair
@@ -87,11 +86,6 @@ def verify_table(
     find_copy_damage
         Returns what is wrong with a label table's copy of its model, which this room knows nothing about; None if
         nothing is.
-
-    Raises
-    ------
-    UsageError
-        If there is no table.
     """
     deep = deep or repair
     try:
@@ -146,6 +140,8 @@ def look_at_parts(
 ) -> list[_Looked]:
     """Look at the part of each shard; without `values` features are not unpacked whose bytes are as they were written."""
     there = set(table.names())
+    left_out = set() if values else set(recipes.names(info.feature_settings))
+    columns = [name for name in info.schema.names if name not in left_out]
 
     def look(item: tuple[int, ShardEntry]) -> _Looked:
         shard, entry = item
@@ -153,14 +149,19 @@ def look_at_parts(
         if name not in there:
             return _Looked(name, problem=f"expected the rows of {entry.n_recordings:,} recordings, got no such part")
         try:
-            return _Looked(name, _read_rows(table, info, shard, entries, deep=deep, values=values))
+            footer = parts.read_footer(table, info, name)
+            # Rows of earlier entries are checked too, because they may be kept.
+            if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
+                rows = parts.read_part(table, shard, columns)
+                if (problem := _wrong_rows(info, read_entries(table, made_from), footer, rows)) is not None:
+                    raise PartError(problem)
+            footer.require(shard, entry)
+            return _Looked(name, footer)
         except (PartError, IncompleteError) as error:
             is_damaged = isinstance(error, PartError) and not isinstance(error, OtherPartError)
             return _Looked(name, None, str(error).removeprefix(f"table {table.url}: "), is_damaged)
 
-    # Threads, for this waits for storage.
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(look, entries.shards.items()))
+    return list(parts.read_ahead(look, entries.shards.items(), _N_AHEAD))
 
 
 def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
@@ -169,22 +170,6 @@ def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
     for name in damaged:
         table.delete(name)
     return damaged
-
-
-def _read_rows(
-    table: Folder, info: TableInfo, shard: int, entries: Manifest, *, deep: bool, values: bool = True
-) -> Footer:
-    """Return a part's footer; raise PartError if the part is not what it should be."""
-    footer = parts.read_footer(table, info, parts.part_name(shard))
-    # Of earlier entries too, for their rows may be kept.
-    if deep and (made_from := entries.history.get((shard, footer.digest))) is not None:
-        left_out = set(recipes.names(info.feature_settings)) if not values else set()
-        columns = [name for name in info.schema.names if name not in left_out]
-        rows = parts.read_part(table, shard, columns)
-        if (problem := _wrong_rows(info, read_entries(table, made_from), footer, rows)) is not None:
-            raise PartError(problem)
-    footer.require(shard, entries.shards[shard])
-    return footer
 
 
 def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: pa.Table) -> str | None:

@@ -29,6 +29,7 @@ from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
+from emotion_batch.storage.retry import RECORDING_RETRIES
 from emotion_batch.usage import current, metered, stage
 from emotion_batch.worker import process
 from emotion_batch.worker.recordings import FeatureRow, extract_recording, rows_to_table
@@ -120,8 +121,8 @@ def extract_isolated(
 def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[FeatureRow]:
     """Yield the rows of all recordings, from as many children as it takes."""
     left = job.entries
-    # Whether the first of those left has killed a child already: once may be an accident, as somebody's `kill`.
-    is_suspect = False
+    # Children that the first of those left has killed already.
+    n_killed = 0
     while left:
         rows: list[FeatureRow] = []
         n_done = 0
@@ -149,7 +150,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
                     yield from rows
                     rows = []
                     n_done += 1
-                    is_suspect = False
+                    n_killed = 0
                     began = asked = time.perf_counter()
         left = left[n_done:]
         if is_full or not left:
@@ -159,8 +160,8 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
             rest = _rest(left[0], job.segments, rows, Status.UNREADABLE, str(failure))
         else:
             current().lost_s += time.perf_counter() - began
-            if not (child.is_late or is_suspect):
-                is_suspect = True
+            if not child.is_late and n_killed < RECORDING_RETRIES:
+                n_killed += 1
                 continue
             current().time(left[0].file, time.perf_counter() - asked)
             rest = _rest(left[0], job.segments, rows, *child.cause(job.limits))
@@ -169,7 +170,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
         if rest is not None:
             yield rest
         left = left[1:]
-        is_suspect = False
+        n_killed = 0
 
 
 def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from emotion_batch.errors import Status
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
-from emotion_batch.tables.parts import Footer, PartError
+from emotion_batch.tables.parts import PartError
 from emotion_batch.tables.schema import TableInfo
 
 
@@ -73,11 +73,9 @@ def _read_earlier(
     if not known:
         return None
     try:
-        rows = parts.read_part(table, shard)
-        footer = Footer.of(rows.schema.metadata, info)
+        footer, rows = parts.read_own(table, info, shard)
     except PartError:
         return None
-    rows = rows.replace_schema_metadata(None)
-    if footer.shard != shard or footer.digest not in known or rows.schema != info.schema:
+    if footer.shard != shard or footer.digest not in known:
         return None
     return rows, known[footer.digest]

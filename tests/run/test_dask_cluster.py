@@ -447,7 +447,7 @@ def test_a_shard_is_one_task() -> None:
 def test_a_shard_that_is_late_goes_to_no_unfit_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that gives shards back looks idle again each time; what straggles is begun by another, or waits for one."""
     monkeypatch.setattr(dask_client, "_LOOK_S", -1.0)
-    monkeypatch.setattr(dask_client, "_STRAGGLES_S", -1.0)
+    monkeypatch.setattr(dask_client, "STRAGGLER_S", -1.0)
 
     class Known:
         def processing(self) -> dict[str, tuple[str, ...]]:

@@ -350,7 +350,7 @@ def test_a_look_at_a_recording_waits_for_nobody(tmp_path: Path) -> None:
 
 _LISTED = """
 import pyarrow as pa
-from emotion_batch.storage.archive import _of_pages
+from emotion_batch.storage.archive import _entries, _of_pages
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.fsspec_store import LISTED_SCHEMA
 
@@ -361,7 +361,7 @@ def pages():
         names = [f"2026/11/{number // 50_000:04d}/call-{number:010d}.wav" for number in numbers]
         yield pa.table([names, list(numbers), [f"{number:032x}" for number in numbers]], LISTED_SCHEMA)
 
-listing = _of_pages(Folder("s3://x"), pages(), (".wav",), lambda n_files: None)
+listing = _of_pages(Folder("s3://x"), map(_entries, pages()), (".wav",), lambda n_files: None)
 assert listing.entries.num_rows == N
 print(pa.default_memory_pool().max_memory() / N)
 """

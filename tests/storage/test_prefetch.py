@@ -193,7 +193,7 @@ def test_many_are_fetched_at_once_and_not_all(recordings: dict[str, bytes]) -> N
 
 def test_faults_are_told_apart(recordings: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is gone, was replaced or is refused alone has its status; a store that fails in passing costs a retry."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 3)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 3)
     store = CountingStore(dict(recordings))
     assert [row["status"] for row in extract(store, ["gone.wav", "small.wav"])] == ["vanished", "ok"]
     entries = [Entry("small.wav", None, 5, None), Entry("small.wav", None, len(recordings["small.wav"]), "listed")]
@@ -218,7 +218,7 @@ class PassingStore(CountingStore):
 
 def test_what_passes_is_counted(recordings: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries of the threads that fetch are in the account of the shard, and change no row."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 3)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 3)
     store = PassingStore(recordings)
     with usage.metered() as spent:
         rows = extract(store, list(recordings))
@@ -236,7 +236,7 @@ def test_a_store_that_fails_midway_is_no_row(
     recordings: dict[str, bytes], name: str, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recording whose store stops answering while a decoder reads it is not `truncated`: the store is what failed."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,))
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,))
     store = CountingStore(recordings)
     extract(store, [name], Segments(60.0, 3.0))
     n_requests = store.asked[name]
@@ -365,7 +365,7 @@ def test_a_store_without_ranges_does_not_fill_the_memory(s3: Bucket) -> None:
 
 def test_what_fails_in_passing_is_counted(s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Faults cost a retry each, and no row."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.02,) * 8)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.02,) * 8)
     with Proxy(s3.endpoint, fail_share=0.2, seed=2) as proxy:
         found, spent = extract_archive(f"{s3.url}/recordings", s3.through(proxy), SEGMENTS)
     assert found == extract_archive(str(archive), {}, SEGMENTS)[0]
@@ -381,7 +381,7 @@ def test_a_page_to_log_in_is_no_recording(
     s3: Bucket, archive: Path, monkeypatch: pytest.MonkeyPatch, client: str, headers: bytes
 ) -> None:
     """What comes under 200 in place of recordings is asked for again, whether they are read in one request or in many."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.02,) * 12)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.02,) * 12)
     if client == "fsspec":
         monkeypatch.setattr("emotion_batch.storage.folder.open_bucket", lambda *_: None)
     entries = list_recordings(f"{s3.url}/recordings", options=s3.options).entries.combine_chunks().to_batches()[0]

@@ -103,7 +103,7 @@ def test_what_does_not_pass_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(StorageError, match="expected a place that works, got Connection refused"), explained("place"):
         persistently(fails)
-    assert len(waits) == len(retry._BACKOFF_S)
+    assert len(waits) == len(retry.REQUEST_WAITS_S)
     assert sum(waits) < 30
 
 
@@ -168,7 +168,7 @@ def flaky_server(files: dict[str, bytes], n_failures: int) -> Iterator[tuple[str
 def test_a_real_server_that_stumbles_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of 503 and connections that break, by fsspec's own client over the wire, cost time and nothing else."""
     fsspec.filesystem("http").clear_instance_cache()
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 5)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 5)
     with flaky_server({"a.wav": b"bytes"}, n_failures=4) as (url, asked), usage.metered() as spent:
         folder = Folder.of(url)
         assert folder.read("a.wav") == b"bytes"

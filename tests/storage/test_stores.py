@@ -312,7 +312,7 @@ def test_a_private_authority_is_trusted_when_told(
 @pytest.mark.parametrize("client", ["obstore", "fsspec"])
 def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a server that fails a third of the requests all is read, listed and written, and the retries are counted."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 12)
     if client == "fsspec":
         monkeypatch.setattr("emotion_batch.storage.folder.open_bucket", lambda *_: None)
     with Proxy(s3.endpoint, fail_share=0.3, seed=1) as proxy, usage.metered() as spent:
@@ -333,7 +333,7 @@ def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypat
 
 def test_a_listing_goes_on_where_it_broke(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages that fail are asked for again; nothing is listed twice or not at all, folder by folder or straight on."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 12)
     monkeypatch.setattr(bucket_module, "PAGE", 20)
     monkeypatch.setattr(bucket_module, "_LEAST_FOLDER", 5)
     names = [
@@ -360,7 +360,7 @@ def test_half_a_listing_is_none(
 ) -> None:
     """A page that is cut in half under 200, or a page to log in that comes in its place, is asked for again."""
     bucket: Bucket = request.getfixturevalue(where)
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 12)
     monkeypatch.setattr(bucket_module, "PAGE", 20)
     names = [f"{number:03d}.wav" for number in range(50)]
     bucket.write({f"halves/{name}": b"1" for name in names})
@@ -386,7 +386,7 @@ def test_half_a_listing_is_none(
 
 def test_what_was_not_written_is_written_again(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page to log in that answers a put does not pass for its success."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,) * 12)
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,) * 12)
     with Proxy(s3.endpoint) as proxy:
         proxy.instead = portal = Portal(0.5, (b"PUT",))
         folder = Folder.of(f"{s3.url}/written", s3.through(proxy))

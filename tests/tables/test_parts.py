@@ -6,7 +6,6 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import dask.dataframe
 import duckdb
@@ -25,16 +24,10 @@ from emotion_batch.storage.folder import Folder, seal, unseal
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.parts import Counts, PartError
 from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.table import check_info, create_info, read_info
 
 INFO = TableInfo(schema.LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("happy", "sad"))
-
-
-class Newest(NamedTuple):
-    """What the manifest says of a shard's entries."""
-
-    digest: str
-    n_recordings: int
 
 
 def label_rows(*statuses: str) -> pa.Table:
@@ -116,8 +109,11 @@ def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp
     (tmp_path / "part-000003.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes())
     (tmp_path / "part-000004.parquet").write_bytes((tmp_path / "part-000000.parquet").read_bytes()[:-9])
     pq.write_table(pa.table({"a": [1]}), tmp_path / "part-000005.parquet")
-    shards = dict.fromkeys(range(7), Newest("new", 1))
+    shards = dict.fromkeys(range(7), ShardEntry("", 0, 1, "new", 0, 0, 0))
     assert set(parts.complete_shards(table, INFO, shards)) == {0}
+    found = list(parts.read_complete(table, INFO, shards, ["status", "file"]))
+    assert [shard for shard, _ in found] == list(shards)
+    assert [(shard, rows.column_names) for shard, rows in found if rows is not None] == [(0, ["status", "file"])]
     with pytest.raises(
         IncompleteError,
         match=r"got 6 missing, damaged or out of date, e\.g\. part-000001\.parquet; run the extraction",

@@ -246,7 +246,7 @@ def entries_of(*names: str) -> pa.RecordBatch:
 
 def test_a_place_that_fails_for_one_recording_is_its_own_fault(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording that its store refuses for good has a row that says so, as long as others can be read."""
-    monkeypatch.setattr(retry, "_BACKOFF_S", (0.01,))
+    monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,))
     # Nobody listens at the discard port, and no client is called so.
     names = ("a.wav", "http://127.0.0.1:9/x.wav", "odd://host/x.wav", "c.wav")
     found = job.extract(entries_of(*names), Attempt(False, 0.0))

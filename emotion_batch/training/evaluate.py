@@ -256,13 +256,7 @@ def _judge_speakers(data: Dataset, found: Labels) -> list[dict[str, Any]]:
     judged = []
     for word, rows in zip(words, groups, strict=True):
         if word:
-            figures = metrics.compute_metrics(
-                data.targets[rows],
-                found.raw[rows],
-                data.labels,
-                speakers=data.speakers[rows],
-                predicted=found.best[rows],
-            )
+            figures = data.judge(rows, found.raw[rows], found.best[rows])
             judged.append({"speaker": word, **{name: figures[name] for name in ("n_rows", "accuracy", "uar")}})
     return sorted(judged, key=lambda one: (one["uar"], one["speaker"]))
 
@@ -294,10 +288,7 @@ def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
             "reason": f"shortcuts: expected two speakers or more to learn duration and level on some and judge on others, "
             f"got {folds.n_speakers}; with one, how far they alone would come is unknown"
         }
-    return {
-        name: _short(metrics.judge_shortcut(values, data.targets, data.labels, data.speakers, folds))
-        for name, values in (("duration", data.duration_s), ("level", data.level))
-    }
+    return {name: _short(figures) for name, figures in data.judge_shortcuts(folds).items()}
 
 
 def _short(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,15 +334,11 @@ def _judge_robustness(
         return {"reason": f"robustness: the archive's recordings cannot be read again ({error})"}
     if not rows:
         return {"reason": f"robustness: none of {len(files)} recordings can be read again ({reason})"}
-    targets, speakers = data.targets[rows], data.speakers[rows]
     given = np.stack(probabilities)
     return {
         "n_recordings": len(rows),
         "n_failed": len(files) - len(rows),
-        **{
-            name: _short(metrics.compute_metrics(targets, given[:, number], data.labels, speakers=speakers))
-            for number, name in enumerate(CONDITIONS)
-        },
+        **{name: _short(data.judge(np.array(rows), given[:, at])) for at, name in enumerate(CONDITIONS)},
     }
 
 

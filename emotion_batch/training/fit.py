@@ -22,7 +22,7 @@ from emotion_batch.training import networks
 from emotion_batch.training.augmentation import augment
 from emotion_batch.training.data import Spool
 from emotion_batch.training.networks import load_keras
-from emotion_batch.training.splits import Split
+from emotion_batch.training.splits import Integers, Split
 
 # What each recipe was tried with: the notebook's, and that of the sequences.
 EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
@@ -39,14 +39,9 @@ Epoch = Callable[[int, Mapping[str, float]], None]
 class Fitting:
     """How to fit.
 
-    Attributes
-    ----------
-    epochs, batch_size
-        Passes over the rows, and rows a step.
-    seed
-        Decides weights and order; with one machine, one set of versions and one thread count, the same gives the same.
-    patience
-        Epochs without a better loss on the validation rows after which it ends, with the weights of the best; 0 for none.
+    `seed` decides weights and order: with one machine, one set of versions and one thread count, the same gives the
+    same. If there are validation rows, `patience` is after how many epochs without a better loss on them the fitting
+    ends, with the weights of the best; 0 for none.
     """
 
     epochs: int
@@ -56,14 +51,9 @@ class Fitting:
 
 
 class Checkpoint:
-    """What a fitting that was stopped goes on from, in a file of its own.
+    """A file with what a stopped fitting goes on from.
 
-    Parameters
-    ----------
-    folder, name
-        Where.
-    fingerprint
-        Of all that decides the fitting: another one's is not gone on from.
+    `fingerprint` is one of all that decides the fitting: the checkpoint of another one is not read.
     """
 
     def __init__(self, folder: Folder, name: str, fingerprint: str) -> None:
@@ -95,35 +85,20 @@ class Checkpoint:
 def fit_network(
     spool: Spool,
     settings: AnySettings,
-    learn: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
+    learn: Integers,
+    targets: Integers,
     *,
     n_labels: int,
     fitting: Fitting,
-    validate: npt.NDArray[np.int64] | None = None,
+    validate: Integers | None = None,
     on_epoch: Epoch = lambda epoch, figures: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Any, dict[str, list[float]]]:
     """Fit a recipe's network: the notebook's as the notebook does, that of sequences with augmentation.
 
-    Parameters
-    ----------
-    spool, settings
-        Features of all rows, and what they are.
-    learn
-        Numbers of the rows to learn from.
-    targets
-        Number of the label of each row of the spool, shape (n_rows,).
-    n_labels
-        How many labels there are.
-    fitting
-        How.
-    validate
-        Numbers of the rows that are judged after each epoch, of which nothing is learnt; None for none.
-    on_epoch
-        Called after each epoch with its number, from 1, and its figures.
-    checkpoint
-        Where to go on from, and to keep each epoch; None for nowhere.
+    `learn` are the numbers of the rows to learn from, and `targets` has the number of the label of each row of the spool.
+    Rows of `validate` are judged after each epoch, and nothing is learnt from them. `on_epoch` hears the number of an
+    epoch, from 1, and its figures. The fitting goes on from `checkpoint`, and keeps each epoch there.
 
     Returns
     -------
@@ -134,17 +109,20 @@ def fit_network(
     network = networks.build(settings, n_labels)
     _compile(network, settings)
     network.optimizer.build(network.trainable_variables)
+    variables = (*network.variables, *network.optimizer.variables)
+    patience = 0 if validate is None else fitting.patience
     history: dict[str, list[float]] = {}
     best: list[npt.NDArray[Any]] = []
     kept = None if checkpoint is None else checkpoint.read()
     if kept is not None:
         history = {name.removeprefix("history_"): kept[name].tolist() for name in kept if name.startswith("history_")}
-        _set(network, kept)
+        for number, variable in enumerate(variables):
+            variable.assign(kept[f"variable_{number}"])
         best = [kept[f"best_{number}"] for number in range(len(network.get_weights())) if f"best_{number}" in kept]
     n_steps = math.ceil(len(learn) / fitting.batch_size)
     done = len(next(iter(history.values()), []))
     for epoch in range(done, fitting.epochs):
-        if _is_over(history, fitting.patience):
+        if _is_over(history, patience):
             break
         data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch)
         callbacks = [] if isinstance(settings, FeatureSettings) else [_cycle(network, epoch, n_steps, fitting.epochs)]
@@ -156,25 +134,23 @@ def fit_network(
             figures |= {f"val_{name}": value for name, value in judged.items()}
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
-        if fitting.patience and min(history["val_loss"]) == figures["val_loss"]:
+        if patience and min(history["val_loss"]) == figures["val_loss"]:
             best = network.get_weights()
         if checkpoint is not None:
             checkpoint.write(
                 {
                     **{f"history_{name}": np.array(values) for name, values in history.items()},
-                    **{f"variable_{number}": value for number, value in enumerate(_variables(network))},
+                    **{f"variable_{number}": value for number, value in enumerate(map(np.asarray, variables))},
                     **{f"best_{number}": value for number, value in enumerate(best)},
                 }
             )
         on_epoch(epoch + 1, figures)
-    if fitting.patience and best:
+    if patience and best:
         network.set_weights(best)
     return network, history
 
 
-def predict_network(
-    network: Any, spool: Spool, settings: AnySettings, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def predict_network(network: Any, spool: Spool, settings: AnySettings, rows: Integers) -> npt.NDArray[np.float32]:
     """Return what Keras gives for rows of a spool: probabilities, shape (n_rows, n_labels)."""
     found = np.empty((len(rows), network.output_shape[1]), np.float32)
     for start in range(0, len(rows), _ROWS):
@@ -218,8 +194,8 @@ def _cycle(network: Any, epoch: int, n_steps: int, epochs: int) -> Any:
 def _dataset(
     spool: Spool,
     settings: AnySettings,
-    learn: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
+    learn: Integers,
+    targets: Integers,
     n_labels: int,
     fitting: Fitting,
     epoch: int,
@@ -269,8 +245,8 @@ def _judge(
     network: Any,
     spool: Spool,
     settings: AnySettings,
-    rows: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
+    rows: Integers,
+    targets: Integers,
 ) -> dict[str, float]:
     probabilities = predict_network(network, spool, settings, rows)
     of_target = probabilities[np.arange(len(rows)), targets[rows]]
@@ -284,16 +260,6 @@ def _judge(
 def _is_over(history: Mapping[str, Sequence[float]], patience: int) -> bool:
     losses = history.get("val_loss", [])
     return bool(patience) and len(losses) - 1 - int(np.argmin(losses or [0])) >= patience
-
-
-def _variables(network: Any) -> list[npt.NDArray[Any]]:
-    """Return all that a fitting changes: weights, what dropout draws from, and the optimizer's moments."""
-    return [np.asarray(one) for one in (*network.variables, *network.optimizer.variables)]
-
-
-def _set(network: Any, kept: Mapping[str, npt.NDArray[Any]]) -> None:
-    for number, variable in enumerate((*network.variables, *network.optimizer.variables)):
-        variable.assign(kept[f"variable_{number}"])
 
 
 @dataclass(frozen=True)

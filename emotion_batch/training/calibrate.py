@@ -173,27 +173,15 @@ def calibrate_across_folds(
 ) -> dict[str, Any]:
     """Return what temperatures do to speakers that they were not fitted on, and the one fitted on all.
 
-    Parameters
-    ----------
-    probabilities
-        Probability of each label by the model of the row's fold, shape (n_rows, n_labels).
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    fold_of_row
-        Number of the fold that judges each row, shape (n_rows,); `splits.NO_FOLD` for rows to be left out.
-    source
-        As for `fit_temperature`.
+    `probabilities`, shape (n_rows, n_labels), are those of the model of the row's fold, and `fold_of_row` has
+    `splits.NO_FOLD` for rows to be left out. It raises UsageError if there are fewer than two folds, and as
+    `fit_temperature` does.
 
     Returns
     -------
     ``temperature``, of all rows, but 1 if those of the other folds made no likelihood better; ``n_rows``; ``raw``
     and ``calibrated`` with ``nll`` (nats) and ``ece`` over all folds; and ``folds``, a list with ``fold`` (its number),
     ``n_rows``, ``temperature`` (of the other folds' rows), ``raw`` and ``calibrated`` of each.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two folds, or `source` is not speakers held out.
     """
     calibrated = np.zeros(probabilities.shape, np.float32)
     folds = []

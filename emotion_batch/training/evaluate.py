@@ -37,6 +37,8 @@ from emotion_batch.worker.recordings import opened_recording
 # What is done to recordings, which ought to change no label: 12 dB is a step back from a microphone, or a call's other side.
 _LEVEL_DB, _SILENCE_S = 12.0, 1.0
 CONDITIONS = ("as_is", "plus_12_db", "minus_12_db", "padded")
+# The figures of shortcuts and of recordings that were changed.
+_SHORT = ("n_rows", "n_speakers", "accuracy", "uar")
 
 
 def evaluate(
@@ -126,7 +128,7 @@ def evaluate(
         figures={**figures, "intervals": metrics.intervals(data.targets, found.best, data.speakers)},
         calibration={
             "temperature": card.temperature,
-            "raw": {name: figures[name] for name in ("nll", "ece")},
+            "raw": metrics.pick(figures, "nll", "ece"),
             "calibrated": metrics.measure_confidence(data.targets, found.probabilities),
         },
         by_speaker=_judge_speakers(data, found),
@@ -207,7 +209,7 @@ def _judge_speakers(data: Dataset, found: Labels) -> list[dict[str, Any]]:
     for word, rows in zip(words, groups, strict=True):
         if word:
             figures = data.judge(rows, found.raw[rows], found.best[rows])
-            judged.append({"speaker": word, **{name: figures[name] for name in ("n_rows", "accuracy", "uar")}})
+            judged.append({"speaker": word, **metrics.pick(figures, "n_rows", "accuracy", "uar")})
     return sorted(judged, key=lambda one: (one["uar"], one["speaker"]))
 
 
@@ -238,11 +240,7 @@ def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
             "reason": f"shortcuts: expected two speakers or more to learn duration and level on some and judge on others, "
             f"got {folds.n_speakers}; with one, how far they alone would come is unknown"
         }
-    return {name: _short(figures) for name, figures in data.judge_shortcuts(folds).items()}
-
-
-def _short(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: figures[name] for name in ("n_rows", "n_speakers", "accuracy", "uar")}
+    return {name: metrics.pick(figures, *_SHORT) for name, figures in data.judge_shortcuts(folds).items()}
 
 
 def _judge_robustness(
@@ -287,7 +285,7 @@ def _judge_robustness(
     return {
         "n_recordings": len(rows),
         "n_failed": len(files) - len(rows),
-        **{name: _short(data.judge(np.array(rows), given[:, at])) for at, name in enumerate(CONDITIONS)},
+        **{name: metrics.pick(data.judge(np.array(rows), given[:, at]), *_SHORT) for at, name in enumerate(CONDITIONS)},
     }
 
 

@@ -29,7 +29,7 @@ EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
 BATCH_SIZES: Mapping[str, int] = {"mfcc-mean": 512, "logmel-pitch": 32}
 # One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps.
 _PEAK_RATE, _RISE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 1e-2, 1.0, 0.1
-# Frames of the longest segment in a batch: of longer ones a stretch; lengths in steps of so many, for each is compiled.
+# A batch has at most so many frames of a segment, a stretch of a longer one. Lengths are in steps, because each is compiled.
 _MOST_FRAMES, _LENGTHS = 512, 32
 _ROWS = 2_048
 Epoch = Callable[[int, Mapping[str, float]], None]
@@ -50,20 +50,20 @@ class Fitting:
     patience: int = 0
 
 
+@dataclass(frozen=True)
 class Checkpoint:
     """A file with what a stopped fitting goes on from.
 
     `fingerprint` is one of all that decides the fitting: the checkpoint of another one is not read.
     """
 
-    def __init__(self, folder: Folder, name: str, fingerprint: str) -> None:
-        self._folder = folder
-        self._name = name
-        self._fingerprint = fingerprint
+    folder: Folder
+    name: str
+    fingerprint: str
 
     def read(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return what was kept, or None where there is nothing, or another fitting's."""
-        data = self._folder.read_if_there(self._name)
+        """Return what was kept, or None if there is nothing, or another fitting's."""
+        data = self.folder.read_if_there(self.name)
         if data is None:
             return None
         try:
@@ -72,14 +72,14 @@ class Checkpoint:
                 found = dict(kept)
         except (ValueError, OSError, EOFError, KeyError):
             return None
-        return found if str(found.get("fingerprint")) == self._fingerprint else None
+        return found if str(found.get("fingerprint")) == self.fingerprint else None
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Keep arrays."""
         sink = io.BytesIO()
-        np.savez(sink, allow_pickle=False, fingerprint=np.array(self._fingerprint), **arrays)
-        self._folder.make()
-        self._folder.publish(self._name, sink.getvalue())
+        np.savez(sink, allow_pickle=False, fingerprint=np.array(self.fingerprint), **arrays)
+        self.folder.make()
+        self.folder.publish(self.name, sink.getvalue())
 
 
 def fit_network(
@@ -122,16 +122,17 @@ def fit_network(
     n_steps = math.ceil(len(learn) / fitting.batch_size)
     done = len(next(iter(history.values()), []))
     for epoch in range(done, fitting.epochs):
-        if _is_over(history, patience):
+        losses = history.get("val_loss", [0.0])
+        if patience and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             break
         data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch)
         callbacks = [] if isinstance(settings, FeatureSettings) else [_cycle(network, epoch, n_steps, fitting.epochs)]
-        # Once for each epoch, for a fitting that goes on must begin it as one that was never stopped.
+        # One call for each epoch, because a fitting that goes on must begin it as one that was never stopped.
         logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
         figures = {name: float(values[-1]) for name, values in logs.items()}
         if validate is not None:
-            judged = _judge(network, spool, settings, validate, targets)
-            figures |= {f"val_{name}": value for name, value in judged.items()}
+            probabilities = predict_network(network, spool, settings, validate)
+            figures |= _judge(probabilities, targets[validate])
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
         if patience and min(history["val_loss"]) == figures["val_loss"]:
@@ -241,25 +242,13 @@ def _augmented(
     return networks.pad(rows, -(-longest // _LENGTHS) * _LENGTHS)
 
 
-def _judge(
-    network: Any,
-    spool: Spool,
-    settings: AnySettings,
-    rows: Integers,
-    targets: Integers,
-) -> dict[str, float]:
-    probabilities = predict_network(network, spool, settings, rows)
-    of_target = probabilities[np.arange(len(rows)), targets[rows]]
+def _judge(probabilities: npt.NDArray[np.float32], targets: Integers) -> dict[str, float]:
+    of_target = probabilities[np.arange(len(targets)), targets]
     return {
-        "accuracy": float(np.mean(probabilities.argmax(axis=1) == targets[rows])),
-        # As Keras bounds it.
-        "loss": float(-np.mean(np.log(np.maximum(of_target, 1e-7), dtype=np.float64))),
+        "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == targets)),
+        # Keras has the same lower bound.
+        "val_loss": float(-np.mean(np.log(np.maximum(of_target, 1e-7), dtype=np.float64))),
     }
-
-
-def _is_over(history: Mapping[str, Sequence[float]], patience: int) -> bool:
-    losses = history.get("val_loss", [])
-    return bool(patience) and len(losses) - 1 - int(np.argmin(losses or [0])) >= patience
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,9 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """Return the figures of some rows.
 
-    Parameters
-    ----------
-    targets, predicted
-        Number of each row's reference label and of the label that it was given (by default the most probable one),
-        shape (n_rows,).
-    probabilities
-        Probability of each label, shape (n_rows, n_labels).
-    labels
-        Their words.
-    speakers
-        Speaker of each row, shape (n_rows,), "" where unknown.
+    `targets` and `predicted` are the numbers of each row's reference label and of the label that it was given (by default
+    the most probable one), shape (n_rows,). `probabilities` has the shape (n_rows, n_labels). `speakers` has "" where the
+    speaker is unknown. It raises UsageError if there are no rows.
 
     Returns
     -------
@@ -53,11 +45,6 @@ def compute_metrics(
     reference has; giving another one is wrong), ``recall`` and ``precision`` by label (None where the reference lacks
     it, and precision also where no row was given it), ``confusion``, shape (n_labels, n_labels), true labels down,
     ``nll`` in nats, and ``ece``.
-
-    Raises
-    ------
-    UsageError
-        If there are no rows.
     """
     from sklearn import metrics
 
@@ -80,6 +67,11 @@ def compute_metrics(
         "confusion": metrics.confusion_matrix(targets, predicted, labels=numbers).tolist(),
         **measure_confidence(targets, probabilities),
     }
+
+
+def pick(figures: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return some of the figures, by name."""
+    return {name: figures[name] for name in names}
 
 
 def measure_confidence(targets: Integers, probabilities: Floats) -> dict[str, float]:
@@ -169,23 +161,10 @@ def precision_at_priors(
 ) -> dict[str, float | None]:
     """Return the precision by label that an archive with other shares of the emotions would see, by Bayes's rule.
 
-    Parameters
-    ----------
-    confusion
-        Number of rows by true label (down) and given label (across), shape (n_labels, n_labels).
-    labels
-        Their words.
-    priors
-        How common each label is, in any unit; a label that is not named does not occur.
-
-    Returns
-    -------
-    Precision by label; None where the label does not occur or would be given to no row.
-
-    Raises
-    ------
-    UsageError
-        If a label is unknown, a prior is negative or not finite, none is above 0, or a label that occurs has no rows.
+    `confusion` has the rows by true label (down) and given label (across). `priors` says how common each label is, in any
+    unit; a label that is not named does not occur. The precision is None if the label does not occur or would be given to
+    no row. It raises UsageError if a label is unknown, a prior is negative or not finite, none is above 0, or a label that
+    occurs has no rows.
     """
     if unknown := sorted(set(priors) - set(labels)):
         raise UsageError(f"priors: expected labels among {', '.join(labels)}, got {unknown[0]!r}")

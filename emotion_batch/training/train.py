@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,10 @@ from emotion_batch.training.fit import (
     predict_network,
     prepare_batches,
 )
-from emotion_batch.training.metrics import draw_confusion, draw_reliability, draw_training, intervals, reliability
+from emotion_batch.training.metrics import draw_confusion, draw_reliability, draw_training, intervals, pick, reliability
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, SpeakerFolds, Split
 from emotion_batch.training.write_bundle import require_new_bundle
 
-FILES = write_bundle.FILES
 # Rows on which what workers execute is compared with Keras, and rows that the domain is made of.
 _N_COMPARED, _N_DOMAIN = 4_096, 20_000
 # Files from which a stopped training goes on end in this; they are deleted when the training has ended.
@@ -57,7 +56,7 @@ def train(
     h5: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
-    on_epoch: _OnEpoch = lambda phase, epoch, epochs, figures: None,
+    on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
     watcher: Watcher | None = None,
 ) -> Card:
     """Train the network of a feature table's recipe and write the bundle.
@@ -176,6 +175,7 @@ def train_bundle(
     """
     recipe = info.feature_settings.recipe
     epochs, batch_size = settings.epochs or EPOCHS[recipe], settings.batch_size or BATCH_SIZES[recipe]
+    settings = replace(settings, epochs=epochs, batch_size=batch_size)
     how = Fitting(epochs, batch_size, settings.seed, settings.patience)
     with Spool(info.feature_settings) as spool:
         data = read_dataset(
@@ -183,7 +183,7 @@ def train_bundle(
         )
         for note in data.notes:
             on_note(note)
-        trainer = _Trainer(data, spool, how, bundle, _identify(data, settings, how), on_epoch)
+        trainer = _Trainer(data, spool, how, bundle, _identify(data, settings), on_epoch)
         is_held_out = _hold_out(data, settings)
         learnt, judged = np.flatnonzero(~is_held_out), data.order[is_held_out[data.order]]
         network, history = trainer.fit(~is_held_out, judged if len(judged) else None, "network", "network")
@@ -214,7 +214,6 @@ def train_bundle(
             segments=info.segments,
             training={
                 **asdict(settings),
-                **asdict(how),
                 "n_rows": len(data.targets),
                 "n_learnt": len(learnt),
                 "n_held_out": len(judged),
@@ -247,12 +246,12 @@ def train_bundle(
     return card
 
 
-def _identify(data: Dataset, settings: TrainingSettings, how: Fitting) -> str:
+def _identify(data: Dataset, settings: TrainingSettings) -> str:
     """Return a fingerprint of what a training gives: rows, labels and settings."""
     names, numbers = data.files.combine_chunks(), data.targets.tobytes()
     return fingerprint(
         {
-            "settings": {**asdict(settings), **asdict(how)},
+            "settings": asdict(settings),
             "labels": list(data.labels),
             "feature_id": data.settings.feature_id,
             "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
@@ -293,19 +292,19 @@ def _measure(data: Dataset, rows: Integers, probabilities: npt.NDArray[np.float3
 def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return the figures of speakers that were not heard, each fold's too, and those of what needs no model."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
-    by_fold = [{"name": fold.name, **data.judge(fold.judged, held[fold.judged])} for fold in folds]
+    by_fold = [(fold.name, data.judge(fold.judged, held[fold.judged])) for fold in folds]
     shortcuts = data.judge_shortcuts(folds)
     return {
         **_measure(data, rows, held[rows]),
-        "folds": [{name: fold[name] for name in ("name", "n_rows", "accuracy", "uar")} for fold in by_fold],
-        "shortcuts": {name: {one: found[one] for one in ("accuracy", "uar")} for name, found in shortcuts.items()},
+        "folds": [{"name": name, **pick(found, "n_rows", "accuracy", "uar")} for name, found in by_fold],
+        "shortcuts": {name: pick(found, "accuracy", "uar") for name, found in shortcuts.items()},
     }
 
 
 def _calibrate(
     data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], precision: float
 ) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Return the temperature and the threshold of confidence, what both do to speakers that they were not found on, and a picture."""
+    """Return the temperature, the threshold of confidence, with what each does to other speakers, and a picture."""
     source, fold_of_row = Split.SPEAKER_HELD_OUT, folds.fold_of_row
     found = calibrate.calibrate_across_folds(held, data.targets, fold_of_row, source=source)
     judged = calibrate.judge_threshold_across_folds(

@@ -38,20 +38,10 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
     Lee et al., "A simple unified framework for detecting out-of-distribution samples", 2018; but the centres are
     found (k-means, of whitened rows), not given.
 
-    Parameters
-    ----------
-    learnt
-        Summaries of rows that were learnt from, shape (n_rows, n_dims), two or more.
-    held_out
-        Summaries of rows of the same kind that were not, `LEAST_HELD_OUT` or more, of which one in a hundred will be
-        flagged: learnt rows lie nearer the centre that was made of them, and would flag more.
-    flagged
-        Further shares for the card, as `flag_new_voices` gives them.
-
-    Raises
-    ------
-    UsageError
-        If there are too few rows, or summaries have no dimensions.
+    `learnt` are summaries of rows that were learnt from, shape (n_rows, n_dims), two or more. `held_out` are those of
+    `LEAST_HELD_OUT` or more rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
+    nearer the centre that was made of them, and would flag more. `flagged` has further shares for the card, as
+    `flag_new_voices` gives them. It raises UsageError if there are too few rows, or summaries have no dimensions.
     """
     if len(held_out) < LEAST_HELD_OUT:
         raise UsageError(

@@ -101,22 +101,10 @@ def read_dataset(
 ) -> Dataset:
     """Read the rows of a feature table that hold features and have a label, part by part.
 
-    Parameters
-    ----------
-    table, info, shards
-        The table, what it is, and the numbers of its parts.
-    labels
-        Where reference labels are from: see `labels.read_labels`.
-    spool
-        Takes the features; None if `on_rows` is enough.
-    known_labels
-        A model's labels, to which reference labels are brought; None to take them as they are.
-    label_map
-        Which reference label is which of these; those without a counterpart are left out, and counted.
-    allow_numeric_labels
-        Take labels that look like numbers or dates. Those of the model, and of the label map, are taken anyway.
-    on_rows
-        Takes the rows with their features, part by part, in the order of the dataset's numbers.
+    `labels` says where reference labels are from: see `labels.read_labels`. With `known_labels`, those of a model, they are
+    brought to these, by way of `label_map`; those without a counterpart are left out, and counted. Labels that look like
+    numbers or dates must be allowed, unless the model or the map has them. `spool`, if there is one, takes the features;
+    `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
 
     Raises
     ------
@@ -140,7 +128,7 @@ def read_dataset(
         rows = parts.require_part(table, info, shard, columns)
         is_ok = pc.equal(rows["status"], Status.OK)
         n_failed += rows.num_rows - pc.sum(is_ok).as_py()
-        # Failed rows, too: that a recording gave no features is no fault of the label table.
+        # Failed rows count as found: it is no fault of the label table that a recording gave no features.
         segments = zip(*(rows[name].to_pylist() for name in ("file", "start_s", "end_s")), strict=True)
         found = [one for one, ok in zip(starmap(labeller, segments), is_ok.to_pylist(), strict=True) if ok]
         rows = rows.filter(is_ok)

@@ -56,17 +56,10 @@ class Labeller(Protocol):
 def read_labels(source: str) -> Labeller:
     """Return what gives a recording's, or a segment's, reference label, or None where there is none.
 
-    Parameters
-    ----------
-    source
-        ``tess``, ``ravdess``, ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns ``file``,
-        ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group ``emotion``
-        and perhaps ``speaker``).
-
-    Raises
-    ------
-    UsageError
-        If `source` is none of these, or its table or pattern cannot be used.
+    `source` is ``tess``, ``ravdess``, ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
+    ``file``, ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group
+    ``emotion`` and perhaps ``speaker``). It raises UsageError if it is none of these, or its table or pattern cannot be
+    used.
     """
     kind, _, argument = source.partition(":")
     if kind in _BY_NAME and not argument:

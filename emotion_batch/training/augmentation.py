@@ -32,16 +32,7 @@ _N_MASKS, _MOST_BANDS, _MOST_FRAMES = 2, 10, 20
 def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return what a network sees of a segment as another voice, in another room, might have said it.
 
-    Parameters
-    ----------
-    one
-        The segment.
-    generator
-        Decides how.
-
-    Returns
-    -------
-    Frames as `logmel_pitch.prepare_sequence` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
+    These are frames as `logmel_pitch.prepare_sequence` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
     """
     logmel, f0_hz, voicing = (value.astype(np.float32) for value in one)
     logmel, f0_hz, voicing = _change_tempo(logmel, f0_hz, voicing, generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm, scale
 from emotion_batch.inference.domain import CLIP, Domain
-from emotion_batch.training.metrics import Integers, expected_calibration_error, negative_log_likelihood
-from emotion_batch.training.splits import NO_FOLD, Split
+from emotion_batch.training.metrics import measure_confidence
+from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, Split
 
 # Fewer held-out rows have no 99th percentile to speak of: of 20, it is the farthest.
 LEAST_HELD_OUT = 20
@@ -24,7 +24,6 @@ _MADS = 1.4826
 # Learnt rows lie round several centres, for emotions and voices are clusters, and a plane between them is not like any:
 # one for so many rows, up to so many. With 8, a third of pink noise passed for mean MFCC of TESS.
 _ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
-Booleans = npt.NDArray[np.bool_]
 _TEMPERATURES = (0.05, 20.0)
 # Fewer speakers than this cannot show how much speakers differ.
 MIN_SPEAKERS = 5
@@ -39,20 +38,10 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
     Lee et al., "A simple unified framework for detecting out-of-distribution samples", 2018; but the centres are
     found (k-means, of whitened rows), not given.
 
-    Parameters
-    ----------
-    learnt
-        Summaries of rows that were learnt from, shape (n_rows, n_dims), two or more.
-    held_out
-        Summaries of rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
-        nearer the centre that was made of them, and would flag more.
-    flagged
-        Further shares for the card, as `flag_new_voices` gives them.
-
-    Raises
-    ------
-    UsageError
-        If fewer than `LEAST_HELD_OUT` rows were held out, fewer than two learnt, or summaries have no dimensions.
+    `learnt` are summaries of rows that were learnt from, shape (n_rows, n_dims), two or more. `held_out` are those of
+    `LEAST_HELD_OUT` or more rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
+    nearer the centre that was made of them, and would flag more. `flagged` has further shares for the card, as
+    `flag_new_voices` gives them. It raises UsageError if there are too few rows, or summaries have no dimensions.
     """
     if len(held_out) < LEAST_HELD_OUT:
         raise UsageError(
@@ -74,12 +63,10 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
     whitening = _whiten(values - centres[np.searchsorted(np.unique(cluster), cluster)])
     draft = Domain(centres.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
     distances = draft.distances(held_out)
-    # One of the distances themselves, and above 0 where all are alike.
+    # One of the distances themselves, and above 0 if all are alike.
     threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
     share = float(np.mean(distances > np.float32(threshold)))
-    return Domain(
-        draft.centres, draft.whitening, threshold, len(learnt), len(held_out), {"held_out": share, **(flagged or {})}
-    )
+    return replace(draft, threshold=threshold, flagged={"held_out": share, **(flagged or {})})
 
 
 def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -95,35 +82,15 @@ def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis], np.float64)
 
 
-def flag_new_voices(summaries: Floats, fold_of_row: npt.NDArray[np.integer], is_held_out: Booleans) -> dict[str, Any]:
+def flag_new_voices(summaries: Floats, fold_of_row: Integers, is_held_out: Booleans) -> dict[str, Any]:
     """Return how many rows of voices that were not learnt are flagged, each by a domain of the other folds' rows.
 
-    Parameters
-    ----------
-    summaries
-        Shape (n_rows, n_dims).
-    fold_of_row
-        Number of the fold that each row's speaker is in, shape (n_rows,); `splits.NO_FOLD` for rows to be left out.
-    is_held_out
-        Which rows thresholds are of, where their speaker is learnt, shape (n_rows,).
-
-    Returns
-    -------
-    ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and ``n_flagged``.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two folds, or too few rows in the others of one.
+    `summaries` has the shape (n_rows, n_dims). `is_held_out` says of which rows thresholds are, if their speaker is
+    learnt. It returns ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and
+    ``n_flagged``. It raises UsageError if there are fewer than two folds, or too few rows in the others of one.
     """
-    is_in_some = fold_of_row != NO_FOLD
-    numbers = np.unique(fold_of_row[is_in_some]).tolist()
-    if len(numbers) < 2:
-        raise UsageError(f"domain: expected two folds of speakers or more, got {len(numbers)}; give it more speakers")
     folds = []
-    for number in numbers:
-        own = fold_of_row == number
-        others = is_in_some & ~own
+    for number, others, own in _each_fold(fold_of_row, "domain", "give it more speakers"):
         domain = fit_domain(summaries[others & ~is_held_out], summaries[others & is_held_out])
         n_flagged = int(np.sum(~domain.contains(summaries[own])))
         folds.append({"fold": number, "n_rows": int(own.sum()), "n_flagged": n_flagged})
@@ -133,16 +100,9 @@ def flag_new_voices(summaries: Floats, fold_of_row: npt.NDArray[np.integer], is_
 
 @dataclass(frozen=True)
 class Temperature:
-    """What logits are divided by.
+    """What logits are divided by, and the mean negative log-likelihood in nats of the fitted rows without and with it.
 
-    Attributes
-    ----------
-    value
-        The temperature; above 1 makes the model less sure, 1 leaves it as it is.
-    nll_raw, nll
-        Mean negative log-likelihood in nats of the rows it was fitted on, without it and with it.
-    n_rows
-        How many these were.
+    A temperature above 1 makes the model less sure.
     """
 
     value: float
@@ -153,20 +113,10 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The confidence from which on a label is to be believed.
+    """The lowest confidence that is enough to believe a label; None if none is.
 
-    Attributes
-    ----------
-    value
-        The lowest confidence that is enough; None where none is.
-    promised
-        The precision that was asked for.
-    got
-        Share of right labels among the rows that reach `value`, of those that it was chosen on; None without one.
-    coverage
-        Share of all of these rows that reach it.
-    n_rows
-        How many rows it was chosen on.
+    Among the rows that it was chosen on, the share `got` of those that reach it is right (None without a threshold),
+    and the share `coverage` of all reaches it. `promised` is the precision that was asked for.
     """
 
     value: float | None
@@ -179,20 +129,9 @@ class Threshold:
 def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) -> Temperature:
     """Return the temperature that makes held-out labels most likely (Guo et al., 2017, section 4.2).
 
-    Parameters
-    ----------
-    probabilities
-        Probability of each label, shape (n_rows, n_labels).
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    source
-        What the probabilities were predicted for. Of speakers that were heard, words or random rows held out, the
-        network is nearly always right: they gave temperatures of 0.05, and confidence in nonsense.
-
-    Raises
-    ------
-    UsageError
-        If `source` is not speakers held out, or there are no rows.
+    `source` is what the probabilities, shape (n_rows, n_labels), were predicted for. For speakers that were heard, words
+    or random rows held out, the network is nearly always right: they gave temperatures of 0.05, and confidence in
+    nonsense. It raises UsageError if `source` is not speakers held out, or there are no rows.
     """
     if source != Split.SPEAKER_HELD_OUT:
         raise UsageError(
@@ -207,15 +146,16 @@ def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) 
     of_target = np.take_along_axis(logits, targets[:, np.newaxis], axis=1)[:, 0]
 
     def loss(log_temperature: float) -> float:
-        return _loss(logits, of_target, math.exp(log_temperature))
+        temperature = math.exp(log_temperature)
+        total = np.log(np.exp(scale(logits, temperature)).sum(axis=1))
+        return float(np.mean(total - (of_target - logits.max(axis=1)) / temperature))
 
     # Convex in 1 / T, so with one minimum in log T.
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded")
     raw = loss(0.0)
-    is_better = found.fun < raw
-    return Temperature(
-        math.exp(found.x) if is_better else 1.0, raw, float(found.fun) if is_better else raw, len(targets)
-    )
+    if found.fun < raw:
+        return Temperature(math.exp(found.x), raw, float(found.fun), len(targets))
+    return Temperature(1.0, raw, raw, len(targets))
 
 
 def calibrate_across_folds(
@@ -223,31 +163,19 @@ def calibrate_across_folds(
 ) -> dict[str, Any]:
     """Return what temperatures do to speakers that they were not fitted on, and the one fitted on all.
 
-    Parameters
-    ----------
-    probabilities
-        Probability of each label by the model of the row's fold, shape (n_rows, n_labels).
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    fold_of_row
-        Number of the fold that judges each row, shape (n_rows,); `splits.NO_FOLD` for rows to be left out.
-    source
-        As for `fit_temperature`.
+    `probabilities`, shape (n_rows, n_labels), are those of the model of the row's fold, and `fold_of_row` has
+    `splits.NO_FOLD` for rows to be left out. It raises UsageError if there are fewer than two folds, and as
+    `fit_temperature` does.
 
     Returns
     -------
-    ``temperature``, of all rows, but 1 where those of the other folds made no likelihood better; ``n_rows``; ``raw``
+    ``temperature``, of all rows, but 1 if those of the other folds made no likelihood better; ``n_rows``; ``raw``
     and ``calibrated`` with ``nll`` (nats) and ``ece`` over all folds; and ``folds``, a list with ``fold`` (its number),
     ``n_rows``, ``temperature`` (of the other folds' rows), ``raw`` and ``calibrated`` of each.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two folds, or `source` is not speakers held out.
     """
     calibrated = np.zeros(probabilities.shape, np.float32)
     folds = []
-    for fold, others, own in _each_fold(fold_of_row):
+    for fold, others, own in _each_fold(fold_of_row, "calibration", "leave it uncalibrated"):
         temperature = fit_temperature(probabilities[others], targets[others], source=source).value
         calibrated[own] = apply_temperature(probabilities[own], temperature)
         folds.append(
@@ -255,12 +183,12 @@ def calibrate_across_folds(
                 "fold": fold,
                 "n_rows": int(own.sum()),
                 "temperature": temperature,
-                "raw": _figures(probabilities[own], targets[own]),
-                "calibrated": _figures(calibrated[own], targets[own]),
+                "raw": measure_confidence(targets[own], probabilities[own]),
+                "calibrated": measure_confidence(targets[own], calibrated[own]),
             }
         )
     rows = fold_of_row != NO_FOLD
-    raw, after = _figures(probabilities[rows], targets[rows]), _figures(calibrated[rows], targets[rows])
+    raw, after = (measure_confidence(targets[rows], each[rows]) for each in (probabilities, calibrated))
     is_better = after["nll"] < raw["nll"]
     return {
         "temperature": fit_temperature(probabilities[rows], targets[rows], source=source).value if is_better else 1.0,
@@ -276,21 +204,8 @@ def choose_threshold(
 ) -> Threshold:
     """Return the lowest confidence at or above which the wanted share of labels is right.
 
-    Parameters
-    ----------
-    confidence
-        Probability of the label that each row was given, shape (n_rows,).
-    is_right
-        Whether it is the reference label, shape (n_rows,).
-    precision
-        The wanted share, above 0 and at most 1.
-    min_rows
-        Rows that must reach the threshold: of fewer, the share is chance.
-
-    Raises
-    ------
-    UsageError
-        If `precision` is outside its range.
+    `min_rows` rows must reach it: of fewer, the share is chance. It raises UsageError if `precision` is not above 0 and
+    at most 1.
     """
     if not 0 < precision <= 1:
         raise UsageError(f"precision: expected a share above 0 and at most 1, got {precision!r}")
@@ -312,16 +227,7 @@ def choose_threshold(
 def judge_threshold(threshold: Threshold, confidence: Floats, is_right: Booleans) -> dict[str, Any]:
     """Return what a threshold does on rows that it was not chosen on.
 
-    Parameters
-    ----------
-    threshold
-        As `choose_threshold` gave it.
-    confidence, is_right
-        As there, of other rows.
-
-    Returns
-    -------
-    ``n_rows``, ``n_confident`` (rows that reach it), ``n_right`` of these, ``got``, their share (None where no row
+    That is ``n_rows``, ``n_confident`` (rows that reach it), ``n_right`` of these, ``got``, their share (None if no row
     reaches it), and ``coverage``, the share of all rows that reach it.
     """
     is_confident = np.zeros(len(confidence), bool) if threshold.value is None else confidence >= threshold.value
@@ -340,29 +246,18 @@ def judge_threshold_across_folds(
 ) -> dict[str, Any]:
     """Return what thresholds do on speakers that neither they nor the temperature before them were chosen on.
 
-    Parameters
-    ----------
-    probabilities, targets, fold_of_row, source
-        As for `calibrate_across_folds`, as the network gave them.
-    n_speakers
-        Speakers in these folds.
-    precision, min_rows
-        As for `choose_threshold`.
+    The arguments are those of `calibrate_across_folds` and `choose_threshold`, and it raises UsageError as they do.
+    `n_speakers` is the number of speakers in these folds.
 
     Returns
     -------
     ``promised``, what `judge_threshold` gives over all folds, ``n_speakers``, ``is_guaranteed`` (False below five
     speakers), and ``folds``, a list with ``fold`` (its number), ``threshold`` (the other folds', or None) and what
     `judge_threshold` gives of each.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than two folds, `source` is not speakers held out, or `precision` is outside its range.
     """
     is_right = np.argmax(probabilities, axis=1) == targets
     folds = []
-    for fold, others, own in _each_fold(fold_of_row):
+    for fold, others, own in _each_fold(fold_of_row, "calibration", "leave it uncalibrated"):
         temperature = fit_temperature(probabilities[others], targets[others], source=source).value
         confidence = apply_temperature(probabilities, temperature).max(axis=1)
         threshold = choose_threshold(confidence[others], is_right[others], precision=precision, min_rows=min_rows)
@@ -377,19 +272,6 @@ def judge_threshold_across_folds(
     }
 
 
-def _loss(logits: npt.NDArray[np.float64], of_target: npt.NDArray[np.float64], temperature: float) -> float:
-    """Return the mean negative log-likelihood, in nats, of targets whose logits are `of_target`."""
-    total = np.log(np.exp(scale(logits, temperature)).sum(axis=1))
-    return float(np.mean(total - (of_target - logits.max(axis=1)) / temperature))
-
-
-def _figures(probabilities: Floats, targets: Integers) -> dict[str, float]:
-    return {
-        "nll": negative_log_likelihood(targets, probabilities),
-        "ece": expected_calibration_error(targets, probabilities),
-    }
-
-
 def _coverage(n_rows: int, n_confident: int, n_right: int) -> dict[str, Any]:
     return {
         "n_rows": n_rows,
@@ -400,14 +282,12 @@ def _coverage(n_rows: int, n_confident: int, n_right: int) -> dict[str, Any]:
     }
 
 
-def _each_fold(fold_of_row: Integers) -> Iterator[tuple[int, Booleans, Booleans]]:
+def _each_fold(fold_of_row: Integers, thing: str, remedy: str) -> Iterator[tuple[int, Booleans, Booleans]]:
     """Yield each fold's number, which rows are the others', and which its own."""
     is_in_some = fold_of_row != NO_FOLD
     folds = np.unique(fold_of_row[is_in_some]).tolist()
     if len(folds) < 2:
-        raise UsageError(
-            f"calibration: expected two folds of speakers or more, got {len(folds)}; leave it uncalibrated"
-        )
+        raise UsageError(f"{thing}: expected two folds of speakers or more, got {len(folds)}; {remedy}")
     for fold in folds:
         own = fold_of_row == fold
         yield fold, is_in_some & ~own, own

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import starmap
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +19,15 @@ import pyarrow.compute as pc
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
+from emotion_batch.inference.confidence import Floats
 from emotion_batch.settings import AnySettings, FeatureSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.names import clean
 from emotion_batch.tables import parts
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.training.labels import LabelTable, Reference, is_numeric, map_labels, read_labels
+from emotion_batch.training.metrics import compute_metrics, judge_shortcut
+from emotion_batch.training.splits import Integers, SpeakerFolds, number_words
 
 # Fewer recordings of a label than this are more often a misread name than a class.
 _MIN_RECORDINGS = 5
@@ -36,14 +41,10 @@ class Dataset:
     ----------
     settings
         What the features are; a spool that was read into has them, by the same numbers.
-    files
-        Name of each row's recording, shape (n_rows,).
-    targets
-        Number of each row's label, shape (n_rows,).
+    files, targets, speakers
+        Name of each row's recording, number of its label, and its speaker, "" if unknown, shape (n_rows,).
     labels
-        Their words.
-    speakers
-        Speaker of each row, "" where unknown, shape (n_rows,).
+        The words of the labels.
     duration_s, level
         Length of each row's recording in seconds, and its level, of no particular unit, shape (n_rows,).
     order
@@ -73,6 +74,18 @@ class Dataset:
         """Number of known speakers."""
         return len(set(self.speakers.tolist()) - {""})
 
+    def judge(self, rows: Integers, probabilities: Floats, predicted: Integers | None = None) -> dict[str, Any]:
+        """Return the figures of some rows, of which alone the other arguments are; see `metrics.compute_metrics`."""
+        targets, speakers = self.targets[rows], self.speakers[rows]
+        return compute_metrics(targets, probabilities, self.labels, speakers=speakers, predicted=predicted)
+
+    def judge_shortcuts(self, folds: SpeakerFolds) -> dict[str, dict[str, Any]]:
+        """Return the figures of duration alone, and of level alone; see `metrics.judge_shortcut`."""
+        return {
+            name: judge_shortcut(values, self.targets, self.labels, self.speakers, folds)
+            for name, values in (("duration", self.duration_s), ("level", self.level))
+        }
+
 
 def read_dataset(
     table: Folder,
@@ -88,27 +101,15 @@ def read_dataset(
 ) -> Dataset:
     """Read the rows of a feature table that hold features and have a label, part by part.
 
-    Parameters
-    ----------
-    table, info, shards
-        The table, what it is, and the numbers of its parts.
-    labels
-        Where reference labels are from: see `labels.read_labels`.
-    spool
-        Takes the features; None where `on_rows` is enough.
-    known_labels
-        A model's labels, to which reference labels are brought; None to take them as they are.
-    label_map
-        Which reference label is which of these; those without a counterpart are left out, and counted.
-    allow_numeric_labels
-        Take labels that look like numbers or dates. Those of the model, and of the label map, are taken anyway.
-    on_rows
-        Takes the rows with their features, part by part, in the order of the dataset's numbers.
+    `labels` says where reference labels are from: see `labels.read_labels`. With `known_labels`, those of a model, they are
+    brought to these, by way of `label_map`; those without a counterpart are left out, and counted. Labels that look like
+    numbers or dates must be allowed, unless the model or the map has them. `spool`, if there is one, takes the features;
+    `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
 
     Raises
     ------
     UsageError
-        If fewer than two labels remain, one looks like a number or a date, or, where they are learnt, one of them has too
+        If fewer than two labels remain, one looks like a number or a date, or, if they are learnt, one of them has too
         few recordings.
     """
     labeller = read_labels(labels)
@@ -117,7 +118,7 @@ def read_dataset(
     columns = ["file", "start_s", "end_s", "status", "duration_s", *recipes.names(info.feature_settings)]
     expected = {clean(word) for word in (*(known_labels or ()), *(label_map or {}))}
     words: dict[str, int] = {}
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     n_failed = n_ok = n_recordings = n_unlabelled = 0
     unlabelled = ""
     files, starts, durations, levels = [], [], [], []
@@ -127,7 +128,7 @@ def read_dataset(
         rows = parts.require_part(table, info, shard, columns)
         is_ok = pc.equal(rows["status"], Status.OK)
         n_failed += rows.num_rows - pc.sum(is_ok).as_py()
-        # Failed rows, too: that a recording gave no features is no fault of the label table.
+        # Failed rows count as found: it is no fault of the label table that a recording gave no features.
         segments = zip(*(rows[name].to_pylist() for name in ("file", "start_s", "end_s")), strict=True)
         found = [one for one, ok in zip(starmap(labeller, segments), is_ok.to_pylist(), strict=True) if ok]
         rows = rows.filter(is_ok)
@@ -135,11 +136,18 @@ def read_dataset(
         if not allow_numeric_labels:
             _check_numeric(table, labels, names_here, found, expected)
         labelled = {file for file, one in zip(names_here, found, strict=True) if one is not None}
+        without = [file for file in dict.fromkeys(names_here) if file not in labelled]
         n_ok += len(names_here)
-        n_recordings += len(set(names_here))
-        n_unlabelled += len(set(names_here) - labelled)
-        unlabelled = unlabelled or next((file for file in names_here if file not in labelled), "")
-        numbers = _number(found, words, known_labels, label_map or {}, left_out)
+        n_recordings += len(labelled) + len(without)
+        n_unlabelled += len(without)
+        unlabelled = unlabelled or next(iter(without), "")
+        emotions = ["" if one is None else one.emotion for one in found]
+        if known_labels is not None:
+            numbers, counted = map_labels(emotions, label_map or {}, known_labels)
+            left_out.update(counted)
+        else:
+            left_out.update(word for word in emotions if not word)
+            numbers = np.array([words.setdefault(word, len(words)) if word else -1 for word in emotions], np.int64)
         is_used = numbers >= 0
         rows = rows.filter(pa.array(is_used))
         if not rows.num_rows:
@@ -160,7 +168,7 @@ def read_dataset(
     notes = []
     if isinstance(labeller, LabelTable) and (unfound := labeller.describe_unfound()):
         notes.append(unfound)
-    # Of windows some have labels and others none.
+    # If each recording has labels, some of its windows may have none.
     n_without, n_all, things, example = n_unlabelled, n_recordings, "recordings", f", e.g. {unlabelled!r}"
     if not n_unlabelled:
         n_without, n_all, things, example = left_out.get("", 0), n_ok, "segments", ""
@@ -170,9 +178,8 @@ def read_dataset(
     if known_labels is None:
         _check_labels(table, labels, list(words), numbers, names, notes)
         # Sorted, as scikit-learn's LabelEncoder does.
-        known_labels = sorted(words)
-        rank = {word: number for number, word in enumerate(known_labels)}
-        numbers = np.array([rank[word] for word in words], np.int64)[numbers]
+        ranks, known_labels = number_words(list(words))
+        numbers = ranks[numbers]
     elif len(set(numbers.tolist())) < 2:
         raise UsageError(
             f"labels of {table.url}: expected two or more of the model's ({', '.join(known_labels)}) from {labels!r}, got "
@@ -216,26 +223,6 @@ def _in_brackets(notes: Sequence[str]) -> str:
     return f" ({'; '.join(notes)})" if notes else ""
 
 
-def _number(
-    found: Sequence[Reference | None],
-    words: dict[str, int],
-    known_labels: Sequence[str] | None,
-    label_map: Mapping[str, str],
-    left_out: dict[str, int],
-) -> npt.NDArray[np.int64]:
-    """Return the number of each row's label, -1 where it is left out; take new words and what is left out in."""
-    emotions = [None if one is None else one.emotion for one in found]
-    if known_labels is None:
-        numbers = np.array([-1 if word is None else words.setdefault(word, len(words)) for word in emotions], np.int64)
-        counted = {"": emotions.count(None)}
-    else:
-        numbers, counted = map_labels(["" if word is None else word for word in emotions], label_map, known_labels)
-    for word, n_rows in counted.items():
-        if n_rows:
-            left_out[word] = left_out.get(word, 0) + n_rows
-    return np.asarray(numbers, np.int64)
-
-
 def _check_labels(
     table: Folder,
     source: str,
@@ -252,8 +239,8 @@ def _check_labels(
             f"{_in_brackets(notes)}"
         )
     pairs = pa.table({"target": targets, "file": files}).group_by("target").aggregate([("file", "count_distinct")])
-    counts = dict(zip(pairs["target"].to_pylist(), pairs["file_count_distinct"].to_pylist(), strict=True))
-    if rare := {word: counts[number] for number, word in enumerate(words) if counts[number] < _MIN_RECORDINGS}:
+    counts = pairs.sort_by("target")["file_count_distinct"].to_pylist()
+    if rare := {word: n for word, n in zip(words, counts, strict=True) if n < _MIN_RECORDINGS}:
         word = min(rare)
         example = files[int(np.argmax(targets == words.index(word)))].as_py()
         raise UsageError(
@@ -264,26 +251,19 @@ def _check_labels(
 
 
 class Spool:
-    """Features of rows, in the order in which they were added; gone with the block.
-
-    Parameters
-    ----------
-    settings
-        Whose features they are.
-    """
+    """Features of rows, in the order in which they were added, in a file that is gone after the block."""
 
     def __init__(self, settings: AnySettings) -> None:
         self._settings = settings
         # Without a name from the beginning: whatever ends the process, nothing is left of it.
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 closed by the block
-        self._n_bytes = 0
-        self._starts: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
-        self._bounds: npt.NDArray[np.int64] | None = None
+        # Where rows begin and end in the file, in bytes.
+        self._bounds = array("q", [0])
 
     def __enter__(self) -> Spool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def add(self, rows: pa.Table) -> None:
@@ -296,21 +276,16 @@ class Spool:
             encoded = [recipes.encode(one) for one in recipes.read_sequences(rows)]
             self._file.writelines(encoded)
             ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
-        if len(ends):
-            self._starts.append(ends + self._n_bytes)
-            self._n_bytes = int(self._starts[-1][-1])
-        self._bounds = None
+        self._bounds.frombytes((ends + self._bounds[-1]).tobytes())
 
-    def read(self, rows: npt.NDArray[np.int64]) -> list[Values]:
+    def read(self, rows: Integers) -> list[Values]:
         """Return the features of rows by their numbers, in the order in which these are given."""
-        if self._bounds is None:
-            self._file.flush()
-            self._bounds = np.concatenate(self._starts)
-            self._starts = [self._bounds]
+        self._file.flush()
+        bounds = np.frombuffer(self._bounds, np.int64)
         found = []
-        for start, end in zip(self._bounds[rows].tolist(), self._bounds[rows + 1].tolist(), strict=True):
+        for start, end in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True):
             values = recipes.decode(os.pread(self._file.fileno(), end - start, start), self._settings)
-            # Of a disk that has lost what was written to it there is nothing to go on with.
+            # If the disk has lost what was written to it, nothing can go on.
             assert values is not None  # noqa: S101
             found.append(values)
         return found

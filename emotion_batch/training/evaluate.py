@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import RecordingError, StorageError, UsageError
 from emotion_batch.features import audio, recipes
-from emotion_batch.inference.bundle import Bundle, check_features, require_safe
+from emotion_batch.inference.bundle import check_features, require_safe
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
 from emotion_batch.settings import AnySettings, Segments
@@ -37,6 +37,8 @@ from emotion_batch.worker.recordings import opened_recording
 # What is done to recordings, which ought to change no label: 12 dB is a step back from a microphone, or a call's other side.
 _LEVEL_DB, _SILENCE_S = 12.0, 1.0
 CONDITIONS = ("as_is", "plus_12_db", "minus_12_db", "padded")
+# The figures of shortcuts and of recordings that were changed.
+_SHORT = ("n_rows", "n_speakers", "accuracy", "uar")
 
 
 def evaluate(
@@ -88,16 +90,60 @@ def evaluate(
     words = None if label_map is None else read_label_map(os.fspath(label_map))
     manifest = inventory.read_manifest(place, info)
     require_complete(place, info, manifest.shards)
-    return _judge_rows(
-        judged,
+    card = judged.card
+    if priors is not None:
+        # Wrong priors are refused before any work: against these counts every label has rows.
+        metrics.precision_at_priors(np.eye(len(card.labels), dtype=np.int64).tolist(), card.labels, priors)
+    predictor = load_predictor(judged)
+    given: list[Labels] = []
+    starts: list[npt.NDArray[np.float64]] = []
+
+    def predict(rows: pa.Table) -> None:
+        given.append(predict_labels(rows, predictor))
+        starts.append(rows["start_s"].to_numpy())
+
+    # Each part is predicted when it is read, and only numbers of its rows are kept.
+    data = read_dataset(
         place,
         info,
-        manifest,
-        labels=labels,
+        sorted(manifest.shards),
+        labels,
+        None,
+        known_labels=card.labels,
         label_map=words,
         allow_numeric_labels=allow_numeric_labels,
-        priors=priors,
-        n_robustness=robustness,
+        on_rows=predict,
+    )
+    # What the bundle cannot tell is None in every part.
+    columns: list[Any] = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*given, strict=True)]
+    found = Labels(*columns)
+    figures = data.judge(np.arange(len(data.targets)), found.raw, found.best)
+    return Evaluation(
+        model=judged.folder.url,
+        model_id=card.model_id,
+        table=place.url,
+        labels=card.labels,
+        n_failed=data.n_failed,
+        left_out=data.left_out,
+        figures={**figures, "intervals": metrics.intervals(data.targets, found.best, data.speakers)},
+        calibration={
+            "temperature": card.temperature,
+            "raw": metrics.pick(figures, "nll", "ece"),
+            "calibrated": metrics.measure_confidence(data.targets, found.probabilities),
+        },
+        by_speaker=_judge_speakers(data, found),
+        trust=_judge_trust(card, data, found),
+        at_priors=None
+        if priors is None
+        else {
+            "priors": dict(priors),
+            "precision": metrics.precision_at_priors(figures["confusion"], card.labels, priors),
+        },
+        shortcuts=_judge_shortcuts(data),
+        robustness=_judge_robustness(place, info, manifest, predictor, data, np.concatenate(starts), robustness)
+        if robustness
+        else None,
+        warnings=_warn(card, info, data),
     )
 
 
@@ -155,115 +201,15 @@ class Evaluation:
         return asdict(self)
 
 
-def _judge_rows(
-    bundle: Bundle,
-    table: Folder,
-    info: TableInfo,
-    manifest: Manifest,
-    *,
-    labels: str,
-    label_map: Mapping[str, str] | None = None,
-    allow_numeric_labels: bool = False,
-    priors: Mapping[str, float] | None = None,
-    n_robustness: int = 200,
-    seed: int = 0,
-) -> Evaluation:
-    """Judge a bundle on the rows of a complete feature table that have a reference label; `seed` decides which are decoded again."""
-    card = bundle.card
-    if priors is not None:
-        # What is wrong with them is said before any work: to these counts everything is known.
-        metrics.precision_at_priors(np.eye(len(card.labels), dtype=np.int64).tolist(), card.labels, priors)
-    predictor = load_predictor(bundle)
-    data, found, starts = _predict_table(
-        table, info, manifest, predictor, labels, label_map, allow_numeric_labels=allow_numeric_labels
-    )
-    figures = metrics.compute_metrics(
-        data.targets, found.raw, card.labels, speakers=data.speakers, predicted=found.best
-    ) | {"intervals": metrics.intervals(data.targets, found.best, data.speakers)}
-    return Evaluation(
-        model=bundle.folder.url,
-        model_id=card.model_id,
-        table=table.url,
-        labels=card.labels,
-        n_failed=data.n_failed,
-        left_out=data.left_out,
-        figures=figures,
-        calibration={
-            "temperature": card.temperature,
-            "raw": {name: figures[name] for name in ("nll", "ece")},
-            "calibrated": {
-                "nll": metrics.negative_log_likelihood(data.targets, found.probabilities),
-                "ece": metrics.expected_calibration_error(data.targets, found.probabilities),
-            },
-        },
-        by_speaker=_judge_speakers(data, found),
-        trust=_judge_trust(card, data, found),
-        at_priors=None
-        if priors is None
-        else {
-            "priors": dict(priors),
-            "precision": metrics.precision_at_priors(figures["confusion"], card.labels, priors),
-        },
-        shortcuts=_judge_shortcuts(data),
-        robustness=_judge_robustness(table, info, manifest, predictor, data, starts, n_robustness, seed)
-        if n_robustness
-        else None,
-        warnings=_warn(card, info, data),
-    )
-
-
-def _predict_table(
-    table: Folder,
-    info: TableInfo,
-    manifest: Manifest,
-    predictor: Predictor,
-    labels: str,
-    label_map: Mapping[str, str] | None,
-    *,
-    allow_numeric_labels: bool,
-) -> tuple[Dataset, Labels, npt.NDArray[np.float64]]:
-    """Return the rows with reference labels, what the model says of each, and where their segments start.
-
-    Each part is predicted when it is read, and only numbers of its rows are kept.
-    """
-    found: list[Labels] = []
-    starts: list[npt.NDArray[np.float64]] = []
-
-    def predict(rows: pa.Table) -> None:
-        found.append(predict_labels(rows, predictor))
-        starts.append(rows["start_s"].to_numpy())
-
-    data = read_dataset(
-        table,
-        info,
-        sorted(manifest.shards),
-        labels,
-        None,
-        known_labels=predictor.card.labels,
-        label_map=label_map,
-        allow_numeric_labels=allow_numeric_labels,
-        on_rows=predict,
-    )
-    # Of what the bundle cannot tell, it can tell none in every part.
-    columns: list[Any] = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*found, strict=True)]
-    return data, Labels(*columns), np.concatenate(starts)
-
-
 def _judge_speakers(data: Dataset, found: Labels) -> list[dict[str, Any]]:
+    judged = []
     numbers, words = splits.number_words(data.speakers)
     order = np.argsort(numbers, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
-    judged = []
     for word, rows in zip(words, groups, strict=True):
         if word:
-            figures = metrics.compute_metrics(
-                data.targets[rows],
-                found.raw[rows],
-                data.labels,
-                speakers=data.speakers[rows],
-                predicted=found.best[rows],
-            )
-            judged.append({"speaker": word, **{name: figures[name] for name in ("n_rows", "accuracy", "uar")}})
+            figures = data.judge(rows, found.raw[rows], found.best[rows])
+            judged.append({"speaker": word, **metrics.pick(figures, "n_rows", "accuracy", "uar")})
     return sorted(judged, key=lambda one: (one["uar"], one["speaker"]))
 
 
@@ -294,14 +240,7 @@ def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
             "reason": f"shortcuts: expected two speakers or more to learn duration and level on some and judge on others, "
             f"got {folds.n_speakers}; with one, how far they alone would come is unknown"
         }
-    return {
-        name: _short(metrics.judge_shortcut(values, data.targets, data.labels, data.speakers, folds))
-        for name, values in (("duration", data.duration_s), ("level", data.level))
-    }
-
-
-def _short(figures: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: figures[name] for name in ("n_rows", "n_speakers", "accuracy", "uar")}
+    return {name: metrics.pick(figures, *_SHORT) for name, figures in data.judge_shortcuts(folds).items()}
 
 
 def _judge_robustness(
@@ -312,10 +251,9 @@ def _judge_robustness(
     data: Dataset,
     starts: npt.NDArray[np.float64],
     n_recordings: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Return the figures of some recordings as they are, louder, quieter and padded; or why there are none."""
-    chosen = _choose(data, n_recordings, seed)
+    chosen = _choose(data, n_recordings)
     files = data.files.take(pa.array(chosen)).to_pylist()
     settings = info.feature_settings
     rows: list[int] = []
@@ -343,21 +281,17 @@ def _judge_robustness(
         return {"reason": f"robustness: the archive's recordings cannot be read again ({error})"}
     if not rows:
         return {"reason": f"robustness: none of {len(files)} recordings can be read again ({reason})"}
-    targets, speakers = data.targets[rows], data.speakers[rows]
     given = np.stack(probabilities)
     return {
         "n_recordings": len(rows),
         "n_failed": len(files) - len(rows),
-        **{
-            name: _short(metrics.compute_metrics(targets, given[:, number], data.labels, speakers=speakers))
-            for number, name in enumerate(CONDITIONS)
-        },
+        **{name: metrics.pick(data.judge(np.array(rows), given[:, at]), *_SHORT) for at, name in enumerate(CONDITIONS)},
     }
 
 
-def _choose(data: Dataset, n_recordings: int, seed: int) -> list[int]:
+def _choose(data: Dataset, n_recordings: int) -> list[int]:
     """Return the number of one row each of some recordings, in which labels are as common as in all."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     # From the order by name, so that the choice is the same whatever parts the table has.
     shuffled = random.permutation(data.order)
     recordings, _ = splits.number_words(data.files)
@@ -376,11 +310,10 @@ def _choose(data: Dataset, n_recordings: int, seed: int) -> list[int]:
 def _find_entries(manifest: Manifest, files: Sequence[str]) -> list[Entry]:
     """Return the manifest's entries of recordings, in the order in which these are given."""
     wanted = pa.array(files, pa.string())
-    found = {}
+    found: dict[str, Entry] = {}
     for batch in manifest.entries(sorted(manifest.shards)):
         for columns in batch.filter(pc.is_in(batch["file"], value_set=wanted)).to_pylist():
-            entry = Entry(**columns)
-            found[entry.file] = entry
+            found[columns["file"]] = Entry(**columns)
     return [found[file] for file in files]
 
 

@@ -22,14 +22,14 @@ from emotion_batch.training import networks
 from emotion_batch.training.augmentation import augment
 from emotion_batch.training.data import Spool
 from emotion_batch.training.networks import load_keras
-from emotion_batch.training.splits import Split
+from emotion_batch.training.splits import Integers, Split
 
 # What each recipe was tried with: the notebook's, and that of the sequences.
 EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
 BATCH_SIZES: Mapping[str, int] = {"mfcc-mean": 512, "logmel-pitch": 32}
 # One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps.
 _PEAK_RATE, _RISE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 1e-2, 1.0, 0.1
-# Frames of the longest segment in a batch: of longer ones a stretch; lengths in steps of so many, for each is compiled.
+# A batch has at most so many frames of a segment, a stretch of a longer one. Lengths are in steps, because each is compiled.
 _MOST_FRAMES, _LENGTHS = 512, 32
 _ROWS = 2_048
 Epoch = Callable[[int, Mapping[str, float]], None]
@@ -39,14 +39,9 @@ Epoch = Callable[[int, Mapping[str, float]], None]
 class Fitting:
     """How to fit.
 
-    Attributes
-    ----------
-    epochs, batch_size
-        Passes over the rows, and rows a step.
-    seed
-        Decides weights and order; with one machine, one set of versions and one thread count, the same gives the same.
-    patience
-        Epochs without a better loss on the validation rows after which it ends, with the weights of the best; 0 for none.
+    `seed` decides weights and order: with one machine, one set of versions and one thread count, the same gives the
+    same. If there are validation rows, `patience` is after how many epochs without a better loss on them the fitting
+    ends, with the weights of the best; 0 for none.
     """
 
     epochs: int
@@ -55,25 +50,20 @@ class Fitting:
     patience: int = 0
 
 
+@dataclass(frozen=True)
 class Checkpoint:
-    """What a fitting that was stopped goes on from, in a file of its own.
+    """A file with what a stopped fitting goes on from.
 
-    Parameters
-    ----------
-    folder, name
-        Where.
-    fingerprint
-        Of all that decides the fitting: another one's is not gone on from.
+    `fingerprint` is one of all that decides the fitting: the checkpoint of another one is not read.
     """
 
-    def __init__(self, folder: Folder, name: str, fingerprint: str) -> None:
-        self._folder = folder
-        self._name = name
-        self._fingerprint = fingerprint
+    folder: Folder
+    name: str
+    fingerprint: str
 
     def read(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return what was kept, or None where there is nothing, or another fitting's."""
-        data = self._folder.read_if_there(self._name)
+        """Return what was kept, or None if there is nothing, or another fitting's."""
+        data = self.folder.read_if_there(self.name)
         if data is None:
             return None
         try:
@@ -82,48 +72,33 @@ class Checkpoint:
                 found = dict(kept)
         except (ValueError, OSError, EOFError, KeyError):
             return None
-        return found if str(found.get("fingerprint")) == self._fingerprint else None
+        return found if str(found.get("fingerprint")) == self.fingerprint else None
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Keep arrays."""
         sink = io.BytesIO()
-        np.savez(sink, allow_pickle=False, fingerprint=np.array(self._fingerprint), **arrays)
-        self._folder.make()
-        self._folder.publish(self._name, sink.getvalue())
+        np.savez(sink, allow_pickle=False, fingerprint=np.array(self.fingerprint), **arrays)
+        self.folder.make()
+        self.folder.publish(self.name, sink.getvalue())
 
 
 def fit_network(
     spool: Spool,
     settings: AnySettings,
-    learn: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
+    learn: Integers,
+    targets: Integers,
     *,
     n_labels: int,
     fitting: Fitting,
-    validate: npt.NDArray[np.int64] | None = None,
+    validate: Integers | None = None,
     on_epoch: Epoch = lambda epoch, figures: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Any, dict[str, list[float]]]:
     """Fit a recipe's network: the notebook's as the notebook does, that of sequences with augmentation.
 
-    Parameters
-    ----------
-    spool, settings
-        Features of all rows, and what they are.
-    learn
-        Numbers of the rows to learn from.
-    targets
-        Number of the label of each row of the spool, shape (n_rows,).
-    n_labels
-        How many labels there are.
-    fitting
-        How.
-    validate
-        Numbers of the rows that are judged after each epoch, of which nothing is learnt; None for none.
-    on_epoch
-        Called after each epoch with its number, from 1, and its figures.
-    checkpoint
-        Where to go on from, and to keep each epoch; None for nowhere.
+    `learn` are the numbers of the rows to learn from, and `targets` has the number of the label of each row of the spool.
+    Rows of `validate` are judged after each epoch, and nothing is learnt from them. `on_epoch` hears the number of an
+    epoch, from 1, and its figures. The fitting goes on from `checkpoint`, and keeps each epoch there.
 
     Returns
     -------
@@ -134,47 +109,49 @@ def fit_network(
     network = networks.build(settings, n_labels)
     _compile(network, settings)
     network.optimizer.build(network.trainable_variables)
+    variables = (*network.variables, *network.optimizer.variables)
+    patience = 0 if validate is None else fitting.patience
     history: dict[str, list[float]] = {}
     best: list[npt.NDArray[Any]] = []
     kept = None if checkpoint is None else checkpoint.read()
     if kept is not None:
         history = {name.removeprefix("history_"): kept[name].tolist() for name in kept if name.startswith("history_")}
-        _set(network, kept)
+        for number, variable in enumerate(variables):
+            variable.assign(kept[f"variable_{number}"])
         best = [kept[f"best_{number}"] for number in range(len(network.get_weights())) if f"best_{number}" in kept]
     n_steps = math.ceil(len(learn) / fitting.batch_size)
     done = len(next(iter(history.values()), []))
     for epoch in range(done, fitting.epochs):
-        if _is_over(history, fitting.patience):
+        losses = history.get("val_loss", [0.0])
+        if patience and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             break
         data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch)
         callbacks = [] if isinstance(settings, FeatureSettings) else [_cycle(network, epoch, n_steps, fitting.epochs)]
-        # Once for each epoch, for a fitting that goes on must begin it as one that was never stopped.
+        # One call for each epoch, because a fitting that goes on must begin it as one that was never stopped.
         logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
         figures = {name: float(values[-1]) for name, values in logs.items()}
         if validate is not None:
-            judged = _judge(network, spool, settings, validate, targets)
-            figures |= {f"val_{name}": value for name, value in judged.items()}
+            probabilities = predict_network(network, spool, settings, validate)
+            figures |= _judge(probabilities, targets[validate])
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
-        if fitting.patience and min(history["val_loss"]) == figures["val_loss"]:
+        if patience and min(history["val_loss"]) == figures["val_loss"]:
             best = network.get_weights()
         if checkpoint is not None:
             checkpoint.write(
                 {
                     **{f"history_{name}": np.array(values) for name, values in history.items()},
-                    **{f"variable_{number}": value for number, value in enumerate(_variables(network))},
+                    **{f"variable_{number}": value for number, value in enumerate(map(np.asarray, variables))},
                     **{f"best_{number}": value for number, value in enumerate(best)},
                 }
             )
         on_epoch(epoch + 1, figures)
-    if fitting.patience and best:
+    if patience and best:
         network.set_weights(best)
     return network, history
 
 
-def predict_network(
-    network: Any, spool: Spool, settings: AnySettings, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def predict_network(network: Any, spool: Spool, settings: AnySettings, rows: Integers) -> npt.NDArray[np.float32]:
     """Return what Keras gives for rows of a spool: probabilities, shape (n_rows, n_labels)."""
     found = np.empty((len(rows), network.output_shape[1]), np.float32)
     for start in range(0, len(rows), _ROWS):
@@ -218,8 +195,8 @@ def _cycle(network: Any, epoch: int, n_steps: int, epochs: int) -> Any:
 def _dataset(
     spool: Spool,
     settings: AnySettings,
-    learn: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
+    learn: Integers,
+    targets: Integers,
     n_labels: int,
     fitting: Fitting,
     epoch: int,
@@ -265,35 +242,13 @@ def _augmented(
     return networks.pad(rows, -(-longest // _LENGTHS) * _LENGTHS)
 
 
-def _judge(
-    network: Any,
-    spool: Spool,
-    settings: AnySettings,
-    rows: npt.NDArray[np.int64],
-    targets: npt.NDArray[np.int64],
-) -> dict[str, float]:
-    probabilities = predict_network(network, spool, settings, rows)
-    of_target = probabilities[np.arange(len(rows)), targets[rows]]
+def _judge(probabilities: npt.NDArray[np.float32], targets: Integers) -> dict[str, float]:
+    of_target = probabilities[np.arange(len(targets)), targets]
     return {
-        "accuracy": float(np.mean(probabilities.argmax(axis=1) == targets[rows])),
-        # As Keras bounds it.
-        "loss": float(-np.mean(np.log(np.maximum(of_target, 1e-7), dtype=np.float64))),
+        "val_accuracy": float(np.mean(probabilities.argmax(axis=1) == targets)),
+        # Keras has the same lower bound.
+        "val_loss": float(-np.mean(np.log(np.maximum(of_target, 1e-7), dtype=np.float64))),
     }
-
-
-def _is_over(history: Mapping[str, Sequence[float]], patience: int) -> bool:
-    losses = history.get("val_loss", [])
-    return bool(patience) and len(losses) - 1 - int(np.argmin(losses or [0])) >= patience
-
-
-def _variables(network: Any) -> list[npt.NDArray[Any]]:
-    """Return all that a fitting changes: weights, what dropout draws from, and the optimizer's moments."""
-    return [np.asarray(one) for one in (*network.variables, *network.optimizer.variables)]
-
-
-def _set(network: Any, kept: Mapping[str, npt.NDArray[Any]]) -> None:
-    for number, variable in enumerate((*network.variables, *network.optimizer.variables)):
-        variable.assign(kept[f"variable_{number}"])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from emotion_batch.training import networks, write_bundle
 from emotion_batch.training.write_bundle import require_new_bundle
 
 _PASSIVE = ("Dropout", "InputLayer")
-# What the notebook's layers compute, by what Keras calls it; a release that does not say has it so.
+# What the notebook's layers compute, in Keras's words. If a file of an older Keras does not state a value, it is this one.
 _LSTM = {
     "activation": "tanh",
     "recurrent_activation": "sigmoid",
@@ -83,84 +83,33 @@ def import_h5(
     folder, name = split_file(file)
     with explained(f"file {file.url}"):
         data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
-    return import_bundle(data, name, labels, to, on_note=(watcher or Watcher()).on_note)
-
-
-class SavedNetwork(NamedTuple):
-    """What an ``.h5`` holds of the notebook's network.
-
-    Attributes
-    ----------
-    weights
-        Arrays in Keras's order, of `bundle.weight_shapes`.
-    keras_version
-        Who wrote it; "" where the file does not say.
-    has_config
-        Whether it says what its layers compute, which then is what the notebook's do.
-    """
-
-    weights: list[npt.NDArray[np.float32]]
-    keras_version: str
-    has_config: bool
-
-
-def import_bundle(
-    data: bytes,
-    file: str,
-    labels: Sequence[str],
-    bundle: Folder,
-    *,
-    on_note: Callable[[str], None] = lambda text: None,
-) -> Card:
-    """Make a bundle of an ``.h5`` that the notebook saved, with the notebook's feature settings and segment.
-
-    Parameters
-    ----------
-    data, file
-        The file, and its name.
-    labels
-        Emotions in the order of the network's outputs: as scikit-learn's LabelEncoder had them, sorted.
-    bundle
-        Folder to write to.
-    on_note
-        Takes what is remarkable about the labels.
-
-    Returns
-    -------
-    The bundle's card, which has no figures.
-
-    Raises
-    ------
-    UsageError
-        If the labels are not distinct words, one for each output, or the file holds another network or more than that.
-    """
     labels = [clean(label) for label in labels]
     if not all(labels) or len(set(labels)) != len(labels) or len(labels) < 2:
         raise UsageError(
             f"labels: expected two or more words that differ, got {', '.join(map(repr, labels)) or 'none'}"
         )
-    saved = read_network(data, f"file {file}")
+    saved = read_network(data, f"file {name}")
     settings = FeatureSettings()
     n_outputs = len(saved.weights[-1])
     if n_outputs != len(labels):
         raise UsageError(
-            f"labels: expected {n_outputs}, one for each output of the network in {file}, got {len(labels)}; "
+            f"labels: expected {n_outputs}, one for each output of the network in {name}, got {len(labels)}; "
             "name them in the order of the outputs"
         )
     for note in _remark(labels):
-        on_note(note)
+        (watcher or Watcher()).on_note(note)
     network = networks.build_seed(settings.n_mfcc, n_outputs)
     network.set_weights(saved.weights)
     rng = np.random.default_rng(0)
     return write_bundle.write_bundle(
-        bundle,
+        to,
         network,
         labels=labels,
         feature_settings=settings,
         segments=Segments(),
         training={
             "imported": True,
-            "file": file,
+            "file": name,
             "sha256": sha256(data),
             "keras_version": saved.keras_version,
             "has_config": saved.has_config,
@@ -184,20 +133,23 @@ def _remark(labels: Sequence[str]) -> Iterator[str]:
             yield f"labels: {other!r} and {label!r} differ only in upper and lower case; see that they are two emotions"
 
 
+class SavedNetwork(NamedTuple):
+    """The weights of the notebook's network in an ``.h5``, in Keras's order, as `bundle.weight_shapes` has them.
+
+    `keras_version` is "" if the file does not name the Keras that wrote it. `has_config` is whether the file says what its
+    layers compute, which then is what the notebook's do.
+    """
+
+    weights: list[npt.NDArray[np.float32]]
+    keras_version: str
+    has_config: bool
+
+
 def read_network(data: bytes, thing: str) -> SavedNetwork:
     """Read the notebook's network out of an ``.h5`` of Keras 2 or 3, by its attributes ``layer_names`` and ``weight_names``.
 
-    Parameters
-    ----------
-    data
-        The file, whole or of weights alone (``save_weights``).
-    thing
-        What an error calls it.
-
-    Raises
-    ------
-    UsageError
-        If it is none, or its layers, their settings or the shapes of their weights are not the notebook's.
+    `data` is the file, whole or of weights alone (``save_weights``), and `thing` what an error calls it. It raises
+    UsageError if it is none, or its layers, their settings or the shapes of their weights are not the notebook's.
     """
     import h5py
 

@@ -22,21 +22,11 @@ import pyarrow.parquet as pq
 from emotion_batch.errors import UsageError
 from emotion_batch.storage import names
 from emotion_batch.storage.file_lists import is_list
-from emotion_batch.storage.folder import Folder, explained
+from emotion_batch.storage.folder import Folder, explained, split_file
 
 # Third number of a RAVDESS name; https://zenodo.org/records/1188976
-_RAVDESS_EMOTIONS = {
-    "01": "neutral",
-    "02": "calm",
-    "03": "happy",
-    "04": "sad",
-    "05": "angry",
-    "06": "fearful",
-    "07": "disgust",
-    "08": "surprised",
-}
-
-
+_RAVDESS_WORDS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+_RAVDESS_EMOTIONS = {f"{number:02}": word for number, word in enumerate(_RAVDESS_WORDS, start=1)}
 _COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
 # Starts of segments that differ by less than a millisecond are one, and so are ends within what decoders differ by.
 _STARTS_PER_S, _END_S = 1_000, 0.05
@@ -66,17 +56,10 @@ class Labeller(Protocol):
 def read_labels(source: str) -> Labeller:
     """Return what gives a recording's, or a segment's, reference label, or None where there is none.
 
-    Parameters
-    ----------
-    source
-        ``tess``, ``ravdess``, ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns ``file``,
-        ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group ``emotion``
-        and perhaps ``speaker``).
-
-    Raises
-    ------
-    UsageError
-        If `source` is none of these, or its table or pattern cannot be used.
+    `source` is ``tess``, ``ravdess``, ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
+    ``file``, ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group
+    ``emotion`` and perhaps ``speaker``). It raises UsageError if it is none of these, or its table or pattern cannot be
+    used.
     """
     kind, _, argument = source.partition(":")
     if kind in _BY_NAME and not argument:
@@ -116,25 +99,14 @@ class LabelTable:
     """Reference labels that a table gives to recordings, or to segments of them.
 
     A segment is found by the start and, if the table has one, by the end: what was heard of another stretch is no label. A
-    row without a start labels all segments of its recording that have no row of their own.
-
-    Parameters
-    ----------
-    thing
-        What an error calls the table.
-    rows
-        What it says.
-
-    Raises
-    ------
-    UsageError
-        If it gives one recording or one segment two labels.
+    row without a start labels all segments of its recording that have no row of their own. `thing` is what an error calls
+    the table. It raises UsageError if the table gives one recording or one segment two labels.
     """
 
     def __init__(self, thing: str, rows: Iterable[_TableRow]) -> None:
         self._thing = thing
         self._as_written: dict[str, _Rows] = {}
-        # About recordings that are called otherwise than the table writes them.
+        # Rows about recordings whose names the table writes in another form.
         self._by_key: dict[str, _Rows] = {}
         self._base = ""
         self._n_repeated = 0
@@ -143,35 +115,24 @@ class LabelTable:
     def settle(self, files: Iterable[str], archive: str) -> None:
         """Take in which recordings there are: a name that one of them has as it is written is that recording's alone.
 
-        Parameters
-        ----------
-        files
-            Names of recordings.
-        archive
-            Path or URL of their archive, by which absolute names are known.
-
-        Raises
-        ------
-        UsageError
-            If two rows are about one recording, or one segment, in different spellings, and differ.
+        `archive` is the path or URL by which absolute names are known. It raises UsageError if two rows are about one
+        recording, or one segment, in different spellings, and differ.
         """
         self._base = archive.rpartition("/")[0] if is_list(archive) else archive
         if not os.path.lexists(self._base):
-            # What a glob's names are relative to.
+            # A glob's names are relative to the folder before its first pattern.
             self._base = re.split(r"/[^/]*[*?\[]", self._base, maxsplit=1)[0]
         exact = self._as_written.keys() & set(files)
         if len(exact) == len(self._as_written):
             return
         known = {names.find_key(file, self._base): self._as_written[file] for file in sorted(exact, reverse=True)}
-        kept = []
-        for row in self._rows:
+        kept, self._rows = self._rows, []
+        for row in kept:
             if row.file not in exact:
                 key = names.find_key(row.file, self._base)
-                rows = known[key] if key in known else self._by_key.setdefault(key, {})
-                if not self._add(rows, row):
+                if not self._add(known[key] if key in known else self._by_key.setdefault(key, {}), row):
                     continue
-            kept.append(row)
-        self._rows = kept
+            self._rows.append(row)
 
     def __call__(self, file: str, start_s: float | None = None, end_s: float | None = None) -> Reference | None:
         """Return the label of a segment of a recording, None if there is none."""
@@ -180,17 +141,14 @@ class LabelTable:
             rows = self._by_key.get(names.find_key(file, self._base))
         if rows is None:
             return None
-        found = None if start_s is None else _find_segment(rows, start_s, end_s)
-        whole = rows.get(None)
-        if found is None and whole:
-            found = whole[0]
+        found = _find_row(rows, start_s, end_s) or _find_row(rows, None, None)
         if found is None:
             return None
         found.is_found = True
         return found.reference
 
     def describe_unfound(self) -> str:
-        """Return a sentence about rows that found no recording or segment, and such as were there again; "" if none."""
+        """Return a sentence about rows that found no recording or segment, or repeat another row; "" if there are none."""
         unfound = [row for row in self._rows if not row.is_found]
         said = []
         if unfound:
@@ -202,10 +160,8 @@ class LabelTable:
 
     def _add(self, rows: _Rows, row: _TableRow) -> bool:
         """Add a row to those about its recording, unless it is there; return whether it was not."""
-        if row.start_s is None:
-            at, same = None, next(iter(rows.get(None, ())), None)
-        else:
-            at, same = round(row.start_s * _STARTS_PER_S), _find_segment(rows, row.start_s, row.end_s)
+        at = None if row.start_s is None else round(row.start_s * _STARTS_PER_S)
+        same = _find_row(rows, row.start_s, row.end_s)
         if same is None:
             rows.setdefault(at, []).append(row)
             return True
@@ -216,8 +172,10 @@ class LabelTable:
         return False
 
 
-def _find_segment(rows: _Rows, start_s: float, end_s: float | None) -> _TableRow | None:
-    """Return the row about a segment; one without an end is about any that starts there."""
+def _find_row(rows: _Rows, start_s: float | None, end_s: float | None) -> _TableRow | None:
+    """Return the row about a segment, or about the whole recording; one without an end is about any that starts there."""
+    if start_s is None:
+        return next(iter(rows.get(None, ())), None)
     at = round(start_s * _STARTS_PER_S)
     for near in (at, at - 1, at + 1):
         for row in rows.get(near, ()):
@@ -240,21 +198,13 @@ def is_numeric(word: str) -> bool:
 def read_label_map(location: str) -> dict[str, str]:
     """Return what a file says that reference labels are called by the model; "" for those to be left out.
 
-    Parameters
-    ----------
-    location
-        Path or URL of ``.json`` (an object), ``.csv`` (the columns ``from`` and ``to``), or else of text with
-        ``from = to`` lines.
-
-    Raises
-    ------
-    UsageError
-        If it is none of these, or gives a label two names.
+    The file is ``.json`` (an object), ``.csv`` (the columns ``from`` and ``to``), or else text with ``from = to`` lines.
+    It raises UsageError if it is none of these, or gives a label two names.
     """
     place = Folder.of(location)
-    folder, _, name = place.url.rpartition("/")
+    folder, name = split_file(place)
     with explained(f"label map {place.url}"):
-        data = Folder(folder or "/").read(name)
+        data = folder.read(name)
     try:
         pairs = _read_pairs(name, names.as_utf8(data).decode("utf-8-sig"))
     except (ValueError, KeyError) as error:
@@ -274,18 +224,8 @@ def map_labels(
 ) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
     """Return reference labels as numbers of a model's labels, and what had to be left out.
 
-    Parameters
-    ----------
-    emotions
-        Reference label of each row.
-    label_map
-        As `read_label_map` gave it; a word that it lacks stays as it is.
-    known_labels
-        The model's labels.
-
-    Returns
-    -------
-    Number of each row's label, shape (n_rows,), -1 where the model has none for it; and the rows of these by word.
+    A word that `label_map` lacks stays as it is. The numbers have the shape (n_rows,), with -1 where the model has no
+    label; the other value counts these rows by word.
     """
     numbers = {names.clean(label): number for number, label in enumerate(known_labels)}
     words = list(emotions)
@@ -364,10 +304,10 @@ def _clean(emotion: str | None, speaker: str | None) -> Reference | None:
 
 def _read_table(location: str) -> LabelTable:
     place = Folder.of(location)
-    folder, _, name = place.url.rpartition("/")
+    folder, name = split_file(place)
     thing = f"labels {place.url}"
     with explained(thing):
-        data = Folder(folder or "/").read(name)
+        data = folder.read(name)
     try:
         if name.lower().endswith(".parquet"):
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)

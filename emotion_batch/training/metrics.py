@@ -16,15 +16,13 @@ from emotion_batch.errors import UsageError
 from emotion_batch.inference.confidence import SMALLEST, Floats
 from emotion_batch.libraries import load_matplotlib
 from emotion_batch.storage import names
-from emotion_batch.training.splits import Fold, number_words
+from emotion_batch.training.splits import Fold, Integers, number_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Integers = npt.NDArray[np.integer[Any]]
-# From here on, speakers themselves are resampled.
+# With this many speakers or more, the bootstrap resamples whole speakers.
 _LEAST_RESAMPLED = 10
-_PERCENTILES = (2.5, 97.5)
 
 
 def compute_metrics(
@@ -37,18 +35,9 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """Return the figures of some rows.
 
-    Parameters
-    ----------
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    probabilities
-        Probability of each label, shape (n_rows, n_labels).
-    labels
-        Their words.
-    speakers
-        Speaker of each row, shape (n_rows,), "" where unknown.
-    predicted
-        Number of the label that each row was given, shape (n_rows,); by default the most probable one.
+    `targets` and `predicted` are the numbers of each row's reference label and of the label that it was given (by default
+    the most probable one), shape (n_rows,). `probabilities` has the shape (n_rows, n_labels). `speakers` has "" where the
+    speaker is unknown. It raises UsageError if there are no rows.
 
     Returns
     -------
@@ -56,11 +45,6 @@ def compute_metrics(
     reference has; giving another one is wrong), ``recall`` and ``precision`` by label (None where the reference lacks
     it, and precision also where no row was given it), ``confusion``, shape (n_labels, n_labels), true labels down,
     ``nll`` in nats, and ``ece``.
-
-    Raises
-    ------
-    UsageError
-        If there are no rows.
     """
     from sklearn import metrics
 
@@ -69,33 +53,37 @@ def compute_metrics(
     if predicted is None:
         predicted = np.argmax(probabilities, axis=1)
     numbers = list(range(len(labels)))
-    is_present = np.isin(numbers, targets)
-    averages = {"labels": numbers, "average": None, "zero_division": np.nan}
-    recall = metrics.recall_score(targets, predicted, **averages)
-    precision = np.where(is_present, metrics.precision_score(targets, predicted, **averages), np.nan)
+    precision, recall, _, n_rows = metrics.precision_recall_fscore_support(
+        targets, predicted, labels=numbers, zero_division=np.nan
+    )
+    is_present = n_rows > 0
     return {
         "n_rows": len(targets),
         "n_speakers": len(set(number_words(speakers)[1]) - {""}),
         "accuracy": float(metrics.accuracy_score(targets, predicted)),
         "uar": float(np.mean(recall[is_present])),
         "recall": _by_label(labels, recall),
-        "precision": _by_label(labels, precision),
+        "precision": _by_label(labels, np.where(is_present, precision, np.nan)),
         "confusion": metrics.confusion_matrix(targets, predicted, labels=numbers).tolist(),
+        **measure_confidence(targets, probabilities),
+    }
+
+
+def pick(figures: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return some of the figures, by name."""
+    return {name: figures[name] for name in names}
+
+
+def measure_confidence(targets: Integers, probabilities: Floats) -> dict[str, float]:
+    """Return ``nll``, in nats, and ``ece``."""
+    return {
         "nll": negative_log_likelihood(targets, probabilities),
         "ece": expected_calibration_error(targets, probabilities),
     }
 
 
 def negative_log_likelihood(targets: Integers, probabilities: Floats) -> float:
-    """Return the mean of minus the logarithm of the reference label's probability, in nats.
-
-    Parameters
-    ----------
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    probabilities
-        Probability of each label, shape (n_rows, n_labels); 0 counts as float32's smallest normal number.
-    """
+    """Return the mean of minus the logarithm of the reference label's probability, in nats; see `confidence.SMALLEST`."""
     of_target = np.take_along_axis(probabilities, targets[:, np.newaxis], axis=1).astype(np.float64)
     return float(-np.log(np.maximum(of_target, SMALLEST)).mean())
 
@@ -105,15 +93,6 @@ def expected_calibration_error(targets: Integers, probabilities: Floats, n_bins:
 
     Equation 3 of Guo et al., "On Calibration of Modern Neural Networks", 2017 (https://arxiv.org/abs/1706.04599), with
     their 15 bins of equal width, and the label's probability as its confidence.
-
-    Parameters
-    ----------
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    probabilities
-        Probability of each label, shape (n_rows, n_labels).
-    n_bins
-        Bins from 0 to 1.
     """
     n_rows, confidence, n_right = _bin(targets, probabilities, n_bins)
     return float(np.abs(confidence - n_right).sum() / n_rows.sum())
@@ -122,9 +101,7 @@ def expected_calibration_error(targets: Integers, probabilities: Floats, n_bins:
 def reliability(targets: Integers, probabilities: Floats, n_bins: int = 15) -> dict[str, list[Any]]:
     """Return what a reliability diagram shows, by bin of confidence: the bins of `expected_calibration_error`.
 
-    Returns
-    -------
-    ``n_rows``, ``confidence`` and ``accuracy``, a list of n_bins each; the means are None where a bin has no rows.
+    They are ``n_rows``, ``confidence`` and ``accuracy``, a list of n_bins each; a mean is None if its bin has no rows.
     """
     n_rows, confidence, n_right = _bin(targets, probabilities, n_bins)
     return {
@@ -144,20 +121,9 @@ def intervals(
 ) -> dict[str, Any]:
     """Return 95 % intervals of accuracy and UAR, by the percentile bootstrap over speakers (Efron, 1979).
 
-    Rows of one speaker are alike, so that whole speakers are drawn where there are ten or more. With fewer, what is
-    drawn are the rows of one speaker and one emotion; that says nothing of how unlike the next speaker will be, and the
-    interval is too narrow for that. All rows whose speaker is unknown are taken as one more speaker's.
-
-    Parameters
-    ----------
-    targets, predicted
-        Number of each row's reference label and of the label that it was given, shape (n_rows,).
-    speakers
-        Speaker of each row, shape (n_rows,), "" where unknown.
-    n_resamples
-        Draws with replacement.
-    seed
-        Decides them.
+    Rows of one speaker are alike, so whole speakers are drawn if there are ten or more. With fewer, the bootstrap draws
+    the rows of one speaker and one emotion. That says nothing of how unlike the next speaker will be, so the interval
+    is too narrow for new speakers. All rows whose speaker is unknown count as one more speaker's.
 
     Returns
     -------
@@ -195,23 +161,10 @@ def precision_at_priors(
 ) -> dict[str, float | None]:
     """Return the precision by label that an archive with other shares of the emotions would see, by Bayes's rule.
 
-    Parameters
-    ----------
-    confusion
-        Number of rows by true label (down) and given label (across), shape (n_labels, n_labels).
-    labels
-        Their words.
-    priors
-        How common each label is, in any unit; a label that is not named does not occur.
-
-    Returns
-    -------
-    Precision by label; None where the label does not occur or would be given to no row.
-
-    Raises
-    ------
-    UsageError
-        If a label is unknown, a prior is negative or not finite, none is above 0, or a label that occurs has no rows.
+    `confusion` has the rows by true label (down) and given label (across). `priors` says how common each label is, in any
+    unit; a label that is not named does not occur. The precision is None if the label does not occur or would be given to
+    no row. It raises UsageError if a label is unknown, a prior is negative or not finite, none is above 0, or a label that
+    occurs has no rows.
     """
     if unknown := sorted(set(priors) - set(labels)):
         raise UsageError(f"priors: expected labels among {', '.join(labels)}, got {unknown[0]!r}")
@@ -237,10 +190,7 @@ def precision_at_priors(
 def read_priors(text: str) -> dict[str, float]:
     """Return the class priors that ``angry=0.1,neutral=0.7`` or ``@FILE``, with a JSON object of them, states.
 
-    Raises
-    ------
-    UsageError
-        If it is neither, or a label comes twice.
+    It raises UsageError if the text is neither, or a label comes twice.
     """
     try:
         if text.startswith("@"):
@@ -268,40 +218,25 @@ def judge_shortcut(
 ) -> dict[str, Any]:
     """Return how well something plain, such as duration alone, gives the labels: the corpus's artefact, not emotion.
 
-    Parameters
-    ----------
-    values
-        What is to be judged, finite, shape (n_rows,) or (n_rows, n_values).
-    targets
-        Number of each row's reference label, shape (n_rows,).
-    labels
-        Their words.
-    speakers
-        Speaker of each row, shape (n_rows,).
-    folds
-        The model's own.
-
-    Returns
-    -------
-    As `measure`, of a logistic regression on standardised values, over the judged rows of all folds.
+    It fits a logistic regression to standardised values, shape (n_rows,) or (n_rows, n_values), on each of the model's
+    own folds, and returns the figures of `compute_metrics` over the judged rows of all folds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     columns = values.reshape(len(targets), -1).astype(np.float64)
-    found = []
+    probabilities, judged = np.zeros((len(targets), len(labels))), [np.zeros(0, np.int64)]
     for fold in folds:
-        regression = make_pipeline(StandardScaler(), LogisticRegression())
-        regression.fit(columns[fold.learnt], targets[fold.learnt])
-        probabilities = np.zeros((len(fold.judged), len(labels)))
-        probabilities[:, regression.classes_] = regression.predict_proba(columns[fold.judged])
-        found.append((fold.judged, probabilities))
-    if not found:
+        regression = make_pipeline(StandardScaler(), LogisticRegression()).fit(
+            columns[fold.learnt], targets[fold.learnt]
+        )
+        probabilities[np.ix_(fold.judged, regression.classes_)] = regression.predict_proba(columns[fold.judged])
+        judged.append(fold.judged)
+    rows = np.concatenate(judged)
+    if not len(rows):
         raise UsageError("shortcut: expected one fold or more to judge it on, got none")
-    judged = np.concatenate([rows for rows, _ in found])
-    probabilities = np.concatenate([rows for _, rows in found])
-    return compute_metrics(targets[judged], probabilities, labels, speakers=speakers[judged])
+    return compute_metrics(targets[rows], probabilities[rows], labels, speakers=speakers[rows])
 
 
 def _by_label(labels: Sequence[str], values: Floats) -> dict[str, float | None]:
@@ -328,7 +263,7 @@ def _resample(random: np.random.Generator, n_drawn: int, shares: Floats, counts:
 def _percentiles(draws: Sequence[tuple[float, float]], n_units: int) -> dict[str, list[float] | None]:
     if n_units < 2:
         return {"accuracy": None, "uar": None}
-    accuracy, uar = np.percentile(draws, _PERCENTILES, axis=0).T.tolist()
+    accuracy, uar = np.percentile(draws, (2.5, 97.5), axis=0).T.tolist()
     return {"accuracy": accuracy, "uar": uar}
 
 
@@ -343,13 +278,7 @@ def _plain_matplotlib() -> Iterator[None]:
 
 @_plain_matplotlib()
 def draw_training(history: Mapping[str, Sequence[float]]) -> bytes:
-    """Draw loss and accuracy by epoch, for training and held-out rows.
-
-    Parameters
-    ----------
-    history
-        What Keras's ``history.history`` holds.
-    """
+    """Draw loss and accuracy by epoch, for training and held-out rows, out of Keras's ``history.history``."""
     figure = _figure(9.0, 3.6)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for series, words in ((name, "training"), (f"val_{name}", "held out")):
@@ -363,17 +292,7 @@ def draw_training(history: Mapping[str, Sequence[float]]) -> bytes:
 
 @_plain_matplotlib()
 def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> bytes:
-    """Draw a confusion matrix with its counts.
-
-    Parameters
-    ----------
-    matrix
-        Number of rows by true label (down) and predicted label (across), shape (n_labels, n_labels).
-    labels
-        Their words.
-    title
-        What was judged.
-    """
+    """Draw a confusion matrix with its counts, true labels down."""
     side = 2.4 + 0.55 * len(labels)
     figure = _figure(side + 0.6, side)
     axes = figure.subplots()
@@ -392,13 +311,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], title
 
 @_plain_matplotlib()
 def draw_reliability(raw: Mapping[str, Sequence[Any]], calibrated: Mapping[str, Sequence[Any]]) -> bytes:
-    """Draw accuracy by confidence, as the network is and calibrated, over the number of rows in each bin.
-
-    Parameters
-    ----------
-    raw, calibrated
-        What `metrics.reliability` gave, of equally many bins.
-    """
+    """Draw accuracy by confidence, before and after calibration, over the number of rows in each bin of `reliability`."""
     figure = _figure(5.0, 5.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as sure as right")

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,30 +30,22 @@ from emotion_batch.training.fit import (
     BATCH_SIZES,
     EPOCHS,
     Checkpoint,
-    Epoch,
     Fitting,
     TrainingSettings,
     fit_network,
     predict_network,
     prepare_batches,
 )
-from emotion_batch.training.metrics import (
-    compute_metrics,
-    draw_confusion,
-    draw_reliability,
-    draw_training,
-    intervals,
-    judge_shortcut,
-    reliability,
-)
-from emotion_batch.training.splits import NO_FOLD, SpeakerFolds, Split
+from emotion_batch.training.metrics import draw_confusion, draw_reliability, draw_training, intervals, pick, reliability
+from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, SpeakerFolds, Split
 from emotion_batch.training.write_bundle import require_new_bundle
 
-FILES = write_bundle.FILES
-# Rows on which what workers execute is compared with Keras, and of which segments unlike the others are told.
+# Rows on which what workers execute is compared with Keras, and rows that the domain is made of.
 _N_COMPARED, _N_DOMAIN = 4_096, 20_000
-# How files are called that a training which is stopped goes on from; they are gone when it has ended.
+# Files from which a stopped training goes on end in this; they are deleted when the training has ended.
 _KEPT = ".checkpoint"
+# Hears what is trained, the epoch's number, from 1, of how many, and its figures.
+_OnEpoch = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 def train(
@@ -100,7 +92,6 @@ def train(
     require_new_bundle(to, force)
     manifest = inventory.read_manifest(place, info)
     parts.require_complete(place, info, manifest.shards)
-    exported, name = (None, "") if h5 is None else split_file(Folder.of(h5, storage_options))
     return train_bundle(
         place,
         info,
@@ -109,67 +100,60 @@ def train(
         settings or TrainingSettings(),
         on_epoch=on_epoch,
         on_note=(watcher or Watcher()).on_note,
-        h5=exported,
-        h5_name=name,
+        h5=None if h5 is None else split_file(Folder.of(h5, storage_options)),
     )
 
 
+@dataclass(frozen=True)
 class _Trainer:
-    """One training: a network on the rows to be learnt from, and one for each fold of speakers.
+    """Trains a network on the rows to be learnt from, and one for each fold of speakers, with checkpoints in `folder`.
 
-    Parameters
-    ----------
-    data, spool
-        Rows with labels, and their features.
-    fitting
-        How to fit.
-    patience
-        Of the network that is kept; in folds there is nobody to judge an epoch.
-    folder, identity
-        Of the bundle, where checkpoints go, and a fingerprint of all that decides this training.
+    `identity` is a fingerprint of all that decides the training.
     """
 
-    def __init__(
-        self, data: Dataset, spool: Spool, fitting: Fitting, patience: int, folder: Folder, identity: str
-    ) -> None:
-        self._data = data
-        self._spool = spool
-        self._fitting = fitting
-        self._patience = patience
-        self._folder = folder
-        self._identity = identity
+    data: Dataset
+    spool: Spool
+    fitting: Fitting
+    folder: Folder
+    identity: str
+    on_epoch: _OnEpoch
 
     def fit(
-        self, learn: npt.NDArray[np.bool_], validate: npt.NDArray[np.int64] | None, on_epoch: Epoch, name: str
+        self, learn: Booleans, validate: Integers | None, phase: str, name: str
     ) -> tuple[Any, dict[str, list[float]]]:
-        data, order = self._data, self._data.order
+        order, epochs = self.data.order, self.fitting.epochs
         return fit_network(
-            self._spool,
-            data.settings,
+            self.spool,
+            self.data.settings,
             order[learn[order]],
-            data.targets,
-            n_labels=len(data.labels),
-            fitting=Fitting(**{**asdict(self._fitting), "patience": 0 if validate is None else self._patience}),
+            self.data.targets,
+            n_labels=len(self.data.labels),
+            fitting=self.fitting,
             validate=validate,
-            on_epoch=on_epoch,
-            checkpoint=Checkpoint(self._folder, f".{name}{_KEPT}", self._identity),
+            on_epoch=lambda epoch, figures: self.on_epoch(phase, epoch, epochs, figures),
+            checkpoint=self.keep(name),
         )
 
-    def predict(self, network: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return predict_network(network, self._spool, self._data.settings, rows)
+    def keep(self, name: str) -> Checkpoint:
+        return Checkpoint(self.folder, f".{name}{_KEPT}", self.identity)
 
-    def predict_fold(self, fold: splits.Fold, number: int, on_epoch: Epoch) -> npt.NDArray[np.float32]:
-        """Return what a network gives for a fold's speakers that has not heard them; what was computed once is kept."""
-        kept = Checkpoint(self._folder, f".fold-{number}{_KEPT}", self._identity)
-        found = kept.read()
-        if found is not None:
-            return np.asarray(found["probabilities"], np.float32)
-        learn = np.zeros(len(self._data.targets), bool)
-        learn[fold.learnt] = True
-        network, _ = self.fit(learn, None, on_epoch, f"without-{number}")
-        probabilities = self.predict(network, fold.judged)
-        kept.write({"probabilities": probabilities})
-        return probabilities
+    def predict(self, network: Any, rows: Integers) -> npt.NDArray[np.float32]:
+        return predict_network(network, self.spool, self.data.settings, rows)
+
+    def predict_held_out(self, folds: SpeakerFolds) -> npt.NDArray[np.float32]:
+        """Return what networks that have not heard a row's speaker give for it, shape (n_rows, n_labels); 0 in no fold."""
+        held = np.zeros((len(self.data.targets), len(self.data.labels)), np.float32)
+        for number, fold in enumerate(folds):
+            kept = self.keep(f"fold-{number}")
+            found = kept.read()
+            if found is None:
+                learn = np.zeros(len(held), bool)
+                learn[fold.learnt] = True
+                network, _ = self.fit(learn, None, f"without {fold.name}", f"without-{number}")
+                found = {"probabilities": self.predict(network, fold.judged)}
+                kept.write(found)
+            held[fold.judged] = found["probabilities"]
+        return held
 
 
 def train_bundle(
@@ -179,41 +163,19 @@ def train_bundle(
     bundle: Folder,
     settings: TrainingSettings,
     *,
-    on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
+    on_epoch: _OnEpoch = lambda phase, epoch, epochs, figures: None,
     on_note: Callable[[str], None] = lambda text: None,
-    h5: Folder | None = None,
-    h5_name: str = "",
+    h5: tuple[Folder, str] | None = None,
 ) -> Card:
-    """Train the network of a feature table's recipe and write its bundle, card last.
+    """Train the network of a feature table's recipe, write its bundle, card last, and return the card; see `train`.
 
-    A training that is stopped goes on where it was when it is begun again, and ends as one that was not.
-
-    Parameters
-    ----------
-    table, info, shards
-        The feature table, what it is, and the numbers of its parts.
-    bundle
-        Folder to write to.
-    settings
-        How to train.
-    on_epoch
-        Called after each epoch with what is trained, its number, from 1, of how many, and its figures.
-    on_note
-        Takes what is remarkable.
-    h5, h5_name
-        Folder and name for the network as the notebook saved it; None for none.
-
-    Returns
-    -------
-    The bundle's card.
-
-    Raises
-    ------
-    UsageError
-        If the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
+    A training that is stopped goes on where it was when it is begun again, and ends as one that was not. `shards` are
+    the numbers of the table's parts. `h5` is a folder and a name. It raises UsageError if the rows cannot be learnt
+    from: no labels, one label, or labels with too few recordings.
     """
     recipe = info.feature_settings.recipe
     epochs, batch_size = settings.epochs or EPOCHS[recipe], settings.batch_size or BATCH_SIZES[recipe]
+    settings = replace(settings, epochs=epochs, batch_size=batch_size)
     how = Fitting(epochs, batch_size, settings.seed, settings.patience)
     with Spool(info.feature_settings) as spool:
         data = read_dataset(
@@ -221,41 +183,29 @@ def train_bundle(
         )
         for note in data.notes:
             on_note(note)
-        identity = _identify(data, settings, how)
-        trainer = _Trainer(data, spool, how, settings.patience, bundle, identity)
+        trainer = _Trainer(data, spool, how, bundle, _identify(data, settings), on_epoch)
         is_held_out = _hold_out(data, settings)
-        judged = data.order[is_held_out[data.order]]
-        network, history = trainer.fit(
-            ~is_held_out,
-            judged if len(judged) else None,
-            lambda *one: on_epoch("network", one[0], how.epochs, one[1]),
-            "network",
-        )
-        learnt = np.flatnonzero(~is_held_out)
-        metrics = {Split.TRAINING.value: _measure(data, learnt, trainer.predict(network, learnt))}
+        learnt, judged = np.flatnonzero(~is_held_out), data.order[is_held_out[data.order]]
+        network, history = trainer.fit(~is_held_out, judged if len(judged) else None, "network", "network")
+        shown = Split.TRAINING.value
+        metrics = {shown: _measure(data, learnt, trainer.predict(network, learnt))}
         if len(judged):
-            metrics[settings.validation] = _measure(data, judged, trainer.predict(network, judged))
+            shown = settings.validation
+            metrics[shown] = _measure(data, judged, trainer.predict(network, judged))
         folds = _find_folds(data, settings, on_note)
         extras: dict[str, bytes] = {}
         calibrated: dict[str, Any] = {}
         confidence: dict[str, Any] = {}
-        if folds.names:
-            held = _predict_held_out(trainer, folds, data, how, on_epoch)
-            metrics[Split.SPEAKER_HELD_OUT.value] = _judge_folds(data, folds, held)
-            calibrated, confidence = _calibrate(data, folds, held, settings)
+        if folds is not None:
+            shown = Split.SPEAKER_HELD_OUT.value
+            held = trainer.predict_held_out(folds)
+            metrics[shown] = _judge_folds(data, folds, held)
+            calibrated, confidence, extras[RELIABILITY] = _calibrate(data, folds, held, settings.precision)
             if confidence["threshold"] is None:
                 on_note(
                     f"no confidence with 20 rows or more of speakers held out reaches a precision of {settings.precision:g}: "
                     "is_confident will be false everywhere; a lower --precision may be reached"
                 )
-            extras[RELIABILITY] = _draw_reliability(data, folds, held, calibrated["temperature"])
-        shown = (
-            Split.SPEAKER_HELD_OUT.value
-            if folds.names
-            else settings.validation
-            if len(judged)
-            else Split.TRAINING.value
-        )
         card = write_bundle.write_bundle(
             bundle,
             network,
@@ -264,7 +214,6 @@ def train_bundle(
             segments=info.segments,
             training={
                 **asdict(settings),
-                **asdict(how),
                 "n_rows": len(data.targets),
                 "n_learnt": len(learnt),
                 "n_held_out": len(judged),
@@ -286,9 +235,10 @@ def train_bundle(
             },
         )
     if h5 is not None:
-        with explained(f"{h5.url}/{h5_name}"):
-            h5.make()
-            h5.publish(h5_name, networks.save_bytes(network, ".h5"))
+        folder, name = h5
+        with explained(f"{folder.url}/{name}"):
+            folder.make()
+            folder.publish(name, networks.save_bytes(network, ".h5"))
     with explained(f"bundle {bundle.url}"):
         for name in bundle.names():
             if name.endswith(_KEPT):
@@ -296,12 +246,12 @@ def train_bundle(
     return card
 
 
-def _identify(data: Dataset, settings: TrainingSettings, how: Fitting) -> str:
+def _identify(data: Dataset, settings: TrainingSettings) -> str:
     """Return a fingerprint of what a training gives: rows, labels and settings."""
     names, numbers = data.files.combine_chunks(), data.targets.tobytes()
     return fingerprint(
         {
-            "settings": {**asdict(settings), **asdict(how)},
+            "settings": asdict(settings),
             "labels": list(data.labels),
             "feature_id": data.settings.feature_id,
             "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
@@ -310,127 +260,87 @@ def _identify(data: Dataset, settings: TrainingSettings, how: Fitting) -> str:
     )
 
 
-def _hold_out(data: Dataset, settings: TrainingSettings) -> npt.NDArray[np.bool_]:
+def _hold_out(data: Dataset, settings: TrainingSettings) -> Booleans:
     if settings.held_out and settings.validation == Split.SEED:
         return splits.split_seed(data.files, settings.held_out)
     return splits.split_stratified(data.targets, data.files, settings.held_out, settings.seed)
 
 
-def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[str], None]) -> SpeakerFolds:
-    nothing = SpeakerFolds(np.full(len(data.targets), NO_FOLD, np.int64), (), data.n_speakers, 0)
+def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[str], None]) -> SpeakerFolds | None:
     if not settings.max_folds:
-        return nothing
+        return None
     try:
         folds = splits.speaker_folds(data.targets, data.speakers, max_folds=settings.max_folds, seed=settings.seed)
     except UsageError as error:
-        # There may be a use for the model all the same; that its figures lack is said.
+        # The model may be of use all the same, so a note says that its figures are missing.
         on_note(str(error))
-        return nothing
-    if folds.reason:
+        return None
+    if not folds.names:
         on_note(folds.reason)
-    if folds.names and folds.n_without_speaker:
+        return None
+    if folds.n_without_speaker:
         on_note(f"{folds.n_without_speaker:,} segments whose speaker is unknown are in no fold of speakers")
     return folds
 
 
-def _predict_held_out(
-    trainer: _Trainer,
-    folds: SpeakerFolds,
-    data: Dataset,
-    how: Fitting,
-    on_epoch: Callable[[str, int, int, Mapping[str, float]], None],
-) -> npt.NDArray[np.float32]:
-    """Return what networks that have not heard a row's speaker give for it, shape (n_rows, n_labels); 0 in no fold."""
-    held = np.zeros((len(data.targets), len(data.labels)), np.float32)
-    for number, fold in enumerate(folds):
-
-        def tell(epoch: int, figures: Mapping[str, float], name: str = fold.name) -> None:
-            on_epoch(f"without {name}", epoch, how.epochs, figures)
-
-        held[fold.judged] = trainer.predict_fold(fold, number, tell)
-    return held
-
-
-def _measure(data: Dataset, rows: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _measure(data: Dataset, rows: Integers, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return the figures of some rows, with intervals."""
-    targets, speakers = data.targets[rows], data.speakers[rows]
-    return {
-        **compute_metrics(targets, probabilities, data.labels, speakers=speakers),
-        "intervals": intervals(targets, probabilities.argmax(axis=1), speakers),
-    }
+    of_rows = intervals(data.targets[rows], probabilities.argmax(axis=1), data.speakers[rows])
+    return {**data.judge(rows, probabilities), "intervals": of_rows}
 
 
 def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return the figures of speakers that were not heard, each fold's too, and those of what needs no model."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
-    by_fold = [
-        {
-            "name": fold.name,
-            **compute_metrics(
-                data.targets[fold.judged], held[fold.judged], data.labels, speakers=data.speakers[fold.judged]
-            ),
-        }
-        for fold in folds
-    ]
-    shortcuts = {
-        name: judge_shortcut(values, data.targets, data.labels, data.speakers, folds)
-        for name, values in (("duration", data.duration_s), ("level", data.level))
-    }
-    kept = ("name", "n_rows", "accuracy", "uar")
+    by_fold = [(fold.name, data.judge(fold.judged, held[fold.judged])) for fold in folds]
+    shortcuts = data.judge_shortcuts(folds)
     return {
         **_measure(data, rows, held[rows]),
-        "folds": [{name: fold[name] for name in kept} for fold in by_fold],
-        "shortcuts": {name: {one: found[one] for one in ("accuracy", "uar")} for name, found in shortcuts.items()},
+        "folds": [{"name": name, **pick(found, "n_rows", "accuracy", "uar")} for name, found in by_fold],
+        "shortcuts": {name: pick(found, "accuracy", "uar") for name, found in shortcuts.items()},
     }
 
 
 def _calibrate(
-    data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], settings: TrainingSettings
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the temperature and the threshold of confidence, and what they do to speakers that they were not found on."""
-    source = Split.SPEAKER_HELD_OUT
-    found = calibrate.calibrate_across_folds(held, data.targets, folds.fold_of_row, source=source)
-    rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
-    sure = apply_temperature(held[rows], found["temperature"]).max(axis=1)
-    is_right = held[rows].argmax(axis=1) == data.targets[rows]
-    threshold = calibrate.choose_threshold(sure, is_right, precision=settings.precision)
+    data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], precision: float
+) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Return the temperature, the threshold of confidence, with what each does to other speakers, and a picture."""
+    source, fold_of_row = Split.SPEAKER_HELD_OUT, folds.fold_of_row
+    found = calibrate.calibrate_across_folds(held, data.targets, fold_of_row, source=source)
     judged = calibrate.judge_threshold_across_folds(
-        held, data.targets, folds.fold_of_row, source=source, n_speakers=folds.n_speakers, precision=settings.precision
+        held, data.targets, fold_of_row, source=source, n_speakers=folds.n_speakers, precision=precision
     )
-    return {**found, "names": list(folds.names)}, {"threshold": threshold.value, **judged}
-
-
-def _draw_reliability(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], temperature: float) -> bytes:
-    rows = folds.fold_of_row != NO_FOLD
-    raw = reliability(data.targets[rows], held[rows])
-    after = reliability(data.targets[rows], apply_temperature(held[rows], temperature))
-    return draw_reliability(raw, after)
+    rows = fold_of_row != NO_FOLD
+    targets, raw = data.targets[rows], held[rows]
+    sure = apply_temperature(raw, found["temperature"])
+    threshold = calibrate.choose_threshold(sure.max(axis=1), raw.argmax(axis=1) == targets, precision=precision)
+    picture = draw_reliability(reliability(targets, raw), reliability(targets, sure))
+    return {**found, "names": list(folds.names)}, {"threshold": threshold.value, **judged}, picture
 
 
 def _fit_domain(
     data: Dataset,
     spool: Spool,
-    folds: SpeakerFolds,
-    is_held_out: npt.NDArray[np.bool_],
+    folds: SpeakerFolds | None,
+    is_held_out: Booleans,
     settings: TrainingSettings,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return what tells segments unlike those that were learnt from; nothing where no recordings could be held out."""
+    """Return what tells segments unlike those that were learnt from; nothing if no recordings could be held out."""
     chosen = data.order
     if len(chosen) > _N_DOMAIN:
         chosen = np.sort(np.random.default_rng(settings.seed).choice(chosen, _N_DOMAIN, replace=False))
     held = is_held_out
     try:
         if not held.any():
-            # Of a model that learns from all, a fifth stands for the others here.
+            # If the model learns from all, a fifth stands for the others here.
             held = splits.split_stratified(data.targets, data.files, 0.2, settings.seed)
         summaries = domain.summarise_rows(recipes.to_table(spool.read(chosen), data.settings), data.settings)
+        held = held[chosen]
         shares = {}
-        if folds.names:
-            shares["new_voices"] = calibrate.flag_new_voices(summaries, folds.fold_of_row[chosen], held[chosen])[
-                "share"
-            ]
-        return calibrate.fit_domain(summaries[~held[chosen]], summaries[held[chosen]], flagged=shares).to_dict()
+        if folds is not None:
+            shares["new_voices"] = calibrate.flag_new_voices(summaries, folds.fold_of_row[chosen], held)["share"]
+        return calibrate.fit_domain(summaries[~held], summaries[held], flagged=shares).to_dict()
     except UsageError as error:
         on_note(str(error))
         return {}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from emotion_batch.errors import EmotionBatchError, UsageError
@@ -27,10 +30,6 @@ SPLITS = {
     "seed": "these weights, on the last fifth of the recordings by name, as the notebook's `validation_split`",
     "speaker_held_out": "the recipe's, not these weights': each speaker judged by networks that never heard them",
 }
-_USE = [
-    "Research, and looking through archives with a person who checks. Not for decisions about people: what a voice shows is",
-    "not what somebody feels, and figures on acted words say little of calls.",
-]
 
 
 def require_new_bundle(bundle: Folder, force: bool) -> None:
@@ -65,23 +64,9 @@ def write_bundle(
 ) -> Card:
     """Write a network's bundle, card last, and return the card.
 
-    Parameters
-    ----------
-    bundle
-        Folder to write to; files of another bundle that this one has not are deleted.
-    network
-        As `networks.build` gives it for the settings.
-    labels, feature_settings, segments, training, metrics, calibration, confidence, domain
-        As the card has them.
-    inputs
-        What the network reads of some rows, on which what workers execute must give Keras's probabilities.
-    extras
-        Further files out of `FILES`, by name.
-
-    Raises
-    ------
-    EmotionBatchError
-        If ONNX Runtime does not give Keras's probabilities.
+    `network` is as `networks.build` gives it for the settings. `inputs` is what it reads of some rows, on which what workers
+    execute must give Keras's probabilities, or else EmotionBatchError is raised. `extras` are further files out of
+    `FILES`. Files of an older bundle that this one has not are deleted.
     """
     graph, difference = _export(network, feature_settings, inputs)
     files = {WEIGHTS: networks.save_bytes(network, ".keras"), EXECUTABLE: graph, **extras}
@@ -91,7 +76,7 @@ def write_bundle(
         segments=segments,
         architecture=architecture_of(feature_settings),
         model_id=networks.fingerprint_network(network, labels, feature_settings),
-        # Of the probabilities that workers give from those that Keras gives, the largest on these rows.
+        # The largest difference, on these rows, between the probabilities of workers and of Keras.
         training={**training, "executable_difference": difference},
         metrics=metrics,
         calibration=calibration or {},
@@ -101,7 +86,7 @@ def write_bundle(
         files={},
     )
     files["README.md"] = describe(card).encode()
-    card = Card(**{**vars(card), "files": {name: sha256(data) for name, data in files.items()}})
+    card = replace(card, files={name: sha256(data) for name, data in files.items()})
     with explained(f"bundle {bundle.url}"):
         bundle.make()
         for name, data in files.items():
@@ -122,116 +107,16 @@ def describe(card: Card) -> str:
         else f"log-mel bands, fundamental frequency and voicing by frame at {settings.sample_rate:,} Hz, of"
     )
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
-    return "\n".join(
-        [
-            f"# Emotion model {card.model_id}",
-            "",
-            f"Labels: {', '.join(card.labels)}.",
-            "",
-            *(_describe_import if card.training.get("imported") else _describe_training)(card, features),
-            "",
-            "`emotion-batch label RECORDINGS TABLE --model THIS_FOLDER` labels with it; `model.keras` loads in Keras too.",
-            "",
-        ]
+    environment = jinja2.Environment(
+        autoescape=False,  # noqa: S701 Markdown is no HTML
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def _describe_training(card: Card, features: str) -> list[str]:
-    counts = card.training
-    lines = [
-        (
-            f"Trained on {counts['n_learnt']:,} segments of {counts['n_speakers'] or 'unknown'} speakers with labels from "
-            f"`{counts['labels']}`, {counts['n_held_out']:,} more held out (seed {counts['seed']})."
-        ),
-        features,
-        f"Licence of the data: {counts['data_licence'] or 'not stated'}.",
-        "",
-        "| judged on | segments | speakers | accuracy | 95 % | UAR | 95 % | NLL | ECE |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_figures(kind, values) for kind, values in card.metrics.items()),
-        "",
-        *(f"- `{kind}`: {SPLITS[kind]}." for kind in card.metrics),
-    ]
-    unit = next((values["intervals"]["unit"] for values in card.metrics.values() if values.get("intervals")), None)
-    if unit:
-        lines.append(f"- Intervals are by bootstrap over {unit}; over recordings alone they would be far too narrow.")
-    lines += ["", "## Limits", "", *_limits(card), "", "## Intended use", "", *_USE]
-    matrix = card.metrics.get("speaker_held_out") or card.metrics.get("stratified")
-    if matrix:
-        lines += [
-            "",
-            "## Confusion",
-            "",
-            "| true | " + " | ".join(card.labels) + " |",
-            "| --- " * (len(card.labels) + 1) + "|",
-        ]
-        lines += [
-            f"| {label} | " + " | ".join(map(str, row)) + " |"
-            for label, row in zip(card.labels, matrix["confusion"], strict=True)
-        ]
-    return lines
-
-
-def _figures(kind: str, values: Mapping[str, Any]) -> str:
-    intervals = values.get("intervals") or {}
-    of_accuracy, of_uar = (
-        f"{low_high[0]:.3f} to {low_high[1]:.3f}" if (low_high := intervals.get(name)) else ""
-        for name in ("accuracy", "uar")
-    )
-    return (
-        f"| {kind} | {values['n_rows']:,} | {values['n_speakers'] or 'unknown'} | {values['accuracy']:.3f} | {of_accuracy} | "
-        f"{values['uar']:.3f} | {of_uar} | {values['nll']:.2f} | {values['ece']:.3f} |"
-    )
-
-
-def _limits(card: Card) -> list[str]:
-    calibration, confidence, domain = card.calibration, card.confidence, card.domain
-    lines = []
-    if calibration:
-        lines.append(
-            f"- Confidence is divided by a temperature of {calibration['temperature']:.2f}, fitted on speakers held out; on "
-            f"speakers that it was not fitted on, NLL {calibration['raw']['nll']:.2f} became "
-            f"{calibration['calibrated']['nll']:.2f}, ECE {calibration['raw']['ece']:.3f} {calibration['calibrated']['ece']:.3f}."
-        )
-        lines += [
-            f"  - judged on {name}: temperature {fold['temperature']:.2f}, NLL {fold['raw']['nll']:.2f} to "
-            f"{fold['calibrated']['nll']:.2f}, ECE {fold['raw']['ece']:.3f} to {fold['calibrated']['ece']:.3f}"
-            for name, fold in zip(calibration["names"], calibration["folds"], strict=True)
-        ]
-    else:
-        lines.append("- Confidence is the network's own word: there were no two speakers to calibrate it by.")
-    if confidence:
-        got = "no row" if confidence["got"] is None else f"{confidence['got']:.3f} of them right"
-        where = "none, so that no row is" if confidence["threshold"] is None else f"{confidence['threshold']:.3f}"
-        lines.append(
-            f"- `is_confident` promises {confidence['promised']:g} (threshold {where}); on speakers that it was not chosen on: "
-            f"{got}, coverage {confidence['coverage']:.3f}, {confidence['n_speakers']} speakers."
-        )
-        if not confidence["is_guaranteed"]:
-            lines.append("  With fewer than five speakers nothing is guaranteed of another one.")
-    if domain:
-        flagged = domain["flagged"].get("new_voices")
-        others = "" if flagged is None else f"; of speakers never heard it flags {flagged:.0%}"
-        lines.append(
-            f"- `is_in_domain` is false beyond the 99th percentile of recordings held out{others}: a new voice, room or "
-            "telephone is unlike those it was trained on."
-        )
-    return lines
-
-
-def _describe_import(card: Card, features: str) -> list[str]:
-    origin = card.training
-    by = f"Keras {origin['keras_version']}" if origin["keras_version"] else "an unknown Keras"
-    activations = (
-        "as the file says" if origin["has_config"] else "taken to be the notebook's, for the file does not say"
-    )
-    return [
-        f"Imported from `{origin['file']}` of {by} (SHA-256 {origin['sha256']}): its weights, in the notebook's network;",
-        f"the order of its labels as stated at the import, activations {activations}.",
-        features,
-        "",
-        "Nothing is known here of what it was trained on, and it was judged on nothing: it has no figures.",
-    ]
+    environment.filters["number"] = format
+    template = resources.files(__package__).joinpath("templates", "README.md.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(card=card, about=card.training, features=features, splits=SPLITS)
 
 
 def _export(network: Any, settings: AnySettings, inputs: Inputs) -> tuple[bytes, float]:

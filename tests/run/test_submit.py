@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -22,18 +19,8 @@ from support.servers import write_authority
 from support.shell_cluster import ShellCluster, shell_cluster
 
 import emotion_batch
-from emotion_batch.errors import CancelledError, IncompleteError, UsageError
-from emotion_batch.run.record import Recorder, Summary
+from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
-from emotion_batch.storage.entries import Entry
-from emotion_batch.storage.folder import Folder, seal
-from emotion_batch.tables import lease
-from emotion_batch.tables.lease import others_at_work
-from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.table import read_info
-from emotion_batch.worker.job import Job, TablePlace
-from emotion_batch.worker.shard import Work, make_tasks
 
 # Windows that overlap so much that a shard takes a second or two.
 SLOWLY = ("--window", "1", "--hop", "0.01")
@@ -53,12 +40,6 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
 
 def records(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_bytes()) for path in sorted((folder / "_table" / "runs").glob("*.json"))]
-
-
-def left(run: str) -> lease.Holder:
-    """Return what a lease says of a run that was handed over just now."""
-    now = time.time()
-    return lease.Holder(run, "elsewhere", 0, now, now, {"left_s": now}, scheduler="tls://there:8786")
 
 
 def kill(process: object) -> None:
@@ -256,83 +237,6 @@ def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alon
     assert table(folder).equals(table(alone))
 
 
-def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, speech: Path, tmp_path: Path) -> None:
-    """A lost shard goes out again when workers are idle for long; a run whose end was lost gets its record."""
-    folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    for path in (folder / "_table" / "runs").iterdir():
-        path.unlink()
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20260101T000000Z-00000000"
-    began = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = lease.Lease(place, run)
-    holder.begin()
-    left = holder.leave("tls://there:8786", left_s=time.time())
-    job = Job(features=TablePlace(place, info), archive=Folder.of(speech))
-    work = Work(job, run)
-    submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), (), left)
-    watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
-    lost = sorted(folder.glob("*.parquet"))[2]
-    part = lost.read_bytes()
-    lost.unlink()
-    now_s = 1e9
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
-    now_s += 10_000
-    assert watch.look(now_s, has_idle_workers=False, is_quiet=False) == []
-    (task,) = watch.look(now_s, has_idle_workers=True, is_quiet=True)
-    assert f"part-{task.shard:06d}.parquet" == lost.name
-    # The shard is not handed out again at once.
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
-    submission.do(task)
-    assert lost.read_bytes() == part
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
-    now_s += 10_000
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=False) == []
-    # By its watch the run has lasted for hours, by the clock of this machine for some seconds.
-    (holder,) = emotion_batch.status(folder).at_work
-    assert holder.progress["elapsed_s"] == 20_000
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) is None
-    (record,) = records(folder)
-    assert record["outcome"] == "complete"
-    assert record["counts"]["n_recordings"] == 89
-    assert record["elapsed_s"] == 20_000
-    assert not list((folder / "_table" / "runs").glob("*.lease"))
-
-
-def test_a_run_that_was_taken_for_dead_is_seen_again(
-    alone: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If a machine has taken a run for dead whose cluster had no workers, its next worker gives the lease back."""
-    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
-    folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    min(folder.glob("*.parquet")).unlink()
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20300101T000000Z-00000000"
-    holder = left(run)
-    old = dataclasses.replace(holder, renewed_s=time.time() - 1_000)
-    place.publish(lease.lease_name(run), seal(vars(old)))
-    assert cancel_runs(place) == [run]
-    assert others_at_work(place, "another") == []
-    assert emotion_batch.status(folder).at_work == ()
-    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
-    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
-    submission = Submission(work, recorder, Summary(place.url), (), holder)
-    watch = SubmissionWatch(submission, 1)
-    # It looks on, and what was cancelled is so still.
-    assert watch.look(1e9, has_idle_workers=True, is_quiet=True) == []
-    status = emotion_batch.status(folder)
-    assert ([one.run for one in status.at_work], status.cancelled) == ([run], (run,))
-    assert status.last_run["run"] != run
-    assert watch.look(1e9 + 100, has_idle_workers=True, is_quiet=True) is None
-    assert records(folder)[-1]["outcome"] == "cancelled"
-    # A sign that comes late does not bring a run back that has ended.
-    lease.attend(place, holder)
-    assert emotion_batch.status(folder).at_work == ()
-
-
 @pytest.mark.torture
 @pytest.mark.parametrize("ahead_s", [900, -900])
 def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp_path: Path, ahead_s: int) -> None:
@@ -357,81 +261,6 @@ def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp
     assert (first["run"], first["outcome"], second["outcome"]) == (run, "cancelled", "complete")
     assert 15 < first["elapsed_s"] < 300
     assert table(folder).equals(table(alone))
-
-
-def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech: Path, tmp_path: Path) -> None:
-    """What a shard usually takes is told from the time in which shards came, not from that in which none does."""
-    folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20260101T000000Z-00000000"
-    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
-    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
-    n_threads = len(list(folder.glob("*.parquet"))) // 2
-    # 100 s in which shards came and 900 s without any: some 50 s a shard.
-    before = Summary(place.url)
-    before.elapsed_s = 100.0
-    watch = SubmissionWatch(Submission(work, recorder, before, (), left(run)), n_threads)
-    min(folder.glob("*.parquet")).unlink()
-    assert watch.look(1e9, has_idle_workers=True, is_quiet=False) == []
-    assert len(watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False)) == 1
-    # Handed out, it is waited for anew.
-    assert watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False) == []
-
-
-def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Path) -> None:
-    """Receipts, failures and cancelled shards become one record, in whatever order they are added."""
-    folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20260101T000000Z-00000000"
-    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
-    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(work, recorder, Summary(place.url), (), left(run))
-    lost = sorted(folder.glob("*.parquet"))[0]
-    lost.unlink()
-    tasks = make_tasks(Manifest(place), [0, 1], {})
-    totals = [submission.gather([submission.do(task)]) for task in tasks]
-    total = submission.merge([submission.merge(totals[1:]), totals[0]])
-    assert (total.summary.n_shards_done, total.n_failures) == (2, 0)
-    place.publish(lease.cancellation_name(run), seal({"host": "elsewhere"}))
-    failed = submission.gather([submission.do(tasks[0])])
-    assert [failure.is_cancelled for failure in failed.failures] == [True]
-    with pytest.raises(CancelledError, match="cancelled from elsewhere"):
-        work(tasks[0])
-    submission.close(submission.merge([total, failed]))
-    assert records(folder)[0]["outcome"] == "cancelled"
-
-
-def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Path) -> None:
-    """The shard that finds it has the rest not begun, rather than all night in vain, and the record says of what."""
-    folder, archive = tmp_path / "table", tmp_path / "archive"
-    shutil.copytree(alone, folder)
-    for part in sorted(folder.glob("*.parquet"))[:2]:
-        part.unlink()
-    place = Folder.of(folder)
-    info = read_info(place)
-    manifest = Manifest(place)
-    (entries,) = manifest.entries([0])
-    witness = Entry(**entries.to_pylist()[0])
-    job = Job(features=TablePlace(place, info), archive=Folder.of(archive), witnesses=(witness,))
-    run = "20260101T000000Z-00000000"
-    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(Work(job, run), recorder, Summary(place.url, run=run), (), left(run))
-    # Nothing is there any more, which no recording is to blame for.
-    tasks = make_tasks(manifest, [0, 1], {})
-    outcomes = [submission.do(task) for task in tasks]
-    assert [outcome.is_cancelled for outcome in outcomes] == [False, True]
-    totals = [submission.gather([outcome]) for outcome in outcomes]
-    submission.close(submission.merge(totals[::-1]))
-    (record,) = [one for one in records(folder) if one["run"] == run]
-    assert record["outcome"] == "failed"
-    assert "2 shards were not done" in record["error"]
-    assert "expected it to exist" in record["error"]
-    assert not list((folder / "_table" / "runs").glob("*.cancel"))
-    assert len(list(folder.glob("*.parquet"))) == len(manifest.shards) - 2
 
 
 def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:

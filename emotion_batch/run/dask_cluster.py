@@ -29,7 +29,6 @@ from distributed import (
     fire_and_forget,
     futures_of,
     get_client,
-    get_worker,
     secede,
 )
 from distributed.client import FutureCancelledError
@@ -91,15 +90,13 @@ class Cluster:
         with contextlib.suppress(Exception):
             self.dashboard = client.dashboard_link or None
         self.is_local = is_local
-        # The worker that this process is, if it is one.
-        self._here: str | None = None
 
     @classmethod
     def of_worker(cls, on_note: Callable[[str], None]) -> Cluster:
         """Return the cluster of the worker that this task runs on; the task no longer holds one of its threads."""
         secede()
         cluster = cls(get_client(), False, on_note)
-        cluster._here, cluster.dashboard = get_worker().address, None
+        cluster.dashboard = None
         return cluster
 
     def threads(self) -> dict[str, int]:
@@ -259,16 +256,14 @@ class Cluster:
             Dask's key of the call; a second call with it is the same one.
         """
         wake(self._client, self._on_note)
-        # Before any shard, because a worker that Dask pauses over its first shards begins nothing more.
         submitted = self._client.submit(
             do_partition,
             function,
             task,
             key=key,
             priority=1,
-            # A worker that joined since the preflight may lack the package, and then could not even pass the call on.
-            workers=[self._here] if self._here else sorted(self.threads()),
-            allow_other_workers=True,
+            # For what passes. Workers are not named, because Dask never begins a call again whose named workers are all gone.
+            retries=3,
         )
         # The scheduler keeps the call until it is done, even if this client leaves.
         fire_and_forget(submitted)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +23,12 @@ from support.shell_cluster import ShellCluster, shell_cluster
 
 import emotion_batch
 from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.run import dask_client
+from emotion_batch.run.dask_client import open_client
 from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.storage.folder import Folder, seal
+from emotion_batch.tables import lease
+from emotion_batch.tables.lease import others_at_work
 
 # Windows that overlap so much that a shard takes a second or two.
 SLOWLY = ("--window", "1", "--hop", "0.01")
@@ -261,6 +269,197 @@ def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp
     assert (first["run"], first["outcome"], second["outcome"]) == (run, "cancelled", "complete")
     assert 15 < first["elapsed_s"] < 300
     assert table(folder).equals(table(alone))
+
+
+def find_driver(client: Client) -> tuple[str, int]:
+    """Return the key of the task that drives a submitted run, and the process of its worker."""
+    found: list[tuple[str, int]] = []
+
+    def is_there() -> bool:
+        keys = [(str(key), worker) for worker, keys in client.processing().items() for key in keys]
+        for key, worker in keys:
+            if key.startswith(dask_client.DRIVER_KEY):
+                pids = client.run(os.getpid, workers=[worker], on_error="ignore")
+                found.extend((key, pid) for pid in pids.values())
+        return bool(found)
+
+    wait_until(is_there)
+    return found[0]
+
+
+def driver_of(folder: Path) -> int:
+    """Return the number of the task that the lease of a table's run names, 0 if there is none."""
+    holders = lease.read_holders(Folder.of(folder))
+    return holders[0].driver if holders else 0
+
+
+def test_the_worker_of_the_driver_is_killed_five_times(
+    secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Dask condemns a task after four such deaths, and the run ends all the same with an undisturbed table and one record."""
+    folder = tmp_path / "table"
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    summary = emotion_batch.submit(
+        "extract", speech, folder, segments=emotion_batch.Segments.windows(1, 0.01), scheduler=scheduler
+    )
+    keys = []
+    with contextlib.closing(open_client(scheduler)) as client:
+        for _ in range(5):
+            wait_until(lambda: driver_of(folder) > len(keys))
+            key, pid = find_driver(client)
+            keys.append(key)
+            os.kill(pid, signal.SIGKILL)
+        assert not records(folder)
+        wait_until(lambda: bool(records(folder)))
+        wait_until(lambda: not any(client.processing().values()))
+    assert len(set(keys)) == 5
+    (record,) = records(folder)
+    assert (record["outcome"], record["is_submitted"], record["error"]) == ("complete", True, None)
+    assert record["n_shards_done"] == summary.n_shards
+    assert record["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert table(folder).equals(table(alone))
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_driver_that_stands_still_is_replaced(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the scheduler gives its worker up, another drives the run; the first one finds that when it goes on, and says nothing."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "5 seconds")
+    folder = tmp_path / "table"
+    with shell_cluster(tmp_path / "cluster", 2, "--nthreads", "1", "--no-nanny") as cluster:
+        options = ("--window", "1", "--hop", "0.02", "--scheduler", cluster.address)
+        assert run_command("submit", "extract", speech, folder, *options).code == 0
+        with Client(cluster.address, set_as_default=False) as client:
+            _, pid = find_driver(client)
+        wait_until(lambda: driver_of(folder) == 1)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: driver_of(folder) > 1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: bool(records(folder)))
+    (record,) = records(folder)
+    assert record["outcome"] == "complete"
+    assert run_command("verify", folder, "--deep").code == 0
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_cancelled_while_its_driver_moves_it_ends(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path
+) -> None:
+    """The next task that drives it finds the word, and leaves the record and nothing else."""
+    folder = tmp_path / "table"
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    windows = emotion_batch.Segments.windows(1, 0.01)
+    emotion_batch.submit("extract", speech, folder, segments=windows, scheduler=scheduler)
+    with contextlib.closing(open_client(scheduler)) as client:
+        _, pid = find_driver(client)
+        os.kill(pid, signal.SIGKILL)
+        assert emotion_batch.cancel(folder)
+        wait_until(lambda: bool(records(folder)))
+        wait_until(lambda: not any(client.processing().values()))
+    assert [record["outcome"] for record in records(folder)] == ["cancelled"]
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+@pytest.mark.parametrize("moment", ["_table/attempts/*.json", "*.parquet", "scheduler"])
+def test_ctrl_c_while_it_is_submitted_leaves_nothing_behind(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path, moment: str
+) -> None:
+    """Before the first shards, among them and at the hand-over: no lease, no task, and a record that says so."""
+    folder = tmp_path / "table"
+
+    def is_due() -> bool:
+        if moment != "scheduler":
+            return bool(list(folder.glob(moment)))
+        return any(holder.scheduler for holder in lease.read_holders(Folder.of(folder)))
+
+    with running("submit", "extract", speech, folder, *SLOWLY, *at(secured, tls)) as process:
+        wait_until(lambda: (folder / "_table" / "runs").exists())
+        while not is_due():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    if process.returncode == 0:
+        # It was over before the signal came, and so the run goes on.
+        assert moment == "scheduler"
+        assert run_command("cancel", folder).code == 0
+    wait_until(lambda: bool(records(folder)))
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    with contextlib.closing(open_client(scheduler)) as client:
+        wait_until(lambda: not any(client.processing().values()))
+    assert [record["outcome"] for record in records(folder)] == ["cancelled" if process.returncode == 0 else "stopped"]
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_submitted_retry_does_failed_recordings_again(speech: Path, tmp_path: Path) -> None:
+    """What was mended since gets its rows, although the worker of the task that drives it dies."""
+    folder, archive = tmp_path / "table", tmp_path / "archive"
+    shutil.copytree(speech, archive)
+    mended = sorted(archive.rglob("*.wav"))[::8]
+    for path in mended:
+        path.rename(path.with_suffix(".away"))
+        path.write_bytes(b"no sound")
+    with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "1") as cluster:
+        options = ("--scheduler", cluster.address)
+        assert run_command("extract", archive, folder, *SLOWLY, *options).code == 0
+        for path in mended:
+            path.with_suffix(".away").rename(path)
+        assert run_command("submit", "retry", folder, "--status", "not_audio", *options).code == 0
+        with Client(cluster.address, set_as_default=False) as client:
+            wait_until(lambda: len(records(folder)) == 2 or any(client.processing().values()))
+            if len(records(folder)) < 2:
+                # One with a shard of the retry, if it is not over already.
+                client.run(os._exit, 1, wait=False)
+        wait_until(lambda: len(records(folder)) == 2)
+    first, second = records(folder)
+    assert (second["outcome"], second["is_submitted"]) == ("complete", True)
+    assert first["counts"]["by_status"]["not_audio"] > second["counts"]["by_status"]["not_audio"] == 1
+    assert second["n_shards_done"] > 1
+    assert second["counts"] == run_command("status", folder, "--json").result["counts"]
+
+
+def test_an_archive_that_is_gone_stops_a_submitted_run(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path
+) -> None:
+    """The shard that finds it ends the run, rather than all night in vain, and the record says why."""
+    folder, archive = tmp_path / "table", tmp_path / "archive"
+    shutil.copytree(speech, archive)
+    assert run_command("submit", "extract", archive, folder, *SLOWLY, *at(secured, tls)).code == 0
+    archive.rename(tmp_path / "elsewhere")
+    wait_until(lambda: bool(records(folder)))
+    (record,) = records(folder)
+    assert record["outcome"] == "failed"
+    assert "expected it to exist" in record["error"]
+    assert "vanished" not in record["counts"]["by_status"]
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_run_that_was_taken_for_dead_is_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a machine has taken a run for dead, the next sign of the task that drives it gives the lease back, until it has ended."""
+    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
+    place = Folder.of(tmp_path)
+    (tmp_path / "_table" / "runs").mkdir(parents=True)
+    run = "20300101T000000Z-00000000"
+    began = lease.Lease(place, run)
+    began.begin()
+    left = began.leave("tls://there:8786", ())
+    driven = lease.Lease(place, run, dataclasses.replace(left, driver=1))
+    place.publish(lease.lease_name(run), seal(dataclasses.asdict(dataclasses.replace(left, renewed_s=0.0))))
+    assert others_at_work(place, "another") == []
+    assert lease.read_holders(place) == []
+    assert [record["outcome"] for record in records(tmp_path)] == ["lost"]
+    driven.renew()
+    assert [holder.run for holder in lease.read_holders(place)] == [run]
+    # A task of a lower number finds that it is not the one any more.
+    earlier = lease.Lease(place, run, left)
+    assert earlier.find_loss()
+    assert not driven.find_loss()
+    place.publish(lease.record_name(run), seal({"run": run, "outcome": "stopped"}))
+    place.delete(lease.lease_name(run))
+    driven.renew()
+    assert driven.is_lost
+    assert lease.read_holders(place) == []
 
 
 def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:

@@ -405,12 +405,11 @@ def test_a_submitted_retry_does_failed_recordings_again(speech: Path, tmp_path: 
         assert run_command("extract", archive, folder, *SLOWLY, *options).code == 0
         for path in mended:
             path.with_suffix(".away").rename(path)
-        assert run_command("submit", "retry", folder, "--status", "not_audio", *options).code == 0
         with Client(cluster.address, set_as_default=False) as client:
-            wait_until(lambda: len(records(folder)) == 2 or any(client.processing().values()))
-            if len(records(folder)) < 2:
-                # One with a shard of the retry, if it is not over already.
-                client.run(os._exit, 1, wait=False)
+            (pid,) = client.run(os.getpid).values()
+        assert run_command("submit", "retry", folder, "--status", "not_audio", *options).code == 0
+        wait_until(lambda: driver_of(folder) > 0 or len(records(folder)) == 2)
+        os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(records(folder)) == 2)
     first, second = records(folder)
     assert (second["outcome"], second["is_submitted"]) == ("complete", True)

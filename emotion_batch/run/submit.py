@@ -87,6 +87,9 @@ class _SubmittedRun(Run):
         assert self.scheduler is not None  # noqa: S101 the options were checked
         self.summary.elapsed_s = time.perf_counter() - self._started
         again = [task.shard for task in left if task.earlier is not None and task.earlier.digest == task.entry.digest]
+        self.watcher.on_note(
+            f"from here on a task on one of the workers drives the run; it needs up to {_memory_mb(len(left)):,} MB there"
+        )
         holder = self._lease.leave(self.scheduler.address, again)
         summary = copy.deepcopy(self.summary)
         Handover(1, work, self._recorder, summary, holder, len(left), _count_recordings(left)).submit(cluster)
@@ -220,6 +223,11 @@ def cancel_runs(table: Folder) -> list[str]:
     if not runs:
         raise IncompleteError(f"table {table.url}: expected a run at work to cancel, got none")
     return runs
+
+
+def _memory_mb(n_shards: int) -> int:
+    """Return the memory that driving a run needs beside what a worker has, in MB: ``python -m benchmarks.scale --submitted``."""
+    return 20 + n_shards // 100
 
 
 def _count_recordings(tasks: Iterable[Task]) -> int:

@@ -21,7 +21,7 @@ from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import Run
 from emotion_batch.run.record import Summary
 from emotion_batch.run.run_options import Needs, RunKeywords, RunOptions
-from emotion_batch.run.submit import cancel_runs
+from emotion_batch.run.submit import cancel_runs, open_run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.storage.folder import Folder, explained
@@ -97,7 +97,7 @@ def extract(
     check_table(place, info)
     _try_to_write(place)
     listed = _list(source, place, info, suffixes, options, prune=prune)
-    with Run(place, info, options, started) as run:
+    with open_run(place, info, options, started) as run:
         while not run.freeze(*listed, prune=prune, limit=limit):
             listed = _list(source, place, info, suffixes, options, prune=prune)
         base = listed[0].folder
@@ -194,7 +194,7 @@ def label(
     )
     _check_limit(limit)
     check_table(place, info)
-    run = Run(place, info, options, started)
+    run = open_run(place, info, options, started)
     if features is not None:
         return _label_features(run, bundle, origin, features)
     kept = _kept_features(place, info)
@@ -258,7 +258,7 @@ def retry(
     info = require_table(place)
     origin = options.folder(info.source)
     bundle = None if info.kind == schema.FEATURES else open_copy(place)
-    run = Run(place, info, options, started)
+    run = open_run(place, info, options, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
             f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
@@ -282,9 +282,10 @@ def retry(
             bundle=bundle,
             limits=options.limits,
             again=again,
+            is_retry=True,
             witnesses=witnesses,
         )
-        return run.finish(job, needs, again=again)
+        return run.finish(job, needs)
 
 
 def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
@@ -342,7 +343,7 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
         copy = run.keep_model(bundle)
         needs = Needs(features=(origin, parts.part_name(min(manifest.shards))), bundle=copy)
         job = Job(labels=TablePlace(run.table, run.info), source=TablePlace(origin, features), bundle=copy)
-        return run.finish(job, needs, features=footers)
+        return run.finish(job, needs, footers)
 
 
 def _try_to_write(table: Folder) -> None:

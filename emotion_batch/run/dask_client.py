@@ -24,15 +24,13 @@ from distributed.comm.addressing import parse_address
 from distributed.comm.registry import get_backend
 
 from emotion_batch.errors import ClusterError, EmotionBatchError, IncompleteError, find_shortage
-from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.scheduler import Scheduler, SchedulerLostError
 from emotion_batch.storage.retry import STRAGGLER_FACTOR, STRAGGLER_S, WORKER_ENDS, WORKER_STARTS
 from emotion_batch.worker import process
 
 _CONNECT_TIMEOUT_S = 10
-LOST = (
-    "scheduler: expected it to stay until the work is done, got no answer any more; run the same command again, it goes on from "
-    "there"
-)
+# Keys of the tasks that drive submitted runs begin with this. Such a task holds no thread of its worker.
+DRIVER_KEY = "emotion-batch-driver-"
 POLL_S = 0.05
 _LOOK_S = 2.0
 # A worker of which nothing was heard for so long hangs, or will be given up.
@@ -53,7 +51,7 @@ def losing(client: Client) -> Iterator[None]:
     except Exception as error:
         is_lost = client.status != "running" or isinstance(error, OSError | FutureCancelledError)
         if is_lost and find_shortage(error) is None:
-            raise IncompleteError(LOST) from error
+            raise SchedulerLostError from error
         raise
 
 
@@ -161,7 +159,11 @@ class Stragglers:
         except (OSError, TimeoutError):
             # A scheduler that does not answer is no matter of stragglers.
             return []
-        idle = [worker for worker, keys in processing.items() if not keys and worker not in unfit]
+        idle = [
+            worker
+            for worker, keys in processing.items()
+            if worker not in unfit and all(str(key).startswith(DRIVER_KEY) for key in keys)
+        ]
         # Before all are begun, whoever is idle will have others.
         if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
             return []
@@ -169,7 +171,7 @@ class Stragglers:
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]
         for key in late:
             self._since[key] = float("inf")
-        idle = heard_of(self._client, idle)[1] if late else []
+        idle = heard_of(self._client, idle) if late else []
         return [(key, idle) for key in late]
 
 
@@ -183,19 +185,26 @@ class MemoryMonitor:
         self._since: dict[str, float] = {}
         self._told: set[str] = set()
         self._looked = 0.0
+        # By the scheduler's clock; None before the first look, because events of earlier runs say nothing of this one.
+        self._heard_s: float | None = None
         self._ended = ""
         self._n_threads = 1
         # Since a shard ended: paused workers that were started again, and workers that their nannies have ended.
         self.n_starts = 0
         self.n_ended = 0
 
-    def hear(self, event: tuple[float, Mapping[str, Any]]) -> None:
-        """Take in that a nanny has ended its worker, from the client's own thread."""
-        self.n_ended += 1
-        self._ended = f"{event[1]['worker']} at {event[1]['rss'] / 1e6:,.0f} MB"
-        self._tell(
-            "ended", f"worker {self._ended}: its nanny has ended it, because its limit of memory is near; {_WAY_OUT}"
-        )
+    def _hear_of_ended(self) -> None:
+        """Take in which workers their nannies have ended since the last look."""
+        events = self._client.get_events("worker-restart-memory")
+        for at_s, about in events:
+            if self._heard_s is not None and at_s > self._heard_s:
+                self.n_ended += 1
+                self._ended = f"{about['worker']} at {about['rss'] / 1e6:,.0f} MB"
+                self._tell(
+                    "ended",
+                    f"worker {self._ended}: its nanny has ended it, because its limit of memory is near; {_WAY_OUT}",
+                )
+        self._heard_s = max((at_s for at_s, _ in events), default=0.0)
 
     def look(self) -> str | None:
         """Start paused workers again if they have a nanny; return why the work does not go on if there is no way out."""
@@ -203,6 +212,7 @@ class MemoryMonitor:
         if now - self._looked < _LOOK_S:
             return None
         self._looked = now
+        self._hear_of_ended()
         workers = self._client.scheduler_info()["workers"]
         # Some are missing because they are just being started again.
         self._n_threads = max(self._n_threads, sum(about["nthreads"] for about in workers.values()))
@@ -266,13 +276,10 @@ async def _start_again(dask_worker: Any) -> None:
     await dask_worker.close_gracefully(restart=True, reason="emotion-batch-paused")
 
 
-def heard_of(client: Client, workers: Sequence[str]) -> tuple[float, list[str]]:
-    """Return when the scheduler has last heard of a worker, and those workers that it has heard of of late and that work.
-
-    One that is paused, or that hangs with a watch alone, only looks idle.
-    """
+def heard_of(client: Client, workers: Sequence[str]) -> list[str]:
+    """Return those workers that run and that the scheduler has heard of of late: one that is paused or hangs only looks idle."""
     found = client.scheduler_info()["workers"]
     seen = {worker: about["last_seen"] for worker, about in found.items()}
     running = {worker for worker, about in found.items() if about["status"] == "running"}
     latest = max(seen.values(), default=0.0)
-    return latest, [worker for worker in workers if worker in running and seen[worker] > latest - _SILENT_S]
+    return [worker for worker in workers if worker in running and seen[worker] > latest - _SILENT_S]

@@ -12,10 +12,11 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import dask
 import dask.bag
@@ -27,13 +28,15 @@ from distributed import (
     as_completed,
     fire_and_forget,
     futures_of,
+    get_client,
+    secede,
 )
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
 from emotion_batch.errors import ClusterError, IncompleteError, find_shortage
 from emotion_batch.run.dask_client import (
-    LOST,
+    DRIVER_KEY,
     POLL_S,
     MemoryMonitor,
     Stragglers,
@@ -44,46 +47,17 @@ from emotion_batch.run.dask_client import (
     shorten,
     wake,
 )
-from emotion_batch.run.dask_tasks import (
-    UNFIT_TOPIC,
-    Receipt,
-    Task,
-    Watch,
-    do_partition,
-    make_bag,
-    set_watch,
-    settle_partition,
-)
+from emotion_batch.run.dask_tasks import Receipt, Task, do_partition, make_bag
 from emotion_batch.run.local_cluster import local_cluster, require_loopback
-from emotion_batch.run.scheduler import Scheduler
+from emotion_batch.run.scheduler import Scheduler, SchedulerLostError
 from emotion_batch.storage.retry import SHARD_WAITS_S, is_transient
 
-Total = TypeVar("Total")
-GivenTask = TypeVar("GivenTask", contravariant=True)
 _WORKERS_TIMEOUT_S = 30
 # A cluster that scales itself may be without workers for a while.
 _NO_WORKERS_S = 600
-# Receipts that one task adds up.
-_SPLIT_EVERY = 64
 
 # Cores that this process may use, by its affinity and the limits of its container.
 N_CORES: int = dask.system.CPU_COUNT
-
-
-class SubmittedWork(Protocol[GivenTask, Total]):
-    """What is handed to a cluster that nobody waits for; travels to workers."""
-
-    def do(self, task: GivenTask) -> Any:
-        """Do a shard and return its receipt, or what it failed of; raise nothing but `UnfitWorkerError`."""
-
-    def gather(self, outcomes: Iterable[Any]) -> Total:
-        """Add up what shards gave."""
-
-    def merge(self, totals: Iterable[Total]) -> Total:
-        """Add up what was added up."""
-
-    def close(self, total: Total) -> None:
-        """Leave the record of the whole."""
 
 
 class Cluster:
@@ -92,12 +66,15 @@ class Cluster:
     Attributes
     ----------
     dashboard
-        Address of its dashboard, or None where it has none.
+        Address of its dashboard, or None if it has none.
     is_local
         Whether it was started for this run, on this machine.
     n_resubmitted
         Shards handed out once more so far.
     """
+
+    # Keys of the tasks that drive submitted runs begin with this.
+    DRIVER_KEY = DRIVER_KEY
 
     def __init__(self, client: Client, is_local: bool, on_note: Callable[[str], None]) -> None:
         self._client = client
@@ -111,9 +88,21 @@ class Cluster:
             self.dashboard = client.dashboard_link or None
         self.is_local = is_local
 
+    @classmethod
+    def of_worker(cls, on_note: Callable[[str], None]) -> Cluster:
+        """Return the cluster of the worker that this task runs on; the task no longer holds one of its threads."""
+        secede()
+        cluster = cls(get_client(), False, on_note)
+        cluster.dashboard = None
+        return cluster
+
     def threads(self) -> dict[str, int]:
         """Return the number of threads of each worker process, by address."""
         return dict(self._client.nthreads())
+
+    def losing(self) -> AbstractContextManager[None]:
+        """Return a block in which an error of Dask's that comes of a lost scheduler is a `SchedulerLostError`."""
+        return losing(self._client)
 
     def processes(self) -> list[int]:
         """Return the process ids of the workers, each on its own machine."""
@@ -150,7 +139,7 @@ class Cluster:
                 raise ClusterError(f"worker {worker}: {shorten(lack) if isinstance(lack, BaseException) else lack}")
 
     def run(
-        self, function: Callable[[Task], Receipt], tasks: Sequence[Task]
+        self, function: Callable[[Task], Receipt], tasks: Sequence[Task], check: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Task, Receipt | BaseException]]:
         """Run a function over shards as a bag of one partition each, and yield what each gave, as they end.
 
@@ -164,13 +153,17 @@ class Cluster:
             where it raises `UnfitWorkerError`, another worker gets the shard.
         tasks
             The shards' numbers, in the order in which to begin them.
+        check
+            Called all the time; what it raises ends the run.
 
         Yields
         ------
         A shard's numbers, with its receipt or what it raised.
         """
-        self._client.subscribe_topic(UNFIT_TOPIC, self._hear_of_unfit)
-        bag = make_bag(partial(do_partition, function), tasks)
+        # A topic of its own, because several runs may share the client of a worker.
+        do = partial(do_partition, function, topic=f"emotion-batch-unfit-{secrets.token_hex(8)}")
+        self._client.subscribe_topic(do.keywords["topic"], self._hear_of_unfit)
+        bag = make_bag(do, tasks)
         futures = futures_of(self._client.persist(bag))
         del bag
         left = {future.key: (task, future) for task, future in zip(tasks, futures, strict=True)}
@@ -180,7 +173,6 @@ class Cluster:
         )
         stragglers = Stragglers(self._client)
         memory = MemoryMonitor(self._client, self._on_note)
-        self._client.subscribe_topic("worker-restart-memory", memory.hear)
         twins: dict[Task, set[Any]] = {}
         waiting: list[tuple[float, Task]] = []
         n_tries: Counter[Task] = Counter()
@@ -189,82 +181,89 @@ class Cluster:
         def hand_out(task: Task, **options: Any) -> None:
             # A key of its own, for the scheduler remembers the other one.
             key = f"again-{secrets.token_hex(8)}"
-            left[key] = (task, self._client.submit(do_partition, function, task, key=key, **options))
+            left[key] = (task, self._client.submit(do, task, key=key, **options))
             twins.setdefault(task, set()).add(key)
             done.add(left[key][1])
             self.n_resubmitted += 1
 
-        while left or waiting:
-            for due, task in waiting.copy():
-                if due <= time.monotonic():
-                    waiting.remove((due, task))
-                    hand_out(task)
-            batch = done.next_batch(block=False)
-            if not batch:
-                # Asked for and not waited for: what a lost scheduler had would never come.
-                self._check_scheduler([future for _, future in islice(left.values(), 1)])
-                if time.monotonic() - heard > (_WORKERS_TIMEOUT_S if self.is_local else _NO_WORKERS_S):
-                    self._check_workers()
-                    heard = time.monotonic()
-                if (reason := memory.look()) is not None:
-                    raise IncompleteError(reason)
-                for key, idle in stragglers.find(left, self._unfit):
-                    task = left[key][0]
-                    twins.setdefault(task, set()).add(key)
-                    hand_out(task, workers=idle, allow_other_workers=True)
-                time.sleep(POLL_S)
-            else:
-                heard = time.monotonic()
-                if any(future.status == "finished" for future, _ in batch):
-                    memory.n_starts = memory.n_ended = 0
-            for future, result in batch:
-                if future.key not in left:
-                    # Its twin came first.
-                    continue
-                task, _ = left.pop(future.key)
-                others = twins.get(task, set()) & left.keys()
-                if future.status == "finished":
-                    ((elapsed_s, outcome),) = result
-                    stragglers.hear(elapsed_s)
+        try:
+            while left or waiting:
+                for due, task in waiting.copy():
+                    if due <= time.monotonic():
+                        waiting.remove((due, task))
+                        hand_out(task)
+                check()
+                batch = done.next_batch(block=False)
+                if not batch:
+                    # Asked for and not waited for: what a lost scheduler had would never come.
+                    self._check_scheduler([future for _, future in islice(left.values(), 1)])
+                    if time.monotonic() - heard > (_WORKERS_TIMEOUT_S if self.is_local else _NO_WORKERS_S):
+                        self._check_workers()
+                        heard = time.monotonic()
+                    if (reason := memory.look()) is not None:
+                        raise IncompleteError(reason)
+                    for key, idle in stragglers.find(left, self._unfit):
+                        task = left[key][0]
+                        twins.setdefault(task, set()).add(key)
+                        hand_out(task, workers=idle, allow_other_workers=True)
+                    time.sleep(POLL_S)
                 else:
-                    outcome = _failure(result)
-                # The scheduler forgets what is released, which keeps its memory level.
-                future.release()
-                if isinstance(outcome, BaseException) and others:
-                    continue
-                if n_tries[task] < len(SHARD_WAITS_S) and _is_passing(outcome):
-                    waiting.append((time.monotonic() + SHARD_WAITS_S[n_tries[task]], task))
-                    n_tries[task] += 1
-                    continue
-                for key in others:
-                    left.pop(key)[1].release()
-                yield task, outcome
+                    heard = time.monotonic()
+                    if any(future.status == "finished" for future, _ in batch):
+                        memory.n_starts = memory.n_ended = 0
+                for future, result in batch:
+                    if future.key not in left:
+                        # Its twin came first.
+                        continue
+                    task, _ = left.pop(future.key)
+                    others = twins.get(task, set()) & left.keys()
+                    if future.status == "finished":
+                        ((elapsed_s, outcome),) = result
+                        stragglers.hear(elapsed_s)
+                    else:
+                        outcome = _failure(result)
+                    # The scheduler forgets what is released, which keeps its memory level.
+                    future.release()
+                    if isinstance(outcome, BaseException) and others:
+                        continue
+                    if n_tries[task] < len(SHARD_WAITS_S) and _is_passing(outcome):
+                        waiting.append((time.monotonic() + SHARD_WAITS_S[n_tries[task]], task))
+                        n_tries[task] += 1
+                        continue
+                    for key in others:
+                        left.pop(key)[1].release()
+                    yield task, outcome
+        finally:
+            # The client of a worker stays open, and would have the scheduler go on with them.
+            with contextlib.suppress(Exception):
+                for _, future in left.values():
+                    future.release()
+                self._client.unsubscribe_topic(do.keywords["topic"])
 
-    def hand_over(
-        self, work: SubmittedWork[Task, Total], watches: Sequence[Watch[Task]], tasks: Sequence[Task]
-    ) -> None:
-        """Leave shards, as a bag of one partition each, to the cluster, which goes on to the end by itself.
+    def hand_over(self, function: Callable[[Task], Any], task: Task, key: str) -> None:
+        """Leave one call to the cluster, which goes on to its end without this process.
 
-        What the scheduler then holds is everything: workers may come and go, and no client need be there. Receipts are
-        added up on the workers. Beside the shards watches go round that hold no worker's thread and hand out again
-        what was lost or is late: more than one, each on workers of its own, for the one that a watch is on may hang.
+        Dask runs it again elsewhere if its worker dies, and condemns it when workers have died under the same key four times.
 
         Parameters
         ----------
-        work, watches
-            What is done with a shard and at the end; who looks after it. Both must differ from run to run.
-        tasks
-            The shards' numbers, in the order in which to begin them.
+        function, task
+            What is called, and with what.
+        key
+            Dask's key of the call; a second call with it is the same one.
         """
         wake(self._client, self._on_note)
-        # The watches first, because a worker that Dask pauses over its first shards begins nothing more.
-        for number, watch in enumerate(watches):
-            set_watch(self._client, watch, work.do, (number, len(watches)))
-        total = make_bag(partial(settle_partition, work.do), tasks).reduction(
-            work.gather, work.merge, split_every=_SPLIT_EVERY
+        submitted = self._client.submit(
+            do_partition,
+            function,
+            task,
+            key=key,
+            priority=1,
+            # For what passes. Workers are not named, because Dask never begins a call again whose named workers are all gone.
+            retries=3,
         )
-        # The scheduler keeps what was fired and forgotten until it is done, whoever leaves.
-        fire_and_forget(self._client.compute(total.apply(work.close)))
+        # The scheduler keeps the call until it is done, even if this client leaves.
+        fire_and_forget(submitted)
 
     def _hear_of_unfit(self, event: tuple[float, Mapping[str, str]]) -> None:
         """Take in that a worker cannot do the work, from the client's own thread."""
@@ -275,7 +274,7 @@ class Cluster:
 
     def _check_scheduler(self, futures: Sequence[Future[Any]]) -> None:
         if self._client.status != "running" or any(future.status == "lost" for future in futures):
-            raise IncompleteError(LOST)
+            raise SchedulerLostError
 
     def _check_workers(self) -> None:
         there = self.threads()
@@ -359,7 +358,7 @@ def connect(
             client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)
         except OSError as error:
             if not isinstance(error, TimeoutError):
-                raise IncompleteError(LOST) from error
+                raise SchedulerLostError from error
             if is_local:
                 # It has the log that says why.
                 raise

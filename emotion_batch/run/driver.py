@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pyarrow as pa
 
@@ -21,7 +20,6 @@ from emotion_batch.errors import (
     DamagedError,
     EmotionBatchError,
     IncompleteError,
-    Status,
     StorageError,
     UsageError,
     find_shortage,
@@ -31,13 +29,11 @@ from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
 from emotion_batch.run.run_options import Needs, RunOptions
-from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.shards import choose_witnesses, count_first, find_done, find_relisted, has_damage, order_shards
-from emotion_batch.run.submit import Submission, SubmissionWatch
+from emotion_batch.run.shards import choose_witnesses, find_done, find_relisted, has_damage, order_shards
 from emotion_batch.storage.archive import Listing
 from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.storage.retry import PASSES, SHARD_WAITS_S, hastily
+from emotion_batch.storage.retry import PASSES, hastily
 from emotion_batch.tables import attempts, schema
 from emotion_batch.tables.inventory import read_manifest, require_generations
 from emotion_batch.tables.lease import Holder, Lease, begin, cancellation_name, run_ids
@@ -47,7 +43,7 @@ from emotion_batch.tables.repair import rebuild
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
 from emotion_batch.worker import preflight
-from emotion_batch.worker.job import Job, TablePlace
+from emotion_batch.worker.job import Job
 from emotion_batch.worker.shard import Work, make_tasks
 from emotion_batch.worker.task import Task
 
@@ -73,8 +69,8 @@ class Run:
     """
 
     def __init__(self, table: Folder, info: TableInfo, options: RunOptions, started: float) -> None:
-        self._began = datetime.now(UTC)
-        self.id = f"{self._began.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
+        began = datetime.now(UTC)
+        self.id = f"{began.strftime('%Y%m%dT%H%M%SZ')}-{secrets.token_hex(4)}"
         self.table = table
         self.info = info
         self.watcher = options.watcher or Watcher()
@@ -82,13 +78,14 @@ class Run:
         self.scheduler = options.find_scheduler()
         self.summary = Summary(table.url, run=self.id)
         self._recorder = Recorder(
-            self.id, self._began.isoformat(timespec="seconds"), info, self.scheduler is None, options.workers
+            self.id, began.isoformat(timespec="seconds"), info, self.scheduler is None, options.workers
         )
         self._started = started
-        self._is_left = False
         self._lease = Lease(table, self.id)
+        self._known_runs: frozenset[str] = frozenset()
+        self._others: tuple[Holder, ...] = ()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Self:
         self._known_runs, self._others = self._begin(self.table, self.info, self._lease)
         for other in self._others:
             self.watcher.on_note(
@@ -105,11 +102,8 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
-        if self._is_left and error is None:
-            # The cluster writes the record, at the end.
-            return
         try:
-            # Whoever stopped a run waits for its end, and storage may be why.
+            # Somebody who stopped a run waits for its end, and storage may be why it ends.
             with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
                 # A call that was refused before any work is no run that failed.
                 if not isinstance(error, UsageError):
@@ -206,9 +200,7 @@ class Run:
         self,
         job: Job,
         needs: Needs,
-        *,
         features: Mapping[int, Footer] | None = None,
-        again: frozenset[Status] = frozenset(),
     ) -> Summary:
         """Do every shard that is not done, and return what the table then is.
 
@@ -220,8 +212,6 @@ class Run:
             What it must be able to read for that.
         features
             Of a labelling of a feature table, the footers of its parts.
-        again
-            If there are any, only finished shards are done, in which a recording has one of these statuses.
 
         Raises
         ------
@@ -230,33 +220,14 @@ class Run:
         """
         # The listing's memory, which Arrow would keep: Dask is loaded now.
         pa.default_memory_pool().release_unused()
-        places = job.outputs
-        if again:
-            done, missing = self._look(places, features)
-            todo = [task for task in self._tasks(done, done) if again & set(done[task.shard].counts.by_status)]
+        for number in range(1 if job.is_retry else PASSES):
+            done, todo = self._look(job, features) if number else self._choose(job, features)
             self._do(job, needs, done, todo)
             recall_reasons(self.summary, self.table, self.info, done)
-            if self._has_company() and not self._is_left:
-                _, missing = self._look(places, features)
-        else:
-            for number in range(PASSES):
-                done, missing = self._look(places, features)
-                if number == 0 and done and (not missing or has_damage(self.table, missing)):
-                    # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
-                    # few new recordings.
-                    self.watcher.on_note(
-                        "reading the rows of finished parts, because some damage shows in nothing else"
-                    )
-                    done, missing = self._look(places, features, deep=True)
-                listed = (
-                    find_relisted(self.table, self.info, self.manifest, done) if features is None and not number else []
-                )
-                self._do(job, needs, done, missing + self._tasks(listed, done))
-                recall_reasons(self.summary, self.table, self.info, done)
-                # Another run may have frozen more since, or put parts of an older listing over some of these.
-                if self._is_left or not self._has_company():
-                    return self.summary
-            _, missing = self._look(places, features)
+            # Another run may have frozen more since, or put parts of an older listing over some of these.
+            if self.summary.n_shards_left or not (job.is_retry or self._has_company()):
+                return self.summary
+        _, missing = self._look(job, features)
         if missing:
             raise IncompleteError(
                 f"table {self.table.url}: expected all of its {len(self.manifest.shards)} parts, got {len(missing)} missing or "
@@ -264,11 +235,24 @@ class Run:
             )
         return self.summary
 
+    def _choose(self, job: Job, features: Mapping[int, Footer] | None) -> tuple[dict[int, Footer], list[Task]]:
+        """Return the footers of this table's shards that are done, and the tasks of those that this run is to do."""
+        done, missing = self._look(job, features)
+        if job.is_retry:
+            return done, self._tasks([shard for shard in done if job.again & set(done[shard].counts.by_status)], done)
+        if done and (not missing or has_damage(self.table, missing)):
+            # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
+            # few new recordings.
+            self.watcher.on_note("reading the rows of finished parts, because some damage shows in nothing else")
+            done, missing = self._look(job, features, deep=True)
+        listed = find_relisted(self.table, self.info, self.manifest, done) if features is None else []
+        return done, missing + self._tasks(listed, done)
+
     def _look(
-        self, places: Sequence[TablePlace], features: Mapping[int, Footer] | None, *, deep: bool = False
+        self, job: Job, features: Mapping[int, Footer] | None, *, deep: bool = False
     ) -> tuple[dict[int, Footer], list[Task]]:
         """Return the footers of this table's shards that are done, and the tasks of those that are not."""
-        done, present = find_done(self.manifest, places, features, self.watcher.on_note, deep=deep)
+        done, present = find_done(self.manifest, job.outputs, features, self.watcher.on_note, deep=deep)
         return done, self._tasks([shard for shard in self.manifest.shards if shard not in done], present)
 
     def _tasks(self, numbers: Iterable[int], present: Mapping[int, Footer]) -> list[Task]:
@@ -292,22 +276,17 @@ class Run:
         self.summary.n_shards = len(self.manifest.shards)
         if not todo:
             return
-        with self._connected(len(todo)) as connected:
-            if connected.dashboard:
-                self.watcher.on_note(f"dashboard at {connected.dashboard}")
+        with self._connected(len(todo)) as cluster:
+            if cluster.dashboard:
+                self.watcher.on_note(f"dashboard at {cluster.dashboard}")
             if self.scheduler is not None:
-                self._preflight(connected, needs)
+                self._preflight(cluster, needs)
             versions = tuple(preflight.read_versions(needs.bundle is not None).items())
-            work = Work(job, self.id, versions, self.manifest.generation)
-            canary = None if self.options.force else Canary(self.info.source)
-            if self.scheduler is None or not self.options.leave:
-                self._work_off(connected, work, todo, canary, len(todo))
-                return
-            # That they come out alike is better seen before the lid is closed.
-            n_first = count_first(todo, sum(connected.threads().values()))
-            self._work_off(connected, work, todo[:n_first], canary, len(todo))
-            if todo[n_first:]:
-                self._leave(connected, self.scheduler, work, todo[n_first:])
+            self._hand_out(cluster, Work(job, self.id, versions, self.manifest.generation), todo)
+
+    def _hand_out(self, cluster: Cluster, work: Work, todo: list[Task]) -> None:
+        """Have shards done."""
+        self._work_off(cluster, work, todo, len(todo))
 
     @contextmanager
     def _connected(self, n_shards: int) -> Iterator[Cluster]:
@@ -330,14 +309,15 @@ class Run:
                 with suppress(Exception), hastily():
                     attempts.take_back(self.table, self.id, lost)
 
-    def _work_off(self, connected: Cluster, work: Work, todo: list[Task], canary: Canary | None, n_in_all: int) -> None:
+    def _work_off(self, cluster: Cluster, work: Work, todo: list[Task], n_in_all: int) -> None:
         """Have shards done, of so many in all, and wait for them."""
+        canary = None if self.options.force else Canary(self.info.source)
         begun = time.perf_counter()
         n_done_here = 0
         failures: list[tuple[int, BaseException]] = []
         n_resubmitted = self.summary.n_resubmitted
-        for task, outcome in connected.run(work, todo):
-            self.summary.n_resubmitted = n_resubmitted + connected.n_resubmitted
+        for task, outcome in cluster.run(work, todo, self._check):
+            self.summary.n_resubmitted = n_resubmitted + cluster.n_resubmitted
             if isinstance(outcome, CancelledError | DamagedError):
                 raise outcome
             if isinstance(outcome, StorageError):
@@ -347,6 +327,7 @@ class Run:
                 failures.append((task.shard, outcome))
                 continue
             n_done_here += task.entry.n_recordings
+            self._lease.done(task.shard)
             self.summary.add(outcome)
             self._tell(n_done_here, time.perf_counter() - begun)
             if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
@@ -363,17 +344,8 @@ class Run:
                 + ("" if is_known else "; run the same command again, it does what is left")
             )
 
-    def _leave(self, connected: Cluster, scheduler: Scheduler, work: Work, todo: list[Task]) -> None:
-        """Hand shards to the cluster, which goes on with them when this process is gone."""
-        self.summary.elapsed_s = time.perf_counter() - self._started
-        left = self._lease.leave(scheduler.address, left_s=time.time())
-        submission = Submission(work, self._recorder, copy.deepcopy(self.summary), SHARD_WAITS_S, left)
-        is_again = any(task.earlier is not None and task.earlier.digest == task.entry.digest for task in todo)
-        first = SubmissionWatch(submission, max(1, sum(connected.threads().values())), not is_again)
-        # The second has more patience, and hands out what the first did not.
-        connected.hand_over(submission, (first, replace(first, n_rounds=1)), todo)
-        self.summary.n_shards_left = len(todo)
-        self._is_left = True
+    def _check(self) -> None:
+        """Raise an error if the run is to stop while it waits for shards."""
 
     def _tell(self, n_done_here: int, elapsed_s: float) -> None:
         counts = self.summary.counts

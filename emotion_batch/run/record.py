@@ -40,6 +40,8 @@ class Recorder:
         Whether it has a cluster of its own on this machine.
     workers
         Worker processes that were asked for; None for one a core.
+    is_submitted
+        Whether a task of the cluster drives it.
     """
 
     run_id: str
@@ -47,25 +49,10 @@ class Recorder:
     info: TableInfo
     is_local: bool
     workers: int | None
+    is_submitted: bool = False
 
-    def write(
-        self, table: Folder, summary: Summary, outcome: str, error: str | None, more: Mapping[str, Any] | None = None
-    ) -> None:
-        """Publish the record in its table.
-
-        Parameters
-        ----------
-        table
-            The table.
-        summary
-            What the run left behind.
-        outcome
-            ``complete``, ``failed``, ``stopped``, ``cancelled`` or ``lost``.
-        error
-            What it failed of.
-        more
-            What else is to be said.
-        """
+    def write(self, table: Folder, summary: Summary, outcome: str, error: str | None) -> None:
+        """Publish the record: what the run left behind, how it ended (``complete``, ``failed``, ``stopped`` or ``cancelled``), and why."""
         record = {
             "run": self.run_id,
             "outcome": outcome,
@@ -79,7 +66,7 @@ class Recorder:
             "workers": self.workers,
             "settings": self.info.to_dict(),
             **summary.to_dict(),
-            **(more or {}),
+            **({"is_submitted": True} if self.is_submitted else {}),
         }
         table.publish(lease.record_name(self.run_id), seal(record, indent=2))
 

@@ -1,4 +1,4 @@
-"""The address of a Dask scheduler, with its TLS files."""
+"""The address of a Dask scheduler, with its TLS files, and the error of one that was lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import IncompleteError, UsageError
+
+
+class SchedulerLostError(IncompleteError):
+    """The connection to the scheduler was lost."""
+
+    def __init__(
+        self,
+        text: str = "scheduler: expected it to stay until the work is done, got no answer any more; run the same command again, "
+        "it goes on from there",
+    ) -> None:
+        super().__init__(text)
 
 
 @dataclass(frozen=True)

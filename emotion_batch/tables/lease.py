@@ -12,9 +12,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -63,7 +62,11 @@ class Holder:
     namespace
         In which `pid` is one process: a container has its own, of a machine that may be called the same.
     scheduler
-        Address of the scheduler that the run was handed to; None for one with a driver.
+        Address of the scheduler that the run was submitted to; None if the process that began it drives it.
+    driver
+        Number of the task that drives a submitted run, from 1 on; 0 if none has yet.
+    again
+        Finished shards that a submitted run still has to do again. No part tells that.
     """
 
     run: str
@@ -74,13 +77,15 @@ class Holder:
     progress: dict[str, bool | int | _Finite] = field(default_factory=dict)
     namespace: str | None = None
     scheduler: str | None = None
+    driver: int = 0
+    again: tuple[int, ...] = ()
 
     @property
     def lasted_s(self) -> float:
         """For how long it had been at work when it last gave a sign, in seconds, of which no two clocks are compared."""
         if "left_s" not in self.progress:
             return self.renewed_s - self.began_s
-        # Since it was handed over the time is measured at the scheduler.
+        # The tasks that drive it measure the time since then.
         return float(self.progress["left_s"] - self.began_s + self.progress.get("elapsed_s", 0.0))
 
     @property
@@ -112,55 +117,92 @@ class Lease:
         The table.
     run_id
         The run.
+    holder
+        What the lease said when the run was submitted, if this process is to drive it on.
     """
 
-    def __init__(self, table: Folder, run_id: str) -> None:
+    def __init__(self, table: Folder, run_id: str, holder: Holder | None = None) -> None:
         self._table = table
         self._name = lease_name(run_id)
         now = time.time()
-        self._holder = Holder(run_id, platform.node(), os.getpid(), now, now, namespace=_namespace())
+        self.holder = holder or Holder(run_id, platform.node(), os.getpid(), now, now, namespace=_namespace())
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
+        # Whether the run has ended, or another task drives it.
+        self.is_lost = False
 
     @property
     def run(self) -> str:
         """The run's id."""
-        return self._holder.run
+        return self.holder.run
 
     def begin(self) -> None:
         """Publish the lease, and renew it from now on, until the end or until the process dies."""
         self.renew()
         self._thread.start()
 
-    def end(self) -> None:
-        """Take the lease back, or leave it to grow old if storage does not answer."""
+    def stop(self) -> None:
+        """Renew the lease no more, and leave it as it is."""
         self._is_over.set()
         self._thread.join(_PATIENCE_S)
+
+    def end(self) -> None:
+        """Take the lease back, or leave it to grow old if storage does not answer."""
+        self.stop()
         with contextlib.suppress(Exception), hastily():
             self._table.delete(self._name)
 
-    def leave(self, scheduler: str, **progress: Any) -> Holder:
-        """Say that the run goes on at a scheduler without this process; its workers renew the lease that is returned."""
-        self._is_over.set()
-        self._thread.join(_PATIENCE_S)
-        self._holder = replace(self._holder, scheduler=scheduler, pid=0, namespace=None, progress=progress)
+    def leave(self, scheduler: str, again: Sequence[int]) -> Holder:
+        """Say that the run goes on at a scheduler without this process; return the lease, for the task that drives the run on."""
+        self.stop()
+        self.holder = replace(
+            self.holder,
+            scheduler=scheduler,
+            pid=0,
+            namespace=None,
+            progress={"left_s": time.time()},
+            again=tuple(again),
+        )
         self.renew()
-        return self._holder
+        return self.holder
 
     def tell(self, **progress: Any) -> None:
         """Say how far the run is, at the next renewal."""
-        self._holder = replace(self._holder, progress=progress)
+        self.holder = replace(self.holder, progress=progress)
+
+    def done(self, shard: int) -> None:
+        """Say at the next renewal that a shard was done again."""
+        if shard in self.holder.again:
+            self.holder = replace(self.holder, again=tuple(one for one in self.holder.again if one != shard))
 
     def renew(self) -> None:
-        """Publish the lease now."""
-        holder = replace(self._holder, renewed_s=time.time())
+        """Publish the lease now, unless another task drives the run or the run has ended."""
+        if self.holder.driver and self.find_loss():
+            return
+        holder = replace(self.holder, renewed_s=time.time())
         self._table.publish(self._name, seal(asdict(holder)), is_durable=False)
+        if self.holder.driver and has_ended(self._table, self.run):
+            # It ended just now, and its lease was taken back before this one was there.
+            self.is_lost = True
+            self._table.delete(self._name)
+
+    def find_loss(self) -> bool:
+        """Return whether this task no longer drives the run, which was stopped or is driven by a later task."""
+        there = _read_holder(self._table, self._name)
+        # A lease that is missing may be one that another machine took for dead, and a damaged one is written anew.
+        self.is_lost = has_ended(self._table, self.run) if there is None else there.driver > self.holder.driver
+        return self.is_lost
 
     def _renew(self) -> None:
         while not self._is_over.wait(_RENEW_S):
             # The run itself will say what is wrong with the place, if it lasts.
             with contextlib.suppress(Exception):
                 self.renew()
+
+
+def find_holder(table: Folder, run_id: str) -> Holder | None:
+    """Return what the lease of a run says; None if there is none, or it is damaged."""
+    return _read_holder(table, lease_name(run_id))
 
 
 def lease_name(run_id: str) -> str:
@@ -176,56 +218,6 @@ def record_name(run_id: str) -> str:
 def cancellation_name(run_id: str) -> str:
     """Return the name of what says in a table that a run is to stop."""
     return f"{FOLDER}/{run_id}.cancel"
-
-
-def seconds_since(began: str) -> float:
-    """Return the seconds since a time in ISO 8601, by this machine's clock."""
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds())
-
-
-@contextlib.contextmanager
-def attended(table: Folder, left: Holder) -> Iterator[None]:
-    """Renew the lease of a run that was handed to a cluster, while this worker does some of it."""
-    is_over = threading.Event()
-
-    def renew() -> None:
-        while not is_over.wait(_RENEW_S):
-            attend(table, left)
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-
-
-def attend(table: Folder, left: Holder, **progress: Any) -> None:
-    """Renew the lease of a run that was handed to a cluster, unless another worker just has or the run has ended.
-
-    Parameters
-    ----------
-    table
-        The table.
-    left
-        What the lease was when the run was handed over; it comes back if a machine has taken the run for dead.
-    progress
-        How far the run is, for who knows it.
-    """
-    # The work itself will say what is wrong with the place, if it lasts.
-    with contextlib.suppress(Exception), hastily():
-        holder = _read_holder(table, lease_name(left.run))
-        # A sign from the future is that of a worker whose clock is wrong, and which may be gone.
-        if holder is not None and not progress and abs(time.time() - holder.renewed_s) < _RENEW_S:
-            return
-        if holder is None and has_ended(table, left.run):
-            return
-        holder = replace(holder or left, renewed_s=time.time())
-        holder = replace(holder, progress={**holder.progress, **progress})
-        table.publish(lease_name(left.run), seal(asdict(holder)), is_durable=False)
-        if has_ended(table, left.run):
-            # Just now, and took its lease back before this one was there.
-            table.delete(lease_name(left.run))
 
 
 def has_ended(table: Folder, run_id: str) -> bool:

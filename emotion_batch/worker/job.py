@@ -56,6 +56,8 @@ class Job:
         What a recording may take.
     again
         Statuses whose recordings are done again although they did not change.
+    is_retry
+        Whether only finished shards with such recordings are done.
     witnesses
         Some recordings that could be read when the run began: if none can any more, the archive is gone.
     longest_s
@@ -69,6 +71,7 @@ class Job:
     bundle: Bundle | None = None
     limits: Limits = field(default_factory=Limits)
     again: frozenset[Status] = frozenset()
+    is_retry: bool = False
     witnesses: tuple[Entry, ...] = ()
     longest_s: float = math.inf
 

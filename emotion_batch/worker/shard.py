@@ -60,8 +60,7 @@ class Work:
         CancelledError
             If the run was cancelled.
         """
-        if self.versions is not None and (lack := _find_lack(self.versions)) is not None:
-            raise UnfitWorkerError(lack)
+        self.refuse_if_unfit()
         # All at once, for a table may be far.
         with ThreadPoolExecutor(2) as pool:
             take_done = usage.submit_metered(pool, partial(self._read_done, task))
@@ -74,6 +73,11 @@ class Work:
             return self.job.do_shard(task, self.run_id, partial(self._publish, task, marks))
         except _LateError as error:
             return Receipt(error.counts)
+
+    def refuse_if_unfit(self) -> None:
+        """Raise UnfitWorkerError if this worker has other versions than the run was started with."""
+        if self.versions is not None and (lack := _find_lack(self.versions)) is not None:
+            raise UnfitWorkerError(lack)
 
     def refuse_if_cancelled(self) -> None:
         """Raise CancelledError if somebody has cancelled the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,7 +10,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -22,18 +22,13 @@ from support.servers import write_authority
 from support.shell_cluster import ShellCluster, shell_cluster
 
 import emotion_batch
-from emotion_batch.errors import CancelledError, IncompleteError, UsageError
-from emotion_batch.run.record import Recorder, Summary
+from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.run import dask_client
+from emotion_batch.run.dask_client import open_client
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.submit import Submission, SubmissionWatch, cancel_runs
-from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder, seal
 from emotion_batch.tables import lease
 from emotion_batch.tables.lease import others_at_work
-from emotion_batch.tables.manifest import Manifest
-from emotion_batch.tables.table import read_info
-from emotion_batch.worker.job import Job, TablePlace
-from emotion_batch.worker.shard import Work, make_tasks
 
 # Windows that overlap so much that a shard takes a second or two.
 SLOWLY = ("--window", "1", "--hop", "0.01")
@@ -53,12 +48,6 @@ def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
 
 def records(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_bytes()) for path in sorted((folder / "_table" / "runs").glob("*.json"))]
-
-
-def left(run: str) -> lease.Holder:
-    """Return what a lease says of a run that was handed over just now."""
-    now = time.time()
-    return lease.Holder(run, "elsewhere", 0, now, now, {"left_s": now}, scheduler="tls://there:8786")
 
 
 def kill(process: object) -> None:
@@ -256,83 +245,6 @@ def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alon
     assert table(folder).equals(table(alone))
 
 
-def test_a_watch_hands_out_what_is_missing_and_writes_the_record(alone: Path, speech: Path, tmp_path: Path) -> None:
-    """A lost shard goes out again when workers are idle for long; a run whose end was lost gets its record."""
-    folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    for path in (folder / "_table" / "runs").iterdir():
-        path.unlink()
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20260101T000000Z-00000000"
-    began = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = lease.Lease(place, run)
-    holder.begin()
-    left = holder.leave("tls://there:8786", left_s=time.time())
-    job = Job(features=TablePlace(place, info), archive=Folder.of(speech))
-    work = Work(job, run)
-    submission = Submission(work, Recorder(run, began, info, False, None), Summary(place.url), (), left)
-    watch = SubmissionWatch(submission, 1, is_told_by_parts=False)
-    lost = sorted(folder.glob("*.parquet"))[2]
-    part = lost.read_bytes()
-    lost.unlink()
-    now_s = 1e9
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
-    now_s += 10_000
-    assert watch.look(now_s, has_idle_workers=False, is_quiet=False) == []
-    (task,) = watch.look(now_s, has_idle_workers=True, is_quiet=True)
-    assert f"part-{task.shard:06d}.parquet" == lost.name
-    # The shard is not handed out again at once.
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
-    submission.do(task)
-    assert lost.read_bytes() == part
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) == []
-    now_s += 10_000
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=False) == []
-    # By its watch the run has lasted for hours, by the clock of this machine for some seconds.
-    (holder,) = emotion_batch.status(folder).at_work
-    assert holder.progress["elapsed_s"] == 20_000
-    assert watch.look(now_s, has_idle_workers=True, is_quiet=True) is None
-    (record,) = records(folder)
-    assert record["outcome"] == "complete"
-    assert record["counts"]["n_recordings"] == 89
-    assert record["elapsed_s"] == 20_000
-    assert not list((folder / "_table" / "runs").glob("*.lease"))
-
-
-def test_a_run_that_was_taken_for_dead_is_seen_again(
-    alone: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If a machine has taken a run for dead whose cluster had no workers, its next worker gives the lease back."""
-    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
-    folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    min(folder.glob("*.parquet")).unlink()
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20300101T000000Z-00000000"
-    holder = left(run)
-    old = dataclasses.replace(holder, renewed_s=time.time() - 1_000)
-    place.publish(lease.lease_name(run), seal(vars(old)))
-    assert cancel_runs(place) == [run]
-    assert others_at_work(place, "another") == []
-    assert emotion_batch.status(folder).at_work == ()
-    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
-    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
-    submission = Submission(work, recorder, Summary(place.url), (), holder)
-    watch = SubmissionWatch(submission, 1)
-    # It looks on, and what was cancelled is so still.
-    assert watch.look(1e9, has_idle_workers=True, is_quiet=True) == []
-    status = emotion_batch.status(folder)
-    assert ([one.run for one in status.at_work], status.cancelled) == ([run], (run,))
-    assert status.last_run["run"] != run
-    assert watch.look(1e9 + 100, has_idle_workers=True, is_quiet=True) is None
-    assert records(folder)[-1]["outcome"] == "cancelled"
-    # A sign that comes late does not bring a run back that has ended.
-    lease.attend(place, holder)
-    assert emotion_batch.status(folder).at_work == ()
-
-
 @pytest.mark.torture
 @pytest.mark.parametrize("ahead_s", [900, -900])
 def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp_path: Path, ahead_s: int) -> None:
@@ -359,79 +271,194 @@ def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp
     assert table(folder).equals(table(alone))
 
 
-def test_the_patience_of_a_watch_does_not_grow_with_its_wait(alone: Path, speech: Path, tmp_path: Path) -> None:
-    """What a shard usually takes is told from the time in which shards came, not from that in which none does."""
+def find_driver(client: Client) -> tuple[str, int]:
+    """Return the key of the task that drives a submitted run, and the process of its worker."""
+    found: list[tuple[str, int]] = []
+
+    def is_there() -> bool:
+        keys = [(str(key), worker) for worker, keys in client.processing().items() for key in keys]
+        for key, worker in keys:
+            if key.startswith(dask_client.DRIVER_KEY):
+                pids = client.run(os.getpid, workers=[worker], on_error="ignore")
+                found.extend((key, pid) for pid in pids.values())
+        return bool(found)
+
+    wait_until(is_there)
+    return found[0]
+
+
+def driver_of(folder: Path) -> int:
+    """Return the number of the task that the lease of a table's run names, 0 if there is none."""
+    holders = lease.read_holders(Folder.of(folder))
+    return holders[0].driver if holders else 0
+
+
+def test_the_worker_of_the_driver_is_killed_five_times(
+    secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Dask condemns a task after four such deaths, and the run ends all the same with an undisturbed table and one record."""
     folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20260101T000000Z-00000000"
-    recorder = Recorder(run, datetime.now(UTC).isoformat(timespec="seconds"), info, False, None)
-    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
-    n_threads = len(list(folder.glob("*.parquet"))) // 2
-    # 100 s in which shards came and 900 s without any: some 50 s a shard.
-    before = Summary(place.url)
-    before.elapsed_s = 100.0
-    watch = SubmissionWatch(Submission(work, recorder, before, (), left(run)), n_threads)
-    min(folder.glob("*.parquet")).unlink()
-    assert watch.look(1e9, has_idle_workers=True, is_quiet=False) == []
-    assert len(watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False)) == 1
-    # Handed out, it is waited for anew.
-    assert watch.look(1e9 + 900, has_idle_workers=True, is_quiet=False) == []
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    summary = emotion_batch.submit(
+        "extract", speech, folder, segments=emotion_batch.Segments.windows(1, 0.01), scheduler=scheduler
+    )
+    keys = []
+    with contextlib.closing(open_client(scheduler)) as client:
+        for _ in range(5):
+            wait_until(lambda: driver_of(folder) > len(keys))
+            key, pid = find_driver(client)
+            keys.append(key)
+            os.kill(pid, signal.SIGKILL)
+        assert not records(folder)
+        wait_until(lambda: bool(records(folder)))
+        wait_until(lambda: not any(client.processing().values()))
+    assert len(set(keys)) == 5
+    (record,) = records(folder)
+    assert (record["outcome"], record["is_submitted"], record["error"]) == ("complete", True, None)
+    assert record["n_shards_done"] == summary.n_shards
+    assert record["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert table(folder).equals(table(alone))
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 
 
-def test_what_a_submission_gave_adds_up(alone: Path, speech: Path, tmp_path: Path) -> None:
-    """Receipts, failures and cancelled shards become one record, in whatever order they are added."""
+def test_a_driver_that_stands_still_is_replaced(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the scheduler gives its worker up, another drives the run; the first one finds that when it goes on, and says nothing."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "5 seconds")
     folder = tmp_path / "table"
-    shutil.copytree(alone, folder)
-    place = Folder.of(folder)
-    info = read_info(place)
-    run = "20260101T000000Z-00000000"
-    work = Work(Job(features=TablePlace(place, info), archive=Folder.of(speech)), run)
-    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(work, recorder, Summary(place.url), (), left(run))
-    lost = sorted(folder.glob("*.parquet"))[0]
-    lost.unlink()
-    tasks = make_tasks(Manifest(place), [0, 1], {})
-    totals = [submission.gather([submission.do(task)]) for task in tasks]
-    total = submission.merge([submission.merge(totals[1:]), totals[0]])
-    assert (total.summary.n_shards_done, total.n_failures) == (2, 0)
-    place.publish(lease.cancellation_name(run), seal({"host": "elsewhere"}))
-    failed = submission.gather([submission.do(tasks[0])])
-    assert [failure.is_cancelled for failure in failed.failures] == [True]
-    with pytest.raises(CancelledError, match="cancelled from elsewhere"):
-        work(tasks[0])
-    submission.close(submission.merge([total, failed]))
-    assert records(folder)[0]["outcome"] == "cancelled"
+    with shell_cluster(tmp_path / "cluster", 2, "--nthreads", "1", "--no-nanny") as cluster:
+        options = ("--window", "1", "--hop", "0.02", "--scheduler", cluster.address)
+        assert run_command("submit", "extract", speech, folder, *options).code == 0
+        with Client(cluster.address, set_as_default=False) as client:
+            _, pid = find_driver(client)
+        wait_until(lambda: driver_of(folder) == 1)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: driver_of(folder) > 1)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: bool(records(folder)))
+    (record,) = records(folder)
+    assert record["outcome"] == "complete"
+    assert run_command("verify", folder, "--deep").code == 0
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 
 
-def test_an_archive_that_is_gone_stops_a_submitted_run(alone: Path, tmp_path: Path) -> None:
-    """The shard that finds it has the rest not begun, rather than all night in vain, and the record says of what."""
+def test_cancelled_while_its_driver_moves_it_ends(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path
+) -> None:
+    """The next task that drives it finds the word, and leaves the record and nothing else."""
+    folder = tmp_path / "table"
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    windows = emotion_batch.Segments.windows(1, 0.01)
+    emotion_batch.submit("extract", speech, folder, segments=windows, scheduler=scheduler)
+    with contextlib.closing(open_client(scheduler)) as client:
+        _, pid = find_driver(client)
+        os.kill(pid, signal.SIGKILL)
+        assert emotion_batch.cancel(folder)
+        wait_until(lambda: bool(records(folder)))
+        wait_until(lambda: not any(client.processing().values()))
+    assert [record["outcome"] for record in records(folder)] == ["cancelled"]
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+@pytest.mark.parametrize("moment", ["_table/attempts/*.json", "*.parquet", "scheduler"])
+def test_ctrl_c_while_it_is_submitted_leaves_nothing_behind(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path, moment: str
+) -> None:
+    """Before the first shards, among them and at the hand-over: no lease, no task, and a record that says so."""
+    folder = tmp_path / "table"
+
+    def is_due() -> bool:
+        if moment != "scheduler":
+            return bool(list(folder.glob(moment)))
+        return any(holder.scheduler for holder in lease.read_holders(Folder.of(folder)))
+
+    with running("submit", "extract", speech, folder, *SLOWLY, *at(secured, tls)) as process:
+        wait_until(lambda: (folder / "_table" / "runs").exists())
+        while not is_due():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    if process.returncode == 0:
+        # It was over before the signal came, and so the run goes on.
+        assert moment == "scheduler"
+        assert run_command("cancel", folder).code == 0
+    wait_until(lambda: bool(records(folder)))
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    with contextlib.closing(open_client(scheduler)) as client:
+        wait_until(lambda: not any(client.processing().values()))
+    assert [record["outcome"] for record in records(folder)] == ["cancelled" if process.returncode == 0 else "stopped"]
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_submitted_retry_does_failed_recordings_again(speech: Path, tmp_path: Path) -> None:
+    """What was mended since gets its rows, although the worker of the task that drives it dies."""
     folder, archive = tmp_path / "table", tmp_path / "archive"
-    shutil.copytree(alone, folder)
-    for part in sorted(folder.glob("*.parquet"))[:2]:
-        part.unlink()
-    place = Folder.of(folder)
-    info = read_info(place)
-    manifest = Manifest(place)
-    (entries,) = manifest.entries([0])
-    witness = Entry(**entries.to_pylist()[0])
-    job = Job(features=TablePlace(place, info), archive=Folder.of(archive), witnesses=(witness,))
-    run = "20260101T000000Z-00000000"
-    recorder = Recorder(run, "2026-01-01T00:00:00+00:00", info, False, None)
-    submission = Submission(Work(job, run), recorder, Summary(place.url, run=run), (), left(run))
-    # Nothing is there any more, which no recording is to blame for.
-    tasks = make_tasks(manifest, [0, 1], {})
-    outcomes = [submission.do(task) for task in tasks]
-    assert [outcome.is_cancelled for outcome in outcomes] == [False, True]
-    totals = [submission.gather([outcome]) for outcome in outcomes]
-    submission.close(submission.merge(totals[::-1]))
-    (record,) = [one for one in records(folder) if one["run"] == run]
+    shutil.copytree(speech, archive)
+    mended = sorted(archive.rglob("*.wav"))[::8]
+    for path in mended:
+        path.rename(path.with_suffix(".away"))
+        path.write_bytes(b"no sound")
+    with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "1") as cluster:
+        options = ("--scheduler", cluster.address)
+        assert run_command("extract", archive, folder, *SLOWLY, *options).code == 0
+        for path in mended:
+            path.with_suffix(".away").rename(path)
+        with Client(cluster.address, set_as_default=False) as client:
+            (pid,) = client.run(os.getpid).values()
+        assert run_command("submit", "retry", folder, "--status", "not_audio", *options).code == 0
+        wait_until(lambda: driver_of(folder) > 0 or len(records(folder)) == 2)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(records(folder)) == 2)
+    first, second = records(folder)
+    assert (second["outcome"], second["is_submitted"]) == ("complete", True)
+    assert first["counts"]["by_status"]["not_audio"] > second["counts"]["by_status"]["not_audio"] == 1
+    assert second["n_shards_done"] > 1
+    assert second["counts"] == run_command("status", folder, "--json").result["counts"]
+
+
+def test_an_archive_that_is_gone_stops_a_submitted_run(
+    secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path
+) -> None:
+    """The shard that finds it ends the run, rather than all night in vain, and the record says why."""
+    folder, archive = tmp_path / "table", tmp_path / "archive"
+    shutil.copytree(speech, archive)
+    assert run_command("submit", "extract", archive, folder, *SLOWLY, *at(secured, tls)).code == 0
+    archive.rename(tmp_path / "elsewhere")
+    wait_until(lambda: bool(records(folder)))
+    (record,) = records(folder)
     assert record["outcome"] == "failed"
-    assert "2 shards were not done" in record["error"]
     assert "expected it to exist" in record["error"]
-    assert not list((folder / "_table" / "runs").glob("*.cancel"))
-    assert len(list(folder.glob("*.parquet"))) == len(manifest.shards) - 2
+    assert "vanished" not in record["counts"]["by_status"]
+    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
+
+
+def test_a_run_that_was_taken_for_dead_is_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a machine has taken a run for dead, the next sign of the task that drives it gives the lease back, until it has ended."""
+    monkeypatch.setattr(lease, "_LOOK_S", 0.1)
+    place = Folder.of(tmp_path)
+    (tmp_path / "_table" / "runs").mkdir(parents=True)
+    run = "20300101T000000Z-00000000"
+    began = lease.Lease(place, run)
+    began.begin()
+    left = began.leave("tls://there:8786", ())
+    driven = lease.Lease(place, run, dataclasses.replace(left, driver=1))
+    place.publish(lease.lease_name(run), seal(dataclasses.asdict(dataclasses.replace(left, renewed_s=0.0))))
+    assert others_at_work(place, "another") == []
+    assert lease.read_holders(place) == []
+    assert [record["outcome"] for record in records(tmp_path)] == ["lost"]
+    driven.renew()
+    assert [holder.run for holder in lease.read_holders(place)] == [run]
+    # A task of a lower number finds that it is not the one any more.
+    earlier = lease.Lease(place, run, left)
+    assert earlier.find_loss()
+    assert not driven.find_loss()
+    place.publish(lease.record_name(run), seal({"run": run, "outcome": "stopped"}))
+    place.delete(lease.lease_name(run))
+    driven.renew()
+    assert driven.is_lost
+    assert lease.read_holders(place) == []
 
 
 def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -511,29 +510,28 @@ def test_a_damaged_cancellation_is_one(night: Night, tmp_path: Path) -> None:
 
 
 def test_a_damaged_lease_of_a_live_run_is_written_anew(tmp_path: Path) -> None:
-    """Its driver, or for a submitted run a worker, does so; until then it is passed over."""
+    """The process or the task that drives it does so; until then it is passed over."""
     place = Folder.of(tmp_path)
     (tmp_path / "_table" / "runs").mkdir(parents=True)
     path = tmp_path / lease.lease_name(RUN)
     held = Lease(place, RUN)
     held.begin()
-    left = held.leave("tcp://elsewhere:1", n_before=3, left_s=time.time())
+    left = held.leave("tcp://elsewhere:1", (3,))
+    driven = Lease(place, RUN, replace(left, driver=1))
     whole = path.read_bytes()
-    lease.attend(place, left)
-    assert path.read_bytes() == whole
     for name, damage in {**WAYS, **ODD}.items():
         data = damage(whole, random.Random(name))  # noqa: S311 a seed, no secret
         if data is None or name == "another digit":
             continue
         path.write_bytes(data)
         assert lease.read_holders(place) == [], name
-        lease.attend(place, left)
+        driven.renew()
         (holder,) = lease.read_holders(place)
-        assert holder.is_fresh, name
+        assert (holder.is_fresh, holder.driver) == (True, 1), name
         path.write_bytes(data)
         held.renew()
         (holder,) = lease.read_holders(place)
-        assert holder.progress["n_before"] == 3, name
+        assert holder.again == (3,), name
 
 
 def test_what_a_person_sees(night: Night, tmp_path: Path) -> None:

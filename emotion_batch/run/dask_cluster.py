@@ -63,14 +63,7 @@ N_CORES: int = dask.system.CPU_COUNT
 class Cluster:
     """A connected cluster.
 
-    Attributes
-    ----------
-    dashboard
-        Address of its dashboard, or None if it has none.
-    is_local
-        Whether it was started for this run, on this machine.
-    n_resubmitted
-        Shards handed out once more so far.
+    `dashboard` is the address of its dashboard, or None; `n_resubmitted` counts the shards that were handed out once more.
     """
 
     # Keys of the tasks that drive submitted runs begin with this.
@@ -111,17 +104,8 @@ class Cluster:
     def preflight(self, package: str, probe: Callable[[], str | None]) -> None:
         """See that every worker can do the work, before it is handed any.
 
-        Parameters
-        ----------
-        package
-            Distribution that each worker must have, in this version.
-        probe
-            Called on each worker; returns what the worker lacks, as the end of a sentence, or None.
-
-        Raises
-        ------
-        ClusterError
-            With one worker's address and what it lacks.
+        Each must have this version of the distribution `package`; `probe`, which is called there, returns what the worker lacks, as the end of
+        a sentence, or None. Raise ClusterError with one worker's address and what it lacks.
         """
         version = importlib.metadata.version(package)
         # A function of the standard library first: one of the package does not even arrive where that is missing.
@@ -141,24 +125,12 @@ class Cluster:
     def run(
         self, function: Callable[[Task], Receipt], tasks: Sequence[Task], check: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Task, Receipt | BaseException]]:
-        """Run a function over shards as a bag of one partition each, and yield what each gave, as they end.
+        """Run a function over shards as a bag of one partition each; yield each shard's numbers with its receipt or its error, as they end.
 
-        A shard that ends with a worker or a store that failed is handed out again, some times and later and later; one
-        that is long in coming when workers are idle is begun by another too, and whichever ends first counts.
-
-        Parameters
-        ----------
-        function
-            From a shard's numbers to its small receipt. Must differ from run to run, for Dask takes equal calls for one;
-            where it raises `UnfitWorkerError`, another worker gets the shard.
-        tasks
-            The shards' numbers, in the order in which to begin them.
-        check
-            Called all the time; what it raises ends the run.
-
-        Yields
-        ------
-        A shard's numbers, with its receipt or what it raised.
+        A shard that ends with a worker or a store that failed is handed out again, some times and later and later; one that is long in
+        coming when workers are idle is begun by another too, and whichever ends first counts. If `function` raises
+        `UnfitWorkerError`, another worker gets the shard. It must differ from run to run, because Dask takes equal calls for one. The
+        tasks are in the order in which to begin them. `check` is called all the time, and what it raises ends the run.
         """
         # A topic of its own, because several runs may share the client of a worker.
         do = partial(do_partition, function, topic=f"emotion-batch-unfit-{secrets.token_hex(8)}")
@@ -243,14 +215,8 @@ class Cluster:
     def hand_over(self, function: Callable[[Task], Any], task: Task, key: str) -> None:
         """Leave one call to the cluster, which goes on to its end without this process.
 
-        Dask runs it again elsewhere if its worker dies, and condemns it when workers have died under the same key four times.
-
-        Parameters
-        ----------
-        function, task
-            What is called, and with what.
-        key
-            Dask's key of the call; a second call with it is the same one.
+        Dask runs it again elsewhere if its worker dies, and condemns its key when workers have died under it four times. A second call with
+        the same key is the same call.
         """
         wake(self._client, self._on_note)
         submitted = self._client.submit(
@@ -315,21 +281,9 @@ class Cluster:
 def connect(
     scheduler: Scheduler | None, n_workers: int, on_note: Callable[[str], None] = lambda text: None
 ) -> Iterator[Cluster]:
-    """Connect to a running scheduler, or start a cluster on this machine that ends with the block.
+    """Connect to a running scheduler, or start a cluster of one-thread workers on this machine that ends with the block.
 
-    Parameters
-    ----------
-    scheduler
-        A running one; None starts a local cluster.
-    n_workers
-        One-thread worker processes of a local cluster.
-    on_note
-        Takes a sentence that a person should read.
-
-    Raises
-    ------
-    ClusterError
-        If there is no scheduler at that address, or no worker joins it.
+    `on_note` takes a sentence that a person should read. Raise ClusterError if there is no scheduler, or no worker joins it.
     """
     # Dask tells of what is said here in a sentence once more, in tracebacks.
     for name in ("distributed", "distributed.client", "tornado.application"):

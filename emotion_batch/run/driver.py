@@ -56,16 +56,7 @@ PACKAGE = "emotion-batch"
 class Run:
     """One run over a table, as a block: in it the table is there and says who is at work, after it there is a record.
 
-    Parameters
-    ----------
-    table
-        The table.
-    info
-        What it is.
-    options
-        With what to work, and what hears notes and progress.
-    started
-        When the call began, of `time.perf_counter`.
+    `started` is when the call began, of `time.perf_counter`.
     """
 
     def __init__(self, table: Folder, info: TableInfo, options: RunOptions, started: float) -> None:
@@ -204,19 +195,8 @@ class Run:
     ) -> Summary:
         """Do every shard that is not done, and return what the table then is.
 
-        Parameters
-        ----------
-        job
-            What a worker does with a shard.
-        needs
-            What it must be able to read for that.
-        features
-            Of a labelling of a feature table, the footers of its parts.
-
-        Raises
-        ------
-        CanaryError, IncompleteError, ClusterError
-            If the run was stopped, or shards are left over.
+        Workers must be able to read the `needs` of the job. `features` are the footers of the feature table whose rows are labelled. Raise
+        CanaryError, IncompleteError or ClusterError if the run was stopped, or shards are left over.
         """
         # The listing's memory, which Arrow would keep: Dask is loaded now.
         pa.default_memory_pool().release_unused()

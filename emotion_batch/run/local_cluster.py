@@ -57,23 +57,12 @@ def _has_current_folder() -> bool:
 def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> Iterator[str]:
     """Start a scheduler and workers; yield the scheduler's address, end all of them after.
 
-    Not Dask's LocalCluster, whose workers import the caller's script again and so run it; and in sessions of
-    their own, for Ctrl-C in a terminal goes to a whole session and would take the workers from under the run.
-
-    Parameters
-    ----------
-    n_workers
-        How many workers.
-    idle_timeout_s
-        After how long without work the scheduler ends: a driver that was killed leaves no cluster behind.
-    configuration
-        Dask's for these processes, as its ``dask.config.serialize`` gives it. It counts instead of what the user has set for
-        Dask: encryption, ports or a preloaded script would keep this cluster from starting.
-
-    Raises
-    ------
-    ClusterError
-        If no scheduler comes up, or not on loopback, or the block raises TimeoutError because no worker does.
+    Not Dask's LocalCluster, because its workers import the caller's script again and so run it. The processes are in sessions of
+    their own, because Ctrl-C in a terminal goes to a whole session and would take the workers from under the run. The scheduler ends
+    after `idle_timeout_s` without work, so that a driver that was killed leaves no cluster behind. `configuration` is Dask's, as
+    its ``dask.config.serialize`` gives it. It counts instead of the user's own: encryption, ports or a preloaded script would keep
+    this cluster from starting. Raise ClusterError if no scheduler comes up, or not on loopback, or if the block raises TimeoutError
+    because no worker does.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:

@@ -26,22 +26,9 @@ _MOST_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Recorder:
-    """What a record says of a run from its beginning on; no options, for they may hold credentials.
+    """What a record says of a run from its beginning (as ISO 8601) on; no options, because they may hold credentials.
 
-    Attributes
-    ----------
-    run_id
-        The run.
-    began
-        When, as ISO 8601.
-    info
-        What its table is.
-    is_local
-        Whether it has a cluster of its own on this machine.
-    workers
-        Worker processes that were asked for; None for one a core.
-    is_submitted
-        Whether a task of the cluster drives it.
+    `workers` is the number that was asked for, None for one a core; a run is submitted if a task of the cluster drives it.
     """
 
     run_id: str

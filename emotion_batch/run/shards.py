@@ -50,18 +50,9 @@ def find_done(
 ) -> tuple[dict[int, Footer], Mapping[int, Footer]]:
     """Return the footers of a table's shards that are done, and those of all parts that are there.
 
-    Parameters
-    ----------
-    manifest
-        The table's manifest, which is read anew.
-    places
-        What the job writes parts of: the table is the last of them.
-    features
-        Of a labelling of a feature table, the footers of its parts.
-    on_note
-        Hears what was mended.
-    deep
-        Read every row, and first remove the parts that are damaged.
+    The manifest is read anew. `places` are what the job writes parts of, and the table is the last of them; `features` are the footers of
+    the feature table whose rows are labelled. With `deep` every row is read, and damaged parts are removed first. `on_note` hears what
+    was mended.
     """
     manifest.reload()
     shards = manifest.shards

@@ -22,15 +22,7 @@ FOLDER = "_table/attempts"
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known of the attempts at a shard before this one.
-
-    Attributes
-    ----------
-    is_repeated
-        Whether there was one that did not come to its end.
-    lost_s
-        Seconds since it began, if it was of the same run; 0 otherwise.
-    """
+    """Whether an attempt at a shard before this one did not come to its end, and the seconds since, 0 if it was of another run."""
 
     is_repeated: bool
     lost_s: float
@@ -38,21 +30,7 @@ class Attempt:
 
 @contextmanager
 def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
-    """Note that a shard was begun, until the block ends; the death of the process leaves it.
-
-    Parameters
-    ----------
-    table
-        Whose shard it is.
-    shard
-        Its number.
-    run_id
-        The run that attempts it.
-
-    Yields
-    ------
-    What is known of attempts before.
-    """
+    """Note that a run began a shard, until the block ends; yield what is known of attempts before. The death of the process leaves the note."""
     name = _name(shard)
     with explained(f"table {table.url}"):
         earlier = table.read_if_there(name)

@@ -111,14 +111,7 @@ class Holder:
 class Lease:
     """Says that a run is at work on a table.
 
-    Parameters
-    ----------
-    table
-        The table.
-    run_id
-        The run.
-    holder
-        What the lease said when the run was submitted, if this process is to drive it on.
+    `holder` is what the lease said when the run was submitted, if this process is to drive it on.
     """
 
     def __init__(self, table: Folder, run_id: str, holder: Holder | None = None) -> None:
@@ -318,12 +311,8 @@ def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
     """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
 
     Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
-    at least one of them sees the other, and no run that is at work has its settings replaced.
-
-    Raises
-    ------
-    UsageError
-        If the table is of something else, or another run works on it with other settings.
+    at least one of them sees the other, and no run that is at work has its settings replaced. Raise UsageError if the table is of
+    something else, or another run works on it with other settings.
     """
     with explained(f"table {table.url}"):
         table.folder(RUNS).make()

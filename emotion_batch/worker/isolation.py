@@ -90,27 +90,8 @@ def extract_isolated(
 ) -> pa.Table:
     """Return what `recordings.extract_rows` does, whatever a recording does to the process that decodes it.
 
-    Parameters
-    ----------
-    entries, archive, settings, segments
-        As there.
-    limits
-        What a recording may take.
-    on_failure
-        As there.
-
-    Returns
-    -------
-    Rows of the feature table's schema; recordings that killed the child are ``crashed``, ``timeout`` or ``memory``.
-
-    Raises
-    ------
-    StorageError
-        If the place that recordings are read from fails.
-    IncompleteError
-        If no child can be started.
-    UnfitWorkerError
-        If the child runs other code than this process.
+    Recordings that killed the child are ``crashed``, ``timeout`` or ``memory``. Raise StorageError if the place of the recordings fails,
+    IncompleteError if no child can be started, and UnfitWorkerError if the child runs other code than this process.
     """
     current().n_isolated += 1
     with stage("isolated"):

@@ -49,22 +49,8 @@ def find_other_version(versions: Mapping[str, str]) -> str | None:
 class Probe:
     """Tries on a worker what its shards will need.
 
-    Attributes
-    ----------
-    table
-        Folder that the driver wrote `nonce_name` into; None if nothing may be written.
-    nonce_name, nonce
-        A file that only this table's storage has, and its content.
-    archive
-        What recordings are relative to; None where none are read.
-    recording
-        One that the driver can read.
-    features
-        Feature table that is read, and the name of a file in it; None where none is.
-    bundle
-        The model in the table's copy; None where none is used.
-    versions
-        What the driver has.
+    The driver wrote `nonce` under `nonce_name` into `table`, so that a worker that sees another table is found; the recording is one
+    that the driver can read, and `features` are a feature table and the name of a file in it. What is None is not needed.
     """
 
     table: Folder | None

@@ -49,32 +49,11 @@ def extract_rows(
     on_failure: Callable[[StorageError], None] | None = None,
     longest_s: float = math.inf,
 ) -> pa.Table:
-    """Return a row for each segment of each recording, in the order of `entries`.
+    """Return feature rows for each segment of each recording, in the order of `entries` (of `ENTRY_SCHEMA`).
 
-    Parameters
-    ----------
-    entries
-        Recordings, of `entries.ENTRY_SCHEMA`.
-    archive
-        What their names are relative to.
-    settings, segments
-        How samples become features, and which stretches.
-    on_row
-        Called after each row.
-    on_failure
-        Takes what the place of a recording raised; raises it if it was not the recording's own fault, for which it gets a
-        row. By default it never is.
-    longest_s
-        Seconds after which a recording is left for the next one, with the rows that it has; by default it is read through.
-
-    Returns
-    -------
-    Rows of the feature table's schema. A recording that fails has a row with its status; nothing is raised for it.
-
-    Raises
-    ------
-    StorageError
-        If the place that recordings are read from fails, and not a recording.
+    A recording that fails has a row with its status. `on_row` is called after each row. `on_failure` takes what the place of a
+    recording raised, and raises it if that was not the recording's own fault; by default it never is. After `longest_s` a recording is
+    left with the rows that it has, for the next one. Raise StorageError if the place fails that recordings are read from.
     """
 
     def rows() -> Iterator[FeatureRow]:
@@ -125,21 +104,9 @@ def extract_recording(
     settings: AnySettings,
     segments: Segments,
 ) -> Iterator[FeatureRow]:
-    """Yield the rows of one recording, whatever becomes of it: one a segment, and one for the rest where it fails.
+    """Yield the rows of one recording: one a segment, and one for the rest if it fails.
 
-    Parameters
-    ----------
-    entry, archive
-        The recording, and what its name is relative to.
-    fetched
-        Gives it, if it is one of a store; None for a file.
-    settings, segments
-        How samples become features, and which stretches.
-
-    Raises
-    ------
-    StorageError
-        If the place of the recording fails, and not the recording.
+    `fetched` gives a recording of a store; it is None for a file. Raise StorageError if the place fails, and not the recording.
     """
     header: audio.Header | None = None
     start_s = next(segments.starts())
@@ -190,17 +157,8 @@ def extract_recording(
 def opened_recording(entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None) -> Iterator[audio.Recording]:
     """Open one recording of an archive, to read stretches of it within the block.
 
-    Parameters
-    ----------
-    entry, archive, fetched
-        As for `extract_recording`.
-
-    Raises
-    ------
-    RecordingError
-        If it is not what was listed, or cannot be decoded; also from within the block.
-    StorageError
-        If the place of the recording fails, and not the recording.
+    Raise RecordingError, also within the block, if it is not what was listed or cannot be decoded, and StorageError if the place of
+    the recording fails.
     """
     with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
         yield recording

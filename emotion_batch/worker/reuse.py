@@ -22,22 +22,9 @@ def carry_over(
     known: Mapping[str, pa.RecordBatch],
     again: frozenset[Status],
 ) -> tuple[pa.Table, pa.RecordBatch]:
-    """Divide a shard's entries into those whose rows are there and those that are to be done.
+    """Return the rows of a shard's present part that stay, perhaps none, and the entries that are to be done.
 
-    Parameters
-    ----------
-    table, info, shard
-        Whose present part is looked at.
-    entries
-        The shard's newest entries.
-    known
-        Entries that its present part may have been made from, by their digest.
-    again
-        Statuses whose recordings are to be done again.
-
-    Returns
-    -------
-    Rows that stay, of the schema of `info`, perhaps none; and the entries that have none of them.
+    `known` has the entries that the part may have been made from, by their digest; recordings with a status in `again` are done again.
     """
     part = _read_earlier(table, info, shard, known)
     if part is None:

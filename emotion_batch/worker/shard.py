@@ -27,17 +27,9 @@ from emotion_batch.worker.task import Receipt, Task
 class Work:
     """Does the shards of one run; travels to workers.
 
-    Attributes
-    ----------
-    job
-        What is done with a shard.
-    run_id
-        The run; it also keeps Dask from taking two runs' calls for one.
-    versions
-        What a worker must have, because workers join after the preflight, and also one that a local cluster starts again may
-        find other files; None compares nothing.
-    generation
-        Of the manifest, when the shards were handed out.
+    `run_id` also keeps Dask from taking two runs' calls for one. `versions` are what a worker must have; None compares nothing. They are
+    compared for each shard, because workers join after the preflight, and one that is started again may find other files. `generation`
+    is the manifest's when the shards were handed out.
     """
 
     job: Job
@@ -51,15 +43,7 @@ class Work:
         return self.job.table
 
     def __call__(self, task: Task) -> Receipt:
-        """Do one shard, unless somebody has.
-
-        Raises
-        ------
-        UnfitWorkerError
-            If this worker has other versions than the run was started with.
-        CancelledError
-            If the run was cancelled.
-        """
+        """Do one shard, unless it is done; raise UnfitWorkerError or CancelledError if this worker or the run may not."""
         self.refuse_if_unfit()
         # All at once, for a table may be far.
         with ThreadPoolExecutor(2) as pool:
@@ -136,13 +120,8 @@ class Work:
     ) -> Counts:
         """Publish a part, unless the worker stood still and others went further; return what the part then holds.
 
-        If the manifest has other entries of the shard by now, these rows are of no use; and if a part was made of the same
-        entries meanwhile, that may be a later try.
-
-        Raises
-        ------
-        _LateError
-            If the shard's own part is left as it is.
+        If the manifest has other entries of the shard by now, these rows are of no use; and if a part was made of the same entries
+        meanwhile, that may be a later try. Raise `_LateError` if the shard's own part is left as it is.
         """
         late: list[Counts] = []
 

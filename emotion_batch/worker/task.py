@@ -36,14 +36,8 @@ class Entries(NamedTuple):
 class Task(NamedTuple):
     """What one task of a run is told: numbers, never names of recordings.
 
-    Attributes
-    ----------
-    shard
-        Number of the shard.
-    entry
-        Where its newest entries stand.
-    earlier
-        Where those stand that its present part was made from; None if it has no part, or another's.
+    `entry` is where the shard's newest entries stand, and `earlier` where those stand that its present part was made from; None if it
+    has no part, or another's.
     """
 
     shard: int

@@ -18,19 +18,10 @@ _end = 0.0
 
 @contextmanager
 def watched(deadline_s: float) -> Iterator[Callable[[], None]]:
-    """Watch the block: the process ends if its sign of life does not come for so long.
+    """Watch the block: the process ends if its thread does not call what is yielded for `deadline_s` seconds.
 
-    The timer is one for the whole process and costs more to set than a small recording should, so that it is set anew
-    only when it is nearer than a deadline: the end comes between one and two deadlines after a thread's last sign.
-
-    Parameters
-    ----------
-    deadline_s
-        Longest time between signs of life, in seconds.
-
-    Yields
-    ------
-    What gives the sign of life, from the block's own thread.
+    The timer is one for the whole process and costs more to set than a small recording should. So it is set anew only when it is
+    nearer than a deadline: the end comes between one and two deadlines after a thread's last sign of life.
     """
     thread = threading.get_ident()
 

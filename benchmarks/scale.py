@@ -21,25 +21,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from distributed import Client
 
 from benchmarks.measuring import ONE_THREAD, describe
 from emotion_batch import usage
 from emotion_batch.errors import Status
 from emotion_batch.progress import Progress, Watcher
+from emotion_batch.run.dask_client import DRIVER_KEY, local_configuration
 from emotion_batch.run.driver import Run
+from emotion_batch.run.local_cluster import local_cluster
 from emotion_batch.run.run_options import Needs, RunOptions
+from emotion_batch.run.submit import open_run
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import Listing, list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA, compact
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
 from emotion_batch.tables.attempts import Attempt
+from emotion_batch.tables.lease import read_holders
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import Counts
 from emotion_batch.tables.schema import FEATURES, TableInfo
@@ -313,6 +319,41 @@ def measure_looks(n_parts: int, folder: Path) -> dict[str, float]:
     return found
 
 
+def submit(n_recordings: int, table: str) -> None:
+    """Submit a run over a generated listing to a scheduler with two workers, and print their peaks of memory as JSON."""
+    place = Folder.of(table)
+    info = TableInfo(FEATURES, "generated", FeatureSettings(), Segments())
+    configuration = dask.config.serialize(local_configuration())
+    with local_cluster(N_WORKERS, 600.0, configuration) as address, Client(address, set_as_default=False) as client:
+        client.wait_for_workers(N_WORKERS, timeout=60)
+        processes = client.run(os.getpid)
+        options = RunOptions(scheduler=address, leave=True, force=True)
+        with open_run(place, info, options, time.perf_counter()) as run:
+            run.freeze(Listing(place, entries_of(n_recordings)), usage.Spent(), prune=False)
+            run.finish(Idle(features=TablePlace(place, info), archive=place), Needs())
+        driver = None
+        while read_holders(place):
+            for worker, keys in client.processing().items():
+                if any(str(key).startswith(DRIVER_KEY) for key in keys):
+                    driver = worker
+            time.sleep(_LOOK_S)
+        peaks = {worker: (_peak_bytes(pid) or 0) / 1e6 for worker, pid in processes.items()}
+    others = [peak for worker, peak in peaks.items() if worker != driver]
+    n_parts = sum(name.endswith(".parquet") for name in place.names())
+    print(json.dumps({"n_parts": n_parts, "driver_mb": peaks[driver or ""], "other_mb": max(others)}))
+
+
+def measure_submitted(n_recordings: int, folder: Path) -> str:
+    """Return a sentence on the memory of the worker on which a task drives a submitted run, beside that of another."""
+    table = os.fspath(folder / "submitted")
+    _, out, elapsed_s = _run("-c", f"from benchmarks.scale import submit; submit({n_recordings}, {table!r})")
+    found = json.loads(out.splitlines()[-1])
+    return (
+        f"{n_recordings:,} recordings in {found['n_parts']:,} parts, submitted: at most {found['driver_mb']:,.0f} MB on the worker "
+        f"that drives the run and {found['other_mb']:,.0f} MB on another; {elapsed_s:,.0f} s"
+    )
+
+
 _COLUMNS = {
     "n_shards": ("shards", ",.0f"),
     "list_s": ("generate s", ".2f"),
@@ -431,11 +472,17 @@ def main() -> None:
     parser.add_argument(
         "--parts", type=int, metavar="N", help="measure status and verify of a table of N parts instead"
     )
+    parser.add_argument(
+        "--submitted", action="store_true", help="measure the driver's memory of the largest size, submitted, instead"
+    )
     parser.add_argument("--folder", help="where to work; by default the system's folder for temporary files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         if options.lists:
             print(measure_lists(max(options.recordings), options.files, Path(folder)))
+            return
+        if options.submitted:
+            print(measure_submitted(max(options.recordings), Path(folder)))
             return
         if options.parts:
             found = measure_looks(options.parts, Path(folder))

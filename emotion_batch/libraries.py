@@ -1,4 +1,4 @@
-"""Import matplotlib and Keras without letting them write into the user's home folder.
+"""Import matplotlib and Keras without letting them write into the user's home folder, and find what installed packages add.
 
 If the user has named a place for the files of such a library, or has one from earlier use, the library keeps to that.
 """
@@ -6,11 +6,20 @@ If the user has named a place for the files of such a library, or has one from e
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint
 from types import ModuleType
+from typing import TypeVar
+
+from emotion_batch.environment import safe_path
+from emotion_batch.errors import UsageError
+
+T = TypeVar("T")
 
 
 def load_matplotlib() -> ModuleType:
@@ -57,3 +66,32 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def find_plugin(group: str, name: object, kind: type[T]) -> T | None:
+    """Return what an installed package registers under an entry point's name, or None; raise UsageError if it is unusable.
+
+    Packages in the current directory are not looked at.
+    """
+    point = _find_point(group, name) if isinstance(name, str) else None
+    if point is None:
+        return None
+    where = f"{name!r} of the entry points {group}"
+    try:
+        found = point.load()
+    except Exception as error:
+        # The module of another package can raise anything.
+        raise UsageError(
+            f"{where}: {point.value} cannot be imported ({type(error).__name__}); repair the package"
+        ) from error
+    if not isinstance(found, kind):
+        raise UsageError(f"{where}: expected a {kind.__name__}, got a {type(found).__name__}; repair the package")
+    return found
+
+
+@lru_cache(maxsize=32)
+def _find_point(group: str, name: str) -> EntryPoint | None:
+    for distribution in importlib.metadata.distributions(path=safe_path()):
+        for point in distribution.entry_points.select(group=group, name=name):
+            return point
+    return None

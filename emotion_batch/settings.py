@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from emotion_batch.errors import UsageError
 
@@ -27,7 +27,43 @@ def fingerprint(value: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
+class AnySettings:
+    """What the settings of all recipes have; each recipe's are a frozen class of their own.
+
+    Attributes
+    ----------
+    recipe
+        Name of the recipe in tables and bundles.
+    sample_rate
+        Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels.
+    """
+
+    recipe: ClassVar[str]
+
+    sample_rate: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them, with the name of the recipe."""
+        return {"recipe": self.recipe, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        """Return the settings that `to_dict` gave; raise UsageError for other names."""
+        return _construct(cls, {name: item for name, item in value.items() if name != "recipe"})
+
+    @property
+    def feature_id(self) -> str:
+        """Fingerprint of how samples become features: tables and bundles match when it is the same."""
+        return fingerprint(self.to_dict())
+
+    @property
+    def segments(self) -> Segments:
+        """Which stretches these features are taken of if nothing else is said: the notebook's."""
+        return Segments()
+
+
+@dataclass(frozen=True)
+class FeatureSettings(AnySettings):
     """How samples become a feature vector; the defaults are the notebook's (librosa's).
 
     Attributes
@@ -71,23 +107,9 @@ class FeatureSettings:
         if self.n_mfcc > self.n_mels:
             raise UsageError(f"n_mfcc: expected at most n_mels, which is {self.n_mels}, got {self.n_mfcc}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, with the name of the recipe."""
-        return {"recipe": self.recipe, **dataclasses.asdict(self)}
-
-    @property
-    def feature_id(self) -> str:
-        """Fingerprint of how samples become a vector: tables and bundles match when it is the same."""
-        return fingerprint(self.to_dict())
-
-    @property
-    def segments(self) -> Segments:
-        """Which stretches these features are taken of, where nobody says otherwise: the notebook's."""
-        return Segments()
-
 
 @dataclass(frozen=True)
-class SequenceSettings:
+class SequenceSettings(AnySettings):
     """How samples become a sequence: log-mel bands, fundamental frequency and voicing by frame. There is one way.
 
     Attributes
@@ -129,35 +151,10 @@ class SequenceSettings:
                     f"{field.name}: expected {field.default}, as the recipe {self.recipe!r} has it, got {getattr(self, field.name)!r}"
                 )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, with the name of the recipe."""
-        return {"recipe": self.recipe, **dataclasses.asdict(self)}
-
-    @property
-    def feature_id(self) -> str:
-        """Fingerprint of how samples become a sequence."""
-        return fingerprint(self.to_dict())
-
     @property
     def segments(self) -> Segments:
-        """Which stretches these features are taken of, where nobody says otherwise: the first four seconds."""
+        """Which stretches these features are taken of if nothing else is said: the first four seconds."""
         return Segments(0.0, 4.0)
-
-
-AnySettings = FeatureSettings | SequenceSettings
-
-
-def read_settings(value: Mapping[str, Any]) -> AnySettings:
-    """Return the settings that `to_dict` gave; raise UsageError for another recipe or other names."""
-    values = {name: item for name, item in value.items() if name != "recipe"}
-    if value.get("recipe") == FeatureSettings.recipe:
-        return _construct(FeatureSettings, values)
-    if value.get("recipe") == SequenceSettings.recipe:
-        return _construct(SequenceSettings, values)
-    raise UsageError(
-        f"feature settings: expected the recipe {FeatureSettings.recipe!r} or {SequenceSettings.recipe!r}, got "
-        f"{value.get('recipe')!r}; use the version of emotion-batch that wrote them"
-    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from emotion_batch.errors import UsageError
-from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings, read_settings
+from emotion_batch.features.recipes import read_settings
+from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
 
 
 def test_fingerprints_are_pinned() -> None:

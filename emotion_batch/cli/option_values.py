@@ -29,14 +29,17 @@ def read_scheduler(options: argparse.Namespace) -> Scheduler | None:
 
 def read_feature_settings(options: argparse.Namespace) -> AnySettings | None:
     """Return the feature settings that were asked for; None where nothing was said of them."""
-    from emotion_batch.settings import FeatureSettings, SequenceSettings
-
     stated = {name: value for name in _SEED_OPTIONS if (value := getattr(options, name)) is not None}
-    if options.recipe == "sequence" and stated:
-        raise UsageError(f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got sequence")
-    if options.recipe == "sequence":
-        return SequenceSettings()
-    return FeatureSettings(**stated) if stated or options.recipe == "seed" else None
+    if options.recipe not in (None, "seed") and stated:
+        raise UsageError(
+            f"--{next(iter(stated)).replace('_', '-')}: expected the recipe seed with it, got {options.recipe}"
+        )
+    if options.recipe is None and not stated:
+        return None
+    from emotion_batch.features.recipes import find_option
+
+    settings: AnySettings = find_option(options.recipe or "seed").settings(**stated)
+    return settings
 
 
 def read_segments(options: argparse.Namespace) -> Segments | None:

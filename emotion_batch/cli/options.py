@@ -330,8 +330,9 @@ def _add_feature_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("features (the defaults are the notebook's)")
     group.add_argument(
         "--recipe",
-        choices=("seed", "sequence"),
-        help="mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
+        metavar="NAME",
+        help="seed: mean MFCC as in the notebook; sequence: sequences, which carry over to other speakers; or the recipe of an "
+        "installed package (seed)",
     )
     for name, default, words in (
         ("sample-rate", 22_050, "Hz to resample to"),

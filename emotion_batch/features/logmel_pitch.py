@@ -7,17 +7,21 @@ Window and mel filters are librosa's, kept in a file beside this module, as thos
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import scipy.fft
 
 from emotion_batch.features.mfcc import POWER_FLOOR, Band, cut_bands
+from emotion_batch.features.recipe import Recipe, flatten
 from emotion_batch.settings import SequenceSettings
 
 FILTERS = "sequence_filters.npz"
@@ -252,6 +256,39 @@ def compute_filters(settings: SequenceSettings) -> tuple[npt.NDArray[np.float32]
         sr=settings.sample_rate, n_fft=settings.n_fft, n_mels=settings.n_mels, fmin=settings.fmin_hz
     )
     return window, mel.astype(np.float32)
+
+
+def read_sequences(rows: pa.Table) -> Iterator[Sequence]:
+    """Yield the sequences of rows that all have one."""
+    for batch in rows.select(["logmel", "f0_hz", "voicing"]).to_batches():
+        bounds = np.asarray(batch["f0_hz"].offsets)
+        flat = [np.asarray(flatten(batch[name])) for name in batch.schema.names]
+        n_mels = len(flat[0]) // max(1, len(flat[1]))
+        logmel = flat[0].reshape(-1, n_mels) if n_mels else flat[0].reshape(0, 1)
+        for start, end in pairwise((bounds - bounds[0]).tolist()):
+            yield Sequence(logmel[start:end], flat[1][start:end], flat[2][start:end])
+
+
+def _level(rows: pa.Table) -> npt.NDArray[np.float32]:
+    return np.array([energy_of(one.logmel.astype(np.float32)).mean() for one in read_sequences(rows)], np.float32)
+
+
+RECIPE = Recipe(
+    option="sequence",
+    settings=SequenceSettings,
+    fields=lambda settings: [
+        pa.field("logmel", pa.list_(pa.list_(pa.float16(), settings.n_mels))),
+        pa.field("f0_hz", pa.list_(pa.float16())),
+        pa.field("voicing", pa.list_(pa.float16())),
+    ],
+    compute=compute_sequence,
+    prepare=lambda rows, settings: [prepare_sequence(one) for one in read_sequences(rows)],
+    input_shape=lambda settings: (None, N_INPUTS),
+    level=lambda rows, settings: _level(rows),
+    network="sequence-bilstm",
+    measures="tracks",
+    sees_every_sample=lambda settings: True,
+)
 
 
 if __name__ == "__main__":

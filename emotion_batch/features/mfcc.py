@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import scipy.fft
 
+from emotion_batch.features.recipe import Recipe, read_matrix
 from emotion_batch.settings import FeatureSettings
 
 FILTERS = "mel_filters.npz"
@@ -164,6 +166,21 @@ def compute_filters(settings: FeatureSettings) -> tuple[npt.NDArray[np.float32],
     window = librosa.filters.get_window("hann", settings.n_fft, fftbins=True).astype(np.float32)
     mel = librosa.filters.mel(sr=settings.sample_rate, n_fft=settings.n_fft, n_mels=settings.n_mels)
     return window, mel.astype(np.float32)
+
+
+RECIPE = Recipe(
+    option="seed",
+    settings=FeatureSettings,
+    fields=lambda settings: [pa.field("mfcc", pa.list_(pa.float32(), settings.n_mfcc))],
+    compute=lambda samples, settings: (mean_mfcc(samples, settings),),
+    prepare=lambda rows, settings: read_matrix(rows["mfcc"]),
+    input_shape=lambda settings: (settings.n_mfcc,),
+    # The first coefficient is the mean of the bands in dB.
+    level=lambda rows, settings: read_matrix(rows["mfcc"])[:, 0],
+    network="seed-lstm",
+    measures="mfcc",
+    sees_every_sample=lambda settings: settings.hop_length <= settings.n_fft,
+)
 
 
 if __name__ == "__main__":

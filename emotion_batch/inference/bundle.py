@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from emotion_batch.errors import UsageError
+from emotion_batch.features.logmel_pitch import N_INPUTS
 from emotion_batch.inference import safety
-from emotion_batch.inference.card import PLAIN_NAME, Card
+from emotion_batch.inference.card import PLAIN_NAME, Card, architecture_of
 from emotion_batch.inference.safety import Shape
-from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.settings import AnySettings
 from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
 from emotion_batch.tables.schema import TableInfo
 
@@ -187,14 +188,18 @@ def read_reliability(bundle: Bundle) -> bytes | None:
     return data if is_whole else None
 
 
-def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape]:
-    """Return the shapes of a network's weights, in Keras's order; the notebook's has its input's length in none."""
-    if isinstance(settings, FeatureSettings):
-        return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), (n_labels,)]
-    shapes: list[Shape] = []
-    for n_inputs in (settings.n_mels + 3, 64):
-        shapes += [(5, n_inputs, 64), *[(64,)] * 5]
-    return [*shapes, *[(65, 192), (48, 192), (192,)] * 2, (96, 1), (1,), (192, n_labels), (n_labels,)]
+def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape] | None:
+    """Return the shapes of a network's weights, in Keras's order; None if an installed package brings the network.
+
+    The notebook's network has the length of its input in no shape.
+    """
+    network, ends = architecture_of(settings), [(n_labels,)]
+    if network == "seed-lstm":
+        return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), *ends]
+    if network == "sequence-bilstm":
+        convolutions = [shape for n_inputs in (N_INPUTS, 64) for shape in ((5, n_inputs, 64), *[(64,)] * 5)]
+        return [*convolutions, *[(65, 192), (48, 192), (192,)] * 2, (96, 1), (1,), (192, n_labels), *ends]
+    return None
 
 
 def sha256(data: bytes) -> str:

@@ -10,20 +10,19 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 
+from emotion_batch.features.recipes import read_settings, recipe_of
 from emotion_batch.inference import safety
-from emotion_batch.settings import AnySettings, FeatureSettings, Segments, read_settings
+from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.folder import is_sealed, unseal
 
 CARD_VERSION = 3
-# The architectures that a card may name: the notebook's network, and the one on sequences.
-SEED, SEQUENCE = "seed-lstm", "sequence-bilstm"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def architecture_of(settings: AnySettings) -> str:
     """Return the name of the network that reads a recipe's features."""
-    return SEED if isinstance(settings, FeatureSettings) else SEQUENCE
+    return recipe_of(settings).network
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ Both look at a summary of the row that is independent of its level. `judge_speec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,9 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.fft
 
-from emotion_batch.features import recipes
-from emotion_batch.features.logmel_pitch import Sequence
-from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.errors import UsageError
+from emotion_batch.features.logmel_pitch import Sequence, read_sequences
+from emotion_batch.features.recipe import read_matrix
+from emotion_batch.features.recipes import recipe_of
+from emotion_batch.libraries import find_plugin
+from emotion_batch.settings import AnySettings
 
 Floats = npt.NDArray[np.floating]
 Booleans = npt.NDArray[np.bool_]
@@ -73,44 +76,64 @@ _LEAST_SPECTRAL_DEVIATION = 2.5
 _LEAST_BANDS = 4.0
 
 
-def summarise_rows(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return what is compared of each row, whatever its level, shape (n_rows, n_dims).
+class Measures(NamedTuple):
+    """What is compared of the rows of a recipe, whatever their level.
 
-    Of mean MFCC, number 1 to 20 (0 is the level), and the size of those in each of six ranges. Of sequences, over frames
-    near the loudest: cepstra 1 to 20 and how much the first 8 vary; which share is loud and voiced; mean and deviation
-    of F0 and how far it is held; depth of the energy; how fast the spectrum changes, how broad it is, how it varies.
-
-    Parameters
+    Attributes
     ----------
-    rows
-        Rows that all have features; each one's summary depends on it alone.
-    settings
-        What the features were computed with.
+    summarise
+        Returns a summary of each row that has features, shape (n_rows, n_dims); it depends on the row alone.
+    judge_speech
+        Returns of summaries which rows are speech, shape (n_rows,); None if they do not tell.
     """
-    if isinstance(settings, FeatureSettings):
-        shape = recipes.read_vectors(rows, settings)[:, 1:]
-        ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
-        # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
-        sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
-        return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
-    return _measure_all(recipes.read_sequences(rows))
+
+    summarise: Callable[[pa.Table, AnySettings], npt.NDArray[np.float32]]
+    judge_speech: Callable[[Floats], Booleans] | None = None
+
+
+def summarise_rows(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return what is compared of each row that has features, shape (n_rows, n_dims)."""
+    return _measures(settings).summarise(rows, settings)
 
 
 def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
-    """Return which rows are speech, by voicing, pitch, modulation and bandwidth, shape (n_rows,).
+    """Return which rows are speech by their summaries, shape (n_rows,); None if these do not tell."""
+    judge = _measures(settings).judge_speech
+    return None if judge is None else judge(summaries)
 
-    None for mean MFCC: a mean does not tell whether anything moved. Silence is none, nor are noise and held tones; some
-    singing and music is taken for speech.
 
-    Parameters
-    ----------
-    summaries
-        What `summarise` gives of rows that all have features, shape (n_rows, n_dims).
-    settings
-        What the features were computed with.
+def _measures(settings: AnySettings) -> Measures:
+    name = recipe_of(settings).measures
+    found = _MEASURES.get(name) or find_plugin("emotion_batch.measures", name, Measures)
+    if found is None:
+        raise UsageError(f"measures {name!r} of the recipe {settings.recipe!r}: no installed package registers them")
+    return found
+
+
+def _summarise_mfcc(rows: pa.Table, _: AnySettings) -> npt.NDArray[np.float32]:
+    """Return mean MFCC number 1 to 20 (0 is the level), and the size of those in each of six ranges."""
+    shape = read_matrix(rows["mfcc"])[:, 1:]
+    ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
+    # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
+    sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
+    return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
+
+
+def _summarise_tracks(rows: pa.Table, _: AnySettings) -> npt.NDArray[np.float32]:
+    """Return of sequences, over frames near the loudest, cepstra 1 to 20, how much the first 8 vary, and the tracks.
+
+    These are which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of the energy; how fast
+    the spectrum changes, how broad it is, how it varies.
     """
-    if isinstance(settings, FeatureSettings):
-        return None
+    measured = [_measure(one) for one in read_sequences(rows)]
+    return np.array(measured, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
+
+
+def _judge_tracks(summaries: Floats) -> Booleans:
+    """Return which rows are speech, by voicing, pitch, modulation and bandwidth.
+
+    Silence is none, nor are noise and held tones; some singing and music is taken for speech.
+    """
     found = {name: summaries[:, column] for name, column in _COLUMN.items()}
     return np.asarray(
         (found["voiced_share"] >= _LEAST_VOICED_SHARE)
@@ -120,6 +143,10 @@ def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
         & (found["bands"] >= math.log(_LEAST_BANDS)),
         np.bool_,
     )
+
+
+# By the name that a recipe has for them. A mean over frames does not tell whether anything moved, and so not what is speech.
+_MEASURES = {"mfcc": Measures(_summarise_mfcc), "tracks": Measures(_summarise_tracks, _judge_tracks)}
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):
@@ -234,11 +261,6 @@ class Domain:
         except (ValueError, OverflowError) as error:
             raise ValueError(f"domain: expected what a training writes, got another ({error})") from error
         return cls(centres, whitening, saved.threshold, saved.n_learnt, saved.n_held_out, saved.flagged)
-
-
-def _measure_all(sequences: Iterable[Sequence]) -> npt.NDArray[np.float32]:
-    rows = [_measure(one) for one in sequences]
-    return np.array(rows, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
 
 
 def _measure(one: Sequence) -> npt.NDArray[np.float32]:

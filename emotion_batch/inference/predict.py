@@ -12,13 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.errors import EmotionBatchError, Status, UsageError
-from emotion_batch.features import logmel_pitch
-from emotion_batch.features.recipes import Inputs, prepare
+from emotion_batch.features.recipes import Inputs, prepare, recipe_of
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import EXECUTABLE, Bundle, open_bundle, read_checked
 from emotion_batch.inference.confidence import apply_temperature, entropy, margin
 from emotion_batch.inference.domain import Domain
-from emotion_batch.settings import FeatureSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.schema import label_schema
 
@@ -65,7 +63,7 @@ class Predictor:
                 f"({type(error).__name__}); fetch the bundle again"
             ) from error
         settings, n_labels = self.card.feature_settings, len(self.card.labels)
-        n_inputs = [settings.n_mfcc] if isinstance(settings, FeatureSettings) else ["n_frames", logmel_pitch.N_INPUTS]
+        n_inputs = ["n_frames" if size is None else size for size in recipe_of(settings).input_shape(settings)]
         if found != [n_inputs, [n_labels]]:
             raise UsageError(
                 f"model {bundle.folder.url}: expected a network from {n_inputs} features to {n_labels} labels, "

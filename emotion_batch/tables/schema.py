@@ -13,15 +13,13 @@ import pyarrow.csv
 from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
-from emotion_batch.settings import AnySettings, FeatureSettings, Segments, SequenceSettings, read_settings
+from emotion_batch.settings import AnySettings, Segments
 
 FEATURES = "features"
 LABELS = "labels"
 # The version of each kind's columns.
 SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
 LEDGER = "_table"
-# As the command line calls them.
-_RECIPES = {FeatureSettings.recipe: "seed", SequenceSettings.recipe: "sequence"}
 INFO = f"{LEDGER}/table.json"
 _COMMON = (
     pa.field("file", pa.string(), nullable=False),
@@ -154,7 +152,7 @@ class TableInfo:
         ]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("something else where a text must be")
-        settings, segments = read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
+        settings, segments = recipes.read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
         if (value["feature_id"], value["segment_id"]) != (settings.feature_id, segments.segment_id):
             raise ValueError("settings that are not those of their fingerprints")
         return cls(
@@ -187,7 +185,8 @@ class TableInfo:
             return f"--model with the model {self.model_id}, of which a copy is in {LEDGER}/model, got {other.model_id}"
         mine, theirs = (info.feature_settings.to_dict() for info in (self, other))
         if mine["recipe"] != theirs["recipe"]:
-            return f"--recipe {_RECIPES[mine['recipe']]}, got --recipe {_RECIPES[theirs['recipe']]}"
+            this, that = (recipes.recipe_of(info.feature_settings).option for info in (self, other))
+            return f"--recipe {this}, got --recipe {that}"
         for name, value in mine.items():
             if value != theirs[name]:
                 option = f"--{name.replace('_', '-')}"

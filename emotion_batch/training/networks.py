@@ -10,11 +10,11 @@ import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ from emotion_batch.features.logmel_pitch import N_INPUTS
 from emotion_batch.features.recipes import Inputs
 from emotion_batch.inference.card import architecture_of
 from emotion_batch.inference.predict import fit_frames
-from emotion_batch.libraries import keras_out_of_home, load_matplotlib
-from emotion_batch.settings import AnySettings, FeatureSettings, fingerprint
+from emotion_batch.libraries import find_plugin, keras_out_of_home, load_matplotlib
+from emotion_batch.settings import AnySettings, fingerprint
 
 # The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
 # all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
@@ -140,11 +140,32 @@ def _quiet_keras() -> Any:
         logger.setLevel(level)
 
 
+class Network(NamedTuple):
+    """A recipe's network.
+
+    Attributes
+    ----------
+    build
+        Returns it, not compiled, for some settings and a number of labels.
+    to_export
+        Returns the network that workers execute, which reads what `recipes.prepare` gives.
+    """
+
+    build: Callable[[Any, int], Any]
+    to_export: Callable[[Any], Any]
+
+
+def _find(settings: AnySettings) -> Network:
+    name = architecture_of(settings)
+    found = _NETWORKS.get(name) or find_plugin("emotion_batch.networks", name, Network)
+    if found is None:
+        raise UsageError(f"network {name!r} of the recipe {settings.recipe!r}: no installed package registers it")
+    return found
+
+
 def build(settings: AnySettings, n_labels: int) -> Any:
     """Return the network of a recipe, not compiled."""
-    if isinstance(settings, FeatureSettings):
-        return build_seed(settings.n_mfcc, n_labels)
-    return build_sequence(n_labels)
+    return _find(settings).build(settings, n_labels)
 
 
 def build_seed(n_features: int, n_labels: int) -> Any:
@@ -215,6 +236,26 @@ def build_sequence(n_labels: int, *, is_padded: bool = True) -> Any:
     return keras.Model([frames, is_there] if is_padded else frames, outputs)
 
 
+def read_vectors_alone(network: Any) -> Any:
+    """Return a network on vectors, shape (n_features,), of one that reads them as steps of one value."""
+    _, keras = load_keras()
+    features = keras.Input(network.input_shape[1:2], name="features")
+    return keras.Model(features, network(keras.ops.expand_dims(features, -1)))
+
+
+def _read_frames_alone(network: Any) -> Any:
+    executed = build_sequence(network.output_shape[1], is_padded=False)
+    executed.set_weights(network.get_weights())
+    return executed
+
+
+# By the name that a recipe has for it.
+_NETWORKS = {
+    "seed-lstm": Network(lambda settings, n_labels: build_seed(settings.n_mfcc, n_labels), read_vectors_alone),
+    "sequence-bilstm": Network(lambda settings, n_labels: build_sequence(n_labels), _read_frames_alone),
+}
+
+
 def pad(
     rows: Sequence[npt.NDArray[np.float32]], n_frames: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -244,12 +285,7 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
 def export_onnx(network: Any, settings: AnySettings) -> bytes:
     """Return the graph, in ONNX, of what a network computes of its inputs as `recipes.prepare` gives them."""
     _, keras = load_keras()
-    if isinstance(settings, FeatureSettings):
-        features = keras.Input(network.input_shape[1:2], name="features")
-        executed = keras.Model(features, network(keras.ops.expand_dims(features, -1)))
-    else:
-        executed = build_sequence(network.output_shape[1], is_padded=False)
-        executed.set_weights(network.get_weights())
+    executed = _find(settings).to_export(network)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # Keras asks NumPy for a name that it has no more.
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,0 +1,42 @@
+"""A recipe of an installed package: how far the mean MFCC of the second half of a stretch lie from those of the first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from emotion_batch.features.mfcc import mean_mfcc
+from emotion_batch.features.recipe import Recipe, read_matrix
+from emotion_batch.settings import FeatureSettings
+
+
+@dataclass(frozen=True)
+class ChangeSettings(FeatureSettings):
+    """The notebook's frames and bands, with fewer coefficients."""
+
+    recipe: ClassVar[str] = "mfcc-change"
+
+    n_mfcc: int = 12
+
+
+def compute_change(samples: npt.NDArray[np.float32], settings: ChangeSettings) -> npt.NDArray[np.float32]:
+    """Return the change, shape (n_mfcc,)."""
+    half = (len(samples) + 1) // 2
+    return mean_mfcc(samples[-half:], settings) - mean_mfcc(samples[:half], settings)
+
+
+RECIPE = Recipe(
+    option="mfcc-change",
+    settings=ChangeSettings,
+    fields=lambda settings: [pa.field("change", pa.list_(pa.float32(), settings.n_mfcc))],
+    compute=lambda samples, settings: (compute_change(samples, settings),),
+    prepare=lambda rows, settings: read_matrix(rows["change"]),
+    input_shape=lambda settings: (settings.n_mfcc,),
+    level=lambda rows, settings: read_matrix(rows["change"])[:, 0],
+    network="change-dense",
+    measures="change",
+)

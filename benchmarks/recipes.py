@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_batch import api
+from emotion_batch.features.recipes import recipe_of
 from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.table import read_info
 from emotion_batch.training import calibrate, fit, metrics, splits
 from emotion_batch.training.data import Dataset, Spool, read_dataset
-from emotion_batch.training.fit import BATCH_SIZES, EPOCHS, Fitting
+from emotion_batch.training.fit import Fitting
 from emotion_batch.training.splits import Split
 
 RECIPES: dict[str, AnySettings] = {"seed": FeatureSettings(), "sequence": SequenceSettings()}
@@ -54,14 +55,14 @@ class Judge:
         self, learn: npt.NDArray[np.bool_], judged: npt.NDArray[np.int64], seed: int
     ) -> npt.NDArray[np.float32]:
         """Return what a network that learnt from some rows gives for others."""
-        data, recipe = self.data, self._settings.recipe
+        data, recipe = self.data, recipe_of(self._settings)
         network, _ = fit.fit_network(
             self._spool,
             self._settings,
             data.order[learn[data.order]],
             data.targets,
             n_labels=len(data.labels),
-            fitting=Fitting(EPOCHS[recipe], BATCH_SIZES[recipe], seed),
+            fitting=Fitting(recipe.epochs, recipe.batch_size, seed),
         )
         return fit.predict_network(network, self._spool, self._settings, judged)
 

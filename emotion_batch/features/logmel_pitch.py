@@ -287,6 +287,11 @@ RECIPE = Recipe(
     level=lambda rows, settings: _level(rows),
     network="sequence-bilstm",
     measures="tracks",
+    epochs=20,
+    batch_size=32,
+    describe=lambda settings: (
+        f"log-mel bands, fundamental frequency and voicing by frame at {settings.sample_rate:,} Hz, of"
+    ),
     sees_every_sample=lambda settings: True,
 )
 

@@ -179,6 +179,10 @@ RECIPE = Recipe(
     level=lambda rows, settings: read_matrix(rows["mfcc"])[:, 0],
     network="seed-lstm",
     measures="mfcc",
+    # As in the notebook.
+    epochs=100,
+    batch_size=512,
+    describe=lambda settings: f"{settings.n_mfcc} MFCC at {settings.sample_rate:,} Hz, averaged over",
     sees_every_sample=lambda settings: settings.hop_length <= settings.n_fft,
 )
 

@@ -46,6 +46,10 @@ class Recipe(Generic[Settings]):
         Name of its network in `training.networks`, and of its architecture in a bundle's card.
     measures
         Name of its measures in `inference.domain`.
+    epochs, batch_size
+        How long its network was tried with, and with how many rows at a time.
+    describe
+        Returns what its features are, for a person, up to "of each recording".
     sees_every_sample
         Returns whether a sample that is not finite always shows in the features. If not, the samples are looked at as well.
     """
@@ -59,6 +63,9 @@ class Recipe(Generic[Settings]):
     level: Callable[[pa.Table, Settings], npt.NDArray[np.float32]]
     network: str
     measures: str
+    epochs: int
+    batch_size: int
+    describe: Callable[[Settings], str]
     sees_every_sample: Callable[[Settings], bool] = lambda settings: False
 
 

@@ -7,8 +7,9 @@ An installed package can add a recipe: its entry point of the group ``emotion_ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from emotion_batch.errors import UsageError
 from emotion_batch.features import logmel_pitch, mfcc
 from emotion_batch.features.logmel_pitch import read_sequences as read_sequences
 from emotion_batch.features.recipe import Inputs as Inputs
-from emotion_batch.features.recipe import Recipe, read_matrix
+from emotion_batch.features.recipe import Recipe
 from emotion_batch.features.recipe import Values as Values
 from emotion_batch.features.recipe import flatten as flatten
 from emotion_batch.libraries import find_plugin
@@ -141,9 +142,18 @@ def _lay_out(settings: AnySettings) -> list[tuple[np.dtype[Any], tuple[int, ...]
     return found
 
 
-def read_vectors(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return the vectors of rows that all have one, shape (n_rows, length)."""
-    return read_matrix(rows[names(settings)[0]])
+def read_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:
+    """Yield the features of rows that all have some."""
+    for batch in rows.select(names(settings)).to_batches():
+        columns = []
+        for column, (_, shape) in zip(batch.columns, _lay_out(settings), strict=True):
+            numbers = np.asarray(flatten(column)).reshape(-1, *(length for length in shape if length != -1))
+            if -1 in shape:
+                bounds = np.asarray(column.offsets)
+                columns.append([numbers[start:end] for start, end in pairwise((bounds - bounds[0]).tolist())])
+            else:
+                columns.append(list(numbers))
+        yield from zip(*columns, strict=True)
 
 
 class Columns:

@@ -20,7 +20,7 @@ from emotion_batch.errors import Status, UsageError
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
 from emotion_batch.inference.confidence import Floats
-from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.settings import AnySettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.names import clean
 from emotion_batch.tables import parts
@@ -268,14 +268,9 @@ class Spool:
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of a feature table that all have features."""
-        if isinstance(self._settings, FeatureSettings):
-            data = recipes.read_vectors(rows, self._settings)
-            self._file.write(data.tobytes())
-            ends = np.arange(1, len(data) + 1, dtype=np.int64) * (4 * self._settings.n_mfcc)
-        else:
-            encoded = [recipes.encode(one) for one in recipes.read_sequences(rows)]
-            self._file.writelines(encoded)
-            ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
+        encoded = [recipes.encode(one) for one in recipes.read_values(rows, self._settings)]
+        self._file.writelines(encoded)
+        ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
         self._bounds.frombytes((ends + self._bounds[-1]).tobytes())
 
     def read(self, rows: Integers) -> list[Values]:

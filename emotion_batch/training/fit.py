@@ -12,21 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_batch.errors import UsageError
-from emotion_batch.features import logmel_pitch
-from emotion_batch.features.logmel_pitch import Sequence as Frames
+from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
 from emotion_batch.inference.predict import fit_frames
-from emotion_batch.settings import AnySettings, FeatureSettings
+from emotion_batch.settings import AnySettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import networks
-from emotion_batch.training.augmentation import augment
 from emotion_batch.training.data import Spool
 from emotion_batch.training.networks import load_keras
 from emotion_batch.training.splits import Integers, Split
 
-# What each recipe was tried with: the notebook's, and that of the sequences.
-EPOCHS: Mapping[str, int] = {"mfcc-mean": 100, "logmel-pitch": 20}
-BATCH_SIZES: Mapping[str, int] = {"mfcc-mean": 512, "logmel-pitch": 32}
 # One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps.
 _PEAK_RATE, _RISE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 1e-2, 1.0, 0.1
 # A batch has at most so many frames of a segment, a stretch of a longer one. Lengths are in steps, because each is compiled.
@@ -107,7 +102,8 @@ def fit_network(
     _, keras = load_keras()
     keras.utils.set_random_seed(fitting.seed)
     network = networks.build(settings, n_labels)
-    _compile(network, settings)
+    is_cycled = networks.find_network(settings).is_cycled
+    _compile(network, is_cycled=is_cycled)
     network.optimizer.build(network.trainable_variables)
     variables = (*network.variables, *network.optimizer.variables)
     patience = 0 if validate is None else fitting.patience
@@ -126,7 +122,7 @@ def fit_network(
         if patience and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             break
         data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch)
-        callbacks = [] if isinstance(settings, FeatureSettings) else [_cycle(network, epoch, n_steps, fitting.epochs)]
+        callbacks = [_cycle(network, epoch, n_steps, fitting.epochs)] if is_cycled else []
         # One call for each epoch, because a fitting that goes on must begin it as one that was never stopped.
         logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
         figures = {name: float(values[-1]) for name, values in logs.items()}
@@ -162,14 +158,12 @@ def predict_network(network: Any, spool: Spool, settings: AnySettings, rows: Int
 
 def prepare_batches(values: Sequence[Values], settings: AnySettings) -> Any:
     """Return what a network reads of features, as `recipes.prepare` gives it of a table."""
-    if isinstance(settings, FeatureSettings):
-        return np.stack([vector for (vector,) in values]) if len(values) else np.empty((0, settings.n_mfcc), np.float32)
-    return [logmel_pitch.prepare_sequence(Frames(*one)) for one in values]
+    return recipes.prepare(recipes.to_table(values, settings), settings)
 
 
-def _compile(network: Any, settings: AnySettings) -> None:
+def _compile(network: Any, *, is_cycled: bool) -> None:
     _, keras = load_keras()
-    if isinstance(settings, FeatureSettings):
+    if not is_cycled:
         network.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
         return
     network.compile(
@@ -206,36 +200,37 @@ def _dataset(
     # By seed and epoch alone, so that an epoch is the same whether or not those before it were in this process.
     generator = np.random.default_rng([fitting.seed, epoch])
     order = generator.permutation(learn)
+    # Of a vector, or of frames, each of so many inputs.
+    shape = recipes.recipe_of(settings).input_shape(settings)
+    n_inputs = shape[1] if len(shape) > 1 else 0
 
     def batches() -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
         for start in range(0, len(order), fitting.batch_size):
             rows = order[start : start + fitting.batch_size]
             values = spool.read(rows)
             wanted = np.eye(n_labels, dtype=np.float32)[targets[rows]]
-            if isinstance(settings, FeatureSettings):
-                yield prepare_batches(values, settings)[..., np.newaxis], wanted
+            if n_inputs:
+                yield _cut(values, settings, generator), wanted
             else:
-                yield _augmented(values, generator), wanted
+                yield prepare_batches(values, settings)[..., np.newaxis], wanted
 
     floats = tensorflow.float32
-    if isinstance(settings, FeatureSettings):
-        inputs = tensorflow.TensorSpec((None, settings.n_mfcc, 1), floats)
-    else:
-        inputs = (
-            tensorflow.TensorSpec((None, None, logmel_pitch.N_INPUTS), floats),
-            tensorflow.TensorSpec((None, None, 1), floats),
-        )
+    inputs = tensorflow.TensorSpec((None, *shape, *([] if n_inputs else [1])), floats)
+    if n_inputs:
+        inputs = inputs, tensorflow.TensorSpec((None, None, 1), floats)
     signature = (inputs, tensorflow.TensorSpec((None, n_labels), floats))
     data = tensorflow.data.Dataset.from_generator(batches, output_signature=signature)
     return data.apply(tensorflow.data.experimental.assert_cardinality(-(-len(order) // fitting.batch_size))).prefetch(2)
 
 
-def _augmented(
-    values: Sequence[Values], generator: np.random.Generator
+def _cut(
+    values: Sequence[Values], settings: AnySettings, generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return a batch of frames, augmented, of which long ones are cut, and which of them there are."""
+    augment = networks.find_network(settings).augment
     rows = []
-    for one in values:
-        frames = fit_frames(augment(Frames(*one), generator))
+    for one in prepare_batches(values, settings) if augment is None else (augment(one, generator) for one in values):
+        frames = fit_frames(one)
         start = int(generator.integers(0, max(1, len(frames) - _MOST_FRAMES + 1)))
         rows.append(frames[start : start + _MOST_FRAMES])
     longest = max(map(len, rows))

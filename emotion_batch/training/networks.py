@@ -10,7 +10,8 @@ import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -21,12 +22,13 @@ import numpy.typing as npt
 
 from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
-from emotion_batch.features.logmel_pitch import N_INPUTS
-from emotion_batch.features.recipes import Inputs
+from emotion_batch.features.logmel_pitch import N_INPUTS, Sequence
+from emotion_batch.features.recipes import Inputs, Values
 from emotion_batch.inference.card import architecture_of
 from emotion_batch.inference.predict import fit_frames
 from emotion_batch.libraries import find_plugin, keras_out_of_home, load_matplotlib
 from emotion_batch.settings import AnySettings, fingerprint
+from emotion_batch.training.augmentation import augment
 
 # The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
 # all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
@@ -53,7 +55,7 @@ def save_bytes(network: Any, suffix: str) -> bytes:
         return path.read_bytes()
 
 
-def fingerprint_network(network: Any, labels: Sequence[str], settings: AnySettings) -> str:
+def fingerprint_network(network: Any, labels: Many[str], settings: AnySettings) -> str:
     """Return the model's id: the fingerprint of its weights, labels and feature settings."""
     sha = hashlib.sha256()
     for weights in network.get_weights():
@@ -149,13 +151,20 @@ class Network(NamedTuple):
         Returns it, not compiled, for some settings and a number of labels.
     to_export
         Returns the network that workers execute, which reads what `recipes.prepare` gives.
+    augment
+        Returns what a network on frames reads of a row's features while it learns, at random; None for no augmentation.
+    is_cycled
+        Whether it learns by one cycle of the learning rate, with smoothed labels, rather than as the notebook's does.
     """
 
     build: Callable[[Any, int], Any]
     to_export: Callable[[Any], Any]
+    augment: Callable[[Values, np.random.Generator], npt.NDArray[np.float32]] | None = None
+    is_cycled: bool = False
 
 
-def _find(settings: AnySettings) -> Network:
+def find_network(settings: AnySettings) -> Network:
+    """Return the network of a recipe."""
     name = architecture_of(settings)
     found = _NETWORKS.get(name) or find_plugin("emotion_batch.networks", name, Network)
     if found is None:
@@ -165,7 +174,7 @@ def _find(settings: AnySettings) -> Network:
 
 def build(settings: AnySettings, n_labels: int) -> Any:
     """Return the network of a recipe, not compiled."""
-    return _find(settings).build(settings, n_labels)
+    return find_network(settings).build(settings, n_labels)
 
 
 def build_seed(n_features: int, n_labels: int) -> Any:
@@ -252,15 +261,18 @@ def _read_frames_alone(network: Any) -> Any:
 # By the name that a recipe has for it.
 _NETWORKS = {
     "seed-lstm": Network(lambda settings, n_labels: build_seed(settings.n_mfcc, n_labels), read_vectors_alone),
-    "sequence-bilstm": Network(lambda settings, n_labels: build_sequence(n_labels), _read_frames_alone),
+    "sequence-bilstm": Network(
+        lambda settings, n_labels: build_sequence(n_labels),
+        _read_frames_alone,
+        lambda values, generator: augment(Sequence(*values), generator),
+        is_cycled=True,
+    ),
 }
 
 
-def pad(
-    rows: Sequence[npt.NDArray[np.float32]], n_frames: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def pad(rows: Many[npt.NDArray[np.float32]], n_frames: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return rows of frames padded to one length, shape (n_rows, n_frames, n_inputs), and which are there."""
-    frames = np.zeros((len(rows), n_frames, N_INPUTS), np.float32)
+    frames = np.zeros((len(rows), n_frames, rows[0].shape[1]), np.float32)
     is_there = np.zeros((len(rows), n_frames, 1), np.float32)
     for number, row in enumerate(rows):
         frames[number, : len(row)] = row
@@ -285,7 +297,7 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
 def export_onnx(network: Any, settings: AnySettings) -> bytes:
     """Return the graph, in ONNX, of what a network computes of its inputs as `recipes.prepare` gives them."""
     _, keras = load_keras()
-    executed = _find(settings).to_export(network)
+    executed = find_network(settings).to_export(network)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # Keras asks NumPy for a name that it has no more.
         warnings.simplefilter("ignore", FutureWarning)

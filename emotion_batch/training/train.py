@@ -27,8 +27,6 @@ from emotion_batch.tables.table import require_features
 from emotion_batch.training import calibrate, networks, splits, write_bundle
 from emotion_batch.training.data import Dataset, Spool, read_dataset
 from emotion_batch.training.fit import (
-    BATCH_SIZES,
-    EPOCHS,
     Checkpoint,
     Fitting,
     TrainingSettings,
@@ -173,8 +171,8 @@ def train_bundle(
     the numbers of the table's parts. `h5` is a folder and a name. It raises UsageError if the rows cannot be learnt
     from: no labels, one label, or labels with too few recordings.
     """
-    recipe = info.feature_settings.recipe
-    epochs, batch_size = settings.epochs or EPOCHS[recipe], settings.batch_size or BATCH_SIZES[recipe]
+    recipe = recipes.recipe_of(info.feature_settings)
+    epochs, batch_size = settings.epochs or recipe.epochs, settings.batch_size or recipe.batch_size
     settings = replace(settings, epochs=epochs, batch_size=batch_size)
     how = Fitting(epochs, batch_size, settings.seed, settings.patience)
     with Spool(info.feature_settings) as spool:

@@ -11,11 +11,12 @@ import jinja2
 import numpy as np
 
 from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Inputs
 from emotion_batch.inference import predict
 from emotion_batch.inference.bundle import CARD, EXECUTABLE, RELIABILITY, WEIGHTS, sha256
 from emotion_batch.inference.card import Card, architecture_of
-from emotion_batch.settings import AnySettings, FeatureSettings, Segments
+from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.training import networks
 
@@ -101,11 +102,7 @@ def write_bundle(
 def describe(card: Card) -> str:
     """Return the bundle's README, all of it from the card."""
     settings = card.feature_settings
-    kind = (
-        f"{settings.n_mfcc} MFCC at {settings.sample_rate:,} Hz, averaged over"
-        if isinstance(settings, FeatureSettings)
-        else f"log-mel bands, fundamental frequency and voicing by frame at {settings.sample_rate:,} Hz, of"
-    )
+    kind = recipes.recipe_of(settings).describe(settings)
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701 Markdown is no HTML

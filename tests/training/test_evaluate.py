@@ -20,7 +20,7 @@ import emotion_batch
 from emotion_batch.cli.model_commands import format_evaluation
 from emotion_batch.errors import UsageError
 from emotion_batch.features import audio
-from emotion_batch.features.recipes import compute, read_vectors, to_table
+from emotion_batch.features.recipes import compute, prepare, to_table
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import open_bundle
 from emotion_batch.inference.card import Promise
@@ -112,7 +112,7 @@ def test_recordings_are_judged_at_other_levels_and_padded(
         word == EMOTIONS[number]
         for word, number in zip(
             map(emotion_of, padded["file"].to_pylist()),
-            predictor.predict(read_vectors(padded, FeatureSettings())).argmax(axis=1),
+            predictor.predict(prepare(padded, FeatureSettings())).argmax(axis=1),
             strict=True,
         )
     ]

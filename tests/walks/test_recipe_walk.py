@@ -34,7 +34,7 @@ def made(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (
         ("extract", speech, folder / "features", "--recipe", NAME, "--workers", "2"),
         ("verify", folder / "features", "--deep"),
-        ("train", folder / "features", folder / "bundle", "--epochs", "2", "--batch-size", "16"),
+        ("train", folder / "features", folder / "bundle"),
         ("label", folder / "features", folder / "labels", "--model", folder / "bundle", "--workers", "2"),
         ("label", speech, folder / "straight", "--model", folder / "bundle", "--workers", "2"),
         ("verify", folder / "straight", "--deep"),
@@ -55,6 +55,8 @@ def test_a_third_recipe_goes_all_the_way(made: Path) -> None:
     card = json.loads((made / "bundle" / "card.json").read_text())
     assert card["feature_settings"]["recipe"] == NAME
     assert card["architecture"] == "change-dense"
+    assert (card["training"]["epochs"], card["training"]["batch_size"]) == (2, 16)
+    assert "change of 12 MFCC within" in (made / "bundle" / "README.md").read_text()
     labels, straight = (pq.read_table(made / name).to_pandas().sort_values("file") for name in ("labels", "straight"))
     assert (labels["status"] == "ok").sum() == len(ok)
     assert labels["emotion"].tolist() == straight["emotion"].tolist()

@@ -39,4 +39,7 @@ RECIPE = Recipe(
     level=lambda rows, settings: read_matrix(rows["change"])[:, 0],
     network="change-dense",
     measures="change",
+    epochs=2,
+    batch_size=16,
+    describe=lambda settings: f"change of {settings.n_mfcc} MFCC within",
 )

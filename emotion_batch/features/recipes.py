@@ -31,9 +31,16 @@ _BUILT_IN: tuple[Recipe[Any], ...] = (
 )
 
 
-def find(name: object) -> Recipe[Any] | None:
-    """Return the recipe that tables and bundles call `name`, or None."""
-    return next((one for one in _BUILT_IN if one.settings.recipe == name), None) or _find_installed(name)
+def find(name: object) -> Recipe[Any]:
+    """Return the recipe that tables and bundles call `name`; raise UsageError if nothing that is installed has it."""
+    found = next((one for one in _BUILT_IN if one.settings.recipe == name), None) or _find_installed(name)
+    if found is None:
+        words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)
+        raise UsageError(
+            f"feature settings: expected the recipe {words}, got {name!r}; use the version of emotion-batch that wrote them, or "
+            "install the package that has this recipe"
+        )
+    return found
 
 
 def find_option(name: str) -> Recipe[Any]:
@@ -56,23 +63,13 @@ def _find_installed(name: object) -> Recipe[Any] | None:
 
 def read_settings(value: Mapping[str, Any]) -> AnySettings:
     """Return the settings that `to_dict` gave; raise UsageError for another recipe or other names."""
-    found = find(value.get("recipe"))
-    if found is None:
-        words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)
-        raise UsageError(
-            f"feature settings: expected the recipe {words}, got {value.get('recipe')!r}; use the version of emotion-batch that "
-            "wrote them, or install the package that has this recipe"
-        )
-    settings: AnySettings = found.settings.from_dict(value)
+    settings: AnySettings = find(value.get("recipe")).settings.from_dict(value)
     return settings
 
 
 def recipe_of(settings: AnySettings) -> Recipe[Any]:
     """Return the recipe of some settings."""
-    found = find(settings.recipe)
-    if found is None:
-        raise UsageError(f"recipe {settings.recipe!r}: install a package that registers it as an entry point")
-    return found
+    return find(settings.recipe)
 
 
 def fields(settings: AnySettings) -> list[pa.Field]:
@@ -88,11 +85,6 @@ def names(settings: AnySettings) -> list[str]:
 def compute(samples: npt.NDArray[np.float32], settings: AnySettings) -> Values:
     """Return the features of a stretch, shape (n_samples,), at the settings' sample rate; not necessarily finite."""
     return recipe_of(settings).compute(samples, settings)
-
-
-def sees_every_sample(settings: AnySettings) -> bool:
-    """Return whether a sample that is not finite always shows in the features."""
-    return recipe_of(settings).sees_every_sample(settings)
 
 
 def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:

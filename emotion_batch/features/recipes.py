@@ -106,31 +106,30 @@ def decode(data: bytes, settings: AnySettings) -> Values | None:
     """Return the features that `encode` gave, without believing whoever sent them."""
     if not data:
         return None
-    layout = _lay_out(settings)
-    sizes = [kind.itemsize * abs(math.prod(shape)) for kind, shape in layout]
-    a_frame = sum(size for size, (_, shape) in zip(sizes, layout, strict=True) if -1 in shape)
-    n_frames, rest = divmod(len(data) - (sum(sizes) - a_frame), a_frame or sum(sizes))
-    if rest or n_frames < 0:
+    layout, a_row, a_frame = _lay_out(settings)
+    n_frames = (len(data) - a_row) // a_frame if a_frame else 0
+    if n_frames < 0 or a_row + n_frames * a_frame != len(data):
         raise ValueError(f"{len(data)} bytes, which are no frames of the recipe {settings.recipe!r}")
     values, at = [], 0
-    for size, (kind, shape) in zip(sizes, layout, strict=True):
-        n_bytes = size * n_frames if -1 in shape else size
-        values.append(np.frombuffer(data, kind, n_bytes // kind.itemsize, at).reshape(shape))
-        at += n_bytes
+    for kind, shape in layout:
+        count = math.prod(shape) if shape[0] >= 0 else -n_frames * math.prod(shape)
+        values.append(np.frombuffer(data, kind, count, at).reshape(shape))
+        at += values[-1].nbytes
     return tuple(values)
 
 
 @lru_cache(maxsize=2)
-def _lay_out(settings: AnySettings) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Return type and shape of what a row has in each column; -1 is the number of frames."""
-    found = []
+def _lay_out(settings: AnySettings) -> tuple[list[tuple[np.dtype[Any], tuple[int, ...]]], int, int]:
+    """Return type and shape (-1 by frame) of what a row has in each column, and the bytes that a row and a frame have."""
+    layout = []
     for field in fields(settings):
         kind, shape = field.type, []
         while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
             shape.append(kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
             kind = kind.value_type
-        found.append((np.dtype(kind.to_pandas_dtype()), tuple(shape)))
-    return found
+        layout.append((np.dtype(kind.to_pandas_dtype()), tuple(shape)))
+    sizes = [kind.itemsize * math.prod(shape) for kind, shape in layout]
+    return layout, sum(size for size in sizes if size >= 0), -sum(size for size in sizes if size < 0)
 
 
 def read_vectors(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:

@@ -217,14 +217,7 @@ def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
     """Return what a card says of the labels, with the picture beside it."""
     training, calibration = card.training, card.calibration
     judged = [
-        Judged(
-            kind=kind,
-            n_rows=one["n_rows"],
-            n_speakers=one["n_speakers"],
-            accuracy=one["accuracy"],
-            uar=one["uar"],
-            interval=tuple(one["intervals"]["accuracy"]) if "intervals" in one else None,
-        )
+        msgspec.convert({**one, "kind": kind, "interval": one.get("intervals", {}).get("accuracy")}, Judged)
         for kind, one in card.metrics.items()
     ]
     folds = (

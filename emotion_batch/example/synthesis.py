@@ -29,8 +29,6 @@ from scipy import fft, signal
 from scipy.io import wavfile
 from scipy.ndimage import gaussian_filter1d
 
-__all__ = ["EMOTIONS", "SAMPLE_RATE_HZ", "VOICES", "WORDS", "synthesize", "write_archive"]
-
 Samples = npt.NDArray[np.float64]
 
 SAMPLE_RATE_HZ = 24_414  # TESS's, so that the demo resamples as a real run does
@@ -156,32 +154,11 @@ WORDS: tuple[str, ...] = tuple(_PRONUNCIATIONS)
 def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDArray[np.float32]:
     """Return one recording of "say the word `word`", the same whatever else was synthesised.
 
-    Parameters
-    ----------
-    voice
-        One of `VOICES`.
-    emotion
-        One of `EMOTIONS`.
-    word
-        One of `WORDS`.
-    seed
-        Whole number >= 0; with the three names it decides every random draw.
-
-    Returns
-    -------
-    ndarray, shape (n_samples,), float32
-        Samples within [-1, 1] at `SAMPLE_RATE_HZ`, 1.4 to 2.6 s of them.
-
-    Raises
-    ------
-    ValueError
-        If an argument is none of those listed.
+    Voice, emotion and word are of `VOICES`, `EMOTIONS` and `WORDS`; with the seed, a whole number >= 0, they decide every
+    random draw. The samples are within [-1, 1] at `SAMPLE_RATE_HZ`, 1.4 to 2.6 s of them. Raises ValueError for other
+    arguments.
     """
-    for thing, value, known in (
-        ("voice", voice, VOICES),
-        ("emotion", emotion, EMOTIONS),
-        ("word", word, WORDS),
-    ):
+    for thing, value, known in (("voice", voice, VOICES), ("emotion", emotion, EMOTIONS), ("word", word, WORDS)):
         if value not in known:
             raise ValueError(f"{thing}: expected one of {', '.join(known)}, got {value!r}")
     if seed < 0:
@@ -350,30 +327,12 @@ def _add_frication(
 
 
 def write_archive(folder: str | os.PathLike[str], *, n_words: int = 40, seed: int = 0) -> int:
-    """Write `n_words` recordings for each voice and emotion, and a few that are broken on purpose.
+    """Write `n_words` recordings for each voice and emotion, and a few that are broken on purpose; return the number of files.
 
-    Recordings are 16-bit mono WAV files named ``<voice>_<emotion>/<voice>_<word>_<emotion>.wav``; those in
-    ``broken/`` are an empty file, a text, a recording cut short, one of 0.3 s and one with NaN from 1 s on.
-    Files of these names are overwritten and others left alone; the same arguments give the same bytes.
-
-    Parameters
-    ----------
-    folder
-        Where to; made if absent.
-    n_words
-        Number of words, 1 to ``len(WORDS)``.
-    seed
-        As for `synthesize`.
-
-    Returns
-    -------
-    int
-        Number of files written, the broken ones among them.
-
-    Raises
-    ------
-    ValueError
-        If `n_words` or `seed` is out of range; nothing is written then.
+    Recordings are 16-bit mono WAV files named ``<voice>_<emotion>/<voice>_<word>_<emotion>.wav``; those in ``broken/`` are an
+    empty file, a text, a recording cut short, one of 0.3 s and one with NaN from 1 s on. Files of these names are overwritten
+    and others left alone; the same arguments give the same bytes. Raises ValueError if `n_words` or `seed` is out of range,
+    and writes nothing then.
     """
     if not 1 <= n_words <= len(WORDS):
         raise ValueError(f"n_words: expected a whole number from 1 to {len(WORDS)}, got {n_words!r}")

@@ -62,17 +62,7 @@ T = TypeVar("T", bound="_Decoder")
 
 @dataclass(frozen=True)
 class Header:
-    """What a recording says of itself.
-
-    Attributes
-    ----------
-    duration_s
-        Its length in seconds, NaN if it does not say.
-    sample_rate_hz
-        Its own sample rate.
-    channels
-        Number of channels.
-    """
+    """What a recording says of itself: its length in seconds (NaN if it does not say), its rate in Hz, its channels."""
 
     duration_s: float
     sample_rate_hz: int
@@ -80,15 +70,7 @@ class Header:
 
 
 class Stretch(NamedTuple):
-    """A stretch of a recording.
-
-    Attributes
-    ----------
-    samples
-        Mono, shape (n_samples,), at least one; not necessarily finite.
-    end_s
-        Where it ends in the recording, in seconds.
-    """
+    """Mono samples, shape (n_samples,), at least one, not necessarily finite; and where they end in the recording, in seconds."""
 
     samples: npt.NDArray[np.float32]
     end_s: float
@@ -111,26 +93,10 @@ class _StoppedError(Exception):
 
 
 class Recording:
-    """An open recording; `opened` makes it.
+    """An open recording, which `opened` makes; `header` is what it says of itself.
 
-    Parameters
-    ----------
-    decoder
-        What decodes it.
-    duration_s
-        What it says of its length in seconds; by default that of the frames that it promises.
-    instead
-        Opens the decoder that goes on where the first one stopped; None where there is none.
-
-    Attributes
-    ----------
-    header
-        What it says of itself.
-
-    Raises
-    ------
-    RecordingError
-        ``unreadable``, if no recording has its rate.
+    Its duration is by default that of the frames that the decoder promises. `instead` opens the decoder that goes on where
+    the first one stopped, if there is one. A rate that no recording has raises RecordingError, ``unreadable``.
     """
 
     def __init__(
@@ -148,26 +114,11 @@ class Recording:
         self.header = Header(decoder.frames / rate if duration_s is None else duration_s, rate, decoder.channels)
 
     def read(self, start_s: float, duration_s: float, *, sample_rate: int) -> Stretch:
-        """Read a stretch as mono samples.
+        """Read a stretch as mono samples at a rate in Hz; it ends early if the recording does.
 
-        Stretches are asked for in the order of their starts. What overlaps is decoded once; memory is of the order of
-        one stretch, however long the recording.
-
-        Parameters
-        ----------
-        start_s, duration_s
-            The stretch, in seconds; it ends early where the recording does.
-        sample_rate
-            Rate of the samples that are returned, in Hz.
-
-        Returns
-        -------
-        The stretch's samples and its end.
-
-        Raises
-        ------
-        RecordingError
-            ``empty``, ``too_short``, ``truncated`` or ``unreadable``.
+        Stretches are asked for in the order of their starts. The audio that overlaps is decoded once; memory is of the order
+        of one stretch, however long the recording. Raises RecordingError: ``empty``, ``too_short``, ``truncated`` or
+        ``unreadable``.
         """
         rate = self._decoder.samplerate
         # int() rather than rounding, for these are librosa.load's frames.
@@ -243,7 +194,8 @@ class _Libsndfile:
                 self._sound.seek(start)
             samples = np.asarray(self._sound.read(n_frames, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
-            raise _StoppedError(_libsndfile_reason(error)) from error
+            reason = error.error_string.strip().rstrip(".") or f"libsndfile error {error.code}"
+            raise _StoppedError(reason) from error
         if len(samples) < n_frames:
             raise _StoppedError("it gave fewer samples than the header says")
         self._position = start + len(samples)
@@ -262,23 +214,10 @@ class RandomFile(Protocol):
 
 @contextlib.contextmanager
 def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording]:
-    """Open a recording by its content, whatever its name.
+    """Open a recording by its content, whatever its name; `n_bytes` is the length of the file.
 
-    Parameters
-    ----------
-    source
-        A file descriptor open for reading, which stays open, the whole file's bytes, or a file that is elsewhere.
-    n_bytes
-        Length of the file.
-
-    Yields
-    ------
-    The open recording.
-
-    Raises
-    ------
-    RecordingError
-        ``empty``, ``not_audio``, ``truncated`` or ``unreadable``, also from within the block.
+    The source is a file descriptor open for reading, which stays open, the whole file's bytes, or a file that is elsewhere.
+    Raises RecordingError, also from within the block: ``empty``, ``not_audio``, ``truncated`` or ``unreadable``.
     """
     if not n_bytes:
         raise RecordingError(Status.EMPTY, "the file has no bytes")
@@ -290,22 +229,18 @@ def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording
             if offset + size <= len(head):
                 return head[offset : offset + size]
             return os.pread(descriptor, size, offset)
+    elif isinstance(source, bytes):
+        data = source
 
-        handle: Any = descriptor
-    elif not isinstance(source, bytes):
+        def read_at(offset: int, size: int) -> bytes:
+            return data[offset : offset + size]
+    else:
         remote = source
 
         def read_at(offset: int, size: int) -> bytes:
             return remote.read_at(offset, size)
 
-        handle = remote
-    else:
-        data = source
-
-        def read_at(offset: int, size: int) -> bytes:
-            return data[offset : offset + size]
-
-        handle = None
+    handle = None if isinstance(source, bytes) else source
     wave = wav.open_plain(read_at, n_bytes)
     if wave is not None:
         yield Recording(_settled(wave, wave.there))
@@ -337,7 +272,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
         return decoder
 
     if container is None and read_at(0, 3).startswith(_LIKE_MPEG):
-        raise _not_audio()
+        raise containers.not_audio()
     if not start and (container is None or container in _LIBSNDFILES):
         sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
         extent = None if container is None else extents.measure_extent(container, read_at, n_bytes)
@@ -346,7 +281,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
             decoder = _settled(_Libsndfile(sound, extent), sound.frames)
             return Recording(decoder, instead=None if container is None else by_ffmpeg)
     if container is None:
-        raise _not_audio()
+        raise containers.not_audio()
     found = by_ffmpeg()
     return Recording(found, found.duration_s)
 
@@ -388,19 +323,7 @@ def _settled(decoder: T, there: int) -> T:
 
 
 def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:
-    """Resample as librosa does: soxr "HQ", cut or zero-padded to ``ceil(n_samples * to_hz / from_hz)``.
-
-    Parameters
-    ----------
-    samples
-        Shape (n_samples,).
-    from_hz, to_hz
-        The rates.
-
-    Returns
-    -------
-    Samples, shape (n_resampled,).
-    """
+    """Resample as librosa does: soxr "HQ", cut or zero-padded to ``ceil(n_samples * to_hz / from_hz)`` samples."""
     if from_hz == to_hz:
         return samples
     # The order of these operations decides the last sample, and with it the number of frames.
@@ -439,11 +362,3 @@ def _mix(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         mono += samples[:, channel]
     mono *= np.float32(1 / n_channels)
     return mono
-
-
-def _not_audio() -> RecordingError:
-    return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
-
-
-def _libsndfile_reason(error: soundfile.LibsndfileError) -> str:
-    return error.error_string.strip().rstrip(".") or f"libsndfile error {error.code}"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from emotion_batch.errors import RecordingError, Status
+
 ReadAt = Callable[[int, int], bytes]
 Order = Literal["little", "big"]
 WAV, W64, AIFF, AU, CAF, SPHERE, FLAC = "wav", "w64", "aiff", "au", "caf", "nistsphere", "flac"
@@ -33,7 +35,7 @@ _RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
 # Junk before the first MPEG frame that is passed over, as FFmpeg does, and frames in a row that are no coincidence there.
 _MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
-_MOST_TAGS, _MOST_CHUNKS = 8, 10_000
+_MOST_TAGS, MOST_CHUNKS = 8, 10_000
 _MOST_ZEROS = 2**20
 # Bit rates in kbit/s by layer, of MPEG-1 and of MPEG-2: ISO/IEC 11172-3 and 13818-3.
 _BIT_RATES = {
@@ -48,16 +50,8 @@ _SAMPLE_RATES = (44_100, 48_000, 32_000)
 
 
 def identify_container(read_at: ReadAt, n_bytes: int) -> str | None:
-    """Return which container a file is, by FFmpeg's name of its demuxer; None if it is none of these.
-
-    Parameters
-    ----------
-    read_at
-        Returns bytes of the file from an offset on, fewer at its end.
-    n_bytes
-        Length of the file.
-    """
-    start = _skip_tags(read_at)
+    """Return which container a file is, by FFmpeg's name of its demuxer; None if it is none of these."""
+    start = skip_tags(read_at)
     head = read_at(start, 16)
     for magic, name in _BY_MAGIC:
         if head.startswith(magic):
@@ -67,7 +61,8 @@ def identify_container(read_at: ReadAt, n_bytes: int) -> str | None:
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return AIFF
     # Text may hold the word; then what stands before it is no size.
-    if head[4:8] in _MOV_ATOMS and (int.from_bytes(head[:4], "big") in (0, 1) or 8 <= _size(head) <= n_bytes - start):
+    size = int.from_bytes(head[:4], "big")
+    if head[4:8] in _MOV_ATOMS and (size in (0, 1) or 8 <= size <= n_bytes - start):
         return MOV
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") and _is_utf16(read_at(start, 256)):
         return None
@@ -86,24 +81,16 @@ def find_start(read_at: ReadAt) -> int:
         zeros += 16
     if zeros:
         zeros += len(data) - len(data.lstrip(b"\0"))
-    start = zeros + _skip_tags(lambda offset, size: read_at(zeros + offset, size))
+    start = zeros + skip_tags(lambda offset, size: read_at(zeros + offset, size))
     return zeros if read_at(start, 2)[:1] == b"\xff" else start
 
 
 def find_mpeg(read_at: ReadAt, start: int, n_bytes: int) -> tuple[str, int] | None:
-    """Return the kind of a stream of MPEG frames, `MP3` or `ADTS`, and where its first frame begins; None if there is none.
-
-    Parameters
-    ----------
-    read_at, n_bytes
-        As for `identify`.
-    start
-        Where tags end.
-    """
+    """Return `MP3` or `ADTS`, and where the first frame of such a stream begins behind the tags; None if there is none."""
     data = read_at(start, max(0, min(n_bytes - start, 2 * _MOST_JUNK_BYTES)))
     at = data.find(b"\xff")
     while 0 <= at < _MOST_JUNK_BYTES:
-        for kind, measure in ((MP3, _mpeg_frame), (ADTS, _adts_frame)):
+        for kind, measure in ((MP3, read_mpeg_frame), (ADTS, _read_adts_frame)):
             frame = measure(data[at : at + 8])
             n_frames, end = 0, at
             while frame is not None and n_frames < _FRAMES_IN_A_ROW:
@@ -132,7 +119,7 @@ class _Frame(NamedTuple):
     xing_at: int
 
 
-def _mpeg_frame(head: bytes) -> _Frame | None:
+def read_mpeg_frame(head: bytes) -> _Frame | None:
     """Read the header of a frame of MPEG-1, 2 or 2.5, layers I to III."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
@@ -153,7 +140,7 @@ def _mpeg_frame(head: bytes) -> _Frame | None:
     return _Frame(n_bytes, (version, layer, rate), 4 + side)
 
 
-def _adts_frame(head: bytes) -> _Frame | None:
+def _read_adts_frame(head: bytes) -> _Frame | None:
     """Read the header of a frame of AAC: https://wiki.multimedia.cx/index.php/ADTS."""
     if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
         return None
@@ -161,7 +148,7 @@ def _adts_frame(head: bytes) -> _Frame | None:
     return _Frame(n_bytes, (head[1] >> 3 & 1, 0, rate), 0) if rate < 13 and n_bytes > 7 else None
 
 
-def _skip_tags(read_at: ReadAt) -> int:
+def skip_tags(read_at: ReadAt) -> int:
     """Return where ID3 tags at the beginning end: https://id3.org/id3v2.4.0-structure."""
     at = 0
     for _ in range(_MOST_TAGS):
@@ -173,8 +160,9 @@ def _skip_tags(read_at: ReadAt) -> int:
     return at
 
 
-def _size(head: bytes) -> int:
-    return int.from_bytes(head[:4], "big")
+def not_audio() -> RecordingError:
+    """Return the error of a file that is in no container."""
+    return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
 
 
 def _is_utf16(head: bytes) -> bool:

@@ -5,24 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from emotion_batch.features.containers import (
-    _MOST_CHUNKS,
-    AIFF,
-    ASF,
-    AU,
-    CAF,
-    MATROSKA,
-    MP3,
-    OGG,
-    W64,
-    WAV,
-    Order,
-    ReadAt,
-    _mpeg_frame,
-    _size,
-    _skip_tags,
-    find_mpeg,
-)
+from emotion_batch.features import containers
+from emotion_batch.features.containers import MOST_CHUNKS, MP3, Order, ReadAt, find_mpeg, read_mpeg_frame, skip_tags
 
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 # Sizes from here on mean that the writer could not know: FFmpeg writes 0xFFFFFFFF, SoX a little less than 2**31.
@@ -34,14 +18,9 @@ _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 
 
 class Extent(NamedTuple):
-    """How much audio a file has.
+    """How many bytes of audio the headers of a file promise, and how many are there.
 
-    Attributes
-    ----------
-    promised
-        Bytes of audio that the headers promise; more than `there` if the file is cut.
-    there
-        Bytes of audio that the file has.
+    More are promised than there are if the file is cut.
     """
 
     promised: int
@@ -49,27 +28,19 @@ class Extent(NamedTuple):
 
 
 def measure_extent(container: str, read_at: ReadAt, n_bytes: int) -> Extent | None:
-    """Return how much audio a file of a container promises and has; None if it does not say, or says it frame by frame.
-
-    Parameters
-    ----------
-    container
-        As `identify` names it.
-    read_at, n_bytes
-        As for `identify`.
-    """
-    start = _skip_tags(read_at)
+    """Return how much audio a file promises and has; None if it does not say, or says it frame by frame."""
+    start = skip_tags(read_at)
     if container == MP3:
         return _measure_mp3(read_at, start, n_bytes)
     measurers: dict[str, Callable[[ReadAt, int], Extent | None]] = {
-        AIFF: _measure_aiff,
-        ASF: _measure_asf,
-        AU: _measure_au,
-        CAF: _measure_caf,
-        MATROSKA: _measure_matroska,
-        OGG: _measure_ogg,
-        W64: _measure_w64,
-        WAV: _measure_wav,
+        containers.AIFF: _measure_aiff,
+        containers.ASF: _measure_asf,
+        containers.AU: _measure_au,
+        containers.CAF: _measure_caf,
+        containers.MATROSKA: _measure_matroska,
+        containers.OGG: _measure_ogg,
+        containers.W64: _measure_w64,
+        containers.WAV: _measure_wav,
     }
     return measurers[container](read_at, n_bytes) if container in measurers and not start else None
 
@@ -77,16 +48,7 @@ def measure_extent(container: str, read_at: ReadAt, n_bytes: int) -> Extent | No
 def believe(stated: int, at: int, n_bytes: int, riff_bytes: int) -> int:
     """Return how many bytes of audio a RIFF file promises, whatever its writer made of the size that it states.
 
-    Parameters
-    ----------
-    stated
-        Size that the ``data`` chunk states.
-    at
-        Where its audio begins.
-    n_bytes
-        Length of the file.
-    riff_bytes
-        Length that the file states of itself, with the first eight bytes.
+    The audio begins `at`; `riff_bytes` is the length that the file states of itself, with the first eight bytes.
     """
     there = max(0, n_bytes - at)
     if n_bytes > 2**32 and stated < 2**32 and riff_bytes < 2**32 + 8:
@@ -104,11 +66,11 @@ def believe(stated: int, at: int, n_bytes: int, riff_bytes: int) -> int:
 def has_index(read_at: ReadAt, n_bytes: int) -> bool:
     """Return whether an MP4 or QuickTime file has the whole of the atom that says where its samples lie."""
     at = 0
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(MOST_CHUNKS):
         head = read_at(at, 16)
         if len(head) < 8:
             return False
-        size = _size(head)
+        size = int.from_bytes(head[:4], "big")
         if size == 1:
             size = int.from_bytes(head[8:], "big")
         end = n_bytes if size == 0 else at + size
@@ -162,7 +124,7 @@ def unbound(read_at: ReadAt, n_bytes: int) -> ReadAt:
 
 def is_chunks(read_at: ReadAt, at: int, n_bytes: int) -> bool:
     """Return whether chunks of RIFF, and nothing else, follow from a place to the end of the file."""
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(MOST_CHUNKS):
         if at >= n_bytes:
             return True
         head = read_at(at, 8)
@@ -182,7 +144,7 @@ def _measure_mp3(read_at: ReadAt, start: int, n_bytes: int) -> Extent | None:
     if found is None or found[0] != MP3:
         return None
     data = read_at(found[1], 256)
-    frame = _mpeg_frame(data)
+    frame = read_mpeg_frame(data)
     if frame is None:
         return None
     xing = data[frame.xing_at : frame.xing_at + 16]
@@ -235,7 +197,7 @@ def _measure_aiff(read_at: ReadAt, n_bytes: int) -> Extent | None:
 
 def _measure_w64(read_at: ReadAt, n_bytes: int) -> Extent | None:
     at = 40
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(MOST_CHUNKS):
         head = read_at(at, 24)
         if len(head) < 24:
             return None
@@ -257,7 +219,7 @@ def _measure_caf(read_at: ReadAt, n_bytes: int) -> Extent | None:
     """Read Apple's chunks: https://developer.apple.com/library/archive/documentation/MusicAudio/Reference/CAFSpec/."""
     at = 8
     audio: Extent | None = None
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(MOST_CHUNKS):
         head = read_at(at, 12)
         if len(head) < 12:
             break
@@ -354,7 +316,7 @@ def _measure_asf(read_at: ReadAt, n_bytes: int) -> Extent | None:
 
 def _chunks(read_at: ReadAt, at: int, n_bytes: int, order: Order) -> Iterator[tuple[bytes, int, int]]:
     """Yield the chunks of an IFF file: name, stated size, and where the content begins."""
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(MOST_CHUNKS):
         head = read_at(at, 8)
         if len(head) < 8 or at >= n_bytes:
             return

@@ -71,30 +71,11 @@ _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}
 
 
 class FFmpegDecoder:
-    """The first audio stream of a recording, decoded by FFmpeg.
+    """The first audio stream of a recording, decoded by FFmpeg; RecordingError if it has no audio that can be decoded.
 
-    Parameters
-    ----------
-    read_at
-        Returns bytes of the recording from an offset on, fewer at its end.
-    n_bytes
-        Length of the recording.
-    container
-        What it is, by `containers.identify_container`.
-
-    Attributes
-    ----------
-    samplerate, channels
-        Those of the first frame that could be decoded.
-    frames
-        Samples a channel that the recording has, or would have if it were not cut; `UNKNOWN_FRAMES` until its end was seen.
-    duration_s
-        What the recording says of its length, NaN where it does not.
-
-    Raises
-    ------
-    RecordingError
-        If it has no audio that can be decoded.
+    `container` is the name that `containers.identify_container` gives. `samplerate` and `channels` are those of the first
+    frame that could be decoded. `frames` are the samples a channel that the recording has, or would have if it were not cut;
+    `UNKNOWN_FRAMES` until its end was seen. `duration_s` is NaN if the recording does not say its length.
     """
 
     def __init__(self, read_at: ReadAt, n_bytes: int, container: str) -> None:
@@ -134,12 +115,9 @@ class FFmpegDecoder:
             self._container.close()
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
-        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends.
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer if the recording ends.
 
-        Raises
-        ------
-        RecordingError
-            ``unreadable``, where the rest is damaged.
+        Raises RecordingError, ``unreadable``, if the rest is damaged.
         """
         if start < self._at or start > self._at + len(self._pending) + _FAR_S * self.samplerate:
             self._go_to(start)
@@ -182,7 +160,14 @@ class FFmpegDecoder:
                 format=self._name,
                 # Tags in any encoding must not keep a recording from being heard.
                 metadata_errors="replace",
-                container_options=self._options(),
+                container_options={
+                    "format_whitelist": self._name,
+                    "codec_whitelist": ",".join(sorted(CODECS)),
+                    # Its bytes come from us, and nothing that a recording names is opened.
+                    "protocol_whitelist": "none",
+                    "max_streams": str(_MOST_STREAMS),
+                    "probesize": str(_PROBE_BYTES),
+                },
             )
         except av.FFmpegError as error:
             raise self._not_opened(error) from error
@@ -201,24 +186,13 @@ class FFmpegDecoder:
         self._codec_name = codec.name
         self._resampler: _Resampler | None = None
 
-    def _options(self) -> dict[str, str]:
-        return {
-            "format_whitelist": self._name,
-            "codec_whitelist": ",".join(sorted(CODECS)),
-            # Its bytes come from us, and nothing that a recording names is opened.
-            "protocol_whitelist": "none",
-            "max_streams": str(_MOST_STREAMS),
-            "probesize": str(_PROBE_BYTES),
-        }
-
     def _decoder(self) -> Any:
         """Return the codec, as new."""
         import av
 
         codec = self._stream.codec_context
-        better = _BETTER.get(codec.name)
-        if better is not None:
-            codec = av.CodecContext.create(better, "r")
+        if codec.name in _BETTER:
+            codec = av.CodecContext.create(_BETTER[codec.name], "r")
         if not codec.is_open:
             codec.thread_count = 1
             codec.options = {**codec.options, "max_samples": str(_MOST_FRAME_SAMPLES)}
@@ -271,11 +245,9 @@ class FFmpegDecoder:
         values = frame.to_ndarray()
         n_channels = frame.layout.nb_channels
         values = values.T if frame.format.is_planar else values.reshape(-1, n_channels)
-        if values.dtype.str[1:] == "u1":
+        scale = _SCALES.get(values.dtype.str[1:], 1.0)
+        if values.dtype == np.uint8:
             values = values.astype(np.int16) - 128
-            scale = _SCALES["u1"]
-        else:
-            scale = _SCALES.get(values.dtype.str[1:], 1.0)
         samples: npt.NDArray[np.float32] = np.multiply(values, scale, dtype=np.float32, casting="unsafe")
         if not self.samplerate:
             self.samplerate, self.channels = frame.sample_rate, n_channels
@@ -373,7 +345,7 @@ class FFmpegDecoder:
 
     def _not_opened(self, error: Exception) -> RecordingError:
         if self._name in (containers.MP3, containers.ADTS):
-            return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
+            return containers.not_audio()
         if self._name == containers.MOV and not extents.has_index(self._read_at, self._n_bytes):
             return RecordingError(
                 Status.TRUNCATED, "the file is cut, or still being written: the index of its samples is not there"
@@ -389,7 +361,7 @@ class FFmpegDecoder:
             return self._cut()
         if self._n_packets:
             if self._name in (containers.MP3, containers.ADTS):
-                return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
+                return containers.not_audio()
             reason = self._failure or "no samples came of it"
             return RecordingError(Status.UNREADABLE, f"none of it can be decoded: {reason} ({self._codec_name})")
         if self._name in _SAYS_LENGTH and self._stream.duration:

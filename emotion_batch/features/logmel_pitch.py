@@ -42,14 +42,8 @@ _MEL_SCALE, _ENERGY_SCALE, _PITCH_SCALE, _MOST_PITCH = 3.0, 5.0, 0.5, 1.2
 class Sequence(NamedTuple):
     """A segment by frames, as a feature table holds it.
 
-    Attributes
-    ----------
-    logmel
-        Natural logarithm of the power in each mel band, shape (n_frames, n_mels), float16.
-    f0_hz
-        Fundamental frequency that fits best, voiced or not, in Hz, shape (n_frames,), float16.
-    voicing
-        Share of the power that is periodic at it, from 0 to 1, shape (n_frames,), float16.
+    `logmel` is the natural logarithm of the power in each mel band, shape (n_frames, n_mels). `f0_hz` is the fundamental
+    frequency that fits best, voiced or not, and `voicing` the share of the power that is periodic at it, from 0 to 1.
     """
 
     logmel: npt.NDArray[np.float16]
@@ -72,22 +66,11 @@ class _Constants:
 
 
 def compute_sequence(samples: npt.NDArray[np.float32], settings: SequenceSettings) -> Sequence:
-    """Return log-mel bands, fundamental frequency and voicing of a stretch, a frame every `hop_length`.
+    """Return log-mel bands, fundamental frequency and voicing of a stretch of one sample or more, a frame every `hop_length`.
 
     The fundamental is the highest peak of the autocorrelation, divided by the window's own and weighted against longer
-    periods: P. Boersma, "Accurate short-term analysis of the fundamental frequency", IFA Proceedings 17, 1993.
-
-    Parameters
-    ----------
-    samples
-        Shape (n_samples,), at least one, at ``settings.sample_rate``.
-    settings
-        The recipe's.
-
-    Returns
-    -------
-    At least one frame; the last ones are filled up with silence, so that every sample is in one. Not all finite if the
-    samples, or their power, are not.
+    periods: P. Boersma, "Accurate short-term analysis of the fundamental frequency", IFA Proceedings 17, 1993. The last frame
+    is filled up with silence, so that every sample is in one. Not all finite if the samples, or their power, are not.
     """
     constants = _constants(settings)
     n_frames = 1 + -(-max(0, len(samples) - settings.win_length) // settings.hop_length)

@@ -66,21 +66,10 @@ class _Buffers:
 
 
 def mean_mfcc(samples: npt.NDArray[np.float32], settings: FeatureSettings) -> npt.NDArray[np.float32]:
-    """Return the MFCC of a stretch, averaged over its frames.
+    """Return the MFCC of a stretch, shape (n_samples,), at least one, averaged over its frames: shape (n_mfcc,).
 
-    Equals ``np.mean(librosa.feature.mfcc(y=samples, sr=sample_rate, n_mfcc=n_mfcc, ...).T, axis=0)`` to within 1e-3.
-    The DCT is linear, so that it is taken once, of the mean.
-
-    Parameters
-    ----------
-    samples
-        Shape (n_samples,), at least one, at ``settings.sample_rate``.
-    settings
-        Of which frames and bands.
-
-    Returns
-    -------
-    Coefficients, shape (n_mfcc,); not all finite if the samples, or their power, are not.
+    Equals ``np.mean(librosa.feature.mfcc(y=samples, sr=sample_rate, n_mfcc=n_mfcc, ...).T, axis=0)`` to within 1e-3. The DCT
+    is linear, so it is taken once, of the mean. Not all finite if the samples, or their power, are not.
     """
     constants, buffers = _constants(settings), _buffers(settings)
     half = settings.n_fft // 2

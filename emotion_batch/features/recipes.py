@@ -32,9 +32,16 @@ _BUILT_IN: tuple[Recipe[Any], ...] = (
 )
 
 
-def find(name: object) -> Recipe[Any] | None:
-    """Return the recipe that tables and bundles call `name`, or None."""
-    return next((one for one in _BUILT_IN if one.settings.recipe == name), None) or _find_installed(name)
+def find(name: object) -> Recipe[Any]:
+    """Return the recipe that tables and bundles call `name`; raise UsageError if nothing that is installed has it."""
+    found = next((one for one in _BUILT_IN if one.settings.recipe == name), None) or _find_installed(name)
+    if found is None:
+        words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)
+        raise UsageError(
+            f"feature settings: expected the recipe {words}, got {name!r}; use the version of emotion-batch that wrote them, or "
+            "install the package that has this recipe"
+        )
+    return found
 
 
 def find_option(name: str) -> Recipe[Any]:
@@ -57,23 +64,13 @@ def _find_installed(name: object) -> Recipe[Any] | None:
 
 def read_settings(value: Mapping[str, Any]) -> AnySettings:
     """Return the settings that `to_dict` gave; raise UsageError for another recipe or other names."""
-    found = find(value.get("recipe"))
-    if found is None:
-        words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)
-        raise UsageError(
-            f"feature settings: expected the recipe {words}, got {value.get('recipe')!r}; use the version of emotion-batch that "
-            "wrote them, or install the package that has this recipe"
-        )
-    settings: AnySettings = found.settings.from_dict(value)
+    settings: AnySettings = find(value.get("recipe")).settings.from_dict(value)
     return settings
 
 
 def recipe_of(settings: AnySettings) -> Recipe[Any]:
     """Return the recipe of some settings."""
-    found = find(settings.recipe)
-    if found is None:
-        raise UsageError(f"recipe {settings.recipe!r}: install a package that registers it as an entry point")
-    return found
+    return find(settings.recipe)
 
 
 def fields(settings: AnySettings) -> list[pa.Field]:
@@ -89,11 +86,6 @@ def names(settings: AnySettings) -> list[str]:
 def compute(samples: npt.NDArray[np.float32], settings: AnySettings) -> Values:
     """Return the features of a stretch, shape (n_samples,), at the settings' sample rate; not necessarily finite."""
     return recipe_of(settings).compute(samples, settings)
-
-
-def sees_every_sample(settings: AnySettings) -> bool:
-    """Return whether a sample that is not finite always shows in the features."""
-    return recipe_of(settings).sees_every_sample(settings)
 
 
 def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:
@@ -115,31 +107,30 @@ def decode(data: bytes, settings: AnySettings) -> Values | None:
     """Return the features that `encode` gave, without believing whoever sent them."""
     if not data:
         return None
-    layout = _lay_out(settings)
-    sizes = [kind.itemsize * abs(math.prod(shape)) for kind, shape in layout]
-    a_frame = sum(size for size, (_, shape) in zip(sizes, layout, strict=True) if -1 in shape)
-    n_frames, rest = divmod(len(data) - (sum(sizes) - a_frame), a_frame or sum(sizes))
-    if rest or n_frames < 0:
+    layout, a_row, a_frame = _lay_out(settings)
+    n_frames = (len(data) - a_row) // a_frame if a_frame else 0
+    if n_frames < 0 or a_row + n_frames * a_frame != len(data):
         raise ValueError(f"{len(data)} bytes, which are no frames of the recipe {settings.recipe!r}")
     values, at = [], 0
-    for size, (kind, shape) in zip(sizes, layout, strict=True):
-        n_bytes = size * n_frames if -1 in shape else size
-        values.append(np.frombuffer(data, kind, n_bytes // kind.itemsize, at).reshape(shape))
-        at += n_bytes
+    for kind, shape in layout:
+        count = math.prod(shape) if shape[0] >= 0 else -n_frames * math.prod(shape)
+        values.append(np.frombuffer(data, kind, count, at).reshape(shape))
+        at += values[-1].nbytes
     return tuple(values)
 
 
 @lru_cache(maxsize=2)
-def _lay_out(settings: AnySettings) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Return type and shape of what a row has in each column; -1 is the number of frames."""
-    found = []
+def _lay_out(settings: AnySettings) -> tuple[list[tuple[np.dtype[Any], tuple[int, ...]]], int, int]:
+    """Return type and shape (-1 by frame) of what a row has in each column, and the bytes that a row and a frame have."""
+    layout = []
     for field in fields(settings):
         kind, shape = field.type, []
         while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
             shape.append(kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
             kind = kind.value_type
-        found.append((np.dtype(kind.to_pandas_dtype()), tuple(shape)))
-    return found
+        layout.append((np.dtype(kind.to_pandas_dtype()), tuple(shape)))
+    sizes = [kind.itemsize * math.prod(shape) for kind, shape in layout]
+    return layout, sum(size for size in sizes if size >= 0), -sum(size for size in sizes if size < 0)
 
 
 def read_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:

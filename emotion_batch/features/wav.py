@@ -22,16 +22,7 @@ _MAX_CHANNELS = 1_024
 class Wave:
     """The plainest of recordings, 16-bit PCM in RIFF/WAVE, without the cost of libsndfile's opening.
 
-    Parameters
-    ----------
-    samplerate, channels
-        Its rate in Hz, and its channels.
-    promised, there
-        Bytes of samples that its header promises, and that the file has.
-    at
-        Where they begin.
-    read_at
-        Returns bytes of the file.
+    Its samples begin `at`; its header promises so many bytes of them, and so many are there.
     """
 
     def __init__(

@@ -44,14 +44,9 @@ class Bundle:
 
 
 def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] | None = None) -> Folder:
-    """Return the folder of a model: a path or URL, or the name of one that ships where there is nothing of that name.
+    """Return the folder of a model: a path or URL, or the name of one that ships if there is nothing of that name.
 
-    Parameters
-    ----------
-    model
-        Path, URL or name; None for the one that is meant for voices that it has not heard.
-    options
-        What fsspec's filesystem takes.
+    None is the one that is meant for voices that it has not heard.
     """
     name = DEFAULT_MODEL if model is None else os.fspath(model)
     if model is None or (PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
@@ -66,13 +61,7 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
 
 
 def open_bundle(folder: Folder) -> Bundle:
-    """Read a bundle's card; the weights stay where they are.
-
-    Raises
-    ------
-    UsageError
-        If the folder holds no bundle that this release reads.
-    """
+    """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads."""
     with explained(f"model {folder.url}"):
         try:
             # A byte more than is allowed, and no more, however large it is.
@@ -94,11 +83,8 @@ def open_bundle(folder: Folder) -> Bundle:
 def require_safe(folder: Folder) -> Bundle:
     """Read a bundle's card and look at all that it is made of, before anything of it is used.
 
-    Raises
-    ------
-    UsageError
-        If there is no bundle that this release reads, a file is not the one that the card names, holds more than known
-        layers and weights of the card's shapes, or lies beside a pickle.
+    Raises UsageError if there is no bundle that this release reads, a file is not the one that the card names, holds more
+    than known layers and weights of the card's shapes, or lies beside a pickle.
     """
     bundle = open_bundle(folder)
     with explained(f"model {folder.url}"):

@@ -97,30 +97,12 @@ class _Saved(TypedDict):
 class Card:
     """What a bundle says of itself.
 
-    Attributes
-    ----------
-    labels
-        Emotions in the order of the network's outputs; the only place where they stand.
-    feature_settings, segments
-        What it was trained on, and so what it can label.
-    architecture
-        Name of the network.
-    model_id
-        Fingerprint of weights, labels and feature settings: the same training gives the same.
-    training
-        Table, counts and settings of the training.
-    metrics
-        Figures by kind of split.
-    calibration
-        ``temperature``, by which logits are divided, and how it was found; empty where it was not.
-    confidence
-        ``threshold`` of ``is_confident`` (None for none), what it promises and what it was seen to give; empty without.
-    domain
-        What tells segments that are unlike those it was trained on, as `domain.Domain` has it; empty without.
-    versions
-        Of Python and the packages that trained it.
-    files
-        SHA-256 of each other file of the bundle, in hexadecimal digits.
+    `labels` are in the order of the network's outputs, and stand nowhere else. `feature_settings` and `segments` are what it
+    was trained on, and so what it can label. `model_id` is the fingerprint of weights, labels and feature settings: the same
+    training gives the same. `metrics` has figures by kind of split. `calibration` has the ``temperature`` by which logits are
+    divided, and how it was found; `confidence` the ``threshold`` of ``is_confident`` (None for none), what it promises and
+    what it was seen to give; `domain` what `domain.Domain` reads. These three are empty if the training could not find them.
+    `versions` are of Python and packages; `files` has the SHA-256 of each other file, in hexadecimal digits.
     """
 
     labels: tuple[str, ...]
@@ -195,16 +177,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected calibration error on speakers not heard, as the network is and after its temperature.
+    """Expected calibration error, from 0 to 1, on speakers not heard: of the network alone (`raw`), and with its temperature.
 
-    Attributes
-    ----------
-    name
-        The speaker or the fold; "all" for all of them.
-    n_rows
-        Rows judged.
-    raw, after
-        The error, from 0 to 1.
+    `name` is the speaker or the fold; "all" for all of them.
     """
 
     name: str
@@ -217,30 +192,10 @@ class Calibration:
 class Portrait:
     """What a reader of labels must know of a card; what it lacks is empty or None.
 
-    Attributes
-    ----------
-    model_id, architecture
-        Which model it is.
-    licence
-        Of the recordings that it was trained on.
-    n_rows, n_speakers
-        Of its training.
-    judged
-        By kind of split, the one to believe last.
-    recall
-        By label, on speakers held out.
-    temperature
-        By which logits are divided.
-    calibration
-        Of all held-out speakers first, and then of each.
-    promise
-        Of `is_confident`.
-    flagged
-        Share of rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others.
-    versions
-        Of what trained it.
-    reliability
-        Picture of confidence beside the share that was right, a PNG.
+    `licence` is that of the recordings that it was trained on. The last of `judged` is the one to believe. `recall` is by
+    label, on speakers held out. `calibration` is of all held-out speakers first, and then of each. `flagged` is the share of
+    rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others. `reliability` is a picture of
+    confidence beside the share that was right, a PNG.
     """
 
     model_id: str
@@ -262,14 +217,7 @@ def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
     """Return what a card says of the labels, with the picture beside it."""
     training, calibration = card.training, card.calibration
     judged = [
-        Judged(
-            kind=kind,
-            n_rows=one["n_rows"],
-            n_speakers=one["n_speakers"],
-            accuracy=one["accuracy"],
-            uar=one["uar"],
-            interval=tuple(one["intervals"]["accuracy"]) if "intervals" in one else None,
-        )
+        msgspec.convert({**one, "kind": kind, "interval": one.get("intervals", {}).get("accuracy")}, Judged)
         for kind, one in card.metrics.items()
     ]
     folds = (

@@ -18,20 +18,8 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 def apply_temperature(probabilities: Floats, temperature: float) -> npt.NDArray[np.float32]:
     """Return the probabilities that logits divided by a temperature give: ``p ** (1 / T)``, to sum 1 again.
 
-    The order of the labels stays; two that differ in the last digit may become equal, so that the label itself is to
-    be taken from the probabilities as the network gave them.
-
-    Parameters
-    ----------
-    probabilities
-        Probability of each label, shape (n_rows, n_labels); 0 counts as float32's smallest normal number.
-    temperature
-        What to divide by; 1 gives equal values.
-
-    Raises
-    ------
-    UsageError
-        If `temperature` is not above 0.
+    The order of the labels stays; two that differ in the last digit may become equal, so the label itself is taken from the
+    probabilities as the network gave them. A probability of 0 counts as float32's smallest normal number.
     """
     if not 0 < temperature < math.inf:
         raise UsageError(f"temperature: expected a number above 0, got {temperature!r}")
@@ -42,25 +30,13 @@ def apply_temperature(probabilities: Floats, temperature: float) -> npt.NDArray[
 
 
 def margin(probabilities: Floats) -> npt.NDArray[np.float32]:
-    """Return by how much the most probable label leads the second, shape (n_rows,), from 0 to 1.
-
-    Parameters
-    ----------
-    probabilities
-        Probability of each label, shape (n_rows, n_labels), with two labels or more.
-    """
+    """Return by how much the most probable of two labels or more leads the second, shape (n_rows,), from 0 to 1."""
     ordered = np.partition(probabilities, -2, axis=1)
     return np.asarray(ordered[:, -1] - ordered[:, -2], np.float32)
 
 
 def entropy(probabilities: Floats) -> npt.NDArray[np.float32]:
-    """Return the entropy in nats, shape (n_rows,): 0 where one label has it all, ``log(n_labels)`` where all are alike.
-
-    Parameters
-    ----------
-    probabilities
-        Probability of each label, shape (n_rows, n_labels).
-    """
+    """Return the entropy in nats, shape (n_rows,): 0 if one label has it all, ``log(n_labels)`` if all are alike."""
     nats = -(probabilities * logarithm(probabilities)).sum(axis=1)
     # Of one label that has it all, rounding gives -0, or less.
     return np.asarray(np.maximum(nats, 0), np.float32)

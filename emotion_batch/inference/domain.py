@@ -48,16 +48,8 @@ _NO_PITCH_HZ = 160.0
 _HELD = 0.002
 _N_CEPSTRA, _N_DEVIATIONS = 20, 8
 _TRACKS = (
-    "loud_share",
-    "voiced_share",
-    "pitch",
-    "pitch_deviation",
-    "held_share",
-    "depth",
-    "depth_deviation",
-    "change",
-    "bands",
-    "spectral_deviation",
+    *("loud_share", "voiced_share", "pitch", "pitch_deviation", "held_share"),
+    *("depth", "depth_deviation", "change", "bands", "spectral_deviation"),
 )
 _COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
 # What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set short of it,
@@ -162,25 +154,12 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Domain:
-    """Where the rows lie that a model learnt from.
+    """Where the rows lie that a model learnt from; ValueError if the arrays do not fit each other, or a number is out of range.
 
-    Attributes
-    ----------
-    centres
-        Round which their summaries lie, shape (n_centres, n_dims).
-    whitening
-        What makes their summaries, less the nearest centre, alike in all directions, shape (n_dims, n_dims).
-    threshold
-        The distance up to which a row is in the domain: 99th percentile of rows that were held out.
-    n_learnt, n_held_out
-        How many rows centres and whitening, and the threshold, are of.
-    flagged
-        Share of rows beyond the threshold, by what they are: ``held_out``, and what the caller adds.
-
-    Raises
-    ------
-    ValueError
-        If the arrays do not fit each other, or a number is not finite or outside its range.
+    Their summaries lie round the centres, shape (n_centres, n_dims). `whitening`, shape (n_dims, n_dims), makes them, less
+    the nearest centre, alike in all directions. `threshold` is the distance up to which a row is in the domain: the 99th
+    percentile of rows that were held out. `n_learnt` rows give centres and whitening, and `n_held_out` the threshold.
+    `flagged` is the share of rows beyond it, by what they are: ``held_out``, and what the caller adds.
     """
 
     centres: npt.NDArray[np.float32]
@@ -210,17 +189,7 @@ class Domain:
     def distances(self, summaries: Floats) -> npt.NDArray[np.float32]:
         """Return how far rows lie from the nearest centre, shape (n_rows,): Mahalanobis', by the root of n_dims.
 
-        That of a row that was learnt from is about 1.
-
-        Parameters
-        ----------
-        summaries
-            As `summarise` gives them, shape (n_rows, n_dims).
-
-        Raises
-        ------
-        ValueError
-            If they have another number of dimensions.
+        That of a row that was learnt from is about 1. Raises ValueError if summaries have another number of dimensions.
         """
         n_dims = self.centres.shape[1]
         if summaries.ndim != 2 or summaries.shape[1] != n_dims:
@@ -242,14 +211,8 @@ class Domain:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the domain as JSON holds it."""
-        return {
-            "centres": self.centres.tolist(),
-            "whitening": self.whitening.tolist(),
-            "threshold": self.threshold,
-            "n_learnt": self.n_learnt,
-            "n_held_out": self.n_held_out,
-            "flagged": dict(self.flagged),
-        }
+        arrays = {"centres": self.centres.tolist(), "whitening": self.whitening.tolist()}
+        return {**vars(self), **arrays, "flagged": dict(self.flagged)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Domain:

@@ -28,17 +28,9 @@ _LOCK = threading.Lock()
 
 
 class Predictor:
-    """A bundle's network, loaded.
+    """A bundle's network, loaded: a graph of ONNX's own operators, which can name no code.
 
-    Parameters
-    ----------
-    bundle
-        Whose network to load: a graph of ONNX's own operators, which can name no code.
-
-    Raises
-    ------
-    UsageError
-        If it is not the one that the card names, or does not fit the card.
+    Raises UsageError if it is not the one that the card names, or does not fit the card.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -71,16 +63,9 @@ class Predictor:
             )
 
     def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """Return the probability of each label, as the network gives it.
+        """Return the probability of each label as the network gives it, in the card's order, shape (n_rows, n_labels).
 
-        Parameters
-        ----------
-        inputs
-            What the network reads of rows, as `recipes.prepare` gives it.
-
-        Returns
-        -------
-        Probabilities in the card's order, shape (n_rows, n_labels); each row sums to 1.
+        `inputs` is what `recipes.prepare` gives.
         """
         return _run(self._session, inputs)
 
@@ -142,21 +127,9 @@ def _load(folder: Folder, model_id: str, digest: str) -> Predictor:
 class Labels(NamedTuple):
     """What a model says of rows that all have features.
 
-    Attributes
-    ----------
-    raw
-        Probability of each label as the network gives it, shape (n_rows, n_labels).
-    best
-        Number of each row's label: the network's own choice, shape (n_rows,).
-    probabilities
-        What calibration makes of `raw`, shape (n_rows, n_labels).
-    confidence
-        The label's of these, shape (n_rows,).
-    is_confident
-        Whether the label is to be believed, shape (n_rows,); nowhere where the bundle cannot tell.
-    is_in_domain, domain_distance, is_speech
-        Whether the row is like what was learnt, how far from it, and whether it is speech, shape (n_rows,); None where
-        the bundle, or its features, cannot tell.
+    `raw` is what the network gives, `probabilities` what calibration makes of it; both have the shape (n_rows, n_labels).
+    `best` is the number of the network's own choice, and `confidence` the probability of that. `is_confident` is false
+    everywhere if the bundle cannot tell. The last three are None if the bundle, or its features, cannot tell.
     """
 
     raw: npt.NDArray[np.float32]
@@ -170,15 +143,7 @@ class Labels(NamedTuple):
 
 
 def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
-    """Return what a model says of rows, and how far it is to be believed.
-
-    Parameters
-    ----------
-    usable
-        Rows of a feature table that all have features; each one's answer depends on it alone.
-    predictor
-        The loaded model.
-    """
+    """Return what a model says of rows that all have features, and how far to trust it; of each row by that row alone."""
     card = predictor.card
     settings, threshold = card.feature_settings, card.confidence.get("threshold")
     raw = predictor.predict(prepare(usable, settings))
@@ -203,16 +168,7 @@ def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
 def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
     """Return a label row for each feature row, in the same order.
 
-    Parameters
-    ----------
-    features
-        Rows of a feature table.
-    predictor
-        The loaded model.
-
-    Returns
-    -------
-    Rows of the label table's schema; those that are not ``ok`` keep their status and reason and have no label.
+    Rows that are not ``ok`` keep their status and reason and have no label.
     """
     labels = predictor.card.labels
     is_ok = pc.equal(features["status"], Status.OK).to_numpy()
@@ -220,13 +176,12 @@ def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
     found = predict_labels(features.filter(pa.array(is_ok)), predictor)
     made: dict[str, npt.NDArray[np.generic] | None] = {
         "emotion": np.array(labels, object)[found.best],
-        "confidence": found.confidence,
+        **{
+            name: getattr(found, name)
+            for name in ("confidence", "is_confident", "is_in_domain", "domain_distance", "is_speech")
+        },
         "margin": margin(found.probabilities),
         "entropy": entropy(found.probabilities),
-        "is_confident": found.is_confident,
-        "is_in_domain": found.is_in_domain,
-        "domain_distance": found.domain_distance,
-        "is_speech": found.is_speech,
         **{f"p_{label}": found.probabilities[:, number] for number, label in enumerate(labels)},
     }
     schema = label_schema(labels)

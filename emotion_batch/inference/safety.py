@@ -87,21 +87,10 @@ class _RefusedError(Exception):
 
 
 def inspect_keras(data: bytes, thing: str, shapes: Sequence[Shape] | None = None) -> None:
-    """See that a ``.keras`` file holds weights and layers of Keras's own that are known here.
+    """See that a ``.keras`` file, a zip of three members, holds weights and layers of Keras's own that are known here.
 
-    Parameters
-    ----------
-    data
-        The file: a zip of three members.
-    thing
-        What an error calls it.
-    shapes
-        Those that its weights must have, in any order; None for any.
-
-    Raises
-    ------
-    UsageError
-        If it holds anything else, is damaged, or is larger than 64 MiB, packed or not.
+    `thing` is what an error calls it; its weights must have the given shapes, in any order. Raises UsageError if it holds
+    anything else, is damaged, or is larger than 64 MiB, packed or not.
     """
     _inspect(data, thing, "Keras's own layers and their weights", lambda: _read_keras(data, shapes))
 
@@ -115,18 +104,7 @@ def inspect_onnx(data: bytes, thing: str) -> None:
     """See that an ONNX file holds weights and operators that are known here.
 
     Only a driver looks: `import onnx` costs 0.1 s and 10 MB. Its workers compare the file's digest with the one that it saw.
-
-    Parameters
-    ----------
-    data
-        The file: a protobuf message.
-    thing
-        What an error calls it.
-
-    Raises
-    ------
-    UsageError
-        If it holds anything else: another domain's operators, functions, graphs within a node, weights in other files.
+    Raises UsageError for another domain's operators, functions, graphs within a node, or weights in other files.
     """
     _inspect(data, thing, "known operators and their weights", lambda: _read_onnx(data))
 

@@ -128,7 +128,9 @@ def extract_recording(
                     values = recipes.compute(stretch.samples, settings)
                 _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header, is_first=not number)
                 read_to_s = stretch.end_s
-                is_finite = recipes.sees_every_sample(settings) or np.isfinite(stretch.samples).all()
+                is_finite = (
+                    recipes.recipe_of(settings).sees_every_sample(settings) or np.isfinite(stretch.samples).all()
+                )
                 if is_finite and all(np.isfinite(value).all() for value in values):
                     yield _row(entry, start_s, header, stretch.end_s, values)
                 elif np.isfinite(stretch.samples).all():

@@ -58,13 +58,7 @@ class FeatureSettings:
     n_mels: int = 128
 
     def __post_init__(self) -> None:
-        for name, minimum in (
-            ("sample_rate", 1),
-            ("n_mfcc", 1),
-            ("n_fft", 2),
-            ("hop_length", 1),
-            ("n_mels", 1),
-        ):
+        for name, minimum in (("sample_rate", 1), ("n_mfcc", 1), ("n_fft", 2), ("hop_length", 1), ("n_mels", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise UsageError(f"{name}: expected a whole number >= {minimum}, got {value!r}")

@@ -9,13 +9,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from emotion_batch.cli import (  # noqa: F401 they declare the commands
-    model_commands,
-    plan_commands,
-    report_commands,
-    run_commands,
-    table_commands,
-)
+# These declare the commands.
+from emotion_batch.cli import model_commands, plan_commands, report_commands, run_commands, table_commands  # noqa: F401
 from emotion_batch.cli.console import Said, flush_stderr, open_streams
 from emotion_batch.cli.options import COMMANDS, read_arguments, read_values
 from emotion_batch.errors import EmotionBatchError, OutputError, find_shortage
@@ -29,17 +24,10 @@ class _Stopped(BaseException):
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command, by default this process's own, given without the program's name; return its exit code.
 
-    Parameters
-    ----------
-    arguments
-        The command line without the program's name; by default this process's own.
-
-    Returns
-    -------
-    0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused,
-    130, 143 and 129 after SIGINT, SIGTERM and SIGHUP.
+    It is 0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused, 130, 143 and 129
+    after SIGINT, SIGTERM and SIGHUP.
     """
     open_streams()
     try:
@@ -58,8 +46,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         # A training, an import and the demo begin anew.
         goes_on=options.command in ("extract", "label", "retry"),
     )
+    # A terminal that cannot show a name must not end a finished run.
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a name must not end a finished run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with stoppable():

@@ -112,18 +112,10 @@ def shown(text: str) -> str:
 
 
 class Said:
-    """What goes to stderr: notes, progress, one sentence for an error.
+    """What goes to stderr: notes, progress, one sentence for an error; and the answer, which goes to stdout.
 
-    Parameters
-    ----------
-    is_quiet
-        Whether notes and progress are kept back.
-    is_debug
-        Whether an error's traceback is shown.
-    is_json
-        Whether a result is printed as JSON.
-    goes_on
-        Whether the same command goes on where it was stopped.
+    `is_quiet` keeps notes and progress back, `is_debug` shows the traceback of an error, `is_json` prints the answer as JSON, and
+    `goes_on` says that the same command goes on where it was stopped.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
@@ -60,6 +59,8 @@ _FORCE = switch("--force", "replace the bundle that is there")
     COMMON,
 )
 def _run_train(options: argparse.Namespace, said: Said) -> None:
+    from dataclasses import fields
+
     from emotion_batch.training.fit import TrainingSettings
     from emotion_batch.training.train import train
 
@@ -222,10 +223,7 @@ def _format_speakers(found: Evaluation) -> list[Line | Grid]:
         (str(one["speaker"]), f"{one['n_rows']:,}", f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
         for one in found.by_speaker[:_MOST_SPEAKERS]
     ]
-    blocks: list[Line | Grid] = [
-        Line(""),
-        Grid("<>>>", rows, ("speaker", "segments", "accuracy", "UAR")),
-    ]
+    blocks: list[Line | Grid] = [Line(""), Grid("<>>>", rows, ("speaker", "segments", "accuracy", "UAR"))]
     if len(found.by_speaker) > _MOST_SPEAKERS:
         n_more = len(found.by_speaker) - _MOST_SPEAKERS
         blocks.append(Line(f"  and {n_more:,} speakers with a higher UAR; all of them with --json"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from emotion_batch._version import __version__
@@ -22,27 +22,15 @@ if TYPE_CHECKING:
 
 # It returns its exit code, or None for 0.
 Run = Callable[[argparse.Namespace, Said], int | None]
-
-
-class Option(NamedTuple):
-    """What argparse takes for one argument or option."""
-
-    name: str
-    settings: Mapping[str, Any]
-
-
-class Group(NamedTuple):
-    """Options that help shows below a title."""
-
-    title: str
-    options: Sequence[Option]
+# It adds an option, or a group of them, to a parser.
+Add = Callable[[Any], object]
 
 
 class Command(NamedTuple):
     """A command: what it does in a few words, what it takes, and the function that runs it."""
 
     words: str
-    options: Sequence[Option | Group]
+    options: Sequence[Add]
     run: Run
 
 
@@ -55,7 +43,7 @@ _ORDER = (
 _SUBMITTED = ("extract", "label", "retry")
 
 
-def command(name: str, words: str, *options: Option | Group) -> Callable[[Run], Run]:
+def command(name: str, words: str, *options: Add) -> Callable[[Run], Run]:
     """Declare that a function runs a command."""
 
     def declare(run: Run) -> Run:
@@ -65,14 +53,25 @@ def command(name: str, words: str, *options: Option | Group) -> Callable[[Run], 
     return declare
 
 
-def option(name: str, metavar: str | None, words: str, read: Callable[[str], Any] = str, **settings: Any) -> Option:
+def option(name: str, metavar: str | None, words: str, read: Callable[[str], Any] = str, **settings: Any) -> Add:
     """Return an argument, or an option if its name begins with dashes, whose value `read` reads."""
-    return Option(name, {"metavar": metavar, "help": words, "type": read, **settings})
+    return lambda parser: parser.add_argument(name, metavar=metavar, help=words, type=read, **settings)
 
 
-def switch(name: str, words: str) -> Option:
+def switch(name: str, words: str) -> Add:
     """Return an option without a value."""
-    return Option(name, {"action": "store_true", "help": words})
+    return lambda parser: parser.add_argument(name, action="store_true", help=words)
+
+
+def group(title: str, *options: Add) -> Add:
+    """Return options that help shows below a title."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        place = parser.add_argument_group(title)
+        for one in options:
+            one(place)
+
+    return add
 
 
 def whole(text: str, least: int = 0) -> int:
@@ -112,96 +111,67 @@ LABELS = (
     ),
     switch("--allow-numeric-labels", "take labels that look like numbers or dates"),
 )
-FEATURES = Group(
+FEATURES = group(
     "features (the defaults are the notebook's)",
-    (
-        option(
-            "--recipe",
-            None,
-            "mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
-            choices=("seed", "sequence"),
-        ),
-        option("--sample-rate", "N", "Hz to resample to (22050)", positive),
-        option("--n-mfcc", "N", "coefficients (40)", positive),
-        option("--n-fft", "N", "samples a frame (2048)", positive),
-        option("--hop-length", "N", "samples from frame to frame (512)", positive),
-        option("--n-mels", "N", "mel bands (128)", positive),
+    option(
+        "--recipe",
+        None,
+        "mean MFCC as in the notebook, or sequences, which carry over to other speakers (seed)",
+        choices=("seed", "sequence"),
     ),
+    option("--sample-rate", "N", "Hz to resample to (22050)", positive),
+    option("--n-mfcc", "N", "coefficients (40)", positive),
+    option("--n-fft", "N", "samples a frame (2048)", positive),
+    option("--hop-length", "N", "samples from frame to frame (512)", positive),
+    option("--n-mels", "N", "mel bands (128)", positive),
 )
-_SEGMENTS = (
-    option("--offset", "S", "start of a recording's one segment in seconds (0.5)", float),
-    option("--duration", "S", "its longest duration (3)", float),
-    option("--window", "S", "instead, windows of this many seconds, from 0 on", float),
-    option("--hop", "S", "seconds from window to window (those of --window)", float),
-)
+_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated"
 CHOICE = (
     option("--suffix", ".EXT", "ending of recordings, instead of the usual ones", action="append"),
-    *(
-        option(
-            f"--{name}",
-            "GLOB",
-            f"{words} recordings whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated",
-            action="append",
-            default=[],
-        )
-        for name, words in (("include", "take only"), ("exclude", "leave out"))
-    ),
+    option("--include", "GLOB", f"take only {_NAMES}", action="append", default=[]),
+    option("--exclude", "GLOB", f"leave out {_NAMES}", action="append", default=[]),
 )
+_PEM = "PEM (Dask's own configuration)"
 SCHEDULER = (
     option("--scheduler", "ADDRESS", "a running Dask scheduler; without it a local cluster"),
-    *(
-        option(f"--tls-{name}", "FILE", f"{words}, PEM (Dask's own configuration)")
-        for name, words in (
-            ("ca", "certificate of the authority that the cluster's are signed by"),
-            ("cert", "certificate to show it"),
-            ("key", "key of that certificate"),
-        )
-    ),
+    option("--tls-ca", "FILE", f"certificate of the authority that the cluster's are signed by, {_PEM}"),
+    option("--tls-cert", "FILE", f"certificate to show it, {_PEM}"),
+    option("--tls-key", "FILE", f"key of that certificate, {_PEM}"),
 )
+_DEADLINE = "seconds for a recording, or for each of its windows, until it is `timeout` (120)"
 CLUSTER = (
     *SCHEDULER,
     option("--workers", "N", "processes of the local cluster (one a core)", positive),
-    option(
-        "--deadline",
-        "S",
-        "seconds for a recording, or for each of its windows, until it is `timeout` (120)",
-        float,
-        default=120.0,
-    ),
+    option("--deadline", "S", _DEADLINE, float, default=120.0),
     option("--max-failed", "N|P%", "more failed rows than this are exit code 1", _limit),
 )
-RUN = Group(
+_LIMIT = "take only the first N recordings, for a trial; the same command without it goes on to all"
+RUN = group(
     "run",
-    (
-        *CLUSTER,
-        *CHOICE,
-        option(
-            "--limit",
-            "N",
-            "take only the first N recordings, for a trial; the same command without it goes on to all",
-            positive,
-        ),
-        switch("--prune", "take recordings that are gone out of the table"),
-        switch("--force", "go on though the first recordings come out alike; prune though more than a tenth is gone"),
-    ),
+    *CLUSTER,
+    *CHOICE,
+    option("--limit", "N", _LIMIT, positive),
+    switch("--prune", "take recordings that are gone out of the table"),
+    switch("--force", "go on though the first recordings come out alike; prune though more than a tenth is gone"),
 )
-TALK = (
-    switch("--quiet", "no progress on stderr"),
-    switch("--debug", "a traceback where there is one"),
-)
-COMMON = Group(
+TALK = (switch("--quiet", "no progress on stderr"), switch("--debug", "a traceback where there is one"))
+COMMON = group(
     "common",
-    (
-        option("--storage-options", "JSON|@FILE", "what fsspec's filesystem takes"),
-        switch("--json", "the result as JSON on stdout"),
-        *TALK,
-    ),
+    option("--storage-options", "JSON|@FILE", "what fsspec's filesystem takes"),
+    switch("--json", "the result as JSON on stdout"),
+    *TALK,
 )
 
 
-def segments(words: str) -> Group:
+def segments(words: str) -> Add:
     """Return the options of segments, with what their defaults are."""
-    return Group(f"segments ({words})", _SEGMENTS)
+    return group(
+        f"segments ({words})",
+        option("--offset", "S", "start of a recording's one segment in seconds (0.5)", float),
+        option("--duration", "S", "its longest duration (3)", float),
+        option("--window", "S", "instead, windows of this many seconds, from 0 on", float),
+        option("--hop", "S", "seconds from window to window (those of --window)", float),
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -227,7 +197,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             _add_command(commands, name, leave=False)
             continue
         words = "hand a run to a running Dask cluster, which goes on without this machine"
-        submit = commands.add_parser(name, help=words, description=_sentence(words))
+        submit = commands.add_parser(name, help=words, description=f"H{words[1:]}.")
         submitted = submit.add_subparsers(title="commands", metavar="COMMAND", required=True)
         for one in _SUBMITTED:
             _add_command(submitted, one, leave=True)
@@ -244,20 +214,12 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
-
-
 def _add_command(commands: Any, name: str, *, leave: bool) -> None:
     found = COMMANDS[name]
-    parser = commands.add_parser(name, help=found.words, description=_sentence(found.words))
+    parser = commands.add_parser(name, help=found.words, description=f"{found.words[:1].upper()}{found.words[1:]}.")
     parser.set_defaults(command=name, leave=leave)
-    for one in found.options:
-        place, options = (
-            (parser.add_argument_group(one.title), one.options) if isinstance(one, Group) else (parser, (one,))
-        )
-        for name, settings in options:
-            place.add_argument(name, **settings)
+    for add in found.options:
+        add(parser)
 
 
 def read_values(options: argparse.Namespace) -> None:

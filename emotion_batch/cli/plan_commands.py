@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, format_duration, title, warn
-from emotion_batch.cli.options import CHOICE, COMMON, FEATURES, SCHEDULER, Group, command, option, positive, segments
+from emotion_batch.cli.options import CHOICE, COMMON, FEATURES, SCHEDULER, command, group, option, positive, segments
 
 if TYPE_CHECKING:
     from emotion_batch.run.plan import Due, Plan
@@ -34,7 +34,7 @@ _CROWDED = 0.1
     option("--sample", "S", "seconds that the timing takes (10)", float, default=10.0),
     FEATURES,
     segments("the default is the notebook's, of a labelling what the model was trained on"),
-    Group("run", (*SCHEDULER, *CHOICE)),
+    group("run", *SCHEDULER, *CHOICE),
     COMMON,
 )
 def _run_plan(options: argparse.Namespace, said: Said) -> int:

@@ -14,8 +14,8 @@ from emotion_batch.cli.options import (
     RUN,
     TABLE,
     TALK,
-    Group,
     command,
+    group,
     option,
     positive,
     segments,
@@ -109,7 +109,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
         "failures with this status; may be repeated (truncated, unreadable, vanished, crashed, timeout, memory)",
         action="append",
     ),
-    Group("run", CLUSTER),
+    group("run", *CLUSTER),
     COMMON,
 )
 def _run_retry(options: argparse.Namespace, said: Said) -> int:
@@ -135,7 +135,7 @@ def _run_cancel(options: argparse.Namespace, said: Said) -> None:
     option("folder", "FOLDER", "where to (demo)", nargs="?", default="demo"),
     option("--words", "N", "words a voice and emotion (40)", positive, default=40),
     option("--workers", "N", "worker processes (one a core)", positive),
-    Group("common", TALK),
+    group("common", *TALK),
 )
 def _run_demo(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.example.demo import demo

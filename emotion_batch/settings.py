@@ -27,7 +27,21 @@ def fingerprint(value: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
+class _Settings:
+    recipe: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them, with the name of the recipe."""
+        return {"recipe": self.recipe, **dataclasses.asdict(self)}
+
+    @property
+    def feature_id(self) -> str:
+        """Fingerprint of how samples become features: tables and bundles match when it is the same."""
+        return fingerprint(self.to_dict())
+
+
+@dataclass(frozen=True)
+class FeatureSettings(_Settings):
     """How samples become a feature vector; the defaults are the notebook's (librosa's).
 
     Attributes
@@ -65,15 +79,6 @@ class FeatureSettings:
         if self.n_mfcc > self.n_mels:
             raise UsageError(f"n_mfcc: expected at most n_mels, which is {self.n_mels}, got {self.n_mfcc}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, with the name of the recipe."""
-        return {"recipe": self.recipe, **dataclasses.asdict(self)}
-
-    @property
-    def feature_id(self) -> str:
-        """Fingerprint of how samples become a vector: tables and bundles match when it is the same."""
-        return fingerprint(self.to_dict())
-
     @property
     def segments(self) -> Segments:
         """Which stretches these features are taken of, where nobody says otherwise: the notebook's."""
@@ -81,7 +86,7 @@ class FeatureSettings:
 
 
 @dataclass(frozen=True)
-class SequenceSettings:
+class SequenceSettings(_Settings):
     """How samples become a sequence: log-mel bands, fundamental frequency and voicing by frame. There is one way.
 
     Attributes
@@ -122,15 +127,6 @@ class SequenceSettings:
                 raise UsageError(
                     f"{field.name}: expected {field.default}, as the recipe {self.recipe!r} has it, got {getattr(self, field.name)!r}"
                 )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, with the name of the recipe."""
-        return {"recipe": self.recipe, **dataclasses.asdict(self)}
-
-    @property
-    def feature_id(self) -> str:
-        """Fingerprint of how samples become a sequence."""
-        return fingerprint(self.to_dict())
 
     @property
     def segments(self) -> Segments:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, LABELS, command, option, positive, switch
+from emotion_batch.cli.options import COMMON, LABELS, command, option, pick, positive, switch
 from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -67,12 +67,10 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
     card = train(
         options.table,
         options.bundle,
-        settings=TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)}),
-        h5=options.h5,
-        storage_options=options.storage_options,
-        force=options.force,
+        settings=TrainingSettings(**pick(options, *(field.name for field in fields(TrainingSettings)))),
         on_epoch=said.epoch,
         watcher=said.watcher(),
+        **pick(options, "h5", "storage_options", "force"),
     )
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
@@ -105,12 +103,8 @@ def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
     found = evaluate(
         options.bundle,
         options.table,
-        labels=options.labels,
-        label_map=options.label_map,
-        allow_numeric_labels=options.allow_numeric_labels,
         priors=None if options.priors is None else metrics.read_priors(options.priors),
-        robustness=options.robustness,
-        storage_options=options.storage_options,
+        **pick(options, "labels", "label_map", "allow_numeric_labels", "robustness", "storage_options"),
     )
     said.answer(found.to_dict(), format_evaluation(found, options.bundle))
 
@@ -131,9 +125,8 @@ def _run_import(options: argparse.Namespace, said: Said) -> None:
         options.h5,
         options.bundle,
         labels=[label.strip() for label in options.labels.split(",")],
-        storage_options=options.storage_options,
-        force=options.force,
         watcher=said.watcher(),
+        **pick(options, "storage_options", "force"),
     )
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 

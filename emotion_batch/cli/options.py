@@ -222,6 +222,11 @@ def _add_command(commands: Any, name: str, *, leave: bool) -> None:
         add(parser)
 
 
+def pick(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return values of these names, for a function that calls them the same."""
+    return {name: getattr(options, name) for name in names}
+
+
 def read_values(options: argparse.Namespace) -> None:
     """Replace what options say as text, or several of them together, by the values that the API takes."""
     if "storage_options" in options:

@@ -8,7 +8,18 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, format_duration, title, warn
-from emotion_batch.cli.options import CHOICE, COMMON, FEATURES, SCHEDULER, command, group, option, positive, segments
+from emotion_batch.cli.options import (
+    CHOICE,
+    COMMON,
+    FEATURES,
+    SCHEDULER,
+    command,
+    group,
+    option,
+    pick,
+    positive,
+    segments,
+)
 
 if TYPE_CHECKING:
     from emotion_batch.run.plan import Due, Plan
@@ -42,24 +53,17 @@ def _run_plan(options: argparse.Namespace, said: Said) -> int:
 
     found = plan.plan(
         options.archive,
-        table=options.table,
-        model=options.model,
-        settings=options.settings,
-        segments=options.segments,
-        **options.choice,
-        scheduler=options.scheduler,
         workers=options.workers or (),
-        by=options.by,
         sample_s=options.sample,
-        storage_options=options.storage_options,
         watcher=said.watcher(),
+        **options.choice,
+        **pick(options, "table", "model", "settings", "segments", "scheduler", "by", "storage_options"),
     )
-    said.answer(found.to_dict(), format_plan(found))
+    said.answer(found.to_dict(), _format_plan(found))
     return int(found.is_late)
 
 
-def format_plan(found: Plan) -> Result:
-    """Return what a run would do and how long it would take, with the answer in the last line."""
+def _format_plan(found: Plan) -> Result:
     blocks: list[Line | Grid | str] = [
         title(f"{found.source}: to {found.work}, {found.n_recordings:,} recordings in {found.n_parts:,} parts")
     ]

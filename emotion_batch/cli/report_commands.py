@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, command, option, positive, switch, whole
+from emotion_batch.cli.options import COMMON, command, option, pick, positive, switch, whole
 from emotion_batch.errors import UsageError, format_command
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _PRECISION = ("confidence", "labels", "checked", "right", "95 %", "")
 def _run_report(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.report import report
 
-    made = report(options.table, output=options.output, seed=options.seed, storage_options=options.storage_options)
-    said.answer(made.to_dict(), format_report(made, options.table))
+    made = report(options.table, **pick(options, "output", "seed", "storage_options"))
+    said.answer(made.to_dict(), _format_report(made, options.table))
 
 
 @command(
@@ -54,7 +54,7 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
             wrong = "only where a sheet is written, got it with --take" if options.take else "--take with it, got none"
             raise UsageError(f"--{name.replace('_', '-')}: expected {wrong}")
     table, sheet = options.table, options.sheet
-    places = {"storage_options": options.storage_options, "force": options.force}
+    places = pick(options, "storage_options", "force")
     if options.take:
         taken = take_review(table, sheet, labels=options.labels, new_labels=options.new_label or (), **places)
         said.answer(taken.to_dict(), format_review(taken))
@@ -66,7 +66,7 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
     said.answer(written.to_dict(), format_sheet(written, table))
 
 
-def format_report(made: Report, table: str) -> Result:
+def _format_report(made: Report, table: str) -> Result:
     """Return where a report is, its headline, and what is remarkable."""
     from emotion_batch.analysis import findings
     from emotion_batch.tables.schema import LABELS

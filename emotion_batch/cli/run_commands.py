@@ -17,6 +17,7 @@ from emotion_batch.cli.options import (
     command,
     group,
     option,
+    pick,
     positive,
     segments,
 )
@@ -45,12 +46,9 @@ def _run_extract(options: argparse.Namespace, said: Said) -> int:
     summary = api.extract(
         options.archive,
         options.table,
-        settings=options.settings,
-        segments=options.segments,
-        limit=options.limit,
-        prune=options.prune,
-        **options.choice,
         options=_run_options(options, said),
+        **options.choice,
+        **pick(options, "settings", "segments", "limit", "prune"),
     )
     return finish(summary, options, said, format_command("train", options.table, "BUNDLE"))
 
@@ -77,13 +75,9 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
         summary = api.label(
             options.source,
             options.table,
-            model=options.model,
-            segments=options.segments,
-            keep_features=options.keep_features,
-            limit=options.limit,
-            prune=options.prune,
-            **options.choice,
             options=_run_options(options, said),
+            **options.choice,
+            **pick(options, "model", "segments", "keep_features", "limit", "prune"),
         )
         return finish(summary, options, said, format_command("query", options.table, options=("--example", "mix")))
     if options.leave:
@@ -92,10 +86,8 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
         raise UsageError(
             f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
         )
-    found = single_recording.label_recording(
-        options.source, model=options.model, segments=options.segments, storage_options=options.storage_options
-    )
-    said.answer([vars(one) for one in found], format_labels(found))
+    found = single_recording.label_recording(options.source, **pick(options, "model", "segments", "storage_options"))
+    said.answer([vars(one) for one in found], _format_labels(found))
     return int(any(one.status != "ok" for one in found))
 
 
@@ -147,14 +139,11 @@ def _run_options(options: argparse.Namespace, said: Said) -> RunOptions:
     from emotion_batch.run.run_options import RunOptions
 
     return RunOptions(
-        scheduler=options.scheduler,
-        workers=options.workers,
         deadline_s=options.deadline,
-        storage_options=options.storage_options,
         # A retry has no such option, because it goes on in any case.
         force=getattr(options, "force", False),
-        leave=options.leave,
         watcher=said.watcher(),
+        **pick(options, "scheduler", "workers", "storage_options", "leave"),
     )
 
 
@@ -166,7 +155,7 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
     if options.leave:
         said.answer(summary.to_dict(), _format_submission(summary, options.table, options.scheduler.address))
     else:
-        said.answer(summary.to_dict(), format_summary(summary, next_command))
+        said.answer(summary.to_dict(), _format_summary(summary, next_command))
     if summary.is_all_failed:
         reasons = "; ".join(_reasons(summary))
         # The same command does not look again at what is listed as before, such as files whose rights were wrong.
@@ -195,8 +184,7 @@ def _reasons(summary: Summary) -> list[str]:
     return [f"{status}, as {file}: {reason}" for status, ((file, reason), *_) in sorted(summary.examples.items())]
 
 
-def format_summary(summary: Summary, next_words: str) -> Result:
-    """Return what a run left behind, with the command that comes next."""
+def _format_summary(summary: Summary, next_words: str) -> Result:
     counts, spent = summary.counts, summary.spent
     made = f"{summary.n_shards} parts, {summary.n_shards_done} of them made now in {summary.elapsed_s:.1f} s"
     blocks: list[Line | Grid | str] = [title(f"{summary.table}: {made}")]
@@ -217,10 +205,9 @@ def format_summary(summary: Summary, next_words: str) -> Result:
 
 
 def _format_submission(summary: Summary, table: str, scheduler: str) -> Result:
-    """Return what became of a run that was to be left to a cluster."""
     status = format_command("status", table)
     if not summary.n_shards_left:
-        return Result(f"run {summary.run}: nothing was left to hand over", *format_summary(summary, status).blocks)
+        return Result(f"run {summary.run}: nothing was left to hand over", *_format_summary(summary, status).blocks)
     n_done = summary.n_shards - summary.n_shards_left
     return Result(
         title(
@@ -234,7 +221,7 @@ def _format_submission(summary: Summary, table: str, scheduler: str) -> Result:
     )
 
 
-def format_labels(found: Sequence[SegmentLabel]) -> Result:
+def _format_labels(found: Sequence[SegmentLabel]) -> Result:
     """Return one label with all its probabilities, or a line for each of several."""
     name = found[0].file
     if len(found) > 1:

@@ -22,7 +22,7 @@ from emotion_batch.cli.console import (
     title,
     warn,
 )
-from emotion_batch.cli.options import COMMON, TABLE, command, option, switch
+from emotion_batch.cli.options import COMMON, TABLE, command, option, pick, switch
 from emotion_batch.errors import Status, UsageError, format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _run_verify(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import api
 
     found = api.verify(options.table, deep=options.deep, repair=options.repair, storage_options=options.storage_options)
-    said.answer(found.to_dict(), format_verification(found, options.table))
+    said.answer(found.to_dict(), _format_verification(found, options.table))
     if not found.is_whole:
         said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
     return int(not found.is_whole)
@@ -107,7 +107,7 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
 
 
 def _format(options: argparse.Namespace) -> str:
-    """Return in which format an answer is given."""
+    """Return in which format the answer of a query is given."""
     stated = options.format or ("json" if options.json else None)
     if options.output is None:
         if stated == "parquet":
@@ -164,16 +164,13 @@ def _run_export(options: argparse.Namespace, said: Said) -> None:
         options.table,
         options.folder,
         file_format=options.format,
-        partial=options.partial,
-        force=options.force,
-        storage_options=options.storage_options,
         watcher=said.watcher(),
+        **pick(options, "partial", "force", "storage_options"),
     )
-    said.answer(found.to_dict(), format_export(found))
+    said.answer(found.to_dict(), _format_export(found))
 
 
-def format_export(found: Exported) -> Result:
-    """Return what an export wrote."""
+def _format_export(found: Exported) -> Result:
     # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
     folder = shlex.quote(quote_argument(found.folder))
     next_command = {
@@ -236,7 +233,7 @@ def format_status(found: TableStatus, table: str) -> Result:
     return Result(*blocks, next_step(words))
 
 
-def format_verification(found: Verification, table: str) -> Result:
+def _format_verification(found: Verification, table: str) -> Result:
     """Return whether a table is whole, with what is wrong, the first of it."""
     lines = [warn(f"  {problem}") for problem in found.problems[:_MOST_PROBLEMS]]
     if len(found.problems) > _MOST_PROBLEMS:

@@ -58,11 +58,11 @@ class Grid(NamedTuple):
     def lines(self) -> list[str]:
         """Return the grid as a log has it."""
         rows = [[shown(cell) for cell in row] for row in ([self.heads] if self.heads else []) + [*self.rows]]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(self.sides))]
         if self.heads:
             rows.insert(1, ["-" * width for width in widths])
         layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(self.sides, widths, strict=True))
-        return [f"  {layout.format(*row)}".rstrip() for row in rows] if rows else []
+        return [f"  {layout.format(*row)}".rstrip() for row in rows]
 
 
 class Result:

@@ -255,6 +255,19 @@ def test_each_kind_of_figure_is_readable_where_it_is_narrow(monkeypatch: pytest.
                 assert cell in words, (width, cell, screen.text)
 
 
+def test_a_log_gets_columns_as_wide_as_their_cells() -> None:
+    """Without a terminal a table has each cell on its side, a rule below its heads, and no blank at a line's end."""
+    rows = [("sad", "2", ""), ("angry", "1,000", "two\nlines")]
+    assert Grid("<><", rows, ("emotion", "n", "why")).lines() == [
+        "  emotion      n  why",
+        "  -------  -----  ----------",
+        "  sad          2",
+        r"  angry    1,000  two\nlines",
+    ]
+    assert Grid("<><", rows).lines() == ["  sad        2", r"  angry  1,000  two\nlines"]
+    assert Grid("<><", []).lines() == []
+
+
 @pytest.mark.parametrize(
     ("environment", "kinds"),
     [

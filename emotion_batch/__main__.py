@@ -12,17 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command, import nothing from the current directory, and return the command's exit code.
-
-    Parameters
-    ----------
-    arguments
-        The command line without the program's name; by default this process's own.
-
-    Returns
-    -------
-    As `cli.app.run_command`.
-    """
+    """Run one command as `cli.app.run_command` does, and import nothing from the current directory."""
     forget_current_folder()
     # Only now, because also the modules that it imports could lie in the current directory.
     from emotion_batch.cli import app

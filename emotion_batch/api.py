@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Unpack
 
 from emotion_batch import usage
@@ -85,21 +86,16 @@ def extract(
     options = RunOptions.of(options, **keywords)
     place, source = options.folder(table), options.folder(archive)
     settings = settings or FeatureSettings()
-    info = TableInfo(
-        schema.FEATURES,
-        source.url,
-        settings,
-        segments or settings.segments,
-        include=tuple(include),
-        exclude=tuple(exclude),
-    )
+    include, exclude = tuple(include), tuple(exclude)
+    segments = segments or settings.segments
+    info = TableInfo(schema.FEATURES, source.url, settings, segments, include=include, exclude=exclude)
     _check_limit(limit)
     check_table(place, info)
-    _try_to_write(place)
-    listed = _list(source, place, info, suffixes, options, prune=prune)
+    relist = partial(_list, source, place, info, suffixes, options, prune=prune)
+    listed = relist()
     with open_run(place, info, options, started) as run:
         while not run.freeze(*listed, prune=prune, limit=limit):
-            listed = _list(source, place, info, suffixes, options, prune=prune)
+            listed = relist()
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
@@ -181,17 +177,8 @@ def label(
             f"{card.segments.duration_s:g} s; expect it to be less often right"
         )
     kept_at = None if keep_features is None else options.folder(keep_features).url
-    info = TableInfo(
-        schema.LABELS,
-        origin.url,
-        card.feature_settings,
-        segments,
-        card.model_id,
-        card.labels,
-        kept_at,
-        include,
-        exclude,
-    )
+    about = (card.feature_settings, segments, card.model_id, card.labels, kept_at, include, exclude)
+    info = TableInfo(schema.LABELS, origin.url, *about)
     _check_limit(limit)
     check_table(place, info)
     run = open_run(place, info, options, started)
@@ -200,11 +187,11 @@ def label(
     kept = _kept_features(place, info)
     if kept is not None:
         check_table(*kept)
-    _try_to_write(place)
-    listed = _list(origin, place, info, suffixes, options, prune=prune)
+    relist = partial(_list, origin, place, info, suffixes, options, prune=prune)
+    listed = relist()
     with run:
         while not run.freeze(*listed, prune=prune, limit=limit):
-            listed = _list(origin, place, info, suffixes, options, prune=prune)
+            listed = relist()
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
@@ -346,16 +333,13 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
         return run.finish(job, needs, footers)
 
 
-def _try_to_write(table: Folder) -> None:
-    """Raise StorageError if a bucket's table cannot be written, before an archive is listed for an hour."""
-    with explained(f"table {table.url}"):
-        table.try_to_write(f"{schema.LEDGER}/try-{secrets.token_hex(8)}")
-
-
 def _list(
     source: Folder, table: Folder, info: TableInfo, suffixes: Iterable[str], options: RunOptions, *, prune: bool
 ) -> tuple[Listing, Spent, int]:
     """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
+    # A bucket's table that cannot be written is refused before an archive is listed for an hour.
+    with explained(f"table {table.url}"):
+        table.try_to_write(f"{schema.LEDGER}/try-{secrets.token_hex(8)}")
     generation = find_generation(table)
     with usage.metered() as spent, usage.stage("list"):
         listing = list_recordings(

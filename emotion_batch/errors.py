@@ -58,12 +58,7 @@ MENDABLE = frozenset(
 class RecordingError(Exception):
     """One recording gives no features; extraction turns this into its row and goes on.
 
-    Parameters
-    ----------
-    status
-        What became of the recording; never ``ok``.
-    reason
-        One sentence for the row's ``error`` column.
+    `status` is never ``ok``, and `reason` is one sentence for the row's ``error`` column.
     """
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -87,12 +82,7 @@ class UsageError(EmotionBatchError):
 class StorageError(EmotionBatchError):
     """A place cannot be read or written: missing, not permitted, full, or its client is not installed.
 
-    Parameters
-    ----------
-    text
-        The sentence.
-    is_transient
-        Whether it is of the kind that passes: a connection reset, a store that answers 503.
+    `is_transient` says that the reason may pass, as a connection that was reset or a store that answers 503.
     """
 
     exit_code = 2
@@ -139,14 +129,7 @@ class CancelledError(IncompleteError):
 class StoreError(OSError):
     """A store failed, or refused in a way of its own; `folder.explained` makes a sentence of it.
 
-    Parameters
-    ----------
-    text
-        What it said, without what is secret.
-    is_transient
-        Whether it is of the kind that passes.
-    code
-        The HTTP status that it answered with, if any.
+    The text holds no secret. `is_transient` says that the reason may pass, and `code` is the HTTP status of the answer, if any.
     """
 
     def __init__(self, text: str, *, is_transient: bool = False, code: int | None = None) -> None:

@@ -94,13 +94,7 @@ class FeatureSettings(AnySettings):
     n_mels: int = 128
 
     def __post_init__(self) -> None:
-        for name, minimum in (
-            ("sample_rate", 1),
-            ("n_mfcc", 1),
-            ("n_fft", 2),
-            ("hop_length", 1),
-            ("n_mels", 1),
-        ):
+        for name, minimum in (("sample_rate", 1), ("n_mfcc", 1), ("n_fft", 2), ("hop_length", 1), ("n_mels", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise UsageError(f"{name}: expected a whole number >= {minimum}, got {value!r}")
@@ -182,19 +176,16 @@ class Segments:
     hop_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.offset_s <= MAX_S:
-            raise UsageError(f"offset: expected seconds from 0 to {MAX_S:g}, got {self.offset_s!r}")
-        word = "duration" if self.hop_s is None else "window"
-        if not MIN_S <= self.duration_s <= MAX_S:
-            raise UsageError(f"{word}: expected seconds from {MIN_S:g} to {MAX_S:g}, got {self.duration_s!r}")
-        object.__setattr__(self, "offset_s", float(self.offset_s))
-        object.__setattr__(self, "duration_s", float(self.duration_s))
+        fields = [("offset_s", "offset", 0.0), ("duration_s", "duration", MIN_S)]
         if self.hop_s is not None:
-            if not MIN_S <= self.hop_s <= MAX_S:
-                raise UsageError(f"hop: expected seconds from {MIN_S:g} to {MAX_S:g}, got {self.hop_s!r}")
-            if self.offset_s:
-                raise UsageError(f"offset: expected 0 for windows, which cover all of a recording, got {self.offset_s}")
-            object.__setattr__(self, "hop_s", float(self.hop_s))
+            fields = [fields[0], ("duration_s", "window", MIN_S), ("hop_s", "hop", MIN_S)]
+        for name, word, least in fields:
+            value = getattr(self, name)
+            if not least <= value <= MAX_S:
+                raise UsageError(f"{word}: expected seconds from {least:g} to {MAX_S:g}, got {value!r}")
+            object.__setattr__(self, name, float(value))
+        if self.hop_s is not None and self.offset_s:
+            raise UsageError(f"offset: expected 0 for windows, which cover all of a recording, got {self.offset_s}")
 
     @classmethod
     def windows(cls, window_s: float, hop_s: float | None = None) -> Segments:

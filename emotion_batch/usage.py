@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 STAGES = ("list", "read", "decode", "features", "predict", "write", "isolated")
@@ -23,33 +23,19 @@ _local = threading.local()
 
 @dataclass
 class Spent:
-    """What was spent, in numbers that add up.
+    """What was spent, in numbers that add up."""
 
-    Attributes
-    ----------
-    stages_s
-        Wall-clock seconds by stage, of `STAGES`. Reading a local file is part of ``decode``; ``isolated`` is all that was done
-        in a child process.
-    read_bytes
-        Bytes of recordings read; of local ones, those of the stretches that were decoded.
-    n_retries
-        Times that storage was asked again because it failed in passing.
-    n_isolated
-        Shards that were decoded in a child process, because an attempt before had not come to its end, or to try again what
-        had killed.
-    lost_s
-        Seconds of workers that recordings took with them: from the beginning of an attempt that did not end to the next, and
-        of children that crashed, hung or ran out of memory.
-    slowest
-        The recordings that took longest until they had their rows, the slowest first: wall-clock seconds and name, at most
-        `N_SLOWEST`. Waiting for a store is part of it.
-    """
-
+    # Wall-clock seconds by stage, of `STAGES`. Reading a local file is part of "decode"; "isolated" is all of a child process.
     stages_s: dict[str, float] = field(default_factory=dict)
+    # Of recordings; of local ones, only the stretches that were decoded are counted.
     read_bytes: int = 0
+    # How often storage was asked again because it failed for a moment.
     n_retries: int = 0
+    # Shards that were decoded in a child process, because an earlier attempt did not end, or to retry what had crashed one.
     n_isolated: int = 0
+    # Seconds that workers lost, from the start of an attempt that did not end to the next, and children that did not end well.
     lost_s: float = 0.0
+    # Wall-clock seconds and names of the recordings that took longest, the slowest first. Waiting for a store is part of it.
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
     def time(self, file: str, elapsed_s: float) -> None:
@@ -71,9 +57,9 @@ class Spent:
 
 @contextmanager
 def metered(spent: Spent | None = None) -> Iterator[Spent]:
-    """Give this thread an account of its own for the block: a new one by default."""
+    """Give this thread counters of its own for the block: new ones by default."""
     before = current()
-    _local.spent = spent = spent or Spent()
+    _local.spent = spent = Spent() if spent is None else spent
     try:
         yield spent
     finally:
@@ -81,24 +67,19 @@ def metered(spent: Spent | None = None) -> Iterator[Spent]:
 
 
 def current() -> Spent:
-    """Return this thread's account; one that nobody will read where none was asked for."""
-    spent = getattr(_local, "spent", None)
-    if spent is None:
-        spent = _local.spent = Spent()
-    return spent
+    """Return this thread's counters, or a throw-away set if none is active."""
+    if getattr(_local, "spent", None) is None:
+        _local.spent = Spent()
+    return cast("Spent", _local.spent)
 
 
 def submit_metered(pool: ThreadPoolExecutor, function: Callable[[], T]) -> Callable[[], T]:
-    """Let a pool call a function, and return what gives its result; what it spent is the account's that asks for it."""
+    """Let a pool call a function, and return what gives its result; what it spent counts for the thread that asks for it."""
     spent = Spent()
 
     def call() -> T:
-        before = current()
-        _local.spent = spent
-        try:
+        with metered(spent):
             return function()
-        finally:
-            _local.spent = before
 
     future = pool.submit(call)
 

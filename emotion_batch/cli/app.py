@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+# These declare the commands.
+from emotion_batch.cli import model_commands, plan_commands, report_commands, run_commands, table_commands  # noqa: F401
 from emotion_batch.cli.console import Said, flush_stderr, open_streams
-from emotion_batch.cli.model_commands import run_evaluate, run_import, run_train
-from emotion_batch.cli.options import read_arguments
-from emotion_batch.cli.plan_commands import run_plan
-from emotion_batch.cli.report_commands import run_report, run_review
-from emotion_batch.cli.run_commands import run_cancel, run_demo, run_extract, run_label, run_retry
-from emotion_batch.cli.table_commands import run_export, run_query, run_status, run_verify
+from emotion_batch.cli.options import COMMANDS, read_arguments, read_values
 from emotion_batch.errors import EmotionBatchError, OutputError, find_shortage
 
 # A further signal within this time of the first is taken for the same one.
@@ -28,17 +24,10 @@ class _Stopped(BaseException):
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command, by default this process's own, given without the program's name; return its exit code.
 
-    Parameters
-    ----------
-    arguments
-        The command line without the program's name; by default this process's own.
-
-    Returns
-    -------
-    0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused,
-    130, 143 and 129 after SIGINT, SIGTERM and SIGHUP.
+    It is 0 if every recording has its row, 1 if not or a check does not hold, 2 if the call is wrong or refused, 130, 143 and 129
+    after SIGINT, SIGTERM and SIGHUP.
     """
     open_streams()
     try:
@@ -47,19 +36,24 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         flush_stderr()
         return int(stop.code or 0)
     except OutputError as error:
-        # Of a call for help.
-        Said(is_quiet=False, is_debug=False, goes_on=False).error(str(error))
+        # The call was for help.
+        Said().error(str(error))
         return error.exit_code
-    # A training, an import and the demo begin anew.
-    goes_on = options.command in ("extract", "label", "retry")
-    said = Said(is_quiet=options.quiet, is_debug=options.debug, goes_on=goes_on)
+    said = Said(
+        is_quiet=options.quiet,
+        is_debug=options.debug,
+        is_json=getattr(options, "json", False),
+        # A training, an import and the demo begin anew.
+        goes_on=options.command in ("extract", "label", "retry"),
+    )
+    # A terminal that cannot show a name must not end a finished run.
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a name must not end a finished run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with stoppable():
         try:
-            return _COMMANDS[options.command](options, said)
+            read_values(options)
+            return COMMANDS[options.command].run(options, said) or 0
         except BaseException as error:
             return explain(error, said)
         finally:
@@ -113,22 +107,5 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler if stopped_s is None else signal.SIG_IGN)
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace, Said], int]] = {
-    "cancel": run_cancel,
-    "demo": run_demo,
-    "evaluate": run_evaluate,
-    "export": run_export,
-    "extract": run_extract,
-    "import": run_import,
-    "label": run_label,
-    "plan": run_plan,
-    "query": run_query,
-    "report": run_report,
-    "retry": run_retry,
-    "review": run_review,
-    "status": run_status,
-    "train": run_train,
-    "verify": run_verify,
-}
 if __name__ == "__main__":
     sys.exit(run_command())

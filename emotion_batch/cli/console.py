@@ -1,72 +1,129 @@
 """Print what a person reads: notes, progress and errors on stderr, results on stdout.
 
-A terminal gets colours, tables and a bar by `cli.terminal`, which is imported only then. Everything else gets plain lines.
+A terminal gets colours, tables as wide as it is, and a bar that moves in place, by rich. Only this module imports rich, and only
+then, because that takes a tenth of a second. Everything else gets plain lines. No name is ever read as rich's markup.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
-from emotion_batch.cli.results import Line, Result, Role, format_duration, shown
 from emotion_batch.errors import OutputError
 
 if TYPE_CHECKING:
-    from emotion_batch.cli.terminal import Terminal
+    from rich.console import Console
+
     from emotion_batch.progress import Progress, Watcher
     from emotion_batch.tables.parts import Counts
 
 _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
-# Of a bar that moves; more often than that nobody sees.
+# A bar moves no more often, because nobody would see it.
 _MOVES_EVERY_S = 0.05
+_USUAL_WIDTH, _LEAST_WIDTH = 80, 20
+# A bar has an eighth of the terminal, and this at the least: one as long as the text leaves it would shrink on its way.
+_LEAST_BAR = 8
+# Columns before a row, and between columns.
+_INDENT, _GAP = 2, 2
+# A head may be broken into pieces of this length, a cell never.
+_LEAST_HEAD = 4
 
 
-def open_streams() -> None:
-    """Let the three standard streams lead nowhere where the caller has closed them.
+class Line(NamedTuple):
+    """One line; a terminal shows its head in a style of rich's, or all of the line if it has no head."""
 
-    Otherwise a file that is opened next gets the number of a closed stream, and what a library prints goes into that file.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # The lowest number that is free, which is this one.
-            os.open(os.devnull, os.O_RDWR)
-    # Python has no stream where it found none.
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 it stays open
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 it stays open
+    text: str
+    style: str = ""
+    head: str = ""
+
+    def lines(self) -> list[str]:
+        """Return the line as a log has it."""
+        return [shown(self.head + self.text)]
 
 
-def flush_stderr() -> None:
-    """Write what is left for stderr; if that fails, nothing is left, for Python would exit with 120 over it."""
-    try:
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        _give_up(sys.stderr)
+class Grid(NamedTuple):
+    """Rows of cells, which side each column's cells stand on (``<`` or ``>``), and the columns' names if they need any."""
+
+    sides: str
+    rows: Sequence[Sequence[str]]
+    heads: Sequence[str] = ()
+
+    def lines(self) -> list[str]:
+        """Return the grid as a log has it."""
+        rows = [[shown(cell) for cell in row] for row in ([self.heads] if self.heads else []) + [*self.rows]]
+        widths = [max((len(row[at]) for row in rows), default=0) for at in range(len(self.sides))]
+        if self.heads:
+            rows.insert(1, ["-" * width for width in widths])
+        layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(self.sides, widths, strict=True))
+        return [f"  {layout.format(*row)}".rstrip() for row in rows]
+
+
+class Result:
+    """What a command says at its end, as lines and grids; a string is a line of text. `str` gives it as a log has it."""
+
+    def __init__(self, *blocks: Line | Grid | str) -> None:
+        self.blocks = [Line(block) if isinstance(block, str) else block for block in blocks]
+
+    def __str__(self) -> str:
+        return "\n".join(line for block in self.blocks for line in block.lines())
+
+
+def title(text: str) -> Line:
+    """Return a line that sums a result up."""
+    return Line(text, "bold")
+
+
+def warn(text: str) -> Line:
+    """Return a line that says what is remarkable or wrong."""
+    return Line(text, "yellow")
+
+
+def next_step(words: str) -> Line:
+    """Return the line that says what to do next."""
+    return Line(f" {words}", "bold cyan", "next:")
+
+
+def format_counts(counts: Counts) -> Line:
+    """Return how many recordings and rows there are, and what became of them."""
+    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
+    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
+    return title(f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}")
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
+    minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def shown(text: str) -> str:
+    """Return a name as a terminal may show it: on one line, without control characters."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class Said:
-    """What goes to stderr: notes, progress, one sentence for an error.
+    """What goes to stderr: notes, progress, one sentence for an error; and the answer, which goes to stdout.
 
-    Parameters
-    ----------
-    is_quiet
-        Whether notes and progress are kept back.
-    is_debug
-        Whether an error's traceback is shown.
-    goes_on
-        Whether the same command goes on where it was stopped.
+    `is_quiet` keeps notes and progress back, `is_debug` shows the traceback of an error, `is_json` prints the answer as JSON, and
+    `goes_on` says that the same command goes on where it was stopped.
     """
 
-    def __init__(self, *, is_quiet: bool, is_debug: bool, goes_on: bool) -> None:
+    def __init__(
+        self, *, is_quiet: bool = False, is_debug: bool = False, is_json: bool = False, goes_on: bool = False
+    ) -> None:
         self._is_quiet = is_quiet
         self._is_debug = is_debug
+        self._is_json = is_json
         self._goes_on = goes_on
         self._is_terminal = _is_terminal(sys.stderr)
         self._last: Progress | None = None
@@ -90,7 +147,7 @@ class Said:
         self.end_line()
         if self._is_debug:
             self._write(traceback.format_exc())
-        self._say(Line(f"emotion-batch: {text}", Role.ERROR))
+        self._say(Line(f" {text}", "bold red", "emotion-batch:"))
 
     def progress(self, progress: Progress) -> None:
         """Say how far a run is."""
@@ -105,7 +162,6 @@ class Said:
             f"{n_done}/{n_recordings}, {left} left",
             f"{share:.0%}, {left} left",
             share=share,
-            is_last=progress.n_done == progress.n_recordings,
         )
 
     def listed(self, n_files: int) -> None:
@@ -115,18 +171,13 @@ class Said:
 
     def read(self, n_done: int, n_parts: int) -> None:
         """Say how far the reading of a table is."""
-        self._line(f"{n_done:,} of {n_parts:,} parts read", share=n_done / max(1, n_parts), is_last=n_done == n_parts)
+        self._line(f"{n_done:,} of {n_parts:,} parts read", share=n_done / max(1, n_parts))
 
     def epoch(self, phase: str, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
         """Show how far a training is: the network, or one of its folds."""
         found = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        self._line(
-            f"{phase}: epoch {epoch} of {n_epochs}: {found}",
-            f"{phase}: epoch {epoch} of {n_epochs}",
-            f"epoch {epoch} of {n_epochs}",
-            share=epoch / n_epochs,
-            is_last=epoch == n_epochs,
-        )
+        at = f"epoch {epoch} of {n_epochs}"
+        self._line(f"{phase}: {at}: {found}", f"{phase}: {at}", at, share=epoch / n_epochs)
 
     def how_far(self) -> str:
         """Return what to say when a signal stopped the command."""
@@ -141,50 +192,49 @@ class Said:
             self._write("\n")
             self._is_in_line = False
 
+    def answer(self, found: Any, result: Result) -> None:
+        """Print a result, or with ``--json`` what was found: what JSON takes, or a string that is JSON."""
+        self.end_line()
+        if self._is_json:
+            print_result(found if isinstance(found, str) else json.dumps(found, default=vars))
+        else:
+            print_result(result)
+
     def _say(self, line: Line) -> None:
-        self._write(_terminal(sys.stderr).render(Result(line)) if self._is_terminal else f"{shown(line.text)}\n")
+        self._write(_render(sys.stderr, line) if self._is_terminal else f"{line.lines()[0]}\n")
 
     def _write(self, text: str) -> None:
-        # Nobody may be reading: the work goes on all the same.
+        # If nobody reads it, or the disk is full, the work goes on all the same, and there is no other place to say so.
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
         except (OSError, ValueError):
-            # Also on a full disk: there is no other place to say it.
             _give_up(sys.stderr)
 
-    def _line(self, *texts: str, share: float | None = None, is_last: bool = False) -> None:
-        """Show progress: in place for a person, a line now and then for a log, which gets the longest text."""
-        if self._is_quiet:
-            return
+    def _line(self, *texts: str, share: float | None = None) -> None:
+        """Show progress, the longest text first: in place for a person, a line now and then for a log, and the last one.
+
+        `share` says how far it is, from 0 to 1, for a bar; it is None if the end is unknown.
+        """
         now = time.monotonic()
         every_s = _MOVES_EVERY_S if self._is_terminal else _PROGRESS_EVERY_S
-        if not is_last and now - self._said_at < every_s:
+        if self._is_quiet or (share != 1 and now - self._said_at < every_s):
             return
         self._said_at = now
-        if self._is_terminal:
-            self._write(f"\r\x1b[K{_terminal(sys.stderr).render_progress(share, texts)}")
-            self._is_in_line = True
-        else:
-            self._write(f"{texts[0]}\n")
+        self._is_in_line = self._is_terminal
+        self._write(f"\r\x1b[K{_render_progress(sys.stderr, share, texts)}" if self._is_terminal else f"{texts[0]}\n")
 
 
 def print_result(result: Result | str) -> None:
-    """Print a result; whoever reads no further changes neither what was done nor its exit code.
-
-    Parameters
-    ----------
-    result
-        What a person reads; as a string, it is printed as it is, for a program.
+    """Print a result, or a string as it is, for a program; a reader that goes away changes no exit code.
 
     Raises
     ------
     OutputError
         If it cannot be written, and not because its reader has gone.
     """
-    text = f"{result}\n"
-    if isinstance(result, Result) and _is_terminal(sys.stdout):
-        text = _terminal(sys.stdout).render(result)
+    is_shown = isinstance(result, Result) and _is_terminal(sys.stdout)
+    text = _render(sys.stdout, *result.blocks) if isinstance(result, Result) and is_shown else f"{result}\n"
     with _writing_out():
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -212,16 +262,28 @@ def _writing_out() -> Iterator[None]:
         ) from error
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    """Return whether a person looks at a stream, on a terminal that can move its cursor."""
-    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+def open_streams() -> None:
+    """Let the three standard streams lead nowhere where the caller has closed them.
+
+    Otherwise a file that is opened next gets the number of a closed stream, and what a library prints goes into that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+    # Python has no stream where it found none.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 it stays open
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 it stays open
 
 
-def _terminal(stream: TextIO) -> Terminal:
-    # rich takes a tenth of a second, which a log need not wait for.
-    from emotion_batch.cli.terminal import Terminal
-
-    return Terminal(stream)
+def flush_stderr() -> None:
+    """Write what is left for stderr; if that fails, nothing is left, because Python would exit with 120 over it."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
 
 
 def _give_up(stream: TextIO) -> None:
@@ -234,10 +296,98 @@ def _give_up(stream: TextIO) -> None:
         stream.flush()
 
 
-def format_counts(counts: Counts) -> Line:
-    """Return how many recordings and rows there are, and what became of them."""
-    reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
-    failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
-    return Line(
-        f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}", Role.COUNTS
+def _is_terminal(stream: TextIO) -> bool:
+    """Return whether a person looks at a stream, on a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def _console(stream: TextIO) -> Console:
+    """Return rich's view of a terminal as it is now: its width may change, and its encoding says what it can show."""
+    from rich.console import Console
+
+    try:
+        # A terminal whose width nobody has set says 0.
+        width = max(_LEAST_WIDTH, os.get_terminal_size(stream.fileno()).columns or _USUAL_WIDTH)
+    except (OSError, ValueError):
+        width = _USUAL_WIDTH
+    return Console(
+        file=stream,
+        width=width,
+        force_terminal=True,
+        # Without colours there are no bold letters either: https://no-color.org
+        color_system=None if os.environ.get("NO_COLOR") else "auto",
+        markup=False,
+        emoji=False,
+        highlight=False,
     )
+
+
+def _render(stream: TextIO, *blocks: Line | Grid) -> str:
+    """Return what shows lines and grids on a terminal; rich would end the process if the reader of a stream has gone."""
+    from rich.text import Text
+
+    console = _console(stream)
+    with console.capture() as captured:
+        for block in blocks:
+            if isinstance(block, Grid):
+                _print_grid(console, block)
+            else:
+                head = (shown(block.head), block.style)
+                text = (shown(block.text), "" if block.head else block.style)
+                # Not broken by us, so that a path or command can be copied.
+                console.print(Text.assemble(head, text), soft_wrap=True)
+    return captured.get()
+
+
+def _render_progress(stream: TextIO, share: float | None, texts: Sequence[str]) -> str:
+    """Return one line, with no line's end, of a bar and the first of `texts` that leaves room for it."""
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    console = _console(stream)
+    bars = [] if share is None else [ProgressBar(1.0, share, max(_LEAST_BAR, console.width // 8))]
+    # The last column stays free: a terminal moves on to the next line behind it.
+    room = console.width - 1 - sum((bar.width or 0) + 1 for bar in bars)
+    lines = [Text(shown(text)) for text in texts]
+    text = next((line for line in lines if line.cell_len <= room), lines[-1])
+    text.truncate(room, overflow="ellipsis")
+    with console.capture() as captured:
+        console.print(*bars, Text(" ").join([Text()] * len(bars) + [text]), end="")
+    return captured.get()
+
+
+def _print_grid(console: Console, grid: Grid) -> None:
+    """Show a grid as a table, or, if the terminal is too narrow for that, row by row."""
+    from rich.cells import cell_len
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    heads = [shown(head).strip() for head in grid.heads] or [""] * len(grid.sides)
+    rows = [[shown(cell) for cell in row] for row in grid.rows]
+    # A column without cells and without a name has nothing to say.
+    columns = [at for at, head in enumerate(heads) if head or any(row[at] for row in rows)]
+    widths = [max((cell_len(row[at]) for row in rows), default=0) for at in columns]
+    wanted = [max(width, cell_len(heads[at])) for at, width in zip(columns, widths, strict=True)]
+    least = [max(width, min(_LEAST_HEAD, head)) for width, head in zip(widths, wanted, strict=True)]
+    # Some versions of rich leave a gap behind the last column too.
+    room = console.width - _INDENT - _GAP * len(columns)
+    if sum(least) > room:
+        for row in rows:
+            first, *others = columns
+            console.print(Text(f"  {row[first]}", "bold"), soft_wrap=True)
+            for at in others:
+                if row[at]:
+                    console.print(Text(f"    {heads[at]} {row[at]}" if heads[at] else f"    {row[at]}"), soft_wrap=True)
+        return
+    # By hand, because rich would break cells to leave heads whole.
+    while (left := room - sum(least)) and (short := [at for at, width in enumerate(least) if width < wanted[at]]):
+        for at in short[:left]:
+            least[at] += 1
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=any(heads), header_style="bold")
+    for at, width in zip(columns, least, strict=True):
+        justify = "right" if grid.sides[at] == ">" else "left"
+        table.add_column(Text(heads[at], overflow="fold"), justify=justify, width=width)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(row[at]) for at in columns))
+    console.print(Padding(table, (0, 0, 0, _INDENT), expand=False))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emotion_batch.cli.console import Said, print_result
-from emotion_batch.cli.option_values import read_storage_options
-from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
+from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
+from emotion_batch.cli.options import COMMON, LABELS, command, option, pick, positive, switch
 from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -25,76 +23,121 @@ _BESIDE = {
     "minus_12_db": "12 dB quieter",
     "padded": "1 s silence around",
 }
+_BUNDLE = option("bundle", "BUNDLE", "folder to write: a new one")
+_FORCE = switch("--force", "replace the bundle that is there")
 
 
-def run_train(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch train` and return its exit code."""
+@command(
+    "train",
+    "a feature table to a bundle",
+    option("table", "TABLE", "the feature table"),
+    _BUNDLE,
+    *LABELS,
+    option("--held-out", "SHARE", "judged, not learnt from (0.2)", float, default=0.2),
+    option(
+        "--validation",
+        None,
+        "which are held out: a share of each label's, or the last by name, as in the notebook (stratified)",
+        choices=("stratified", "seed"),
+        default="stratified",
+    ),
+    option("--epochs", "N", "passes over the rows (the recipe's: 100 or 20)", positive),
+    option("--batch-size", "N", "rows a step (the recipe's: 512 or 32)", positive),
+    option("--patience", "N", "end after so many epochs no better on what is held out", int, default=0),
+    option(
+        "--max-folds",
+        "N",
+        "most folds of speakers, a training each; 0 leaves confidence uncalibrated (10)",
+        int,
+        default=10,
+    ),
+    option("--precision", "SHARE", "of right labels that is_confident promises (0.9)", float, default=0.9),
+    option("--data-licence", "TEXT", "licence of the recordings, for the card", default=""),
+    option("--seed", "N", "of split, weights and order (0)", int, default=0),
+    option("--h5", "FILE", "also save the network as the notebook did"),
+    _FORCE,
+    COMMON,
+)
+def _run_train(options: argparse.Namespace, said: Said) -> None:
     from dataclasses import fields
 
     from emotion_batch.training.fit import TrainingSettings
     from emotion_batch.training.train import train
 
-    settings = TrainingSettings(**{field.name: getattr(options, field.name) for field in fields(TrainingSettings)})
     card = train(
         options.table,
         options.bundle,
-        settings=settings,
-        h5=options.h5,
-        storage_options=read_storage_options(options),
-        force=options.force,
+        settings=TrainingSettings(**pick(options, *(field.name for field in fields(TrainingSettings)))),
         on_epoch=said.epoch,
         watcher=said.watcher(),
+        **pick(options, "h5", "storage_options", "force"),
     )
-    said.end_line()
-    print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
-    return 0
+    said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
 
-def run_evaluate(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
-    """Run `emotion-batch evaluate` and return its exit code."""
+@command(
+    "evaluate",
+    "honest figures of a bundle on a labelled feature table",
+    option("bundle", "BUNDLE", "the bundle to judge"),
+    option("table", "TABLE", "a feature table of recordings that it has not learnt from"),
+    *LABELS,
+    option(
+        "--label-map",
+        "FILE",
+        "which of these is which of the model's: JSON, CSV (from,to) or lines 'from = to'; others are left out",
+    ),
+    option("--priors", "L=N,...|@FILE", "how common each label is elsewhere, for the precision there"),
+    option(
+        "--robustness",
+        "N",
+        "recordings to decode again, louder, quieter and padded with silence; 0 for none (200)",
+        int,
+        default=200,
+    ),
+    COMMON,
+)
+def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training import metrics
     from emotion_batch.training.evaluate import evaluate
 
     found = evaluate(
         options.bundle,
         options.table,
-        labels=options.labels,
-        label_map=options.label_map,
-        allow_numeric_labels=options.allow_numeric_labels,
         priors=None if options.priors is None else metrics.read_priors(options.priors),
-        robustness=options.robustness,
-        storage_options=read_storage_options(options),
+        **pick(options, "labels", "label_map", "allow_numeric_labels", "robustness", "storage_options"),
     )
-    print_result(json.dumps(found.to_dict()) if options.json else format_evaluation(found, options.bundle))
-    return 0
+    said.answer(found.to_dict(), format_evaluation(found, options.bundle))
 
 
-def run_import(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch import` and return its exit code."""
+@command(
+    "import",
+    "the notebook's saved network to a bundle",
+    option("h5", "MODEL.h5", "what the notebook's model.save wrote"),
+    _BUNDLE,
+    option("--labels", "A,B,...", "emotions in the order of its outputs; the notebook's is sorted", required=True),
+    _FORCE,
+    COMMON,
+)
+def _run_import(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training.import_h5 import import_h5
 
     card = import_h5(
         options.h5,
         options.bundle,
         labels=[label.strip() for label in options.labels.split(",")],
-        storage_options=read_storage_options(options),
-        force=options.force,
         watcher=said.watcher(),
+        **pick(options, "storage_options", "force"),
     )
-    print_result(card.to_json().decode() if options.json else format_card(card, options.bundle))
-    return 0
+    said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
 
 def format_card(card: Card, bundle: str) -> Result:
     """Return what a training or an import gave: labels and figures."""
-    counts = card.training
-    said: list[Line | Grid | str] = (
-        _format_figures(card) if card.metrics else [f"the network of {counts['file']}; it was judged on nothing here"]
-    )
+    unjudged = [f"the network of {card.training.get('file')}; it was judged on nothing here"]
     return Result(
-        Line(f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}", Role.TITLE),
+        title(f"{bundle}: model {card.model_id}, labels {', '.join(card.labels)}"),
         "",
-        *said,
+        *(_format_figures(card) if card.metrics else unjudged),
         next_step(format_command("label", "RECORDINGS", "TABLE", options=("--model", quote_argument(bundle)))),
     )
 
@@ -109,17 +152,14 @@ def _format_figures(card: Card) -> list[Line | Grid | str]:
         accuracy, uar = (f"{figures[name]:.3f}" for name in ("accuracy", "uar"))
         rows.append((kind, f"{figures['n_rows']:,}", n_speakers, accuracy, of_accuracy, uar, of_uar))
     heads = ("judged on", "segments", "speakers", "accuracy", "95 %", "UAR", "95 %")
-    counts, lacking = card.training, []
+    blocks: list[Line | Grid | str] = [Grid("<>>><><", rows, heads), ""]
+    blocks += [f"`{kind}`: {write_bundle.SPLITS[kind]}" for kind in card.metrics]
     if "speaker_held_out" not in card.metrics:
-        lacking = ["nothing is known of speakers that it has not heard, and so confidence is not calibrated"]
-    return [
-        Grid("  {:<16} {:>9} {:>9} {:>9}  {:<14} {:>6}  {}", rows, heads),
-        "",
-        *(f"`{kind}`: {write_bundle.SPLITS[kind]}" for kind in card.metrics),
-        *(Line(text, Role.NOTE) for text in lacking),
-        *([_format_promise(card)] if card.confidence else []),
-        f"{counts['n_rows']:,} segments used, {counts['n_unlabelled']:,} without a label and {counts['n_failed']:,} failed left out",
-    ]
+        blocks.append(warn("nothing is known of speakers that it has not heard, and so confidence is not calibrated"))
+    if card.confidence:
+        blocks.append(_format_promise(card))
+    used, unlabelled, failed = (f"{card.training[name]:,}" for name in ("n_rows", "n_unlabelled", "n_failed"))
+    return [*blocks, f"{used} segments used, {unlabelled} without a label and {failed} failed left out"]
 
 
 def _format_promise(card: Card) -> str:
@@ -141,17 +181,10 @@ def format_evaluation(found: Evaluation, bundle: str = "BUNDLE") -> Result:
     ]
     calibrated, raw = found.calibration["calibrated"], found.calibration["raw"]
     return Result(
-        Line(
-            f"{found.table}: model {found.model_id} judged on {figures['n_rows']:,} segments, {n_speakers} speakers",
-            Role.TITLE,
-        ),
+        title(f"{found.table}: model {found.model_id} judged on {figures['n_rows']:,} segments, {n_speakers} speakers"),
         *_format_left_out(found),
         "",
-        Grid(
-            "  {:<8} {:>7}  {:<22} {}",
-            judged,
-            ("", "", f"95 %, by {intervals['unit']}", "by recording, too narrow"),
-        ),
+        Grid("<><<", judged, ("", "", f"95 %, by {intervals['unit']}", "by recording, too narrow")),
         f"  NLL      {raw['nll']:>7.3f}  calibrated {calibrated['nll']:.3f} (temperature {found.calibration['temperature']:.2f})",
         f"  ECE      {raw['ece']:>7.3f}  calibrated {calibrated['ece']:.3f}",
         "",
@@ -162,7 +195,7 @@ def format_evaluation(found: Evaluation, bundle: str = "BUNDLE") -> Result:
         *_format_beside(found),
         *_format_speakers(found),
         "",
-        *(Line(f"note: {warning}", Role.NOTE) for warning in found.warnings),
+        *(warn(f"note: {warning}") for warning in found.warnings),
         next_step(format_command("label", "RECORDINGS", "TABLE", options=("--model", quote_argument(bundle)))),
     )
 
@@ -183,10 +216,7 @@ def _format_speakers(found: Evaluation) -> list[Line | Grid]:
         (str(one["speaker"]), f"{one['n_rows']:,}", f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
         for one in found.by_speaker[:_MOST_SPEAKERS]
     ]
-    blocks: list[Line | Grid] = [
-        Line(""),
-        Grid("  {:<12} {:>9} {:>9} {:>6}", rows, ("speaker", "segments", "accuracy", "UAR")),
-    ]
+    blocks: list[Line | Grid] = [Line(""), Grid("<>>>", rows, ("speaker", "segments", "accuracy", "UAR"))]
     if len(found.by_speaker) > _MOST_SPEAKERS:
         n_more = len(found.by_speaker) - _MOST_SPEAKERS
         blocks.append(Line(f"  and {n_more:,} speakers with a higher UAR; all of them with --json"))
@@ -194,20 +224,16 @@ def _format_speakers(found: Evaluation) -> list[Line | Grid]:
 
 
 def _format_by_label(found: Evaluation) -> Grid:
-    figures = found.figures
-    width = max(8, *(len(label) for label in found.labels))
-    at_priors = found.at_priors
-    rows = []
-    for label, row in zip(found.labels, figures["confusion"], strict=True):
-        shares = [_share(figures["recall"][label]), _share(figures["precision"][label])]
-        if at_priors:
-            shares.append(_share(at_priors["precision"][label]))
-        rows.append([label, *shares, "", *(f"{n:,}" for n in row)])
-    priors = ["at priors"] if at_priors else []
-    layout = f"  {{:<{width}}} {{:>6}} {{:>10}}{' {:>10}' if at_priors else ''}{{:<8}}" + f" {{:>{width}}}" * len(
-        found.labels
-    )
-    return Grid(layout, rows, ("true", "recall", "precision", *priors, "  given:", *found.labels))
+    figures, at_priors = found.figures, found.at_priors
+    shares = {"recall": figures["recall"], "precision": figures["precision"]}
+    if at_priors:
+        shares["at priors"] = at_priors["precision"]
+    rows = [
+        [label, *(_share(share[label]) for share in shares.values()), "", *(f"{n:,}" for n in row)]
+        for label, row in zip(found.labels, figures["confusion"], strict=True)
+    ]
+    heads = ("true", *shares, "given:", *found.labels)
+    return Grid("<" + ">" * (len(heads) - 1), rows, heads)
 
 
 def _format_trust(trust: Mapping[str, Any]) -> list[str]:
@@ -225,27 +251,26 @@ def _format_trust(trust: Mapping[str, Any]) -> list[str]:
 
 def _format_beside(found: Evaluation) -> list[Line | Grid | str]:
     """Return what shortcuts reach, and the model on recordings that were changed."""
-    rows, reasons = [], []
-    for figures in (found.shortcuts, found.robustness or {}):
+    shortcuts, robustness = found.shortcuts, found.robustness or {}
+    rows, lines = [], []
+    for figures in (shortcuts, robustness):
         if "reason" in figures:
-            reasons.append(f"  {figures['reason']}")
+            lines.append(f"  {figures['reason']}")
         for name, words in _BESIDE.items():
             if name in figures:
                 one = figures[name]
                 speakers = str(one["n_speakers"] or "?")
                 rows.append((words, f"{one['n_rows']:,}", speakers, f"{one['accuracy']:.3f}", f"{one['uar']:.3f}"))
-    lines = []
-    if "reason" not in found.shortcuts:
+    if "reason" not in shortcuts:
         lines.append(
             "  (duration and level: linear models, each speaker judged by what was learnt on this table's others)"
         )
-    if found.robustness and found.robustness.get("n_recordings"):
-        unread = f", {found.robustness['n_failed']:,} more could not be" if found.robustness["n_failed"] else ""
+    if robustness.get("n_recordings"):
+        unread = f", {robustness['n_failed']:,} more could not be" if robustness["n_failed"] else ""
         lines.append(
-            f"  ({found.robustness['n_recordings']:,} recordings were decoded again{unread}; what is louder is not clipped)"
+            f"  ({robustness['n_recordings']:,} recordings were decoded again{unread}; what is louder is not clipped)"
         )
-    heads = ("beside it", "segments", "speakers", "accuracy", "UAR")
-    return [Grid("  {:<18}{:>8} {:>9} {:>9} {:>6}", rows, heads), *reasons, *lines]
+    return [Grid("<>>>>", rows, ("beside it", "segments", "speakers", "accuracy", "UAR")), *lines]
 
 
 def _interval(bounds: Sequence[float] | None) -> str:

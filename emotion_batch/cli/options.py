@@ -1,36 +1,81 @@
-"""Declare the commands and their options for argparse."""
+"""Declare commands for argparse, and each option that several of them share once, to be used by its name.
+
+`command` declares a command above the function that runs it. `read_arguments` reads a command line; `read_values` turns
+what it says into the values that the API takes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from emotion_batch._version import __version__
-from emotion_batch.cli.console import print_result
+from emotion_batch.cli.console import Said, print_result
+from emotion_batch.errors import UsageError
+
+if TYPE_CHECKING:
+    from emotion_batch.run.scheduler import Scheduler
+    from emotion_batch.settings import AnySettings, Segments
+
+# It returns its exit code, or None for 0.
+Run = Callable[[argparse.Namespace, Said], int | None]
+# It adds an option, or a group of them, to a parser.
+Add = Callable[[Any], object]
 
 
-def _limit(text: str) -> str:
-    number = text.removesuffix("%")
-    try:
-        is_right = float(number) >= 0 if text.endswith("%") else int(number) >= 0
-    except ValueError:
-        is_right = False
-    if not is_right:
-        raise argparse.ArgumentTypeError(f"expected a number as 10, or a share as 5%, got {text!r}")
-    return text
+class Command(NamedTuple):
+    """A command: what it does in a few words, what it takes, and the function that runs it."""
+
+    words: str
+    options: Sequence[Add]
+    run: Run
 
 
-def _positive(text: str) -> int:
-    return _at_least(1, text)
+COMMANDS: dict[str, Command] = {}
+# How help lists them; others follow.
+_ORDER = (
+    *("plan", "extract", "train", "evaluate", "import", "label", "status", "verify", "report", "retry", "submit"),
+    *("cancel", "query", "export", "review", "demo"),
+)
+_SUBMITTED = ("extract", "label", "retry")
 
 
-def _whole(text: str) -> int:
-    return _at_least(0, text)
+def command(name: str, words: str, *options: Add) -> Callable[[Run], Run]:
+    """Declare that a function runs a command."""
+
+    def declare(run: Run) -> Run:
+        COMMANDS[name] = Command(words, options, run)
+        return run
+
+    return declare
 
 
-def _at_least(least: int, text: str) -> int:
+def option(name: str, metavar: str | None, words: str, read: Callable[[str], Any] = str, **settings: Any) -> Add:
+    """Return an argument, or an option if its name begins with dashes, whose value `read` reads."""
+    return lambda parser: parser.add_argument(name, metavar=metavar, help=words, type=read, **settings)
+
+
+def switch(name: str, words: str) -> Add:
+    """Return an option without a value."""
+    return lambda parser: parser.add_argument(name, action="store_true", help=words)
+
+
+def group(title: str, *options: Add) -> Add:
+    """Return options that help shows below a title."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        place = parser.add_argument_group(title)
+        for one in options:
+            one(place)
+
+    return add
+
+
+def whole(text: str, least: int = 0) -> int:
+    """Return a whole number from `least` on."""
     try:
         number = int(text)
     except ValueError:
@@ -38,6 +83,95 @@ def _at_least(least: int, text: str) -> int:
     if number < least:
         raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
     return number
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on."""
+    return whole(text, 1)
+
+
+def _limit(text: str) -> str:
+    try:
+        is_right = float(text[:-1]) >= 0 if text.endswith("%") else int(text) >= 0
+    except ValueError:
+        is_right = False
+    if not is_right:
+        raise argparse.ArgumentTypeError(f"expected a number as 10, or a share as 5%, got {text!r}")
+    return text
+
+
+TABLE = option("table", "TABLE", "a feature or label table")
+LABELS = (
+    option(
+        "--labels",
+        "SOURCE",
+        "tess, ravdess, folder, table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with "
+        "(?P<emotion>...) (tess)",
+        default="tess",
+    ),
+    switch("--allow-numeric-labels", "take labels that look like numbers or dates"),
+)
+FEATURES = group(
+    "features (the defaults are the notebook's)",
+    option(
+        "--recipe",
+        "NAME",
+        "seed: mean MFCC as in the notebook; sequence: sequences, which carry over to other speakers; or the recipe of an "
+        "installed package (seed)",
+    ),
+    option("--sample-rate", "N", "Hz to resample to (22050)", positive),
+    option("--n-mfcc", "N", "coefficients (40)", positive),
+    option("--n-fft", "N", "samples a frame (2048)", positive),
+    option("--hop-length", "N", "samples from frame to frame (512)", positive),
+    option("--n-mels", "N", "mel bands (128)", positive),
+)
+_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated"
+CHOICE = (
+    option("--suffix", ".EXT", "ending of recordings, instead of the usual ones", action="append"),
+    option("--include", "GLOB", f"take only {_NAMES}", action="append", default=[]),
+    option("--exclude", "GLOB", f"leave out {_NAMES}", action="append", default=[]),
+)
+_PEM = "PEM (Dask's own configuration)"
+SCHEDULER = (
+    option("--scheduler", "ADDRESS", "a running Dask scheduler; without it a local cluster"),
+    option("--tls-ca", "FILE", f"certificate of the authority that the cluster's are signed by, {_PEM}"),
+    option("--tls-cert", "FILE", f"certificate to show it, {_PEM}"),
+    option("--tls-key", "FILE", f"key of that certificate, {_PEM}"),
+)
+_DEADLINE = "seconds for a recording, or for each of its windows, until it is `timeout` (120)"
+CLUSTER = (
+    *SCHEDULER,
+    option("--workers", "N", "processes of the local cluster (one a core)", positive),
+    option("--deadline", "S", _DEADLINE, float, default=120.0),
+    option("--max-failed", "N|P%", "more failed rows than this are exit code 1", _limit),
+)
+_LIMIT = "take only the first N recordings, for a trial; the same command without it goes on to all"
+RUN = group(
+    "run",
+    *CLUSTER,
+    *CHOICE,
+    option("--limit", "N", _LIMIT, positive),
+    switch("--prune", "take recordings that are gone out of the table"),
+    switch("--force", "go on though the first recordings come out alike; prune though more than a tenth is gone"),
+)
+TALK = (switch("--quiet", "no progress on stderr"), switch("--debug", "a traceback where there is one"))
+COMMON = group(
+    "common",
+    option("--storage-options", "JSON|@FILE", "what fsspec's filesystem takes"),
+    switch("--json", "the result as JSON on stdout"),
+    *TALK,
+)
+
+
+def segments(words: str) -> Add:
+    """Return the options of segments, with what their defaults are."""
+    return group(
+        f"segments ({words})",
+        option("--offset", "S", "start of a recording's one segment in seconds (0.5)", float),
+        option("--duration", "S", "its longest duration (3)", float),
+        option("--window", "S", "instead, windows of this many seconds, from 0 on", float),
+        option("--hop", "S", "seconds from window to window (those of --window)", float),
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,366 +189,113 @@ class _Parser(argparse.ArgumentParser):
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return what a command line says; ends the process with one sentence where it is wrong, and where it asks for help."""
-    parser = _parser()
-    options, left_over = parser.parse_known_args(arguments)
-    if left_over:
-        _refuse(parser, options.command, left_over)
-    return options
-
-
-def _refuse(parser: argparse.ArgumentParser, command: str, left_over: Sequence[str]) -> NoReturn:
-    """End the process with one sentence about words that a command has no use for."""
-    if command in ("extract", "label", "plan") and not any(word.startswith("-") for word in left_over):
-        names = "one ARCHIVE" if command == "plan" else "one SOURCE and one TABLE"
-        parser.error(
-            f"{command} takes {names}, and {len(left_over)} more names were given; name several recordings by their "
-            "folder, a glob in quotes ('*.wav'), or a list file with a name a line"
-        )
-    parser.error(f"unrecognized arguments: {' '.join(left_over)}")
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="emotion-batch", description="Label the emotions in a whole archive of recordings.")
     parser.add_argument("--version", action="version", version=f"emotion-batch {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    _add_plan(commands)
-    _add_extract(commands)
-
-    command = _command(commands, "train", "a feature table to a bundle")
-    command.add_argument("table", metavar="TABLE", help="the feature table")
-    command.add_argument("bundle", metavar="BUNDLE", help="folder to write: a new one")
-    _add_labels_option(command)
-    command.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="judged, not learnt from (0.2)")
-    command.add_argument(
-        "--validation",
-        choices=("stratified", "seed"),
-        default="stratified",
-        help="which are held out: a share of each label's, or the last by name, as in the notebook (stratified)",
-    )
-    command.add_argument("--epochs", type=_positive, metavar="N", help="passes over the rows (the recipe's: 100 or 20)")
-    command.add_argument("--batch-size", type=_positive, metavar="N", help="rows a step (the recipe's: 512 or 32)")
-    command.add_argument(
-        "--patience", type=int, default=0, metavar="N", help="end after so many epochs no better on what is held out"
-    )
-    command.add_argument(
-        "--max-folds",
-        type=int,
-        default=10,
-        metavar="N",
-        help="most folds of speakers, a training each; 0 leaves confidence uncalibrated (10)",
-    )
-    command.add_argument(
-        "--precision", type=float, default=0.9, metavar="SHARE", help="of right labels that is_confident promises (0.9)"
-    )
-    command.add_argument("--data-licence", default="", metavar="TEXT", help="licence of the recordings, for the card")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of split, weights and order (0)")
-    command.add_argument("--h5", metavar="FILE", help="also save the network as the notebook did")
-    command.add_argument("--force", action="store_true", help="replace the bundle that is there")
-    _add_common_options(command)
-
-    command = _command(commands, "evaluate", "honest figures of a bundle on a labelled feature table")
-    command.add_argument("bundle", metavar="BUNDLE", help="the bundle to judge")
-    command.add_argument("table", metavar="TABLE", help="a feature table of recordings that it has not learnt from")
-    _add_labels_option(command)
-    command.add_argument(
-        "--label-map",
-        metavar="FILE",
-        help="which of these is which of the model's: JSON, CSV (from,to) or lines 'from = to'; others are left out",
-    )
-    command.add_argument(
-        "--priors", metavar="L=N,...|@FILE", help="how common each label is elsewhere, for the precision there"
-    )
-    command.add_argument(
-        "--robustness",
-        type=int,
-        default=200,
-        metavar="N",
-        help="recordings to decode again, louder, quieter and padded with silence; 0 for none (200)",
-    )
-    _add_common_options(command)
-
-    command = _command(commands, "import", "the notebook's saved network to a bundle")
-    command.add_argument("h5", metavar="MODEL.h5", help="what the notebook's model.save wrote")
-    command.add_argument("bundle", metavar="BUNDLE", help="folder to write: a new one")
-    command.add_argument(
-        "--labels",
-        required=True,
-        metavar="A,B,...",
-        help="emotions in the order of its outputs; the notebook's is sorted",
-    )
-    command.add_argument("--force", action="store_true", help="replace the bundle that is there")
-    _add_common_options(command)
-
-    _add_label(commands)
-
-    command = _command(commands, "status", "how far a table is, read from its storage alone")
-    command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    _add_common_options(command)
-
-    command = _command(commands, "verify", "exit code 0 only if a table is whole")
-    command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    command.add_argument(
-        "--deep", action="store_true", help="read every row, rather than what each part says of itself"
-    )
-    command.add_argument(
-        "--repair",
-        action="store_true",
-        help="read every row and remove damaged parts, so that the command that made the table makes them anew",
-    )
-    _add_common_options(command)
-
-    command = _command(commands, "report", "an HTML page about a table, which needs nothing beside it")
-    command.add_argument("table", metavar="TABLE", help="a label or feature table")
-    command.add_argument(
-        "--output", metavar="FILE", help="where to, or a URL (TABLE-report.html in the current folder)"
-    )
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the recordings to listen to (0)")
-    _add_common_options(command)
-
-    _add_retry(commands)
-
-    words = "hand a run to a running Dask cluster, which goes on without this machine"
-    submit = commands.add_parser("submit", help=words, description=f"{words[:1].upper()}{words[1:]}.")
-    submitted = submit.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_extract, _add_label, _add_retry):
-        add(submitted, leave=True)
-
-    command = _command(commands, "cancel", "stop the runs that are at work on a table, submitted or not")
-    command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    _add_common_options(command)
-
-    command = _command(commands, "query", "an SQL query of a table, by DuckDB, which sees and changes nothing else")
-    command.add_argument("table", metavar="TABLE", nargs="?", help="a feature or label table")
-    command.add_argument("sql", metavar="SQL", nargs="?", help="a SELECT FROM labels, or features, which are the table")
-    command.add_argument(
-        "--example",
-        metavar="NAME",
-        nargs="?",
-        const="",
-        help="one that is ready instead; without NAME, which there are",
-    )
-    command.add_argument(
-        "--format",
-        choices=("table", "csv", "json", "parquet"),
-        help="how it is printed (table), or written (what FILE ends with)",
-    )
-    command.add_argument("--output", metavar="FILE", help="write it there, whole or not at all")
-    _add_common_options(command)
-
-    command = _command(commands, "export", "a table as few large Parquet files, CSV or audformat, without a ledger")
-    command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    command.add_argument(
-        "folder", metavar="FOLDER", help="where to: a new or empty folder; it appears whole or not at all"
-    )
-    command.add_argument(
-        "--format",
-        choices=("parquet", "csv", "audformat"),
-        default="parquet",
-        help="files of up to a million rows; one CSV file; or a database of labelled segments (parquet)",
-    )
-    command.add_argument("--partial", action="store_true", help="as far as it is, of a table that has parts missing")
-    command.add_argument("--force", action="store_true", help="replace the export that is there")
-    _add_common_options(command)
-
-    command = _command(commands, "review", "a sheet of labels for a person to check, and what it says")
-    command.add_argument("table", metavar="TABLE", help="a label table")
-    command.add_argument(
-        "sheet", metavar="SHEET.csv", help="the sheet: a new one, or with --take one that is filled in"
-    )
-    command.add_argument("--size", type=_positive, metavar="N", help="rows of the sheet (100)")
-    command.add_argument("--random", type=_whole, metavar="N", help="how many of them at random (half, 20 or more)")
-    command.add_argument("--seed", type=_whole, metavar="N", help="what chance follows from (0)")
-    command.add_argument("--take", action="store_true", help="take a sheet that is filled in: labels, and precision")
-    command.add_argument("--labels", metavar="FILE", help="CSV or Parquet to write with --take (SHEET.labels.csv)")
-    command.add_argument(
-        "--new-label", action="append", metavar="WORD", help="an emotion that the model does not know; may be repeated"
-    )
-    command.add_argument("--force", action="store_true", help="replace the file that is to be written")
-    _add_common_options(command)
-
-    command = _command(commands, "demo", "all of it on an archive that it makes itself")
-    command.add_argument("folder", metavar="FOLDER", nargs="?", default="demo", help="where to (demo)")
-    command.add_argument("--words", type=_positive, default=40, metavar="N", help="words a voice and emotion (40)")
-    command.add_argument("--workers", type=_positive, metavar="N", help="worker processes (one a core)")
-    _add_talk_options(command.add_argument_group("common"))
-    return parser
-
-
-def _add_plan(commands: Any) -> None:
-    command = _command(commands, "plan", "what a run would do and how long it would take; writes nothing")
-    command.add_argument(
-        "archive", metavar="ARCHIVE", help="what extract or label would be given; or a table, which is to go on"
-    )
-    command.add_argument(
-        "--table", metavar="TABLE", help="the table that they would be given: only what is left counts"
-    )
-    command.add_argument("--model", metavar="BUNDLE", help="of a labelling, as label takes it (it is an extraction)")
-    command.add_argument("--by", metavar="HH:MM", help="whether it is done by then, and on how many workers")
-    command.add_argument(
-        "--workers",
-        type=_positive,
-        action="append",
-        metavar="N",
-        help="how long it takes on so many; may be repeated (10 and 100, beside those that are there)",
-    )
-    command.add_argument("--sample", type=float, default=10.0, metavar="S", help="seconds that the timing takes (10)")
-    _add_feature_options(command)
-    _add_segment_options(command, "the default is the notebook's, of a labelling what the model was trained on")
-    group = command.add_argument_group("run")
-    _add_scheduler_options(group)
-    _add_choice_options(group)
-    _add_common_options(command)
-
-
-def _add_extract(commands: Any, *, leave: bool = False) -> None:
-    command = _command(commands, "extract", "recordings to a feature table")
-    command.add_argument("archive", metavar="ARCHIVE", help="folder, bucket prefix, glob, list file or recording")
-    command.add_argument("table", metavar="TABLE", help="folder of the feature table: new, or to go on with")
-    _add_feature_options(command)
-    _add_segment_options(command, "the default is the notebook's: 0.5 s to 3.5 s")
-    _add_run_options(command)
-    command.set_defaults(leave=leave)
-
-
-def _add_label(commands: Any, *, leave: bool = False) -> None:
-    command = _command(commands, "label", "recordings, or a feature table, to a label table")
-    command.add_argument("source", metavar="SOURCE", help="an archive or a feature table; or one recording, to print")
-    command.add_argument("table", metavar="TABLE", nargs="?", help="folder of the label table: new, or to go on with")
-    command.add_argument(
-        "--model", metavar="BUNDLE", help="a bundle, or tess-sequence or tess-seed, which ship (tess-sequence)"
-    )
-    command.add_argument("--keep-features", metavar="TABLE", help="put an archive's features into this table as well")
-    _add_segment_options(command, "of an archive; the default is what the model was trained on")
-    _add_run_options(command)
-    command.set_defaults(leave=leave)
-
-
-def _add_retry(commands: Any, *, leave: bool = False) -> None:
-    command = _command(commands, "retry", "do again what failed and another try could mend")
-    command.add_argument("table", metavar="TABLE", help="a feature or label table")
-    command.add_argument(
-        "--status",
-        action="append",
-        metavar="S",
-        help="failures with this status; may be repeated (truncated, unreadable, vanished, crashed, timeout, memory)",
-    )
-    group = command.add_argument_group("run")
-    _add_cluster_options(group)
-    _add_common_options(command)
-    command.set_defaults(leave=leave)
-
-
-def _command(commands: Any, name: str, words: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name, help=words, description=f"{words[:1].upper()}{words[1:]}."
-    )
-    command.set_defaults(command=name)
-    return command
-
-
-def _add_labels_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--labels",
-        default="tess",
-        metavar="SOURCE",
-        help="tess, ravdess, folder, table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with "
-        "(?P<emotion>...) (tess)",
-    )
-    command.add_argument(
-        "--allow-numeric-labels", action="store_true", help="take labels that look like numbers or dates"
-    )
-
-
-def _add_feature_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("features (the defaults are the notebook's)")
-    group.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="seed: mean MFCC as in the notebook; sequence: sequences, which carry over to other speakers; or the recipe of an "
-        "installed package (seed)",
-    )
-    for name, default, words in (
-        ("sample-rate", 22_050, "Hz to resample to"),
-        ("n-mfcc", 40, "coefficients"),
-        ("n-fft", 2_048, "samples a frame"),
-        ("hop-length", 512, "samples from frame to frame"),
-        ("n-mels", 128, "mel bands"),
-    ):
-        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{words} ({default})")
-
-
-def _add_segment_options(command: argparse.ArgumentParser, words: str) -> None:
-    group = command.add_argument_group(f"segments ({words})")
-    group.add_argument("--offset", type=float, metavar="S", help="start of a recording's one segment in seconds (0.5)")
-    group.add_argument("--duration", type=float, metavar="S", help="its longest duration (3)")
-    group.add_argument("--window", type=float, metavar="S", help="instead, windows of this many seconds, from 0 on")
-    group.add_argument("--hop", type=float, metavar="S", help="seconds from window to window (those of --window)")
-
-
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("run")
-    _add_cluster_options(group)
-    _add_choice_options(group)
-    group.add_argument(
-        "--limit",
-        type=_positive,
-        metavar="N",
-        help="take only the first N recordings, for a trial; the same command without it goes on to all",
-    )
-    group.add_argument("--prune", action="store_true", help="take recordings that are gone out of the table")
-    group.add_argument(
-        "--force",
-        action="store_true",
-        help="go on though the first recordings come out alike; prune though more than a tenth is gone",
-    )
-    _add_common_options(command)
-
-
-def _add_choice_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--suffix", action="append", metavar=".EXT", help="ending of recordings, instead of the usual ones"
-    )
-    for name, words in (("include", "take only recordings"), ("exclude", "leave out recordings")):
-        group.add_argument(
-            f"--{name}",
-            action="append",
-            default=[],
-            metavar="GLOB",
-            help=f"{words} whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated",
+    for name in (*_ORDER, *(name for name in COMMANDS if name not in _ORDER)):
+        if name != "submit":
+            _add_command(commands, name, leave=False)
+            continue
+        words = "hand a run to a running Dask cluster, which goes on without this machine"
+        submit = commands.add_parser(name, help=words, description=f"H{words[1:]}.")
+        submitted = submit.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        for one in _SUBMITTED:
+            _add_command(submitted, one, leave=True)
+    options, left_over = parser.parse_known_args(arguments)
+    is_name = not any(word.startswith("-") for word in left_over)
+    if left_over and is_name and options.command in ("extract", "label", "plan"):
+        names = "one ARCHIVE" if options.command == "plan" else "one SOURCE and one TABLE"
+        parser.error(
+            f"{options.command} takes {names}, and {len(left_over)} more names were given; name several recordings by "
+            "their folder, a glob in quotes ('*.wav'), or a list file with a name a line"
         )
+    if left_over:
+        parser.error(f"unrecognized arguments: {' '.join(left_over)}")
+    return options
 
 
-def _add_scheduler_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler; without it a local cluster")
-    for name, words in (
-        ("ca", "certificate of the authority that the cluster's are signed by"),
-        ("cert", "certificate to show it"),
-        ("key", "key of that certificate"),
-    ):
-        group.add_argument(f"--tls-{name}", metavar="FILE", help=f"{words}, PEM (Dask's own configuration)")
+def _add_command(commands: Any, name: str, *, leave: bool) -> None:
+    found = COMMANDS[name]
+    parser = commands.add_parser(name, help=found.words, description=f"{found.words[:1].upper()}{found.words[1:]}.")
+    parser.set_defaults(command=name, leave=leave)
+    for add in found.options:
+        add(parser)
 
 
-def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
-    _add_scheduler_options(group)
-    group.add_argument("--workers", type=_positive, metavar="N", help="processes of the local cluster (one a core)")
-    group.add_argument(
-        "--deadline",
-        type=float,
-        default=120.0,
-        metavar="S",
-        help="seconds for a recording, or for each of its windows, until it is `timeout` (120)",
-    )
-    group.add_argument("--max-failed", type=_limit, metavar="N|P%", help="more failed rows than this are exit code 1")
+def pick(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return values of these names, for a function that calls them the same."""
+    return {name: getattr(options, name) for name in names}
 
 
-def _add_common_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("common")
-    group.add_argument("--storage-options", metavar="JSON|@FILE", help="what fsspec's filesystem takes")
-    group.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-    _add_talk_options(group)
+def read_values(options: argparse.Namespace) -> None:
+    """Replace what options say as text, or several of them together, by the values that the API takes."""
+    if "storage_options" in options:
+        options.storage_options = _read_storage_options(options.storage_options)
+    if "recipe" in options:
+        options.settings = _read_settings(options)
+    if "window" in options:
+        options.segments = _read_segments(options)
+    if "scheduler" in options:
+        options.scheduler = _read_scheduler(options)
+    if "suffix" in options:
+        from emotion_batch.storage.archive import SUFFIXES
+
+        suffixes = tuple(options.suffix or SUFFIXES)
+        options.choice = {"suffixes": suffixes, "include": options.include, "exclude": options.exclude}
 
 
-def _add_talk_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    group.add_argument("--debug", action="store_true", help="a traceback where there is one")
+def _read_scheduler(options: argparse.Namespace) -> Scheduler | None:
+    from emotion_batch.run.scheduler import Scheduler
+
+    files = (options.tls_ca, options.tls_cert, options.tls_key)
+    if options.scheduler is not None:
+        return Scheduler(options.scheduler, *files)
+    if any(files):
+        raise UsageError("--tls-ca, --tls-cert, --tls-key: expected --scheduler with them, got none")
+    return None
+
+
+def _read_settings(options: argparse.Namespace) -> AnySettings | None:
+    """Return the feature settings that were asked for; None if nothing was said of them."""
+    names = ("sample_rate", "n_mfcc", "n_fft", "hop_length", "n_mels")
+    stated = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.recipe is None and not stated:
+        return None
+    if options.recipe not in (None, "seed") and stated:
+        name = next(iter(stated)).replace("_", "-")
+        raise UsageError(f"--{name}: expected the recipe seed with it, got {options.recipe}")
+    from emotion_batch.features.recipes import find_option
+
+    settings: AnySettings = find_option(options.recipe or "seed").settings(**stated)
+    return settings
+
+
+def _read_segments(options: argparse.Namespace) -> Segments | None:
+    """Return the segments that were asked for; None if nothing was said of them."""
+    from emotion_batch.settings import Segments
+
+    stretch = {"offset_s": options.offset, "duration_s": options.duration}
+    said = {name: value for name, value in stretch.items() if value is not None}
+    if options.window is None:
+        if options.hop is not None:
+            raise UsageError("--hop: expected --window with it, got none")
+        return Segments(**said) if said else None
+    if said:
+        raise UsageError("--window: expected neither --offset nor --duration beside it, got one; windows start at 0")
+    return Segments.windows(options.window, options.hop)
+
+
+def _read_storage_options(text: str | None) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8") as stream:
+                text = stream.read()
+        value = json.loads(text)
+    except (OSError, ValueError):
+        # Not the text itself: it may hold a key. Nor the cause, whose traceback would.
+        raise UsageError("--storage-options: expected a JSON object or @FILE with one, got something else") from None
+    if not isinstance(value, dict):
+        raise UsageError("--storage-options: expected a JSON object, got another JSON value")
+    return value

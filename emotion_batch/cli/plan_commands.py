@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from emotion_batch.cli.console import Said, print_result
-from emotion_batch.cli.option_values import read_feature_settings, read_scheduler, read_segments, read_storage_options
-from emotion_batch.cli.results import Grid, Line, Result, Role, format_duration
+from emotion_batch.cli.console import Grid, Line, Result, Said, format_duration, title, warn
+from emotion_batch.cli.options import (
+    CHOICE,
+    COMMON,
+    FEATURES,
+    SCHEDULER,
+    command,
+    group,
+    option,
+    pick,
+    positive,
+    segments,
+)
 
 if TYPE_CHECKING:
     from emotion_batch.run.plan import Due, Plan
@@ -19,16 +28,48 @@ if TYPE_CHECKING:
 _CROWDED = 0.1
 
 
-def format_plan(found: Plan) -> Result:
-    """Return what a run would do and how long it would take, with the answer in the last line."""
+@command(
+    "plan",
+    "what a run would do and how long it would take; writes nothing",
+    option("archive", "ARCHIVE", "what extract or label would be given; or a table, which is to go on"),
+    option("--table", "TABLE", "the table that they would be given: only what is left counts"),
+    option("--model", "BUNDLE", "of a labelling, as label takes it (it is an extraction)"),
+    option("--by", "HH:MM", "whether it is done by then, and on how many workers"),
+    option(
+        "--workers",
+        "N",
+        "how long it takes on so many; may be repeated (10 and 100, beside those that are there)",
+        positive,
+        action="append",
+    ),
+    option("--sample", "S", "seconds that the timing takes (10)", float, default=10.0),
+    FEATURES,
+    segments("the default is the notebook's, of a labelling what the model was trained on"),
+    group("run", *SCHEDULER, *CHOICE),
+    COMMON,
+)
+def _run_plan(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch.run import plan
+
+    found = plan.plan(
+        options.archive,
+        workers=options.workers or (),
+        sample_s=options.sample,
+        watcher=said.watcher(),
+        **options.choice,
+        **pick(options, "table", "model", "settings", "segments", "scheduler", "by", "storage_options"),
+    )
+    said.answer(found.to_dict(), _format_plan(found))
+    return int(found.is_late)
+
+
+def _format_plan(found: Plan) -> Result:
     blocks: list[Line | Grid | str] = [
-        Line(
-            f"{found.source}: to {found.work}, {found.n_recordings:,} recordings in {found.n_parts:,} parts", Role.TITLE
-        )
+        title(f"{found.source}: to {found.work}, {found.n_recordings:,} recordings in {found.n_parts:,} parts")
     ]
     if found.table is not None:
         blocks.append(f"  done    {found.n_done:,} of them, in {found.table}")
-    blocks += [Line(f"  note    {note}", Role.NOTE) for note in found.notes]
+    blocks += [warn(f"  note    {note}") for note in found.notes]
     if not found.n_left:
         return Result(*blocks, "nothing is left to do")
     audio, unsized = found.audio_s, f", without {found.n_unsized:,} of unknown size" if found.n_unsized else ""
@@ -48,12 +89,12 @@ def format_plan(found: Plan) -> Result:
         f"  memory  about {_size(found.memory_bytes)} a worker at most",
         *_format_sample(found),
         "",
-        Grid("{:>10}  {:>10}  {:<23} {}", rows, ("workers", "likely", "between", "done")),
+        Grid(">><<", rows, ("workers", "likely", "between", "done")),
     ]
     if found.times[-1].workers > found.n_shards:
         blocks.append(f"  no more than {found.n_shards:,} workers have something to do, for no shard is cut further")
     if found.due is not None:
-        blocks += ["", Line(_format_due(found.due), Role.COUNTS)]
+        blocks += ["", title(_format_due(found.due))]
     return Result(*blocks)
 
 
@@ -100,29 +141,3 @@ def _clock(time_s: float) -> str:
     then = datetime.fromtimestamp(time_s)
     days = (then.date() - datetime.now().date()).days
     return f"{then:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
-
-
-def run_plan(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch plan` and return its exit code."""
-    from emotion_batch.run import plan
-    from emotion_batch.storage.archive import SUFFIXES
-
-    found = plan.plan(
-        options.archive,
-        table=options.table,
-        model=options.model,
-        settings=read_feature_settings(options),
-        segments=read_segments(options),
-        suffixes=tuple(options.suffix) if options.suffix else SUFFIXES,
-        include=options.include,
-        exclude=options.exclude,
-        scheduler=read_scheduler(options),
-        workers=options.workers or (),
-        by=options.by,
-        sample_s=options.sample,
-        storage_options=read_storage_options(options),
-        watcher=said.watcher(),
-    )
-    said.end_line()
-    print_result(json.dumps(found.to_dict()) if options.json else format_plan(found))
-    return 1 if found.is_late else 0

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emotion_batch.cli.console import Said, print_result
-from emotion_batch.cli.option_values import read_storage_options
-from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
+from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
+from emotion_batch.cli.options import COMMON, command, option, pick, positive, switch, whole
 from emotion_batch.errors import UsageError, format_command
 
 if TYPE_CHECKING:
@@ -17,58 +14,67 @@ if TYPE_CHECKING:
     from emotion_batch.analysis.review import Review, Sheet
     from emotion_batch.analysis.review_sample import Precision
 
+_PRECISION = ("confidence", "labels", "checked", "right", "95 %", "")
 
-def run_report(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
-    """Run `emotion-batch report` and return its exit code."""
+
+@command(
+    "report",
+    "an HTML page about a table, which needs nothing beside it",
+    option("table", "TABLE", "a label or feature table"),
+    option("--output", "FILE", "where to, or a URL (TABLE-report.html in the current folder)"),
+    option("--seed", "N", "of the recordings to listen to (0)", int, default=0),
+    COMMON,
+)
+def _run_report(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.report import report
 
-    made = report(
-        options.table, output=options.output, seed=options.seed, storage_options=read_storage_options(options)
-    )
-    print_result(json.dumps(made.to_dict(), default=vars) if options.json else format_report(made, options.table))
-    return 0
+    made = report(options.table, **pick(options, "output", "seed", "storage_options"))
+    said.answer(made.to_dict(), _format_report(made, options.table))
 
 
-def run_review(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch review` and return its exit code."""
+@command(
+    "review",
+    "a sheet of labels for a person to check, and what it says",
+    option("table", "TABLE", "a label table"),
+    option("sheet", "SHEET.csv", "the sheet: a new one, or with --take one that is filled in"),
+    option("--size", "N", "rows of the sheet (100)", positive),
+    option("--random", "N", "how many of them at random (half, 20 or more)", whole),
+    option("--seed", "N", "what chance follows from (0)", whole),
+    switch("--take", "take a sheet that is filled in: labels, and precision"),
+    option("--labels", "FILE", "CSV or Parquet to write with --take (SHEET.labels.csv)"),
+    option("--new-label", "WORD", "an emotion that the model does not know; may be repeated", action="append"),
+    switch("--force", "replace the file that is to be written"),
+    COMMON,
+)
+def _run_review(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.review import review, take_review
 
-    places = {"storage_options": read_storage_options(options), "force": options.force}
-    if options.take:
-        for name in ("size", "random", "seed"):
-            if getattr(options, name) is not None:
-                raise UsageError(f"--{name}: expected only where a sheet is written, got it with --take")
-        taken = take_review(
-            options.table, options.sheet, labels=options.labels, new_labels=options.new_label or (), **places
-        )
-        print_result(json.dumps(taken.to_dict()) if options.json else format_review(taken))
-        return 0
-    for name in ("labels", "new_label"):
+    for name in ("size", "random", "seed") if options.take else ("labels", "new_label"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')}: expected --take with it, got none")
+            wrong = "only where a sheet is written, got it with --take" if options.take else "--take with it, got none"
+            raise UsageError(f"--{name.replace('_', '-')}: expected {wrong}")
+    table, sheet = options.table, options.sheet
+    places = pick(options, "storage_options", "force")
+    if options.take:
+        taken = take_review(table, sheet, labels=options.labels, new_labels=options.new_label or (), **places)
+        said.answer(taken.to_dict(), format_review(taken))
+        return
+    size = 100 if options.size is None else options.size
     written = review(
-        options.table,
-        options.sheet,
-        size=100 if options.size is None else options.size,
-        random=options.random,
-        seed=options.seed or 0,
-        on_rows=said.read,
-        **places,
+        table, sheet, size=size, random=options.random, seed=options.seed or 0, on_rows=said.read, **places
     )
-    said.end_line()
-    print_result(json.dumps(written.to_dict()) if options.json else format_sheet(written, options.table))
-    return 0
+    said.answer(written.to_dict(), format_sheet(written, table))
 
 
-def format_report(made: Report, table: str) -> Result:
+def _format_report(made: Report, table: str) -> Result:
     """Return where a report is, its headline, and what is remarkable."""
-    from emotion_batch.analysis.findings import headline, remark
+    from emotion_batch.analysis import findings
     from emotion_batch.tables.schema import LABELS
 
     is_labels = made.figures.info.kind == LABELS
-    remarks = [Line(f"  {one.text}", Role.NOTE) for one in remark(made.figures) if one.kind != "fine"]
+    remarks = [warn(f"  {one.text}") for one in findings.remark(made.figures) if one.kind != "fine"]
     return Result(
-        Line(headline(made.figures), Role.TITLE),
+        title(findings.headline(made.figures)),
         *remarks,
         next_step(format_command("review", table, "sheet.csv") if is_labels else format_command("status", table)),
         f"report: {made.output}",
@@ -78,10 +84,9 @@ def format_report(made: Report, table: str) -> Result:
 def format_sheet(written: Sheet, table: str) -> Result:
     """Return what is to be filled in."""
     lines: list[Line | Grid | str] = [
-        Line(
+        title(
             f"{written.sheet}: {written.n_rows:,} of {written.n_table:,} labels of {written.table}, "
-            f"{written.n_random:,} of them drawn at random",
-            Role.TITLE,
+            f"{written.n_random:,} of them drawn at random"
         ),
         f"  the recordings lie below {written.source}",
         (
@@ -93,9 +98,7 @@ def format_sheet(written: Sheet, table: str) -> Result:
     if written.n_parts_missing:
         n_parts = written.n_parts_missing
         are = "part of the table is" if n_parts == 1 else "parts of the table are"
-        lines.append(
-            Line(f"  {n_parts:,} {are} missing, out of date or damaged: run the command that made it again", Role.NOTE)
-        )
+        lines.append(warn(f"  {n_parts:,} {are} missing, out of date or damaged: run the command that made it again"))
     return Result(*lines, next_step(format_command("review", table, written.sheet, options=("--take",))))
 
 
@@ -119,25 +122,18 @@ def format_review(found: Review) -> Result:
     labels_option = ("--labels", f"table:{found.labels}")
     train = format_command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
     return Result(
-        Line(labels if found.labels else f"{found.sheet}: no row gives a label", Role.TITLE),
+        title(labels if found.labels else f"{found.sheet}: no row gives a label"),
         *left_out,
         "",
-        *_format_precision(found.precision),
+        Grid("<>>><<", [_precision_row(one) for one in found.precision if one.n_rows + one.n_unknown], _PRECISION),
         f"  ({found.method}; of the rows drawn at random alone)",
         next_step(train if found.labels else "fill in more of the sheet"),
     )
 
 
-def _format_precision(found: Sequence[Precision]) -> list[Line | Grid]:
-    rows = []
-    for one in found:
-        if not one.n_rows + one.n_unknown:
-            continue
-        share, bounds = "unknown", ""
-        if one.share is not None:
-            share, bounds = f"{one.share:.3f}", f"{one.low:.3f} to {one.high:.3f}"
-        unseen = f"without {one.n_unknown:,} rows like none that was checked" if one.n_unknown and one.n_rows else ""
-        rows.append((one.of, f"{one.n_rows + one.n_unknown:,}", f"{one.n_checked:,}", share, bounds, unseen))
-    return [
-        Grid("  {:<14} {:>12} {:>9} {:>9}  {:<14}  {}", rows, ("confidence", "labels", "checked", "right", "95 %", ""))
-    ]
+def _precision_row(one: Precision) -> tuple[str, ...]:
+    share, bounds = "unknown", ""
+    if one.share is not None:
+        share, bounds = f"{one.share:.3f}", f"{one.low:.3f} to {one.high:.3f}"
+    unseen = f"without {one.n_unknown:,} rows like none that was checked" if one.n_unknown and one.n_rows else ""
+    return one.of, f"{one.n_rows + one.n_unknown:,}", f"{one.n_checked:,}", share, bounds, unseen

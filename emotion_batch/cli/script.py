@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.app import explain, run_command, stoppable
-from emotion_batch.cli.console import Said, flush_stderr, open_streams, print_result
+from emotion_batch.cli.console import Said, flush_stderr, open_streams
 from emotion_batch.cli.model_commands import format_card
 from emotion_batch.cli.run_commands import finish
 from emotion_batch.errors import format_command
@@ -24,16 +24,7 @@ class Script:
     """A block that ends the process as the command would: with a sentence for an error, and an exit code.
 
     If the script was given words, these are run as the command instead, and the block is not.
-
-    Parameters
-    ----------
-    command
-        ``extract``, ``train`` or ``label``.
-
-    Attributes
-    ----------
-    watcher
-        Takes notes and progress, and shows them on stderr.
+    Its `watcher` takes notes and progress, and shows them on stderr.
     """
 
     watcher: Watcher
@@ -48,7 +39,7 @@ class Script:
             sys.exit(run_command([self._command, *sys.argv[1:]]))
         open_streams()
         # A training begins anew.
-        self._said = Said(is_quiet=False, is_debug=False, goes_on=self._command != "train")
+        self._said = Said(goes_on=self._command != "train")
         self.watcher = self._said.watcher()
         self._stack.enter_context(stoppable())
         return self
@@ -63,11 +54,10 @@ class Script:
                 if self._command == "extract"
                 else format_command("query", found.table, options=("--example", "mix"))
             )
-            options = argparse.Namespace(table=found.table, json=False, leave=False, max_failed=None)
+            options = argparse.Namespace(table=found.table, leave=False, max_failed=None)
             self._code = finish(found, options, self._said, next_step)
         else:
-            self._said.end_line()
-            print_result(format_card(found, bundle))
+            self._said.answer({}, format_card(found, bundle))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         code = self._code if error is None else explain(error, self._said)

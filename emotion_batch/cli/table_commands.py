@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from emotion_batch.cli.console import Said, format_counts, print_result, print_stream
-from emotion_batch.cli.option_values import read_storage_options
-from emotion_batch.cli.results import Grid, Line, Result, Role, format_duration, next_step, shown
+from emotion_batch.cli.console import (
+    Grid,
+    Line,
+    Result,
+    Said,
+    format_counts,
+    format_duration,
+    next_step,
+    print_result,
+    print_stream,
+    title,
+    warn,
+)
+from emotion_batch.cli.options import COMMON, TABLE, command, option, pick, switch
 from emotion_batch.errors import Status, UsageError, format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -25,130 +36,78 @@ _MOST_PROBLEMS = 20
 _AGAIN = "the command that made the table, again; it does what is left"
 
 
-def format_export(found: Exported) -> Result:
-    """Return what an export wrote."""
-    # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
-    folder = shlex.quote(quote_argument(found.folder))
-    next_command = {
-        "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
-        "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
-    }.get(found.file_format, f"head {folder}/*.csv")
-    return Result(
-        next_step(next_command),
-        Line(
-            f"{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
-            f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB",
-            Role.COUNTS,
-        ),
-    )
-
-
-def format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> Result:
-    """Return the rows of an answer, a line each; `is_cut` where there are more."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    heads = [shown(name) for name in names]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    is_number = [
-        {type(value) for value in column} <= {type(None), int, float}
-        for column in (zip(*rows, strict=True) if rows else [()] * len(names))
-    ]
-    layout = "  ".join(f"{{:{'>' if right else '<'}{width}}}" for right, width in zip(is_number, widths, strict=True))
-    blocks: list[Line | Grid] = [Grid(layout, cells, heads, "  ".join("-" * width for width in widths))]
-    if is_cut:
-        blocks.append(
-            Line(
-                f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output", Role.NOTE
-            )
-        )
-    return Result(*blocks)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return shown(str(value))
-
-
-def run_status(options: argparse.Namespace, said: Said) -> int:  # noqa: ARG001 as all commands
-    """Run `emotion-batch status` and return its exit code."""
+@command("status", "how far a table is, read from its storage alone", TABLE, COMMON)
+def _run_status(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch import api
 
-    found = api.status(options.table, storage_options=read_storage_options(options))
-    print_result(json.dumps(found.to_dict()) if options.json else format_status(found, options.table))
-    return 0
+    found = api.status(options.table, storage_options=options.storage_options)
+    said.answer(found.to_dict(), format_status(found, options.table))
 
 
-def run_verify(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch verify` and return its exit code."""
+@command(
+    "verify",
+    "exit code 0 only if a table is whole",
+    TABLE,
+    switch("--deep", "read every row, rather than what each part says of itself"),
+    switch(
+        "--repair", "read every row and remove damaged parts, so that the command that made the table makes them anew"
+    ),
+    COMMON,
+)
+def _run_verify(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import api
 
-    found = api.verify(
-        options.table, deep=options.deep, repair=options.repair, storage_options=read_storage_options(options)
-    )
-    print_result(json.dumps(found.to_dict()) if options.json else format_verification(found, options.table))
+    found = api.verify(options.table, deep=options.deep, repair=options.repair, storage_options=options.storage_options)
+    said.answer(found.to_dict(), _format_verification(found, options.table))
     if not found.is_whole:
         said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
-    return 0 if found.is_whole else 1
+    return int(not found.is_whole)
 
 
-def run_query(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch query` and return its exit code."""
+@command(
+    "query",
+    "an SQL query of a table, by DuckDB, which sees and changes nothing else",
+    option("table", "TABLE", "a feature or label table", nargs="?"),
+    option("sql", "SQL", "a SELECT FROM labels, or features, which are the table", nargs="?"),
+    option("--example", "NAME", "one that is ready instead; without NAME, which there are", nargs="?", const=""),
+    option(
+        "--format",
+        None,
+        "how it is printed (table), or written (what FILE ends with)",
+        choices=("table", "csv", "json", "parquet"),
+    ),
+    option("--output", "FILE", "write it there, whole or not at all"),
+    COMMON,
+)
+def _run_query(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis import query
     from emotion_batch.storage.folder import explained, writing
 
     if options.example == "":
-        lines = [f"  {name:<10} {words}\n\n{_indented(sql)}\n" for name, (words, sql) in query.EXAMPLES.items()]
-        print_result("\n".join(lines).rstrip())
-        return 0
+        examples = query.EXAMPLES.items()
+        print_result(
+            "\n\n".join(f"  {name:<10} {words}\n\n{textwrap.indent(sql, '    ')}" for name, (words, sql) in examples)
+        )
+        return
     if options.table is None:
         raise UsageError("TABLE: expected a table, got none; --example alone lists the examples")
-    file_format = _format(options)
+    file_format, places = _format(options), options.storage_options
     asked = query.asked(
-        options.table,
-        options.sql,
-        example=options.example,
-        storage_options=read_storage_options(options),
-        watcher=said.watcher(),
+        options.table, options.sql, example=options.example, storage_options=places, watcher=said.watcher()
     )
     with asked as answer:
         if options.output is not None:
-            with (
-                explained(f"output {options.output}"),
-                writing(options.output, read_storage_options(options)) as stream,
-            ):
+            with explained(f"output {options.output}"), writing(options.output, places) as stream:
                 query.write(answer, file_format, stream)
         elif file_format == "table":
             rows, is_cut = query.first_rows(answer, _MOST_ROWS)
-            print_result(format_rows(answer.schema.names, rows, is_cut=is_cut))
+            print_result(_format_rows(answer.schema.names, rows, is_cut=is_cut))
         else:
             print_stream(lambda stream: query.write(answer, file_format, stream))
-    return 0
-
-
-def run_export(options: argparse.Namespace, said: Said) -> int:
-    """Run `emotion-batch export` and return its exit code."""
-    from emotion_batch.analysis.export import export
-
-    found = export(
-        options.table,
-        options.folder,
-        file_format=options.format,
-        partial=options.partial,
-        force=options.force,
-        storage_options=read_storage_options(options),
-        watcher=said.watcher(),
-    )
-    said.end_line()
-    print_result(json.dumps(found.to_dict()) if options.json else format_export(found))
-    return 0
 
 
 def _format(options: argparse.Namespace) -> str:
-    """Return in which format an answer is given."""
+    """Return in which format the answer of a query is given."""
     stated = options.format or ("json" if options.json else None)
     if options.output is None:
         if stated == "parquet":
@@ -162,15 +121,76 @@ def _format(options: argparse.Namespace) -> str:
     return str(found)
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def _format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut: bool) -> Result:
+    """Return the rows of an answer, a line each; `is_cut` if there are more."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(names)
+    is_number = [{type(value) for value in column} <= {type(None), int, float} for column in columns]
+    sides = "".join(">" if right else "<" for right in is_number)
+    blocks: list[Line | Grid] = [Grid(sides, [[_cell(value) for value in row] for row in rows], names)]
+    if is_cut:
+        words = f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output"
+        blocks.append(warn(words))
+    return Result(*blocks)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+@command(
+    "export",
+    "a table as few large Parquet files, CSV or audformat, without a ledger",
+    TABLE,
+    option("folder", "FOLDER", "where to: a new or empty folder; it appears whole or not at all"),
+    option(
+        "--format",
+        None,
+        "files of up to a million rows; one CSV file; or a database of labelled segments (parquet)",
+        choices=("parquet", "csv", "audformat"),
+        default="parquet",
+    ),
+    switch("--partial", "as far as it is, of a table that has parts missing"),
+    switch("--force", "replace the export that is there"),
+    COMMON,
+)
+def _run_export(options: argparse.Namespace, said: Said) -> None:
+    from emotion_batch.analysis.export import export
+
+    found = export(
+        options.table,
+        options.folder,
+        file_format=options.format,
+        watcher=said.watcher(),
+        **pick(options, "partial", "force", "storage_options"),
+    )
+    said.answer(found.to_dict(), _format_export(found))
+
+
+def _format_export(found: Exported) -> Result:
+    # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
+    folder = shlex.quote(quote_argument(found.folder))
+    next_command = {
+        "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
+        "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
+    }.get(found.file_format, f"head {folder}/*.csv")
+    return Result(
+        next_step(next_command),
+        title(
+            f"{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
+            f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB"
+        ),
+    )
 
 
 def format_status(found: TableStatus, table: str) -> Result:
     """Return how far a table is, and who is at work on it."""
     n_left = found.n_recordings - found.n_done
     blocks: list[Line | Grid | str] = [
-        Line(f"{found.table}: {found.kind} of {found.source}", Role.TITLE),
+        title(f"{found.table}: {found.kind} of {found.source}"),
         (
             f"  done  {found.n_done:>12,} of {found.n_recordings:,} recordings, "
             f"{found.n_shards_done:,} of {found.n_shards:,} parts"
@@ -179,7 +199,7 @@ def format_status(found: TableStatus, table: str) -> Result:
     ]
     if found.counts.by_status:
         rows = [(status, f"{n:,}", "rows") for status, n in found.counts.by_status.items()]
-        blocks.append(Grid("  {:<12} {:>10} {}", rows))
+        blocks.append(Grid("<><", rows))
     for holder in found.at_work:
         where = f"on {holder.host}, process {holder.pid}"
         if holder.scheduler is not None:
@@ -191,8 +211,7 @@ def format_status(found: TableStatus, table: str) -> Result:
         blocks.append(f"  {found.rate:,.0f} recordings a second, {format_duration(n_left / found.rate)} left")
     for holder in found.lost:
         heard = datetime.fromtimestamp(holder.renewed_s, UTC).isoformat(timespec="seconds")
-        said = f"run {holder.run} died, on {holder.host}; last heard of at {heard} by its own clock"
-        blocks.append(Line(said, Role.NOTE))
+        blocks.append(warn(f"run {holder.run} died, on {holder.host}; last heard of at {heard} by its own clock"))
     last = found.last_run
     if last is not None:
         rate = f", {last['n_decoded'] / last['elapsed_s']:,.0f} recordings a second" if last.get("n_decoded") else ""
@@ -214,9 +233,9 @@ def format_status(found: TableStatus, table: str) -> Result:
     return Result(*blocks, next_step(words))
 
 
-def format_verification(found: Verification, table: str) -> Result:
+def _format_verification(found: Verification, table: str) -> Result:
     """Return whether a table is whole, with what is wrong, the first of it."""
-    lines = [Line(f"  {problem}", Role.NOTE) for problem in found.problems[:_MOST_PROBLEMS]]
+    lines = [warn(f"  {problem}") for problem in found.problems[:_MOST_PROBLEMS]]
     if len(found.problems) > _MOST_PROBLEMS:
         lines.append(Line(f"  and {len(found.problems) - _MOST_PROBLEMS:,} more; all of them with --json"))
     word = "whole" if found.is_whole else "not whole"
@@ -232,9 +251,7 @@ def format_verification(found: Verification, table: str) -> Result:
         words = format_command("train", table, "BUNDLE")
     return Result(
         *lines,
-        Line(
-            f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts", Role.TITLE
-        ),
+        title(f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts"),
         next_step(words),
         format_counts(found.counts),
     )

@@ -137,7 +137,7 @@ def read_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:
     """Yield the features of rows that all have some."""
     for batch in rows.select(names(settings)).to_batches():
         columns = []
-        for column, (_, shape) in zip(batch.columns, _lay_out(settings), strict=True):
+        for column, (_, shape) in zip(batch.columns, _lay_out(settings)[0], strict=True):
             numbers = np.asarray(flatten(column)).reshape(-1, *(length for length in shape if length != -1))
             if -1 in shape:
                 bounds = np.asarray(column.offsets)

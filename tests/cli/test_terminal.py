@@ -21,10 +21,9 @@ from support.commands import ROOT, run_command
 from support.review_tables import HOSTILE, answer_truly, fill, write_table
 
 import emotion_batch
-from emotion_batch.cli import app, results
-from emotion_batch.cli.console import print_result
+from emotion_batch.cli import app, console
+from emotion_batch.cli.console import Grid, Line, Result, print_result
 from emotion_batch.cli.report_commands import format_review, format_sheet
-from emotion_batch.cli.results import Grid, Line, Result, Role
 
 # A sequence of escape: colours, erasures, movements.
 _SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
@@ -163,8 +162,7 @@ def tell() -> None:
     import time
     from collections import namedtuple
 
-    from emotion_batch.cli.console import Said, print_result
-    from emotion_batch.cli.results import Grid, Line, Result, Role, next_step
+    from emotion_batch.cli.console import Grid, Result, Said, next_step, print_result, title
 
     progress = namedtuple("progress", "n_recordings n_done n_failed n_done_here elapsed_s")
     said = Said(is_quiet=False, is_debug=False, goes_on=True)
@@ -179,8 +177,8 @@ def tell() -> None:
     said.epoch("fold 1 of 2", 3, 4, {"loss": 0.5, "accuracy": 0.25})
     said.error("calls: expected recordings, got none; [link=http://127.0.0.1]look[/link]")
     rows = [("angry", "1,000", "33.3%", "[blink]calls\n.wav"), ("sad", "2", "0.1%", "x" * 30)]
-    grid = Grid("  {:<12} {:>9} {:>9}  {}", rows, ("emotion", "labels", "share", "an example of it"))
-    print_result(Result(Line("[red]labels[/red]: 3 parts", Role.TITLE), grid, next_step("emotion-batch verify labels")))
+    grid = Grid("<>><", rows, ("emotion", "labels", "share", "an example of it"))
+    print_result(Result(title("[red]labels[/red]: 3 parts"), grid, next_step("emotion-batch verify labels")))
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -246,7 +244,7 @@ def test_a_table_fits_its_terminal(width: int, tmp_path: Path, monkeypatch: pyte
 def test_each_kind_of_figure_is_readable_where_it_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any width no cell is broken: what is too wide for a table is shown row by row."""
     rows = [(f"label{at}", *(f"{at * 1_000 + of:,}" for of in range(7))) for at in range(3)]
-    grid = Grid("  {:<10}" + " {:>9}" * 7, rows, ("true", *(f"surprise{at}" for at in range(7))))
+    grid = Grid("<" + ">" * 7, rows, ("true", *(f"surprise{at}" for at in range(7))))
     for width in (20, 40, 60, 80, 120):
         data = look(lambda: print_result(Result(grid)), width, monkeypatch)
         screen = Screen(data, width)
@@ -255,6 +253,19 @@ def test_each_kind_of_figure_is_readable_where_it_is_narrow(monkeypatch: pytest.
         for row in rows:
             for cell in row[1:]:
                 assert cell in words, (width, cell, screen.text)
+
+
+def test_a_log_gets_columns_as_wide_as_their_cells() -> None:
+    """Without a terminal a table has each cell on its side, a rule below its heads, and no blank at a line's end."""
+    rows = [("sad", "2", ""), ("angry", "1,000", "two\nlines")]
+    assert Grid("<><", rows, ("emotion", "n", "why")).lines() == [
+        "  emotion      n  why",
+        "  -------  -----  ----------",
+        "  sad          2",
+        r"  angry    1,000  two\nlines",
+    ]
+    assert Grid("<><", rows).lines() == ["  sad        2", r"  angry  1,000  two\nlines"]
+    assert Grid("<><", []).lines() == []
 
 
 @pytest.mark.parametrize(
@@ -334,17 +345,17 @@ def test_a_process_on_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_text_on_a_terminal(name: str) -> None:
     """No name moves the cursor, breaks a line, or is taken for markup, in lines, cells, notes and bars."""
-    from emotion_batch.cli.terminal import Terminal
-
-    terminal = Terminal(sys.__stdout__)
-    text = terminal.render(Result(Line(f"{name}: 3"), Grid("{:<5} {:>5}", [(name, "1")], ("a", name))))
-    text += terminal.render(Result(results.next_step(name), Line(name, Role.ERROR))) + terminal.render_progress(
-        0.5, [name]
+    blocks = (
+        Line(f"{name}: 3"),
+        Grid("<>", [(name, "1")], ("a", name)),
+        console.next_step(name),
+        Line(name, "bold", "a:"),
     )
+    text = console._render(sys.__stdout__, *blocks) + console._render_progress(sys.__stdout__, 0.5, [name])
     for part in text.split("\n"):
         assert _SEQUENCE.sub("", part).isprintable()
     assert set(re.findall(r"\x1b\[[0-9;]*(.)", text)) <= {"m"}
-    assert text.count(results.shown(name)) >= 3
+    assert text.count(console.shown(name)) >= 3
 
 
 def test_each_command_says_what_is_next(features: Path, labels: Path, bundle: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, LABELS, command, option, pick, positive, switch
+from emotion_batch.cli.options import COMMON, LABELS, command, option, pick_options, positive, switch
 from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
     card = train(
         options.table,
         options.bundle,
-        settings=TrainingSettings(**pick(options, *(field.name for field in fields(TrainingSettings)))),
+        settings=TrainingSettings(**pick_options(options, *(field.name for field in fields(TrainingSettings)))),
         on_epoch=said.epoch,
         watcher=said.watcher(),
-        **pick(options, "h5", "storage_options", "force"),
+        **pick_options(options, "h5", "storage_options", "force"),
     )
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
@@ -104,7 +104,7 @@ def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
         options.bundle,
         options.table,
         priors=None if options.priors is None else metrics.read_priors(options.priors),
-        **pick(options, "labels", "label_map", "allow_numeric_labels", "robustness", "storage_options"),
+        **pick_options(options, "labels", "label_map", "allow_numeric_labels", "robustness", "storage_options"),
     )
     said.answer(found.to_dict(), format_evaluation(found, options.bundle))
 
@@ -126,7 +126,7 @@ def _run_import(options: argparse.Namespace, said: Said) -> None:
         options.bundle,
         labels=[label.strip() for label in options.labels.split(",")],
         watcher=said.watcher(),
-        **pick(options, "storage_options", "force"),
+        **pick_options(options, "storage_options", "force"),
     )
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 

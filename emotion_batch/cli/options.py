@@ -222,7 +222,7 @@ def _add_command(commands: Any, name: str, *, leave: bool) -> None:
         add(parser)
 
 
-def pick(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+def pick_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Return values of these names, for a function that calls them the same."""
     return {name: getattr(options, name) for name in names}
 

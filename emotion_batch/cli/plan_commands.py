@@ -16,7 +16,7 @@ from emotion_batch.cli.options import (
     command,
     group,
     option,
-    pick,
+    pick_options,
     positive,
     segments,
 )
@@ -57,7 +57,7 @@ def _run_plan(options: argparse.Namespace, said: Said) -> int:
         sample_s=options.sample,
         watcher=said.watcher(),
         **options.choice,
-        **pick(options, "table", "model", "settings", "segments", "scheduler", "by", "storage_options"),
+        **pick_options(options, "table", "model", "settings", "segments", "scheduler", "by", "storage_options"),
     )
     said.answer(found.to_dict(), _format_plan(found))
     return int(found.is_late)

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, command, option, pick, positive, switch, whole
+from emotion_batch.cli.options import COMMON, command, option, pick_options, positive, switch, whole
 from emotion_batch.errors import UsageError, format_command
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _PRECISION = ("confidence", "labels", "checked", "right", "95 %", "")
 def _run_report(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.report import report
 
-    made = report(options.table, **pick(options, "output", "seed", "storage_options"))
+    made = report(options.table, **pick_options(options, "output", "seed", "storage_options"))
     said.answer(made.to_dict(), _format_report(made, options.table))
 
 
@@ -54,7 +54,7 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
             wrong = "only where a sheet is written, got it with --take" if options.take else "--take with it, got none"
             raise UsageError(f"--{name.replace('_', '-')}: expected {wrong}")
     table, sheet = options.table, options.sheet
-    places = pick(options, "storage_options", "force")
+    places = pick_options(options, "storage_options", "force")
     if options.take:
         taken = take_review(table, sheet, labels=options.labels, new_labels=options.new_label or (), **places)
         said.answer(taken.to_dict(), format_review(taken))

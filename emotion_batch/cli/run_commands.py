@@ -17,7 +17,7 @@ from emotion_batch.cli.options import (
     command,
     group,
     option,
-    pick,
+    pick_options,
     positive,
     segments,
 )
@@ -48,7 +48,7 @@ def _run_extract(options: argparse.Namespace, said: Said) -> int:
         options.table,
         options=_run_options(options, said),
         **options.choice,
-        **pick(options, "settings", "segments", "limit", "prune"),
+        **pick_options(options, "settings", "segments", "limit", "prune"),
     )
     return finish(summary, options, said, format_command("train", options.table, "BUNDLE"))
 
@@ -77,7 +77,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
             options.table,
             options=_run_options(options, said),
             **options.choice,
-            **pick(options, "model", "segments", "keep_features", "limit", "prune"),
+            **pick_options(options, "model", "segments", "keep_features", "limit", "prune"),
         )
         return finish(summary, options, said, format_command("query", options.table, options=("--example", "mix")))
     if options.leave:
@@ -86,7 +86,9 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
         raise UsageError(
             f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
         )
-    found = single_recording.label_recording(options.source, **pick(options, "model", "segments", "storage_options"))
+    found = single_recording.label_recording(
+        options.source, **pick_options(options, "model", "segments", "storage_options")
+    )
     said.answer([vars(one) for one in found], _format_labels(found))
     return int(any(one.status != "ok" for one in found))
 
@@ -143,7 +145,7 @@ def _run_options(options: argparse.Namespace, said: Said) -> RunOptions:
         # A retry has no such option, because it goes on in any case.
         force=getattr(options, "force", False),
         watcher=said.watcher(),
-        **pick(options, "scheduler", "workers", "storage_options", "leave"),
+        **pick_options(options, "scheduler", "workers", "storage_options", "leave"),
     )
 
 

@@ -22,7 +22,7 @@ from emotion_batch.cli.console import (
     title,
     warn,
 )
-from emotion_batch.cli.options import COMMON, TABLE, command, option, pick, switch
+from emotion_batch.cli.options import COMMON, TABLE, command, option, pick_options, switch
 from emotion_batch.errors import Status, UsageError, format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _run_export(options: argparse.Namespace, said: Said) -> None:
         options.folder,
         file_format=options.format,
         watcher=said.watcher(),
-        **pick(options, "partial", "force", "storage_options"),
+        **pick_options(options, "partial", "force", "storage_options"),
     )
     said.answer(found.to_dict(), _format_export(found))
 

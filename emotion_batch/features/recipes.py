@@ -133,7 +133,7 @@ def _lay_out(settings: AnySettings) -> tuple[list[tuple[np.dtype[Any], tuple[int
     return layout, sum(size for size in sizes if size >= 0), -sum(size for size in sizes if size < 0)
 
 
-def read_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:
+def iterate_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:
     """Yield the features of rows that all have some."""
     for batch in rows.select(names(settings)).to_batches():
         columns = []

@@ -268,7 +268,7 @@ class Spool:
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of a feature table that all have features."""
-        encoded = [recipes.encode(one) for one in recipes.read_values(rows, self._settings)]
+        encoded = [recipes.encode(one) for one in recipes.iterate_values(rows, self._settings)]
         self._file.writelines(encoded)
         ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
         self._bounds.frombytes((ends + self._bounds[-1]).tobytes())

@@ -34,7 +34,7 @@ from distributed import (
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
-from emotion_batch.errors import ClusterError, IncompleteError, find_shortage
+from emotion_batch.errors import CancelledError, ClusterError, IncompleteError, find_shortage
 from emotion_batch.run.dask_client import (
     DRIVER_KEY,
     POLL_S,
@@ -204,6 +204,12 @@ class Cluster:
                         continue
                     for key in others:
                         left.pop(key)[1].release()
+                    if isinstance(outcome, CancelledError):
+                        # What workers have begun is waited for, because nothing may be under way when the run has ended.
+                        begun = {key for keys in self._client.processing().values() for key in keys}
+                        waiting.clear()
+                        for key in left.keys() - begun:
+                            left.pop(key)[1].release()
                     yield task, outcome
         finally:
             # The client of a worker stays open, and would have the scheduler go on with them.

@@ -294,12 +294,16 @@ class Run:
         canary = None if self.options.force else Canary(self.info.source)
         begun = time.perf_counter()
         n_done_here = 0
+        cancelled: CancelledError | None = None
         failures: list[tuple[int, BaseException]] = []
         n_resubmitted = self.summary.n_resubmitted
         for task, outcome in cluster.run(work, todo, self._check):
             self.summary.n_resubmitted = n_resubmitted + cluster.n_resubmitted
-            if isinstance(outcome, CancelledError | DamagedError):
+            if isinstance(outcome, DamagedError):
                 raise outcome
+            if isinstance(outcome, CancelledError):
+                cancelled = outcome
+                continue
             if isinstance(outcome, StorageError):
                 # A full disk is full for every shard: the rest of the night would be decoded for nothing.
                 raise IncompleteError(f"{outcome}; what is finished stays, and the same command goes on") from outcome
@@ -312,6 +316,8 @@ class Run:
             self._tell(n_done_here, time.perf_counter() - begun)
             if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
                 canary.watch(outcome)
+        if cancelled is not None:
+            raise cancelled
         if failures:
             shard, first = failures[0]
             # What was raised on purpose says itself what is to be done.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
-# A bar moves no more often, because nobody would see it.
+# A bar moves no more often, because a person would not see it.
 _MOVES_EVERY_S = 0.05
 _USUAL_WIDTH, _LEAST_WIDTH = 80, 20
 # A bar has an eighth of the terminal, and this at the least: one as long as the text leaves it would shrink on its way.
@@ -204,7 +204,7 @@ class Said:
         self._write(_render(sys.stderr, line) if self._is_terminal else f"{line.lines()[0]}\n")
 
     def _write(self, text: str) -> None:
-        # If nobody reads it, or the disk is full, the work goes on all the same, and there is no other place to say so.
+        # If its reader is gone, or the disk is full, the work goes on all the same, and there is no other place to say so.
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -306,7 +306,7 @@ def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
     try:
-        # A terminal whose width nobody has set says 0.
+        # A terminal whose width is not set says 0.
         width = max(_LEAST_WIDTH, os.get_terminal_size(stream.fileno()).columns or _USUAL_WIDTH)
     except (OSError, ValueError):
         width = _USUAL_WIDTH

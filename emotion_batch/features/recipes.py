@@ -104,7 +104,7 @@ def encode(values: Values | None) -> bytes:
 
 
 def decode(data: bytes, settings: AnySettings) -> Values | None:
-    """Return the features that `encode` gave, without believing whoever sent them."""
+    """Return the features that `encode` gave, without trusting its sender."""
     if not data:
         return None
     layout, a_row, a_frame = _lay_out(settings)

@@ -11,35 +11,37 @@ import pyarrow as pa
 
 from emotion_batch.features.mfcc import mean_mfcc
 from emotion_batch.features.recipe import Recipe, read_matrix
-from emotion_batch.settings import FeatureSettings
+from emotion_batch.settings import AnySettings, FeatureSettings
 
 
 @dataclass(frozen=True)
-class ChangeSettings(FeatureSettings):
-    """The notebook's frames and bands, with fewer coefficients."""
+class ChangeSettings(AnySettings):
+    """The notebook's frames and bands, with so many coefficients."""
 
     recipe: ClassVar[str] = "mfcc-change"
 
-    n_mfcc: int = 12
+    sample_rate: int = 22_050
+    n_changes: int = 12
 
 
 def compute_change(samples: npt.NDArray[np.float32], settings: ChangeSettings) -> npt.NDArray[np.float32]:
-    """Return the change, shape (n_mfcc,)."""
+    """Return the change, shape (n_changes,)."""
     half = (len(samples) + 1) // 2
-    return mean_mfcc(samples[-half:], settings) - mean_mfcc(samples[:half], settings)
+    mfcc = FeatureSettings(sample_rate=settings.sample_rate, n_mfcc=settings.n_changes)
+    return mean_mfcc(samples[-half:], mfcc) - mean_mfcc(samples[:half], mfcc)
 
 
 RECIPE = Recipe(
     option="mfcc-change",
     settings=ChangeSettings,
-    fields=lambda settings: [pa.field("change", pa.list_(pa.float32(), settings.n_mfcc))],
+    fields=lambda settings: [pa.field("change", pa.list_(pa.float32(), settings.n_changes))],
     compute=lambda samples, settings: (compute_change(samples, settings),),
     prepare=lambda rows, settings: read_matrix(rows["change"]),
-    input_shape=lambda settings: (settings.n_mfcc,),
+    input_shape=lambda settings: (settings.n_changes,),
     level=lambda rows, settings: read_matrix(rows["change"])[:, 0],
     network="change-dense",
     measures="change",
     epochs=2,
     batch_size=16,
-    describe=lambda settings: f"change of {settings.n_mfcc} MFCC within",
+    describe=lambda settings: f"change of {settings.n_changes} MFCC within",
 )

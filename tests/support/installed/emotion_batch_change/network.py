@@ -12,8 +12,8 @@ def build_dense(settings: Any, n_labels: int) -> Any:
     _, keras = load_keras()
     return keras.Sequential(
         [
-            keras.Input((settings.n_mfcc, 1)),
-            keras.layers.Reshape((settings.n_mfcc,)),
+            keras.Input((settings.n_changes, 1)),
+            keras.layers.Reshape((settings.n_changes,)),
             keras.layers.Dense(32, activation="relu"),
             keras.layers.Dense(n_labels, activation="softmax"),
         ]

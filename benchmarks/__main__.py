@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import buckets, cold_start, kernel, labelling, ledger, worker
+from benchmarks import buckets, cold_start, kernel, labelling, ledger, rates, worker
 from benchmarks.measuring import describe, render
 from emotion_batch.example import synthesis
 from emotion_batch.storage.archive import list_recordings
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results.json"
 MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
-PARTS = ("kernel", "worker", "ledger", "labelling", "buckets", "cold-start")
+PARTS = ("kernel", "rates", "worker", "ledger", "labelling", "buckets", "cold-start")
 
 
 def main() -> None:
@@ -61,6 +61,8 @@ def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, fol
     figures = []
     if "kernel" in parts:
         figures += kernel.measure(archive, n_rounds)
+    if "rates" in parts:
+        figures += rates.measure(archive, n_rounds)
     if "worker" in parts:
         figures += worker.measure(archive, n_rounds)
     if "ledger" in parts:

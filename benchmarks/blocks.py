@@ -47,6 +47,46 @@ def package(archive: str, recipe: str = "seed") -> Work:
     return timed(work)
 
 
+def windows(archive: str, window_s: str, hop_s: str) -> Work:
+    """Do what a shard does to extract windows by the default recipe: names to rows."""
+    from emotion_batch.settings import Segments, SequenceSettings
+    from emotion_batch.storage.archive import list_recordings
+    from emotion_batch.worker import process
+    from emotion_batch.worker.recordings import extract_rows
+
+    process.settle()
+    segments = Segments.windows(float(window_s), float(hop_s))
+    listing = list_recordings(archive)
+    numbers = {name: number for number, name in enumerate(listing.entries["file"].to_pylist())}
+
+    def work(names: list[str]) -> None:
+        entries = listing.entries.take([numbers[name] for name in names]).combine_chunks().to_batches()[0]
+        extract_rows(entries, listing.folder, SequenceSettings(), segments)
+
+    return timed(work)
+
+
+def labels(archive: str) -> Work:
+    """Do what a shard does to label recordings by the model that ships: names to rows."""
+    from emotion_batch.inference.bundle import find_model, open_bundle
+    from emotion_batch.inference.predict import Predictor, label_rows
+    from emotion_batch.storage.archive import list_recordings
+    from emotion_batch.worker import process
+    from emotion_batch.worker.recordings import extract_rows
+
+    process.settle()
+    bundle = open_bundle(find_model(None))
+    predictor, card = Predictor(bundle), bundle.card
+    listing = list_recordings(archive)
+    numbers = {name: number for number, name in enumerate(listing.entries["file"].to_pylist())}
+
+    def work(names: list[str]) -> None:
+        entries = listing.entries.take([numbers[name] for name in names]).combine_chunks().to_batches()[0]
+        label_rows(extract_rows(entries, listing.folder, card.feature_settings, card.segments), predictor)
+
+    return timed(work)
+
+
 def stages(archive: str) -> Work:
     """Do what `package` does; an answer is the CPU seconds in each stage of it, and in all."""
     import scipy.fft
@@ -205,7 +245,10 @@ def timed(function: Work) -> Work:
 def main() -> None:
     """Do the blocks that come in, a line each."""
     kind, *arguments = sys.argv[1:]
-    kinds = {work.__name__: work for work in (notebook, package, stages, floor, shards, unguarded, keras, executable)}
+    kinds = {
+        work.__name__: work
+        for work in (notebook, package, windows, labels, stages, floor, shards, unguarded, keras, executable)
+    }
     do = kinds[kind](*arguments)
     for line in sys.stdin:
         print(json.dumps(do(json.loads(line))), flush=True)

@@ -35,12 +35,13 @@ class AnySettings:
     recipe
         Name of the recipe in tables and bundles.
     sample_rate
-        Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels.
+        Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels; None if features are
+        computed at the recording's own rate.
     """
 
     recipe: ClassVar[str]
 
-    sample_rate: int
+    sample_rate: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON holds them, with the name of the recipe."""
@@ -109,15 +110,15 @@ class SequenceSettings(AnySettings):
     Attributes
     ----------
     sample_rate
-        Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels.
-    win_length, n_fft
-        Samples in a frame (Hann's window), and length of its Fourier transform, in samples.
-    hop_length
-        Samples from one frame to the next.
+        None: features are computed at the recording's own rate, after the mean over its channels.
+    window_s
+        Seconds that a frame lasts (Hann's window).
+    hop_s
+        Seconds from one frame to the next.
     n_mels
-        Number of mel bands (Slaney's scale and normalisation) from `fmin_hz` to half the sample rate.
-    fmin_hz
-        Where the lowest band begins.
+        Number of mel bands (Slaney's scale).
+    fmin_hz, fmax_hz
+        Where the lowest band begins and the highest ends.
     f0_min_hz, f0_max_hz
         Between which a fundamental frequency is looked for.
 
@@ -129,12 +130,12 @@ class SequenceSettings(AnySettings):
 
     recipe: ClassVar[str] = "logmel-pitch"
 
-    sample_rate: int = 16_000
-    win_length: int = 400
-    n_fft: int = 512
-    hop_length: int = 160
+    sample_rate: None = None
+    window_s: float = 0.025
+    hop_s: float = 0.01
     n_mels: int = 64
     fmin_hz: int = 50
+    fmax_hz: int = 7_600
     f0_min_hz: int = 65
     f0_max_hz: int = 500
 

@@ -136,7 +136,6 @@ def _json_lists(lists: pa.Array) -> pa.Array:
         return _join(lists, pc.fill_null(_json_lists(lists.flatten()), "null"))
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         values = lists.flatten()
-        values = values.cast(pa.float32()) if pa.types.is_float16(kind) else values
         if pa.types.is_floating(kind):
             values = pc.if_else(pc.is_finite(values), values, None)
         return _join(lists, pc.fill_null(values.cast(pa.string()), "null"))
@@ -162,9 +161,9 @@ def _as_table(rows: pa.Table | pa.RecordBatch) -> pa.Table:
 
 
 def _as_json(column: pa.ChunkedArray) -> list[Any]:
-    if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
+    if pa.types.is_float32(column.type):
         # 0.1, and not what it is as a double.
-        column = column.cast(pa.float32()).cast(pa.string()).cast(pa.float64())
+        column = column.cast(pa.string()).cast(pa.float64())
     return [_json_value(value) for value in column.to_pylist()]
 
 

@@ -387,7 +387,7 @@ def _open_part(table: Folder, name: str) -> pa.NativeFile | RemoteFile:
 
 
 def _to_duckdb(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a column has in queries, because DuckDB takes no half floats, and fixed lists are of another type."""
+    """Return the type that a column has in queries, because fixed lists are of another type to DuckDB."""
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.list_(_to_duckdb(kind.value_type))
-    return pa.float32() if pa.types.is_float16(kind) else kind
+    return kind

@@ -70,9 +70,14 @@ class Header:
 
 
 class Stretch(NamedTuple):
-    """Mono samples, shape (n_samples,), at least one, not necessarily finite; and where they end in the recording, in seconds."""
+    """Mono samples, shape (n_samples,), at least one, not necessarily finite, and their rate.
+
+    `start` is the recording's frame at which they begin, and `end_s` where they end in it, in seconds.
+    """
 
     samples: npt.NDArray[np.float32]
+    sample_rate_hz: int
+    start: int
     end_s: float
 
 
@@ -113,8 +118,8 @@ class Recording:
         self._kept_start = 0
         self.header = Header(decoder.frames / rate if duration_s is None else duration_s, rate, decoder.channels)
 
-    def read(self, start_s: float, duration_s: float, *, sample_rate: int) -> Stretch:
-        """Read a stretch as mono samples at a rate in Hz; it ends early if the recording does.
+    def read(self, start_s: float, duration_s: float, *, sample_rate: int | None) -> Stretch:
+        """Read a stretch as mono samples at a rate in Hz, or the recording's own; it ends early if the recording does.
 
         Stretches are asked for in the order of their starts. The audio that overlaps is decoded once; memory is of the order
         of one stretch, however long the recording. Raises RecordingError: ``empty``, ``too_short``, ``truncated`` or
@@ -140,7 +145,8 @@ class Recording:
                 f"the segment goes to {end / rate:.3f} s, the file is cut at {(end - n_missing) / rate:.3f} s",
             )
         end_s = start_s + duration_s if len(mono) == wanted else (start + len(mono)) / rate
-        return Stretch(resample(mono, rate, sample_rate), end_s)
+        read_hz = rate if sample_rate is None else sample_rate
+        return Stretch(resample(mono, rate, read_hz), read_hz, start, end_s)
 
     def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return frames from `start` to `end`, mixed; what the last call decoded of them is taken from it."""

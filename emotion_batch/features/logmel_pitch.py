@@ -1,244 +1,271 @@
 """Compute the features of the recipe ``sequence``: log-mel bands, fundamental frequency and voicing, by frame.
 
-Window and mel filters are librosa's, kept in a file beside this module, as those of `features.mfcc` are.
-``python -m emotion_batch.features.logmel_pitch`` writes it anew, and a test compares it with librosa.
+They are computed at the recording's own rate, because resampling would cost more than all the rest. A frame lasts 25 ms and one begins
+every 10 ms, whatever the rate. A band's level is the mean square of the samples in it, and so is the same at every rate.
 """
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import scipy.fft
 
-from emotion_batch.features.mfcc import POWER_FLOOR, Band, cut_bands
-from emotion_batch.features.recipe import Recipe, flatten
+from emotion_batch.features import pitch
+from emotion_batch.features.audio import resample
+from emotion_batch.features.decimation import Decimator, decimate, design
+from emotion_batch.features.mfcc import Band, cut_bands
+from emotion_batch.features.recipe import Frames, Recipe, flatten
 from emotion_batch.settings import SequenceSettings
 
-FILTERS = "sequence_filters.npz"
 # What a network sees of a frame: the bands, energy, fundamental frequency and voicing.
 N_INPUTS = SequenceSettings.n_mels + 3
-# The fundamental is looked for at a quarter of the rate, in frames of 64 ms: three periods of the lowest.
-_DECIMATION, _PITCH_WINDOW, _N_TAPS = 4, 256, 64
-# For how much shorter a period a peak must be higher, by the octave: Boersma 1993, "octave cost".
-_OCTAVE_COST = np.float32(0.02)
+# Levels are stored as whole numbers of this many to a neper of power (1 neper is 4.3 dB): its 0.02 dB nobody hears.
+_STEPS = 256
+# Power below that of the quietest samples of 16 bits, in a band.
+_POWER_FLOOR = np.float32(1e-12)
+# From the first rate on, samples are decimated to a rate from the second on. Below the third, they are resampled to it.
+_DECIMATED_HZ, _BASE_HZ, _LEAST_HZ = 32_000, 16_000, 8_000
+_MOST_RATES = 32
+# A frame counts as active down to so many nepers below the loudest, and so do its neighbours, which hold consonants.
+_ACTIVE_RANGE, _N_NEIGHBOURS = 5.0, 8
+# The tenth loudest frame is "the loudest": a click is shorter. Unlike a quantile, it does not depend on how much silence there is.
+_N_LOUDER = 10
+# What is farther below the loudest frame than this is counted as so far: no network hears the noise of a codec or of 16 bits.
+_RANGE = 14.0
 # From this share of periodic power on, and so far below the loudest frame in nepers, a frame counts as voiced.
 _VOICED, _VOICED_RANGE = 0.5, 6.0
 # Fewer voiced frames have no median to speak of.
 _LEAST_VOICED = 5
 # What brings each input to about unit variance; fixed, so that a row depends on its own recording alone.
 _MEL_SCALE, _ENERGY_SCALE, _PITCH_SCALE, _MOST_PITCH = 3.0, 5.0, 0.5, 1.2
+_LEAST_ENERGY = -2.0
 
 
 class Sequence(NamedTuple):
     """A segment by frames, as a feature table holds it.
 
-    `logmel` is the natural logarithm of the power in each mel band, shape (n_frames, n_mels). `f0_hz` is the fundamental
+    `logmel` is the natural logarithm of the power in each mel band, in 1/256, shape (n_frames, n_mels). `f0_hz` is the fundamental
     frequency that fits best, voiced or not, and `voicing` the share of the power that is periodic at it, from 0 to 1.
     """
 
-    logmel: npt.NDArray[np.float16]
-    f0_hz: npt.NDArray[np.float16]
-    voicing: npt.NDArray[np.float16]
+    logmel: npt.NDArray[np.int16]
+    f0_hz: npt.NDArray[np.float32]
+    voicing: npt.NDArray[np.float32]
+
+
+class Heard(NamedTuple):
+    """What a network and the measures of a domain read of a segment: frames from the first to the last active one, in nepers.
+
+    `bands` is the power in each band, shape (n_frames, n_mels); `power` the same, relative to the loudest cell, and not as a logarithm.
+    `energy` is the power of each frame, shape (n_frames,), and `loudest` that of the tenth loudest frame. `is_active` is which frames
+    are not silence.
+    """
+
+    bands: npt.NDArray[np.float32]
+    power: npt.NDArray[np.float32]
+    energy: npt.NDArray[np.float32]
+    loudest: np.float32
+    is_active: npt.NDArray[np.bool_]
+    f0_hz: npt.NDArray[np.float32]
+    voicing: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class _Constants:
+    """What the rate alone decides; `hop` is the samples from one frame to the next, which need not be a whole number."""
+
+    decimator: Decimator | None
+    hop: float
     window: npt.NDArray[np.float32]
+    n_bins: int
     bands: tuple[Band, ...]
-    # Low-pass filters of the four phases of the rate.
-    taps: npt.NDArray[np.float32]
-    pitch_window: npt.NDArray[np.float32]
-    # The window's own autocorrelation, by which that of what it is laid on is divided, from lag 0.
-    fading: npt.NDArray[np.float32]
-    # The shortest and the longest period, in samples of the slower rate.
-    lags: slice
-    cost: npt.NDArray[np.float32]
+    pitch: pitch.PitchConstants
 
 
-def compute_sequence(samples: npt.NDArray[np.float32], settings: SequenceSettings) -> Sequence:
-    """Return log-mel bands, fundamental frequency and voicing of a stretch of one sample or more, a frame every `hop_length`.
+def compute_sequence(
+    samples: npt.NDArray[np.float32], rate_hz: int, settings: SequenceSettings, known: slice | None = None
+) -> Sequence:
+    """Return log-mel bands, fundamental frequency and voicing of a stretch of one sample or more, a frame every 10 ms.
 
-    The fundamental is the highest peak of the autocorrelation, divided by the window's own and weighted against longer
-    periods: P. Boersma, "Accurate short-term analysis of the fundamental frequency", IFA Proceedings 17, 1993. The last frame
-    is filled up with silence, so that every sample is in one. Not all finite if the samples, or their power, are not.
+    Frame i begins at the sample nearest to i times 10 ms, so that time never drifts. The last frame is filled up with silence, so that
+    every sample is in one. Frames in `known` are left out. Not all finite if the samples, or their power, are not.
     """
-    constants = _constants(settings)
-    n_frames = 1 + -(-max(0, len(samples) - settings.win_length) // settings.hop_length)
-    padded = np.zeros((n_frames - 1) * settings.hop_length + settings.win_length, np.float32)
-    padded[: len(samples)] = samples
+    if rate_hz < _LEAST_HZ:
+        samples, rate_hz = resample(samples, rate_hz, _LEAST_HZ), _LEAST_HZ
+    constants = _constants(rate_hz, settings)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        logmel = _logmel(padded, n_frames, settings, constants)
-        f0_hz, voicing = _pitch(padded, n_frames, settings, constants)
-        return Sequence(logmel.astype(np.float16), f0_hz.astype(np.float16), voicing.astype(np.float16))
+        if constants.decimator is not None:
+            samples = decimate(samples, constants.decimator)
+        numbers = np.arange(_count_frames(len(samples), constants))
+        if known is not None:
+            numbers = np.concatenate([numbers[: known.start], numbers[known.stop :]])
+        n_frames = len(numbers)
+        # One frame alone is computed twice: see `decimation`.
+        starts = np.rint((numbers if n_frames > 1 else np.repeat(numbers, 2)) * constants.hop).astype(np.int64)
+        padded = np.zeros(starts[-1] + len(constants.window), np.float32)
+        n_there = min(len(samples), len(padded))
+        padded[:n_there] = samples[:n_there]
+        power = pitch.power_of(padded, starts, constants.window, constants.n_bins)
+        logmel = np.zeros((len(starts), settings.n_mels), np.float32)
+        for bins, filters, weights in constants.bands:
+            np.matmul(power[:, bins], weights, out=logmel[:, filters])
+        np.log(np.maximum(logmel, _POWER_FLOOR, out=logmel), out=logmel)
+        f0_hz, voicing = pitch.track(samples, starts + len(constants.window) / 2, constants.pitch)
+        # Whole numbers cannot say that a level is none. One that is finite is no more than 88 nepers, and so fits.
+        if not np.isfinite(logmel).all():
+            voicing[:] = np.nan
+        logmel *= np.float32(_STEPS)
+        levels = np.rint(logmel, out=logmel).astype(np.int16)
+    return Sequence(levels[:n_frames], f0_hz[:n_frames], voicing[:n_frames])
 
 
-def prepare_sequence(sequence: Sequence) -> npt.NDArray[np.float32]:
+def hear(sequence: Sequence) -> Heard:
+    """Return what is heard of a stored segment."""
+    bands = sequence.logmel.astype(np.float32)
+    bands *= np.float32(1 / _STEPS)
+    return hear_bands(bands, sequence.f0_hz, sequence.voicing)
+
+
+def hear_bands(
+    bands: npt.NDArray[np.float32], f0_hz: npt.NDArray[np.float32], voicing: npt.NDArray[np.float32]
+) -> Heard:
+    """Return what is heard of bands in nepers, fundamentals and voicing by frame: silence before and after it is cut off."""
+    highest = bands.max()
+    power = np.exp(bands - highest)
+    energy = np.log(power.sum(axis=1) + np.float32(1e-30)) + highest
+    place = max(0, len(energy) - _N_LOUDER)
+    loudest = np.partition(energy, place)[place]
+    is_active = energy > loudest - np.float32(_ACTIVE_RANGE)
+    at = np.flatnonzero(is_active)
+    # How many active frames there are up to each frame tells whether there is one among its neighbours.
+    so_far = np.concatenate([[0], np.cumsum(is_active)])
+    number = np.arange(len(energy))
+    is_near = (
+        so_far[np.minimum(number + _N_NEIGHBOURS + 1, len(energy))] > so_far[np.maximum(number - _N_NEIGHBOURS, 0)]
+    )
+    heard = slice(max(0, at[0] - _N_NEIGHBOURS), at[-1] + _N_NEIGHBOURS + 1)
+    return Heard(bands[heard], power[heard], energy[heard], loudest, is_near[heard], f0_hz[heard], voicing[heard])
+
+
+def make_inputs(heard: Heard, pitch_range: float = 1.0, pitch_shift: float = 0.0) -> npt.NDArray[np.float32]:
     """Return what a network sees of a segment, shape (n_frames, `N_INPUTS`).
 
-    Each band without its mean over the frames, which takes the room and the microphone out; the energy relative to the
-    loudest frame; the logarithm of the fundamental without its median where there is a voice, else 0; the voicing.
+    Each band without its mean over the active frames, which takes the room and the microphone out; the energy relative to the
+    loudest frame; the logarithm of the fundamental without its median where there is a voice, else 0; the voicing. A training varies
+    the range of the fundamental, by a factor, and its place, in nepers.
     """
-    return join_tracks(normalise(sequence.logmel.astype(np.float32)), *_tracks(sequence))
+    n_frames, n_mels = heard.bands.shape
+    inputs = np.empty((n_frames, N_INPUTS), np.float32)
+    bands = np.maximum(heard.bands, heard.loudest - np.float32(_RANGE), out=inputs[:, :n_mels])
+    weights = heard.is_active.astype(np.float32)
+    bands -= weights / weights.sum() @ bands
+    bands *= np.float32(1 / _MEL_SCALE)
+    energy = (heard.energy - heard.loudest) / np.float32(_ENERGY_SCALE)
+    inputs[:, n_mels] = np.maximum(energy, np.float32(_LEAST_ENERGY)) + np.float32(0.5)
+    is_voiced = (heard.voicing > _VOICED) & (heard.energy > heard.loudest - np.float32(_VOICED_RANGE))
+    pitches = np.log(np.maximum(heard.f0_hz, np.float32(1)))
+    voiced = np.sort(pitches[is_voiced] if is_voiced.sum() >= _LEAST_VOICED else pitches)
+    pitches -= (voiced[(len(voiced) - 1) // 2] + voiced[len(voiced) // 2]) / 2
+    pitches = np.minimum(np.maximum(pitches, -_MOST_PITCH), _MOST_PITCH) * np.float32(pitch_range)
+    inputs[:, n_mels + 1] = (pitches + np.float32(pitch_shift)) * is_voiced / np.float32(_PITCH_SCALE)
+    inputs[:, n_mels + 2] = heard.voicing
+    return inputs
 
 
-def normalise(logmel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return bands without their mean over the frames, at about unit variance, shape (n_frames, n_mels)."""
-    return np.asarray((logmel - logmel.mean(axis=0)) / np.float32(_MEL_SCALE), np.float32)
+def find_centres(settings: SequenceSettings) -> npt.NDArray[np.float64]:
+    """Return the centre of each mel band in Hz, shape (n_mels,)."""
+    return _find_edges(settings)[1:-1]
 
 
-def join_tracks(
-    bands: npt.NDArray[np.float32],
-    energy: npt.NDArray[np.float32],
-    pitch: npt.NDArray[np.float32],
-    voicing: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """Return bands and tracks side by side, shape (n_frames, `N_INPUTS`)."""
-    return np.concatenate([bands, energy[:, None], pitch[:, None], voicing[:, None]], axis=1)
+def _find_edges(settings: SequenceSettings) -> npt.NDArray[np.float64]:
+    """Return where bands begin, have their centre, and end, evenly spaced on Slaney's scale, shape (n_mels + 2,).
+
+    The scale is linear below 1 kHz, 15 mel to it, then logarithmic, 27 mel to a factor of 6.4: M. Slaney, "Auditory Toolbox", 1998.
+    """
+    knee, step = 15.0, math.log(6.4) / 27
+
+    def to_mel(hertz: float) -> float:
+        return hertz * knee / 1_000 if hertz < 1_000 else knee + math.log(hertz / 1_000) / step
+
+    mel = np.linspace(to_mel(settings.fmin_hz), to_mel(settings.fmax_hz), settings.n_mels + 2)
+    return np.where(mel < knee, mel * 1_000 / knee, 1_000 * np.exp(step * (mel - knee)))
 
 
-def energy_of(logmel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the natural logarithm of each frame's power, shape (n_frames,)."""
-    highest = logmel.max(axis=1)
-    return np.asarray(highest + np.log(np.exp(logmel - highest[:, None]).sum(axis=1)), np.float32)
+def _weigh_bins(n_window: int, rate_hz: float, settings: SequenceSettings) -> npt.NDArray[np.float32]:
+    """Return how much of each bin's power belongs to each band, shape (n_mels, 1 + n_window // 2); 0 above half the rate.
+
+    A band is a triangle from its lower neighbour's centre to its upper one's. A bin stands for all frequencies nearer to it than to the
+    next bin, and so has the mean of the triangle over them.
+    """
+    edges = _find_edges(settings)
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    width = rate_hz / n_window
+    limits = (np.arange(2 + n_window // 2) - 0.5) * width
+    rise, fall = np.clip(limits, low, centre) - low, high - np.clip(limits, centre, high)
+    area = rise**2 / (2 * (centre - low)) + (high - centre) / 2 - fall**2 / (2 * (high - centre))
+    return np.asarray(np.where(high <= rate_hz / 2, np.diff(area, axis=1) / width, 0), np.float32)
 
 
-def find_voiced(energy: npt.NDArray[np.float32], voicing: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Return which frames hold a voice: periodic, and not far below the loudest."""
-    return np.asarray((voicing > _VOICED) & (energy > energy.max() - _VOICED_RANGE), np.bool_)
+def _fast_length(wanted: float) -> int:
+    """Return the whole number nearest to `wanted` that is 8 times powers of 2, 3 and 5, of which Fourier transforms are fast."""
+    lengths: list[int] = [
+        8 * 2**two * 3**three * 5**five for two in range(9) for three in range(5) for five in range(4)
+    ]
+    return min(lengths, key=lambda length: abs(length - wanted))
 
 
-def centre_pitch(f0_hz: npt.NDArray[np.float32], is_voiced: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Return the fundamental in nepers from its median over the voiced frames, 0 elsewhere, shape (n_frames,)."""
-    pitch = np.log(np.maximum(f0_hz, np.float32(1)))
-    median = np.median(pitch[is_voiced]) if is_voiced.sum() >= _LEAST_VOICED else np.median(pitch)
-    return np.where(is_voiced, np.clip(pitch - median, -_MOST_PITCH, _MOST_PITCH), 0).astype(np.float32)
-
-
-def scale_tracks(
-    energy: npt.NDArray[np.float32], pitch: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return energy relative to the loudest frame, and pitch, each at about unit variance."""
-    relative = (energy - energy.max()) / np.float32(_ENERGY_SCALE) + np.float32(0.5)
-    return relative, pitch / np.float32(_PITCH_SCALE)
-
-
-def _tracks(
-    sequence: Sequence,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    energy, voicing = energy_of(sequence.logmel.astype(np.float32)), sequence.voicing.astype(np.float32)
-    pitch = centre_pitch(sequence.f0_hz.astype(np.float32), find_voiced(energy, voicing))
-    return *scale_tracks(energy, pitch), voicing
-
-
-def _logmel(
-    padded: npt.NDArray[np.float32], n_frames: int, settings: SequenceSettings, constants: _Constants
-) -> npt.NDArray[np.float32]:
-    windowed = _frames(padded, n_frames, settings.win_length, settings.hop_length) * constants.window
-    # Squared as pairs of floats, in place, as in `mfcc`.
-    parts: npt.NDArray[np.float32] = scipy.fft.rfft(windowed, settings.n_fft, axis=1).view(np.float32)
-    np.multiply(parts, parts, out=parts)
-    power = np.add(parts[:, 0::2], parts[:, 1::2])
-    logmel = np.empty((n_frames, settings.n_mels), np.float32)
-    for bins, filters, weights in constants.bands:
-        np.matmul(power[:, bins], weights, out=logmel[:, filters])
-    np.maximum(logmel, POWER_FLOOR, out=logmel)
-    return np.log(logmel, out=logmel)
-
-
-def _pitch(
-    padded: npt.NDArray[np.float32], n_frames: int, settings: SequenceSettings, constants: _Constants
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the fundamental that fits each frame best, in Hz, and the share of power that is periodic at it."""
-    slow = _decimate(padded, constants.taps)
-    hop = settings.hop_length // _DECIMATION
-    # Centred on the frames of the bands.
-    before = (_PITCH_WINDOW - settings.win_length // _DECIMATION) // 2
-    laid = np.zeros((n_frames - 1) * hop + _PITCH_WINDOW, np.float32)
-    n_there = min(len(slow), len(laid) - before)
-    laid[before : before + n_there] = slow[:n_there]
-    frames = _frames(laid, n_frames, _PITCH_WINDOW, hop)
-    windowed = (frames - frames.mean(axis=1, keepdims=True)) * constants.pitch_window
-    spectrum = scipy.fft.rfft(windowed, axis=1)
-    # Round the end of the frame as well; under this window what comes from there is below a hundredth.
-    longest = constants.lags.stop
-    correlation = scipy.fft.irfft(spectrum.real**2 + spectrum.imag**2, axis=1)[:, : longest + 1]
-    # A frame that is digitally silent is not periodic.
-    correlation /= (correlation[:, :1] + np.float32(1e-9)) * constants.fading
-    low, top, high = (correlation[:, constants.lags.start + step : constants.lags.stop + step] for step in (-1, 0, 1))
-    # The top of the parabola through three lags: a short period lies between two samples of the slower rate.
-    bend = np.minimum(low - 2 * top + high, np.float32(-1e-9))
-    shift = np.clip((low - high) / (2 * bend), -0.5, 0.5)
-    height = top - (low - high) * shift / 4
-    strength = np.where((top >= low) & (top >= high), height - constants.cost, np.float32(-1))
-    row, best = np.arange(n_frames), strength.argmax(axis=1)
-    f0_hz = np.float32(settings.sample_rate / _DECIMATION) / (constants.lags.start + best + shift[row, best])
-    # What is not a number stays none, so that it shows.
-    found = height[row, best]
-    voicing = np.where((strength[row, best] > -1) | np.isnan(found), np.clip(found, 0, 1), 0)
-    return f0_hz.astype(np.float32), voicing.astype(np.float32)
-
-
-def _decimate(samples: npt.NDArray[np.float32], taps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return every fourth sample of what is low-passed, by the four phases of the filter, shape (n_samples // 4,)."""
-    half = _N_TAPS // 2
-    n_slow = len(samples) // _DECIMATION
-    padded = np.zeros((n_slow + _N_TAPS // _DECIMATION) * _DECIMATION, np.float32)
-    padded[half : half + len(samples)] = samples[: len(padded) - half]
-    phases = padded.reshape(-1, _DECIMATION)
-    return np.asarray(
-        sum(np.convolve(phases[:, number], taps[number], "valid") for number in range(_DECIMATION)), np.float32
-    )[:n_slow]
-
-
-def _frames(samples: npt.NDArray[np.float32], n_frames: int, length: int, hop: int) -> npt.NDArray[np.float32]:
-    """Return overlapping frames, shape (n_frames, length), of the same memory."""
-    stride = samples.itemsize
-    return np.ndarray((n_frames, length), np.float32, samples, 0, (hop * stride, stride))
-
-
-@lru_cache(maxsize=1)
-def _constants(settings: SequenceSettings) -> _Constants:
-    with np.load(io.BytesIO(resources.files(__package__).joinpath(FILTERS).read_bytes())) as kept:
-        window, mel = kept["window"], kept["mel"]
-    # Windowed sinc, a tenth below half of the slower rate.
-    at = np.arange(_N_TAPS) - (_N_TAPS - 1) / 2
-    taps = np.sinc(0.9 * at / _DECIMATION) * np.hamming(_N_TAPS)
-    taps /= taps.sum()
-    pitch_window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_PITCH_WINDOW) / _PITCH_WINDOW)
-    fading = np.fft.irfft(np.abs(np.fft.rfft(pitch_window)) ** 2)
-    rate = settings.sample_rate / _DECIMATION
-    lags = slice(int(rate / settings.f0_max_hz), int(rate / settings.f0_min_hz) + 1)
+@lru_cache(maxsize=_MOST_RATES)
+def _constants(rate_hz: int, settings: SequenceSettings) -> _Constants:
+    factor = rate_hz // _BASE_HZ if rate_hz >= _DECIMATED_HZ else 1
+    base_hz = rate_hz / factor
+    n_window = _fast_length(settings.window_s * base_hz)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(n_window) + 0.5) / n_window)
+    # The power of all bins together is then the mean square of the samples.
+    window *= math.sqrt(2 / (n_window * np.sum(window**2)))
+    bands = cut_bands(_weigh_bins(n_window, base_hz, settings))
     return _Constants(
-        window=window,
-        bands=cut_bands(mel),
-        # A convolution turns its second argument round.
-        taps=np.ascontiguousarray(taps.reshape(-1, _DECIMATION).T[:, ::-1], np.float32),
-        pitch_window=pitch_window.astype(np.float32),
-        fading=(fading / fading[0])[: lags.stop + 1].astype(np.float32),
-        lags=lags,
-        cost=(_OCTAVE_COST * np.log2(np.arange(lags.start, lags.stop) / lags.start)).astype(np.float32),
+        decimator=design(factor, taps_a_phase=12, cutoff=0.96, beta=5.0) if factor > 1 else None,
+        hop=settings.hop_s * base_hz,
+        window=window.astype(np.float32),
+        n_bins=max(band.bins.stop for band in bands),
+        bands=bands,
+        pitch=pitch.make_constants(base_hz, settings.f0_min_hz, settings.f0_max_hz),
     )
 
 
-def compute_filters(settings: SequenceSettings) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return librosa's window, shape (win_length,), and mel filters, shape (n_mels, 1 + n_fft // 2), by librosa."""
-    import librosa.filters
+def _count_frames(n_samples: int, constants: _Constants) -> int:
+    # Less a millionth of a sample, because the hop is rounded where it is no whole number.
+    return 1 + max(0, math.ceil((n_samples - len(constants.window)) / constants.hop - 1e-6))
 
-    window = librosa.filters.get_window("hann", settings.win_length, fftbins=True).astype(np.float32)
-    mel = librosa.filters.mel(
-        sr=settings.sample_rate, n_fft=settings.n_fft, n_mels=settings.n_mels, fmin=settings.fmin_hz
-    )
-    return window, mel.astype(np.float32)
+
+def _count(n_samples: int, rate_hz: int, settings: SequenceSettings) -> int:
+    """Return how many frames a stretch has; 0 if its frames cannot be computed one by one."""
+    if rate_hz < _LEAST_HZ:
+        return 0
+    constants = _constants(rate_hz, settings)
+    factor = constants.decimator.factor if constants.decimator else 1
+    return _count_frames(-(-n_samples // factor), constants)
+
+
+def _shift(n_samples: int, rate_hz: int, settings: SequenceSettings) -> int | None:
+    """Return by how many frames a stretch that begins so much later is shifted, if its frames lie exactly on those."""
+    constants = _constants(rate_hz, settings)
+    step = (constants.decimator.factor if constants.decimator else 1) * constants.pitch.decimator.factor
+    n_frames = round(n_samples / rate_hz / settings.hop_s)
+    return n_frames if n_samples % step == 0 and n_frames * rate_hz == round(n_samples / settings.hop_s) else None
+
+
+def _reach(rate_hz: int, settings: SequenceSettings) -> int:
+    """Return how many of the first and of the last frames of a stretch depend on where it ends."""
+    constants = _constants(rate_hz, settings)
+    return 3 + math.ceil((constants.pitch.n_reach - len(constants.window) / 2) / constants.hop)
 
 
 def read_sequences(rows: pa.Table) -> Iterator[Sequence]:
@@ -252,33 +279,24 @@ def read_sequences(rows: pa.Table) -> Iterator[Sequence]:
             yield Sequence(logmel[start:end], flat[1][start:end], flat[2][start:end])
 
 
-def _level(rows: pa.Table) -> npt.NDArray[np.float32]:
-    return np.array([energy_of(one.logmel.astype(np.float32)).mean() for one in read_sequences(rows)], np.float32)
-
-
 RECIPE = Recipe(
     option="sequence",
     settings=SequenceSettings,
     fields=lambda settings: [
-        pa.field("logmel", pa.list_(pa.list_(pa.float16(), settings.n_mels))),
-        pa.field("f0_hz", pa.list_(pa.float16())),
-        pa.field("voicing", pa.list_(pa.float16())),
+        pa.field("logmel", pa.list_(pa.list_(pa.int16(), settings.n_mels))),
+        pa.field("f0_hz", pa.list_(pa.float32())),
+        pa.field("voicing", pa.list_(pa.float32())),
     ],
     compute=compute_sequence,
-    prepare=lambda rows, settings: [prepare_sequence(one) for one in read_sequences(rows)],
+    read=lambda rows, settings: [hear(one) for one in read_sequences(rows)],
+    prepare=lambda heard: [make_inputs(one) for one in heard],
     input_shape=lambda settings: (None, N_INPUTS),
-    level=lambda rows, settings: _level(rows),
+    level=lambda heard: np.array([one.energy[one.is_active].mean() for one in heard], np.float32),
     network="sequence-bilstm",
     measures="tracks",
     epochs=20,
     batch_size=32,
-    describe=lambda settings: (
-        f"log-mel bands, fundamental frequency and voicing by frame at {settings.sample_rate:,} Hz, of"
-    ),
+    describe=lambda settings: "log-mel bands, fundamental frequency and voicing by frame, of",
     sees_every_sample=lambda settings: True,
+    frames=Frames(_count, _shift, _reach),
 )
-
-
-if __name__ == "__main__":
-    window, mel = compute_filters(SequenceSettings())
-    np.savez_compressed(Path(__file__).with_name(FILTERS), window=window, mel=mel)

@@ -161,11 +161,12 @@ RECIPE = Recipe(
     option="seed",
     settings=FeatureSettings,
     fields=lambda settings: [pa.field("mfcc", pa.list_(pa.float32(), settings.n_mfcc))],
-    compute=lambda samples, settings: (mean_mfcc(samples, settings),),
-    prepare=lambda rows, settings: read_matrix(rows["mfcc"]),
+    compute=lambda samples, rate_hz, settings: (mean_mfcc(samples, settings),),
+    read=lambda rows, settings: read_matrix(rows["mfcc"]),
+    prepare=lambda matrix: matrix,
     input_shape=lambda settings: (settings.n_mfcc,),
     # The first coefficient is the mean of the bands in dB.
-    level=lambda rows, settings: read_matrix(rows["mfcc"])[:, 0],
+    level=lambda matrix: matrix[:, 0],
     network="seed-lstm",
     measures="mfcc",
     # As in the notebook.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,27 @@ import pyarrow as pa
 from emotion_batch.settings import AnySettings
 
 Settings = TypeVar("Settings", bound=AnySettings)
-Values = tuple[npt.NDArray[np.floating], ...]
+Values = tuple[npt.NDArray[Any], ...]
 # What networks read of some rows: vectors, shape (n_rows, n_inputs), or an array of shape (n_frames, n_inputs) a row.
 Inputs = npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]
+
+
+class Frames(NamedTuple):
+    """How frames of a stretch that overlaps with the one before are taken from there; rates are in Hz.
+
+    Attributes
+    ----------
+    count_frames
+        Returns how many frames a stretch of so many samples has; 0 if they cannot be computed one by one.
+    find_shift
+        Returns by how many frames a stretch that begins so many samples later is shifted; None if its frames lie elsewhere.
+    reach
+        Returns how many of the first and of the last frames of a stretch depend on where it begins and ends.
+    """
+
+    count_frames: Callable[[int, int, Any], int]
+    find_shift: Callable[[int, int, Any], int | None]
+    reach: Callable[[int, Any], int]
 
 
 @dataclass(frozen=True)
@@ -35,13 +53,16 @@ class Recipe(Generic[Settings]):
     fields
         Returns the columns that hold its features; null in rows without.
     compute
-        Returns the features of a stretch, shape (n_samples,), at the settings' sample rate; not necessarily finite.
+        Returns the features of a stretch, shape (n_samples,), and its rate in Hz; not necessarily finite. If the recipe has
+        `frames`, a slice may say which of them are known and left out.
+    read
+        Returns of rows that all have features what `prepare`, `level` and the measures work on.
     prepare
-        Returns what its network reads of rows that all have features.
+        Returns what its network reads.
     input_shape
         Returns the shape of what its network reads of a row; None for the number of frames.
     level
-        Returns the level of rows that all have features, in a unit of its own, shape (n_rows,).
+        Returns the level of rows, in a unit of its own, shape (n_rows,).
     network
         Name of its network in `training.networks`, and of its architecture in a bundle's card.
     measures
@@ -52,21 +73,25 @@ class Recipe(Generic[Settings]):
         Returns what its features are, for a person, up to "of each recording".
     sees_every_sample
         Returns whether a sample that is not finite always shows in the features. If not, the samples are looked at as well.
+    frames
+        How overlapping stretches share frames; None if each is computed by itself.
     """
 
     option: str
     settings: type[Settings]
     fields: Callable[[Settings], list[pa.Field]]
-    compute: Callable[[npt.NDArray[np.float32], Settings], Values]
-    prepare: Callable[[pa.Table, Settings], Inputs]
+    compute: Callable[..., Values]
+    read: Callable[[pa.Table, Settings], Any]
+    prepare: Callable[[Any], Inputs]
     input_shape: Callable[[Settings], tuple[int | None, ...]]
-    level: Callable[[pa.Table, Settings], npt.NDArray[np.float32]]
+    level: Callable[[Any], npt.NDArray[np.float32]]
     network: str
     measures: str
     epochs: int
     batch_size: int
     describe: Callable[[Settings], str]
     sees_every_sample: Callable[[Settings], bool] = lambda settings: False
+    frames: Frames | None = None
 
 
 def flatten(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from emotion_batch.errors import UsageError
 from emotion_batch.features import logmel_pitch, mfcc
-from emotion_batch.features.logmel_pitch import read_sequences as read_sequences
 from emotion_batch.features.recipe import Inputs as Inputs
 from emotion_batch.features.recipe import Recipe
 from emotion_batch.features.recipe import Values as Values
@@ -83,19 +82,53 @@ def names(settings: AnySettings) -> list[str]:
     return [field.name for field in fields(settings)]
 
 
-def compute(samples: npt.NDArray[np.float32], settings: AnySettings) -> Values:
-    """Return the features of a stretch, shape (n_samples,), at the settings' sample rate; not necessarily finite."""
-    return recipe_of(settings).compute(samples, settings)
+def compute(samples: npt.NDArray[np.float32], rate_hz: int, settings: AnySettings) -> Values:
+    """Return the features of a stretch, shape (n_samples,); not necessarily finite."""
+    return recipe_of(settings).compute(samples, rate_hz, settings)
+
+
+class Windows:
+    """Computes the features of stretches of one recording, in the order of their starts; frames that overlap once."""
+
+    def __init__(self, settings: AnySettings) -> None:
+        self._settings = settings
+        self._recipe = recipe_of(settings)
+        self._last: tuple[int, Values] | None = None
+
+    def compute(self, samples: npt.NDArray[np.float32], rate_hz: int, start: int) -> Values:
+        """Return the features of a stretch that begins at the sample `start`; they are those of the stretch alone."""
+        frames, settings = self._recipe.frames, self._settings
+        shift = None
+        if frames is not None and self._last is not None and start > self._last[0]:
+            shift = frames.find_shift(start - self._last[0], rate_hz, settings)
+        if frames is None or shift is None or self._last is None:
+            values = self._recipe.compute(samples, rate_hz, settings)
+        else:
+            last, reach = self._last[1], frames.reach(rate_hz, settings)
+            end = min(len(last[0]) - shift, frames.count_frames(len(samples), rate_hz, settings)) - reach
+            known = slice(reach, max(reach, end))
+            made = self._recipe.compute(samples, rate_hz, settings, known)
+            values = tuple(
+                np.concatenate([new[: known.start], old[known.start + shift : known.stop + shift], new[known.start :]])
+                for new, old in zip(made, last, strict=True)
+            )
+        self._last = (start, values)
+        return values
+
+
+def read(rows: pa.Table, settings: AnySettings) -> Any:
+    """Return of rows that all have features what the recipe's `prepare` and measures work on."""
+    return recipe_of(settings).read(rows, settings)
 
 
 def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:
     """Return what a network reads of rows that all have features."""
-    return recipe_of(settings).prepare(rows, settings)
+    return recipe_of(settings).prepare(read(rows, settings))
 
 
 def level(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return the level of rows that all have features, in a unit of the recipe's own, shape (n_rows,)."""
-    return recipe_of(settings).level(rows, settings)
+    return recipe_of(settings).level(read(rows, settings))
 
 
 def encode(values: Values | None) -> bytes:

@@ -19,9 +19,8 @@ import pyarrow as pa
 import scipy.fft
 
 from emotion_batch.errors import UsageError
-from emotion_batch.features.logmel_pitch import Sequence, read_sequences
-from emotion_batch.features.recipe import read_matrix
-from emotion_batch.features.recipes import recipe_of
+from emotion_batch.features.logmel_pitch import Heard
+from emotion_batch.features.recipes import read, recipe_of
 from emotion_batch.libraries import find_plugin
 from emotion_batch.settings import AnySettings
 
@@ -35,12 +34,12 @@ _MFCC_RANGES = ((1, 4), (4, 8), (8, 13), (13, 20), (20, 28), (28, 39))
 # Added to a size before its logarithm, in MFCC's decibels: what is smaller is nothing.
 _LEAST_SIZE = 1e-3
 # Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
-# not at all from the second: gradually, so that the rounding of float16 moves no frame in or out.
+# not at all from the second: gradually, so that rounding moves no frame in or out.
 _LOUD, _FAINT = 3.0, 5.0
 # Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below
 # TESS's stays clear of the features' floor but for the softest, whose share of loud frames grows.
 _CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
-# Between these shares of periodic power a frame becomes voiced; `logmel_pitch.find_voiced` has the middle.
+# Between these shares of periodic power a frame becomes voiced; `logmel_pitch` has the middle.
 _UNVOICED, _VOICED = 0.4, 0.6
 # F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
 _NO_PITCH_HZ = 160.0
@@ -74,18 +73,23 @@ class Measures(NamedTuple):
     Attributes
     ----------
     summarise
-        Returns a summary of each row that has features, shape (n_rows, n_dims); it depends on the row alone.
+        Returns a summary of each row, shape (n_rows, n_dims), of what the recipe's `read` gives; it depends on the row alone.
     judge_speech
         Returns of summaries which rows are speech, shape (n_rows,); None if they do not tell.
     """
 
-    summarise: Callable[[pa.Table, AnySettings], npt.NDArray[np.float32]]
+    summarise: Callable[[Any], npt.NDArray[np.float32]]
     judge_speech: Callable[[Floats], Booleans] | None = None
 
 
 def summarise_rows(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return what is compared of each row that has features, shape (n_rows, n_dims)."""
-    return _measures(settings).summarise(rows, settings)
+    return summarise(read(rows, settings), settings)
+
+
+def summarise(found: Any, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return what is compared of rows as the recipe reads them, shape (n_rows, n_dims)."""
+    return _measures(settings).summarise(found)
 
 
 def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:
@@ -102,22 +106,22 @@ def _measures(settings: AnySettings) -> Measures:
     return found
 
 
-def _summarise_mfcc(rows: pa.Table, _: AnySettings) -> npt.NDArray[np.float32]:
+def _summarise_mfcc(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return mean MFCC number 1 to 20 (0 is the level), and the size of those in each of six ranges."""
-    shape = read_matrix(rows["mfcc"])[:, 1:]
+    shape = matrix[:, 1:]
     ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
     # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
     sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
     return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
 
 
-def _summarise_tracks(rows: pa.Table, _: AnySettings) -> npt.NDArray[np.float32]:
-    """Return of sequences, over frames near the loudest, cepstra 1 to 20, how much the first 8 vary, and the tracks.
+def _summarise_tracks(heard: list[Heard]) -> npt.NDArray[np.float32]:
+    """Return of what is heard, over frames near the loudest, cepstra 1 to 20, how much the first 8 vary, and the tracks.
 
     These are which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of the energy; how fast
     the spectrum changes, how broad it is, how it varies.
     """
-    measured = [_measure(one) for one in read_sequences(rows)]
+    measured = [_measure(one) for one in heard]
     return np.array(measured, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
 
 
@@ -226,19 +230,14 @@ class Domain:
         return cls(centres, whitening, saved.threshold, saved.n_learnt, saved.n_held_out, saved.flagged)
 
 
-def _measure(one: Sequence) -> npt.NDArray[np.float32]:
+def _measure(one: Heard) -> npt.NDArray[np.float32]:
     """Return cepstra, their deviations, and what `_TRACKS` names, of a segment, shape (n_dims,)."""
-    bands = one.logmel.astype(np.float32)
-    highest = bands.max()
-    power = np.exp(bands - highest)
-    total = power.sum(axis=1)
-    energy = highest + np.log(total)
-    depth = np.minimum(energy.max() - energy, np.float32(_FRAME_RANGE))
+    depth = np.minimum(one.energy.max() - one.energy, np.float32(_FRAME_RANGE))
     loud = np.clip((_FAINT - depth) / (_FAINT - _LOUD), 0, 1)
     weights = loud / loud.sum()
-    share = weights / total @ power
+    share = weights / one.power.sum(axis=1) @ one.power
     # The loudness of a frame is taken out of its cells, and what is left has no level.
-    bands -= energy[:, np.newaxis]
+    bands = one.bands - one.energy[:, np.newaxis]
     np.maximum(bands, -_CELL_RANGE, out=bands)
     cepstra = bands @ _cosines(bands.shape[1])
     mean = weights @ cepstra
@@ -251,10 +250,10 @@ def _measure(one: Sequence) -> npt.NDArray[np.float32]:
     return np.concatenate([mean, deviations[:_N_DEVIATIONS], [loud.mean(), *_pitch(one, loud), *tracks]])
 
 
-def _pitch(one: Sequence, loud: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
+def _pitch(one: Heard, loud: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
     """Return the voiced share of what is loud, mean and deviation of the logarithm of F0, and how far it is held."""
-    voiced = loud * np.clip((one.voicing.astype(np.float32) - _UNVOICED) / (_VOICED - _UNVOICED), 0, 1)
-    pitch = np.log(np.maximum(one.f0_hz.astype(np.float32), 1)) - np.float32(math.log(_NO_PITCH_HZ))
+    voiced = loud * np.clip((one.voicing - _UNVOICED) / (_VOICED - _UNVOICED), 0, 1)
+    pitch = np.log(np.maximum(one.f0_hz, np.float32(1))) - np.float32(math.log(_NO_PITCH_HZ))
     n_voiced = 1 + voiced.sum()
     mean = voiced @ pitch / n_voiced
     deviation = math.sqrt(max(0.0, float(voiced @ (pitch * pitch) / n_voiced - mean * mean)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.errors import EmotionBatchError, Status, UsageError
-from emotion_batch.features.recipes import Inputs, prepare, recipe_of
+from emotion_batch.features.recipes import Inputs, read, recipe_of
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import EXECUTABLE, Bundle, open_bundle, read_checked
 from emotion_batch.inference.confidence import apply_temperature, entropy, margin
@@ -20,8 +21,10 @@ from emotion_batch.inference.domain import Domain
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.schema import label_schema
 
-# Rows at a time: their states stay in a core's cache.
-_ROWS = 128
+# Rows at a time of vectors, whose states stay in a core's cache, and of frames.
+_ROWS, _SEGMENTS = 128, 16
+# Rows at a time whose frames are in memory, some 100 MB: among so many, most lengths are there more than once.
+_READ_ROWS = 256
 # Frames that the sequence network joins into one step, by two poolings.
 FRAMES_A_STEP = 4
 _LOCK = threading.Lock()
@@ -97,14 +100,26 @@ def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     name, n_labels = session.get_inputs()[0].name, session.get_outputs()[0].shape[1]
     probabilities = np.empty((len(inputs), n_labels), np.float32)
     if isinstance(inputs, list):
-        # One by one: padding would cost more than calls do, and a row must not depend on its neighbours.
-        for number, frames in enumerate(inputs):
-            (probabilities[number : number + 1],) = session.run(None, {name: fit_frames(frames)[np.newaxis]})
+        for numbers in _group(inputs):
+            # One row alone is another sum, with other last digits, and a row must not depend on its neighbours.
+            laid = np.stack([fit_frames(inputs[number]) for number in (numbers if len(numbers) > 1 else 2 * numbers)])
+            (found,) = session.run(None, {name: laid})
+            probabilities[numbers] = found[: len(numbers)]
         return probabilities
     for start in range(0, len(inputs), _ROWS):
         rows = slice(start, start + _ROWS)
         (probabilities[rows],) = session.run(None, {name: inputs[rows]})
     return probabilities
+
+
+def _group(inputs: list[npt.NDArray[np.float32]]) -> Iterator[list[int]]:
+    """Yield the numbers of rows that are of one length for the network: padding would cost more than calls do."""
+    lengths: dict[int, list[int]] = {}
+    for number, frames in enumerate(inputs):
+        lengths.setdefault(max(1, len(frames) // FRAMES_A_STEP), []).append(number)
+    for numbers in lengths.values():
+        for start in range(0, len(numbers), _SEGMENTS):
+            yield numbers[start : start + _SEGMENTS]
 
 
 def load_predictor(bundle: Bundle) -> Predictor:
@@ -146,12 +161,17 @@ def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
     """Return what a model says of rows that all have features, and how far to trust it; of each row by that row alone."""
     card = predictor.card
     settings, threshold = card.feature_settings, card.confidence.get("threshold")
-    raw = predictor.predict(prepare(usable, settings))
+    raw = np.empty((usable.num_rows, len(card.labels)), np.float32)
+    parts = []
+    for start in range(0, max(1, usable.num_rows), _READ_ROWS):
+        found = read(usable.slice(start, _READ_ROWS), settings)
+        raw[start : start + _READ_ROWS] = predictor.predict(recipe_of(settings).prepare(found))
+        parts.append(domain.summarise(found, settings))
+    summaries = np.concatenate(parts)
     # The label is the network's own; how sure it is of it is what calibration says.
     best = np.argmax(raw, axis=1)
     probabilities = apply_temperature(raw, card.temperature)
     confidence = probabilities[np.arange(len(best)), best]
-    summaries = domain.summarise_rows(usable, settings)
     is_speech = domain.judge_speech(summaries, settings)
     is_confident = np.zeros(len(best), bool)
     is_in_domain = distance = None

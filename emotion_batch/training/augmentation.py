@@ -32,22 +32,20 @@ _N_MASKS, _MOST_BANDS, _MOST_FRAMES = 2, 10, 20
 def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return what a network sees of a segment as another voice, in another room, might have said it.
 
-    These are frames as `logmel_pitch.prepare_sequence` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
+    These are frames as `logmel_pitch.make_inputs` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
     """
-    logmel, f0_hz, voicing = (value.astype(np.float32) for value in one)
-    logmel, f0_hz, voicing = _change_tempo(logmel, f0_hz, voicing, generator)
+    heard = logmel_pitch.hear(one)
+    logmel, f0_hz, voicing = _change_tempo(heard.bands, heard.f0_hz, heard.voicing, generator)
     logmel = _warp(logmel, generator)
     points = generator.normal(0, _EQUALISER, _N_POINTS)
     n_mels = logmel.shape[1]
     logmel = logmel + np.interp(np.arange(n_mels), np.linspace(0, n_mels - 1, _N_POINTS), points).astype(np.float32)
     if generator.random() < _NOISE_SHARE:
         logmel = np.logaddexp(logmel, _noise(logmel, generator))
-    energy = logmel_pitch.energy_of(logmel)
-    pitch = logmel_pitch.centre_pitch(f0_hz, logmel_pitch.find_voiced(energy, voicing))
-    energy, pitch = logmel_pitch.scale_tracks(energy, pitch)
-    shift = generator.normal(0, _PITCH_SHIFT)
-    pitch = np.where(pitch == 0, 0, pitch * generator.uniform(*_PITCH_RANGE) + shift).astype(np.float32)
-    return logmel_pitch.join_tracks(_mask(logmel_pitch.normalise(logmel), generator), energy, pitch, voicing)
+    other = logmel_pitch.hear_bands(np.asarray(logmel, np.float32), f0_hz, voicing)
+    inputs = logmel_pitch.make_inputs(other, generator.uniform(*_PITCH_RANGE), generator.normal(0, _PITCH_SHIFT))
+    _mask(inputs[:, :n_mels], generator)
+    return inputs
 
 
 def _change_tempo(
@@ -69,24 +67,12 @@ def _change_tempo(
 
 def _warp(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return bands with their frequencies multiplied, as a longer or shorter vocal tract has them."""
-    centres = _centres(logmel.shape[1])
+    centres = logmel_pitch.find_centres(_SETTINGS)
     wanted = np.minimum(centres * generator.uniform(*_VTLP), centres[-1])
     at = np.interp(wanted, centres, np.arange(len(centres)))
     left = np.minimum(at.astype(np.int64), len(centres) - 2)
     share = (at - left).astype(np.float32)
     return np.asarray(logmel[:, left] * (1 - share) + logmel[:, left + 1] * share, np.float32)
-
-
-def _centres(n_mels: int) -> npt.NDArray[np.float64]:
-    """Return the centre of each mel band in Hz, on Slaney's scale, as `librosa.mel_frequencies` has it."""
-    # Linear below 1 kHz, 15 mel to it, then logarithmic, 27 mel to a factor of 6.4.
-    hertz_a_mel, knee_mel, step = 200 / 3, 15.0, np.log(6.4) / 27
-
-    def to_mel(hertz: float) -> float:
-        return hertz / hertz_a_mel if hertz < 1_000 else knee_mel + np.log(hertz / 1_000) / step
-
-    mel = np.linspace(to_mel(_SETTINGS.fmin_hz), to_mel(_SETTINGS.sample_rate / 2), n_mels + 2)[1:-1]
-    return np.where(mel < knee_mel, mel * hertz_a_mel, 1_000 * np.exp(step * (mel - knee_mel)))
 
 
 def _noise(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -97,7 +83,7 @@ def _noise(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> n
     return np.asarray(level + slope + grain, np.float32)
 
 
-def _mask(bands: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+def _mask(bands: npt.NDArray[np.float32], generator: np.random.Generator) -> None:
     n_frames, n_mels = bands.shape
     for _ in range(_N_MASKS):
         width = generator.integers(0, _MOST_BANDS)
@@ -106,4 +92,3 @@ def _mask(bands: npt.NDArray[np.float32], generator: np.random.Generator) -> npt
         width = min(generator.integers(0, _MOST_FRAMES), n_frames - 1)
         start = generator.integers(0, n_frames - width)
         bands[start : start + width] = 0
-    return bands

@@ -271,7 +271,8 @@ def _judge_robustness(
                 except RecordingError as error:
                     reason = reason or f"{entry.file}: {error.reason}"
                     continue
-                values = [recipes.compute(samples, settings) for samples in stretches]
+                rate_hz = settings.sample_rate or recording.header.sample_rate_hz
+                values = [recipes.compute(samples, rate_hz, settings) for samples in stretches]
                 if not all(np.isfinite(value).all() for one in values for value in one):
                     reason = reason or f"{entry.file}: at another level its features are not finite"
                     continue
@@ -329,7 +330,7 @@ def _vary(
 
 
 def _read_padded(
-    recording: audio.Recording, start_s: float, duration_s: float, sample_rate: int
+    recording: audio.Recording, start_s: float, duration_s: float, sample_rate: int | None
 ) -> npt.NDArray[np.float32]:
     """Return the segment of the recording with digital silence before and after, as of a file that has them."""
     rate = recording.header.sample_rate_hz
@@ -343,7 +344,7 @@ def _read_padded(
         stretch = ((first + 0.5) / rate, (n_frames - n_before + 0.5) / rate)
         heard = recording.read(*stretch, sample_rate=rate).samples
     padded = np.concatenate([silence[:n_before], heard, silence])[:n_frames]
-    return audio.resample(padded, rate, sample_rate)
+    return padded if sample_rate is None else audio.resample(padded, rate, sample_rate)
 
 
 def _warn(card: Card, info: TableInfo, data: Dataset) -> list[str]:

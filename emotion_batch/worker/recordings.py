@@ -113,7 +113,7 @@ def extract_recording(
     read_to_s = 0.0
     try:
         with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
-            header = recording.header
+            header, windows = recording.header, recipes.Windows(settings)
             for number, start_s in enumerate(segments.starts()):
                 try:
                     with stage("decode"):
@@ -125,7 +125,7 @@ def extract_recording(
                     raise
                 _check_store(source, archive)
                 with stage("features"):
-                    values = recipes.compute(stretch.samples, settings)
+                    values = windows.compute(stretch.samples, stretch.sample_rate_hz, stretch.start)
                 _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header, is_first=not number)
                 read_to_s = stretch.end_s
                 is_finite = (

@@ -70,11 +70,11 @@ def test_labels_are_joined_with_their_features(labels: Path, features: Path) -> 
         emotion_batch.query(features, example="mix")
 
 
-def test_features_of_half_precision_are_numbers(tmp_path: Path) -> None:
-    """Lists of half floats are lists of floats in a query, from a table of the recipe that keeps them so."""
+def test_features_by_frame_are_lists(tmp_path: Path) -> None:
+    """Bands of fixed size in lists of frames are lists of lists in a query."""
     info = TableInfo(FEATURES, "/archive", SequenceSettings(), Segments())
     n_bands = info.schema.field("logmel").type.value_type.list_size
-    frames = {"logmel": [[0.5] * n_bands] * 3, "f0_hz": [100.0] * 3, "voicing": [1.0, 0.25, 0.0]}
+    frames = {"logmel": [[-128] * n_bands] * 3, "f0_hz": [100.0] * 3, "voicing": [1.0, 0.25, 0.0]}
     rows = [
         {"start_s": 0.0, "end_s": 3.0, "status": "ok", **frames},
         {"start_s": 0.0, "status": "empty", "error": "no bytes"},
@@ -84,7 +84,7 @@ def test_features_of_half_precision_are_numbers(tmp_path: Path) -> None:
     write_table(tmp_path / "table", ["a.wav", "b.wav"], info, rows=table)
     sql = "SELECT file, list_sum(logmel[1]) AS sum, voicing FROM features WHERE logmel IS NOT NULL"
     assert emotion_batch.query(tmp_path / "table", sql).to_pylist() == [
-        {"file": "a.wav", "sum": n_bands / 2, "voicing": [1.0, 0.25, 0.0]}
+        {"file": "a.wav", "sum": -128 * n_bands, "voicing": [1.0, 0.25, 0.0]}
     ]
 
 

@@ -33,9 +33,14 @@ def find_speech(rows: pa.Table, settings: AnySettings) -> np.ndarray | None:
     return judge_speech(summarise_rows(rows, settings), settings)
 
 
+def rate_of(settings: AnySettings) -> int:
+    """Return the rate at which sounds are made for a recipe."""
+    return settings.sample_rate or 16_000
+
+
 def cut(samples: np.ndarray, settings: AnySettings) -> np.ndarray:
     """Return the stretch that the recipe takes its features of."""
-    segments, rate = settings.segments, settings.sample_rate
+    segments, rate = settings.segments, rate_of(settings)
     start = round(segments.offset_s * rate)
     return samples[start : start + round(segments.duration_s * rate)].astype(np.float32)
 
@@ -44,7 +49,7 @@ def table(sounds: list[np.ndarray], settings: AnySettings) -> pa.Table:
     """Return a row of features a sound."""
     columns = recipes.Columns(settings)
     for one in sounds:
-        columns.add(recipes.compute(cut(one, settings), settings))
+        columns.add(recipes.compute(cut(one, settings), rate_of(settings), settings))
     return pa.table(columns.to_arrays(), schema=pa.schema(recipes.fields(settings)))
 
 
@@ -55,7 +60,7 @@ def spoken(settings: AnySettings) -> pa.Table:
     for number, word in enumerate(list(synthesis.WORDS)[:12]):
         for emotion in synthesis.EMOTIONS:
             samples = synthesis.synthesize(synthesis.VOICES[number % 2], emotion, word, seed=number)
-            sounds.append(soxr.resample(samples, synthesis.SAMPLE_RATE_HZ, settings.sample_rate, quality="HQ"))
+            sounds.append(soxr.resample(samples, synthesis.SAMPLE_RATE_HZ, rate_of(settings), quality="HQ"))
     return table(sounds, settings)
 
 
@@ -117,7 +122,7 @@ def unspoken(settings: AnySettings) -> tuple[pa.Table, np.ndarray]:
     sounds, names = [], []
     for name, make in UNSPOKEN.items():
         for seed, duration_s in enumerate((2.0, 3.5)):
-            samples = make(round(duration_s * settings.sample_rate), settings.sample_rate, np.random.default_rng(seed))
+            samples = make(round(duration_s * rate_of(settings)), rate_of(settings), np.random.default_rng(seed))
             loudness = np.sqrt(np.mean(samples**2)) or 1.0
             for level_db in LEVELS_DB:
                 sounds.append(np.clip(samples / loudness * 10 ** (level_db / 20), -1, 1))
@@ -133,7 +138,7 @@ def some_domain(n_dims: int = 3, *, seed: int = 0) -> Domain:
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_summary_has_no_level(settings: AnySettings) -> None:
     """A gain from -40 to 0 dB changes no dimension by a hundredth of what it varies by."""
-    sounds = [tone(2.0, settings.sample_rate, hertz=hertz) for hertz in (110, 200, 320)]
+    sounds = [tone(2.0, rate_of(settings), hertz=hertz) for hertz in (110, 200, 320)]
     scale = summarise_rows(spoken(settings), settings).std(axis=0)
     as_it_is = summarise_rows(table(sounds, settings), settings)
     for gain_db in (-40, -20, -6):
@@ -164,7 +169,7 @@ def test_no_rows_have_no_summaries(settings: AnySettings) -> None:
     summaries = summarise_rows(spoken(settings), settings)
     assert summarise_rows(spoken(settings).slice(0, 0), settings).shape == (0, summaries.shape[1])
     columns = recipes.Columns(settings)
-    columns.add(recipes.compute(np.zeros(1, np.float32), settings))
+    columns.add(recipes.compute(np.zeros(1, np.float32), rate_of(settings), settings))
     short = pa.table(columns.to_arrays(), schema=pa.schema(recipes.fields(settings)))
     assert np.isfinite(summarise_rows(short, settings)).all()
 
@@ -302,7 +307,7 @@ def test_tess_is_in_its_domain_and_noise_is_not(tess: Path, settings: AnySetting
     sounds = []
     for path in recordings:
         samples, rate = soundfile.read(path, dtype="float32")
-        sounds.append(soxr.resample(samples, rate, settings.sample_rate, quality="HQ"))
+        sounds.append(soxr.resample(samples, rate, rate_of(settings), quality="HQ"))
     rows = table(sounds, settings)
     summaries = summarise_rows(rows, settings)
     fitted = fit_domain(summaries[fold < 3], summaries[fold == 3])

@@ -51,8 +51,8 @@ def spool_of(settings: AnySettings, n_rows: int) -> Spool:
         if isinstance(settings, FeatureSettings):
             values: recipes.Values = (rng.normal(number % 7, 3, settings.n_mfcc).astype(np.float32),)
         else:
-            samples = tone(rng.uniform(0.3, 1.0), settings.sample_rate, hertz=100 + 50 * (number % 7), seed=number)
-            values = recipes.compute(samples, settings)
+            samples = tone(rng.uniform(0.3, 1.0), 16_000, hertz=100 + 50 * (number % 7), seed=number)
+            values = recipes.compute(samples, 16_000, settings)
         spool.add(recipes.to_table([values], settings))
     return spool
 

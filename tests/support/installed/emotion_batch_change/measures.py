@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from emotion_batch.features.recipes import prepare
 from emotion_batch.inference.domain import Measures
 
-MEASURES = Measures(prepare)
+MEASURES = Measures(lambda matrix: matrix)

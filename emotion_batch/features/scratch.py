@@ -1,0 +1,24 @@
+"""Memory that a thread computes in, kept from one recording to the next: to ask for new memory costs more than the sums in it."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+# What is larger, that of a segment of minutes, is not kept.
+_KEPT_VALUES = 2**20
+_local = threading.local()
+
+
+def scratch(name: str, *shape: int) -> npt.NDArray[np.float32]:
+    """Return an array of any values, which the next call with this name, in this thread, gives away again."""
+    n_values = math.prod(shape)
+    if n_values > _KEPT_VALUES:
+        return np.empty(shape, np.float32)
+    kept: dict[str, npt.NDArray[np.float32]] = _local.__dict__
+    if name not in kept or len(kept[name]) < n_values:
+        kept[name] = np.empty(n_values, np.float32)
+    return kept[name][:n_values].reshape(shape)

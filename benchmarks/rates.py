@@ -15,7 +15,7 @@ from emotion_batch.storage.archive import list_recordings
 
 # None is that of the archive itself.
 RATES_HZ = (None, 8_000, 16_000, 22_050, 44_100, 48_000)
-_BLOCK = 40
+_BLOCK = 160
 # What extraction and a label from a recording may cost of the notebook's loop, where that was decided.
 _EXTRACTION, _LABEL = {None: "<= 0.33"}, {None: "<= 0.45", 8_000: "<= 0.45", 16_000: "<= 0.45"}
 
@@ -24,7 +24,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
     """Return the figures of each rate: features by both recipes, and labels by the model that ships."""
     names = [name for name in list_recordings(archive).entries["file"].to_pylist() if not name.startswith("broken/")]
     generator = np.random.default_rng(0)
-    chosen = [names[number] for number in generator.choice(len(names), min(4 * _BLOCK, len(names)), replace=False)]
+    chosen = [names[number] for number in generator.choice(len(names), min(2 * _BLOCK, len(names)), replace=False)]
     figures = []
     for rate in RATES_HZ:
         with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def write(archive: str, names: list[str], rate: int | None, folder: str) -> dict
 def measure_rate(folder: str, where: str, rate: int | None, seconds: dict[str, float], n_rounds: int) -> list[Figure]:
     """Return the figures of recordings that have one rate."""
     names = sorted(seconds)
-    blocks = [np.roll(names, -_BLOCK * number)[:_BLOCK].tolist() for number in range(n_rounds)]
+    blocks = [np.roll(names, -37 * number)[:_BLOCK].tolist() for number in range(n_rounds)]
     kinds = (("notebook", folder), ("package", folder, "seed"), ("package", folder, "sequence"), ("labels", folder))
     with children(*kinds) as processes:
         in_turn(processes, [names[:5]])

@@ -288,7 +288,7 @@ RECIPE = Recipe(
         pa.field("voicing", pa.list_(pa.float32())),
     ],
     compute=compute_sequence,
-    read=lambda rows, settings: [hear(one) for one in read_sequences(rows)],
+    read=lambda rows, settings: ([hear(one)] for one in read_sequences(rows)) if rows.num_rows else [[]],
     prepare=lambda heard: [make_inputs(one) for one in heard],
     input_shape=lambda settings: (None, N_INPUTS),
     level=lambda heard: np.array([one.energy[one.is_active].mean() for one in heard], np.float32),

@@ -162,7 +162,7 @@ RECIPE = Recipe(
     settings=FeatureSettings,
     fields=lambda settings: [pa.field("mfcc", pa.list_(pa.float32(), settings.n_mfcc))],
     compute=lambda samples, rate_hz, settings: (mean_mfcc(samples, settings),),
-    read=lambda rows, settings: read_matrix(rows["mfcc"]),
+    read=lambda rows, settings: [read_matrix(rows["mfcc"])],
     prepare=lambda matrix: matrix,
     input_shape=lambda settings: (settings.n_mfcc,),
     # The first coefficient is the mean of the bands in dB.

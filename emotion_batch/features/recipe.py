@@ -6,7 +6,7 @@ frame, or one vector; all columns of a recipe that are by frame have the same nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -56,13 +56,14 @@ class Recipe(Generic[Settings]):
         Returns the features of a stretch, shape (n_samples,), and its rate in Hz; not necessarily finite. If the recipe has
         `frames`, a slice may say which of them are known and left out.
     read
-        Returns of rows that all have features what `prepare`, `level` and the measures work on.
+        Yields, of rows that all have features, what `prepare`, `level` and the measures work on: some rows at a time, so that what
+        one of them leaves in a core's cache is there for the next. Of no rows it yields once, something without rows.
     prepare
-        Returns what its network reads.
+        Returns what its network reads of some rows.
     input_shape
         Returns the shape of what its network reads of a row; None for the number of frames.
     level
-        Returns the level of rows, in a unit of its own, shape (n_rows,).
+        Returns the level of some rows, in a unit of its own, shape (n_rows,).
     network
         Name of its network in `training.networks`, and of its architecture in a bundle's card.
     measures
@@ -81,7 +82,7 @@ class Recipe(Generic[Settings]):
     settings: type[Settings]
     fields: Callable[[Settings], list[pa.Field]]
     compute: Callable[..., Values]
-    read: Callable[[pa.Table, Settings], Any]
+    read: Callable[[pa.Table, Settings], Iterable[Any]]
     prepare: Callable[[Any], Inputs]
     input_shape: Callable[[Settings], tuple[int | None, ...]]
     level: Callable[[Any], npt.NDArray[np.float32]]

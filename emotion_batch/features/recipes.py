@@ -7,7 +7,7 @@ An installed package can add a recipe: its entry point of the group ``emotion_ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -116,19 +116,26 @@ class Windows:
         return values
 
 
-def read(rows: pa.Table, settings: AnySettings) -> Any:
-    """Return of rows that all have features what the recipe's `prepare` and measures work on."""
+def read(rows: pa.Table, settings: AnySettings) -> Iterable[Any]:
+    """Yield, of rows that all have features, what the recipe's `prepare` and measures work on, some rows at a time."""
     return recipe_of(settings).read(rows, settings)
 
 
 def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:
     """Return what a network reads of rows that all have features."""
-    return recipe_of(settings).prepare(read(rows, settings))
+    return join([recipe_of(settings).prepare(some) for some in read(rows, settings)])
+
+
+def join(inputs: Sequence[Inputs]) -> Inputs:
+    """Return what a network reads of some rows, and of others, as what it reads of them all."""
+    if isinstance(inputs[0], list):
+        return [row for some in inputs for row in some]
+    return inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
 
 
 def level(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return the level of rows that all have features, in a unit of the recipe's own, shape (n_rows,)."""
-    return recipe_of(settings).level(read(rows, settings))
+    return np.concatenate([recipe_of(settings).level(some) for some in read(rows, settings)])
 
 
 def encode(values: Values | None) -> bytes:

@@ -84,12 +84,12 @@ class Measures(NamedTuple):
 
 def summarise_rows(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
     """Return what is compared of each row that has features, shape (n_rows, n_dims)."""
-    return summarise(read(rows, settings), settings)
+    return np.concatenate([summarise(some, settings) for some in read(rows, settings)])
 
 
-def summarise(found: Any, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return what is compared of rows as the recipe reads them, shape (n_rows, n_dims)."""
-    return _measures(settings).summarise(found)
+def summarise(some: Any, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return what is compared of some rows as the recipe reads them, shape (n_rows, n_dims)."""
+    return _measures(settings).summarise(some)
 
 
 def judge_speech(summaries: Floats, settings: AnySettings) -> Booleans | None:

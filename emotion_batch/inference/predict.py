@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.errors import EmotionBatchError, Status, UsageError
-from emotion_batch.features.recipes import Inputs, read, recipe_of
+from emotion_batch.features.recipes import Inputs, join, read, recipe_of
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import EXECUTABLE, Bundle, open_bundle, read_checked
 from emotion_batch.inference.confidence import apply_temperature, entropy, margin
@@ -23,7 +23,7 @@ from emotion_batch.tables.schema import label_schema
 
 # Rows at a time of vectors, whose states stay in a core's cache, and of frames.
 _ROWS, _SEGMENTS = 128, 16
-# Rows at a time whose frames are in memory, some 100 MB: among so many, most lengths are there more than once.
+# Rows at a time whose frames are in memory, some 30 MB: among so many, most lengths are there more than once.
 _READ_ROWS = 256
 # Frames that the sequence network joins into one step, by two poolings.
 FRAMES_A_STEP = 4
@@ -162,12 +162,14 @@ def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
     card = predictor.card
     settings, threshold = card.feature_settings, card.confidence.get("threshold")
     raw = np.empty((usable.num_rows, len(card.labels)), np.float32)
-    parts = []
+    found = []
     for start in range(0, max(1, usable.num_rows), _READ_ROWS):
-        found = read(usable.slice(start, _READ_ROWS), settings)
-        raw[start : start + _READ_ROWS] = predictor.predict(recipe_of(settings).prepare(found))
-        parts.append(domain.summarise(found, settings))
-    summaries = np.concatenate(parts)
+        inputs = []
+        for some in read(usable.slice(start, _READ_ROWS), settings):
+            inputs.append(recipe_of(settings).prepare(some))
+            found.append(domain.summarise(some, settings))
+        raw[start : start + _READ_ROWS] = predictor.predict(join(inputs))
+    summaries = np.concatenate(found)
     # The label is the network's own; how sure it is of it is what calibration says.
     best = np.argmax(raw, axis=1)
     probabilities = apply_temperature(raw, card.temperature)

@@ -25,11 +25,11 @@ _TRAIN = """
 import resource, sys
 from benchmarks.size import _INFO
 from emotion_batch.storage.folder import Folder
-from emotion_batch.training.fit import TrainingSettings; from emotion_batch.training.train import train_bundle
+from emotion_batch.training.fit import TrainingSettings; from emotion_batch.training.train import Source, train_bundle
 
 table, bundle, n_parts = sys.argv[1:]
 settings = TrainingSettings(epochs=1, max_folds=0)
-train_bundle(Folder.of(table), _INFO, range(int(n_parts)), Folder.of(bundle), settings)
+train_bundle([Source(Folder.of(table), _INFO, range(int(n_parts)))], Folder.of(bundle), settings)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

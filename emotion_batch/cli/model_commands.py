@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, LABELS, command, option, pick_options, positive, switch
+from emotion_batch.cli.options import (
+    ALLOW_NUMERIC_LABELS,
+    COMMON,
+    LABEL_SOURCES,
+    LABELS,
+    command,
+    option,
+    pick_options,
+    positive,
+    switch,
+)
 from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -29,10 +39,22 @@ _FORCE = switch("--force", "replace the bundle that is there")
 
 @command(
     "train",
-    "a feature table to a bundle",
-    option("table", "TABLE", "the feature table"),
+    "feature tables to a bundle",
+    option("table", "TABLE", "the feature table, or those of several corpora", nargs="+"),
     _BUNDLE,
-    *LABELS,
+    option("--labels", "SOURCE", f"{LABEL_SOURCES}; once, or once for each table", action="append"),
+    ALLOW_NUMERIC_LABELS,
+    option(
+        "--label-map",
+        "FILE",
+        "what labels are called in the bundle: JSON, CSV (from,to) or lines 'from = to'; nothing after = leaves it out",
+    ),
+    option(
+        "--balance",
+        None,
+        "draw corpora, speakers and labels alike, or each segment once (alike if there are several tables)",
+        choices=("alike", "once"),
+    ),
     option("--held-out", "SHARE", "judged, not learnt from (0.2)", float, default=0.2),
     option(
         "--validation",
@@ -62,12 +84,18 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
     from dataclasses import fields
 
     from emotion_batch.training.fit import TrainingSettings
+    from emotion_batch.training.labels import read_label_map
     from emotion_batch.training.train import train
 
+    found = pick_options(options, *(field.name for field in fields(TrainingSettings)))
+    labels = options.labels or ["tess"]
+    found["labels"] = labels[0] if len(labels) == 1 else labels
+    found["label_map"] = read_label_map(options.label_map) if options.label_map else {}
+    found["balance"] = options.balance and options.balance == "alike"
     card = train(
         options.table,
         options.bundle,
-        settings=TrainingSettings(**pick_options(options, *(field.name for field in fields(TrainingSettings)))),
+        settings=TrainingSettings(**found),
         on_epoch=said.epoch,
         watcher=said.watcher(),
         **pick_options(options, "h5", "storage_options", "force"),

@@ -101,16 +101,12 @@ def _limit(text: str) -> str:
 
 
 TABLE = option("table", "TABLE", "a feature or label table")
-LABELS = (
-    option(
-        "--labels",
-        "SOURCE",
-        "tess, ravdess, folder, table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with "
-        "(?P<emotion>...) (tess)",
-        default="tess",
-    ),
-    switch("--allow-numeric-labels", "take labels that look like numbers or dates"),
+LABEL_SOURCES = (
+    "a corpus whose names say it (tess, ravdess, emodb, savee, crema-d, nemo), folder, table:FILE "
+    "(file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (tess)"
 )
+ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "take labels that look like numbers or dates")
+LABELS = (option("--labels", "SOURCE", LABEL_SOURCES, default="tess"), ALLOW_NUMERIC_LABELS)
 FEATURES = group(
     "features (the defaults are the notebook's)",
     option(

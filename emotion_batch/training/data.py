@@ -7,7 +7,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from typing import Any
 
@@ -35,7 +35,7 @@ _MIN_RECORDINGS = 5
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of a feature table that hold features and have a reference label.
+    """Rows of feature tables that hold features and have a reference label.
 
     Attributes
     ----------
@@ -45,6 +45,8 @@ class Dataset:
         Name of each row's recording, number of its label, and its speaker, "" if unknown, shape (n_rows,).
     labels
         The words of the labels.
+    corpora
+        Name of the corpus of each row, "" if there is one alone, shape (n_rows,).
     duration_s, level
         Length of each row's recording in seconds, and its level, of no particular unit, shape (n_rows,).
     order
@@ -62,6 +64,7 @@ class Dataset:
     targets: npt.NDArray[np.int64]
     labels: tuple[str, ...]
     speakers: npt.NDArray[np.object_]
+    corpora: npt.NDArray[np.object_]
     duration_s: npt.NDArray[np.float32]
     level: npt.NDArray[np.float32]
     order: npt.NDArray[np.int64]
@@ -73,6 +76,29 @@ class Dataset:
     def n_speakers(self) -> int:
         """Number of known speakers."""
         return len(set(self.speakers.tolist()) - {""})
+
+    @property
+    def common(self) -> Integers:
+        """Numbers of the labels that every corpus has."""
+        found = [set(self.targets[self.corpora == one].tolist()) for one in set(self.corpora.tolist())]
+        return np.array(sorted(set.intersection(*found)), np.int64)
+
+    def weigh(self, rows: Integers) -> npt.NDArray[np.float64]:
+        """Return how often each of some rows is to be learnt from, as a share, shape (n_rows,).
+
+        A corpus counts by the root of the number of its speakers, because voices are what a network must not learn by heart; its
+        speakers count alike, and so do the labels of a speaker.
+        """
+        import pandas as pd
+
+        keys = ["corpus", "speaker", "label"]
+        values = (self.corpora[rows], self.speakers[rows], self.targets[rows])
+        table = pd.DataFrame(dict(zip(keys, values, strict=True)))
+        n_speakers = table.groupby("corpus")["speaker"].transform("nunique")
+        n_labels = table.groupby(keys[:2])["label"].transform("nunique")
+        n_rows = table.groupby(keys)["label"].transform("size")
+        weights = (1 / (np.sqrt(n_speakers) * n_labels * n_rows)).to_numpy()
+        return np.asarray(weights / weights.sum(), np.float64)
 
     def judge(self, rows: Integers, probabilities: Floats, predicted: Integers | None = None) -> dict[str, Any]:
         """Return the figures of some rows, of which alone the other arguments are; see `metrics.compute_metrics`."""
@@ -101,8 +127,8 @@ def read_dataset(
 ) -> Dataset:
     """Read the rows of a feature table that hold features and have a label, part by part.
 
-    `labels` says where reference labels are from: see `labels.read_labels`. With `known_labels`, those of a model, they are
-    brought to these, by way of `label_map`; those without a counterpart are left out, and counted. Labels that look like
+    `labels` says where reference labels are from: see `labels.read_labels`. `label_map` says what some of them are called, "" for
+    those to be left out. With `known_labels`, those of a model, the ones without a counterpart are left out, and counted. Labels that look like
     numbers or dates must be allowed, unless the model or the map has them. `spool`, if there is one, takes the features;
     `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
 
@@ -146,7 +172,9 @@ def read_dataset(
             numbers, counted = map_labels(emotions, label_map or {}, known_labels)
             left_out.update(counted)
         else:
-            left_out.update(word for word in emotions if not word)
+            called = [(label_map or {}).get(word, word) for word in emotions]
+            left_out.update(word for word, label in zip(emotions, called, strict=True) if not label)
+            emotions = called
             numbers = np.array([words.setdefault(word, len(words)) if word else -1 for word in emotions], np.int64)
         is_used = numbers >= 0
         rows = rows.filter(pa.array(is_used))
@@ -192,12 +220,62 @@ def read_dataset(
         targets=numbers,
         labels=tuple(known_labels),
         speakers=np.array(speakers, object),
+        corpora=np.full(len(names), "", object),
         duration_s=np.nan_to_num(np.concatenate([np.zeros(0, np.float32), *durations])),
         level=np.concatenate([np.zeros(0, np.float32), *levels]),
         order=order.to_numpy().astype(np.int64),
         n_failed=n_failed,
         left_out=dict(sorted(left_out.items())),
         notes=tuple(notes),
+    )
+
+
+def join(datasets: Mapping[str, Dataset]) -> Dataset:
+    """Return the rows of several corpora, by their names, as one: speakers of two corpora are two, and so are recordings.
+
+    Rows have the numbers of a spool into which the corpora were read one after the other.
+    """
+    labels = sorted({word for one in datasets.values() for word in one.labels})
+    parts, n_rows = [], 0
+    for name, one in datasets.items():
+        numbers = np.array([labels.index(word) for word in one.labels])
+        speakers = np.array([f"{name}/{speaker}" if speaker else "" for speaker in one.speakers], object)
+        files = pc.binary_join_element_wise(name, one.files, "/")
+        corpora = np.full(len(files), name, object)
+        notes = tuple(f"{name}: {note}" for note in one.notes)
+        order = one.order + n_rows
+        parts.append(
+            replace(
+                one,
+                files=files,
+                targets=numbers[one.targets],
+                speakers=speakers,
+                corpora=corpora,
+                order=order,
+                notes=notes,
+            )
+        )
+        n_rows += len(files)
+    left_out: Counter[str] = Counter()
+    for one in parts:
+        left_out.update(one.left_out)
+
+    def stack(name: str) -> Any:
+        return np.concatenate([getattr(one, name) for one in parts])
+
+    return replace(
+        parts[0],
+        files=pa.chunked_array([chunk for one in parts for chunk in one.files.chunks], pa.string()),
+        labels=tuple(labels),
+        n_failed=sum(one.n_failed for one in parts),
+        left_out=dict(sorted(left_out.items())),
+        notes=tuple(note for one in parts for note in one.notes),
+        targets=stack("targets"),
+        speakers=stack("speakers"),
+        corpora=stack("corpora"),
+        duration_s=stack("duration_s"),
+        level=stack("level"),
+        order=stack("order"),
     )
 
 

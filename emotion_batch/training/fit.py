@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def fit_network(
     *,
     n_labels: int,
     fitting: Fitting,
+    weights: npt.NDArray[np.float64] | None = None,
     validate: Integers | None = None,
     on_epoch: Epoch = lambda epoch, figures: None,
     checkpoint: Checkpoint | None = None,
@@ -92,6 +93,7 @@ def fit_network(
     """Fit a recipe's network: the notebook's as the notebook does, that of sequences with augmentation.
 
     `learn` are the numbers of the rows to learn from, and `targets` has the number of the label of each row of the spool.
+    If there are `weights`, shares of those rows, an epoch draws as many of them by these; else it has each once.
     Rows of `validate` are judged after each epoch, and nothing is learnt from them. `on_epoch` hears the number of an
     epoch, from 1, and its figures. The fitting goes on from `checkpoint`, and keeps each epoch there.
 
@@ -121,7 +123,7 @@ def fit_network(
         losses = history.get("val_loss", [0.0])
         if patience and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             break
-        data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch)
+        data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch, weights)
         callbacks = [_cycle(network, epoch, n_steps, fitting.epochs)] if is_cycled else []
         # One call for each epoch, because a fitting that goes on must begin it as one that was never stopped.
         logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
@@ -194,12 +196,13 @@ def _dataset(
     n_labels: int,
     fitting: Fitting,
     epoch: int,
+    weights: npt.NDArray[np.float64] | None,
 ) -> Any:
     """Return an epoch's batches, read and made while the network learns."""
     tensorflow, _ = load_keras()
     # By seed and epoch alone, so that an epoch is the same whether or not those before it were in this process.
     generator = np.random.default_rng([fitting.seed, epoch])
-    order = generator.permutation(learn)
+    order = generator.permutation(learn) if weights is None else generator.choice(learn, len(learn), p=weights)
     # Of a vector, or of frames, each of so many inputs.
     shape = recipes.recipe_of(settings).input_shape(settings)
     n_inputs = shape[1] if len(shape) > 1 else 0
@@ -253,7 +256,11 @@ class TrainingSettings:
     Attributes
     ----------
     labels
-        Where the reference labels are from: see `labels.read_labels`.
+        Where the reference labels are from: see `labels.read_labels`. One for all tables, or as many as there are tables.
+    label_map
+        What some of these labels are called in the bundle; "" leaves a label's recordings out.
+    balance
+        Whether each epoch draws corpora, speakers and labels alike, see `data.Dataset.weigh`; None if there are several tables.
     held_out
         Share of the recordings that is judged and not learnt from; 0 learns from all.
     validation
@@ -280,7 +287,9 @@ class TrainingSettings:
         If a value is outside its range.
     """
 
-    labels: str = "tess"
+    labels: str | Sequence[str] = "tess"
+    label_map: Mapping[str, str] = field(default_factory=dict)
+    balance: bool | None = None
     held_out: float = 0.2
     validation: str = "stratified"
     epochs: int | None = None

@@ -27,6 +27,30 @@ from emotion_batch.storage.folder import Folder, explained, split_file
 # Third number of a RAVDESS name; https://zenodo.org/records/1188976
 _RAVDESS_WORDS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _RAVDESS_EMOTIONS = {f"{number:02}": word for number, word in enumerate(_RAVDESS_WORDS, start=1)}
+# Sixth letter of an EmoDB name, of German words; http://emodb.bilderbar.info/index-1280.html
+_EMODB_EMOTIONS = {
+    "W": "anger",
+    "L": "boredom",
+    "E": "disgust",
+    "A": "fear",
+    "F": "happiness",
+    "T": "sadness",
+    "N": "neutral",
+}
+# Letters before the number in a SAVEE name; http://kahlan.eps.surrey.ac.uk/savee/
+_SAVEE_EMOTIONS = {
+    "a": "anger",
+    "d": "disgust",
+    "f": "fear",
+    "h": "happiness",
+    "n": "neutral",
+    "sa": "sadness",
+    "su": "surprise",
+}
+# Third word of a CREMA-D name; https://github.com/CheyneyComputerScience/CREMA-D
+_CREMA_D_EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
+# Second word of an nEMO name; https://github.com/amu-cai/nEMO
+_NEMO_EMOTIONS = frozenset({"anger", "fear", "happiness", "neutral", "sadness", "surprise"})
 _COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
 # Starts of segments that differ by less than a millisecond are one, and so are ends within what decoders differ by.
 _STARTS_PER_S, _END_S = 1_000, 0.05
@@ -56,7 +80,8 @@ class Labeller(Protocol):
 def read_labels(source: str) -> Labeller:
     """Return what gives a recording's, or a segment's, reference label, or None where there is none.
 
-    `source` is ``tess``, ``ravdess``, ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
+    `source` is a corpus whose names say it (``tess``, ``ravdess``, ``emodb``, ``savee``, ``crema-d``, ``nemo``; the words are the
+    corpus's own), ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
     ``file``, ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group
     ``emotion`` and perhaps ``speaker``). It raises UsageError if it is none of these, or its table or pattern cannot be
     used.
@@ -74,7 +99,7 @@ def read_labels(source: str) -> Labeller:
         if "emotion" not in pattern.groupindex:
             raise UsageError(f"labels: expected a pattern with the group (?P<emotion>...), got {argument!r}")
         return partial(_by_name, partial(_by_pattern, pattern))
-    raise UsageError(f"labels: expected tess, ravdess, folder, table:FILE or regex:PATTERN, got {source!r}")
+    raise UsageError(f"labels: expected {', '.join(_BY_NAME)}, table:FILE or regex:PATTERN, got {source!r}")
 
 
 @dataclass
@@ -273,6 +298,34 @@ def _by_ravdess_name(file: str) -> Reference | None:
     return Reference(_RAVDESS_EMOTIONS[numbers[2]], numbers[6])
 
 
+def _by_emodb_name(file: str) -> Reference | None:
+    """``16a02Fb.wav`` is happiness, speaker 16: the sixth letter of seven, and the first two."""
+    stem = file.rsplit("/", 1)[-1].split(".")[0]
+    if len(stem) != 7 or not stem[:2].isdigit() or stem[5] not in _EMODB_EMOTIONS:
+        return None
+    return Reference(_EMODB_EMOTIONS[stem[5]], stem[:2])
+
+
+def _by_savee_name(file: str) -> Reference | None:
+    """``DC/sa05.wav`` and ``DC_sa05.wav`` are sadness, speaker DC: the letters before the number, and what is before them."""
+    found = re.search(r"([A-Z]{2})[/_]([a-z]{1,2})\d+\.[^/.]*$", file)
+    return Reference(_SAVEE_EMOTIONS[found[2]], found[1]) if found and found[2] in _SAVEE_EMOTIONS else None
+
+
+def _by_crema_d_name(file: str) -> Reference | None:
+    """``1001_DFA_ANG_XX.wav`` is anger, actor 1001: the third word of four, and the first."""
+    words = file.rsplit("/", 1)[-1].split(".")[0].split("_")
+    return (
+        Reference(_CREMA_D_EMOTIONS[words[2]], words[0]) if len(words) == 4 and words[2] in _CREMA_D_EMOTIONS else None
+    )
+
+
+def _by_nemo_name(file: str) -> Reference | None:
+    """``EB0_anger_14.wav`` is anger, speaker EB0: the second word of three, and the first."""
+    words = file.rsplit("/", 1)[-1].split(".")[0].split("_")
+    return Reference(words[1], words[0]) if len(words) == 3 and words[1] in _NEMO_EMOTIONS else None
+
+
 def _by_folder(file: str) -> Reference | None:
     """``calls/Angry/1.wav`` is angry: the folder that the recording is in, in lower case."""
     folders = file.split("/")[:-1]
@@ -369,5 +422,9 @@ def _read_seconds(thing: str, file: str, cell: str | None) -> float | None:
 _BY_NAME: dict[str, Callable[[str], Reference | None]] = {
     "tess": _by_tess_name,
     "ravdess": _by_ravdess_name,
+    "emodb": _by_emodb_name,
+    "savee": _by_savee_name,
+    "crema-d": _by_crema_d_name,
+    "nemo": _by_nemo_name,
     "folder": _by_folder,
 }

@@ -28,6 +28,7 @@ class Split(StrEnum):
     SEED = "seed"
     STRATIFIED = "stratified"
     SPEAKER_HELD_OUT = "speaker_held_out"
+    CORPUS_HELD_OUT = "corpus_held_out"
 
 
 class Fold(NamedTuple):
@@ -135,6 +136,16 @@ def speaker_folds(
         sizes = [len(np.unique(numbers[fold_of_row == fold])) for fold in range(max_folds)]
         names = [f"fold {fold} ({size} speakers)" for fold, size in enumerate(sizes, start=1)]
     folds = SpeakerFolds(fold_of_row, tuple(names), len(known), n_without)
+    _require_two_labels(folds, targets)
+    return folds
+
+
+def corpus_folds(
+    corpora: npt.NDArray[np.object_], speakers: npt.NDArray[np.object_], targets: Integers
+) -> SpeakerFolds:
+    """Return folds that leave each corpus out once. It raises UsageError as `speaker_folds` does."""
+    numbers, names = number_words(corpora)
+    folds = SpeakerFolds(numbers, tuple(names), len(set(speakers.tolist()) - {""}), 0)
     _require_two_labels(folds, targets)
     return folds
 

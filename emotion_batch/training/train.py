@@ -1,4 +1,4 @@
-"""Train a network from a feature table and write its bundle: splits, fitting, calibration, metrics."""
+"""Train a network from feature tables and write its bundle: splits, fitting, calibration, metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from emotion_batch.tables import inventory, parts
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import require_features
 from emotion_batch.training import calibrate, networks, splits, write_bundle
-from emotion_batch.training.data import Dataset, Spool, read_dataset
+from emotion_batch.training.data import Dataset, Spool, join, read_dataset
 from emotion_batch.training.fit import (
     Checkpoint,
     Fitting,
@@ -47,7 +47,7 @@ _OnEpoch = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 def train(
-    table: str | os.PathLike[str],
+    table: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     bundle: str | os.PathLike[str],
     *,
     settings: TrainingSettings | None = None,
@@ -57,12 +57,12 @@ def train(
     on_epoch: Callable[[str, int, int, Mapping[str, float]], None] = lambda phase, epoch, epochs, figures: None,
     watcher: Watcher | None = None,
 ) -> Card:
-    """Train the network of a feature table's recipe and write the bundle.
+    """Train the network of the recipe of one feature table, or of several, and write the bundle.
 
     Parameters
     ----------
     table
-        The feature table.
+        The feature table, or those of several corpora, with features of the same settings. Speakers are told apart by corpus.
     bundle
         Folder to write; a new one, unless `force`.
     settings
@@ -81,19 +81,23 @@ def train(
     Raises
     ------
     UsageError
-        If the table is none of features, cannot be learnt from, or the bundle is there.
+        If a table is none of features or has other settings than the first, they cannot be learnt from, or the bundle is there.
     IncompleteError
-        If the table has parts missing.
+        If a table has parts missing.
     """
-    place, to = Folder.of(table, storage_options), Folder.of(bundle, storage_options)
-    info = require_features(place)
+    tables = [table] if isinstance(table, str | os.PathLike) else list(table)
+    to = Folder.of(bundle, storage_options)
+    sources = [_open_source(Folder.of(one, storage_options)) for one in tables]
+    for source in sources[1:]:
+        first = sources[0]
+        if (source.info.feature_settings, source.info.segments) != (first.info.feature_settings, first.info.segments):
+            raise UsageError(
+                f"table {source.table.url}: its features or segments have other settings than those of {first.table.url}; extract "
+                "both in the same way"
+            )
     require_new_bundle(to, force)
-    manifest = inventory.read_manifest(place, info)
-    parts.require_complete(place, info, manifest.shards)
     return train_bundle(
-        place,
-        info,
-        sorted(manifest.shards),
+        sources,
         to,
         settings or TrainingSettings(),
         on_epoch=on_epoch,
@@ -102,17 +106,52 @@ def train(
     )
 
 
+class Source(NamedTuple):
+    """A feature table to learn from, and the numbers of its parts."""
+
+    table: Folder
+    info: TableInfo
+    shards: Sequence[int]
+
+
+def _open_source(table: Folder) -> Source:
+    info = require_features(table)
+    manifest = inventory.read_manifest(table, info)
+    parts.require_complete(table, info, manifest.shards)
+    return Source(table, info, sorted(manifest.shards))
+
+
+def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool) -> Dataset:
+    """Read all tables, each with its labels."""
+    labels = [settings.labels] * len(sources) if isinstance(settings.labels, str) else list(settings.labels)
+    if len(labels) != len(sources):
+        raise UsageError(
+            f"labels: expected one source of labels, or one for each of {len(sources)} tables, got {len(labels)}"
+        )
+    found: dict[str, Dataset] = {}
+    for (table, info, shards), words in zip(sources, labels, strict=True):
+        name = words if words.isidentifier() and words != "folder" else table.url.rstrip("/").rpartition("/")[2]
+        found[name if name not in found else f"{name}-{len(found)}"] = read_dataset(
+            *(table, info, shards, words, spool),
+            label_map=settings.label_map,
+            allow_numeric_labels=settings.allow_numeric_labels,
+        )
+    return join(found) if len(found) > 1 else next(iter(found.values()))
+
+
 @dataclass(frozen=True)
 class _Trainer:
-    """Trains a network on the rows to be learnt from, and one for each fold of speakers, with checkpoints in `folder`.
+    """Trains a network on the rows to be learnt from, and one for each fold, with checkpoints in `folder`.
 
-    `identity` is a fingerprint of all that decides the training.
+    `is_balanced` says whether corpora, speakers and labels are drawn alike. `identity` is a fingerprint of all that decides the
+    training.
     """
 
     data: Dataset
     spool: Spool
     fitting: Fitting
     folder: Folder
+    is_balanced: bool
     identity: str
     on_epoch: _OnEpoch
 
@@ -120,13 +159,15 @@ class _Trainer:
         self, learn: Booleans, validate: Integers | None, phase: str, name: str
     ) -> tuple[Any, dict[str, list[float]]]:
         order, epochs = self.data.order, self.fitting.epochs
+        rows = order[learn[order]]
         return fit_network(
             self.spool,
             self.data.settings,
-            order[learn[order]],
+            rows,
             self.data.targets,
             n_labels=len(self.data.labels),
             fitting=self.fitting,
+            weights=self.data.weigh(rows) if self.is_balanced else None,
             validate=validate,
             on_epoch=lambda epoch, figures: self.on_epoch(phase, epoch, epochs, figures),
             checkpoint=self.keep(name),
@@ -138,16 +179,16 @@ class _Trainer:
     def predict(self, network: Any, rows: Integers) -> npt.NDArray[np.float32]:
         return predict_network(network, self.spool, self.data.settings, rows)
 
-    def predict_held_out(self, folds: SpeakerFolds) -> npt.NDArray[np.float32]:
-        """Return what networks that have not heard a row's speaker give for it, shape (n_rows, n_labels); 0 in no fold."""
+    def predict_held_out(self, folds: SpeakerFolds, kind: Split) -> npt.NDArray[np.float32]:
+        """Return what networks that have not heard a row's fold give for it, shape (n_rows, n_labels); 0 in no fold."""
         held = np.zeros((len(self.data.targets), len(self.data.labels)), np.float32)
         for number, fold in enumerate(folds):
-            kept = self.keep(f"fold-{number}")
+            kept = self.keep(f"{kind}-{number}")
             found = kept.read()
             if found is None:
                 learn = np.zeros(len(held), bool)
                 learn[fold.learnt] = True
-                network, _ = self.fit(learn, None, f"without {fold.name}", f"without-{number}")
+                network, _ = self.fit(learn, None, f"without {fold.name}", f"{kind}-without-{number}")
                 found = {"probabilities": self.predict(network, fold.judged)}
                 kept.write(found)
             held[fold.judged] = found["probabilities"]
@@ -155,9 +196,7 @@ class _Trainer:
 
 
 def train_bundle(
-    table: Folder,
-    info: TableInfo,
-    shards: Sequence[int],
+    sources: Sequence[Source],
     bundle: Folder,
     settings: TrainingSettings,
     *,
@@ -165,23 +204,22 @@ def train_bundle(
     on_note: Callable[[str], None] = lambda text: None,
     h5: tuple[Folder, str] | None = None,
 ) -> Card:
-    """Train the network of a feature table's recipe, write its bundle, card last, and return the card; see `train`.
+    """Train the network of the tables' recipe, write its bundle, card last, and return the card; see `train`.
 
-    A training that is stopped goes on where it was when it is begun again, and ends as one that was not. `shards` are
-    the numbers of the table's parts. `h5` is a folder and a name. It raises UsageError if the rows cannot be learnt
-    from: no labels, one label, or labels with too few recordings.
+    A training that is stopped goes on where it was when it is begun again, and ends as one that was not. `h5` is a folder and a
+    name. It raises UsageError if the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
     """
+    info = sources[0].info
     recipe = recipes.recipe_of(info.feature_settings)
     epochs, batch_size = settings.epochs or recipe.epochs, settings.batch_size or recipe.batch_size
     settings = replace(settings, epochs=epochs, batch_size=batch_size)
     how = Fitting(epochs, batch_size, settings.seed, settings.patience)
     with Spool(info.feature_settings) as spool:
-        data = read_dataset(
-            table, info, shards, settings.labels, spool, allow_numeric_labels=settings.allow_numeric_labels
-        )
+        data = _read(sources, settings, spool)
         for note in data.notes:
             on_note(note)
-        trainer = _Trainer(data, spool, how, bundle, _identify(data, settings), on_epoch)
+        is_balanced = len(sources) > 1 if settings.balance is None else settings.balance
+        trainer = _Trainer(data, spool, how, bundle, is_balanced, _identify(data, settings), on_epoch)
         is_held_out = _hold_out(data, settings)
         learnt, judged = np.flatnonzero(~is_held_out), data.order[is_held_out[data.order]]
         network, history = trainer.fit(~is_held_out, judged if len(judged) else None, "network", "network")
@@ -196,12 +234,16 @@ def train_bundle(
         confidence: dict[str, Any] = {}
         if folds is not None:
             shown = Split.SPEAKER_HELD_OUT.value
-            held = trainer.predict_held_out(folds)
-            metrics[shown] = _judge_folds(data, folds, held)
-            calibrated, confidence, extras[RELIABILITY] = _calibrate(data, folds, held, settings.precision)
+            judgements = [(folds, trainer.predict_held_out(folds, Split.SPEAKER_HELD_OUT))]
+            metrics[shown] = _judge_folds(data, *judgements[0])
+            if len(sources) > 1:
+                corpora = splits.corpus_folds(data.corpora, data.speakers, data.targets)
+                judgements.append((corpora, trainer.predict_held_out(corpora, Split.CORPUS_HELD_OUT)))
+                metrics[Split.CORPUS_HELD_OUT] = _judge_folds(data, *judgements[1])
+            calibrated, confidence, extras[RELIABILITY] = _calibrate(data, judgements, settings.precision)
             if confidence["threshold"] is None:
                 on_note(
-                    f"no confidence with 20 rows or more of speakers held out reaches a precision of {settings.precision:g}: "
+                    f"no confidence with 20 rows or more of what was held out reaches a precision of {settings.precision:g}: "
                     "is_confident will be false everywhere; a lower --precision may be reached"
                 )
         card = write_bundle.write_bundle(
@@ -219,6 +261,7 @@ def train_bundle(
                 "n_unlabelled": sum(data.left_out.values()),
                 "n_by_label": {word: int(np.sum(data.targets == number)) for number, word in enumerate(data.labels)},
                 "n_speakers": data.n_speakers,
+                "corpora": _describe_corpora(data),
             },
             metrics=metrics,
             calibration=calibrated,
@@ -290,30 +333,69 @@ def _measure(data: Dataset, rows: Integers, probabilities: npt.NDArray[np.float3
 def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return the figures of speakers that were not heard, each fold's too, and those of what needs no model."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
-    by_fold = [(fold.name, data.judge(fold.judged, held[fold.judged])) for fold in folds]
+    by_fold = [
+        {
+            "name": fold.name,
+            **pick(data.judge(fold.judged, held[fold.judged]), "n_rows", "accuracy", "uar"),
+            **({"uar_common": _judge_common(data, fold.judged, held)} if data.corpora.any() else {}),
+        }
+        for fold in folds
+    ]
     shortcuts = data.judge_shortcuts(folds)
     return {
         **_measure(data, rows, held[rows]),
-        "folds": [{"name": name, **pick(found, "n_rows", "accuracy", "uar")} for name, found in by_fold],
+        "folds": by_fold,
         "shortcuts": {name: pick(found, "accuracy", "uar") for name, found in shortcuts.items()},
     }
 
 
+def _judge_common(data: Dataset, rows: Integers, held: npt.NDArray[np.float32]) -> float | None:
+    """Return the unweighted average recall of the labels that every corpus has, if it is known that there are no others."""
+    common = data.common
+    rows = rows[np.isin(data.targets[rows], common)]
+    if not len(rows) or len(common) < 2:
+        return None
+    is_right = common[held[rows][:, common].argmax(axis=1)] == data.targets[rows]
+    words = np.unique(data.targets[rows])
+    return float(np.mean([is_right[data.targets[rows] == word].mean() for word in words]))
+
+
+def _describe_corpora(data: Dataset) -> dict[str, Any]:
+    """Return how many segments and speakers are of each corpus; nothing if there is one alone."""
+    found = {}
+    for name in sorted(set(data.corpora.tolist()) - {""}):
+        own = data.corpora == name
+        found[name] = {"n_rows": int(own.sum()), "n_speakers": len(set(data.speakers[own].tolist()) - {""})}
+    return found
+
+
 def _calibrate(
-    data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32], precision: float
+    data: Dataset, judgements: Sequence[tuple[SpeakerFolds, npt.NDArray[np.float32]]], precision: float
 ) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Return the temperature, the threshold of confidence, with what each does to other speakers, and a picture."""
-    source, fold_of_row = Split.SPEAKER_HELD_OUT, folds.fold_of_row
-    found = calibrate.calibrate_across_folds(held, data.targets, fold_of_row, source=source)
+    """Return the temperature, the threshold of confidence, with what each does to other voices, and a picture.
+
+    The temperature is fitted on all that was held out: speakers, and corpora if there are several. The threshold is chosen on
+    the last of these, because it promises a precision for recordings from elsewhere.
+    """
+    held = np.concatenate([one for _, one in judgements])
+    targets = np.tile(data.targets, len(judgements))
+    numbers, n_folds = [], 0
+    for folds, _ in judgements:
+        numbers.append(np.where(folds.fold_of_row == NO_FOLD, NO_FOLD, folds.fold_of_row + n_folds))
+        n_folds += len(folds.names)
+    found = calibrate.calibrate_across_folds(held, targets, np.concatenate(numbers))
+    folds, of_last = judgements[-1]
     judged = calibrate.judge_threshold_across_folds(
-        held, data.targets, fold_of_row, source=source, n_speakers=folds.n_speakers, precision=precision
+        of_last, data.targets, folds.fold_of_row, n_speakers=folds.n_speakers, precision=precision
     )
-    rows = fold_of_row != NO_FOLD
-    targets, raw = data.targets[rows], held[rows]
+    rows = folds.fold_of_row != NO_FOLD
+    right, raw = data.targets[rows], of_last[rows]
     sure = apply_temperature(raw, found["temperature"])
-    threshold = calibrate.choose_threshold(sure.max(axis=1), raw.argmax(axis=1) == targets, precision=precision)
-    picture = draw_reliability(reliability(targets, raw), reliability(targets, sure))
-    return {**found, "names": list(folds.names)}, {"threshold": threshold.value, **judged}, picture
+    threshold = calibrate.choose_threshold(sure.max(axis=1), raw.argmax(axis=1) == right, precision=precision)
+    picture = draw_reliability(reliability(right, raw), reliability(right, sure))
+    names = [name for one, _ in judgements for name in one.names]
+    promise = {"threshold": threshold.value, **judged, "names": list(folds.names)}
+    return {**found, "names": names}, promise, picture
 
 
 def _fit_domain(

@@ -30,6 +30,7 @@ SPLITS = {
     "stratified": "these weights, on other recordings of the same speakers, in the same room",
     "seed": "these weights, on the last fifth of the recordings by name, as the notebook's `validation_split`",
     "speaker_held_out": "the recipe's, not these weights': each speaker judged by networks that never heard them",
+    "corpus_held_out": "the recipe's, not these weights': each corpus judged by networks that learnt from the others alone",
 }
 
 

@@ -25,6 +25,18 @@ from emotion_batch.training.labels import LabelTable, Reference, is_numeric, map
         ("ravdess", "Actor_12/03-01-05-01-02-01-12.wav", Reference("angry", "12")),
         ("ravdess", "03-01-09-01-02-01-12.wav", None),
         ("ravdess", "03-01-05.wav", None),
+        ("emodb", "wav/16a02Fb.wav", Reference("happiness", "16")),
+        ("emodb", "03a01Wa.flac", Reference("anger", "03")),
+        ("emodb", "03a01Xa.wav", None),
+        ("emodb", "call.wav", None),
+        ("savee", "DC/sa05.wav", Reference("sadness", "DC")),
+        ("savee", "AudioData/JK_su11.wav", Reference("surprise", "JK")),
+        ("savee", "DC/x05.wav", None),
+        ("crema-d", "1001_DFA_ANG_XX.wav", Reference("anger", "1001")),
+        ("crema-d", "AudioWAV/1091_WSI_HAP_HI.wav", Reference("happy", "1091")),
+        ("crema-d", "1001_DFA_XXX_XX.wav", None),
+        ("nemo", "EB0_anger_14.flac", Reference("anger", "EB0")),
+        ("nemo", "EB0_other_14.flac", None),
         ("folder", "calls/Angry/1.wav", Reference("angry", None)),
         ("folder", "1.wav", None),
         (r"regex:^(?P<speaker>\d+)[A-Z](?P<emotion>[a-z]+)", "03Wut.wav", Reference("ut", "03")),
@@ -262,7 +274,11 @@ def test_labels_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "twice.csv").write_text("file,emotion\na.wav,sad\na.wav,happy\n")
     for source, error, sentence in (
-        ("names", UsageError, "expected tess, ravdess, folder, table:FILE or regex:PATTERN, got 'names'"),
+        (
+            "names",
+            UsageError,
+            "expected tess, ravdess, emodb, savee, crema-d, nemo, folder, table:FILE or regex:PATTERN, got 'names'",
+        ),
         ("regex:(", UsageError, "expected a regular expression"),
         ("regex:(.*)", UsageError, "expected a pattern with the group"),
         (f"table:{tmp_path}/none.csv", StorageError, "expected it to exist"),

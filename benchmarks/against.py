@@ -1,6 +1,6 @@
 """Whether extraction costs more CPU than in another checkout, for ratios near 1: two processes, block by block in turn.
 
-    python -m benchmarks.against OTHER_CHECKOUT FOLDER [--pairs N] [--recipe seed|sequence]
+    python -m benchmarks.against OTHER_CHECKOUT FOLDER [--pairs N] [--recipe seed|voices]
 
 It prints the median of the ratios of CPU time, this checkout to the other, and an interval that holds the true median with a
 probability of 95 %, by the order of the ratios alone. A limit inside the interval is met.
@@ -27,9 +27,9 @@ import json, sys, time
 import pyarrow as pa
 from emotion_batch.worker import process, recordings as rows
 from emotion_batch.storage.archive import list_recordings
-from emotion_batch.settings import FeatureSettings, SequenceSettings
+from emotion_batch.settings import FeatureSettings, VoicesSettings
 process.settle()
-settings = {"seed": FeatureSettings, "sequence": SequenceSettings}[sys.argv[2]]()
+settings = {"seed": FeatureSettings, "voices": VoicesSettings}[sys.argv[2]]()
 listing = list_recordings(sys.argv[1])
 entries = listing.entries.combine_chunks().to_batches()[0]
 for line in sys.stdin:
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT")
     parser.add_argument("archive", metavar="FOLDER")
     parser.add_argument("--pairs", type=int, default=41)
-    parser.add_argument("--recipe", choices=("seed", "sequence"), default="seed")
+    parser.add_argument("--recipe", choices=("seed", "voices"), default="seed")
     options = parser.parse_args()
     here = Path(__file__).resolve().parent.parent
     ratios = measure((here, options.other.resolve()), options.archive, options.recipe, options.pairs)

@@ -30,13 +30,13 @@ def notebook(archive: str) -> Work:
 
 def package(archive: str, recipe: str = "seed") -> Work:
     """Do what a shard does with recordings: names to rows."""
-    from emotion_batch.settings import FeatureSettings, SequenceSettings
+    from emotion_batch.settings import FeatureSettings, VoicesSettings
     from emotion_batch.storage.archive import list_recordings
     from emotion_batch.worker import process
     from emotion_batch.worker.recordings import extract_rows
 
     process.settle()
-    settings = SequenceSettings() if recipe == "sequence" else FeatureSettings()
+    settings = VoicesSettings() if recipe == "voices" else FeatureSettings()
     listing = list_recordings(archive)
     numbers = {name: number for number, name in enumerate(listing.entries["file"].to_pylist())}
 
@@ -49,7 +49,7 @@ def package(archive: str, recipe: str = "seed") -> Work:
 
 def windows(archive: str, window_s: str, hop_s: str) -> Work:
     """Do what a shard does to extract windows by the default recipe: names to rows."""
-    from emotion_batch.settings import Segments, SequenceSettings
+    from emotion_batch.settings import Segments, VoicesSettings
     from emotion_batch.storage.archive import list_recordings
     from emotion_batch.worker import process
     from emotion_batch.worker.recordings import extract_rows
@@ -61,7 +61,7 @@ def windows(archive: str, window_s: str, hop_s: str) -> Work:
 
     def work(names: list[str]) -> None:
         entries = listing.entries.take([numbers[name] for name in names]).combine_chunks().to_batches()[0]
-        extract_rows(entries, listing.folder, SequenceSettings(), segments)
+        extract_rows(entries, listing.folder, VoicesSettings(), segments)
 
     return timed(work)
 

@@ -1,4 +1,4 @@
-"""Whether the features of ``sequence`` are the same at every rate, beside silence and in windows, and how right the fundamental is.
+"""Whether the features of ``voices`` are the same at every rate, beside silence and in windows, and how right the fundamental is.
 
 ``python -m benchmarks.front_end TESS VOICES`` takes two archives of speech, unpacked. Praat is the referee of the fundamental, with the
 same range and frames. The recordings are drawn at random, with seed 0.
@@ -20,9 +20,9 @@ from benchmarks.measuring import Figure, children, describe, in_turn, ratio, ren
 from emotion_batch.features import logmel_pitch
 from emotion_batch.features.audio import resample
 from emotion_batch.features.logmel_pitch import Heard, compute_sequence, find_centres, hear, make_inputs
-from emotion_batch.settings import SequenceSettings
+from emotion_batch.settings import VoicesSettings
 
-SETTINGS = SequenceSettings()
+SETTINGS = VoicesSettings()
 RATES_HZ = (44_100, 24_414, 22_050, 16_000, 8_000)
 _VOICED = 0.5
 _SILENCE_S = 2.0

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.settings import Segments, SequenceSettings
+from emotion_batch.settings import Segments, VoicesSettings
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts, table
@@ -48,7 +48,7 @@ def write_label_table(folder: Path, n_rows: int, *, n_windows: int = 1) -> Table
     -------
     What the table is.
     """
-    settings = SequenceSettings()
+    settings = VoicesSettings()
     segments = Segments.windows(3.0) if n_windows > 1 else settings.segments
     info = TableInfo(schema_module.LABELS, "/archive", settings, segments, "0123456789abcdef", LABELS)
     place = Folder.of(folder)

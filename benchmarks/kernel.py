@@ -26,7 +26,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
     size = min(_BLOCK, len(names))
     blocks = [[names[number] for number in rng.choice(len(names), size, replace=False)] for _ in range(n_rounds)]
     kinds = ("notebook", "package", "floor", "stages")
-    with children(*((kind, archive) for kind in kinds), ("package", archive, "sequence")) as processes:
+    with children(*((kind, archive) for kind in kinds), ("package", archive, "voices")) as processes:
         # Once to warm up.
         in_turn(processes, [names[:5]])
         notebook, package, floor, stages, sequences = in_turn(processes, blocks)
@@ -49,7 +49,7 @@ def measure(archive: str, n_rounds: int) -> list[Figure]:
         ratio("a recording's features", "the notebook's loop", ours, theirs, "<= 0.2", "ms CPU"),
         ratio("a recording's features", "decode, resample and FFT alone", ours, bare, "<= 1.25", "ms CPU"),
         ratio(
-            "a recording as a sequence",
+            "a recording by the recipe voices",
             "a recording's features",
             [cpu / size * 1e3 for cpu, _ in sequences],
             ours,

@@ -48,7 +48,7 @@ def measure_rate(folder: str, where: str, rate: int | None, seconds: dict[str, f
     """Return the figures of recordings that have one rate."""
     names = sorted(seconds)
     blocks = [np.roll(names, -37 * number)[:_BLOCK].tolist() for number in range(n_rounds)]
-    kinds = (("notebook", folder), ("package", folder, "seed"), ("package", folder, "sequence"), ("labels", folder))
+    kinds = (("notebook", folder), ("package", folder, "seed"), ("package", folder, "voices"), ("labels", folder))
     with children(*kinds) as processes:
         in_turn(processes, [names[:5]])
         theirs, seed, features, labels = (
@@ -60,7 +60,7 @@ def measure_rate(folder: str, where: str, rate: int | None, seconds: dict[str, f
     loop = "the notebook's loop"
     return [
         ratio(f"features of `seed`, {where}", loop, seed, theirs, unit="ms CPU"),
-        ratio(f"features of `sequence`, {where}", loop, features, theirs, _EXTRACTION.get(rate, ""), unit="ms CPU"),
+        ratio(f"features of `voices`, {where}", loop, features, theirs, _EXTRACTION.get(rate, ""), unit="ms CPU"),
         ratio(f"a label from a recording, {where}", loop, labels, theirs, _LABEL.get(rate, ""), unit="ms CPU"),
         Figure(f"labels, {where}", "real time, a core", statistics.median(speed), unit="x"),
     ]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from emotion_batch import api
 from emotion_batch.features.recipes import recipe_of
-from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
+from emotion_batch.settings import AnySettings, FeatureSettings, VoicesSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.table import read_info
@@ -24,7 +24,7 @@ from emotion_batch.training import calibrate, fit, metrics, splits
 from emotion_batch.training.data import Dataset, Spool, read_dataset
 from emotion_batch.training.fit import Fitting
 
-RECIPES: dict[str, AnySettings] = {"seed": FeatureSettings(), "sequence": SequenceSettings()}
+RECIPES: dict[str, AnySettings] = {"seed": FeatureSettings(), "voices": VoicesSettings()}
 
 
 class Judge:

@@ -23,7 +23,7 @@ from .run.run_options import RunOptions as RunOptions
 from .run.scheduler import Scheduler as Scheduler
 from .settings import FeatureSettings as FeatureSettings
 from .settings import Segments as Segments
-from .settings import SequenceSettings as SequenceSettings
+from .settings import VoicesSettings as VoicesSettings
 from .training.evaluate import evaluate as evaluate
 from .training.fit import TrainingSettings as TrainingSettings
 from .training.import_h5 import import_h5 as import_h5

@@ -104,7 +104,7 @@ class FeatureSettings(AnySettings):
 
 
 @dataclass(frozen=True)
-class SequenceSettings(AnySettings):
+class VoicesSettings(AnySettings):
     """How samples become a sequence: log-mel bands, fundamental frequency and voicing by frame. There is one way.
 
     Attributes
@@ -128,7 +128,7 @@ class SequenceSettings(AnySettings):
         If a value is another than the recipe's.
     """
 
-    recipe: ClassVar[str] = "logmel-pitch"
+    recipe: ClassVar[str] = "voices"
 
     sample_rate: None = None
     window_s: float = 0.025

@@ -18,7 +18,7 @@ from support.shell_cluster import ShellCluster, shell_cluster
 from emotion_batch.example import synthesis
 
 # Files that take minutes each, by a few tests: begun first, so that the other process is not waited for at the end.
-LONGEST = ("test_walk", "test_train", "test_sequence_walk", "test_bucket_walk", "test_submit", "test_torture")
+LONGEST = ("test_walk", "test_train", "test_voices_walk", "test_bucket_walk", "test_submit", "test_torture")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

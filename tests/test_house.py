@@ -168,7 +168,7 @@ def test_the_package_offers_what_it_names() -> None:
         "assert all(callable(getattr(emotion_batch, name)) for name in emotion_batch.__all__)\n"
         "assert not any(name.startswith('_') for name in dir(emotion_batch))\n"
         "from emotion_batch import *\n"
-        "extract, SequenceSettings\n"
+        "extract, VoicesSettings\n"
         "try:\n    emotion_batch.nothing\nexcept AttributeError:\n    print('refused')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

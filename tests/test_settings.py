@@ -9,7 +9,7 @@ import pytest
 
 from emotion_batch.errors import UsageError
 from emotion_batch.features.recipes import read_settings
-from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
+from emotion_batch.settings import FeatureSettings, Segments, VoicesSettings
 
 
 def test_fingerprints_are_pinned() -> None:
@@ -42,7 +42,11 @@ def test_every_setting_changes_the_fingerprint(name: str) -> None:
         (lambda: FeatureSettings(hop_length=2.5), "hop_length: expected a whole number >= 1, got 2.5"),
         (lambda: Segments(offset_s=-1), "offset: expected seconds from 0 to 1e+06, got -1"),
         (lambda: Segments(duration_s=float("nan")), "duration: expected seconds from 0.01 to 1e+06, got nan"),
-        (lambda: read_settings({"recipe": "other"}), "expected the recipe 'mfcc-mean' or 'logmel-pitch', got 'other'"),
+        (
+            lambda: read_settings({"recipe": "logmel-pitch"}),
+            "the recipe voices has replaced sequence; extract the features again",
+        ),
+        (lambda: read_settings({"recipe": "other"}), "expected the recipe 'mfcc-mean' or 'voices', got 'other'"),
     ],
 )
 def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:
@@ -51,10 +55,10 @@ def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:
         make()
 
 
-def test_the_sequence_recipe_is_one() -> None:
+def test_the_voices_recipe_is_one() -> None:
     """Its settings come back from JSON, have an id of their own, and cannot be others."""
-    settings = SequenceSettings()
+    settings = VoicesSettings()
     assert read_settings(json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.feature_id not in ("", FeatureSettings().feature_id)
-    with pytest.raises(UsageError, match="n_mels: expected 64, as the recipe 'logmel-pitch' has it, got 40"):
-        SequenceSettings(n_mels=40)
+    with pytest.raises(UsageError, match="n_mels: expected 64, as the recipe 'voices' has it, got 40"):
+        VoicesSettings(n_mels=40)

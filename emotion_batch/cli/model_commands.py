@@ -194,7 +194,7 @@ def _format_promise(card: Card) -> str:
     found = card.confidence
     got = "no label reaches it" if found["got"] is None else f"{found['got']:.3f} of those it let through were right"
     return (
-        f"is_confident promises {found['promised']:g}; on speakers that it was not chosen on, {got} "
+        f"is_confident promises {found['promised']:g}; on voices that it was not chosen on, {got} "
         f"(coverage {found['coverage']:.3f}, {found['n_speakers']} speakers)"
     )
 

@@ -112,7 +112,7 @@ FEATURES = group(
     option(
         "--recipe",
         "NAME",
-        "seed: mean MFCC as in the notebook; sequence: sequences, which carry over to other speakers; or the recipe of an "
+        "seed: mean MFCC as in the notebook; voices: bands and pitch by frame, which carry over to other speakers; or the recipe of an "
         "installed package (seed)",
     ),
     option("--sample-rate", "N", "Hz to resample to (22050)", positive),

@@ -58,7 +58,7 @@ def _run_extract(options: argparse.Namespace, said: Said) -> int:
     "recordings, or a feature table, to a label table",
     option("source", "SOURCE", "an archive or a feature table; or one recording, to print"),
     option("table", "TABLE", "folder of the label table: new, or to go on with", nargs="?"),
-    option("--model", "BUNDLE", "a bundle, or tess-sequence or tess-seed, which ship (tess-sequence)"),
+    option("--model", "BUNDLE", "a bundle, or voices-1 or tess-seed, which ship (voices-1)"),
     option("--keep-features", "TABLE", "put an archive's features into this table as well"),
     segments("of an archive; the default is what the model was trained on"),
     RUN,

@@ -1,4 +1,4 @@
-"""Compute the features of the recipe ``sequence``: log-mel bands, fundamental frequency and voicing, by frame.
+"""Compute the features of the recipe ``voices``: log-mel bands, fundamental frequency and voicing, by frame.
 
 They are computed at the recording's own rate, because resampling would cost more than all the rest. A frame lasts 25 ms and one begins
 every 10 ms, whatever the rate. A band's level is the mean square of the samples in it, and so is the same at every rate.
@@ -22,14 +22,15 @@ from emotion_batch.features.audio import resample
 from emotion_batch.features.decimation import Decimator, decimate, design
 from emotion_batch.features.mfcc import Band, cut_bands
 from emotion_batch.features.recipe import Frames, Recipe, flatten
-from emotion_batch.settings import SequenceSettings
+from emotion_batch.settings import VoicesSettings
 
 # What a network sees of a frame: the bands, energy, fundamental frequency and voicing.
-N_INPUTS = SequenceSettings.n_mels + 3
+N_INPUTS = VoicesSettings.n_mels + 3
 # Levels are stored as whole numbers of this many to a neper of power (1 neper is 4.3 dB): its 0.02 dB nobody hears.
 _STEPS = 256
 # Power below that of the quietest samples of 16 bits, in a band.
 _POWER_FLOOR = np.float32(1e-12)
+LOWEST = np.float32(math.log(_POWER_FLOOR))
 # From the first rate on, samples are decimated to a rate from the second on. Below the third, they are resampled to it.
 _DECIMATED_HZ, _BASE_HZ, _LEAST_HZ = 32_000, 16_000, 8_000
 _MOST_RATES = 32
@@ -90,7 +91,7 @@ class _Constants:
 
 
 def compute_sequence(
-    samples: npt.NDArray[np.float32], rate_hz: int, settings: SequenceSettings, known: slice | None = None
+    samples: npt.NDArray[np.float32], rate_hz: int, settings: VoicesSettings, known: slice | None = None
 ) -> Sequence:
     """Return log-mel bands, fundamental frequency and voicing of a stretch of one sample or more, a frame every 10 ms.
 
@@ -179,12 +180,12 @@ def make_inputs(heard: Heard, pitch_range: float = 1.0, pitch_shift: float = 0.0
     return inputs
 
 
-def find_centres(settings: SequenceSettings) -> npt.NDArray[np.float64]:
+def find_centres(settings: VoicesSettings) -> npt.NDArray[np.float64]:
     """Return the centre of each mel band in Hz, shape (n_mels,)."""
     return _find_edges(settings)[1:-1]
 
 
-def _find_edges(settings: SequenceSettings) -> npt.NDArray[np.float64]:
+def _find_edges(settings: VoicesSettings) -> npt.NDArray[np.float64]:
     """Return where bands begin, have their centre, and end, evenly spaced on Slaney's scale, shape (n_mels + 2,).
 
     The scale is linear below 1 kHz, 15 mel to it, then logarithmic, 27 mel to a factor of 6.4: M. Slaney, "Auditory Toolbox", 1998.
@@ -198,7 +199,7 @@ def _find_edges(settings: SequenceSettings) -> npt.NDArray[np.float64]:
     return np.where(mel < knee, mel * 1_000 / knee, 1_000 * np.exp(step * (mel - knee)))
 
 
-def _weigh_bins(n_window: int, rate_hz: float, settings: SequenceSettings) -> npt.NDArray[np.float32]:
+def _weigh_bins(n_window: int, rate_hz: float, settings: VoicesSettings) -> npt.NDArray[np.float32]:
     """Return how much of each bin's power belongs to each band, shape (n_mels, 1 + n_window // 2); 0 above half the rate.
 
     A band is a triangle from its lower neighbour's centre to its upper one's. A bin stands for all frequencies nearer to it than to the
@@ -222,7 +223,7 @@ def _fast_length(wanted: float) -> int:
 
 
 @lru_cache(maxsize=_MOST_RATES)
-def _constants(rate_hz: int, settings: SequenceSettings) -> _Constants:
+def _constants(rate_hz: int, settings: VoicesSettings) -> _Constants:
     factor = rate_hz // _BASE_HZ if rate_hz >= _DECIMATED_HZ else 1
     base_hz = rate_hz / factor
     n_window = _fast_length(settings.window_s * base_hz)
@@ -245,7 +246,7 @@ def _count_frames(n_samples: int, constants: _Constants) -> int:
     return 1 + max(0, math.ceil((n_samples - len(constants.window)) / constants.hop - 1e-6))
 
 
-def _count(n_samples: int, rate_hz: int, settings: SequenceSettings) -> int:
+def _count(n_samples: int, rate_hz: int, settings: VoicesSettings) -> int:
     """Return how many frames a stretch has; 0 if its frames cannot be computed one by one."""
     if rate_hz < _LEAST_HZ:
         return 0
@@ -254,7 +255,7 @@ def _count(n_samples: int, rate_hz: int, settings: SequenceSettings) -> int:
     return _count_frames(-(-n_samples // factor), constants)
 
 
-def _shift(n_samples: int, rate_hz: int, settings: SequenceSettings) -> int | None:
+def _shift(n_samples: int, rate_hz: int, settings: VoicesSettings) -> int | None:
     """Return by how many frames a stretch that begins so much later is shifted, if its frames lie exactly on those."""
     constants = _constants(rate_hz, settings)
     step = (constants.decimator.factor if constants.decimator else 1) * constants.pitch.decimator.factor
@@ -262,7 +263,7 @@ def _shift(n_samples: int, rate_hz: int, settings: SequenceSettings) -> int | No
     return n_frames if n_samples % step == 0 and n_frames * rate_hz == round(n_samples / settings.hop_s) else None
 
 
-def _reach(rate_hz: int, settings: SequenceSettings) -> int:
+def _reach(rate_hz: int, settings: VoicesSettings) -> int:
     """Return how many of the first and of the last frames of a stretch depend on where it ends."""
     constants = _constants(rate_hz, settings)
     return 3 + math.ceil((constants.pitch.n_reach - len(constants.window) / 2) / constants.hop)
@@ -280,8 +281,8 @@ def read_sequences(rows: pa.Table) -> Iterator[Sequence]:
 
 
 RECIPE = Recipe(
-    option="sequence",
-    settings=SequenceSettings,
+    option="voices",
+    settings=VoicesSettings,
     fields=lambda settings: [
         pa.field("logmel", pa.list_(pa.list_(pa.int16(), settings.n_mels))),
         pa.field("f0_hz", pa.list_(pa.float32())),
@@ -292,9 +293,9 @@ RECIPE = Recipe(
     prepare=lambda heard: [make_inputs(one) for one in heard],
     input_shape=lambda settings: (None, N_INPUTS),
     level=lambda heard: np.array([one.energy[one.is_active].mean() for one in heard], np.float32),
-    network="sequence-bilstm",
+    network="voices-lstm",
     measures="tracks",
-    epochs=20,
+    epochs=24,
     batch_size=32,
     describe=lambda settings: "log-mel bands, fundamental frequency and voicing by frame, of",
     sees_every_sample=lambda settings: True,

@@ -29,10 +29,17 @@ _BUILT_IN: tuple[Recipe[Any], ...] = (
     mfcc.RECIPE,
     logmel_pitch.RECIPE,
 )
+# What tables and bundles called the recipe `sequence`.
+_REPLACED = "logmel-pitch"
 
 
 def find(name: object) -> Recipe[Any]:
     """Return the recipe that tables and bundles call `name`; raise UsageError if nothing that is installed has it."""
+    if name == _REPLACED:
+        raise UsageError(
+            "feature settings: the recipe voices has replaced sequence; extract the features again with --recipe voices, and train "
+            "the bundle again on them"
+        )
     found = next((one for one in _BUILT_IN if one.settings.recipe == name), None) or _find_installed(name)
     if found is None:
         words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)

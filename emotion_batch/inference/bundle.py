@@ -27,7 +27,7 @@ EXECUTABLE = "model.onnx"
 # The picture that tells what confidence is worth.
 RELIABILITY = "reliability.png"
 # Of those that ship, the one that is meant for voices that it has not heard.
-DEFAULT_MODEL = "tess-sequence"
+DEFAULT_MODEL = "voices-1"
 _MAX_CARD_BYTES = 10**7
 _MAX_PICTURE_BYTES = 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -182,9 +182,11 @@ def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape] | None:
     network, ends = architecture_of(settings), [(n_labels,)]
     if network == "seed-lstm":
         return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), *ends]
-    if network == "sequence-bilstm":
-        convolutions = [shape for n_inputs in (N_INPUTS, 64) for shape in ((5, n_inputs, 64), *[(64,)] * 5)]
-        return [*convolutions, *[(65, 192), (48, 192), (192,)] * 2, (96, 1), (1,), (192, n_labels), *ends]
+    if network == "voices-lstm":
+        kernels = ((7, N_INPUTS, 96), (5, 96, 96), (3, 96, 128))
+        convolutions = [shape for kernel in kernels for shape in (kernel, *[kernel[2:]] * 5)]
+        attention = [(128, 64), (64,), (64, 1), (1,)]
+        return [*convolutions, *[(128, 256), (64, 256), (256,)] * 2, *attention, (256, n_labels), *ends]
     return None
 
 

@@ -37,6 +37,10 @@ class Promise:
     is_guaranteed: bool
 
 
+# Kinds of split that say something of other voices, and the last of them also of other rooms and languages.
+_BELIEVED = ("speaker_held_out", "corpus_held_out")
+
+
 class _Errors(TypedDict):
     ece: float
 
@@ -192,8 +196,8 @@ class Calibration:
 class Portrait:
     """What a reader of labels must know of a card; what it lacks is empty or None.
 
-    `licence` is that of the recordings that it was trained on. The last of `judged` is the one to believe. `recall` is by
-    label, on speakers held out. `calibration` is of all held-out speakers first, and then of each. `flagged` is the share of
+    `licence` is that of the recordings that it was trained on. The last of `judged` is the one to believe. `recall` is by label, as
+    that one has it. `calibration` is of all held-out speakers first, and then of each. `flagged` is the share of
     rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others. `reliability` is a picture of
     confidence beside the share that was right, a PNG.
     """
@@ -223,14 +227,16 @@ def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
     folds = (
         zip(["all", *calibration["names"]], [calibration, *calibration["folds"]], strict=False) if calibration else ()
     )
-    recall = card.metrics["speaker_held_out"]["recall"] if "speaker_held_out" in card.metrics else {}
+    recall: Mapping[str, float | None] = next(
+        (card.metrics[kind]["recall"] for kind in reversed(_BELIEVED) if kind in card.metrics), {}
+    )
     return Portrait(
         model_id=card.model_id,
         architecture=card.architecture,
         licence=training.get("data_licence") or "",
         n_rows=training.get("n_rows"),
         n_speakers=training.get("n_speakers"),
-        judged=tuple(sorted(judged, key=lambda one: one.kind == "speaker_held_out")),
+        judged=tuple(sorted(judged, key=lambda one: _BELIEVED.index(one.kind) if one.kind in _BELIEVED else -1)),
         recall={label: share for label, share in recall.items() if share is not None},
         temperature=card.temperature,
         calibration=tuple(

@@ -25,8 +25,10 @@ from emotion_batch.tables.schema import label_schema
 _ROWS, _SEGMENTS = 128, 16
 # Rows at a time whose frames are in memory, some 30 MB: among so many, most lengths are there more than once.
 _READ_ROWS = 256
-# Frames that the sequence network joins into one step, by two poolings.
-FRAMES_A_STEP = 4
+# Frames that the network of the recipe `voices` joins into one step, by three convolutions of stride 2.
+FRAMES_A_STEP = 8
+# Of fewer steps there is no attention to speak of.
+_LEAST_STEPS = 2
 _LOCK = threading.Lock()
 
 
@@ -79,10 +81,10 @@ def execute(graph: bytes, inputs: Inputs) -> npt.NDArray[np.float32]:
 
 
 def fit_frames(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return frames in whole steps of the network: the last three or fewer are left out, of too few some are silence."""
+    """Return frames in whole steps of the network: the last seven or fewer are left out, of too few some are silence."""
     n_frames = len(frames)
-    if n_frames < FRAMES_A_STEP:
-        return np.pad(frames, [(0, FRAMES_A_STEP - n_frames), (0, 0)])
+    if n_frames < _LEAST_STEPS * FRAMES_A_STEP:
+        return np.pad(frames, [(0, _LEAST_STEPS * FRAMES_A_STEP - n_frames), (0, 0)])
     return frames[: n_frames - n_frames % FRAMES_A_STEP]
 
 
@@ -100,7 +102,7 @@ def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     name, n_labels = session.get_inputs()[0].name, session.get_outputs()[0].shape[1]
     probabilities = np.empty((len(inputs), n_labels), np.float32)
     if isinstance(inputs, list):
-        for numbers in _group(inputs):
+        for numbers in group_by_length(inputs, _SEGMENTS):
             # One row alone is another sum, with other last digits, and a row must not depend on its neighbours.
             laid = np.stack([fit_frames(inputs[number]) for number in (numbers if len(numbers) > 1 else 2 * numbers)])
             (found,) = session.run(None, {name: laid})
@@ -112,14 +114,14 @@ def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     return probabilities
 
 
-def _group(inputs: list[npt.NDArray[np.float32]]) -> Iterator[list[int]]:
-    """Yield the numbers of rows that are of one length for the network: padding would cost more than calls do."""
+def group_by_length(inputs: list[npt.NDArray[np.float32]], most: int) -> Iterator[list[int]]:
+    """Yield the numbers of at most so many rows that are of one length for the network, which hears padding."""
     lengths: dict[int, list[int]] = {}
     for number, frames in enumerate(inputs):
-        lengths.setdefault(max(1, len(frames) // FRAMES_A_STEP), []).append(number)
+        lengths.setdefault(max(_LEAST_STEPS, len(frames) // FRAMES_A_STEP), []).append(number)
     for numbers in lengths.values():
-        for start in range(0, len(numbers), _SEGMENTS):
-            yield numbers[start : start + _SEGMENTS]
+        for start in range(0, len(numbers), most):
+            yield numbers[start : start + most]
 
 
 def load_predictor(bundle: Bundle) -> Predictor:

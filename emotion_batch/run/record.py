@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -161,9 +162,15 @@ def recall_reasons(summary: Summary, table: Folder, info: TableInfo, done: Mappi
 
 
 def name_outcome(error: BaseException | None) -> tuple[str, str | None]:
-    """Return how a run ended, in a word, and of what it failed."""
+    """Return how a run ended, in a word, and of what it failed.
+
+    A signal may come while a library is at work, which turns it into an error of its own: that is a stop too.
+    """
     if error is None:
         return "complete", None
     if isinstance(error, CancelledError):
         return "cancelled", None
-    return ("failed", f"{type(error).__name__}: {error}") if isinstance(error, Exception) else ("stopped", None)
+    cause: BaseException | None = error
+    while isinstance(cause, Exception | GeneratorExit | asyncio.CancelledError):
+        cause = cause.__cause__ or cause.__context__
+    return ("failed", f"{type(error).__name__}: {error}") if cause is None else ("stopped", None)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from emotion_batch.features import logmel_pitch
 from emotion_batch.features.logmel_pitch import Sequence
-from emotion_batch.settings import SequenceSettings
+from emotion_batch.settings import VoicesSettings
 
-_SETTINGS = SequenceSettings()
+_SETTINGS = VoicesSettings()
 # Length of the vocal tract: N. Jaitly and G. Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech recognition",
 # ICML workshop 2013; wider, for women's voices alone must stand for men's.
 _VTLP = (0.85, 1.18)
@@ -23,6 +23,8 @@ _LEAST_FRAMES = 32
 _EQUALISER, _N_POINTS = 1.0, 6
 # Noise in half of the segments, so many nepers of power below the loudest cell, with a slope over the bands.
 _NOISE_SHARE, _NOISE = 0.5, (7.0, 15.0)
+# Half of the segments come by telephone: nothing above the first, in Hz, and in half of these little below the second, by nepers.
+_TELEPHONE_SHARE, _TELEPHONE_HZ, _LOW_HZ, _LOW = 0.5, (3_300, 4_000), (50, 350), (3.0, 8.0)
 # Range of the fundamental, and its place against the median.
 _PITCH_RANGE, _PITCH_SHIFT = (0.8, 1.25), 0.05
 # Masks over bands and over frames: D. Park et al., "SpecAugment", Interspeech 2019.
@@ -42,6 +44,8 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
     logmel = logmel + np.interp(np.arange(n_mels), np.linspace(0, n_mels - 1, _N_POINTS), points).astype(np.float32)
     if generator.random() < _NOISE_SHARE:
         logmel = np.logaddexp(logmel, _noise(logmel, generator))
+    if generator.random() < _TELEPHONE_SHARE:
+        logmel = _telephone(logmel, generator)
     other = logmel_pitch.hear_bands(np.asarray(logmel, np.float32), f0_hz, voicing)
     inputs = logmel_pitch.make_inputs(other, generator.uniform(*_PITCH_RANGE), generator.normal(0, _PITCH_SHIFT))
     _mask(inputs[:, :n_mels], generator)
@@ -81,6 +85,14 @@ def _noise(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> n
     # A band's power in a frame of noise is about exponential; a band averages several bins.
     grain = 0.3 * np.log(generator.exponential(size=logmel.shape) + 1e-3)
     return np.asarray(level + slope + grain, np.float32)
+
+
+def _telephone(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    hertz = logmel_pitch.find_centres(_SETTINGS)
+    is_below = hertz < (generator.uniform(*_LOW_HZ) if generator.random() < 0.5 else 0)
+    logmel = logmel - np.where(is_below, generator.uniform(*_LOW), 0).astype(np.float32)
+    logmel[:, hertz > generator.uniform(*_TELEPHONE_HZ)] = logmel_pitch.LOWEST
+    return logmel
 
 
 def _mask(bands: npt.NDArray[np.float32], generator: np.random.Generator) -> None:

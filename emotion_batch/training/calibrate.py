@@ -29,7 +29,13 @@ _TEMPERATURES = (0.05, 20.0)
 MIN_SPEAKERS = 5
 
 
-def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None) -> Domain:
+def fit_domain(
+    learnt: Floats,
+    held_out: Floats,
+    *,
+    flagged: Mapping[str, float] | None = None,
+    distances: Floats | None = None,
+) -> Domain:
     """Return where learnt rows lie, and how far out rows like them do that were not learnt.
 
     Centres and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
@@ -40,8 +46,9 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
 
     `learnt` are summaries of rows that were learnt from, shape (n_rows, n_dims), two or more. `held_out` are those of
     `LEAST_HELD_OUT` or more rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
-    nearer the centre that was made of them, and would flag more. `flagged` has further shares for the card, as
-    `flag_new_voices` gives them. It raises UsageError if there are too few rows, or summaries have no dimensions.
+    nearer the centre that was made of them, and would flag more. Or one in a hundred of the rows is flagged of which `distances`
+    are, as `measure_new_voices` gives them. `flagged` has further shares for the card, as `flag_new_voices` gives them. It raises
+    UsageError if there are too few rows, or summaries have no dimensions.
     """
     if len(held_out) < LEAST_HELD_OUT:
         raise UsageError(
@@ -62,11 +69,14 @@ def fit_domain(learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float]
     centres = np.array([np.median(values[cluster == number], axis=0) for number in np.unique(cluster)])
     whitening = _whiten(values - centres[np.searchsorted(np.unique(cluster), cluster)])
     draft = Domain(centres.astype(np.float32), whitening.astype(np.float32), 1.0, len(learnt), len(held_out), {})
-    distances = draft.distances(held_out)
+    name = "held_out" if distances is None else "new_voices"
+    if distances is None:
+        distances = draft.distances(held_out)
     # One of the distances themselves, and above 0 if all are alike.
     threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
     share = float(np.mean(distances > np.float32(threshold)))
-    return replace(draft, threshold=threshold, flagged={"held_out": share, **(flagged or {})})
+    shares = {name: share, **(flagged or {})}
+    return replace(draft, threshold=threshold, n_held_out=len(distances), flagged=shares)
 
 
 def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -80,6 +90,17 @@ def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     variances, axes = np.linalg.eigh(covariance)
     # Of rows that are all alike, nothing is left to shrink towards.
     return np.asarray(axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis], np.float64)
+
+
+def measure_new_voices(summaries: Floats, fold_of_row: Integers) -> npt.NDArray[np.float32]:
+    """Return how far rows of voices that were not learnt lie out, each by a domain of the other folds' rows, fold by fold.
+
+    It raises UsageError as `flag_new_voices` does.
+    """
+    found = []
+    for _, others, own in _each_fold(fold_of_row, "domain", "give it more speakers"):
+        found.append(fit_domain(summaries[others], summaries[others][:LEAST_HELD_OUT]).distances(summaries[own]))
+    return np.concatenate(found)
 
 
 def flag_new_voices(summaries: Floats, fold_of_row: Integers, is_held_out: Booleans) -> dict[str, Any]:

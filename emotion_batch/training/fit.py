@@ -14,7 +14,7 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
-from emotion_batch.inference.predict import fit_frames
+from emotion_batch.inference.predict import FRAMES_A_STEP
 from emotion_batch.settings import AnySettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import networks
@@ -22,10 +22,14 @@ from emotion_batch.training.data import Spool
 from emotion_batch.training.networks import load_keras
 from emotion_batch.training.splits import Integers, Split
 
-# One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps.
-_PEAK_RATE, _RISE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 1e-2, 1.0, 0.1
-# A batch has at most so many frames of a segment, a stretch of a longer one. Lengths are in steps, because each is compiled.
-_MOST_FRAMES, _LENGTHS = 512, 32
+# One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps, and falls to a share of the peak.
+_PEAK_RATE, _RISE, _LEAST_RATE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 0.15, 1e-2, 1.0, 0.1
+# The weights are then the mean of those after each epoch from this share of the epochs on: P. Izmailov et al., "Averaging weights leads
+# to wider optima and better generalization", UAI 2018.
+_AVERAGED = 0.6
+# A batch has so many frames of each segment at least and at most, a stretch of a longer one. Of this many batches at a time, each has
+# segments of about one length.
+_LEAST_FRAMES, _MOST_FRAMES, _SORTED_BATCHES = 32, 384, 10
 _ROWS = 2_048
 Epoch = Callable[[int, Mapping[str, float]], None]
 
@@ -111,12 +115,15 @@ def fit_network(
     patience = 0 if validate is None else fitting.patience
     history: dict[str, list[float]] = {}
     best: list[npt.NDArray[Any]] = []
+    mean: list[npt.NDArray[Any]] = []
+    first_averaged = int(_AVERAGED * fitting.epochs)
     kept = None if checkpoint is None else checkpoint.read()
     if kept is not None:
         history = {name.removeprefix("history_"): kept[name].tolist() for name in kept if name.startswith("history_")}
         for number, variable in enumerate(variables):
             variable.assign(kept[f"variable_{number}"])
-        best = [kept[f"best_{number}"] for number in range(len(network.get_weights())) if f"best_{number}" in kept]
+        numbers = range(len(network.get_weights()))
+        best, mean = ([kept[f"{name}_{n}"] for n in numbers if f"{name}_{n}" in kept] for name in ("best", "mean"))
     n_steps = math.ceil(len(learn) / fitting.batch_size)
     done = len(next(iter(history.values()), []))
     for epoch in range(done, fitting.epochs):
@@ -135,17 +142,25 @@ def fit_network(
             history.setdefault(name, []).append(value)
         if patience and min(history["val_loss"]) == figures["val_loss"]:
             best = network.get_weights()
+        if is_cycled and epoch >= first_averaged:
+            share = np.float32(1 / (epoch - first_averaged + 1))
+            mean = (
+                [one + share * (new - one) for one, new in zip(mean, network.get_weights(), strict=True)]
+                if mean
+                else (network.get_weights())
+            )
         if checkpoint is not None:
             checkpoint.write(
                 {
                     **{f"history_{name}": np.array(values) for name, values in history.items()},
                     **{f"variable_{number}": value for number, value in enumerate(map(np.asarray, variables))},
                     **{f"best_{number}": value for number, value in enumerate(best)},
+                    **{f"mean_{number}": value for number, value in enumerate(mean)},
                 }
             )
         on_epoch(epoch + 1, figures)
-    if patience and best:
-        network.set_weights(best)
+    if found := best if patience else mean:
+        network.set_weights(found)
     return network, history
 
 
@@ -183,7 +198,9 @@ def _cycle(network: Any, epoch: int, n_steps: int, epochs: int) -> Any:
         share = (epoch * n_steps + step) / (epochs * n_steps)
         rising = 0.5 * (1 - math.cos(math.pi * share / _RISE))
         falling = 0.5 * (1 + math.cos(math.pi * (share - _RISE) / (1 - _RISE)))
-        network.optimizer.learning_rate = _PEAK_RATE * max(rising if share < _RISE else falling, 1e-3)
+        network.optimizer.learning_rate = _PEAK_RATE * (
+            max(rising, 1e-3) if share < _RISE else max(falling, _LEAST_RATE)
+        )
 
     return keras.callbacks.LambdaCallback(on_train_batch_begin=set_rate)
 
@@ -207,37 +224,48 @@ def _dataset(
     shape = recipes.recipe_of(settings).input_shape(settings)
     n_inputs = shape[1] if len(shape) > 1 else 0
 
+    wanted = np.eye(n_labels, dtype=np.float32)[targets]
+
     def batches() -> Iterator[tuple[Any, npt.NDArray[np.float32]]]:
-        for start in range(0, len(order), fitting.batch_size):
-            rows = order[start : start + fitting.batch_size]
+        n_rows = fitting.batch_size * (_SORTED_BATCHES if n_inputs else 1)
+        for start in range(0, len(order), n_rows):
+            rows = order[start : start + n_rows]
             values = spool.read(rows)
-            wanted = np.eye(n_labels, dtype=np.float32)[targets[rows]]
             if n_inputs:
-                yield _cut(values, settings, generator), wanted
+                for some, frames in _cut(values, settings, fitting.batch_size, generator):
+                    yield frames, wanted[rows[some]]
             else:
-                yield prepare_batches(values, settings)[..., np.newaxis], wanted
+                yield prepare_batches(values, settings)[..., np.newaxis], wanted[rows]
 
     floats = tensorflow.float32
     inputs = tensorflow.TensorSpec((None, *shape, *([] if n_inputs else [1])), floats)
-    if n_inputs:
-        inputs = inputs, tensorflow.TensorSpec((None, None, 1), floats)
     signature = (inputs, tensorflow.TensorSpec((None, n_labels), floats))
     data = tensorflow.data.Dataset.from_generator(batches, output_signature=signature)
     return data.apply(tensorflow.data.experimental.assert_cardinality(-(-len(order) // fitting.batch_size))).prefetch(2)
 
 
 def _cut(
-    values: Sequence[Values], settings: AnySettings, generator: np.random.Generator
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return a batch of frames, augmented, of which long ones are cut, and which of them there are."""
+    values: Sequence[Values], settings: AnySettings, batch_size: int, generator: np.random.Generator
+) -> Iterator[tuple[Integers, npt.NDArray[np.float32]]]:
+    """Yield batches of frames, augmented and cut to the length of the shortest, and which rows they are of, at random.
+
+    Rows of about one length are together, because the network hears padding, and a stretch of a row is a row as well.
+    """
     augment = networks.find_network(settings).augment
-    rows = []
-    for one in prepare_batches(values, settings) if augment is None else (augment(one, generator) for one in values):
-        frames = fit_frames(one)
-        start = int(generator.integers(0, max(1, len(frames) - _MOST_FRAMES + 1)))
-        rows.append(frames[start : start + _MOST_FRAMES])
-    longest = max(map(len, rows))
-    return networks.pad(rows, -(-longest // _LENGTHS) * _LENGTHS)
+    rows = list(prepare_batches(values, settings)) if augment is None else [augment(one, generator) for one in values]
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for number in generator.permutation(len(batches)):
+        some = batches[number]
+        # Lengths in whole steps of the network.
+        shortest = min(max(min(len(rows[one]) for one in some), _LEAST_FRAMES), _MOST_FRAMES)
+        n_frames = shortest - shortest % FRAMES_A_STEP
+        frames = np.zeros((len(some), n_frames, rows[0].shape[1]), np.float32)
+        for place, one in enumerate(some):
+            start = int(generator.integers(0, max(1, len(rows[one]) - n_frames + 1)))
+            stretch = rows[one][start : start + n_frames]
+            frames[place, : len(stretch)] = stretch
+        yield some, frames
 
 
 def _judge(probabilities: npt.NDArray[np.float32], targets: Integers) -> dict[str, float]:

@@ -50,7 +50,7 @@ _SAVEE_EMOTIONS = {
 # Third word of a CREMA-D name; https://github.com/CheyneyComputerScience/CREMA-D
 _CREMA_D_EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 # Second word of an nEMO name; https://github.com/amu-cai/nEMO
-_NEMO_EMOTIONS = frozenset({"anger", "fear", "happiness", "neutral", "sadness", "surprise"})
+_NEMO_EMOTIONS = frozenset({"anger", "fear", "happiness", "neutral", "sadness", "surprise", "surprised"})
 _COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
 # Starts of segments that differ by less than a millisecond are one, and so are ends within what decoders differ by.
 _STARTS_PER_S, _END_S = 1_000, 0.05

@@ -25,7 +25,7 @@ from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import N_INPUTS, Sequence
 from emotion_batch.features.recipes import Inputs, Values
 from emotion_batch.inference.card import architecture_of
-from emotion_batch.inference.predict import fit_frames
+from emotion_batch.inference.predict import fit_frames, group_by_length
 from emotion_batch.libraries import find_plugin, keras_out_of_home, load_matplotlib
 from emotion_batch.settings import AnySettings, fingerprint
 from emotion_batch.training.augmentation import augment
@@ -33,18 +33,16 @@ from emotion_batch.training.augmentation import augment
 # The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
 # all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
 _SAFE_KERAS = (3, 14)
-_N_FILTERS, _N_TAPS, _N_UNITS, _DROPOUT = 64, 5, 48, 0.3
+# Filters and taps of each convolution, which halves the number of frames.
+_CONVOLUTIONS = ((96, 7), (96, 5), (128, 3))
+_N_UNITS, _N_SCORES, _DROPOUT = 64, 64, 0.2
 # Below a variance of this the deviation of a feature is the same.
-_LEAST_VARIANCE = 1e-6
+_LEAST_VARIANCE = 1e-5
 # Keras's, of batch normalisation.
 _BATCH_EPSILON = 1e-3
-# Added to the score of a step that is only padding: its share of attention is 0 in float32.
-_PENALTY = 1e4
 _ROWS = 512
 # Of ONNX: the oldest version that has the operators, for runtimes of years ago.
 _OPSET = 14
-# Lengths of padded rows, in steps of so many frames, for each length is compiled.
-_LENGTHS = 32
 
 
 def save_bytes(network: Any, suffix: str) -> bytes:
@@ -150,7 +148,7 @@ class Network(NamedTuple):
     build
         Returns it, not compiled, for some settings and a number of labels.
     to_export
-        Returns the network that workers execute, which reads what `recipes.prepare` gives.
+        Returns the network that workers execute, which reads what `recipes.prepare` gives; of frames, in batches of one length.
     augment
         Returns what a network on frames reads of a row's features while it learns, at random; None for no augmentation.
     is_cycled
@@ -202,47 +200,29 @@ def build_seed(n_features: int, n_labels: int) -> Any:
     )
 
 
-def build_sequence(n_labels: int, *, is_padded: bool = True) -> Any:
-    """Return the network on sequences, not compiled: two Conv1D(64, 5) with pooling, BiLSTM 48, attentive statistics.
+def build_voices(n_labels: int) -> Any:
+    """Return the network of the recipe ``voices``, not compiled: convolutions, BiLSTM, attentive statistics.
 
-    What it reads are frames, shape (n_frames, `logmel_pitch.N_INPUTS`), and which of them there are, shape (n_frames, 1), 1 or
-    0; `n_frames` is a multiple of four. Frames that are padding change nothing. The statistics are the mean and the
-    deviation of the steps by attention: K. Okabe et al., "Attentive Statistics Pooling", Interspeech 2018.
-
-    Parameters
-    ----------
-    n_labels
-        Number of outputs.
-    is_padded
-        If False, the same network, with the same weights, reads frames alone, of rows of one length: with `Masking` its LSTM
-        would become a loop in ONNX, which is 7 times slower.
+    What it reads are frames, shape (n_frames, `logmel_pitch.N_INPUTS`), in batches of one length, because padding would be heard.
+    The statistics are the mean and the deviation of the steps by attention: K. Okabe et al., "Attentive Statistics Pooling",
+    Interspeech 2018.
     """
     _, keras = load_keras()
     layers = keras.layers
-    frames = keras.Input((None, N_INPUTS), name="frames")
-    is_there = keras.Input((None, 1), name="is_there") if is_padded else keras.ops.ones_like(frames[..., :1])
-    steps, mask = frames, is_there
-    for _ in range(2):
-        steps = layers.Conv1D(_N_FILTERS, _N_TAPS, padding="same")(steps)
+    frames = steps = keras.Input((None, N_INPUTS), name="frames")
+    for n_filters, n_taps in _CONVOLUTIONS:
+        steps = layers.Conv1D(n_filters, n_taps, strides=2, padding="same")(steps)
         steps = layers.BatchNormalization(epsilon=_BATCH_EPSILON)(steps)
         steps = layers.Activation("relu")(steps)
-        steps = layers.Multiply()([steps, mask])
-        steps = layers.MaxPooling1D(2)(steps)
-        mask = layers.MaxPooling1D(2)(mask)
-        steps = layers.Dropout(_DROPOUT)(steps)
-    # With the mask beside them, steps that are there are never all zero, and so are not taken for padding.
-    steps = layers.Concatenate()([steps, mask])
-    steps = layers.Masking()(steps) if is_padded else steps
+    steps = layers.Dropout(_DROPOUT)(steps)
     states = layers.Bidirectional(layers.LSTM(_N_UNITS, return_sequences=True))(steps)
-    score = layers.Add()([layers.Dense(1)(states), layers.Rescaling(_PENALTY, -_PENALTY)(mask)])
-    attention = layers.Softmax(axis=1)(score)
+    attention = layers.Softmax(axis=1)(layers.Dense(1)(layers.Dense(_N_SCORES, activation="tanh")(states)))
     mean = layers.Dot(axes=1)([attention, states])
     of_squares = layers.Dot(axes=1)([attention, layers.Multiply()([states, states])])
     variance = layers.Activation("relu")(layers.Subtract()([of_squares, layers.Multiply()([mean, mean])]))
     deviation = keras.ops.sqrt(layers.Rescaling(1.0, _LEAST_VARIANCE)(variance))
     statistics = layers.Reshape((4 * _N_UNITS,))(layers.Concatenate()([mean, deviation]))
-    outputs = layers.Dense(n_labels, activation="softmax")(layers.Dropout(_DROPOUT)(statistics))
-    return keras.Model([frames, is_there] if is_padded else frames, outputs)
+    return keras.Model(frames, layers.Dense(n_labels, activation="softmax")(layers.Dropout(_DROPOUT)(statistics)))
 
 
 def read_vectors_alone(network: Any) -> Any:
@@ -252,32 +232,16 @@ def read_vectors_alone(network: Any) -> Any:
     return keras.Model(features, network(keras.ops.expand_dims(features, -1)))
 
 
-def _read_frames_alone(network: Any) -> Any:
-    executed = build_sequence(network.output_shape[1], is_padded=False)
-    executed.set_weights(network.get_weights())
-    return executed
-
-
 # By the name that a recipe has for it.
 _NETWORKS = {
     "seed-lstm": Network(lambda settings, n_labels: build_seed(settings.n_mfcc, n_labels), read_vectors_alone),
-    "sequence-bilstm": Network(
-        lambda settings, n_labels: build_sequence(n_labels),
-        _read_frames_alone,
+    "voices-lstm": Network(
+        lambda settings, n_labels: build_voices(n_labels),
+        lambda network: network,
         lambda values, generator: augment(Sequence(*values), generator),
         is_cycled=True,
     ),
 }
-
-
-def pad(rows: Many[npt.NDArray[np.float32]], n_frames: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return rows of frames padded to one length, shape (n_rows, n_frames, n_inputs), and which are there."""
-    frames = np.zeros((len(rows), n_frames, rows[0].shape[1]), np.float32)
-    is_there = np.zeros((len(rows), n_frames, 1), np.float32)
-    for number, row in enumerate(rows):
-        frames[number, : len(row)] = row
-        is_there[number, : len(row)] = 1
-    return frames, is_there
 
 
 def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
@@ -285,12 +249,8 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     if not isinstance(inputs, list):
         return np.asarray(network.predict(inputs[..., np.newaxis], batch_size=2 * _ROWS, verbose=0), np.float32)
     found = np.empty((len(inputs), network.output_shape[1]), np.float32)
-    rows = [fit_frames(row) for row in inputs]
-    for start in range(0, len(rows), _ROWS):
-        some = rows[start : start + _ROWS]
-        found[start : start + _ROWS] = network.predict_on_batch(
-            list(pad(some, -(-max(map(len, some)) // _LENGTHS) * _LENGTHS))
-        )
+    for numbers in group_by_length(inputs, _ROWS):
+        found[numbers] = network.predict_on_batch(np.stack([fit_frames(inputs[number]) for number in numbers]))
     return found
 
 

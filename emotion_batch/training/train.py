@@ -232,6 +232,7 @@ def train_bundle(
         extras: dict[str, bytes] = {}
         calibrated: dict[str, Any] = {}
         confidence: dict[str, Any] = {}
+        every_folds: list[SpeakerFolds] = []
         if folds is not None:
             shown = Split.SPEAKER_HELD_OUT.value
             judgements = [(folds, trainer.predict_held_out(folds, Split.SPEAKER_HELD_OUT))]
@@ -240,6 +241,7 @@ def train_bundle(
                 corpora = splits.corpus_folds(data.corpora, data.speakers, data.targets)
                 judgements.append((corpora, trainer.predict_held_out(corpora, Split.CORPUS_HELD_OUT)))
                 metrics[Split.CORPUS_HELD_OUT] = _judge_folds(data, *judgements[1])
+            every_folds = [one for one, _ in judgements]
             calibrated, confidence, extras[RELIABILITY] = _calibrate(data, judgements, settings.precision)
             if confidence["threshold"] is None:
                 on_note(
@@ -266,7 +268,7 @@ def train_bundle(
             metrics=metrics,
             calibration=calibrated,
             confidence=confidence,
-            domain=_fit_domain(data, spool, folds, is_held_out, settings, on_note),
+            domain=_fit_domain(data, spool, every_folds, is_held_out, settings, on_note),
             inputs=prepare_batches(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
             extras={
                 "history.csv": _history_csv(history),
@@ -401,12 +403,16 @@ def _calibrate(
 def _fit_domain(
     data: Dataset,
     spool: Spool,
-    folds: SpeakerFolds | None,
+    every_folds: Sequence[SpeakerFolds],
     is_held_out: Booleans,
     settings: TrainingSettings,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return what tells segments unlike those that were learnt from; nothing if no recordings could be held out."""
+    """Return what tells segments unlike those that were learnt from; nothing if no recordings could be held out.
+
+    What one corpus holds out is of the room that was learnt, so a new voice is flagged more often than one in a hundred times. Of
+    several corpora, the voices and the corpora that are left out in turn say how far out a new one lies.
+    """
     chosen = data.order
     if len(chosen) > _N_DOMAIN:
         chosen = np.sort(np.random.default_rng(settings.seed).choice(chosen, _N_DOMAIN, replace=False))
@@ -417,9 +423,13 @@ def _fit_domain(
             held = splits.split_stratified(data.targets, data.files, 0.2, settings.seed)
         summaries = domain.summarise_rows(recipes.to_table(spool.read(chosen), data.settings), data.settings)
         held = held[chosen]
+        numbers = [folds.fold_of_row[chosen] for folds in every_folds]
+        if len(numbers) > 1:
+            new = np.concatenate([calibrate.measure_new_voices(summaries, one) for one in numbers])
+            return calibrate.fit_domain(summaries, summaries[held], distances=new).to_dict()
         shares = {}
-        if folds is not None:
-            shares["new_voices"] = calibrate.flag_new_voices(summaries, folds.fold_of_row[chosen], held)["share"]
+        if numbers:
+            shares["new_voices"] = calibrate.flag_new_voices(summaries, numbers[0], held)["share"]
         return calibrate.fit_domain(summaries[~held], summaries[held], flagged=shares).to_dict()
     except UsageError as error:
         on_note(str(error))

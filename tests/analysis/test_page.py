@@ -130,7 +130,7 @@ def test_a_page_may_load_nothing(found: Figures) -> None:
 
 def test_the_models_picture_is_in_the_page(found: Figures) -> None:
     """What was drawn of the calibration when the model was trained is in the page itself, and its policy allows that alone."""
-    bundle = open_bundle(find_model("tess-sequence"))
+    bundle = open_bundle(find_model("voices-1"))
     picture = read_reliability(bundle)
     assert picture is not None and found.portrait is not None
     page = render(replace(found, portrait=replace(found.portrait, reliability=picture)), MADE_AT).decode()

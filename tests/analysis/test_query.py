@@ -25,7 +25,7 @@ from emotion_batch.analysis.query import EXAMPLES
 from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
 from emotion_batch.progress import Watcher
-from emotion_batch.settings import Segments, SequenceSettings
+from emotion_batch.settings import Segments, VoicesSettings
 from emotion_batch.tables.schema import FEATURES, TableInfo
 
 
@@ -72,7 +72,7 @@ def test_labels_are_joined_with_their_features(labels: Path, features: Path) -> 
 
 def test_features_by_frame_are_lists(tmp_path: Path) -> None:
     """Bands of fixed size in lists of frames are lists of lists in a query."""
-    info = TableInfo(FEATURES, "/archive", SequenceSettings(), Segments())
+    info = TableInfo(FEATURES, "/archive", VoicesSettings(), Segments())
     n_bands = info.schema.field("logmel").type.value_type.list_size
     frames = {"logmel": [[-128] * n_bands] * 3, "f0_hz": [100.0] * 3, "voicing": [1.0, 0.25, 0.0]}
     rows = [

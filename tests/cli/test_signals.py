@@ -37,7 +37,7 @@ def _require_stopped(table: Path, processes: Sequence[psutil.Process]) -> None:
     status = emotion_batch.status(table)
     assert status.at_work == status.lost == ()
     assert status.last_run is not None
-    assert status.last_run["outcome"] == "stopped"
+    assert (status.last_run["outcome"], status.last_run["error"]) == ("stopped", None)
     assert not list((table / "_table" / "attempts").iterdir())
 
 

@@ -97,7 +97,7 @@ def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path
     table = tmp_path / "table"
     # Slurm looks every 30 s whether the time of a job is over.
     options = ("--nodes=1", "--nodelist=two", "--time=1", f"--signal=B:{signal}@10")
-    job = cluster.submit(tmp_path, *options, "--", archive, table, "--model", "tess-sequence")
+    job = cluster.submit(tmp_path, *options, "--", archive, table, "--model", "voices-1")
     found = cluster.wait_until(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=1_200)
     log = (tmp_path / f"{job}.log").read_text()
     assert (found["JobState"], found["ExitCode"]) == ("COMPLETED", "0:0"), log
@@ -105,7 +105,7 @@ def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path
     assert_nothing_is_left(cluster, tmp_path)
     assert list((tmp_path / "marks").iterdir()) == []
     assert run_command("verify", table, "--deep").code == 0
-    assert run_command("label", tess, tmp_path / "local", "--model", "tess-sequence").code == 0
+    assert run_command("label", tess, tmp_path / "local", "--model", "voices-1").code == 0
     expected, rows = read(tmp_path / "local"), read(table)
     assert rows.num_rows == 6 * expected.num_rows == 6 * 2_798
     for number in range(6):

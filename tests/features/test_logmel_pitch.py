@@ -19,9 +19,9 @@ from emotion_batch.features.logmel_pitch import (
     make_inputs,
     read_sequences,
 )
-from emotion_batch.settings import SequenceSettings
+from emotion_batch.settings import VoicesSettings
 
-SETTINGS = SequenceSettings()
+SETTINGS = VoicesSettings()
 RATE = 16_000
 # Of telephones, speech corpora, TESS, compact discs and films, and some that nobody chose.
 RATES = [8_000, 11_025, 16_000, 22_050, 24_414, 31_999, 32_000, 44_056, 44_100, 48_000, 96_000, 192_000]

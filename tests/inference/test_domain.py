@@ -19,12 +19,12 @@ from emotion_batch.errors import UsageError
 from emotion_batch.example import synthesis
 from emotion_batch.features import recipes
 from emotion_batch.inference.domain import Domain, judge_speech, summarise_rows
-from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
+from emotion_batch.settings import AnySettings, FeatureSettings, VoicesSettings
 from emotion_batch.training.calibrate import fit_domain, flag_new_voices
 
 SETTINGS = [
     pytest.param(FeatureSettings(), id="mfcc"),
-    pytest.param(SequenceSettings(), id="sequence"),
+    pytest.param(VoicesSettings(), id="voices"),
 ]
 LEVELS_DB = (-40, -20, -6)
 
@@ -176,7 +176,7 @@ def test_no_rows_have_no_summaries(settings: AnySettings) -> None:
 
 def test_what_nobody_speaks_is_told_from_speech() -> None:
     """Of sequences, 0.95 of noise, silence, tones and music are no speech or outside the domain; speech is speech."""
-    settings = SequenceSettings()
+    settings = VoicesSettings()
     speech = summarise_rows(spoken(settings), settings)
     fitted = fit_domain(speech[::2], speech[1::2])
     rows, _ = unspoken(settings)
@@ -188,8 +188,8 @@ def test_what_nobody_speaks_is_told_from_speech() -> None:
 @pytest.mark.parametrize("name", ["white", "pink", "brown", "silence", "sine", "square", "hum", "chords"])
 def test_what_is_steady_is_no_speech(name: str) -> None:
     """Noise, silence, tones and hum are no speech at any level, whatever the model learnt from."""
-    rows, names = unspoken(SequenceSettings())
-    assert not find_speech(rows.filter(names == name), SequenceSettings()).any()
+    rows, names = unspoken(VoicesSettings())
+    assert not find_speech(rows.filter(names == name), VoicesSettings()).any()
 
 
 def test_a_mean_does_not_tell_speech() -> None:
@@ -314,7 +314,7 @@ def test_tess_is_in_its_domain_and_noise_is_not(tess: Path, settings: AnySetting
     assert fitted.contains(summaries[fold == 4]).mean() >= 0.97
     others, _ = unspoken(settings)
     is_taken = fitted.contains(summarise_rows(others, settings))
-    if isinstance(settings, SequenceSettings):
+    if isinstance(settings, VoicesSettings):
         assert find_speech(rows, settings).mean() >= 0.97
         is_taken &= find_speech(others, settings)
     assert is_taken.mean() <= 0.05

@@ -23,7 +23,7 @@ import emotion_batch
 from emotion_batch.errors import UsageError
 from emotion_batch.inference import safety
 from emotion_batch.inference.bundle import require_safe, sha256, weight_shapes
-from emotion_batch.settings import FeatureSettings, SequenceSettings
+from emotion_batch.settings import FeatureSettings, VoicesSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import networks
 
@@ -396,7 +396,7 @@ def test_a_network_of_many_kinds_of_layers_is_inspected() -> None:
     with pytest.raises(
         UsageError, match="network: expected Keras's own layers and their weights, got weights of other"
     ):
-        safety.inspect_keras(data, "network", weight_shapes(SequenceSettings(), 7))
+        safety.inspect_keras(data, "network", weight_shapes(VoicesSettings(), 7))
 
 
 def test_the_shapes_are_those_of_the_network() -> None:

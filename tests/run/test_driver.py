@@ -11,6 +11,7 @@ from emotion_batch.errors import CanaryError
 from emotion_batch.progress import Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.driver import Run
+from emotion_batch.run.record import name_outcome
 from emotion_batch.run.run_options import RunOptions
 from emotion_batch.run.shards import order_shards
 from emotion_batch.settings import FeatureSettings, Segments
@@ -98,3 +99,27 @@ def test_options_show_no_credentials() -> None:
     assert "workers=2" in repr(options)
     assert "hush" not in f"{options} {options!r}"
     assert options.storage_options == {"key": "AKIA", "secret": "hush"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        pytest.param(OSError(5, "Input/output error"), "failed", id="an error"),
+        pytest.param(KeyboardInterrupt(), "stopped", id="a signal"),
+        pytest.param(None, "complete", id="nothing"),
+    ],
+)
+def test_a_run_is_called_what_it_was(raised: BaseException | None, expected: str) -> None:
+    """A run that a signal ended is stopped, also if a library turned the signal into an error of its own."""
+    assert name_outcome(raised)[0] == expected
+    if raised is not None:
+        of_library = RuntimeError("a library's")
+        of_library.__cause__ = raised
+        assert name_outcome(of_library)[0] == expected
+
+
+def test_what_a_generator_was_closed_for_is_no_stop() -> None:
+    """An error on the way out of a generator is an error."""
+    error = RuntimeError("cannot close")
+    error.__context__ = GeneratorExit()
+    assert name_outcome(error)[0] == "failed"

@@ -153,7 +153,7 @@ def answer_truly(cells: dict[str, str]) -> str:
     return truth(review_sheet.unguard(cells["file"]), cells["emotion"])
 
 
-def figures_of(table: Path, model: str | None = "tess-sequence", *, seed: int = 0) -> Figures:
+def figures_of(table: Path, model: str | None = "voices-1", *, seed: int = 0) -> Figures:
     place = Folder.of(table)
     info, manifest = require_table(place), Manifest(place)
     portrait = None if model is None else read_portrait(bundle.open_bundle(bundle.find_model(model)).card)

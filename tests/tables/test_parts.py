@@ -19,7 +19,7 @@ from support.damage import find_footer, flip_bit
 
 from emotion_batch.analysis.formats import ParquetWriter
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
-from emotion_batch.settings import FeatureSettings, Segments, SequenceSettings
+from emotion_batch.settings import FeatureSettings, Segments, VoicesSettings
 from emotion_batch.storage.folder import Folder, seal, unseal
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.parts import Counts, PartError
@@ -139,7 +139,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         (replace(INFO, kind="features"), "expected a table of features, got one of labels"),
         (replace(INFO, source="/elsewhere"), "expected SOURCE /archive, got /elsewhere"),
         (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected --n-mfcc 40, got --n-mfcc 20"),
-        (replace(INFO, feature_settings=SequenceSettings()), "expected --recipe seed, got --recipe sequence"),
+        (replace(INFO, feature_settings=VoicesSettings()), "expected --recipe seed, got --recipe voices"),
         (replace(INFO, segments=Segments(1.0)), "expected --offset 0.5 --duration 3, got --offset 1 --duration 3"),
         (replace(INFO, segments=Segments.windows(2)), "expected --offset 0.5 --duration 3, got --window 2 --hop 2"),
         (

@@ -132,7 +132,7 @@ def test_what_is_louder_is_not_clipped(tmp_path: Path) -> None:
     np.testing.assert_allclose(quieter * 3.9811, plain, rtol=1e-4)
     assert np.abs(louder).max() > 1
     assert not padded[:11_025].any()
-    moved = compute(louder, settings)[0] - compute(plain, settings)[0]
+    moved = compute(louder, 22_050, settings)[0] - compute(plain, 22_050, settings)[0]
     assert moved[0] == pytest.approx(12 * np.sqrt(128), abs=0.01)
     np.testing.assert_allclose(moved[1:], 0, atol=0.01)
 

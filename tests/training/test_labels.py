@@ -36,6 +36,7 @@ from emotion_batch.training.labels import LabelTable, Reference, is_numeric, map
         ("crema-d", "AudioWAV/1091_WSI_HAP_HI.wav", Reference("happy", "1091")),
         ("crema-d", "1001_DFA_XXX_XX.wav", None),
         ("nemo", "EB0_anger_14.flac", Reference("anger", "EB0")),
+        ("nemo", "EB0_surprised_19.flac", Reference("surprised", "EB0")),
         ("nemo", "EB0_other_14.flac", None),
         ("folder", "calls/Angry/1.wav", Reference("angry", None)),
         ("folder", "1.wav", None),

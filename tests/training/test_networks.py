@@ -11,7 +11,7 @@ from support.recordings import tone
 from emotion_batch.features import recipes
 from emotion_batch.inference import predict, safety
 from emotion_batch.inference.bundle import open_bundle, weight_shapes
-from emotion_batch.settings import AnySettings, FeatureSettings, SequenceSettings
+from emotion_batch.settings import AnySettings, FeatureSettings, VoicesSettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import fit, networks
 from emotion_batch.training.data import Spool
@@ -57,7 +57,7 @@ def spool_of(settings: AnySettings, n_rows: int) -> Spool:
     return spool
 
 
-RECIPES = [pytest.param(FeatureSettings(), id="seed"), pytest.param(SequenceSettings(), id="sequence")]
+RECIPES = [pytest.param(FeatureSettings(), id="seed"), pytest.param(VoicesSettings(), id="voices")]
 
 
 @pytest.mark.parametrize("settings", RECIPES)
@@ -113,13 +113,13 @@ def test_a_training_ends_when_it_gets_no_better() -> None:
     assert found == pytest.approx(min(losses), abs=1e-5)
 
 
-def test_the_sequence_network_does_not_see_padding(tmp_path: Path) -> None:
-    """It has 87,784 parameters; what workers execute gives its probabilities, alone and beside longer rows; its file is safe."""
+def test_the_voices_network_reads_rows_of_any_length(tmp_path: Path) -> None:
+    """It has at most 400,000 parameters; what workers execute gives its probabilities, alone and beside longer rows; its file is safe."""
     import keras
 
     keras.utils.set_random_seed(1)
-    network = networks.build_sequence(7)
-    assert network.count_params() == 87_784
+    network = networks.build_voices(7)
+    assert network.count_params() <= 400_000
     rng = np.random.default_rng(0)
     network.set_weights(
         [
@@ -128,12 +128,12 @@ def test_the_sequence_network_does_not_see_padding(tmp_path: Path) -> None:
         ]
     )
     rows = [rng.normal(0, 1, (n_frames, 67)).astype(np.float32) for n_frames in (1, 4, 7, 50, 121, 300)]
-    graph = networks.export_onnx(network, SequenceSettings())
+    graph = networks.export_onnx(network, VoicesSettings())
     found = predict.execute(graph, rows)
     np.testing.assert_allclose(found, networks.predict(network, rows), atol=2e-5)
     np.testing.assert_array_equal(found, np.concatenate([predict.execute(graph, [row]) for row in rows]))
     assert found.std(axis=0).max() > 1e-2
-    shapes = weight_shapes(SequenceSettings(), 7)
+    shapes = weight_shapes(VoicesSettings(), 7)
     safety.inspect_keras(networks.save_bytes(network, ".keras"), "network", shapes)
     safety.inspect_onnx(graph, "network")
     # And plain Keras loads it.

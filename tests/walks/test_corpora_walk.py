@@ -17,8 +17,12 @@ from emotion_batch.training.data import Dataset, Spool, join, read_dataset
 
 # What the second corpus calls the emotions of the first, and lacks disgust.
 WORDS = {
-    **{"angry": "anger", "fear": "fear", "happy": "happiness"},
-    **{"neutral": "neutral", "ps": "surprise", "sad": "sadness"},
+    "angry": "anger",
+    "fear": "fear",
+    "happy": "happiness",
+    "neutral": "neutral",
+    "ps": "surprise",
+    "sad": "sadness",
 }
 MAP = {theirs: ours for ours, theirs in WORDS.items() if ours != theirs}
 

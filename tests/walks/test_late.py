@@ -163,7 +163,7 @@ def test_what_others_made_of_the_same_recordings_stays(
         emotion_batch.extract(archive, table.url, **at)
     else:
         keep = {"keep_features": kept.url} if kind == "labels and features" else {}
-        emotion_batch.label(archive, table.url, model="tess-sequence", **keep, **at)
+        emotion_batch.label(archive, table.url, model="voices-1", **keep, **at)
     info = find_info(table)
     assert info is not None
     places = [(table, info)]

@@ -75,7 +75,7 @@ def test_a_recipe_that_is_not_installed_is_named(made: Path, speech: Path, tmp_p
     assert len(refused.err.splitlines()) == 1
     unknown = run_command("extract", made, tmp_path / "features", "--recipe", NAME)
     assert unknown.code == 2
-    assert "--recipe: expected seed or sequence, or a recipe of an installed package, got mfcc-change" in unknown.err
+    assert "--recipe: expected seed or voices, or a recipe of an installed package, got mfcc-change" in unknown.err
     differing = run_installed("extract", speech, made / "features", "--recipe", "seed")
     assert differing.code == 2
     assert "--recipe mfcc-change, got --recipe seed" in differing.err
@@ -130,7 +130,7 @@ def test_built_in_recipes_look_at_no_package(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("a package was looked at")
 
     monkeypatch.setattr("emotion_batch.libraries._find_point", refuse)
-    for settings in (emotion_batch.FeatureSettings(), emotion_batch.SequenceSettings()):
+    for settings in (emotion_batch.FeatureSettings(), emotion_batch.VoicesSettings()):
         assert recipes.read_settings(settings.to_dict()) == settings
         assert recipes.find_option(recipes.recipe_of(settings).option).settings is type(settings)
     with pytest.raises(AssertionError, match="looked at"):

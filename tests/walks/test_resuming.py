@@ -360,13 +360,11 @@ def test_a_table_without_a_part_takes_other_settings(
     # As of a process that died over a shard of the other settings.
     (table / "_table" / "attempts" / "000000.json").write_text("{}")
     other = emotion_batch.label(
-        archive, table, model="tess-sequence", keep_features=kept, force=True, scheduler=cluster.address
+        archive, table, model="voices-1", keep_features=kept, force=True, scheduler=cluster.address
     )
     assert other.counts.by_status == {"ok": 6}
     assert other.spent.n_isolated == 0
-    fresh = emotion_batch.label(
-        archive, tmp_path / "fresh", model="tess-sequence", force=True, scheduler=cluster.address
-    )
+    fresh = emotion_batch.label(archive, tmp_path / "fresh", model="voices-1", force=True, scheduler=cluster.address)
     assert other.counts == fresh.counts
     assert rows(table) == rows(tmp_path / "fresh")
     for one in (table, kept):

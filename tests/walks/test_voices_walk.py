@@ -11,9 +11,9 @@ import pytest
 from support.commands import run_command
 
 import emotion_batch
-from emotion_batch.settings import SequenceSettings
+from emotion_batch.settings import VoicesSettings
 
-SETTINGS = SequenceSettings()
+SETTINGS = VoicesSettings()
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def made(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, a bundle of two epochs, and labels both ways."""
     folder = tmp_path_factory.mktemp("sequences")
     for command in (
-        ("extract", speech, folder / "features", "--recipe", "sequence"),
+        ("extract", speech, folder / "features", "--recipe", "voices"),
         ("verify", folder / "features", "--deep"),
         ("train", folder / "features", folder / "bundle", "--epochs", "2", "--data-licence", "none"),
         ("label", folder / "features", folder / "labels", "--model", folder / "bundle"),
@@ -60,7 +60,7 @@ def test_sequences_come_out_as_labels(made: Path, speech: Path) -> None:
 def test_the_card_says_what_the_model_is_worth(made: Path) -> None:
     """Speakers held out, calibration both ways, a promise and what it gave, and what is in domain."""
     card = json.loads((made / "bundle" / "card.json").read_text())
-    assert card["architecture"] == "sequence-bilstm"
+    assert card["architecture"] == "voices-lstm"
     assert set(card["metrics"]) == {"training", "stratified", "speaker_held_out"}
     assert [fold["name"] for fold in card["metrics"]["speaker_held_out"]["folds"]] == ["V1", "V2"]
     assert len(card["calibration"]["folds"]) == 2
@@ -90,7 +90,7 @@ def test_features_of_another_recipe_are_refused(made: Path, features: Path) -> N
     """A network is not given what it cannot read, and the sentence says what to do."""
     done = run_command("label", features, made / "other", "--model", made / "bundle")
     assert done.code == 2
-    assert "recipe logmel-pitch, got mfcc-mean" in done.err
-    refused = run_command("extract", made, made / "odd", "--recipe", "sequence", "--n-mfcc", "13")
+    assert "recipe voices, got mfcc-mean" in done.err
+    refused = run_command("extract", made, made / "odd", "--recipe", "voices", "--n-mfcc", "13")
     assert refused.code == 2
-    assert "--n-mfcc: expected the recipe seed with it, got sequence" in refused.err
+    assert "--n-mfcc: expected the recipe seed with it, got voices" in refused.err

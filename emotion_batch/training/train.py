@@ -333,20 +333,19 @@ def _measure(data: Dataset, rows: Integers, probabilities: npt.NDArray[np.float3
 
 
 def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Return the figures of speakers that were not heard, each fold's too, and those of what needs no model."""
+    """Return the figures of voices that were not heard, of each fold and of each corpus, and those of what needs no model."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
-    by_fold = [
-        {
-            "name": fold.name,
-            **pick(data.judge(fold.judged, held[fold.judged]), "n_rows", "accuracy", "uar"),
-            **({"uar_common": _judge_common(data, fold.judged, held)} if data.corpora.any() else {}),
-        }
-        for fold in folds
-    ]
+    by_fold = [(fold.name, data.judge(fold.judged, held[fold.judged])) for fold in folds]
+    corpora = {}
+    for name in sorted(set(data.corpora.tolist()) - {""}):
+        own = rows[data.corpora[rows] == name]
+        found = pick(data.judge(own, held[own]), "n_rows", "n_speakers", "uar")
+        corpora[name] = {**found, "uar_common": _judge_common(data, own, held)}
     shortcuts = data.judge_shortcuts(folds)
     return {
         **_measure(data, rows, held[rows]),
-        "folds": by_fold,
+        "folds": [{"name": name, **pick(found, "n_rows", "accuracy", "uar")} for name, found in by_fold],
+        "corpora": corpora,
         "shortcuts": {name: pick(found, "accuracy", "uar") for name, found in shortcuts.items()},
     }
 

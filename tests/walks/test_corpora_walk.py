@@ -89,7 +89,10 @@ def test_a_model_of_several_corpora_says_what_it_is_worth_elsewhere(features: Pa
     assert set(card["metrics"]) == {"training", "stratified", "speaker_held_out", "corpus_held_out"}
     folds = card["metrics"]["corpus_held_out"]["folds"]
     assert [fold["name"] for fold in folds] == ["nemo", "tess"]
-    assert all(0 <= fold["uar_common"] <= 1 for fold in folds)
+    for kind in ("speaker_held_out", "corpus_held_out"):
+        by_corpus = card["metrics"][kind]["corpora"]
+        assert {name: one["n_speakers"] for name, one in by_corpus.items()} == {"nemo": 2, "tess": 2}
+        assert all(0 <= one[name] <= 1 for one in by_corpus.values() for name in ("uar", "uar_common"))
     assert card["confidence"]["names"] == ["nemo", "tess"]
     assert len(card["calibration"]["folds"]) == 4
     assert {name: one["n_speakers"] for name, one in card["training"]["corpora"].items()} == {"nemo": 2, "tess": 2}

@@ -89,15 +89,10 @@ class Dataset:
         A corpus counts by the root of the number of its speakers, because voices are what a network must not learn by heart; its
         speakers count alike, and so do the labels of a speaker.
         """
-        import pandas as pd
-
-        keys = ["corpus", "speaker", "label"]
-        values = (self.corpora[rows], self.speakers[rows], self.targets[rows])
-        table = pd.DataFrame(dict(zip(keys, values, strict=True)))
-        n_speakers = table.groupby("corpus")["speaker"].transform("nunique")
-        n_labels = table.groupby(keys[:2])["label"].transform("nunique")
-        n_rows = table.groupby(keys)["label"].transform("size")
-        weights = (1 / (np.sqrt(n_speakers) * n_labels * n_rows)).to_numpy()
+        words = (number_words(self.corpora[rows])[0], number_words(self.speakers[rows])[0])
+        keys = np.column_stack([*words, self.targets[rows], np.arange(len(rows))])
+        n_speakers, n_labels, n_rows = (_count_parts(keys, depth) for depth in (1, 2, 3))
+        weights = 1 / (np.sqrt(n_speakers) * n_labels * n_rows)
         return np.asarray(weights / weights.sum(), np.float64)
 
     def judge(self, rows: Integers, probabilities: Floats, predicted: Integers | None = None) -> dict[str, Any]:
@@ -111,6 +106,14 @@ class Dataset:
             name: judge_shortcut(values, self.targets, self.labels, self.speakers, folds)
             for name, values in (("duration", self.duration_s), ("level", self.level))
         }
+
+
+def _count_parts(keys: Integers, depth: int) -> Integers:
+    """Return, of each row, how many values the next key has among the rows that agree with it in the first `depth` keys."""
+    parts = np.unique(keys[:, : depth + 1], axis=0)
+    _, counts = np.unique(parts[:, :depth], axis=0, return_counts=True)
+    _, of_row = np.unique(keys[:, :depth], axis=0, return_inverse=True)
+    return np.asarray(counts[of_row], np.int64)
 
 
 def read_dataset(

@@ -26,7 +26,7 @@ from emotion_batch.settings import VoicesSettings
 
 # What a network sees of a frame: the bands, energy, fundamental frequency and voicing.
 N_INPUTS = VoicesSettings.n_mels + 3
-# Levels are stored as whole numbers of this many to a neper of power (1 neper is 4.3 dB): its 0.02 dB nobody hears.
+# Levels are stored as whole numbers of this many to a neper of power (1 neper is 4.3 dB), in steps of 0.02 dB, which cannot be heard.
 _STEPS = 256
 # Power below that of the quietest samples of 16 bits, in a band.
 _POWER_FLOOR = np.float32(1e-12)

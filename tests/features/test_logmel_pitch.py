@@ -23,7 +23,7 @@ from emotion_batch.settings import VoicesSettings
 
 SETTINGS = VoicesSettings()
 RATE = 16_000
-# Of telephones, speech corpora, TESS, compact discs and films, and some that nobody chose.
+# Of telephones, speech corpora, TESS, compact discs and films, and some odd ones.
 RATES = [8_000, 11_025, 16_000, 22_050, 24_414, 31_999, 32_000, 44_056, 44_100, 48_000, 96_000, 192_000]
 
 

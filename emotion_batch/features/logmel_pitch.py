@@ -260,7 +260,9 @@ def _shift(n_samples: int, rate_hz: int, settings: VoicesSettings) -> int | None
     constants = _constants(rate_hz, settings)
     step = (constants.decimator.factor if constants.decimator else 1) * constants.pitch.decimator.factor
     n_frames = round(n_samples / rate_hz / settings.hop_s)
-    return n_frames if n_samples % step == 0 and n_frames * rate_hz == round(n_samples / settings.hop_s) else None
+    # Twice the step, because what lies in the middle of two samples goes to the even one.
+    is_exact = n_samples % (2 * step) == 0 and n_frames * rate_hz == round(n_samples / settings.hop_s)
+    return n_frames if is_exact else None
 
 
 def _reach(rate_hz: int, settings: VoicesSettings) -> int:

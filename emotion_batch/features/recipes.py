@@ -119,7 +119,8 @@ class Windows:
                 np.concatenate([new[: known.start], old[known.start + shift : known.stop + shift], new[known.start :]])
                 for new, old in zip(made, last, strict=True)
             )
-        self._last = (start, values)
+        # A sample that is not finite shows in frames that do not hold it, and these are not the next stretch's.
+        self._last = (start, values) if all(np.isfinite(value).all() for value in values) else None
         return values
 
 

@@ -162,8 +162,9 @@ class Domain:
 
     Their summaries lie round the centres, shape (n_centres, n_dims). `whitening`, shape (n_dims, n_dims), makes them, less
     the nearest centre, alike in all directions. `threshold` is the distance up to which a row is in the domain: the 99th
-    percentile of rows that were held out. `n_learnt` rows give centres and whitening, and `n_held_out` the threshold.
-    `flagged` is the share of rows beyond it, by what they are: ``held_out``, and what the caller adds.
+    percentile of rows that were held out: recordings, or speakers and corpora in turn. `n_learnt` rows give centres and
+    whitening, and `n_held_out` the threshold. `flagged` is the share of rows beyond it, by what they are: ``held_out``,
+    ``new_voices``.
     """
 
     centres: npt.NDArray[np.float32]

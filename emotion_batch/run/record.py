@@ -170,7 +170,14 @@ def name_outcome(error: BaseException | None) -> tuple[str, str | None]:
         return "complete", None
     if isinstance(error, CancelledError):
         return "cancelled", None
+    seen: list[BaseException] = []
     cause: BaseException | None = error
-    while isinstance(cause, Exception | GeneratorExit | asyncio.CancelledError):
+    # A library may have made a ring of causes.
+    while cause is not None and not any(cause is one for one in seen):
+        if not isinstance(cause, Exception | GeneratorExit | asyncio.CancelledError) or not isinstance(
+            error, Exception
+        ):
+            return "stopped", None
+        seen.append(cause)
         cause = cause.__cause__ or cause.__context__
-    return ("failed", f"{type(error).__name__}: {error}") if cause is None else ("stopped", None)
+    return "failed", f"{type(error).__name__}: {error}"

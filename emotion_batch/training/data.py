@@ -262,6 +262,13 @@ def join(datasets: Mapping[str, Dataset]) -> Dataset:
     left_out: Counter[str] = Counter()
     for one in parts:
         left_out.update(one.left_out)
+    owners = {word: [name for name, one in datasets.items() if word in one.labels] for word in labels}
+    alone = [f"{word} ({names[0]})" for word, names in owners.items() if len(names) == 1]
+    said = (
+        [f"labels of one corpus alone: {', '.join(alone)}; use --label-map if others call them otherwise"]
+        if alone
+        else []
+    )
 
     def stack(name: str) -> Any:
         return np.concatenate([getattr(one, name) for one in parts])
@@ -272,7 +279,7 @@ def join(datasets: Mapping[str, Dataset]) -> Dataset:
         labels=tuple(labels),
         n_failed=sum(one.n_failed for one in parts),
         left_out=dict(sorted(left_out.items())),
-        notes=tuple(note for one in parts for note in one.notes),
+        notes=(*(note for one in parts for note in one.notes), *said),
         targets=stack("targets"),
         speakers=stack("speakers"),
         corpora=stack("corpora"),

@@ -428,3 +428,5 @@ _BY_NAME: dict[str, Callable[[str], Reference | None]] = {
     "nemo": _by_nemo_name,
     "folder": _by_folder,
 }
+# The corpora whose names say emotion and speaker.
+CORPORA = frozenset(_BY_NAME) - {"folder"}

@@ -21,6 +21,7 @@ from emotion_batch.inference.confidence import apply_temperature
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import fingerprint
 from emotion_batch.storage.folder import Folder, explained, split_file
+from emotion_batch.storage.names import clean
 from emotion_batch.tables import inventory, parts
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import require_features
@@ -34,6 +35,7 @@ from emotion_batch.training.fit import (
     predict_network,
     prepare_batches,
 )
+from emotion_batch.training.labels import CORPORA
 from emotion_batch.training.metrics import draw_confusion, draw_reliability, draw_training, intervals, pick, reliability
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, SpeakerFolds, Split
 from emotion_batch.training.write_bundle import require_new_bundle
@@ -86,6 +88,8 @@ def train(
         If a table has parts missing.
     """
     tables = [table] if isinstance(table, str | os.PathLike) else list(table)
+    if not tables:
+        raise UsageError("tables: name one feature table or more to learn from")
     to = Folder.of(bundle, storage_options)
     sources = [_open_source(Folder.of(one, storage_options)) for one in tables]
     for source in sources[1:]:
@@ -130,10 +134,12 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool) -
         )
     found: dict[str, Dataset] = {}
     for (table, info, shards), words in zip(sources, labels, strict=True):
-        name = words if words.isidentifier() and words != "folder" else table.url.rstrip("/").rpartition("/")[2]
-        found[name if name not in found else f"{name}-{len(found)}"] = read_dataset(
+        name = words if words in CORPORA else table.url.rstrip("/").rpartition("/")[2]
+        while name in found:
+            name += "-"
+        found[name] = read_dataset(
             *(table, info, shards, words, spool),
-            label_map=settings.label_map,
+            label_map={clean(word): clean(label) for word, label in settings.label_map.items()},
             allow_numeric_labels=settings.allow_numeric_labels,
         )
     return join(found) if len(found) > 1 else next(iter(found.values()))
@@ -232,16 +238,15 @@ def train_bundle(
         extras: dict[str, bytes] = {}
         calibrated: dict[str, Any] = {}
         confidence: dict[str, Any] = {}
-        every_folds: list[SpeakerFolds] = []
-        if folds is not None:
-            shown = Split.SPEAKER_HELD_OUT.value
-            judgements = [(folds, trainer.predict_held_out(folds, Split.SPEAKER_HELD_OUT))]
-            metrics[shown] = _judge_folds(data, *judgements[0])
-            if len(sources) > 1:
-                corpora = splits.corpus_folds(data.corpora, data.speakers, data.targets)
-                judgements.append((corpora, trainer.predict_held_out(corpora, Split.CORPUS_HELD_OUT)))
-                metrics[Split.CORPUS_HELD_OUT] = _judge_folds(data, *judgements[1])
-            every_folds = [one for one, _ in judgements]
+        every_folds = {} if folds is None else {Split.SPEAKER_HELD_OUT: folds}
+        if len(sources) > 1 and settings.max_folds:
+            every_folds[Split.CORPUS_HELD_OUT] = splits.corpus_folds(data.corpora, data.speakers, data.targets)
+        judgements = []
+        for kind, each in every_folds.items():
+            judgements.append((each, trainer.predict_held_out(each, kind)))
+            metrics[kind.value] = _judge_folds(data, *judgements[-1])
+        if judgements:
+            shown = next(iter(every_folds)).value
             calibrated, confidence, extras[RELIABILITY] = _calibrate(data, judgements, settings.precision)
             if confidence["threshold"] is None:
                 on_note(
@@ -268,7 +273,7 @@ def train_bundle(
             metrics=metrics,
             calibration=calibrated,
             confidence=confidence,
-            domain=_fit_domain(data, spool, every_folds, is_held_out, settings, on_note),
+            domain=_fit_domain(data, spool, list(every_folds.values()), is_held_out, settings, on_note),
             inputs=prepare_batches(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
             extras={
                 "history.csv": _history_csv(history),
@@ -298,6 +303,7 @@ def _identify(data: Dataset, settings: TrainingSettings) -> str:
             "labels": list(data.labels),
             "feature_id": data.settings.feature_id,
             "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
+            "voices": sha256("\n".join([*data.speakers, *data.corpora]).encode()),
             "versions": networks.read_training_versions(),
         }
     )
@@ -395,6 +401,9 @@ def _calibrate(
     threshold = calibrate.choose_threshold(sure.max(axis=1), raw.argmax(axis=1) == right, precision=precision)
     picture = draw_reliability(reliability(right, raw), reliability(right, sure))
     names = [name for one, _ in judgements for name in one.names]
+    if data.corpora.any():
+        # What corpora differ by, few of them cannot show, however many speak in them.
+        judged["is_guaranteed"] = len(folds.names) >= calibrate.MIN_SPEAKERS
     promise = {"threshold": threshold.value, **judged, "names": list(folds.names)}
     return {**found, "names": names}, promise, picture
 

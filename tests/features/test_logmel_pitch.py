@@ -106,10 +106,12 @@ def test_every_sample_is_in_a_frame(length_s: float, rate: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [*RATES, 5_000])
-@pytest.mark.parametrize(("window_s", "hop_s"), [(1.0, 0.25), (1.0, 0.5), (0.6, 0.07), (0.3, 0.31)])
+@pytest.mark.parametrize(
+    ("window_s", "hop_s"), [(1.0, 0.25), (1.0, 0.5), (2.0, 1.0), (3.0, 2.0), (0.6, 0.07), (0.3, 0.31)]
+)
 def test_windows_that_overlap_are_those_of_a_stretch_alone(window_s: float, hop_s: float, rate: int) -> None:
     """Frames that are taken from the window before are to the bit those that the stretch alone has, the last one included."""
-    samples = resample(words(), 48_000, rate)
+    samples = resample(words(n_words=6), 48_000, rate)
     windows = recipes.Windows(SETTINGS)
     starts = np.arange(0, len(samples) / rate, hop_s)
     for start in (int(round(start_s, 9) * rate) for start_s in starts):
@@ -117,6 +119,18 @@ def test_windows_that_overlap_are_those_of_a_stretch_alone(window_s: float, hop_
         if len(stretch):
             found, alone = windows.compute(stretch, rate, start), compute(stretch, rate)
             assert all(np.array_equal(mine, its) for mine, its in zip(found, alone, strict=True))
+
+
+def test_a_sample_that_is_not_finite_costs_its_own_windows_alone() -> None:
+    """Windows after one with NaN, which overlap with it and hold none, are those of the stretch alone."""
+    samples = words(RATE, n_words=6)
+    samples[RATE // 2] = np.nan
+    windows = recipes.Windows(SETTINGS)
+    for start in range(0, 3 * RATE, RATE):
+        stretch = samples[start : start + 2 * RATE]
+        found, alone = windows.compute(stretch, RATE, start), compute(stretch)
+        assert np.isfinite(found[2]).all() == (start > 0)
+        assert all(np.array_equal(mine, its, equal_nan=True) for mine, its in zip(found, alone, strict=True))
 
 
 def test_frames_are_taken_from_the_window_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,3 +123,11 @@ def test_what_a_generator_was_closed_for_is_no_stop() -> None:
     error = RuntimeError("cannot close")
     error.__context__ = GeneratorExit()
     assert name_outcome(error)[0] == "failed"
+    assert name_outcome(GeneratorExit())[0] == "stopped"
+
+
+def test_a_ring_of_causes_ends() -> None:
+    """Errors that are each other's causes are a failure."""
+    one, other = RuntimeError("one"), RuntimeError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert name_outcome(one) == ("failed", "RuntimeError: one")

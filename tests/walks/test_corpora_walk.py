@@ -97,8 +97,29 @@ def test_a_model_of_several_corpora_says_what_it_is_worth_elsewhere(features: Pa
     assert len(card["calibration"]["folds"]) == 4
     assert {name: one["n_speakers"] for name, one in card["training"]["corpora"].items()} == {"nemo": 2, "tess": 2}
     assert card["training"]["labels"] == ["tess", "nemo"]
+    # Two corpora cannot show how corpora differ.
+    assert card["confidence"]["is_guaranteed"] is False
+    assert "labels of one corpus alone: disgust (tess)" in done.err
     readme = (tmp_path / "bundle" / "README.md").read_text()
     assert "corpus_held_out" in readme and "nemo" in readme
+
+
+def test_two_tables_of_one_name_are_two_corpora(features: Path, tmp_path: Path) -> None:
+    """Tables whose names, or labels, are the same keep their rows apart; without known speakers corpora are held out all the same."""
+    for name in ("a", "b"):
+        shutil.copytree(features, tmp_path / name / "features")
+    done = run_command(
+        *("train", tmp_path / "a" / "features", tmp_path / "b" / "features", tmp_path / "bundle"),
+        *("--labels", r"regex:_(?P<emotion>[a-z]+)\.wav$", "--epochs", "1", "--max-folds", "2"),
+    )
+    assert done.code == 0, done.err
+    card = json.loads((tmp_path / "bundle" / "card.json").read_text())
+    assert {name: one["n_rows"] for name, one in card["training"]["corpora"].items()} == {
+        "features": 84,
+        "features-": 84,
+    }
+    assert "speaker_held_out" not in card["metrics"]
+    assert [fold["name"] for fold in card["metrics"]["corpus_held_out"]["folds"]] == ["features", "features-"]
 
 
 def test_tables_that_do_not_fit_each_other_are_named(features: Path, nemo: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ _TRAIN = """
 import resource, sys
 from benchmarks.size import _INFO
 from emotion_batch.storage.folder import Folder
-from emotion_batch.training.fit import TrainingSettings; from emotion_batch.training.train import Source, train_bundle
+from emotion_batch.training.fit import TrainingSettings; from emotion_batch.training.data import Source; from emotion_batch.training.train import train_bundle
 
 table, bundle, n_parts = sys.argv[1:]
 settings = TrainingSettings(epochs=1, max_folds=0)

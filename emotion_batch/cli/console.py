@@ -146,7 +146,7 @@ class Said:
         """Say what went wrong, in one sentence."""
         self.end_line()
         if self._is_debug:
-            self._write(traceback.format_exc())
+            self._write(traceback.format_exc)
         self._say(Line(f" {text}", "bold red", "emotion-batch:"))
 
     def progress(self, progress: Progress) -> None:
@@ -189,7 +189,7 @@ class Said:
     def end_line(self) -> None:
         """End the line that progress is shown in, if it is open."""
         if self._is_in_line:
-            self._write("\n")
+            self._write(lambda: "\n")
             self._is_in_line = False
 
     def answer(self, found: Any, result: Result) -> None:
@@ -201,12 +201,13 @@ class Said:
             print_result(result)
 
     def _say(self, line: Line) -> None:
-        self._write(_render(sys.stderr, line) if self._is_terminal else f"{line.lines()[0]}\n")
+        self._write(lambda: _render(sys.stderr, line) if self._is_terminal else f"{line.lines()[0]}\n")
 
-    def _write(self, text: str) -> None:
-        # If its reader is gone, or the disk is full, the work goes on all the same, and there is no other place to say so.
+    def _write(self, render: Callable[[], str]) -> None:
+        # If its reader is gone, or the disk is full, the work goes on all the same, and there is no other place to say so. To ask a
+        # terminal that was closed what it shows fails as well.
         try:
-            sys.stderr.write(text)
+            sys.stderr.write(render())
             sys.stderr.flush()
         except (OSError, ValueError):
             _give_up(sys.stderr)
@@ -222,7 +223,9 @@ class Said:
             return
         self._said_at = now
         self._is_in_line = self._is_terminal
-        self._write(f"\r\x1b[K{_render_progress(sys.stderr, share, texts)}" if self._is_terminal else f"{texts[0]}\n")
+        self._write(
+            lambda: f"\r\x1b[K{_render_progress(sys.stderr, share, texts)}" if self._is_terminal else f"{texts[0]}\n"
+        )
 
 
 def print_result(result: Result | str) -> None:

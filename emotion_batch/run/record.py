@@ -171,13 +171,16 @@ def name_outcome(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, CancelledError):
         return "cancelled", None
     seen: list[BaseException] = []
-    cause: BaseException | None = error
+    causes: list[BaseException | None] = [error]
     # A library may have made a ring of causes.
-    while cause is not None and not any(cause is one for one in seen):
+    while causes:
+        cause = causes.pop()
+        if cause is None or any(cause is one for one in seen):
+            continue
         if not isinstance(cause, Exception | GeneratorExit | asyncio.CancelledError) or not isinstance(
             error, Exception
         ):
             return "stopped", None
         seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
+        causes += [cause.__cause__, cause.__context__]
     return "failed", f"{type(error).__name__}: {error}"

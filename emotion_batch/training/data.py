@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -100,12 +100,37 @@ class Dataset:
         targets, speakers = self.targets[rows], self.speakers[rows]
         return compute_metrics(targets, probabilities, self.labels, speakers=speakers, predicted=predicted)
 
+    def judge_common(self, rows: Integers, probabilities: Floats) -> float | None:
+        """Return the unweighted average recall of some rows over the labels that every corpus has, as if there were no others."""
+        common, targets = self.common, self.targets[rows]
+        is_one = np.isin(targets, common)
+        if not is_one.any() or len(common) < 2:
+            return None
+        is_right = common[probabilities[is_one][:, common].argmax(axis=1)] == targets[is_one]
+        return float(np.mean([is_right[targets[is_one] == word].mean() for word in np.unique(targets[is_one])]))
+
+    def describe_corpora(self) -> dict[str, Any]:
+        """Return how many segments and speakers are of each corpus; nothing if there is one alone."""
+        found = {}
+        for name in sorted(set(self.corpora.tolist()) - {""}):
+            own = self.corpora == name
+            found[name] = {"n_rows": int(own.sum()), "n_speakers": len(set(self.speakers[own].tolist()) - {""})}
+        return found
+
     def judge_shortcuts(self, folds: SpeakerFolds) -> dict[str, dict[str, Any]]:
         """Return the figures of duration alone, and of level alone; see `metrics.judge_shortcut`."""
         return {
             name: judge_shortcut(values, self.targets, self.labels, self.speakers, folds)
             for name, values in (("duration", self.duration_s), ("level", self.level))
         }
+
+
+class Source(NamedTuple):
+    """A feature table to learn from, and the numbers of its parts."""
+
+    table: Folder
+    info: TableInfo
+    shards: Sequence[int]
 
 
 def _count_parts(keys: Integers, depth: int) -> Integers:
@@ -233,7 +258,7 @@ def read_dataset(
     )
 
 
-def join(datasets: Mapping[str, Dataset]) -> Dataset:
+def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
     """Return the rows of several corpora, by their names, as one: speakers of two corpora are two, and so are recordings.
 
     Rows have the numbers of a spool into which the corpora were read one after the other.

@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,9 @@ from emotion_batch.settings import fingerprint
 from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.storage.names import clean
 from emotion_batch.tables import inventory, parts
-from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import require_features
 from emotion_batch.training import calibrate, networks, splits, write_bundle
-from emotion_batch.training.data import Dataset, Spool, join, read_dataset
+from emotion_batch.training.data import Dataset, Source, Spool, join_corpora, read_dataset
 from emotion_batch.training.fit import (
     Checkpoint,
     Fitting,
@@ -110,14 +109,6 @@ def train(
     )
 
 
-class Source(NamedTuple):
-    """A feature table to learn from, and the numbers of its parts."""
-
-    table: Folder
-    info: TableInfo
-    shards: Sequence[int]
-
-
 def _open_source(table: Folder) -> Source:
     info = require_features(table)
     manifest = inventory.read_manifest(table, info)
@@ -142,7 +133,7 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool) -
             label_map={clean(word): clean(label) for word, label in settings.label_map.items()},
             allow_numeric_labels=settings.allow_numeric_labels,
         )
-    return join(found) if len(found) > 1 else next(iter(found.values()))
+    return join_corpora(found) if len(found) > 1 else next(iter(found.values()))
 
 
 @dataclass(frozen=True)
@@ -268,7 +259,7 @@ def train_bundle(
                 "n_unlabelled": sum(data.left_out.values()),
                 "n_by_label": {word: int(np.sum(data.targets == number)) for number, word in enumerate(data.labels)},
                 "n_speakers": data.n_speakers,
-                "corpora": _describe_corpora(data),
+                "corpora": data.describe_corpora(),
             },
             metrics=metrics,
             calibration=calibrated,
@@ -346,7 +337,7 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float3
     for name in sorted(set(data.corpora.tolist()) - {""}):
         own = rows[data.corpora[rows] == name]
         found = pick(data.judge(own, held[own]), "n_rows", "n_speakers", "uar")
-        corpora[name] = {**found, "uar_common": _judge_common(data, own, held)}
+        corpora[name] = {**found, "uar_common": data.judge_common(own, held[own])}
     shortcuts = data.judge_shortcuts(folds)
     return {
         **_measure(data, rows, held[rows]),
@@ -354,26 +345,6 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float3
         "corpora": corpora,
         "shortcuts": {name: pick(found, "accuracy", "uar") for name, found in shortcuts.items()},
     }
-
-
-def _judge_common(data: Dataset, rows: Integers, held: npt.NDArray[np.float32]) -> float | None:
-    """Return the unweighted average recall of the labels that every corpus has, if it is known that there are no others."""
-    common = data.common
-    rows = rows[np.isin(data.targets[rows], common)]
-    if not len(rows) or len(common) < 2:
-        return None
-    is_right = common[held[rows][:, common].argmax(axis=1)] == data.targets[rows]
-    words = np.unique(data.targets[rows])
-    return float(np.mean([is_right[data.targets[rows] == word].mean() for word in words]))
-
-
-def _describe_corpora(data: Dataset) -> dict[str, Any]:
-    """Return how many segments and speakers are of each corpus; nothing if there is one alone."""
-    found = {}
-    for name in sorted(set(data.corpora.tolist()) - {""}):
-        own = data.corpora == name
-        found[name] = {"n_rows": int(own.sum()), "n_speakers": len(set(data.speakers[own].tolist()) - {""})}
-    return found
 
 
 def _calibrate(

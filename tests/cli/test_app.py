@@ -582,7 +582,7 @@ def test_what_is_printed_as_the_next_step_runs_as_printed(
     assert n_run == 5
     # What `extract` ends with takes too long to be run here.
     words = shlex.split(errors.format_command("train", table, "BUNDLE"))[1:]
-    assert os.path.normpath(read_arguments(words).table) == os.path.normpath(table)
+    assert [os.path.normpath(one) for one in read_arguments(words).table] == [os.path.normpath(table)]
 
 
 def test_an_unreachable_scheduler_is_one_sentence(speech: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from support.commands import run_command
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.table import read_info
-from emotion_batch.training.data import Dataset, Spool, join, read_dataset
+from emotion_batch.training.data import Dataset, Spool, join_corpora, read_dataset
 
 # What the second corpus calls the emotions of the first, and lacks disgust.
 WORDS = {
@@ -52,7 +52,7 @@ def test_two_corpora_are_one_dataset(features: Path, nemo: Path) -> None:
     """Labels are one list, speakers and recordings of two corpora are two, and rows keep the order of their spool."""
     one, two = read(features, "tess"), read(nemo, "nemo")
     with Spool(one.settings) as spool:
-        both = join({"tess": read(features, "tess", spool), "nemo": read(nemo, "nemo", spool)})
+        both = join_corpora({"tess": read(features, "tess", spool), "nemo": read(nemo, "nemo", spool)})
         assert len(spool.read(np.array([len(both.targets) - 1]))[0][0]) == 40
     assert both.labels == ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
     assert both.n_speakers == one.n_speakers + two.n_speakers == 4
@@ -65,7 +65,7 @@ def test_two_corpora_are_one_dataset(features: Path, nemo: Path) -> None:
 
 def test_corpora_speakers_and_labels_count_alike(features: Path, nemo: Path) -> None:
     """However many recordings they have, speakers of a corpus are drawn as often, and so are a speaker's labels."""
-    both = join({"tess": read(features, "tess"), "nemo": read(nemo, "nemo")})
+    both = join_corpora({"tess": read(features, "tess"), "nemo": read(nemo, "nemo")})
     # All that one speaker says, and a few recordings of the others.
     rows = np.flatnonzero((both.speakers == "tess/V1") | (np.arange(len(both.targets)) % 3 == 0))
     weights = both.weigh(rows)

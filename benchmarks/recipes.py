@@ -23,6 +23,7 @@ from emotion_batch.tables.table import read_info
 from emotion_batch.training import calibrate, fit, metrics, splits
 from emotion_batch.training.data import Dataset, Spool, read_dataset
 from emotion_batch.training.fit import Fitting
+from emotion_batch.training.splits import Split
 
 RECIPES: dict[str, AnySettings] = {"seed": FeatureSettings(), "voices": VoicesSettings()}
 
@@ -137,9 +138,10 @@ def tell_how_sure(
     precision: float,
 ) -> None:
     """Print calibration, and what `is_confident` promised and got, each on the speaker that it was not fitted on."""
-    found = calibrate.calibrate_across_folds(held, data.targets, folds.fold_of_row)
+    source = Split.SPEAKER_HELD_OUT
+    found = calibrate.calibrate_across_folds(held, data.targets, folds.fold_of_row, source=source)
     sure = calibrate.judge_threshold_across_folds(
-        held, data.targets, folds.fold_of_row, n_speakers=folds.n_speakers, precision=precision
+        held, data.targets, folds.fold_of_row, source=source, n_speakers=folds.n_speakers, precision=precision
     )
     for one, other, fold_name in zip(found["folds"], sure["folds"], folds.names, strict=True):
         got = "none" if other["got"] is None else f"{other['got']:.3f}"

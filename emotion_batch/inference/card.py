@@ -197,7 +197,7 @@ class Portrait:
     """What a reader of labels must know of a card; what it lacks is empty or None.
 
     `licence` is that of the recordings that it was trained on. The last of `judged` is the one to believe. `recall` is by label, as
-    that one has it. `calibration` is of all held-out speakers first, and then of each. `flagged` is the share of
+    that one has it. `calibration` is of all that was held out first, and then of each fold. `flagged` is the share of
     rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others. `reliability` is a picture of
     confidence beside the share that was right, a PNG.
     """

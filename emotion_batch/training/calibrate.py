@@ -14,7 +14,7 @@ from emotion_batch.errors import UsageError
 from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm, scale
 from emotion_batch.inference.domain import CLIP, Domain
 from emotion_batch.training.metrics import measure_confidence
-from emotion_batch.training.splits import NO_FOLD, Booleans, Integers
+from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, Split
 
 # Fewer held-out rows have no 99th percentile to speak of: of 20, it is the farthest.
 LEAST_HELD_OUT = 20
@@ -147,13 +147,18 @@ class Threshold:
     n_rows: int
 
 
-def fit_temperature(probabilities: Floats, targets: Integers) -> Temperature:
+def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) -> Temperature:
     """Return the temperature that makes held-out labels most likely (Guo et al., 2017, section 4.2).
 
-    The probabilities, shape (n_rows, n_labels), are of speakers that the network has not heard. Of speakers that were heard,
-    words or random rows held out, it is nearly always right: they gave temperatures of 0.05, and confidence in nonsense.
-    It raises UsageError if there are no rows.
+    `source` is what the probabilities, shape (n_rows, n_labels), were predicted for. For speakers that were heard, words
+    or random rows held out, the network is nearly always right: they gave temperatures of 0.05, and confidence in
+    nonsense. It raises UsageError if `source` is not speakers or corpora held out, or there are no rows.
     """
+    if source not in (Split.SPEAKER_HELD_OUT, Split.CORPUS_HELD_OUT):
+        raise UsageError(
+            f"temperature: expected predictions for speakers that the model has not heard, got the split {source!s}; "
+            "leave it uncalibrated, or train with two speakers or more"
+        )
     if not len(targets):
         raise UsageError("temperature: expected one row or more to fit it on, got none")
     from scipy.optimize import minimize_scalar
@@ -174,7 +179,9 @@ def fit_temperature(probabilities: Floats, targets: Integers) -> Temperature:
     return Temperature(1.0, raw, raw, len(targets))
 
 
-def calibrate_across_folds(probabilities: Floats, targets: Integers, fold_of_row: Integers) -> dict[str, Any]:
+def calibrate_across_folds(
+    probabilities: Floats, targets: Integers, fold_of_row: Integers, *, source: Split
+) -> dict[str, Any]:
     """Return what temperatures do to speakers that they were not fitted on, and the one fitted on all.
 
     `probabilities`, shape (n_rows, n_labels), are those of the model of the row's fold, and `fold_of_row` has
@@ -190,7 +197,7 @@ def calibrate_across_folds(probabilities: Floats, targets: Integers, fold_of_row
     calibrated = np.zeros(probabilities.shape, np.float32)
     folds = []
     for fold, others, own in _each_fold(fold_of_row, "calibration", "leave it uncalibrated"):
-        temperature = fit_temperature(probabilities[others], targets[others]).value
+        temperature = fit_temperature(probabilities[others], targets[others], source=source).value
         calibrated[own] = apply_temperature(probabilities[own], temperature)
         folds.append(
             {
@@ -205,7 +212,7 @@ def calibrate_across_folds(probabilities: Floats, targets: Integers, fold_of_row
     raw, after = (measure_confidence(targets[rows], each[rows]) for each in (probabilities, calibrated))
     is_better = after["nll"] < raw["nll"]
     return {
-        "temperature": fit_temperature(probabilities[rows], targets[rows]).value if is_better else 1.0,
+        "temperature": fit_temperature(probabilities[rows], targets[rows], source=source).value if is_better else 1.0,
         "n_rows": int(rows.sum()),
         "raw": raw,
         "calibrated": after,
@@ -253,6 +260,7 @@ def judge_threshold_across_folds(
     targets: Integers,
     fold_of_row: Integers,
     *,
+    source: Split,
     n_speakers: int,
     precision: float = 0.9,
     min_rows: int = 20,
@@ -271,7 +279,7 @@ def judge_threshold_across_folds(
     is_right = np.argmax(probabilities, axis=1) == targets
     folds = []
     for fold, others, own in _each_fold(fold_of_row, "calibration", "leave it uncalibrated"):
-        temperature = fit_temperature(probabilities[others], targets[others]).value
+        temperature = fit_temperature(probabilities[others], targets[others], source=source).value
         confidence = apply_temperature(probabilities, temperature).max(axis=1)
         threshold = choose_threshold(confidence[others], is_right[others], precision=precision, min_rows=min_rows)
         judged = judge_threshold(threshold, confidence[own], is_right[own])

@@ -156,8 +156,8 @@ def read_dataset(
     """Read the rows of a feature table that hold features and have a label, part by part.
 
     `labels` says where reference labels are from: see `labels.read_labels`. `label_map` says what some of them are called, "" for
-    those to be left out. With `known_labels`, those of a model, the ones without a counterpart are left out, and counted. Labels that look like
-    numbers or dates must be allowed, unless the model or the map has them. `spool`, if there is one, takes the features;
+    those to be left out. With `known_labels`, those of a model, the ones without a counterpart are left out, and counted. Labels
+    that look like numbers or dates must be allowed, unless the model or the map has them. `spool`, if there is one, takes the features;
     `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
 
     Raises

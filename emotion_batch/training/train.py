@@ -361,10 +361,11 @@ def _calibrate(
     for folds, _ in judgements:
         numbers.append(np.where(folds.fold_of_row == NO_FOLD, NO_FOLD, folds.fold_of_row + n_folds))
         n_folds += len(folds.names)
-    found = calibrate.calibrate_across_folds(held, targets, np.concatenate(numbers))
+    source = Split.CORPUS_HELD_OUT if data.corpora.any() else Split.SPEAKER_HELD_OUT
+    found = calibrate.calibrate_across_folds(held, targets, np.concatenate(numbers), source=source)
     folds, of_last = judgements[-1]
     judged = calibrate.judge_threshold_across_folds(
-        of_last, data.targets, folds.fold_of_row, n_speakers=folds.n_speakers, precision=precision
+        of_last, data.targets, folds.fold_of_row, source=source, n_speakers=folds.n_speakers, precision=precision
     )
     rows = folds.fold_of_row != NO_FOLD
     right, raw = data.targets[rows], of_last[rows]
@@ -403,7 +404,7 @@ def _fit_domain(
         summaries = domain.summarise_rows(recipes.to_table(spool.read(chosen), data.settings), data.settings)
         held = held[chosen]
         numbers = [folds.fold_of_row[chosen] for folds in every_folds]
-        if len(numbers) > 1:
+        if numbers and data.corpora.any():
             new = np.concatenate([calibrate.measure_new_voices(summaries, one) for one in numbers])
             return calibrate.fit_domain(summaries, summaries[held], distances=new).to_dict()
         shares = {}

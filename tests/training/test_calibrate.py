@@ -13,7 +13,9 @@ from emotion_batch.inference import confidence as confidence_module
 from emotion_batch.inference.confidence import apply_temperature, margin
 from emotion_batch.training import calibrate
 from emotion_batch.training.calibrate import choose_threshold, fit_temperature, judge_threshold
-from emotion_batch.training.splits import NO_FOLD
+from emotion_batch.training.splits import NO_FOLD, Split
+
+HELD_OUT = Split.SPEAKER_HELD_OUT
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -33,7 +35,7 @@ def predict(temperature: float, n_rows: int = 20_000, seed: int = 0) -> tuple[np
 def test_a_known_temperature_is_found(temperature: float) -> None:
     """Logits that were multiplied are divided by as much, and the labels become more likely."""
     probabilities, targets = predict(temperature)
-    found = fit_temperature(probabilities, targets)
+    found = fit_temperature(probabilities, targets, source=HELD_OUT)
     assert found.value == pytest.approx(temperature, rel=0.05)
     assert found.nll < found.nll_raw
     assert found.n_rows == 20_000
@@ -44,20 +46,34 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
 def test_a_temperature_stays_in_its_bounds() -> None:
     """Rows that are all right, or all wrong, give no infinite temperature."""
     probabilities = np.tile(np.array([[0.55, 0.45]], np.float32), (50, 1))
-    right, wrong = (fit_temperature(probabilities, np.full(50, target)).value for target in (0, 1))
+    right, wrong = (fit_temperature(probabilities, np.full(50, target), source=HELD_OUT).value for target in (0, 1))
     assert right == pytest.approx(0.05, rel=0.01)
     assert wrong == pytest.approx(20, rel=0.01)
 
 
 def test_a_temperature_that_does_not_help_is_one() -> None:
     """Where all labels are equally probable no temperature changes anything, and it stays 1 exactly."""
-    assert fit_temperature(np.full((30, 4), 0.25), np.zeros(30, int)).value == 1
+    assert fit_temperature(np.full((30, 4), 0.25), np.zeros(30, int), source=HELD_OUT).value == 1
+
+
+@pytest.mark.parametrize("source", [one for one in Split if one not in (HELD_OUT, Split.CORPUS_HELD_OUT)] + ["words"])
+def test_other_sources_are_refused(source: Split) -> None:
+    """Predictions for speakers that were heard calibrate nothing, whichever split they are from."""
+    probabilities, targets = predict(2, 100)
+    folds = np.arange(100) % 2
+    for act in (
+        lambda: fit_temperature(probabilities, targets, source=source),
+        lambda: calibrate.calibrate_across_folds(probabilities, targets, folds, source=source),
+        lambda: calibrate.judge_threshold_across_folds(probabilities, targets, folds, source=source, n_speakers=2),
+    ):
+        with pytest.raises(UsageError, match=f"has not heard, got the split {source}"):
+            act()
 
 
 def test_no_rows_have_no_temperature() -> None:
     """Nothing to fit on is one sentence."""
     with pytest.raises(UsageError, match="temperature: expected one row or more"):
-        fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
+        fit_temperature(np.zeros((0, 3)), np.zeros(0, int), source=HELD_OUT)
 
 
 def test_applying_a_temperature_keeps_the_order() -> None:
@@ -93,7 +109,7 @@ def test_two_speakers_are_calibrated_both_ways() -> None:
     probabilities, targets = (np.concatenate(pair) for pair in zip(sure, unsure, strict=True))
     folds = np.repeat([0, 1], 20_000)
     folds[:100] = NO_FOLD
-    found = calibrate.calibrate_across_folds(probabilities, targets, folds)
+    found = calibrate.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
     first, second = found["folds"]
     assert (first["fold"], first["n_rows"], second["n_rows"], found["n_rows"]) == (0, 19_900, 20_000, 39_900)
     assert first["temperature"] == pytest.approx(2, rel=0.05)
@@ -111,7 +127,7 @@ def test_a_temperature_that_helps_no_other_speaker_is_one() -> None:
     """Speakers who need opposite temperatures get none."""
     pairs = predict(5, 2_000, seed=1), predict(0.2, 2_000, seed=2)
     probabilities, targets = (np.concatenate(pair) for pair in zip(*pairs, strict=True))
-    found = calibrate.calibrate_across_folds(probabilities, targets, np.repeat([0, 1], 2_000))
+    found = calibrate.calibrate_across_folds(probabilities, targets, np.repeat([0, 1], 2_000), source=HELD_OUT)
     assert found["calibrated"]["nll"] > found["raw"]["nll"]
     assert found["temperature"] == 1
 
@@ -121,7 +137,7 @@ def test_one_fold_cannot_be_calibrated() -> None:
     probabilities, targets = predict(2, 100)
     for folds in (np.zeros(100, int), np.full(100, NO_FOLD)):
         with pytest.raises(UsageError, match="calibration: expected two folds of speakers or more"):
-            calibrate.calibrate_across_folds(probabilities, targets, folds)
+            calibrate.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
 
 
 def test_the_lowest_threshold_that_keeps_the_promise_is_chosen() -> None:
@@ -170,7 +186,9 @@ def test_a_promise_is_judged_on_other_speakers(n_speakers: int, is_guaranteed: b
     """Speakers who are alike get what was promised; of fewer than five it is no guarantee."""
     probabilities, targets = predict(2.5)
     folds = np.arange(20_000) % n_speakers
-    found = calibrate.judge_threshold_across_folds(probabilities, targets, folds, n_speakers=n_speakers)
+    found = calibrate.judge_threshold_across_folds(
+        probabilities, targets, folds, source=HELD_OUT, n_speakers=n_speakers
+    )
     assert found["promised"] == 0.9
     assert found["got"] == pytest.approx(0.9, abs=0.02)
     assert (found["n_speakers"], found["is_guaranteed"], found["n_rows"]) == (n_speakers, is_guaranteed, 20_000)
@@ -183,7 +201,9 @@ def test_a_promise_can_fail_on_another_speaker() -> None:
     """A threshold of a speaker who is understood says nothing of one who is not, and that is what is reported."""
     probabilities, targets = predict(1, 4_000)
     targets[2_000:] = (np.argmax(probabilities[2_000:], axis=1) + 1) % 7
-    found = calibrate.judge_threshold_across_folds(probabilities, targets, np.repeat([0, 1], 2_000), n_speakers=2)
+    found = calibrate.judge_threshold_across_folds(
+        probabilities, targets, np.repeat([0, 1], 2_000), source=HELD_OUT, n_speakers=2
+    )
     understood, other = found["folds"]
     assert (understood["threshold"], understood["n_confident"]) == (None, 0)
     assert other["threshold"] is not None

@@ -15,10 +15,7 @@ from typing import Any
 
 import dask
 import dask.bag
-from distributed import (
-    Client,
-    Security,
-)
+from distributed import Client, Future, Security
 from distributed.client import FutureCancelledError
 from distributed.comm.addressing import parse_address
 from distributed.comm.registry import get_backend
@@ -145,10 +142,11 @@ class Stragglers:
         """Take in how long a shard took."""
         self._usual.append(elapsed_s)
 
-    def find(self, left: Mapping[Any, Any], unfit: Container[str]) -> list[tuple[Any, list[str]]]:
+    def find(self, left: Mapping[Any, tuple[Any, Future]], unfit: Container[str]) -> list[tuple[Any, list[str]]]:
         """Return the keys of shards that straggle, each once, with the workers that are idle and not unfit.
 
-        An unfit worker gives a shard back, and Dask may choose it again each time, because it looks as idle as the others.
+        An unfit worker gives a shard back, and Dask may choose it again each time, because it looks as idle as the others. A shard
+        that was done by a worker that hung before it sent the result straggles as one under way does.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
@@ -164,8 +162,9 @@ class Stragglers:
             for worker, keys in processing.items()
             if worker not in unfit and all(str(key).startswith(DRIVER_KEY) for key in keys)
         ]
-        # Before all are begun, whoever is idle will have others.
-        if not idle or left.keys() - {key for keys in processing.values() for key in keys}:
+        begun = {key for keys in processing.values() for key in keys}
+        # Before all are begun, an idle worker will have others.
+        if not idle or any(future.status == "pending" for key, (_, future) in left.items() if key not in begun):
             return []
         limit = max(STRAGGLER_S, STRAGGLER_FACTOR * statistics.median(self._usual or [0.0]))
         late = [key for key in left if now - self._since.setdefault(key, now) > limit]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 import pytest
+from distributed import Future
 from support.commands import ROOT, Finished, run_command, running, wait_for_parts
 from support.shell_cluster import ShellCluster, shell_cluster
 
@@ -284,6 +286,30 @@ def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
     assert isinstance(found["full"], StorageError)
 
 
+def test_a_shard_whose_worker_hangs_before_its_result_is_sent_is_begun_by_another(tmp_path: Path) -> None:
+    """The scheduler calls such a shard done, and its result never comes."""
+
+    class Receipt:
+        def __reduce__(self) -> tuple[object, ...]:
+            import os
+            import signal
+            from pathlib import Path
+
+            with contextlib.suppress(FileExistsError):
+                with Path(flag).open("x") as file:
+                    file.write(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return str, ("done",)
+
+    flag = os.fspath(tmp_path / "stopped")
+    with dask_cluster.connect(None, 2) as connected:
+        try:
+            assert dict(connected.run(lambda _: Receipt(), ["first", "second"])) == {"first": "done", "second": "done"}
+            assert connected.n_resubmitted >= 1
+        finally:
+            os.kill(int(Path(flag).read_text()), signal.SIGCONT)
+
+
 @pytest.mark.parametrize(
     "has_nanny", [pytest.param(True, id="nanny"), pytest.param(False, id="no nanny", marks=pytest.mark.torture)]
 )
@@ -459,9 +485,10 @@ def test_a_shard_that_is_late_goes_to_no_unfit_worker(monkeypatch: pytest.Monkey
     for unfit, found in (({"unfit"}, [("late", ["fit"])]), ({"unfit", "fit"}, [])):
         stragglers = dask_client.Stragglers(Known())
         # Only now it knows since when the shard is under way.
-        assert stragglers.find({"late": 0}, unfit) == []
+        late = {"late": ("shard", Future("late"))}
+        assert stragglers.find(late, unfit) == []
         time.sleep(0.01)
-        assert stragglers.find({"late": 0}, unfit) == found
+        assert stragglers.find(late, unfit) == found
 
 
 def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:

@@ -31,7 +31,15 @@ _BESIDE = {
     "as_is": "as they are",
     "plus_12_db": "12 dB louder",
     "minus_12_db": "12 dB quieter",
-    "padded": "1 s silence around",
+    "padded": "2 s of silence around",
+    "telephone": "telephone's band",
+    "8_khz": "8 kHz",
+    "mu_law": "8 kHz, mu-law",
+    "noise_20_db": "noise, 20 dB below",
+    "noise_10_db": "noise, 10 dB below",
+    "reverberation": "in a large room",
+    "faster": "10 % faster",
+    "slower": "10 % slower",
 }
 _BUNDLE = option("bundle", "BUNDLE", "folder to write: a new one")
 _FORCE = switch("--force", "replace the bundle that is there")
@@ -118,7 +126,7 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
     option(
         "--robustness",
         "N",
-        "recordings to decode again, louder, quieter and padded with silence; 0 for none (200)",
+        "recordings to decode again and judge as changed: by telephone, in noise, in a room, louder; 0 for none (200)",
         int,
         default=200,
     ),
@@ -222,6 +230,7 @@ def format_evaluation(found: Evaluation, bundle: str = "BUNDLE") -> Result:
         "",
         *_format_beside(found),
         *_format_speakers(found),
+        *_format_voices(found),
         "",
         *(warn(f"note: {warning}") for warning in found.warnings),
         next_step(format_command("label", "RECORDINGS", "TABLE", options=("--model", quote_argument(bundle)))),
@@ -249,6 +258,15 @@ def _format_speakers(found: Evaluation) -> list[Line | Grid]:
         n_more = len(found.by_speaker) - _MOST_SPEAKERS
         blocks.append(Line(f"  and {n_more:,} speakers with a higher UAR; all of them with --json"))
     return blocks
+
+
+def _format_voices(found: Evaluation) -> list[Line | Grid]:
+    """Return the figures by language and sex, where they are known."""
+    rows = [
+        (name, f"{one['n_rows']:,}", f"{one['n_speakers']:,}", f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
+        for name, one in found.by_voice.items()
+    ]
+    return [Line(""), Grid("<>>>>", rows, ("voices", "segments", "speakers", "accuracy", "UAR"))] if rows else []
 
 
 def _format_by_label(found: Evaluation) -> Grid:
@@ -288,7 +306,8 @@ def _format_beside(found: Evaluation) -> list[Line | Grid | str]:
             if name in figures:
                 one = figures[name]
                 speakers = str(one["n_speakers"] or "?")
-                rows.append((words, f"{one['n_rows']:,}", speakers, f"{one['accuracy']:.3f}", f"{one['uar']:.3f}"))
+                figures_of = (f"{one['n_rows']:,}", speakers, f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
+                rows.append((words, *figures_of, f"{one['kept']:.3f}" if "kept" in one else ""))
     if "reason" not in shortcuts:
         lines.append(
             "  (duration and level: linear models, each speaker judged by what was learnt on this table's others)"
@@ -298,7 +317,7 @@ def _format_beside(found: Evaluation) -> list[Line | Grid | str]:
         lines.append(
             f"  ({robustness['n_recordings']:,} recordings were decoded again{unread}; what is louder is not clipped)"
         )
-    return [Grid("<>>>>", rows, ("beside it", "segments", "speakers", "accuracy", "UAR")), *lines]
+    return [Grid("<>>>>>", rows, ("beside it", "segments", "speakers", "accuracy", "UAR", "labels kept")), *lines]
 
 
 def _interval(bounds: Sequence[float] | None) -> str:

@@ -142,7 +142,7 @@ class Stragglers:
         """Take in how long a shard took."""
         self._usual.append(elapsed_s)
 
-    def find(self, left: Mapping[Any, tuple[Any, Future]], unfit: Container[str]) -> list[tuple[Any, list[str]]]:
+    def find(self, left: Mapping[Any, tuple[Any, Future[Any]]], unfit: Container[str]) -> list[tuple[Any, list[str]]]:
         """Return the keys of shards that straggle, each once, with the workers that are idle and not unfit.
 
         An unfit worker gives a shard back, and Dask may choose it again each time, because it looks as idle as the others. A shard

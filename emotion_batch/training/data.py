@@ -25,8 +25,8 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.names import clean
 from emotion_batch.tables import parts
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.training.labels import LabelTable, Reference, is_numeric, map_labels, read_labels
-from emotion_batch.training.metrics import compute_metrics, judge_shortcut
+from emotion_batch.training.labels import LabelTable, Reference, describe_voice, is_numeric, map_labels, read_labels
+from emotion_batch.training.metrics import compute_metrics, judge_shortcut, pick
 from emotion_batch.training.splits import Integers, SpeakerFolds, number_words
 
 # Fewer recordings of a label than this are more often a misread name than a class.
@@ -47,6 +47,8 @@ class Dataset:
         The words of the labels.
     corpora
         Name of the corpus of each row, "" if there is one alone, shape (n_rows,).
+    voices
+        Language and sex of each row's speaker, "" where unknown: see `labels.describe_voice`; shape (n_rows, 2).
     duration_s, level
         Length of each row's recording in seconds, and its level, of no particular unit, shape (n_rows,).
     order
@@ -65,6 +67,7 @@ class Dataset:
     labels: tuple[str, ...]
     speakers: npt.NDArray[np.object_]
     corpora: npt.NDArray[np.object_]
+    voices: npt.NDArray[np.object_]
     duration_s: npt.NDArray[np.float32]
     level: npt.NDArray[np.float32]
     order: npt.NDArray[np.int64]
@@ -108,6 +111,16 @@ class Dataset:
             return None
         is_right = common[probabilities[is_one][:, common].argmax(axis=1)] == targets[is_one]
         return float(np.mean([is_right[targets[is_one] == word].mean() for word in np.unique(targets[is_one])]))
+
+    def judge_voices(self, rows: Integers, probabilities: Floats, predicted: Integers | None = None) -> dict[str, Any]:
+        """Return the figures of some rows by language, and by sex, of the speaker where they are known."""
+        found = {}
+        for names in self.voices[rows].T:
+            for name in sorted(set(names.tolist()) - {""}):
+                own = np.flatnonzero(names == name)
+                judged = self.judge(rows[own], probabilities[own], None if predicted is None else predicted[own])
+                found[name] = pick(judged, "n_rows", "n_speakers", "accuracy", "uar")
+        return found
 
     def describe_corpora(self) -> dict[str, Any]:
         """Return how many segments and speakers are of each corpus; nothing if there is one alone."""
@@ -249,6 +262,7 @@ def read_dataset(
         labels=tuple(known_labels),
         speakers=np.array(speakers, object),
         corpora=np.full(len(names), "", object),
+        voices=np.array([describe_voice(labels, one) for one in speakers], object).reshape(-1, 2),
         duration_s=np.nan_to_num(np.concatenate([np.zeros(0, np.float32), *durations])),
         level=np.concatenate([np.zeros(0, np.float32), *levels]),
         order=order.to_numpy().astype(np.int64),
@@ -308,6 +322,7 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
         targets=stack("targets"),
         speakers=stack("speakers"),
         corpora=stack("corpora"),
+        voices=stack("voices"),
         duration_s=stack("duration_s"),
         level=stack("level"),
         order=stack("order"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,9 +35,16 @@ from emotion_batch.training.data import Dataset, read_dataset
 from emotion_batch.training.labels import read_label_map
 from emotion_batch.worker.recordings import opened_recording
 
-# What is done to recordings, which ought to change no label: 12 dB is a step back from a microphone, or a call's other side.
-_LEVEL_DB, _SILENCE_S = 12.0, 1.0
-CONDITIONS = ("as_is", "plus_12_db", "minus_12_db", "padded")
+# What is done to recordings, which ought to change few labels: 12 dB is a step back from a microphone, or a call's other side.
+_LEVEL_DB, _SILENCE_S = 12.0, 2.0
+# The band and the rate of a telephone line, and the curve by which it codes samples: ITU-T G.711.
+_TELEPHONE_HZ, _LINE_HZ, _MU = (300, 3_400), 8_000, 255.0
+# Until an echo has fallen by 60 dB; its power is that of what is heard directly, as in a large room.
+_REVERBERATION_S, _SPEED = 0.5, 1.1
+CONDITIONS = (
+    *("as_is", "plus_12_db", "minus_12_db", "padded", "telephone", "8_khz", "mu_law"),
+    *("noise_20_db", "noise_10_db", "reverberation", "faster", "slower"),
+)
 # The figures of shortcuts and of recordings that were changed.
 _SHORT = ("n_rows", "n_speakers", "accuracy", "uar")
 
@@ -70,7 +78,7 @@ def evaluate(
     priors
         How common each label is elsewhere, for the precision that would be seen there.
     robustness
-        Recordings that are decoded again, louder, quieter and padded with silence; 0 for none.
+        Recordings that are decoded again and changed in the ways of `CONDITIONS`; 0 for none.
     storage_options
         What fsspec's filesystem takes.
 
@@ -132,6 +140,7 @@ def evaluate(
             "calibrated": metrics.measure_confidence(data.targets, found.probabilities),
         },
         by_speaker=_judge_speakers(data, found),
+        by_voice=data.judge_voices(np.arange(len(data.targets)), found.raw, found.best),
         trust=_judge_trust(card, data, found),
         at_priors=None
         if priors is None
@@ -166,6 +175,8 @@ class Evaluation:
         ``temperature``, and ``raw`` and ``calibrated`` with ``nll`` (nats) and ``ece``.
     by_speaker
         ``speaker``, ``n_rows``, ``accuracy`` and ``uar`` of each known one, the worst first.
+    by_voice
+        ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar`` of each language and sex, where the corpus's names say them.
     trust
         ``threshold``, ``promised``, ``n_confident``, ``n_right`` of these, ``precision`` and ``coverage`` of
         ``is_confident``, ``n_speakers``, and the shares ``in_domain`` and ``speech``; None where nothing can be said.
@@ -175,8 +186,8 @@ class Evaluation:
         ``duration`` and ``level``, each with ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar`` of a linear model on it
         alone, learnt on this table's other speakers; or ``reason``, a sentence.
     robustness
-        ``n_recordings``, ``n_failed``, and for each of `CONDITIONS` ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar``;
-        or ``reason``, a sentence; None where it was not asked for.
+        ``n_recordings``, ``n_failed``, and for each of `CONDITIONS` ``n_rows``, ``n_speakers``, ``accuracy``, ``uar`` and
+        ``kept``, the share of labels that are those of ``as_is``; or ``reason``, a sentence; None where it was not asked for.
     warnings
         Sentences that belong to the figures.
     """
@@ -190,6 +201,7 @@ class Evaluation:
     figures: Mapping[str, Any]
     calibration: Mapping[str, Any]
     by_speaker: Sequence[Mapping[str, Any]]
+    by_voice: Mapping[str, Mapping[str, Any]]
     trust: Mapping[str, Any]
     at_priors: Mapping[str, Any] | None
     shortcuts: Mapping[str, Any]
@@ -252,7 +264,7 @@ def _judge_robustness(
     starts: npt.NDArray[np.float64],
     n_recordings: int,
 ) -> dict[str, Any]:
-    """Return the figures of some recordings as they are, louder, quieter and padded; or why there are none."""
+    """Return the figures of some recordings under each of `CONDITIONS`; or why there are none."""
     chosen = _choose(data, n_recordings)
     files = data.files.take(pa.array(chosen)).to_pylist()
     settings = info.feature_settings
@@ -271,10 +283,9 @@ def _judge_robustness(
                 except RecordingError as error:
                     reason = reason or f"{entry.file}: {error.reason}"
                     continue
-                rate_hz = settings.sample_rate or recording.header.sample_rate_hz
-                values = [recipes.compute(samples, rate_hz, settings) for samples in stretches]
+                values = [recipes.compute(samples, rate_hz, settings) for samples, rate_hz in stretches]
                 if not all(np.isfinite(value).all() for one in values for value in one):
-                    reason = reason or f"{entry.file}: at another level its features are not finite"
+                    reason = reason or f"{entry.file}: changed, its features are not finite"
                     continue
                 rows.append(row)
                 probabilities.append(predictor.predict(recipes.prepare(recipes.to_table(values, settings), settings)))
@@ -283,11 +294,12 @@ def _judge_robustness(
     if not rows:
         return {"reason": f"robustness: none of {len(files)} recordings can be read again ({reason})"}
     given = np.stack(probabilities)
-    return {
-        "n_recordings": len(rows),
-        "n_failed": len(files) - len(rows),
-        **{name: metrics.pick(data.judge(np.array(rows), given[:, at]), *_SHORT) for at, name in enumerate(CONDITIONS)},
-    }
+    found: dict[str, Any] = {"n_recordings": len(rows), "n_failed": len(files) - len(rows)}
+    is_kept = given.argmax(axis=2) == given[:, :1].argmax(axis=2)
+    for at, name in enumerate(CONDITIONS):
+        figures = metrics.pick(data.judge(np.array(rows), given[:, at]), *_SHORT)
+        found[name] = {**figures, "kept": float(is_kept[:, at].mean())}
+    return found
 
 
 def _choose(data: Dataset, n_recordings: int) -> list[int]:
@@ -320,13 +332,49 @@ def _find_entries(manifest: Manifest, files: Sequence[str]) -> list[Entry]:
 
 def _vary(
     recording: audio.Recording, start_s: float, segments: Segments, settings: AnySettings
-) -> list[npt.NDArray[np.float32]]:
-    """Return a segment's samples under each of `CONDITIONS`; the louder ones may go beyond 1, and are not clipped."""
+) -> list[tuple[npt.NDArray[np.float32], int]]:
+    """Return a segment's samples and their rate under each of `CONDITIONS`; the louder ones may go beyond 1, and are not clipped."""
     # First, for it begins earlier.
     padded = _read_padded(recording, start_s, segments.duration_s, settings.sample_rate)
     plain = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate).samples
+    rate_hz = settings.sample_rate or recording.header.sample_rate_hz
     gain = np.float32(10 ** (_LEVEL_DB / 20))
-    return [plain, plain * gain, plain / gain, padded]
+    random = np.random.default_rng(0)
+    noise = random.normal(0, math.sqrt(float(np.mean(np.square(plain)))), len(plain)).astype(np.float32)
+    bins_hz = np.fft.rfftfreq(len(plain), 1 / rate_hz)
+    band = np.fft.rfft(plain) * ((bins_hz >= _TELEPHONE_HZ[0]) & (bins_hz <= _TELEPHONE_HZ[1]))
+    line = audio.resample(plain, rate_hz, _LINE_HZ)
+    # The amplitude falls to a thousandth.
+    at_s = np.arange(int(_REVERBERATION_S * rate_hz)) / rate_hz
+    echo = random.normal(size=len(at_s)) * np.exp(-math.log(1_000) / _REVERBERATION_S * at_s)
+    echo[0] = math.sqrt(float(np.sum(np.square(echo[1:]))))
+    size = len(plain) + len(echo)
+    room = np.fft.irfft(np.fft.rfft(plain, size) * np.fft.rfft(echo, size), size)[: len(plain)]
+    faster, slower = (audio.resample(plain, round(rate_hz * speed), rate_hz) for speed in (_SPEED, 1 / _SPEED))
+    varied = (
+        *(plain, plain * gain, plain / gain, padded, np.fft.irfft(band, len(plain))),
+        *(_back(line, rate_hz, settings), _back(_code(line), rate_hz, settings)),
+        *(plain + noise * np.float32(10 ** (-snr_db / 20)) for snr_db in (20, 10)),
+        *(room / echo[0], faster, slower),
+    )
+    is_line = [name in ("8_khz", "mu_law") and settings.sample_rate is None for name in CONDITIONS]
+    return [
+        (np.asarray(one, np.float32), _LINE_HZ if narrow else rate_hz)
+        for one, narrow in zip(varied, is_line, strict=True)
+    ]
+
+
+def _back(line: npt.NDArray[np.float32], rate_hz: int, settings: AnySettings) -> npt.NDArray[np.float32]:
+    """Return samples of a telephone line at the rate that the features are of, if they are of one."""
+    return line if settings.sample_rate is None else audio.resample(line, _LINE_HZ, rate_hz)
+
+
+def _code(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return samples as mu-law's 8 bits keep them, the loudest at full scale."""
+    peak = max(float(np.abs(samples).max()), 1e-9)
+    curved = np.sign(samples) * np.log1p(_MU * np.abs(samples) / peak) / math.log1p(_MU)
+    steps = np.rint(curved * 127) / 127
+    return np.asarray(np.sign(steps) * np.expm1(np.abs(steps) * math.log1p(_MU)) / _MU * peak, np.float32)
 
 
 def _read_padded(

@@ -51,6 +51,15 @@ _SAVEE_EMOTIONS = {
 _CREMA_D_EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 # Second word of an nEMO name; https://github.com/amu-cai/nEMO
 _NEMO_EMOTIONS = frozenset({"anger", "fear", "happiness", "neutral", "sadness", "surprise", "surprised"})
+# Language of a corpus, and which of its speakers are men: those whose whole name matches. Names of the others do not say.
+_VOICES = {
+    "tess": ("English", "(?!)"),
+    "ravdess": ("English", r"\d*[13579]"),
+    "emodb": ("German", "03|10|11|12|15"),
+    "savee": ("English", ".*"),
+    "crema-d": ("English", None),
+    "nemo": ("Polish", None),
+}
 _COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
 # Starts of segments that differ by less than a millisecond are one, and so are ends within what decoders differ by.
 _STARTS_PER_S, _END_S = 1_000, 0.05
@@ -100,6 +109,14 @@ def read_labels(source: str) -> Labeller:
             raise UsageError(f"labels: expected a pattern with the group (?P<emotion>...), got {argument!r}")
         return partial(_by_name, partial(_by_pattern, pattern))
     raise UsageError(f"labels: expected {', '.join(_BY_NAME)}, table:FILE or regex:PATTERN, got {source!r}")
+
+
+def describe_voice(source: str, speaker: str) -> tuple[str, str]:
+    """Return the language of a corpus, and whether its speaker is "female" or "male"; "" where its names do not say."""
+    language, men = _VOICES.get(source, ("", None))
+    if men is None or not speaker:
+        return language, ""
+    return language, "male" if re.fullmatch(men, speaker) else "female"
 
 
 @dataclass

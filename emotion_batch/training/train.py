@@ -343,6 +343,7 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float3
         **_measure(data, rows, held[rows]),
         "folds": [{"name": name, **pick(found, "n_rows", "accuracy", "uar")} for name, found in by_fold],
         "corpora": corpora,
+        "voices": data.judge_voices(rows, held[rows]),
         "shortcuts": {name: pick(found, "accuracy", "uar") for name, found in shortcuts.items()},
     }
 

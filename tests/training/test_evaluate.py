@@ -25,7 +25,7 @@ from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import open_bundle
 from emotion_batch.inference.card import Promise
 from emotion_batch.inference.predict import Predictor, load_predictor
-from emotion_batch.settings import FeatureSettings
+from emotion_batch.settings import FeatureSettings, VoicesSettings
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.folder import Folder, seal, unseal
 from emotion_batch.training import calibrate, evaluate
@@ -103,7 +103,7 @@ def test_recordings_are_judged_at_other_levels_and_padded(
     for file in files:
         samples, rate = soundfile.read(speech / file, dtype="int16")
         (tmp_path / file).parent.mkdir(exist_ok=True)
-        soundfile.write(tmp_path / file, np.pad(samples, rate), rate, subtype="PCM_16")
+        soundfile.write(tmp_path / file, np.pad(samples, 2 * rate), rate, subtype="PCM_16")
     listing = list_recordings(tmp_path)
     (batch,) = listing.entries.to_batches()
     padded = recordings.extract_rows(batch, listing.folder, FeatureSettings(), FeatureSettings().segments)
@@ -126,23 +126,65 @@ def test_what_is_louder_is_not_clipped(tmp_path: Path) -> None:
     data = (tmp_path / "loud.wav").read_bytes()
     settings = FeatureSettings()
     with audio.opened(data, len(data)) as recording:
-        plain, louder, quieter, padded = evaluate._vary(recording, 0.5, settings.segments, settings)
+        varied = evaluate._vary(recording, 0.5, settings.segments, settings)
+    (plain, louder, quieter, padded), rates = [one for one, _ in varied[:4]], {rate for _, rate in varied}
+    assert rates == {22_050}
     np.testing.assert_array_equal(plain, samples[11_025:] / np.float32(32_768))
     np.testing.assert_allclose(louder, plain * 3.9811, rtol=1e-4)
     np.testing.assert_allclose(quieter * 3.9811, plain, rtol=1e-4)
     assert np.abs(louder).max() > 1
-    assert not padded[:11_025].any()
+    assert not padded[: 3 * 11_025].any()
     moved = compute(louder, 22_050, settings)[0] - compute(plain, 22_050, settings)[0]
     assert moved[0] == pytest.approx(12 * np.sqrt(128), abs=0.01)
     np.testing.assert_allclose(moved[1:], 0, atol=0.01)
 
 
-@pytest.mark.parametrize("start_s", [0.0, 0.5, 1.0, 1.75, 2.5])
+@pytest.mark.parametrize("settings", [FeatureSettings(), VoicesSettings()])
+def test_telephones_noise_rooms_and_pace_are_what_they_are_called(
+    settings: FeatureSettings | VoicesSettings, tmp_path: Path
+) -> None:
+    """Of a tone in the band of a telephone and one above it, by their power."""
+    rate = 22_050
+    at_s = np.arange(3 * rate) / rate
+    tones = (0.2 * np.sin(2 * np.pi * 1_000 * at_s) + 0.2 * np.sin(2 * np.pi * 5_000 * at_s)).astype(np.float32)
+    soundfile.write(tmp_path / "tones.wav", tones, rate, subtype="FLOAT")
+    data = (tmp_path / "tones.wav").read_bytes()
+    with audio.opened(data, len(data)) as recording:
+        varied = evaluate._vary(recording, 0.0, settings.segments, settings)
+    found = dict(zip(evaluate.CONDITIONS, varied, strict=True))
+
+    def power(name: str, hertz: float) -> float:
+        """Return the mean square of the tone that is there, in decibels to that of 0.2."""
+        samples, rate_hz = found[name]
+        wave = np.exp(-2j * np.pi * hertz * np.arange(len(samples)) / rate_hz)
+        return float(20 * np.log10(abs(wave @ samples) / len(samples) / 0.1 + 1e-9))
+
+    is_narrow = settings.sample_rate is None
+    for name in ("telephone", "8_khz", "mu_law"):
+        assert power(name, 1_000) == pytest.approx(0, abs=0.5), name
+    for name in ("telephone",) if is_narrow else ("telephone", "8_khz", "mu_law"):
+        assert power(name, 5_000) < -30, name
+    assert [found[name][1] for name in ("8_khz", "mu_law")] == [8_000 if is_narrow else rate] * 2
+    plain = found["as_is"][0]
+    # Eight bits of mu-law are some 38 dB above their noise, which is what makes it differ.
+    line, coded = found["8_khz"][0], found["mu_law"][0]
+    assert 25 < 10 * np.log10(np.mean(line**2) / np.mean((coded - line) ** 2)) < 45
+    for name, snr_db in (("noise_20_db", 20), ("noise_10_db", 10)):
+        noise = found[name][0] - plain
+        assert 10 * np.log10(np.mean(plain**2) / np.mean(noise**2)) == pytest.approx(snr_db, abs=0.1)
+    echo = found["reverberation"][0] - plain
+    assert 0.2 < np.mean(echo**2) / np.mean(plain**2) < 5
+    for name, speed in (("faster", 1.1), ("slower", 1 / 1.1)):
+        assert len(found[name][0]) == pytest.approx(len(plain) / speed, abs=2)
+        assert power(name, 1_000 * speed) == pytest.approx(0, abs=0.5)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.5, 1.0, 1.75, 2.5, 3.5])
 def test_a_padded_segment_is_that_of_a_padded_file(start_s: float, tmp_path: Path) -> None:
     """Wherever it starts, the decoder's samples of a file with silence around it, to the last."""
     rate = 24_414
     samples = (np.random.default_rng(3).standard_normal(int(2.2 * rate)) * 3_000).astype(np.int16)
-    for name, one in (("plain.wav", samples), ("padded.wav", np.pad(samples, rate))):
+    for name, one in (("plain.wav", samples), ("padded.wav", np.pad(samples, 2 * rate))):
         soundfile.write(tmp_path / name, one, rate, subtype="PCM_16")
     plain, padded = ((tmp_path / name).read_bytes() for name in ("plain.wav", "padded.wav"))
     for duration_s in (0.25, 3.0):
@@ -160,6 +202,7 @@ def test_a_choice_of_recordings_has_labels_as_all_have(bundle: Path, features: P
     assert found["n_recordings"] == found["padded"]["n_rows"] == 14
     again = emotion_batch.evaluate(bundle, features, robustness=14).robustness
     assert again == found
+    assert found["as_is"]["kept"] == 1 and all(0 <= found[name]["kept"] <= 1 for name in evaluate.CONDITIONS)
     assert emotion_batch.evaluate(bundle, features, robustness=0).robustness is None
     with pytest.raises(UsageError, match="robustness: expected a number of recordings, or 0, got -1"):
         emotion_batch.evaluate(bundle, features, robustness=-1)
@@ -285,7 +328,17 @@ def test_what_is_printed_is_readable(bundle: Path, features: Path) -> None:
     """The text has each figure once, a line for each label and condition, and of many speakers the worst twenty."""
     done = run_command("evaluate", bundle, features, "--robustness", "7")
     assert done.code == 0, done.err
-    for word in (*EMOTIONS, "accuracy", "UAR", "duration alone", "level alone", "12 dB louder", "1 s silence around"):
+    for word in (
+        *EMOTIONS,
+        "accuracy",
+        "UAR",
+        "duration alone",
+        "level alone",
+        "12 dB louder",
+        "2 s of silence around",
+        "telephone's band",
+        "labels kept",
+    ):
         assert word in done.out
     assert "not clipped" in done.out
     found = emotion_batch.evaluate(bundle, features, robustness=0)

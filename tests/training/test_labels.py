@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from emotion_batch.errors import StorageError, UsageError
+from emotion_batch.training import labels
 from emotion_batch.training.labels import LabelTable, Reference, is_numeric, map_labels, read_label_map, read_labels
 
 
@@ -357,3 +358,16 @@ def test_labels_without_a_counterpart_are_left_out_and_counted() -> None:
     )
     assert targets.tolist() == [0, 2, -1, -1, -1, -1]
     assert left_out == {"bored": 1, "calm": 2, "surprised": 1}
+
+
+def test_names_of_corpora_say_language_and_sex() -> None:
+    """As far as the corpora document them; a source that is none of these says nothing."""
+    assert labels.describe_voice("ravdess", "02") == ("English", "female")
+    assert labels.describe_voice("ravdess", "15") == ("English", "male")
+    assert labels.describe_voice("emodb", "03") == ("German", "male")
+    assert labels.describe_voice("emodb", "08") == ("German", "female")
+    assert labels.describe_voice("tess", "OAF") == ("English", "female")
+    assert labels.describe_voice("savee", "DC") == ("English", "male")
+    assert labels.describe_voice("nemo", "EB0") == ("Polish", "")
+    assert labels.describe_voice("table:labels.csv", "7") == ("", "")
+    assert labels.describe_voice("emodb", "") == ("German", "")

@@ -92,6 +92,8 @@ def test_a_model_of_several_corpora_says_what_it_is_worth_elsewhere(features: Pa
     for kind in ("speaker_held_out", "corpus_held_out"):
         by_corpus = card["metrics"][kind]["corpora"]
         assert {name: one["n_speakers"] for name, one in by_corpus.items()} == {"nemo": 2, "tess": 2}
+        voices = card["metrics"][kind]["voices"]
+        assert {name: one["n_speakers"] for name, one in voices.items()} == {"English": 2, "Polish": 2, "female": 2}
         assert all(0 <= one[name] <= 1 for one in by_corpus.values() for name in ("uar", "uar_common"))
     assert card["confidence"]["names"] == ["nemo", "tess"]
     assert len(card["calibration"]["folds"]) == 4
@@ -102,6 +104,7 @@ def test_a_model_of_several_corpora_says_what_it_is_worth_elsewhere(features: Pa
     assert "labels of one corpus alone: disgust (tess)" in done.err
     readme = (tmp_path / "bundle" / "README.md").read_text()
     assert "corpus_held_out" in readme and "nemo" in readme
+    assert "- UAR on `corpus_held_out` by language and sex: English 0." in readme
 
 
 def test_two_tables_of_one_name_are_two_corpora(features: Path, tmp_path: Path) -> None:

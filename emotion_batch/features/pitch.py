@@ -21,7 +21,7 @@ from emotion_batch.features.scratch import scratch
 # The rate in Hz near which the fundamental is looked for, and the samples of a frame there: 64 ms, four periods of the lowest.
 _RATE_HZ, _WINDOW = 4_000, 256
 _N_CANDIDATES = 96
-_BLOCK_FRAMES = 128
+_BLOCK_FRAMES = 256
 # The power in Hz that counts: none below the first, all from the second to the third, none above the last.
 _WEIGHTED_HZ = (40.0, 70.0, 1_200.0, 1_500.0)
 # For how much shorter a period a peak must be higher, by the octave: Boersma's "octave cost".

@@ -222,10 +222,7 @@ def calibrate_across_folds(
 
 
 def take_over(card: Card) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the calibration and the confidence of a model that was trained further, if nothing was held out to fit others on.
-
-    They say whose they are, by ``taken_from``, and guarantee nothing: they were fitted for other weights.
-    """
+    """Return calibration and confidence of a model that was trained further. They say whose they are, and guarantee nothing."""
     whose = {"taken_from": card.model_id, "names": [], "folds": []}
     calibration = {**card.calibration, **whose} if card.calibration else {}
     return calibration, {**card.confidence, **whose, "is_guaranteed": False} if card.confidence else {}

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
-from emotion_batch.features.recipe import Recipe
 from emotion_batch.features.recipes import Values
 from emotion_batch.inference.bundle import Bundle
 from emotion_batch.inference.card import Card
@@ -30,8 +29,8 @@ _PEAK_RATE, _RISE, _LEAST_RATE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.
 # The weights are then the mean of those after each epoch from this share of the epochs on: P. Izmailov et al., "Averaging weights leads
 # to wider optima and better generalization", UAI 2018.
 _AVERAGED = 0.6
-# A training that starts from a bundle takes this share of a recipe's learning rate and epochs, and so many rows a step.
-_FURTHER_RATE, _FURTHER_EPOCHS, _FURTHER_ROWS = 0.1, 0.5, 32
+# Share of the learning rate if a training starts from a bundle.
+_FURTHER_RATE = 0.3
 # Adam's in Keras, with which the notebook learns.
 _ADAM_RATE = 1e-3
 # A batch has so many frames of each segment at least and at most, a stretch of a longer one. Of this many batches at a time, each has
@@ -120,6 +119,9 @@ def fit_network(
     is_cycled = networks.find_network(settings).is_cycled
     if fitting.start is not None:
         network.set_weights(fitting.start)
+        # What some rows give as mean and scale is worse than what is there, so these layers stay as they are.
+        for layer in network.layers:
+            layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     _compile(network, fitting, is_cycled=is_cycled)
     network.optimizer.build(network.trainable_variables)
     variables = (*network.variables, *network.optimizer.variables)
@@ -172,6 +174,7 @@ def fit_network(
         on_epoch(epoch + 1, figures)
     if found := best if patience else mean:
         network.set_weights(found)
+    network.trainable = True
     return network, history
 
 
@@ -184,9 +187,8 @@ class Start(NamedTuple):
 
     def describe(self, data_licence: str) -> dict[str, str]:
         """Return what the card of the training says of it, with the licence of the data of both."""
-        theirs = self.card.training.get("data_licence") or "not stated"
-        licence = f"{data_licence or 'not stated'}; of the model that it started from: {theirs}"
-        return {"from_model": self.card.model_id, "data_licence": licence}
+        own, theirs = (one or "not stated" for one in (data_licence, self.card.training.get("data_licence")))
+        return {"from_model": self.card.model_id, "data_licence": f"{own}; of the model that it started from: {theirs}"}
 
     def compare_labels(self, data: Dataset) -> Iterator[str]:
         """Yield sentences about labels that either side lacks."""
@@ -339,7 +341,7 @@ class TrainingSettings:
         Which recordings these are: ``stratified``, a share of each label's, or ``seed``, the last by name, as the
         notebook's ``validation_split``.
     epochs, batch_size
-        Passes over the rows, and rows a step; None for the recipe's, or for fewer if the training starts from a bundle.
+        Passes over the rows, and rows a step; None for the recipe's.
     seed
         Decides the split, the weights and the order.
     patience
@@ -389,11 +391,3 @@ class TrainingSettings:
             # The upper bound is that of NumPy's seeds.
             if value is not None and not minimum <= value < 2**32:
                 raise UsageError(f"{name}: expected a whole number from {minimum} to 2**32 - 1, got {value!r}")
-
-
-def find_length(settings: TrainingSettings, recipe: Recipe[Any], *, is_further: bool) -> tuple[int, int]:
-    """Return epochs and rows a step: of the settings, or else the recipe's, or those of a training that starts from a bundle."""
-    epochs, batch_size = recipe.epochs, recipe.batch_size
-    if is_further:
-        epochs, batch_size = max(1, round(_FURTHER_EPOCHS * epochs)), min(_FURTHER_ROWS, batch_size)
-    return settings.epochs or epochs, settings.batch_size or batch_size

@@ -34,7 +34,6 @@ from emotion_batch.training.augmentation import augment
 # The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
 # all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
 _SAFE_KERAS = (3, 14)
-# Of a network, in Keras's order.
 Weights = list[npt.NDArray[np.float32]]
 # Filters and taps of each convolution, which halves the number of frames.
 _CONVOLUTIONS = ((96, 7), (96, 5), (128, 3))
@@ -195,7 +194,7 @@ def load_network(bundle: Bundle, labels: Many[str], seed: int) -> tuple[Any, Wei
             network.load_weights(path)
     if fingerprint_network(network, card.labels, card.feature_settings) != card.model_id:
         raise UsageError(
-            f"model {bundle.folder.url}: expected the weights of the model {card.model_id}, as its card says, got others; fetch the bundle again"
+            f"model {bundle.folder.url}: expected weights of model {card.model_id}, got others; fetch again"
         )
     weights, places = network.get_weights(), [list(labels).index(word) for word in card.labels]
     # Outputs are the last layer's, and its weights come last.

@@ -29,7 +29,6 @@ from emotion_batch.training.fit import (
     Fitting,
     Start,
     TrainingSettings,
-    find_length,
     fit_network,
     open_start,
     predict_network,
@@ -219,7 +218,8 @@ def train_bundle(
     name. It raises UsageError if the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
     """
     info = sources[0].info
-    epochs, batch_size = find_length(settings, recipes.recipe_of(info.feature_settings), is_further=start is not None)
+    recipe = recipes.recipe_of(info.feature_settings)
+    epochs, batch_size = settings.epochs or recipe.epochs, settings.batch_size or recipe.batch_size
     settings = replace(settings, epochs=epochs, batch_size=batch_size)
     with Spool(info.feature_settings) as spool:
         data = _read(sources, settings, spool, () if start is None else start.card.labels)

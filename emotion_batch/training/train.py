@@ -259,7 +259,7 @@ def train_bundle(
         elif begun and not set(data.labels) - set(begun.card.labels):
             calibrated, confidence = calibrate.take_over(begun.card)
             on_note(
-                f"no speakers could be held out: temperature and is_confident are those of model {begun.card.model_id}"
+                f"no speakers were held out: temperature and is_confident are those of model {begun.card.model_id}"
             )
         card = write_bundle.write_bundle(
             bundle,

@@ -258,9 +258,7 @@ def train_bundle(
                 )
         elif begun and not set(data.labels) - set(begun.card.labels):
             calibrated, confidence = calibrate.take_over(begun.card)
-            on_note(
-                f"no speakers were held out: temperature and is_confident are those of model {begun.card.model_id}"
-            )
+            on_note(f"no speakers were held out: temperature and is_confident are those of model {begun.card.model_id}")
         card = write_bundle.write_bundle(
             bundle,
             network,

@@ -71,6 +71,7 @@ _FORCE = switch("--force", "replace the bundle that is there")
         choices=("stratified", "seed"),
         default="stratified",
     ),
+    option("--from", "BUNDLE", "start from a bundle's weights and adapt them to these labels", dest="from_bundle"),
     option("--epochs", "N", "passes over the rows (the recipe's: 100 or 20)", positive),
     option("--batch-size", "N", "rows a step (the recipe's: 512 or 32)", positive),
     option("--patience", "N", "end after so many epochs no better on what is held out", int, default=0),
@@ -106,7 +107,7 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
         settings=TrainingSettings(**found),
         on_epoch=said.epoch,
         watcher=said.watcher(),
-        **pick_options(options, "h5", "storage_options", "force"),
+        **pick_options(options, "from_bundle", "h5", "storage_options", "force"),
     )
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
@@ -190,8 +191,12 @@ def _format_figures(card: Card) -> list[Line | Grid | str]:
     heads = ("judged on", "segments", "speakers", "accuracy", "95 %", "UAR", "95 %")
     blocks: list[Line | Grid | str] = [Grid("<>>><><", rows, heads), ""]
     blocks += [f"`{kind}`: {write_bundle.SPLITS[kind]}" for kind in card.metrics]
+    if start := card.training.get("from_model"):
+        before = [f"{kind} {figures['before']['uar']:.3f}" for kind, figures in card.metrics.items()]
+        blocks.append(f"UAR of model {start}, from which it started, on the same segments: {', '.join(before)}")
     if "speaker_held_out" not in card.metrics:
-        blocks.append(warn("nothing is known of speakers that it has not heard, and so confidence is not calibrated"))
+        left = f"is that of model {start}" if "taken_from" in card.calibration else "is not calibrated"
+        blocks.append(warn(f"nothing is known of speakers that it has not heard, and so confidence {left}"))
     if card.confidence:
         blocks.append(_format_promise(card))
     used, unlabelled, failed = (f"{card.training[name]:,}" for name in ("n_rows", "n_unlabelled", "n_failed"))
@@ -201,8 +206,9 @@ def _format_figures(card: Card) -> list[Line | Grid | str]:
 def _format_promise(card: Card) -> str:
     found = card.confidence
     got = "no label reaches it" if found["got"] is None else f"{found['got']:.3f} of those it let through were right"
+    whose = f"of model {found['taken_from']} " if "taken_from" in found else ""
     return (
-        f"is_confident promises {found['promised']:g}; on voices that it was not chosen on, {got} "
+        f"is_confident {whose}promises {found['promised']:g}; on voices that it was not chosen on, {got} "
         f"(coverage {found['coverage']:.3f}, {found['n_speakers']} speakers)"
     )
 

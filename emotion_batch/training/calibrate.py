@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_batch.errors import UsageError
+from emotion_batch.inference.card import Card
 from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm, scale
 from emotion_batch.inference.domain import CLIP, Domain
 from emotion_batch.training.metrics import measure_confidence
@@ -218,6 +219,13 @@ def calibrate_across_folds(
         "calibrated": after,
         "folds": folds,
     }
+
+
+def take_over(card: Card) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return calibration and confidence of a model that was trained further. They say whose they are, and guarantee nothing."""
+    whose = {"taken_from": card.model_id, "names": [], "folds": []}
+    calibration = {**card.calibration, **whose} if card.calibration else {}
+    return calibration, {**card.confidence, **whose, "is_guaranteed": False} if card.confidence else {}
 
 
 def choose_threshold(

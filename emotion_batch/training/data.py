@@ -86,6 +86,12 @@ class Dataset:
         found = [set(self.targets[self.corpora == one].tolist()) for one in set(self.corpora.tolist())]
         return np.array(sorted(set.intersection(*found)), np.int64)
 
+    def add_labels(self, labels: Sequence[str]) -> Dataset:
+        """Return it with further labels, of which it may have no rows; all of them are sorted."""
+        words = tuple(sorted({*self.labels, *labels}))
+        numbers = np.array([words.index(word) for word in self.labels])
+        return replace(self, labels=words, targets=numbers[self.targets])
+
     def weigh(self, rows: Integers) -> npt.NDArray[np.float64]:
         """Return how often each of some rows is to be learnt from, as a share, shape (n_rows,).
 
@@ -162,6 +168,7 @@ def read_dataset(
     spool: Spool | None,
     *,
     known_labels: Sequence[str] | None = None,
+    familiar_labels: Sequence[str] = (),
     label_map: Mapping[str, str] | None = None,
     allow_numeric_labels: bool = False,
     on_rows: Callable[[pa.Table], None] = lambda rows: None,
@@ -170,7 +177,8 @@ def read_dataset(
 
     `labels` says where reference labels are from: see `labels.read_labels`. `label_map` says what some of them are called, "" for
     those to be left out. With `known_labels`, those of a model, the ones without a counterpart are left out, and counted. Labels
-    that look like numbers or dates must be allowed, unless the model or the map has them. `spool`, if there is one, takes the features;
+    that look like numbers or dates must be allowed, unless the model or the map has them. `familiar_labels` are those of a model
+    that is trained further, of which few recordings are enough. `spool`, if there is one, takes the features;
     `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
 
     Raises
@@ -183,7 +191,7 @@ def read_dataset(
     if isinstance(labeller, LabelTable):
         labeller.settle(_read_files(table, info, shards), info.source)
     columns = ["file", "start_s", "end_s", "status", "duration_s", *recipes.names(info.feature_settings)]
-    expected = {clean(word) for word in (*(known_labels or ()), *(label_map or {}))}
+    expected = {clean(word) for word in (*(known_labels or familiar_labels), *(label_map or {}))}
     words: dict[str, int] = {}
     left_out: Counter[str] = Counter()
     n_failed = n_ok = n_recordings = n_unlabelled = 0
@@ -245,7 +253,7 @@ def read_dataset(
         verb = "has" if n_without == 1 else "have"
         notes.append(f"{n_without:,} of {n_all:,} {things} with features {verb} no label{example}")
     if known_labels is None:
-        _check_labels(table, labels, list(words), numbers, names, notes)
+        _check_labels(table, labels, list(words), numbers, names, notes, familiar_labels)
         # Sorted, as scikit-learn's LabelEncoder does.
         ranks, known_labels = number_words(list(words))
         numbers = ranks[numbers]
@@ -280,7 +288,6 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
     labels = sorted({word for one in datasets.values() for word in one.labels})
     parts, n_rows = [], 0
     for name, one in datasets.items():
-        numbers = np.array([labels.index(word) for word in one.labels])
         speakers = np.array([f"{name}/{speaker}" if speaker else "" for speaker in one.speakers], object)
         files = pc.binary_join_element_wise(name, one.files, "/")
         corpora = np.full(len(files), name, object)
@@ -288,9 +295,8 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
         order = one.order + n_rows
         parts.append(
             replace(
-                one,
+                one.add_labels(labels),
                 files=files,
-                targets=numbers[one.targets],
                 speakers=speakers,
                 corpora=corpora,
                 order=order,
@@ -315,7 +321,6 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
     return replace(
         parts[0],
         files=pa.chunked_array([chunk for one in parts for chunk in one.files.chunks], pa.string()),
-        labels=tuple(labels),
         n_failed=sum(one.n_failed for one in parts),
         left_out=dict(sorted(left_out.items())),
         notes=(*(note for one in parts for note in one.notes), *said),
@@ -358,6 +363,7 @@ def _check_labels(
     targets: npt.NDArray[np.int64],
     files: pa.ChunkedArray,
     notes: Sequence[str],
+    familiar: Sequence[str],
 ) -> None:
     """See that the labels are classes one can learn, and not what a misread name gives."""
     if len(words) < 2:
@@ -368,7 +374,7 @@ def _check_labels(
         )
     pairs = pa.table({"target": targets, "file": files}).group_by("target").aggregate([("file", "count_distinct")])
     counts = pairs.sort_by("target")["file_count_distinct"].to_pylist()
-    if rare := {word: n for word, n in zip(words, counts, strict=True) if n < _MIN_RECORDINGS}:
+    if rare := {word: n for word, n in zip(words, counts, strict=True) if n < _MIN_RECORDINGS and word not in familiar}:
         word = min(rare)
         example = files[int(np.argmax(targets == words.index(word)))].as_py()
         raise UsageError(

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,14 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
+from emotion_batch.inference.bundle import Bundle
+from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import FRAMES_A_STEP
 from emotion_batch.settings import AnySettings
 from emotion_batch.storage.folder import Folder
 from emotion_batch.training import networks
-from emotion_batch.training.data import Spool
-from emotion_batch.training.networks import load_keras
+from emotion_batch.training.data import Dataset, Spool
+from emotion_batch.training.networks import Weights, load_keras
 from emotion_batch.training.splits import Integers, Split
 
 # One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps, and falls to a share of the peak.
@@ -27,6 +29,10 @@ _PEAK_RATE, _RISE, _LEAST_RATE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.
 # The weights are then the mean of those after each epoch from this share of the epochs on: P. Izmailov et al., "Averaging weights leads
 # to wider optima and better generalization", UAI 2018.
 _AVERAGED = 0.6
+# Share of the learning rate if a training starts from a bundle.
+_FURTHER_RATE = 0.3
+# Adam's in Keras, with which the notebook learns.
+_ADAM_RATE = 1e-3
 # A batch has so many frames of each segment at least and at most, a stretch of a longer one. Of this many batches at a time, each has
 # segments of about one length.
 _LEAST_FRAMES, _MOST_FRAMES, _SORTED_BATCHES = 32, 384, 10
@@ -40,13 +46,15 @@ class Fitting:
 
     `seed` decides weights and order: with one machine, one set of versions and one thread count, the same gives the
     same. If there are validation rows, `patience` is after how many epochs without a better loss on them the fitting
-    ends, with the weights of the best; 0 for none.
+    ends, with the weights of the best; 0 for none. The fitting begins with the weights `start`, if there are any, and then
+    learns at a lower rate.
     """
 
     epochs: int
     batch_size: int
     seed: int
     patience: int = 0
+    start: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,12 @@ def fit_network(
     keras.utils.set_random_seed(fitting.seed)
     network = networks.build(settings, n_labels)
     is_cycled = networks.find_network(settings).is_cycled
-    _compile(network, is_cycled=is_cycled)
+    if fitting.start is not None:
+        network.set_weights(fitting.start)
+        # What some rows give as mean and scale is worse than what is there, so these layers stay as they are.
+        for layer in network.layers:
+            layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    _compile(network, fitting, is_cycled=is_cycled)
     network.optimizer.build(network.trainable_variables)
     variables = (*network.variables, *network.optimizer.variables)
     patience = 0 if validate is None else fitting.patience
@@ -131,7 +144,7 @@ def fit_network(
         if patience and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             break
         data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch, weights)
-        callbacks = [_cycle(network, epoch, n_steps, fitting.epochs)] if is_cycled else []
+        callbacks = [_cycle(network, epoch, n_steps, fitting)] if is_cycled else []
         # One call for each epoch, because a fitting that goes on must begin it as one that was never stopped.
         logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
         figures = {name: float(values[-1]) for name, values in logs.items()}
@@ -161,7 +174,40 @@ def fit_network(
         on_epoch(epoch + 1, figures)
     if found := best if patience else mean:
         network.set_weights(found)
+    network.trainable = True
     return network, history
+
+
+class Start(NamedTuple):
+    """The model that a training starts from: its card, its weights with an output for each label, and what it gives of each row."""
+
+    card: Card
+    weights: Weights
+    before: npt.NDArray[np.float32]
+
+    def describe(self, data_licence: str) -> dict[str, str]:
+        """Return what the card of the training says of it, with the licence of the data of both."""
+        own, theirs = (one or "not stated" for one in (data_licence, self.card.training.get("data_licence")))
+        return {"from_model": self.card.model_id, "data_licence": f"{own}; of the model that it started from: {theirs}"}
+
+    def compare_labels(self, data: Dataset) -> Iterator[str]:
+        """Yield sentences about labels that either side lacks."""
+        own, there = set(self.card.labels), {data.labels[number] for number in np.unique(data.targets)}
+        if new := sorted(there - own):
+            yield f"labels that model {self.card.model_id} lacks, with new outputs: {', '.join(new)}"
+        if absent := sorted(own - there):
+            lost = "they stay, but are given more rarely, and no figure says how right they are"
+            yield f"labels of model {self.card.model_id} that no recording here has: {', '.join(absent)}; {lost}"
+
+
+def open_start(bundle: Bundle, data: Dataset, spool: Spool, seed: int) -> Start:
+    """Return a bundle that `require_safe` has looked at as the start of a training on rows, whose labels include its own."""
+    card = bundle.card
+    network, weights = networks.load_network(bundle, data.labels, seed)
+    before = np.zeros((len(data.targets), len(data.labels)), np.float32)
+    places = [data.labels.index(word) for word in card.labels]
+    before[:, places] = predict_network(network, spool, data.settings, np.arange(len(before)))
+    return Start(card, weights, before)
 
 
 def predict_network(network: Any, spool: Spool, settings: AnySettings, rows: Integers) -> npt.NDArray[np.float32]:
@@ -178,10 +224,11 @@ def prepare_batches(values: Sequence[Values], settings: AnySettings) -> Any:
     return recipes.prepare(recipes.to_table(values, settings), settings)
 
 
-def _compile(network: Any, *, is_cycled: bool) -> None:
+def _compile(network: Any, fitting: Fitting, *, is_cycled: bool) -> None:
     _, keras = load_keras()
     if not is_cycled:
-        network.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+        adam = keras.optimizers.Adam(_ADAM_RATE * (1 if fitting.start is None else _FURTHER_RATE))
+        network.compile(loss="categorical_crossentropy", optimizer=adam, metrics=["accuracy"])
         return
     network.compile(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING),
@@ -190,17 +237,16 @@ def _compile(network: Any, *, is_cycled: bool) -> None:
     )
 
 
-def _cycle(network: Any, epoch: int, n_steps: int, epochs: int) -> Any:
+def _cycle(network: Any, epoch: int, n_steps: int, fitting: Fitting) -> Any:
     """Return what sets the learning rate before each step of an epoch."""
     _, keras = load_keras()
+    peak = _PEAK_RATE * (1 if fitting.start is None else _FURTHER_RATE)
 
     def set_rate(step: int, logs: Any = None) -> None:  # noqa: ARG001 Keras's words
-        share = (epoch * n_steps + step) / (epochs * n_steps)
+        share = (epoch * n_steps + step) / (fitting.epochs * n_steps)
         rising = 0.5 * (1 - math.cos(math.pi * share / _RISE))
         falling = 0.5 * (1 + math.cos(math.pi * (share - _RISE) / (1 - _RISE)))
-        network.optimizer.learning_rate = _PEAK_RATE * (
-            max(rising, 1e-3) if share < _RISE else max(falling, _LEAST_RATE)
-        )
+        network.optimizer.learning_rate = peak * (max(rising, 1e-3) if share < _RISE else max(falling, _LEAST_RATE))
 
     return keras.callbacks.LambdaCallback(on_train_batch_begin=set_rate)
 

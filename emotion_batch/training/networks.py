@@ -24,6 +24,7 @@ from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import N_INPUTS, Sequence
 from emotion_batch.features.recipes import Inputs, Values
+from emotion_batch.inference.bundle import WEIGHTS, Bundle, read_checked
 from emotion_batch.inference.card import architecture_of
 from emotion_batch.inference.predict import fit_frames, group_by_length
 from emotion_batch.libraries import find_plugin, keras_out_of_home, load_matplotlib
@@ -33,6 +34,7 @@ from emotion_batch.training.augmentation import augment
 # The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
 # all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
 _SAFE_KERAS = (3, 14)
+Weights = list[npt.NDArray[np.float32]]
 # Filters and taps of each convolution, which halves the number of frames.
 _CONVOLUTIONS = ((96, 7), (96, 5), (128, 3))
 _N_UNITS, _N_SCORES, _DROPOUT = 64, 64, 0.2
@@ -146,7 +148,7 @@ class Network(NamedTuple):
     Attributes
     ----------
     build
-        Returns it, not compiled, for some settings and a number of labels.
+        Returns it, not compiled, for some settings and a number of labels; its last layer has the outputs.
     to_export
         Returns the network that workers execute, which reads what `recipes.prepare` gives; of frames, in batches of one length.
     augment
@@ -173,6 +175,34 @@ def find_network(settings: AnySettings) -> Network:
 def build(settings: AnySettings, n_labels: int) -> Any:
     """Return the network of a recipe, not compiled."""
     return find_network(settings).build(settings, n_labels)
+
+
+def load_network(bundle: Bundle, labels: Many[str], seed: int) -> tuple[Any, Weights]:
+    """Return the network of a bundle that `require_safe` has looked at, and its weights with outputs for `labels`.
+
+    These have the bundle's own among them, which keep their weights; `seed` decides those of new ones. The network is built here, and
+    nothing but weights is read of the file. It raises UsageError if they are not those of the model that the card names.
+    """
+    card, data = bundle.card, read_checked(bundle, WEIGHTS)
+    load_keras()[1].utils.set_random_seed(seed)
+    network, wider = (build(card.feature_settings, len(words)) for words in (card.labels, labels))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, WEIGHTS)
+        path.write_bytes(data)
+        # What Keras raises for weights of other shapes is seen below as well: nothing was loaded then.
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            network.load_weights(path)
+    if fingerprint_network(network, card.labels, card.feature_settings) != card.model_id:
+        raise UsageError(
+            f"model {bundle.folder.url}: expected weights of model {card.model_id}, got others; fetch again"
+        )
+    weights, places = network.get_weights(), [list(labels).index(word) for word in card.labels]
+    # Outputs are the last layer's, and its weights come last.
+    n_last = len(network.layers[-1].get_weights())
+    for number, new in enumerate(wider.get_weights()[-n_last:], start=-n_last):
+        new[..., places] = weights[number]
+        weights[number] = new
+    return network, weights
 
 
 def build_seed(n_features: int, n_labels: int) -> Any:

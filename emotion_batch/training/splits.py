@@ -81,10 +81,9 @@ def split_stratified(targets: Integers, files: Words, held_out: float, seed: int
 
     recordings, names = number_words(files)
     labels = targets[np.unique(recordings, return_index=True)[1]]
-    if (labels[recordings] != targets).any():
-        # Segments have labels of their own: a label that comes first in only one recording cannot be shared out.
-        counts = np.bincount(labels)
-        labels = np.where(counts[labels] < 2, counts.argmax(), labels)
+    # A label of only one recording, or that comes first in only one, cannot be shared out.
+    counts = np.bincount(labels)
+    labels = np.where(counts[labels] < 2, counts.argmax(), labels)
     try:
         _, judged = train_test_split(np.arange(len(names)), test_size=held_out, stratify=labels, random_state=seed)
     except ValueError as error:

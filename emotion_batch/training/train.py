@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +13,9 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.inference import domain
-from emotion_batch.inference.bundle import RELIABILITY, sha256
+from emotion_batch.inference.bundle import RELIABILITY, Bundle, check_features, find_model, require_safe, sha256
 from emotion_batch.inference.card import Card
-from emotion_batch.inference.confidence import apply_temperature
+from emotion_batch.inference.confidence import Floats, apply_temperature
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import fingerprint
 from emotion_batch.storage.folder import Folder, explained, split_file
@@ -29,8 +27,10 @@ from emotion_batch.training.data import Dataset, Source, Spool, join_corpora, re
 from emotion_batch.training.fit import (
     Checkpoint,
     Fitting,
+    Start,
     TrainingSettings,
     fit_network,
+    open_start,
     predict_network,
     prepare_batches,
 )
@@ -52,6 +52,7 @@ def train(
     bundle: str | os.PathLike[str],
     *,
     settings: TrainingSettings | None = None,
+    from_bundle: str | os.PathLike[str] | None = None,
     h5: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -68,6 +69,9 @@ def train(
         Folder to write; a new one, unless `force`.
     settings
         How to train; by default as the notebook does, with a stratified fifth held out.
+    from_bundle
+        Bundle whose weights the training starts from, or the name of one that ships; its feature settings are those of the tables.
+        It learns at a lower rate then, and labels that the bundle lacks get new outputs.
     h5
         File to which the network also goes as the notebook saved it.
     storage_options
@@ -82,7 +86,8 @@ def train(
     Raises
     ------
     UsageError
-        If a table is none of features or has other settings than the first, they cannot be learnt from, or the bundle is there.
+        If a table is none of features or has other settings than the first or `from_bundle`, they cannot be learnt from, the
+        bundle is there, or `from_bundle` is none or not safe.
     IncompleteError
         If a table has parts missing.
     """
@@ -98,11 +103,15 @@ def train(
                 f"table {source.table.url}: its features or segments have other settings than those of {first.table.url}; extract "
                 "both in the same way"
             )
+    start = None if from_bundle is None else require_safe(find_model(from_bundle, storage_options))
+    if start is not None:
+        check_features(sources[0].info, sources[0].table, start)
     require_new_bundle(to, force)
     return train_bundle(
         sources,
         to,
         settings or TrainingSettings(),
+        start=start,
         on_epoch=on_epoch,
         on_note=(watcher or Watcher()).on_note,
         h5=None if h5 is None else split_file(Folder.of(h5, storage_options)),
@@ -116,8 +125,8 @@ def _open_source(table: Folder) -> Source:
     return Source(table, info, sorted(manifest.shards))
 
 
-def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool) -> Dataset:
-    """Read all tables, each with its labels."""
+def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool, familiar: Sequence[str]) -> Dataset:
+    """Read all tables, each with its labels; `familiar` ones are there too, even if no row has them."""
     labels = [settings.labels] * len(sources) if isinstance(settings.labels, str) else list(settings.labels)
     if len(labels) != len(sources):
         raise UsageError(
@@ -130,10 +139,11 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool) -
             name += "-"
         found[name] = read_dataset(
             *(table, info, shards, words, spool),
+            familiar_labels=familiar,
             label_map={clean(word): clean(label) for word, label in settings.label_map.items()},
             allow_numeric_labels=settings.allow_numeric_labels,
         )
-    return join_corpora(found) if len(found) > 1 else next(iter(found.values()))
+    return (join_corpora(found) if len(found) > 1 else next(iter(found.values()))).add_labels(familiar)
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,7 @@ def train_bundle(
     bundle: Folder,
     settings: TrainingSettings,
     *,
+    start: Bundle | None = None,
     on_epoch: _OnEpoch = lambda phase, epoch, epochs, figures: None,
     on_note: Callable[[str], None] = lambda text: None,
     h5: tuple[Folder, str] | None = None,
@@ -210,21 +221,22 @@ def train_bundle(
     recipe = recipes.recipe_of(info.feature_settings)
     epochs, batch_size = settings.epochs or recipe.epochs, settings.batch_size or recipe.batch_size
     settings = replace(settings, epochs=epochs, batch_size=batch_size)
-    how = Fitting(epochs, batch_size, settings.seed, settings.patience)
     with Spool(info.feature_settings) as spool:
-        data = _read(sources, settings, spool)
-        for note in data.notes:
+        data = _read(sources, settings, spool, () if start is None else start.card.labels)
+        begun = None if start is None else open_start(start, data, spool, settings.seed)
+        for note in (*data.notes, *(begun.compare_labels(data) if begun else ())):
             on_note(note)
+        how = Fitting(epochs, batch_size, settings.seed, settings.patience, begun.weights if begun else None)
         is_balanced = len(sources) > 1 if settings.balance is None else settings.balance
-        trainer = _Trainer(data, spool, how, bundle, is_balanced, _identify(data, settings), on_epoch)
+        trainer = _Trainer(data, spool, how, bundle, is_balanced, _identify(data, settings, begun), on_epoch)
         is_held_out = _hold_out(data, settings)
         learnt, judged = np.flatnonzero(~is_held_out), data.order[is_held_out[data.order]]
         network, history = trainer.fit(~is_held_out, judged if len(judged) else None, "network", "network")
         shown = Split.TRAINING.value
-        metrics = {shown: _measure(data, learnt, trainer.predict(network, learnt))}
+        metrics = {shown: _measure(data, learnt, trainer.predict(network, learnt), begun)}
         if len(judged):
             shown = settings.validation
-            metrics[shown] = _measure(data, judged, trainer.predict(network, judged))
+            metrics[shown] = _measure(data, judged, trainer.predict(network, judged), begun)
         folds = _find_folds(data, settings, on_note)
         extras: dict[str, bytes] = {}
         calibrated: dict[str, Any] = {}
@@ -235,7 +247,7 @@ def train_bundle(
         judgements = []
         for kind, each in every_folds.items():
             judgements.append((each, trainer.predict_held_out(each, kind)))
-            metrics[kind.value] = _judge_folds(data, *judgements[-1])
+            metrics[kind.value] = _judge_folds(data, *judgements[-1], begun)
         if judgements:
             shown = next(iter(every_folds)).value
             calibrated, confidence, extras[RELIABILITY] = _calibrate(data, judgements, settings.precision)
@@ -244,6 +256,9 @@ def train_bundle(
                     f"no confidence with 20 rows or more of what was held out reaches a precision of {settings.precision:g}: "
                     "is_confident will be false everywhere; a lower --precision may be reached"
                 )
+        elif begun and not set(data.labels) - set(begun.card.labels):
+            calibrated, confidence = calibrate.take_over(begun.card)
+            on_note(f"no speakers were held out: temperature and is_confident are those of model {begun.card.model_id}")
         card = write_bundle.write_bundle(
             bundle,
             network,
@@ -252,6 +267,7 @@ def train_bundle(
             segments=info.segments,
             training={
                 **asdict(settings),
+                **(begun.describe(settings.data_licence) if begun else {}),
                 "n_rows": len(data.targets),
                 "n_learnt": len(learnt),
                 "n_held_out": len(judged),
@@ -264,10 +280,10 @@ def train_bundle(
             metrics=metrics,
             calibration=calibrated,
             confidence=confidence,
-            domain=_fit_domain(data, spool, list(every_folds.values()), is_held_out, settings, on_note),
+            domain=_fit_domain(data, spool, list(every_folds.values()), is_held_out, settings, begun, on_note),
             inputs=prepare_batches(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
             extras={
-                "history.csv": _history_csv(history),
+                "history.csv": write_bundle.format_history(history),
                 "training.png": draw_training(history),
                 "confusion.png": draw_confusion(metrics[shown]["confusion"], data.labels, shown.replace("_", " ")),
                 **extras,
@@ -285,12 +301,13 @@ def train_bundle(
     return card
 
 
-def _identify(data: Dataset, settings: TrainingSettings) -> str:
-    """Return a fingerprint of what a training gives: rows, labels and settings."""
+def _identify(data: Dataset, settings: TrainingSettings, start: Start | None) -> str:
+    """Return a fingerprint of what a training gives: rows, labels, settings and the model that it starts from."""
     names, numbers = data.files.combine_chunks(), data.targets.tobytes()
     return fingerprint(
         {
             "settings": asdict(settings),
+            "from": start and start.card.model_id,
             "labels": list(data.labels),
             "feature_id": data.settings.feature_id,
             "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
@@ -323,13 +340,16 @@ def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[st
     return folds
 
 
-def _measure(data: Dataset, rows: Integers, probabilities: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Return the figures of some rows, with intervals."""
+def _measure(data: Dataset, rows: Integers, probabilities: Floats, start: Start | None) -> dict[str, Any]:
+    """Return the figures of some rows, with intervals, and as ``before`` those of the model that the training started from."""
     of_rows = intervals(data.targets[rows], probabilities.argmax(axis=1), data.speakers[rows])
-    return {**data.judge(rows, probabilities), "intervals": of_rows}
+    figures = {**data.judge(rows, probabilities), "intervals": of_rows}
+    if start is not None:
+        figures["before"] = pick(_measure(data, rows, start.before[rows], None), "accuracy", "uar", "intervals")
+    return figures
 
 
-def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _judge_folds(data: Dataset, folds: SpeakerFolds, held: Floats, start: Start | None) -> dict[str, Any]:
     """Return the figures of voices that were not heard, of each fold and of each corpus, and those of what needs no model."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
     by_fold = [(fold.name, data.judge(fold.judged, held[fold.judged])) for fold in folds]
@@ -340,7 +360,7 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: npt.NDArray[np.float3
         corpora[name] = {**found, "uar_common": data.judge_common(own, held[own])}
     shortcuts = data.judge_shortcuts(folds)
     return {
-        **_measure(data, rows, held[rows]),
+        **_measure(data, rows, held[rows], start),
         "folds": [{"name": name, **pick(found, "n_rows", "accuracy", "uar")} for name, found in by_fold],
         "corpora": corpora,
         "voices": data.judge_voices(rows, held[rows]),
@@ -387,9 +407,10 @@ def _fit_domain(
     every_folds: Sequence[SpeakerFolds],
     is_held_out: Booleans,
     settings: TrainingSettings,
+    start: Start | None,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return what tells segments unlike those that were learnt from; nothing if no recordings could be held out.
+    """Return what tells segments unlike those that were learnt from; what the start has, or nothing, if no recordings could be held out.
 
     What one corpus holds out is of the room that was learnt, so a new voice is flagged more often than one in a hundred times. Of
     several corpora, the voices and the corpora that are left out in turn say how far out a new one lies.
@@ -413,13 +434,5 @@ def _fit_domain(
             shares["new_voices"] = calibrate.flag_new_voices(summaries, numbers[0], held)["share"]
         return calibrate.fit_domain(summaries[~held], summaries[held], flagged=shares).to_dict()
     except UsageError as error:
-        on_note(str(error))
-        return {}
-
-
-def _history_csv(history: Mapping[str, Sequence[float]]) -> bytes:
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(["epoch", *history])
-    writer.writerows([epoch, *values] for epoch, values in enumerate(zip(*history.values(), strict=True), start=1))
-    return sink.getvalue().encode()
+        on_note(f"{error}; it stays as model {start.card.model_id} has it" if start else str(error))
+        return dict(start.card.domain) if start else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -115,6 +117,15 @@ def describe(card: Card) -> str:
     environment.filters["number"] = format
     template = resources.files(__package__).joinpath("templates", "README.md.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(card=card, about=card.training, features=features, splits=SPLITS)
+
+
+def format_history(history: Mapping[str, Sequence[float]]) -> bytes:
+    """Return loss and accuracy by epoch as CSV, out of Keras's ``history.history``."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(["epoch", *history])
+    writer.writerows([epoch, *values] for epoch, values in enumerate(zip(*history.values(), strict=True), start=1))
+    return sink.getvalue().encode()
 
 
 def _export(network: Any, settings: AnySettings, inputs: Inputs) -> tuple[bytes, float]:

@@ -17,13 +17,14 @@ from support.commands import run_command, running
 
 import emotion_batch
 from emotion_batch.errors import UsageError
+from emotion_batch.inference.bundle import require_safe
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import parts
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.schema import FEATURES, TableInfo, feature_schema
 from emotion_batch.tables.table import read_info
-from emotion_batch.training import splits
+from emotion_batch.training import networks, splits
 from emotion_batch.training.data import Dataset, Spool, read_dataset
 
 QUICK = ("--epochs", "1", "--max-folds", "0")
@@ -321,3 +322,133 @@ def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_p
     assert "got 'a.jpg' in it" in refused.err
     assert run_command("train", features, there, "--epochs", "1", "--max-folds", "0", "--force").code == 0
     assert json.loads((there / "card.json").read_text())["training"]["epochs"] == 1
+
+
+def write_labels(path: Path, features: Path, words: dict[str, str], *, has_speakers: bool = True) -> str:
+    """Write a label table of the recordings with some emotions, under other words, and return it as a source of labels."""
+    rows = pq.read_table(features, columns=["file", "status"])
+    good = sorted(rows.filter(pa.compute.equal(rows["status"], "ok"))["file"].to_pylist())
+    emotions = {file: file.rsplit("_", 1)[1][:-4] for file in good}
+    # One recording of fear is enough of a label that a bundle knows.
+    fearful = next(file for file in good if emotions[file] == "fear")
+    kept = [file for file in good if emotions[file] in words and (emotions[file] != "fear" or file == fearful)]
+    lines = [f"{file},{words[emotions[file]]}" + f",{Path(file).name[:2]}" * has_speakers for file in kept]
+    path.write_text("\n".join(["file,emotion" + ",speaker" * has_speakers, *lines]))
+    return f"table:{path}"
+
+
+def test_outputs_keep_their_weights_and_new_labels_get_new_ones(bundle: Path) -> None:
+    """By their words, wherever they stand; a seed decides the new weights alone, and labels of the bundle keep their odds."""
+    opened = require_safe(Folder.of(bundle))
+    wanted = ("bored", *reversed(EMOTIONS))
+    network, weights = networks.load_network(opened, wanted, 0)
+    own = network.get_weights()
+    assert networks.fingerprint_network(network, EMOTIONS, opened.card.feature_settings) == opened.card.model_id
+    for old, new in zip(own[:-2], weights[:-2], strict=True):
+        assert np.array_equal(old, new)
+    for old, new in zip(own[-2:], weights[-2:], strict=True):
+        assert new.shape[-1] == 8
+        assert np.array_equal(new[..., :0:-1], old)
+    again, other = (networks.load_network(opened, wanted, seed)[1] for seed in (0, 1))
+    assert all(np.array_equal(one, two) for one, two in zip(weights, again, strict=True))
+    assert not np.array_equal(other[-2][:, 0], weights[-2][:, 0])
+    assert np.array_equal(other[-2][:, 1:], weights[-2][:, 1:])
+
+
+def test_a_training_from_a_bundle_says_where_it_started(features: Path, bundle: Path, tmp_path: Path) -> None:
+    """The card has both models, both licences, labels that either side lacks, and the bundle's figures on the same rows."""
+    source = write_labels(
+        tmp_path / "labels.csv", features, {"angry": "angry", "happy": "happy", "fear": "fear", "neutral": "bored"}
+    )
+    options = ("--labels", source, "--from", bundle, "--epochs", "2", "--data-licence", "mine")
+    done = run_command("train", features, tmp_path / "further", *options)
+    assert done.code == 0, done.err
+    start, card = (json.loads((folder / "card.json").read_text()) for folder in (bundle, tmp_path / "further"))
+    assert card["labels"] == sorted([*EMOTIONS, "bored"])
+    assert card["training"]["from_model"] == start["model_id"] != card["model_id"]
+    assert card["training"]["data_licence"] == "mine; of the model that it started from: not stated"
+    assert card["training"]["n_by_label"] == {**dict.fromkeys(EMOTIONS, 0), "angry": 12, "happy": 12, "fear": 1} | {
+        "bored": 12
+    }
+    assert (card["training"]["epochs"], card["training"]["batch_size"]) == (2, 512)
+    assert set(card["metrics"]) == {"training", "stratified", "speaker_held_out"}
+    assert all(0 <= one["before"]["uar"] <= 1 for one in card["metrics"].values())
+    # A label that the bundle lacks is never right before, and one that no recording has counts in no mean.
+    assert card["metrics"]["speaker_held_out"]["recall"]["ps"] is None
+    assert f"labels that model {start['model_id']} lacks, with new outputs: bored" in done.err
+    assert (
+        f"labels of model {start['model_id']} that no recording here has: disgust, neutral, ps, sad; they stay"
+        in done.err
+    )
+    said = f"UAR of model {start['model_id']}, from which it started, on the same segments: training 0."
+    assert said in done.out
+    readme = (tmp_path / "further" / "README.md").read_text()
+    assert f"started from the weights of model {start['model_id']}" in readme
+    assert "which itself has on the same segments a UAR of 0." in readme
+
+
+def test_without_speakers_a_further_training_keeps_the_calibration(
+    features: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Temperature, threshold and domain are the bundle's, say so and guarantee nothing, if others cannot be fitted; the seed decides all."""
+    labels = write_labels(tmp_path / "labels.csv", features, {"sad": "sad", "happy": "happy"}, has_speakers=False)
+    settings = emotion_batch.TrainingSettings(labels=labels, epochs=2)
+    notes: list[str] = []
+    watcher = emotion_batch.Watcher(on_note=notes.append)
+    start = require_safe(Folder.of(bundle)).card
+    cards = [
+        emotion_batch.train(features, tmp_path / name, settings=settings, from_bundle=bundle, watcher=watcher)
+        for name in ("one", "two")
+    ]
+    assert cards[0].model_id == cards[1].model_id != start.model_id
+    assert cards[0].temperature == start.temperature
+    assert cards[0].calibration["taken_from"] == cards[0].confidence["taken_from"] == start.model_id
+    assert cards[0].confidence["threshold"] == start.confidence["threshold"]
+    assert cards[0].confidence["is_guaranteed"] is False
+    assert cards[0].domain == start.domain
+    assert any(f"temperature and is_confident are those of model {start.model_id}" in note for note in notes)
+    assert any(
+        f"got 5; hold more out, or leave is_in_domain unknown; it stays as model {start.model_id} has it" in note
+        for note in notes
+    )
+    assert f"as model {start.model_id} has them" in (tmp_path / "one" / "README.md").read_text()
+    assert emotion_batch.evaluate(tmp_path / "one", features, robustness=0).model_id == cards[0].model_id
+
+
+def test_what_a_training_cannot_start_from_is_refused(features: Path, bundle: Path, tmp_path: Path) -> None:
+    """Other feature settings, a damaged file, and weights of another model under a card are one sentence each."""
+    refused = run_command("train", features, tmp_path / "new", "--from", "voices-1")
+    assert refused.code == 2
+    assert "expected the features of model" in refused.err and "recipe voices, got mfcc-mean" in refused.err
+    assert len(refused.err.strip().splitlines()) == 1
+    shutil.copytree(bundle, tmp_path / "bad")
+    weights = tmp_path / "bad" / "model.keras"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"expected model\.keras with the SHA-256 that its card names"):
+        emotion_batch.train(features, tmp_path / "new", from_bundle=tmp_path / "bad")
+    data = networks.save_bytes(networks.build_seed(40, 7), ".keras")
+    weights.write_bytes(data)
+    card = json.loads((bundle / "card.json").read_text())
+    card["files"]["model.keras"] = hashlib.sha256(data).hexdigest()
+    (tmp_path / "bad" / "card.json").write_text(json.dumps(card))
+    with pytest.raises(UsageError, match=f"expected weights of model {card['model_id']}"):
+        emotion_batch.train(features, tmp_path / "new", from_bundle=tmp_path / "bad")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_further_training_is_better_on_recordings_held_out(features: Path, tmp_path: Path) -> None:
+    """A model of one voice that learns from recordings of another one is more often right on others of it, by its own card."""
+    files = pq.read_table(features, columns=["file"])["file"].to_pylist()
+    sources = []
+    for voice in ("V1", "V2"):
+        own = sorted({file for file in files if Path(file).name.startswith(f"{voice}_")})
+        lines = [f"{file},{file.rsplit('_', 1)[1][:-4]},{voice}" for file in own]
+        (tmp_path / f"{voice}.csv").write_text("\n".join(["file,emotion,speaker", *lines]))
+        sources.append(f"table:{tmp_path / voice}.csv")
+    settings = emotion_batch.TrainingSettings(labels=sources[0], epochs=20, batch_size=8, held_out=0, max_folds=0)
+    emotion_batch.train(features, tmp_path / "start", settings=settings)
+    settings = emotion_batch.TrainingSettings(labels=sources[1], epochs=40, batch_size=8, held_out=0.5, max_folds=0)
+    card = emotion_batch.train(features, tmp_path / "further", settings=settings, from_bundle=tmp_path / "start")
+    figures = card.metrics["stratified"]
+    assert figures["n_rows"] == 21
+    assert figures["uar"] > figures["before"]["uar"] + 0.1, (figures["uar"], figures["before"]["uar"])

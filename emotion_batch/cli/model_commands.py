@@ -72,7 +72,7 @@ _FORCE = switch("--force", "replace the bundle that is there")
         default="stratified",
     ),
     option("--from", "BUNDLE", "start from a bundle's weights and adapt them to these labels", dest="from_bundle"),
-    option("--epochs", "N", "passes over the rows (the recipe's: 100 or 20)", positive),
+    option("--epochs", "N", "passes over the rows (the recipe's: 100 or 24)", positive),
     option("--batch-size", "N", "rows a step (the recipe's: 512 or 32)", positive),
     option("--patience", "N", "end after so many epochs no better on what is held out", int, default=0),
     option(

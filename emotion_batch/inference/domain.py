@@ -1,7 +1,7 @@
 """Decide whether a row is speech, and whether it is like the rows that the model learnt from.
 
-Both look at a summary of the row that is independent of its level. `judge_speech` compares it with what speech is like anywhere. A
-`Domain` compares it with the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
+Both look at a summary of the row that is independent of its level. `judge_speech` asks a detector that is the same for every
+model. A `Domain` compares it with the rows that were learnt, and so flags new voices, rooms and languages as well as noise.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import scipy.fft
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import Heard
 from emotion_batch.features.recipes import read, recipe_of
+from emotion_batch.inference.speech import load_detector
 from emotion_batch.libraries import find_plugin
 from emotion_batch.settings import AnySettings
 
@@ -50,21 +51,6 @@ _TRACKS = (
     *("loud_share", "voiced_share", "pitch", "pitch_deviation", "held_share"),
     *("depth", "depth_deviation", "change", "bands", "spectral_deviation"),
 )
-_COLUMN = {name: _N_CEPSTRA + _N_DEVIATIONS + number for number, name in enumerate(_TRACKS)}
-# What speech has in 1 to 4 s; the least (or most) of TESS's 2,798 recordings is in brackets. Each is set short of it,
-# such that TESS on the telephone, in a room, and in white noise down to 5 dB is still speech (0.98), and beyond what it
-# names, which was synthesised and measured.
-# Vowels, some half of speech: noise has less than 0.1 (0.66).
-_LEAST_VOICED_SHARE = 0.3
-# F0 that glides or trembles: notes, tones and hum hold theirs (0.56).
-_MOST_HELD_SHARE = 0.6
-# Syllables rise and fall 4 times a second (Houtgast & Steeneken 1985), which moves the energy: that of steady sounds
-# deviates by 0.1, that of chords by up to 1 (1.1, and 1.5 in all but a thousandth).
-_LEAST_DEPTH_DEVIATION = 1.0
-# Formants move, in cepstra: tones, hum and organs have less than 2 (3.8).
-_LEAST_SPECTRAL_DEVIATION = 2.5
-# Bands that hold the power, as the exponential of its entropy: a tone has 3 (4.7).
-_LEAST_BANDS = 4.0
 
 
 class Measures(NamedTuple):
@@ -126,19 +112,8 @@ def _summarise_tracks(heard: list[Heard]) -> npt.NDArray[np.float32]:
 
 
 def _judge_tracks(summaries: Floats) -> Booleans:
-    """Return which rows are speech, by voicing, pitch, modulation and bandwidth.
-
-    Silence is none, nor are noise and held tones; some singing and music is taken for speech.
-    """
-    found = {name: summaries[:, column] for name, column in _COLUMN.items()}
-    return np.asarray(
-        (found["voiced_share"] >= _LEAST_VOICED_SHARE)
-        & (found["held_share"] <= _MOST_HELD_SHARE)
-        & (found["depth_deviation"] >= _LEAST_DEPTH_DEVIATION)
-        & (found["spectral_deviation"] >= _LEAST_SPECTRAL_DEVIATION)
-        & (found["bands"] >= math.log(_LEAST_BANDS)),
-        np.bool_,
-    )
+    """Return which rows are speech, by the network of `speech`."""
+    return load_detector().is_speech(summaries)
 
 
 # By the name that a recipe has for them. A mean over frames does not tell whether anything moved, and so not what is speech.

@@ -24,7 +24,7 @@ from emotion_batch.settings import VoicesSettings
 
 SETTINGS = VoicesSettings()
 RATES_HZ = (44_100, 24_414, 22_050, 16_000, 8_000)
-_VOICED = 0.5
+_VOICED = 0.4
 _SILENCE_S = 2.0
 
 

@@ -40,8 +40,8 @@ _ACTIVE_RANGE, _N_NEIGHBOURS = 5.0, 8
 _N_LOUDER = 10
 # What is farther below the loudest frame than this is counted as so far: no network hears the noise of a codec or of 16 bits.
 _RANGE = 14.0
-# From this share of periodic power on, and so far below the loudest frame in nepers, a frame counts as voiced.
-_VOICED, _VOICED_RANGE = 0.5, 6.0
+# From this voicing on, and so far below the loudest frame in nepers, a frame counts as voiced.
+_VOICED, _VOICED_RANGE = 0.4, 6.0
 # Fewer voiced frames have no median to speak of.
 _LEAST_VOICED = 5
 # What brings each input to about unit variance; fixed, so that a row depends on its own recording alone.
@@ -53,7 +53,7 @@ class Sequence(NamedTuple):
     """A segment by frames, as a feature table holds it.
 
     `logmel` is the natural logarithm of the power in each mel band, in 1/256, shape (n_frames, n_mels). `f0_hz` is the fundamental
-    frequency that fits best, voiced or not, and `voicing` the share of the power that is periodic at it, from 0 to 1.
+    frequency that fits best, voiced or not, and `voicing` how periodic the frame is at it, from 0 (noise) to 1.
     """
 
     logmel: npt.NDArray[np.int16]
@@ -129,9 +129,14 @@ def compute_sequence(
 
 def hear(sequence: Sequence) -> Heard:
     """Return what is heard of a stored segment."""
+    return hear_bands(to_nepers(sequence), sequence.f0_hz, sequence.voicing)
+
+
+def to_nepers(sequence: Sequence) -> npt.NDArray[np.float32]:
+    """Return the bands of a stored segment in nepers, silence before and after it with them."""
     bands = sequence.logmel.astype(np.float32)
     bands *= np.float32(1 / _STEPS)
-    return hear_bands(bands, sequence.f0_hz, sequence.voicing)
+    return bands
 
 
 def hear_bands(

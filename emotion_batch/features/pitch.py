@@ -1,9 +1,10 @@
-"""Follow the fundamental frequency of a voice, and how much of the power is periodic at it.
+"""Follow the fundamental frequency of a voice, and how periodic the voice is at it.
 
 It is the autocorrelation method of P. Boersma, "Accurate short-term analysis of the fundamental frequency and the harmonics-to-noise
 ratio of a sampled sound", IFA Proceedings 17, 1993: the highest peak of the autocorrelation, divided by the window's own, with a cost
-for longer periods. Here the autocorrelation is one product of the spectrum's power with cosines, for periods that are evenly spaced on
-a logarithmic scale.
+for longer periods. Here the autocorrelation is one product of the spectrum with cosines, for periods that are evenly spaced on a
+logarithmic scale, and the spectrum is that of amplitudes and not of power, as T. Tolonen and M. Karjalainen compress it in "A
+computationally efficient multipitch analysis model", IEEE Transactions on Speech and Audio Processing 8, 2000.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ _BLOCK_FRAMES = 256
 _WEIGHTED_HZ = (40.0, 70.0, 1_200.0, 1_500.0)
 # For how much shorter a period a peak must be higher, by the octave: Boersma's "octave cost".
 _OCTAVE_COST = 0.02
-# Power of a frame in which no period can be found; samples are from -1 to 1.
-_LEAST_POWER = np.float32(1e-9)
+# To which power the amplitudes of the window's own spectrum are for its autocorrelation. With 1 a period that never changes would
+# count as fully periodic however long it is, but noise would count more the longer the period.
+_OWN_EXPONENT = 1.5
+# Amplitude of a frame, of all its bins together, in which no period can be found; samples are from -1 to 1.
+_LEAST_AMPLITUDE = np.float32(3e-5)
 _LEAST_BEND = np.float32(-1e-9)
 
 
@@ -61,7 +65,7 @@ def make_constants(rate_hz: float, lowest_hz: float, highest_hz: float) -> Pitch
     weights = np.interp(hertz, _WEIGHTED_HZ, [0.0, 1.0, 1.0, 0.0])
     step = math.log(highest_hz / lowest_hz) / (_N_CANDIDATES - 1)
     periods_s = np.exp(step * np.arange(_N_CANDIDATES)) / highest_hz
-    own = np.correlate(window, window, "full")[_WINDOW - 1 :]
+    own = np.fft.irfft(np.abs(np.fft.rfft(window, 16 * _WINDOW)) ** _OWN_EXPONENT)[:_WINDOW]
     fading = np.interp(periods_s * slow_hz, np.arange(_WINDOW), own / own[0])
     return PitchConstants(
         decimator=design(factor, taps_a_phase=6, cutoff=0.9, beta=4.0),
@@ -79,7 +83,7 @@ def make_constants(rate_hz: float, lowest_hz: float, highest_hz: float) -> Pitch
 def track(
     samples: npt.NDArray[np.float32], centres: npt.NDArray[np.float64], constants: PitchConstants
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the fundamental that fits best, in Hz, and the share of power that is periodic at it, from 0 to 1, at each centre.
+    """Return the fundamental that fits best, in Hz, and how periodic the frame is at it, from 0 to 1, at each centre.
 
     Centres are numbers of samples, two or more in order; a frame that reaches beyond the samples has silence there. Not all are finite
     if the samples, or their power, are not.
@@ -90,12 +94,14 @@ def track(
     laid = np.zeros(starts[-1] + _WINDOW, np.float32)
     n_there = min(len(slow), len(laid) - _WINDOW // 2)
     laid[_WINDOW // 2 : _WINDOW // 2 + n_there] = slow[:n_there]
-    power = power_of(laid, starts, constants.window, constants.n_bins)
-    correlation = np.matmul(power, constants.cosines, out=scratch("correlation", len(power), _N_CANDIDATES))
+    amplitude = power_of(laid, starts, constants.window, constants.n_bins)
+    # Of the power itself one strong harmonic, such as a telephone leaves of a low voice, would be taken for the fundamental.
+    np.sqrt(amplitude, out=amplitude)
+    correlation = np.matmul(amplitude, constants.cosines, out=scratch("correlation", len(amplitude), _N_CANDIDATES))
     # Not as a part of the product, whose width is a whole number of sixteens: see `decimation`.
-    power *= constants.weights
-    correlation /= (power.sum(axis=1) + _LEAST_POWER)[:, None]
-    strength = np.subtract(correlation, constants.cost, out=scratch("strength", len(power), _N_CANDIDATES))
+    amplitude *= constants.weights
+    correlation /= (amplitude.sum(axis=1) + _LEAST_AMPLITUDE)[:, None]
+    strength = np.subtract(correlation, constants.cost, out=scratch("strength", len(amplitude), _N_CANDIDATES))
     best = strength[:, 1:-1].argmax(axis=1) + 1
     row = np.arange(len(best))
     low, top, high = strength[row, best - 1], strength[row, best], strength[row, best + 1]

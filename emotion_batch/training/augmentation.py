@@ -6,6 +6,8 @@ differs from the next caller.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,10 +23,13 @@ _TEMPO = (0.8, 1.25)
 _LEAST_FRAMES = 32
 # Deviation in nepers at six points over the bands, of a microphone and a room.
 _EQUALISER, _N_POINTS = 1.0, 6
+# A room in some segments: seconds until its echo has fallen by 60 dB, and nepers of power by which that is below the voice in all.
+_ROOM_SHARE, _ECHO_S, _ECHO = 0.3, (0.15, 0.9), (-0.5, 3.0)
 # Noise in half of the segments, so many nepers of power below the loudest cell, with a slope over the bands.
-_NOISE_SHARE, _NOISE = 0.5, (7.0, 15.0)
-# Half of the segments come by telephone: nothing above the first, in Hz, and in half of these little below the second, by nepers.
-_TELEPHONE_SHARE, _TELEPHONE_HZ, _LOW_HZ, _LOW = 0.5, (3_300, 4_000), (50, 350), (3.0, 8.0)
+_NOISE_SHARE, _NOISE = 0.5, (5.0, 15.0)
+# Half of the segments come by telephone: nothing above the first, in Hz, and in most of these a high-pass filter of some order at the
+# second, as telephones begin at 300 Hz.
+_TELEPHONE_SHARE, _TELEPHONE_HZ, _HIGH_PASS_SHARE, _LOW_HZ, _MOST_ORDER = 0.5, (3_300, 4_000), 0.7, (100, 400), 6
 # Range of the fundamental, and its place against the median.
 _PITCH_RANGE, _PITCH_SHIFT = (0.8, 1.25), 0.05
 # Masks over bands and over frames: D. Park et al., "SpecAugment", Interspeech 2019.
@@ -36,13 +41,22 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
 
     These are frames as `logmel_pitch.make_inputs` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
     """
-    heard = logmel_pitch.hear(one)
-    logmel, f0_hz, voicing = _change_tempo(heard.bands, heard.f0_hz, heard.voicing, generator)
+    is_noisy = generator.random() < _NOISE_SHARE
+    # Noise is heard where nothing is said, too.
+    heard = None if is_noisy else logmel_pitch.hear(one)
+    tracks = (
+        (logmel_pitch.to_nepers(one), one.f0_hz, one.voicing)
+        if heard is None
+        else (heard.bands, heard.f0_hz, heard.voicing)
+    )
+    logmel, f0_hz, voicing = _change_tempo(*tracks, generator)
     logmel = _warp(logmel, generator)
+    if generator.random() < _ROOM_SHARE:
+        logmel = _add_echo(logmel, generator)
     points = generator.normal(0, _EQUALISER, _N_POINTS)
     n_mels = logmel.shape[1]
     logmel = logmel + np.interp(np.arange(n_mels), np.linspace(0, n_mels - 1, _N_POINTS), points).astype(np.float32)
-    if generator.random() < _NOISE_SHARE:
+    if is_noisy:
         logmel = np.logaddexp(logmel, _noise(logmel, generator))
     if generator.random() < _TELEPHONE_SHARE:
         logmel = _telephone(logmel, generator)
@@ -79,6 +93,18 @@ def _warp(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> np
     return np.asarray(logmel[:, left] * (1 - share) + logmel[:, left + 1] * share, np.float32)
 
 
+def _add_echo(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return bands with an echo that fades evenly, as in J. Polack's model of a room."""
+    import scipy.signal
+
+    fading = math.exp(-math.log(1e6) * _SETTINGS.hop_s / generator.uniform(*_ECHO_S))
+    share = math.exp(-generator.uniform(*_ECHO)) * (1 - fading) / fading
+    loudest = logmel.max()
+    power = np.exp(logmel - loudest)
+    echo = scipy.signal.lfilter([0.0, fading], [1.0, -fading], power, axis=0)
+    return np.asarray(np.log(power + share * echo + 1e-12) + loudest, np.float32)
+
+
 def _noise(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
     level = logmel.max() - generator.uniform(*_NOISE)
     slope = np.interp(np.arange(logmel.shape[1]), [0, logmel.shape[1] - 1], generator.normal(0, 1, 2))
@@ -89,8 +115,10 @@ def _noise(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> n
 
 def _telephone(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
     hertz = logmel_pitch.find_centres(_SETTINGS)
-    is_below = hertz < (generator.uniform(*_LOW_HZ) if generator.random() < 0.5 else 0)
-    logmel = logmel - np.where(is_below, generator.uniform(*_LOW), 0).astype(np.float32)
+    low_hz = generator.uniform(*_LOW_HZ) if generator.random() < _HIGH_PASS_SHARE else 0.0
+    # S. Butterworth's filter, by its order.
+    lost = np.log1p((low_hz / hertz) ** (2 * generator.integers(1, _MOST_ORDER + 1)))
+    logmel = np.maximum(logmel - lost.astype(np.float32), logmel_pitch.LOWEST)
     logmel[:, hertz > generator.uniform(*_TELEPHONE_HZ)] = logmel_pitch.LOWEST
     return logmel
 

@@ -57,7 +57,7 @@ def train(model: str, archives: dict[str, Path], features: FeatureSettings | Voi
         label_map=WORDS,
         held_out=0,
         max_folds=4,
-        precision=0.8,
+        precision=0.75,
         data_licence="; ".join(LICENCES[name] for name in archives),
     )
     with tempfile.TemporaryDirectory() as folder:

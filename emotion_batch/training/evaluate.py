@@ -37,8 +37,8 @@ from emotion_batch.worker.recordings import opened_recording
 
 # What is done to recordings, which ought to change few labels: 12 dB is a step back from a microphone, or a call's other side.
 _LEVEL_DB, _SILENCE_S = 12.0, 2.0
-# The band and the rate of a telephone line, and the curve by which it codes samples: ITU-T G.711.
-_TELEPHONE_HZ, _LINE_HZ, _MU = (300, 3_400), 8_000, 255.0
+# The band of a telephone line, by S. Butterworth's filters of these orders; its rate, and the curve by which it codes: ITU-T G.711.
+_TELEPHONE_HZ, _ORDERS, _LINE_HZ, _MU = (300.0, 3_400.0), (4, 10), 8_000, 255.0
 # Until an echo has fallen by 60 dB; its power is that of what is heard directly, as in a large room.
 _REVERBERATION_S, _SPEED = 0.5, 1.1
 CONDITIONS = (
@@ -341,8 +341,9 @@ def _vary(
     gain = np.float32(10 ** (_LEVEL_DB / 20))
     random = np.random.default_rng(0)
     noise = random.normal(0, math.sqrt(float(np.mean(np.square(plain)))), len(plain)).astype(np.float32)
-    bins_hz = np.fft.rfftfreq(len(plain), 1 / rate_hz)
-    band = np.fft.rfft(plain) * ((bins_hz >= _TELEPHONE_HZ[0]) & (bins_hz <= _TELEPHONE_HZ[1]))
+    hertz = np.maximum(np.fft.rfftfreq(len(plain), 1 / rate_hz), 1e-3)
+    sides = (_TELEPHONE_HZ[0] / hertz) ** (2 * _ORDERS[0]), (hertz / _TELEPHONE_HZ[1]) ** (2 * _ORDERS[1])
+    band = np.fft.rfft(plain) / np.sqrt((1 + sides[0]) * (1 + sides[1]))
     line = audio.resample(plain, rate_hz, _LINE_HZ)
     # The amplitude falls to a thousandth.
     at_s = np.arange(int(_REVERBERATION_S * rate_hz)) / rate_hz

@@ -38,7 +38,11 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=60, help="words a voice and emotion of what is synthesised (60)")
     parser.add_argument("--name", default="", help="what to call the archive in the table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--readme", action="store_true", help="keep the figures, and put the table into the README")
+    parser.add_argument(
+        "--readme",
+        action="store_true",
+        help="keep the figures, and put the table into the README; with --only, the others stay as they were",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         archive = options.archive
@@ -51,9 +55,17 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     if options.readme:
+        if options.only:
+            report["figures"] = merge(json.loads(RESULTS.read_text())["figures"], report["figures"])
         RESULTS.write_text(json.dumps(report, indent=2) + "\n")
         before, rest = README.read_text().split(MARKS[0])
         README.write_text(f"{before}{MARKS[0]}\n\n{render(report)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+def merge(before: list[dict[str, object]], now: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return figures with those that were measured anew in their old places, and those that are new behind them."""
+    found = {(one["what"], one["against"]): one for one in before}
+    return list((found | {(one["what"], one["against"]): one for one in now}).values())
 
 
 def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, folder: str) -> dict[str, object]:

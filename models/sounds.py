@@ -1,4 +1,4 @@
-"""Makes sounds that nobody speaks, by kind, each from a seed: what `speech.py` fits its detector on, and judges it by.
+"""Makes sounds that are no speech, by kind, each from a seed: what `speech.py` fits its detector on, and judges it by.
 
 Every kind draws all of its parameters from wide ranges, because a detector that knows a kind from one setting knows no other sound of that
 kind. `record` puts a sound, or speech, where a recording would have it: in a room, in noise, on the telephone, with silence around.

@@ -148,8 +148,11 @@ class VoicesSettings(AnySettings):
 
     @property
     def segments(self) -> Segments:
-        """Which stretches these features are taken of if nothing else is said: the first four seconds."""
-        return Segments(0.0, 4.0)
+        """Which stretches these features are taken of if nothing else is said: the first six seconds.
+
+        In these, two seconds of silence before and after a sentence leave most of it to be heard.
+        """
+        return Segments(0.0, 6.0)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from emotion_batch.features import logmel_pitch
 from emotion_batch.features.logmel_pitch import Sequence
 from emotion_batch.settings import VoicesSettings
 
+# Bands in nepers, fundamentals in Hz and voicing, by frame.
+Tracks = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 _SETTINGS = VoicesSettings()
 # Length of the vocal tract: N. Jaitly and G. Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech recognition",
 # ICML workshop 2013; wider, for women's voices alone must stand for men's.
@@ -27,6 +29,12 @@ _EQUALISER, _N_POINTS = 1.0, 6
 _ROOM_SHARE, _ECHO_S, _ECHO = 0.3, (0.15, 0.9), (-0.5, 3.0)
 # Noise in half of the segments, so many nepers of power below the loudest cell, with a slope over the bands.
 _NOISE_SHARE, _NOISE = 0.5, (5.0, 15.0)
+# Half of the segments begin and end in silence, for so many frames at most, where noise and echoes are heard as well.
+_PADDED_SHARE, _MOST_PADDING = 0.5, 150
+# How periodic noise alone is found to be, at any fundamental.
+_NOISE_VOICING = (0.05, 0.25)
+# The fundamental of a voice is always found in a frame of which the voice has all power but so much.
+_LEAST_SHARE = 0.3
 # Half of the segments come by telephone: nothing above the first, in Hz, and in most of these a high-pass filter of some order at the
 # second, as telephones begin at 300 Hz.
 _TELEPHONE_SHARE, _TELEPHONE_HZ, _HIGH_PASS_SHARE, _LOW_HZ, _MOST_ORDER = 0.5, (3_300, 4_000), 0.7, (100, 400), 6
@@ -50,6 +58,10 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
         else (heard.bands, heard.f0_hz, heard.voicing)
     )
     logmel, f0_hz, voicing = _change_tempo(*tracks, generator)
+    if generator.random() < _PADDED_SHARE:
+        padding = tuple(generator.integers(0, _MOST_PADDING, 2).tolist())
+        logmel = np.pad(logmel, [padding, (0, 0)], constant_values=logmel_pitch.LOWEST)
+        f0_hz, voicing = np.pad(f0_hz, padding, mode="edge"), np.pad(voicing, padding)
     logmel = _warp(logmel, generator)
     if generator.random() < _ROOM_SHARE:
         logmel = _add_echo(logmel, generator)
@@ -57,7 +69,7 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
     n_mels = logmel.shape[1]
     logmel = logmel + np.interp(np.arange(n_mels), np.linspace(0, n_mels - 1, _N_POINTS), points).astype(np.float32)
     if is_noisy:
-        logmel = np.logaddexp(logmel, _noise(logmel, generator))
+        logmel, f0_hz, voicing = _add_noise(logmel, f0_hz, voicing, generator)
     if generator.random() < _TELEPHONE_SHARE:
         logmel = _telephone(logmel, generator)
     other = logmel_pitch.hear_bands(np.asarray(logmel, np.float32), f0_hz, voicing)
@@ -71,7 +83,7 @@ def _change_tempo(
     f0_hz: npt.NDArray[np.float32],
     voicing: npt.NDArray[np.float32],
     generator: np.random.Generator,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> Tracks:
     n_frames = len(logmel)
     n_wanted = max(_LEAST_FRAMES, round(n_frames * generator.uniform(*_TEMPO)))
     at = np.linspace(0, n_frames - 1, n_wanted)
@@ -105,12 +117,29 @@ def _add_echo(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -
     return np.asarray(np.log(power + share * echo + 1e-12) + loudest, np.float32)
 
 
-def _noise(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+def _add_noise(
+    logmel: npt.NDArray[np.float32],
+    f0_hz: npt.NDArray[np.float32],
+    voicing: npt.NDArray[np.float32],
+    generator: np.random.Generator,
+) -> Tracks:
+    """Return bands with noise, in which the fundamental is found the more rarely the less of a frame's power is the voice's."""
     level = logmel.max() - generator.uniform(*_NOISE)
     slope = np.interp(np.arange(logmel.shape[1]), [0, logmel.shape[1] - 1], generator.normal(0, 1, 2))
     # A band's power in a frame of noise is about exponential; a band averages several bins.
     grain = 0.3 * np.log(generator.exponential(size=logmel.shape) + 1e-3)
-    return np.asarray(level + slope + grain, np.float32)
+    noisy = np.logaddexp(logmel, level + slope + grain).astype(np.float32)
+    loudest = noisy.max()
+    share = np.exp(logmel - loudest).sum(axis=1) / np.exp(noisy - loudest).sum(axis=1)
+    settings, n_frames = _SETTINGS, len(share)
+    found_hz = np.exp(generator.uniform(math.log(settings.f0_min_hz), math.log(settings.f0_max_hz), n_frames))
+    is_voice = generator.random(n_frames) < share + _LEAST_SHARE
+    of_noise = generator.uniform(*_NOISE_VOICING, n_frames)
+    return (
+        noisy,
+        np.where(is_voice, f0_hz, found_hz).astype(np.float32),
+        (voicing * share + of_noise * (1 - share)).astype(np.float32),
+    )
 
 
 def _telephone(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -36,7 +36,7 @@ def test_a_segment_is_varied_by_the_generator_alone(segment: Sequence) -> None:
     assert len({one.tobytes() for one in found}) == 200
     for one in found:
         assert one.dtype == np.float32 and one.shape[1] == N_INPUTS and np.isfinite(one).all()
-        assert len(one) <= 1 + round(1.25 * n_frames)
+        assert len(one) <= 1 + round(1.25 * n_frames) + 300
 
 
 def test_a_telephone_takes_what_is_below_and_above_its_band() -> None:
@@ -67,9 +67,23 @@ def test_an_echo_fades_evenly() -> None:
 
 
 def test_noise_takes_nothing_away(segment: Sequence) -> None:
-    """It is some 20 to 65 dB below the loudest cell, and what is above it stays."""
-    bands = logmel_pitch.hear(segment).bands
+    """It is some 20 to 65 dB below the loudest cell, what is above it stays, and where it is all, nothing is voiced."""
+    heard = logmel_pitch.hear(segment)
+    tracks = heard.bands, heard.f0_hz, heard.voicing
+    silence = np.full_like(heard.bands, logmel_pitch.LOWEST)
+    silence[0, 0] = heard.bands.max()
     for seed in range(50):
-        noise = augmentation._noise(bands, np.random.default_rng(seed))
-        assert noise.shape == bands.shape and noise.dtype == np.float32
-        assert 1 < bands.max() - np.median(noise) < 20
+        bands, f0_hz, voicing = augmentation._add_noise(*tracks, np.random.default_rng(seed))
+        assert (bands.dtype, f0_hz.dtype, voicing.dtype) == (np.float32,) * 3
+        assert (bands >= heard.bands - 1e-4).all() and (voicing <= np.maximum(heard.voicing, 0.25)).all()
+        noise, found_hz, voicing = augmentation._add_noise(silence, *tracks[1:], np.random.default_rng(seed))
+        assert 1 < heard.bands.max() - np.median(noise) < 20
+        assert voicing[1:].max() < 0.26 and (found_hz[1:] != heard.f0_hz[1:]).mean() > 0.5
+        assert found_hz.min() >= SETTINGS.f0_min_hz and found_hz.max() <= SETTINGS.f0_max_hz
+
+
+def test_noise_is_heard_before_and_after_what_is_said(segment: Sequence) -> None:
+    """Some segments that are learnt from begin with noise alone, as a recording does that begins before the voice."""
+    found = [augmentation.augment(segment, np.random.default_rng(seed)) for seed in range(200)]
+    most = 1 + round(1.25 * len(segment.f0_hz))
+    assert sum(len(one) > most for one in found) > 10

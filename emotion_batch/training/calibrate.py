@@ -53,13 +53,13 @@ def fit_domain(
     """
     if len(held_out) < LEAST_HELD_OUT:
         raise UsageError(
-            f"domain: expected {LEAST_HELD_OUT} rows or more that were not learnt from, got {len(held_out)}; "
-            "hold more out, or leave is_in_domain unknown"
+            f"domain: {len(held_out)} rows were held out, and at least {LEAST_HELD_OUT} are needed; hold more out, or leave "
+            "is_in_domain unknown"
         )
     if len(learnt) < 2:
-        raise UsageError(f"domain: expected two rows or more to learn from, got {len(learnt)}; give it more")
+        raise UsageError(f"domain: it needs at least two rows to learn from, and there is {len(learnt)}")
     if not learnt.shape[1]:
-        raise UsageError("domain: expected features beside the level, got none; use two coefficients or more")
+        raise UsageError("domain: the level is the only feature; use at least two coefficients")
     from sklearn.cluster import KMeans
 
     values = learnt.astype(np.float64)
@@ -157,11 +157,11 @@ def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) 
     """
     if source not in (Split.SPEAKER_HELD_OUT, Split.CORPUS_HELD_OUT):
         raise UsageError(
-            f"temperature: expected predictions for speakers that the model has not heard, got the split {source!s}; "
-            "leave it uncalibrated, or train with two speakers or more"
+            f"temperature: the split {source!s} has speakers that the model has heard, and predictions for other speakers are "
+            "needed; leave the model uncalibrated, or train with at least two speakers"
         )
     if not len(targets):
-        raise UsageError("temperature: expected one row or more to fit it on, got none")
+        raise UsageError("temperature: there are no rows to fit it on")
     from scipy.optimize import minimize_scalar
 
     logits = logarithm(probabilities)
@@ -237,7 +237,7 @@ def choose_threshold(
     at most 1.
     """
     if not 0 < precision <= 1:
-        raise UsageError(f"precision: expected a share above 0 and at most 1, got {precision!r}")
+        raise UsageError(f"precision must be above 0 and at most 1: {precision!r}")
     order = np.argsort(-confidence, kind="stable")
     falling = confidence[order]
     n_rows = np.arange(1, len(falling) + 1)
@@ -316,7 +316,7 @@ def _each_fold(fold_of_row: Integers, thing: str, remedy: str) -> Iterator[tuple
     is_in_some = fold_of_row != NO_FOLD
     folds = np.unique(fold_of_row[is_in_some]).tolist()
     if len(folds) < 2:
-        raise UsageError(f"{thing}: expected two folds of speakers or more, got {len(folds)}; {remedy}")
+        raise UsageError(f"{thing}: it needs at least two folds of speakers; {remedy}")
     for fold in folds:
         own = fold_of_row == fold
         yield fold, is_in_some & ~own, own

@@ -259,8 +259,8 @@ def read_dataset(
         numbers = ranks[numbers]
     elif len(set(numbers.tolist())) < 2:
         raise UsageError(
-            f"labels of {table.url}: expected two or more of the model's ({', '.join(known_labels)}) from {labels!r}, got "
-            f"{len(set(numbers.tolist()))}; say with --labels where they stand, and with --label-map which are which"
+            f"labels of {table.url}: {labels!r} gives {len(set(numbers.tolist()))} of the model's labels "
+            f"({', '.join(known_labels)}), and at least two are needed; name their source with --labels, and map them with --label-map"
             f"{_in_brackets(notes)}"
         )
     return Dataset(
@@ -348,7 +348,7 @@ def _check_numeric(
     if wrong := sorted(word for word in words.keys() - expected if is_numeric(word)):
         raise UsageError(
             f"labels of {table.url}: {wrong[0]!r} from {source!r}, of {words[wrong[0]]!r}, looks like a number or a date and "
-            "not like an emotion; say with --labels where the emotions stand, or use --allow-numeric-labels if it is one"
+            "not like an emotion; name the source of the emotions with --labels, or use --allow-numeric-labels if it is one"
         )
 
 
@@ -367,9 +367,9 @@ def _check_labels(
 ) -> None:
     """See that the labels are classes one can learn, and not what a misread name gives."""
     if len(words) < 2:
-        got = f"only {words[0]!r}" if words else "none"
+        got = f"only {words[0]!r}" if words else "no label"
         raise UsageError(
-            f"labels of {table.url}: expected at least two from {source!r}, got {got}; say with --labels where they stand"
+            f"labels of {table.url}: {source!r} gives {got}, and at least two are needed; name their source with --labels"
             f"{_in_brackets(notes)}"
         )
     pairs = pa.table({"target": targets, "file": files}).group_by("target").aggregate([("file", "count_distinct")])
@@ -378,8 +378,9 @@ def _check_labels(
         word = min(rare)
         example = files[int(np.argmax(targets == words.index(word)))].as_py()
         raise UsageError(
-            f"labels of {table.url}: expected at least {_MIN_RECORDINGS} recordings of each from {source!r}, got {rare[word]} of "
-            f"{word!r} ({example!r}) and {len(rare) - 1} more such labels; say with --labels where they stand"
+            f"labels of {table.url}: {source!r} gives only {rare[word]} of {word!r} ({example!r}), and {len(rare) - 1} more labels are "
+            f"as rare; each needs at least {_MIN_RECORDINGS} recordings, so name another source with --labels, or map them with "
+            "--label-map"
             f"{_in_brackets(notes)}"
         )
 

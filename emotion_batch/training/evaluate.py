@@ -90,7 +90,7 @@ def evaluate(
         If the table has parts missing.
     """
     if robustness < 0:
-        raise UsageError(f"robustness: expected a number of recordings, or 0, got {robustness}")
+        raise UsageError(f"robustness must be a number of recordings, or 0: {robustness}")
     place = Folder.of(table, storage_options)
     judged = require_safe(Folder.of(bundle, storage_options))
     info = require_features(place)
@@ -249,8 +249,8 @@ def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
         return {"reason": str(error)}
     if not folds.names:
         return {
-            "reason": f"shortcuts: expected two speakers or more to learn duration and level on some and judge on others, "
-            f"got {folds.n_speakers}; with one, how far they alone would come is unknown"
+            "reason": f"shortcuts: at least two speakers are needed, known speakers: {folds.n_speakers}; duration and level are learnt on "
+            "some of them and judged on others"
         }
     return {name: metrics.pick(figures, *_SHORT) for name, figures in data.judge_shortcuts(folds).items()}
 

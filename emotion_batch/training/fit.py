@@ -377,17 +377,19 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:
-            raise UsageError(f"held_out: expected a share from 0 to below 1, got {self.held_out!r}")
+            raise UsageError(f"held_out must be from 0 to below 1: {self.held_out!r}")
         if self.validation not in (Split.STRATIFIED, Split.SEED):
-            raise UsageError(f"validation: expected stratified or seed, got {self.validation!r}")
+            raise UsageError(f"validation must be stratified or seed: {self.validation!r}")
         if not 0 < self.precision <= 1:
-            raise UsageError(f"precision: expected a share above 0 and at most 1, got {self.precision!r}")
+            raise UsageError(f"precision must be above 0 and at most 1: {self.precision!r}")
         if self.patience and not self.held_out:
-            raise UsageError("patience: expected recordings held out to judge an epoch by, got held_out 0")
+            raise UsageError(
+                "patience requires held-out recordings, because it judges each epoch by them; raise held_out above 0"
+            )
         if self.max_folds == 1 or self.max_folds < 0:
-            raise UsageError(f"max_folds: expected 0, or 2 or more, got {self.max_folds!r}")
+            raise UsageError(f"max_folds must be 0, or at least 2: {self.max_folds!r}")
         for name, minimum in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("patience", 0)):
             value = getattr(self, name)
             # The upper bound is that of NumPy's seeds.
             if value is not None and not minimum <= value < 2**32:
-                raise UsageError(f"{name}: expected a whole number from {minimum} to 2**32 - 1, got {value!r}")
+                raise UsageError(f"{name} must be a whole number from {minimum} to 2**32 - 1: {value!r}")

@@ -86,15 +86,15 @@ def import_h5(
     labels = [clean(label) for label in labels]
     if not all(labels) or len(set(labels)) != len(labels) or len(labels) < 2:
         raise UsageError(
-            f"labels: expected two or more words that differ, got {', '.join(map(repr, labels)) or 'none'}"
+            f"labels: name at least two words, each once; these are {', '.join(map(repr, labels)) or 'none'}"
         )
     saved = read_network(data, f"file {name}")
     settings = FeatureSettings()
     n_outputs = len(saved.weights[-1])
     if n_outputs != len(labels):
         raise UsageError(
-            f"labels: expected {n_outputs}, one for each output of the network in {name}, got {len(labels)}; "
-            "name them in the order of the outputs"
+            f"labels: the network in {name} has {n_outputs} outputs, and {len(labels)} labels were named; name one label for each "
+            "output, in their order"
         )
     for note in _remark(labels):
         (watcher or Watcher()).on_note(note)
@@ -166,18 +166,18 @@ def read_network(data: bytes, thing: str) -> SavedNetwork:
             ]
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{thing}: expected weights by layer, as Keras saves an .h5, got none; save the network by model.save('x.h5')"
+            f"{thing}: it has no weights by layer, as Keras saves an .h5; save the network with model.save('x.h5')"
         ) from error
     if config is not None:
         _check_config(_text(config), thing)
     shapes = [one.shape for one in weights]
     if not shapes or len(shapes[-1]) != 1 or shapes != weight_shapes(FeatureSettings(), *shapes[-1]):
         raise UsageError(
-            f"{thing}: expected the weights of the notebook's network, LSTM 123, Dense 64, 32 and one output a label, "
-            f"got the shapes {', '.join(str(list(shape)) for shape in shapes) or 'of none'}; only that network is imported"
+            f"{thing}: its weights are not those of the notebook's network (LSTM 123, Dense 64, Dense 32 and an output for each "
+            f"label); their shapes are {', '.join(str(list(shape)) for shape in shapes) or 'none'}; only that network can be imported"
         )
     if not all(np.isfinite(one).all() for one in weights):
-        raise UsageError(f"{thing}: expected finite weights, got others; its training failed")
+        raise UsageError(f"{thing}: some of its weights are not finite, so its training failed")
     return SavedNetwork(weights, version, config is not None)
 
 
@@ -190,30 +190,28 @@ def _check_config(text: str, thing: str) -> None:
         layers = layers["layers"] if isinstance(layers, dict) else layers
         found = [(layer["class_name"], dict(layer["config"])) for layer in layers]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{thing}: expected a model_config as Keras writes it, got another; save the network again"
-        ) from error
+        raise UsageError(f"{thing}: its model_config is not as Keras writes it; save the network again") from error
     active = [(name, settings) for name, settings in found if name not in _PASSIVE]
     names = [name for name, _ in active]
     if kind != "Sequential" or names != [name for name, _ in LAYERS]:
         raise UsageError(
-            f"{thing}: expected the notebook's Sequential of LSTM, Dense, Dense and Dense, got a {kind} of "
-            f"{', '.join(map(str, names))}; only that network is imported"
+            f"{thing}: it is a {kind} of {', '.join(map(str, names))}; only the notebook's Sequential of LSTM, Dense, Dense and Dense "
+            "can be imported"
         )
     for (name, settings), (_, expected) in zip(active, LAYERS, strict=True):
         for key, value in expected.items():
             if settings.get(key, value) != value:
                 raise UsageError(
-                    f"{thing}: expected {name} layers as the notebook's, {key} {value!r}, got {settings[key]!r}; "
-                    "its labels would be wrong"
+                    f"{thing}: {key} of a {name} layer is {settings[key]!r}, and {value!r} in the notebook's network; its labels "
+                    "would be wrong"
                 )
     n_features = FeatureSettings().n_mfcc
     for _, settings in found[:2]:
         shape = settings.get("batch_shape") or settings.get("batch_input_shape")
         if shape is not None and not (isinstance(shape, list) and shape[1:] in ([n_features, 1], [None, 1])):
             raise UsageError(
-                f"{thing}: expected a network of {n_features} features, input [None, {n_features}, 1], got {shape}; "
-                "only the notebook's features are known of an .h5"
+                f"{thing}: its input is {shape}, and [None, {n_features}, 1] in the notebook's network; an .h5 file does not say which "
+                "other features it would need"
             )
 
 

@@ -104,11 +104,11 @@ def read_labels(source: str) -> Labeller:
         try:
             pattern = re.compile(argument)
         except re.error as error:
-            raise UsageError(f"labels: expected a regular expression, got {argument!r} ({error})") from error
+            raise UsageError(f"labels: {argument!r} is not a regular expression ({error})") from error
         if "emotion" not in pattern.groupindex:
-            raise UsageError(f"labels: expected a pattern with the group (?P<emotion>...), got {argument!r}")
+            raise UsageError(f"labels: the pattern {argument!r} needs a group (?P<emotion>...)")
         return partial(_by_name, partial(_by_pattern, pattern))
-    raise UsageError(f"labels: expected {', '.join(_BY_NAME)}, table:FILE or regex:PATTERN, got {source!r}")
+    raise UsageError(f"labels must be {', '.join(_BY_NAME)}, table:FILE or regex:PATTERN: {source!r}")
 
 
 def describe_voice(source: str, speaker: str) -> tuple[str, str]:
@@ -209,7 +209,7 @@ class LabelTable:
             return True
         if same.reference != row.reference:
             thing = "recording" if at is None else "segment"
-            raise UsageError(f"{self._thing}: expected one label a {thing}, got two for {row}")
+            raise UsageError(f"{self._thing}: two different labels for the {thing} {row}; keep one of them")
         self._n_repeated += 1
         return False
 
@@ -251,13 +251,13 @@ def read_label_map(location: str) -> dict[str, str]:
         pairs = _read_pairs(name, names.as_utf8(data).decode("utf-8-sig"))
     except (ValueError, KeyError) as error:
         raise UsageError(
-            f"label map {place.url}: expected a JSON object of words, CSV with the columns from and to, or lines "
-            f"'from = to', in UTF-8, got {error}"
+            f"label map {place.url}: it must be a JSON object of words, CSV with the columns from and to, or lines "
+            f"'from = to', in UTF-8 ({error})"
         ) from error
     label_map: dict[str, str] = {}
     for word, label in ((names.clean(word), names.clean(label)) for word, label in pairs):
         if label_map.setdefault(word, label) != label:
-            raise UsageError(f"label map {place.url}: expected one label a word, got two for {word!r}")
+            raise UsageError(f"label map {place.url}: two different labels for {word!r}; keep one of them")
     return label_map
 
 
@@ -387,7 +387,7 @@ def _read_table(location: str) -> LabelTable:
         else:
             columns = _read_columns(thing, names.as_utf8(data).decode("utf-8-sig"))
     except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{thing}: expected CSV in UTF-8 or Parquet, got {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{thing}: it must be CSV in UTF-8 or Parquet ({str(error).splitlines()[0]})") from error
     nothing = [None] * len(columns["file"])
     cells = zip(*(columns.get(column, nothing) for column in _COLUMNS), strict=True)
     return LabelTable(thing, _table_rows(thing, cells))
@@ -397,8 +397,8 @@ def _take(thing: str, heads: Sequence[str]) -> list[str]:
     """Return the columns that are read; raise UsageError if one that must be there is not."""
     if missing := [column for column in ("file", "emotion") if column not in heads]:
         raise UsageError(
-            f"{thing}: expected the columns file, emotion[, speaker][, start_s, end_s], got no {missing[0]!r} among "
-            f"{', '.join(heads)}"
+            f"{thing}: the column {missing[0]!r} is missing; its columns are {', '.join(heads)}, and it may have file, emotion, speaker, "
+            "start_s and end_s"
         )
     return [column for column in _COLUMNS if column in heads]
 
@@ -412,7 +412,7 @@ def _read_columns(thing: str, text: str) -> dict[str, list[str]]:
     taken = _take(thing, heads)
     for number, record in enumerate(records[1:], 2):
         if len(record) != len(heads):
-            raise UsageError(f"{thing}: expected {len(heads)} cells in row {number}, got {len(record)}")
+            raise UsageError(f"{thing}: row {number} has {len(record)} cells, and the first row has {len(heads)}")
     return {column: [record[heads.index(column)] for record in records[1:]] for column in taken}
 
 
@@ -432,7 +432,7 @@ def _read_seconds(thing: str, file: str, cell: str | None) -> float | None:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise UsageError(f"{thing}: expected seconds in start_s and end_s, got {cell!r} for {file!r}")
+        raise UsageError(f"{thing}: start_s and end_s must be seconds: {cell!r} for {file!r}")
     return seconds
 
 

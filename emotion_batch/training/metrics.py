@@ -49,7 +49,7 @@ def compute_metrics(
     from sklearn import metrics
 
     if not len(targets):
-        raise UsageError("figures: expected one row or more to judge, got none; see which rows have labels")
+        raise UsageError("figures: there are no rows to judge; check which rows have labels")
     if predicted is None:
         predicted = np.argmax(probabilities, axis=1)
     numbers = list(range(len(labels)))
@@ -167,19 +167,18 @@ def precision_at_priors(
     occurs has no rows.
     """
     if unknown := sorted(set(priors) - set(labels)):
-        raise UsageError(f"priors: expected labels among {', '.join(labels)}, got {unknown[0]!r}")
+        raise UsageError(f"priors: {unknown[0]!r} is not a label of the model; its labels are {', '.join(labels)}")
     for label, prior in priors.items():
         if not 0 <= prior < math.inf:
-            raise UsageError(f"priors: expected numbers of 0 or more, got {prior!r} for {label!r}")
+            raise UsageError(f"priors must be 0 or more: {prior!r} for {label!r}")
     shares = np.array([priors.get(label, 0.0) for label in labels])
     if not shares.any():
-        raise UsageError("priors: expected one above 0 or more, got none; say how common each label is")
+        raise UsageError("priors: all are 0; say how common each label is")
     counts = np.asarray(confusion, float)
     n_rows = counts.sum(axis=1)
     if len(lacking := np.flatnonzero((shares > 0) & (n_rows == 0))):
         raise UsageError(
-            f"priors: expected labels that rows with reference labels have, got {labels[lacking[0]]!r}, which none has; "
-            "leave it out, or judge on rows that have it"
+            f"priors: no row has the reference label {labels[lacking[0]]!r}; leave it out, or judge on rows that have it"
         )
     joint = counts * (shares / shares.sum() / np.maximum(n_rows, 1))[:, np.newaxis]
     given = joint.sum(axis=0)
@@ -200,12 +199,10 @@ def read_priors(text: str) -> dict[str, float]:
             pairs = [pair.rsplit("=", 1) for pair in text.split(",")]
         numbers = [(names.clean(label), float(number)) for label, number in pairs]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"priors: expected LABEL=NUMBER,... or @FILE with a JSON object of numbers, got {text!r}"
-        ) from error
+        raise UsageError(f"priors must be LABEL=NUMBER,... or @FILE with a JSON object of numbers: {text!r}") from error
     priors = dict(numbers)
     if len(priors) < len(numbers):
-        raise UsageError(f"priors: expected each label once, got one twice in {text!r}")
+        raise UsageError(f"priors: a label stands twice in {text!r}")
     return priors
 
 
@@ -235,7 +232,7 @@ def judge_shortcut(
         judged.append(fold.judged)
     rows = np.concatenate(judged)
     if not len(rows):
-        raise UsageError("shortcut: expected one fold or more to judge it on, got none")
+        raise UsageError("shortcut: there is no fold to judge it on")
     return compute_metrics(targets[rows], probabilities[rows], labels, speakers=speakers[rows])
 
 

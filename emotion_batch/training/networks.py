@@ -93,7 +93,7 @@ def load_keras() -> tuple[ModuleType, ModuleType]:
     tensorflow.get_logger().setLevel("ERROR")
     if keras.backend.backend() != "tensorflow":
         raise UsageError(
-            f"keras: expected the backend tensorflow, got {keras.backend.backend()}; set KERAS_BACKEND=tensorflow"
+            f"keras: its backend is {keras.backend.backend()}, and tensorflow is needed; set KERAS_BACKEND=tensorflow"
         )
     # A process that has used tensorflow already keeps what it has.
     with contextlib.suppress(RuntimeError):
@@ -109,8 +109,8 @@ def _check_keras(version: str) -> None:
     """Raise UsageError if the Keras of that version would run code that a file names."""
     if tuple(int(number) for number in version.split(".")[:2]) < _SAFE_KERAS:
         raise UsageError(
-            f"keras: expected version {'.'.join(map(str, _SAFE_KERAS))} or later, with the fixes of CVE-2025-1550, "
-            f"CVE-2025-9906 and CVE-2026-1462, got {version}; `pip install --upgrade keras`"
+            f"keras: version {version} lacks the fixes of CVE-2025-1550, CVE-2025-9906 and CVE-2026-1462, which "
+            f"{'.'.join(map(str, _SAFE_KERAS))} has; `pip install --upgrade keras`"
         )
 
 
@@ -194,7 +194,7 @@ def load_network(bundle: Bundle, labels: Many[str], seed: int) -> tuple[Any, Wei
             network.load_weights(path)
     if fingerprint_network(network, card.labels, card.feature_settings) != card.model_id:
         raise UsageError(
-            f"model {bundle.folder.url}: expected weights of model {card.model_id}, got others; fetch again"
+            f"model {bundle.folder.url}: its weights are not those of model {card.model_id}; fetch it again"
         )
     weights, places = network.get_weights(), [list(labels).index(word) for word in card.labels]
     # Outputs are the last layer's, and its weights come last.

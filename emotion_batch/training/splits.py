@@ -87,7 +87,9 @@ def split_stratified(targets: Integers, files: Words, held_out: float, seed: int
     try:
         _, judged = train_test_split(np.arange(len(names)), test_size=held_out, stratify=labels, random_state=seed)
     except ValueError as error:
-        raise UsageError(f"held_out: expected a share that gives each label a recording, got {held_out}") from error
+        raise UsageError(
+            f"held_out: a share of {held_out} leaves a label without a recording; choose another"
+        ) from error
     return np.isin(recordings, judged)
 
 
@@ -103,7 +105,7 @@ def split_seed(files: Words, held_out: float = 0.2) -> Booleans:
     n_learnt = int(len(names) * (1 - held_out))
     if not 0 < n_learnt < len(names):
         raise UsageError(
-            f"held_out: expected a share that leaves recordings on both sides, got {held_out} of {len(names)}"
+            f"held_out: a share of {held_out} of {len(names)} recordings leaves none to learn from or to judge; choose another"
         )
     return recordings >= n_learnt
 
@@ -123,8 +125,8 @@ def speaker_folds(
     fold_of_row = np.full(len(targets), NO_FOLD, np.int64)
     if len(known) < 2:
         reason = (
-            f"speaker-held-out figures: expected rows of two speakers or more, got {len(known)}; "
-            "how the model does on voices that it has not heard is unknown"
+            f"speaker-held-out figures: at least two speakers are needed, known speakers: {len(known)}; it is unknown how the model does "
+            "on other voices"
         )
         return SpeakerFolds(fold_of_row, (), len(known), n_without, reason)
     if len(known) <= max_folds:
@@ -158,9 +160,7 @@ def _group(targets: Integers, speakers: Integers, n_folds: int, seed: int) -> In
         for fold, (_, judged) in enumerate(splitter.split(targets, targets, speakers)):
             fold_of_row[judged] = fold
     except ValueError as error:
-        raise UsageError(
-            f"speaker folds: expected labels with {n_folds} rows or more, got fewer; use more rows"
-        ) from error
+        raise UsageError(f"speaker folds: a label has fewer than {n_folds} rows; use more rows") from error
     return fold_of_row
 
 
@@ -170,6 +170,6 @@ def _require_two_labels(folds: SpeakerFolds, targets: Integers) -> None:
         for words, rows in (("judges", fold.judged), ("learns from", fold.learnt)):
             if (n_labels := len(np.unique(targets[rows]))) < 2:
                 raise UsageError(
-                    f"speaker folds: expected two labels or more in what fold {fold.name!r} {words}, "
-                    f"got {n_labels}; leave such speakers out, or give them recordings of other emotions"
+                    f"speaker folds: what fold {fold.name!r} {words} has {n_labels} label, and at least two are needed; leave such "
+                    "speakers out, or give them recordings of other emotions"
                 )

@@ -130,7 +130,7 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool, f
     labels = [settings.labels] * len(sources) if isinstance(settings.labels, str) else list(settings.labels)
     if len(labels) != len(sources):
         raise UsageError(
-            f"labels: expected one source of labels, or one for each of {len(sources)} tables, got {len(labels)}"
+            f"labels: {len(labels)} sources were named for {len(sources)} tables; name one for all, or one for each"
         )
     found: dict[str, Dataset] = {}
     for (table, info, shards), words in zip(sources, labels, strict=True):

@@ -40,14 +40,12 @@ def require_new_bundle(bundle: Folder, force: bool) -> None:
     """Raise UsageError if a bundle, or something else, is where one is to be written."""
     with explained(f"bundle {bundle.url}"):
         if bundle.exists(CARD) and not force:
-            raise UsageError(
-                f"bundle {bundle.url}: expected a new folder, got one with a bundle; name another, or use --force"
-            )
+            raise UsageError(f"bundle {bundle.url}: there is a bundle already; name another folder, or use --force")
         # What was stopped while it wrote may be written again.
         strangers = [name for name in bundle.names() if name not in FILES and not name.startswith(".")]
         if not bundle.exists(CARD) and strangers:
             raise UsageError(
-                f"bundle {bundle.url}: expected a new or empty folder, got {strangers[0]!r} in it; name another"
+                f"bundle {bundle.url}: the folder holds other files, e.g. {strangers[0]!r}; name a new or empty one"
             )
 
 
@@ -134,7 +132,7 @@ def _export(network: Any, settings: AnySettings, inputs: Inputs) -> tuple[bytes,
     difference = float(np.abs(predict.execute(graph, inputs) - networks.predict(network, inputs)).max())
     if not difference <= _EXPORT_TOLERANCE:
         raise EmotionBatchError(
-            f"network: expected ONNX Runtime to give Keras's probabilities to {_EXPORT_TOLERANCE:g}, got a difference of "
-            f"{difference:g}; install the versions of constraints.txt"
+            f"network: ONNX Runtime and Keras differ by {difference:g}, and at most {_EXPORT_TOLERANCE:g} is allowed; install the "
+            "versions of constraints.txt"
         )
     return graph, difference

@@ -514,8 +514,8 @@ def test_calls_that_are_wrong_are_one_sentence(
         (("label", features, new, "--model", bundle, "--keep-features", new), "expected an archive as the source"),
         (("train", speech, new), "expected a feature table, got none"),
         (("train", labels, new), "expected a feature table, got one of labels"),
-        (("train", features, new, "--labels", "mood"), "got 'mood'"),
-        (("train", features, new, "--held-out", "1"), "held_out: expected a share"),
+        (("train", features, new, "--labels", "mood"), "labels must be tess, "),
+        (("train", features, new, "--held-out", "1"), "held_out must be from 0 to below 1: 1.0"),
         (("demo", speech), "expected a new or empty folder"),
     ):
         try:

@@ -72,7 +72,7 @@ def test_other_sources_are_refused(source: Split) -> None:
 
 def test_no_rows_have_no_temperature() -> None:
     """Nothing to fit on is one sentence."""
-    with pytest.raises(UsageError, match="temperature: expected one row or more"):
+    with pytest.raises(UsageError, match="temperature: there are no rows"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, int), source=HELD_OUT)
 
 
@@ -136,7 +136,7 @@ def test_one_fold_cannot_be_calibrated() -> None:
     """A temperature is reported on others than it was fitted on, or not at all."""
     probabilities, targets = predict(2, 100)
     for folds in (np.zeros(100, int), np.full(100, NO_FOLD)):
-        with pytest.raises(UsageError, match="calibration: expected two folds of speakers or more"):
+        with pytest.raises(UsageError, match="calibration: it needs at least two folds"):
             calibrate.calibrate_across_folds(probabilities, targets, folds, source=HELD_OUT)
 
 
@@ -177,7 +177,7 @@ def test_a_threshold_needs_rows(n_right: int, n_wrong: int, is_found: bool) -> N
 @pytest.mark.parametrize("precision", [0, -0.1, 1.1, float("nan")])
 def test_a_precision_is_a_share(precision: float) -> None:
     """What cannot be promised is refused."""
-    with pytest.raises(UsageError, match="precision: expected a share above 0 and at most 1"):
+    with pytest.raises(UsageError, match="precision must be above 0 and at most 1"):
         choose_threshold(np.ones(30), np.ones(30, bool), precision=precision)
 
 

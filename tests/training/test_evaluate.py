@@ -204,7 +204,7 @@ def test_a_choice_of_recordings_has_labels_as_all_have(bundle: Path, features: P
     assert again == found
     assert found["as_is"]["kept"] == 1 and all(0 <= found[name]["kept"] <= 1 for name in evaluate.CONDITIONS)
     assert emotion_batch.evaluate(bundle, features, robustness=0).robustness is None
-    with pytest.raises(UsageError, match="robustness: expected a number of recordings, or 0, got -1"):
+    with pytest.raises(UsageError, match="robustness must be a number of recordings, or 0: -1"):
         emotion_batch.evaluate(bundle, features, robustness=-1)
 
 
@@ -237,7 +237,7 @@ def test_precision_is_told_at_priors(bundle: Path, features: Path) -> None:
     assert "at priors" in str(format_evaluation(found))
     done = run_command("evaluate", bundle, features, "--priors", "bored=1")
     assert done.code == 2
-    assert "priors: expected labels among angry, disgust" in done.err
+    assert "is not a label of the model; its labels are angry, disgust" in done.err
 
 
 def test_other_features_are_refused(bundle: Path, speech: Path, features: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_other_features_are_refused(bundle: Path, speech: Path, features: Path, 
     assert "n_mels 128, got 64" in done.err
     with pytest.raises(UsageError, match="expected a feature table, got none there"):
         emotion_batch.evaluate(bundle, tmp_path / "nothing")
-    with pytest.raises(UsageError, match="expected two or more of the model's"):
+    with pytest.raises(UsageError, match="of the model's labels .* at least two are needed"):
         emotion_batch.evaluate(bundle, features, labels="ravdess")
 
 

@@ -149,7 +149,7 @@ def test_a_label_table_names_recordings_in_any_spelling(
     said = f"labels {path}: 1 of its 2 rows found no recording, e.g. 'gone.wav'; {len(spellings):,} more repeat another row"
     assert labels.describe_unfound() == said
     write([(file, "sad"), (spellings[0], "happy")])
-    with pytest.raises(UsageError, match="expected one label a recording, got two"):
+    with pytest.raises(UsageError, match="two different labels for the recording"):
         settled(path, [file])
 
 
@@ -204,10 +204,10 @@ def test_labels_of_segments(tmp_path: Path, kind: str) -> None:
         assert found.emotion == word
     assert labels("b.wav", 0.7, 1.4) is None
     path.with_suffix(".csv").write_text("file,emotion,start_s\na.wav,sad,0\na.wav,happy,0\n")
-    with pytest.raises(UsageError, match=r"expected one label a segment, got two for 'a.wav' at 0 s"):
+    with pytest.raises(UsageError, match=r"two different labels for the segment 'a.wav' at 0 s"):
         read_labels(f"table:{path.with_suffix('.csv')}")
     path.with_suffix(".csv").write_text("file,emotion,start_s\na.wav,sad,soon\n")
-    with pytest.raises(UsageError, match=r"expected seconds in start_s and end_s, got 'soon' for 'a.wav'"):
+    with pytest.raises(UsageError, match=r"start_s and end_s must be seconds: 'soon' for 'a.wav'"):
         read_labels(f"table:{path.with_suffix('.csv')}")
 
 
@@ -279,17 +279,17 @@ def test_labels_that_cannot_be_used(tmp_path: Path) -> None:
         (
             "names",
             UsageError,
-            "expected tess, ravdess, emodb, savee, crema-d, nemo, folder, table:FILE or regex:PATTERN, got 'names'",
+            "labels must be tess, ravdess, emodb, savee, crema-d, nemo, folder, table:FILE or regex:PATTERN: 'names'",
         ),
-        ("regex:(", UsageError, "expected a regular expression"),
-        ("regex:(.*)", UsageError, "expected a pattern with the group"),
+        ("regex:(", UsageError, "is not a regular expression"),
+        ("regex:(.*)", UsageError, "needs a group"),
         (f"table:{tmp_path}/none.csv", StorageError, "expected it to exist"),
-        (f"table:{tmp_path}/columns.csv", UsageError, "got no 'file' among path, label"),
-        (f"table:{tmp_path}/ragged.csv", UsageError, "expected 2 cells in row 3, got 3"),
-        (f"table:{tmp_path}/open.csv", UsageError, "expected CSV in UTF-8 or Parquet"),
-        (f"table:{tmp_path}/latin.csv", UsageError, "expected CSV in UTF-8 or Parquet"),
-        (f"table:{tmp_path}/empty.csv", UsageError, "got no 'file'"),
-        (f"table:{tmp_path}/twice.csv", UsageError, "got two for 'a.wav'"),
+        (f"table:{tmp_path}/columns.csv", UsageError, "the column 'file' is missing; its columns are path, label"),
+        (f"table:{tmp_path}/ragged.csv", UsageError, "row 3 has 3 cells, and the first row has 2"),
+        (f"table:{tmp_path}/open.csv", UsageError, "it must be CSV in UTF-8 or Parquet"),
+        (f"table:{tmp_path}/latin.csv", UsageError, "it must be CSV in UTF-8 or Parquet"),
+        (f"table:{tmp_path}/empty.csv", UsageError, "the column 'file' is missing"),
+        (f"table:{tmp_path}/twice.csv", UsageError, "two different labels for the recording 'a.wav'"),
     ):
         with pytest.raises(error) as caught:
             read_labels(source)
@@ -315,15 +315,15 @@ def test_label_maps(tmp_path: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("map.json", "[1, 2]", "got another JSON value"),
-        ("map.json", '"fear"', "got another JSON value"),
-        ("map.json", '{"calm": null}', "got None as a word"),
+        ("map.json", "[1, 2]", "(another JSON value)"),
+        ("map.json", '"fear"', "(another JSON value)"),
+        ("map.json", '{"calm": null}', "(None as a word)"),
         ("map.json", '{"calm": {"a": "b"}}', "as a word"),
-        ("map.json", "{", "expected a JSON object of words"),
-        ("map.json", '{"a": "b", "a": "c"}', "got two for 'a'"),
-        ("map.csv", "from,label\na,b\n", "got 'to'"),
-        ("map.csv", "from,to\na,b\na,c\n", "got two for 'a'"),
-        ("map.txt", "a = b\ncalm\n", "got the line 'calm'"),
+        ("map.json", "{", "it must be a JSON object of words"),
+        ("map.json", '{"a": "b", "a": "c"}', "two different labels for 'a'"),
+        ("map.csv", "from,label\na,b\n", "('to')"),
+        ("map.csv", "from,to\na,b\na,c\n", "two different labels for 'a'"),
+        ("map.txt", "a = b\ncalm\n", "(the line 'calm')"),
         ("map.txt", "\udcff = b", "in UTF-8"),
     ],
 )

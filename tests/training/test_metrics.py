@@ -69,7 +69,7 @@ def test_labels_that_were_given_are_judged_instead_of_the_most_probable() -> Non
 
 def test_no_rows_have_no_figures() -> None:
     """Nothing to judge is one sentence, not a division by zero."""
-    with pytest.raises(UsageError, match="figures: expected one row or more to judge, got none"):
+    with pytest.raises(UsageError, match="figures: there are no rows to judge"):
         metrics.compute_metrics(np.array([], int), np.zeros((0, 3)), LABELS, speakers=nobody(0))
 
 
@@ -161,12 +161,12 @@ def test_precision_at_priors_is_bayes_rule() -> None:
 @pytest.mark.parametrize(
     ("priors", "sentence"),
     [
-        ({"bored": 1}, "expected labels among angry, neutral, sad, got 'bored'"),
-        ({"angry": -0.1}, "expected numbers of 0 or more, got -0.1 for 'angry'"),
+        ({"bored": 1}, "'bored' is not a label of the model; its labels are angry, neutral, sad"),
+        ({"angry": -0.1}, "priors must be 0 or more: -0.1 for 'angry'"),
         ({"angry": float("nan")}, "got nan for 'angry'"),
         ({"angry": float("inf")}, "got inf for 'angry'"),
-        ({"angry": 0}, "expected one above 0 or more, got none"),
-        ({}, "expected one above 0 or more, got none"),
+        ({"angry": 0}, "priors: all are 0"),
+        ({}, "priors: all are 0"),
         ({"angry": 1, "sad": 1}, "got 'sad', which none has"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_shortcut_is_judged_on_the_same_folds() -> None:
     assert blind["uar"] == pytest.approx(1 / 3, abs=0.08)
     # A label that nobody has keeps its place.
     assert len(metrics.judge_shortcut(targets, targets, (*LABELS, "ps"), speakers, folds)["confusion"]) == 4
-    with pytest.raises(UsageError, match="shortcut: expected one fold or more"):
+    with pytest.raises(UsageError, match="shortcut: there is no fold"):
         metrics.judge_shortcut(targets, targets, LABELS, speakers, [])
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support import servers
-from support.commands import MUST_HAVE_DATA, TESS_UNPACKER, run_command
+from support.commands import MUST_HAVE_DATA, TESS_UNPACKER, Finished, run_command
 from support.recordings import KILLER_CODE
 from support.shell_cluster import ShellCluster, shell_cluster
 
@@ -27,6 +30,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first process to need it makes, and that all processes of these tests only read."""
+    base = factory.getbasetemp()
+    # Processes of pytest-xdist have folders of their own in a common one.
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    place.mkdir(exist_ok=True)
+    folder, made = place / name, place / f"{name}.made"
+    with (place / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            # One that could not be made is made again, so that each process says why.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
+def succeed(done: Finished) -> None:
+    assert done.code == 0, done.err
+
+
 @pytest.fixture(scope="session")
 def tess(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TESS, unpacked; skips where it is absent."""
@@ -34,36 +59,38 @@ def tess(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if MUST_HAVE_DATA:
             pytest.fail(f"{TESS_UNPACKER.name}: expected TESS beside the checkout, got nothing")
         pytest.skip("the TESS recordings are not beside this checkout")
-    folder = tmp_path_factory.mktemp("tess")
-    subprocess.run([sys.executable, TESS_UNPACKER, folder], check=True, capture_output=True)
-    return folder
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, TESS_UNPACKER, folder], check=True, capture_output=True)
+
+    return make_once(tmp_path_factory, "tess", make)
 
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small synthesised archive: 84 recordings and five broken ones."""
-    folder = tmp_path_factory.mktemp("speech")
-    synthesis.write_archive(folder, n_words=6)
-    return folder
+    return make_once(tmp_path_factory, "speech", lambda folder: synthesis.write_archive(folder, n_words=6))
 
 
 @pytest.fixture(scope="session")
 def features(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The feature table of `speech`."""
-    table = tmp_path_factory.mktemp("tables") / "features"
-    done = run_command("extract", speech, table)
-    assert done.code == 0, done.err
-    return table
+
+    def make(folder: Path) -> None:
+        succeed(run_command("extract", speech, folder / "features"))
+
+    return make_once(tmp_path_factory, "features", make) / "features"
 
 
 @pytest.fixture(scope="session")
 def bundle(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle trained on `features`, just long enough to have weights of its own."""
-    folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    h5 = folder.with_suffix(".h5")
-    done = run_command("train", features, folder, "--epochs", "5", "--batch-size", "16", "--h5", h5)
-    assert done.code == 0, done.err
-    return folder
+
+    def make(folder: Path) -> None:
+        options = ("--epochs", "5", "--batch-size", "16", "--h5", folder / "bundle.h5")
+        succeed(run_command("train", features, folder / "bundle", *options))
+
+    return make_once(tmp_path_factory, "bundle", make) / "bundle"
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +103,11 @@ def vectors(features: Path) -> np.ndarray:
 @pytest.fixture(scope="session")
 def labels(features: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The label table of `features` by `bundle`."""
-    table = tmp_path_factory.mktemp("tables") / "labels"
-    done = run_command("label", features, table, "--model", bundle)
-    assert done.code == 0, done.err
-    return table
+
+    def make(folder: Path) -> None:
+        succeed(run_command("label", features, folder / "labels", "--model", bundle))
+
+    return make_once(tmp_path_factory, "labels", make) / "labels"
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +139,8 @@ def killers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShellCluster]:
-    """A cluster of two workers that a module's tests use: to start one takes longer than what most of them do."""
+    """A cluster of two workers that many tests use, and none harms: to start one takes longer than what most of them do."""
     with shell_cluster(tmp_path_factory.mktemp("cluster")) as started:
         yield started

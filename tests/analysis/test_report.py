@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support import servers
-from support.commands import run_command
+from support.commands import call_command
 from support.recordings import write_odd_archive
 
 import emotion_batch
@@ -153,13 +153,13 @@ def test_the_figures_are_those_of_the_night(night: tuple[Path, Report]) -> None:
 def test_the_command(labels: Path, features: Path, tmp_path: Path) -> None:
     """`report` writes a page and says where, or all figures as JSON; it replaces an earlier report and nothing else."""
     page = tmp_path / "page.html"
-    done = run_command("report", labels, "--output", page)
+    done = call_command("report", labels, "--output", page)
     assert done.code == 0, done.err
     assert "84 of 89 recordings labelled" in done.out
     assert done.out.splitlines()[-1] == f"report: {page}"
     first = page.read_text()
     assert first.count("</section>") >= 7
-    again = run_command("report", labels, "--output", page, "--json")
+    again = call_command("report", labels, "--output", page, "--json")
     assert again.result["figures"]["coverage"]["n_labelled"] == 84
     # The minute may be another.
     assert abs(len(page.read_text()) - len(first)) < 100
@@ -203,7 +203,7 @@ def test_a_table_in_a_bucket(s3: servers.Bucket, tmp_path: Path) -> None:
     options = tmp_path / "options.json"
     options.write_text(json.dumps(s3.options))
     to = f"{s3.url}/reported/page.html"
-    done = run_command(
+    done = call_command(
         "report", f"{s3.url}/reported/table", "--output", to, "--storage-options", f"@{options}", "--json"
     )
     assert done.code == 0, done.err

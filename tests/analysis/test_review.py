@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support import servers
-from support.commands import run_command
+from support.commands import call_command
 from support.review_tables import (
     HOSTILE,
     INFO,
@@ -360,11 +360,11 @@ def test_eighty_answers_about_windows_are_eighty_rows_to_learn_from(
 ) -> None:
     """Of recordings in windows each answer is a row of the training that the command names, and of an evaluation."""
     table, kept, sheet = tmp_path / "labels", tmp_path / "kept", tmp_path / "sheet.csv"
-    done = run_command("label", speech, table, "--model", bundle, "--window", "0.7", "--keep-features", kept)
+    done = call_command("label", speech, table, "--model", bundle, "--window", "0.7", "--keep-features", kept)
     assert done.code == 0, done.err
     emotion_batch.review(table, sheet, size=80, random=80)
     fill(sheet, lambda cells: Path(review_sheet.unguard(cells["file"])).stem.split("_")[-1])
-    done = run_command("review", table, sheet, "--take")
+    done = call_command("review", table, sheet, "--take")
     assert done.code == 0, done.err
     assert "80 labelled segments" in done.out
     source = f"table:{tmp_path}/sheet.labels.csv"
@@ -372,7 +372,7 @@ def test_eighty_answers_about_windows_are_eighty_rows_to_learn_from(
     with (tmp_path / "sheet.labels.csv").open(newline="") as stream:
         assert next(csv.reader(stream)) == ["file", "start_s", "end_s", "emotion"]
     options = ("--labels", source, "--epochs", "1", "--max-folds", "0", "--json")
-    done = run_command("train", kept, tmp_path / "bundle", *options)
+    done = call_command("train", kept, tmp_path / "bundle", *options)
     assert done.code == 0, done.err
     assert done.result["training"]["n_rows"] == 80
     assert "have no label" in done.err
@@ -567,14 +567,14 @@ def test_tables_that_cannot_be_reviewed(features: Path, tmp_path: Path) -> None:
 def test_real_labels_are_reviewed_and_learnt_from(labels: Path, features: Path, tmp_path: Path) -> None:
     """A table that a model made is reviewed, and a training takes the answers, with speakers, as its labels."""
     sheet = tmp_path / "sheet.csv"
-    done = run_command("review", labels, sheet, "--json")
+    done = call_command("review", labels, sheet, "--json")
     assert done.code == 0, done.err
     assert done.result["n_rows"] == 84
     cells = read_cells(sheet)
     for one in cells:
         one["speaker"], _, one["correct_emotion"] = Path(one["file"]).stem.split("_")
     write_cells(sheet, cells)
-    done = run_command("review", labels, sheet, "--take")
+    done = call_command("review", labels, sheet, "--take")
     assert done.code == 0, done.err
     last = done.out.splitlines()[-1]
     assert last == f"next: emotion-batch train {features} BUNDLE --labels table:{tmp_path}/sheet.labels.csv"

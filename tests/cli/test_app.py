@@ -20,7 +20,7 @@ import psutil
 import pyarrow.dataset
 import pytest
 import soundfile
-from support.commands import ROOT, Finished, run_command, running, wait_for_parts
+from support.commands import ROOT, Finished, call_command, run_command, running, wait_for_parts
 from support.recordings import tone, write_odd_archive
 from support.shell_cluster import ShellCluster
 
@@ -82,33 +82,33 @@ def test_an_odd_archive_is_labelled_whole(odd: tuple[Path, dict[str, str]], bund
 
 
 def test_too_many_failures_are_exit_code_1(
-    odd: tuple[Path, dict[str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    odd: tuple[Path, dict[str, str]], tmp_path: Path, cluster: ShellCluster
 ) -> None:
     """`--max-failed` turns failures into an exit code, in numbers and in shares; the table is there all the same."""
     archive, expected = odd
     n_failed = sum(status != "ok" for status in expected.values())
     table = tmp_path / "features"
     for limit, code in (("0", 1), (str(n_failed - 1), 1), (str(n_failed), 0), ("1%", 1), ("99%", 0)):
-        assert (
-            app.run_command(["extract", os.fspath(archive), os.fspath(table), "--max-failed", limit, "--json"]) == code
-        )
-        out, err = capsys.readouterr()
-        assert json.loads(out)["n_failed"] == n_failed
-        assert (f"got {n_failed} of {len(expected)}" in err) == bool(code)
+        options = ("--max-failed", limit, "--json", "--scheduler", cluster.address)
+        done = call_command("extract", archive, table, *options)
+        assert done.code == code
+        assert done.result["n_failed"] == n_failed
+        assert (f"got {n_failed} of {len(expected)}" in done.err) == bool(code)
     assert len(rows(table)) == len(expected)
 
 
 def test_features_and_archive_give_the_same_labels(
-    speech: Path, features: Path, bundle: Path, labels: Path, tmp_path: Path
+    speech: Path, features: Path, bundle: Path, labels: Path, tmp_path: Path, cluster: ShellCluster
 ) -> None:
     """Labels from the feature table and straight from the archive are the same rows; kept features are a table too."""
     kept = tmp_path / "kept"
-    done = run_command("label", speech, tmp_path / "labels", "--model", bundle, "--json", "--keep-features", kept)
+    options = ("--model", bundle, "--json", "--keep-features", kept, "--scheduler", cluster.address)
+    done = call_command("label", speech, tmp_path / "labels", *options)
     assert done.code == 0, done.err
     assert done.result["n_ok"] == 84
     assert rows(tmp_path / "labels") == rows(labels)
     assert rows(kept) == rows(features)
-    assert run_command("extract", speech, kept, "--json").result["n_shards_done"] == 0
+    assert call_command("extract", speech, kept, "--json").result["n_shards_done"] == 0
 
 
 def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cluster: ShellCluster) -> None:
@@ -137,9 +137,10 @@ def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cl
     assert after["changes.wav"]["mfcc"] == after["late.wav"]["mfcc"] != before["changes.wav"]["mfcc"]
 
 
-def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: Path) -> None:
+def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: Path, tmp_path: Path) -> None:
     """With stdout or stderr closed the work is done all the same, and the exit code says how it went."""
-    command = [sys.executable, "-P", "-m", "emotion_batch", "extract", speech, features, "--max-failed", "0"]
+    table = shutil.copytree(features, tmp_path / "table")
+    command = [sys.executable, "-P", "-m", "emotion_batch", "extract", speech, table, "--max-failed", "0"]
     for streams in ({"stdout": "closed", "stderr": None}, {"stdout": None, "stderr": "closed"}):
         reading, writing = os.pipe()
         os.close(reading)
@@ -367,21 +368,21 @@ def test_windows_are_extracted_and_labelled(bundle: Path, tmp_path: Path, cluste
     (archive / "empty.wav").touch()
     windows = ("--window", "2.5", "--hop", "2")
     at = ("--scheduler", cluster.address)
-    done = run_command("extract", archive, table, *windows, *at, "--json")
+    done = call_command("extract", archive, table, *windows, *at, "--json")
     assert done.code == 0, done.err
     assert done.result["counts"]["n_recordings"] == 4
     assert done.result["counts"]["by_status"] == {"empty": 1, "ok": 24}
-    done = run_command("extract", archive, table)
+    done = call_command("extract", archive, table)
     assert done.code == 2
     assert "expected --window 2.5 --hop 2, got --offset 0.5 --duration 3" in one_sentence(done.err)
-    done = run_command("label", table, tmp_path / "labels", "--model", bundle, *at)
+    done = call_command("label", table, tmp_path / "labels", "--model", bundle, *at)
     assert done.code == 0, done.err
     assert "segments last 2.5 s, those that the model was trained on 3 s" in done.err
-    done = run_command("label", archive, tmp_path / "straight", "--model", bundle, *windows, *at)
+    done = call_command("label", archive, tmp_path / "straight", "--model", bundle, *windows, *at)
     assert done.code == 0, done.err
     assert rows(tmp_path / "labels") == rows(tmp_path / "straight")
     assert [row["start_s"] for row in rows(tmp_path / "labels") if row["file"] == "usual.wav"] == [0, 2, 4]
-    done = run_command("label", table, tmp_path / "other", "--model", bundle, *windows)
+    done = call_command("label", table, tmp_path / "other", "--model", bundle, *windows)
     assert done.code == 2
     assert "segments or windows: expected an archive as the source" in one_sentence(done.err)
 
@@ -395,12 +396,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_canary_stops_a_useless_run(texts: Path, tmp_path: Path) -> None:
+def test_the_canary_stops_a_useless_run(texts: Path, cluster: ShellCluster, tmp_path: Path) -> None:
     """Recordings that all fail alike stop the run with one sentence; --force goes on and gives each its row."""
-    stopped = run_command("extract", texts, tmp_path / "table")
+    at = ("--scheduler", cluster.address)
+    stopped = call_command("extract", texts, tmp_path / "table", *at)
     assert stopped.code == 1
     assert "that are not_audio" in one_sentence(stopped.err)
-    forced = run_command("extract", texts, tmp_path / "table", "--force", "--json")
+    forced = call_command("extract", texts, tmp_path / "table", "--force", "--json", *at)
     assert forced.code == 1
     assert "every recording failed (not_audio, as " in forced.err
     assert forced.result["counts"]["by_status"] == {"not_audio": 300}
@@ -423,7 +425,7 @@ def test_every_recording_failed_is_exit_code_1(tmp_path: Path, cluster: ShellClu
     if how == "one":
         commands += [("extract", archive, table), ("submit", "label", archive, tmp_path / "labels"), ("retry", table)]
     for command in commands:
-        done = run_command(*command, *at)
+        done = call_command(*command, *at)
         assert done.code == 1, (command, done)
         assert "every recording failed" in one_sentence(done.err)
         assert reason in done.out, command
@@ -456,14 +458,14 @@ def test_recordings_that_may_not_be_read_are_a_refusal(tmp_path: Path) -> None:
     assert emotion_batch.status(table).counts.by_status == {"ok": 1, "unreadable": 69}
 
 
-def test_the_canary_hears_labels_that_are_all_alike(bundle: Path, tmp_path: Path) -> None:
+def test_the_canary_hears_labels_that_are_all_alike(bundle: Path, cluster: ShellCluster, tmp_path: Path) -> None:
     """An archive in which every recording gets one label stops, for a model or its input is likely wrong."""
     archive = tmp_path / "archive"
     archive.mkdir()
     soundfile.write(archive / "000.wav", tone(1.0, 8_000), 8_000)
     for number in range(1, 400):
         shutil.copy(archive / "000.wav", archive / f"{number:03d}.wav")
-    done = run_command("label", archive, tmp_path / "table", "--model", bundle)
+    done = call_command("label", archive, tmp_path / "table", "--model", bundle, "--scheduler", cluster.address)
     assert done.code == 1
     assert "expected labels that differ" in one_sentence(done.err)
 
@@ -474,7 +476,7 @@ def test_calls_that_are_wrong_are_one_sentence(
     """Each wrong call ends with exit code 2 and a sentence that names the thing, before any work."""
     empty, other = tmp_path / "empty", tmp_path / "other"
     empty.mkdir()
-    assert run_command("extract", speech / "V1_sad", other, "--n-mfcc", "13").code == 0
+    assert call_command("extract", speech / "V1_sad", other, "--n-mfcc", "13", "--workers", "1").code == 0
     new = tmp_path / "new"
     wav = speech / "V1_angry" / "V1_back_angry.wav"
     sealed = tmp_path / "sealed"
@@ -606,7 +608,7 @@ def test_an_unfinished_feature_table_is_not_labelled(features: Path, bundle: Pat
     shutil.copytree(features, table)
     next(table.glob("*.parquet")).unlink()
     for arguments in (("label", table, tmp_path / "labels", "--model", bundle), ("train", table, tmp_path / "bundle")):
-        done = run_command(*arguments)
+        done = call_command(*arguments)
         assert done.code == 1
         assert "1 missing, damaged or out of date" in one_sentence(done.err)
 
@@ -676,8 +678,9 @@ def test_hostile_names_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> 
     assert err.count("\n") == 1
 
 
-def test_json_is_all_of_stdout(features: Path, speech: Path) -> None:
+def test_json_is_all_of_stdout(features: Path, speech: Path, tmp_path: Path) -> None:
     """A program may read stdout whole, whatever is said on stderr."""
-    done = run_command("extract", speech, features, "--json")
+    table = shutil.copytree(features, tmp_path / "table")
+    done = run_command("extract", speech, table, "--json")
     assert json.loads(done.out)["n_failed"] == 5
-    assert run_command("extract", speech, features, "--quiet").err == ""
+    assert run_command("extract", speech, table, "--quiet").err == ""

@@ -22,7 +22,7 @@ import referencing
 import referencing.jsonschema
 import yaml
 from support import servers
-from support.commands import ROOT, run_command
+from support.commands import ROOT, call_command
 
 import emotion_batch
 
@@ -251,4 +251,4 @@ def test_the_commands_label_a_bucket(s3: servers.Bucket, speech: Path, tmp_path:
         assert [one["name"] for one in ask("retire_workers", n=1).values()] == ["label-archive-default-worker-1"]
     assert "89 recordings, 89 rows: 85 ok, 4 failed" in (tmp_path / "command.log").read_text()
     options = ("--storage-options", json.dumps(s3.options))
-    assert run_command("verify", "s3://calls/labels/", "--deep", *options).code == 0
+    assert call_command("verify", "s3://calls/labels/", "--deep", *options).code == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from support.commands import run_command
+from support.commands import call_command
 from support.slurm import Slurm, slurm
 from support.strangers import write_strangers
 
@@ -67,13 +67,13 @@ def test_a_job_whose_time_is_over_goes_on_in_the_next(cluster: Slurm, tess: Path
     assert "emotion-batch: stopped" in log.read_text()
     assert "it is in the queue again" in log.read_text()
     # The same in the meantime on this machine.
-    done = run_command("label", archive, tmp_path / "local", "--model", "tess-seed")
+    done = call_command("label", archive, tmp_path / "local", "--model", "tess-seed")
     assert done.code == 0, done.err
     found = cluster.wait_until(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
     assert (found["JobState"], found["ExitCode"], found["Restarts"]) == ("COMPLETED", "0:0", "1"), log.read_text()
     assert_nothing_is_left(cluster, tmp_path)
     assert list((tmp_path / "marks").iterdir()) == []
-    assert run_command("verify", table, "--deep").code == 0
+    assert call_command("verify", table, "--deep").code == 0
     assert read(table).num_rows == len(list(archive.glob("*/*.wav"))) > 300
     assert read(table).equals(read(tmp_path / "local"))
     outcomes = [json.loads(path.read_bytes()) for path in sorted((table / "_table" / "runs").glob("*.json"))]
@@ -104,8 +104,8 @@ def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path
     assert int(found["Restarts"]) >= 1, log
     assert_nothing_is_left(cluster, tmp_path)
     assert list((tmp_path / "marks").iterdir()) == []
-    assert run_command("verify", table, "--deep").code == 0
-    assert run_command("label", tess, tmp_path / "local", "--model", "voices-1").code == 0
+    assert call_command("verify", table, "--deep").code == 0
+    assert call_command("label", tess, tmp_path / "local", "--model", "voices-1").code == 0
     expected, rows = read(tmp_path / "local"), read(table)
     assert rows.num_rows == 6 * expected.num_rows == 6 * 2_798
     for number in range(6):
@@ -134,7 +134,7 @@ def test_what_is_cancelled_stays_so_and_what_is_wrong_says_so(cluster: Slurm, te
     job = cluster.submit(tmp_path, *words)
     assert cluster.wait_until(job, "COMPLETED", "FAILED")["ExitCode"] == "0:0"
     assert list((tmp_path / "marks").iterdir()) == []
-    assert run_command("verify", table, "--deep").code == 0
+    assert call_command("verify", table, "--deep").code == 0
     # Workers that cannot begin end the job, which does not come back.
     without = "--export=ALL,DASK_DISTRIBUTED__WORKER__PRELOAD=nothing.such"
     job = cluster.submit(tmp_path, without, "--time=10", "--", tess, tmp_path / "other")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from support import servers
-from support.commands import ROOT, run_command, wait_for_parts
+from support.commands import ROOT, call_command, wait_for_parts
 from support.strangers import write_strangers
 
 SCRIPT = ROOT / "deploy" / "ssh" / "label.sh"
@@ -158,7 +158,7 @@ def test_two_machines_give_the_table_of_one(configuration: Path, speech: Path, t
     assert b"84 ok, 5 failed" in out
     assert list((tmp_path / "marks").iterdir()) == []
     assert_nothing_is_left(tmp_path)
-    done = run_command("label", speech, tmp_path / "local", "--model", "tess-seed", "--workers", "2")
+    done = call_command("label", speech, tmp_path / "local", "--model", "tess-seed", "--workers", "2")
     assert done.code == 0, done.err
     assert read(table).equals(read(tmp_path / "local"))
 

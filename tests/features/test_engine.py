@@ -181,8 +181,9 @@ def bytes_read() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("rchar"))
 
 
+@pytest.mark.parametrize("n_times", [4, pytest.param(12, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("segments", [Segments(), Segments.windows(1.0, 0.7)], ids=["one segment", "windows"])
-def test_no_cut_of_an_archive_changes_a_row(tmp_path: Path, bundle: Path, segments: Segments) -> None:
+def test_no_cut_of_an_archive_changes_a_row(tmp_path: Path, bundle: Path, segments: Segments, n_times: int) -> None:
     """However recordings are cut into shards, ordered and batched, each has the same rows, bit for bit."""
     write_odd_archive(tmp_path)
     listing = list_recordings(tmp_path)
@@ -199,7 +200,7 @@ def test_no_cut_of_an_archive_changes_a_row(tmp_path: Path, bundle: Path, segmen
 
     expected = sorted(rows_of(entries), key=key)
     rng = np.random.default_rng(0)
-    for _ in range(12):
+    for _ in range(n_times):
         shuffled = entries.take(pa.array(rng.permutation(len(entries))))
         cuts = sorted({0, len(entries), *rng.integers(0, len(entries), int(rng.integers(0, 20))).tolist()})
         found = [row for start, end in itertools.pairwise(cuts) for row in rows_of(shuffled.slice(start, end - start))]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from support.commands import MUST_HAVE_DATA, ROOT, run_command
+from support.commands import MUST_HAVE_DATA, ROOT, call_command, run_command
 from support.encoding import AWKWARD, encode
 from support.recordings import tone
 from support.servers import Bucket
@@ -153,7 +153,7 @@ def test_awkward_recordings_are_heard_as_ffmpeg_hears_them(
         s3.upload(awkward, "awkward")
         archive, options = f"{s3.url}/awkward", ("--storage-options", json.dumps(s3.options))
     # The other files of the folder are none.
-    done = run_command("extract", archive, tmp_path / "table", "--window", "3", *options)
+    done = call_command("extract", archive, tmp_path / "table", "--window", "3", *options)
     assert done.code == 0, done.err
     found = pq.read_table(tmp_path / "table", columns=["file", "start_s", "end_s", "status", "error"]).to_pylist()
     assert {row["file"] for row in found} == set(HEARD)
@@ -469,7 +469,7 @@ def test_of_a_large_file_in_a_bucket_only_its_segment_is_read(s3: Bucket, tmp_pa
     s3.write({f"films/{name}.mp4": data for name in "abc"})
     segment = ("--offset", "0.5", "--duration", "1")
     options = ("--storage-options", json.dumps(s3.options), "--json")
-    done = run_command("extract", f"{s3.url}/films", tmp_path / "table", *segment, *options)
+    done = call_command("extract", f"{s3.url}/films", tmp_path / "table", *segment, *options)
     assert done.code == 0, done.err
     assert done.result["counts"]["by_status"] == {"ok": 3}
     assert done.result["spent"]["read_bytes"] < 3 * len(data) / 3
@@ -554,8 +554,8 @@ def test_neither_decoder_speaks_to_the_terminal(tmp_path: Path) -> None:
     path.write_bytes(data)
     text = tmp_path / "text.mp3"
     text.write_bytes("Hallo\n".encode("utf-16") * 200)
-    done = run_command("label", path)
+    done = call_command("label", path)
     assert (done.code, done.err) == (0, "")
-    done = run_command("label", text)
+    done = call_command("label", text)
     assert (done.code, done.err) == (1, "")
     assert "not_audio" in done.out

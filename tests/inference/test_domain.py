@@ -198,11 +198,12 @@ def test_what_is_steady_is_no_speech(name: str) -> None:
     assert not find_speech(rows.filter(names == name), VoicesSettings()).any()
 
 
+@pytest.mark.parametrize("n_sounds", [20, pytest.param(40, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("kind", sounds.KINDS)
-def test_sounds_of_a_kind_are_no_speech(kind: str) -> None:
+def test_sounds_of_a_kind_are_no_speech(kind: str, n_sounds: int) -> None:
     """At most 0.1 of sounds with seeds that the detector never saw are called speech, kind by kind."""
     settings = VoicesSettings()
-    rows = table_of([sounds.make(kind, seed) for seed in range(1_000_000, 1_000_040)], settings)
+    rows = table_of([sounds.make(kind, seed) for seed in range(1_000_000, 1_000_000 + n_sounds)], settings)
     assert find_speech(rows, settings).mean() <= 0.1
 
 
@@ -216,11 +217,12 @@ def test_sounds_come_from_their_seeds() -> None:
 
 
 @pytest.mark.tess
-def test_tess_is_speech_wherever_it_is_recorded(tess: Path) -> None:
+@pytest.mark.parametrize("stride", [28, pytest.param(14, marks=pytest.mark.torture)])
+def test_tess_is_speech_wherever_it_is_recorded(tess: Path, stride: int) -> None:
     """Of TESS, 0.98 are speech as they are, on the telephone, in a room, and in white noise down to 5 dB."""
     settings = VoicesSettings()
     found: dict[str, list[tuple[np.ndarray, int]]] = {}
-    for number, path in enumerate(sorted(tess.rglob("*.wav"))[5::14]):
+    for number, path in enumerate(sorted(tess.rglob("*.wav"))[5::stride]):
         rng = np.random.default_rng(number)
         samples, rate = soundfile.read(path)
         noise = rng.standard_normal(len(samples)) * np.sqrt(np.mean(samples**2))
@@ -338,10 +340,11 @@ def test_what_is_no_domain_is_refused(value: object) -> None:
 
 
 @pytest.mark.tess
+@pytest.mark.parametrize("stride", [6, pytest.param(3, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_tess_is_in_its_domain_and_noise_is_not(tess: Path, settings: AnySettings) -> None:
+def test_tess_is_in_its_domain_and_noise_is_not(tess: Path, settings: AnySettings, stride: int) -> None:
     """Of TESS's words held out 0.97 are in the domain and speech; of noise, tones and music 0.95 are not."""
-    recordings = sorted(tess.rglob("*.wav"))[::3]
+    recordings = sorted(tess.rglob("*.wav"))[::stride]
     words = [path.stem.split("_")[1] for path in recordings]
     number = {word: position % 5 for position, word in enumerate(sorted(set(words)))}
     fold = np.array([number[word] for word in words])

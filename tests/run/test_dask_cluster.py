@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pytest
 from distributed import Future
-from support.commands import ROOT, Finished, run_command, running, wait_for_parts
+from support.commands import ROOT, Finished, call_command, run_command, running, wait_for_parts
 from support.shell_cluster import ShellCluster, shell_cluster
 
 from emotion_batch.errors import ClusterError, IncompleteError, StorageError
@@ -65,10 +65,10 @@ def test_workers_with_many_threads_are_right_and_told(
 ) -> None:
     """One process with several threads gives the same rows, and a line says what is better."""
     with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "4") as threads:
-        done = run_command("extract", speech, tmp_path / "features", "--scheduler", threads.address)
+        done = call_command("extract", speech, tmp_path / "features", "--scheduler", threads.address)
         assert done.code == 0, done.err
         assert "1 workers run several threads in one process" in done.err
-        done = run_command("label", speech, tmp_path / "labels", "--model", bundle, "--scheduler", threads.address)
+        done = call_command("label", speech, tmp_path / "labels", "--model", bundle, "--scheduler", threads.address)
         assert done.code == 0, done.err
     assert table(tmp_path / "features").equals(table(features))
     assert table(tmp_path / "labels").equals(table(labels))
@@ -81,7 +81,7 @@ def test_workers_never_import_tensorflow(speech: Path, bundle: Path, tmp_path: P
             ("extract", speech, tmp_path / "features"),
             ("label", speech, tmp_path / "labels", "--model", bundle),
         ):
-            assert run_command(*command, "--scheduler", fresh.address).code == 0
+            assert call_command(*command, "--scheduler", fresh.address).code == 0
         script = (
             "import sys, distributed\n"
             "def heavy(): import sys; return sorted({'tensorflow', 'keras', 'librosa'} & set(sys.modules))\n"
@@ -253,7 +253,7 @@ def test_a_package_that_is_upgraded_under_a_local_run_mixes_no_rows(speech: Path
     assert command.returncode == 1
     assert b"(source " in said.splitlines()[-1]
     found = table(tmp_path / "table")
-    assert run_command("extract", speech, tmp_path / "alone", "--window", "1", "--hop", "0.05").code == 0
+    assert call_command("extract", speech, tmp_path / "alone", "--window", "1", "--hop", "0.05").code == 0
     assert found.equals(table(tmp_path / "alone").filter(pc.is_in(pc.field("file"), found["file"])))
 
 
@@ -359,13 +359,13 @@ def test_eight_threads_with_little_memory_make_the_whole_table(
     """Real recordings, a worker that Dask pauses again and again: the run ends with the rows of an undisturbed one."""
     folder = tmp_path / "table"
     with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "8", "--memory-limit", "300MB") as shell:
-        done = run_command(*command, tess, folder, "--scheduler", shell.address)
+        done = call_command(*command, tess, folder, "--scheduler", shell.address)
         assert done.code == 0, done.err
         deadline = time.monotonic() + 240
         while not list((folder / "_table" / "runs").glob("*.json")):
             assert time.monotonic() < deadline
             time.sleep(1)
-    assert run_command("extract", tess, tmp_path / "alone").code == 0
+    assert call_command("extract", tess, tmp_path / "alone").code == 0
     assert table(folder).equals(table(tmp_path / "alone"))
 
 
@@ -423,7 +423,7 @@ def test_a_scheduler_that_is_killed_is_said_in_a_sentence(
     assert command.returncode == 1
     (sentence,) = [line for line in said.decode().splitlines() if line.startswith("emotion-batch: ")]
     assert sentence.startswith("emotion-batch: scheduler: expected it to stay until the work is done")
-    assert run_command("extract", speech, folder).code == 0
+    assert call_command("extract", speech, folder).code == 0
     assert table(folder).equals(table(features))
 
 
@@ -448,7 +448,7 @@ def test_a_machine_without_memory_is_said_in_a_sentence(speech: Path, tmp_path: 
         "from emotion_batch.cli.app import run_command; from emotion_batch.run import driver; from emotion_batch import api\n"
         "free = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (free, free))\n"
-        "sys.exit(run_command(['extract', *sys.argv[1:]]))\n"
+        "sys.exit(call_command(['extract', *sys.argv[1:]]))\n"
     )
     done = run_command(speech, tmp_path / "table", program=("-P", "-c", program))
     assert done.code == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.commands import run_command
+from support.commands import call_command, run_command
 from support.recordings import tone, write_killers, write_odd_archive
 from support.shell_cluster import ShellCluster
 
@@ -90,7 +90,7 @@ def test_only_what_is_left_of_a_table_counts(cluster: ShellCluster, speech: Path
     """A table, or an archive with one: missing parts, changed and new recordings are left, and nothing else."""
     archive, table = tmp_path / "archive", tmp_path / "table"
     shutil.copytree(speech, archive)
-    assert run_command("extract", archive, table, "--quiet").code == 0
+    assert call_command("extract", archive, table, "--quiet", "--scheduler", cluster.address).code == 0
     whole = emotion_batch.plan(table, by="07:00")
     assert whole.n_left == whole.n_shards == 0 and whole.times == () and whole.due is not None
     assert whole.due.is_done == "yes"
@@ -156,7 +156,7 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
         os.link(archive / "long.wav", archive / f"again-{number:03d}.wav")
     before = tree(tmp_path)
     by = (datetime.now() + timedelta(minutes=2)).strftime("%H:%M")
-    done = run_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
+    done = call_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
     assert tree(tmp_path) == before
     assert done.code == 1, done.err
     last = done.out.splitlines()[-1]

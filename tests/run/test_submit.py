@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from distributed import Client
-from support.commands import run_command, running
+from support.commands import call_command, run_command, running
 from support.servers import write_authority
 from support.shell_cluster import ShellCluster, shell_cluster
 
@@ -82,7 +82,7 @@ def at(cluster: ShellCluster, tls: Scheduler) -> tuple[str, ...]:
 def alone(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an undisturbed run on this machine makes."""
     folder = tmp_path_factory.mktemp("alone") / "table"
-    done = run_command("extract", speech, folder, *SLOWLY)
+    done = call_command("extract", speech, folder, *SLOWLY)
     assert done.code == 0, done.err
     return folder
 
@@ -103,7 +103,7 @@ def test_it_ends_without_its_driver_while_workers_come_go_and_die(
     others = [secured.add_worker("--nthreads", "1") for _ in range(2)]
     n_parts = len(list(folder.glob("*.parquet")))
     assert n_parts < n_shards
-    status = run_command("status", folder, "--json").result
+    status = call_command("status", folder, "--json").result
     assert [holder["run"] for holder in status["at_work"]] == [run]
     assert status["at_work"][0]["scheduler"] == secured.address
     kill(others[0])
@@ -112,10 +112,10 @@ def test_it_ends_without_its_driver_while_workers_come_go_and_die(
     wait_until(lambda: bool(records(folder)))
     (record,) = records(folder)
     assert (record["run"], record["outcome"], record["is_submitted"]) == (run, "complete", True)
-    assert record["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert record["counts"] == call_command("status", folder, "--json").result["counts"]
     assert table(folder).equals(table(alone))
-    assert run_command("verify", folder, "--deep").code == 0
-    status = run_command("status", folder, "--json").result
+    assert call_command("verify", folder, "--deep").code == 0
+    status = call_command("status", folder, "--json").result
     assert (status["at_work"], status["n_left"]) == ([], 0)
 
 
@@ -149,14 +149,14 @@ def test_cancelled_it_stops_and_the_same_command_goes_on(
     windows = emotion_batch.Segments.windows(1, 0.01)
     summary = emotion_batch.submit("extract", speech, folder, segments=windows, scheduler=scheduler)
     assert summary.n_shards_left
-    done = run_command("cancel", folder)
+    done = call_command("cancel", folder)
     assert done.code == 0, done.err
     assert summary.run in done.out
     wait_until(lambda: bool(records(folder)))
     assert [record["outcome"] for record in records(folder)] == ["cancelled"]
     n_done = len(list(folder.glob("*.parquet")))
     assert n_done < summary.n_shards
-    done = run_command("cancel", folder)
+    done = call_command("cancel", folder)
     assert done.code == 1
     assert "expected a run at work to cancel, got none" in done.err
     went_on = emotion_batch.extract(speech, folder, segments=windows, scheduler=scheduler)
@@ -170,7 +170,7 @@ def test_a_run_with_a_driver_can_be_cancelled_too(speech: Path, tmp_path: Path) 
     folder = tmp_path / "table"
     with running("extract", speech, folder, *SLOWLY, "--workers", "1") as process:
         wait_until(lambda: bool(list(folder.glob("*.parquet"))))
-        assert run_command("cancel", folder).code == 0
+        assert call_command("cancel", folder).code == 0
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was cancelled from" in said.decode()
@@ -206,7 +206,7 @@ def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_pat
     assert json.loads(out)["n_resubmitted"] >= 1
     assert b"expected soxr" in said
     assert b"got 0.0.1; install the same, and start the worker again; others do its share" in said
-    assert run_command("verify", folder, "--deep").code == 0
+    assert call_command("verify", folder, "--deep").code == 0
 
 
 @pytest.mark.torture
@@ -216,13 +216,13 @@ def test_a_worker_that_hangs_keeps_no_submitted_run(speech: Path, tmp_path: Path
     with shell_cluster(tmp_path / "cluster", 0) as cluster:
         workers = [cluster.add_worker("--nthreads", "1", "--no-nanny") for _ in range(2)]
         options = ("--window", "1", "--hop", "0.05", "--scheduler", cluster.address)
-        assert run_command("submit", "extract", speech, folder, *options).code == 0
+        assert call_command("submit", "extract", speech, folder, *options).code == 0
         workers[0].send_signal(signal.SIGSTOP)
         try:
             wait_until(lambda: bool(records(folder)), timeout_s=480)
         finally:
             workers[0].send_signal(signal.SIGCONT)
-    assert run_command("verify", folder, "--deep").code == 0
+    assert call_command("verify", folder, "--deep").code == 0
     assert records(folder)[0]["outcome"] == "complete"
 
 
@@ -232,12 +232,12 @@ def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alon
     folder = tmp_path / "table"
     command = ("submit", "extract", speech, folder, *SLOWLY)
     with shell_cluster(tmp_path / "first", 1, "--nthreads", "1") as first:
-        assert run_command(*command, "--scheduler", first.address).code == 0
+        assert call_command(*command, "--scheduler", first.address).code == 0
         first.scheduler.kill()
         first.scheduler.wait()
     n_done = len(list(folder.glob("*.parquet")))
     with shell_cluster(tmp_path / "second", 2, "--nthreads", "1") as second:
-        done = run_command(*command, "--scheduler", second.address)
+        done = call_command(*command, "--scheduler", second.address)
         assert done.code == 0, done.err
         assert "is at work on this table too" in done.err
         wait_until(lambda: bool(records(folder)))
@@ -256,7 +256,7 @@ def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp
     with shell_cluster(tmp_path / "cluster", 1) as cluster:
         cluster.add_worker("--nthreads", "1", environment=wrong)
         command = ("extract", speech, folder, *SLOWLY, "--scheduler", cluster.address)
-        run = run_command("submit", *command).out.split()[-1]
+        run = call_command("submit", *command).out.split()[-1]
         # Until the watches have told of it.
         time.sleep(15)
         status = run_command("status", folder, "--json", environment=wrong).result
@@ -316,7 +316,7 @@ def test_the_worker_of_the_driver_is_killed_five_times(
     (record,) = records(folder)
     assert (record["outcome"], record["is_submitted"], record["error"]) == ("complete", True, None)
     assert record["n_shards_done"] == summary.n_shards
-    assert record["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert record["counts"] == call_command("status", folder, "--json").result["counts"]
     assert table(folder).equals(table(alone))
     assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 
@@ -327,7 +327,7 @@ def test_a_driver_that_stands_still_is_replaced(speech: Path, tmp_path: Path, mo
     folder = tmp_path / "table"
     with shell_cluster(tmp_path / "cluster", 2, "--nthreads", "1", "--no-nanny") as cluster:
         options = (*SLOWLY, "--scheduler", cluster.address)
-        assert run_command("submit", "extract", speech, folder, *options).code == 0
+        assert call_command("submit", "extract", speech, folder, *options).code == 0
         with Client(cluster.address, set_as_default=False) as client:
             _, pid = find_driver(client)
         wait_until(lambda: driver_of(folder) == 1)
@@ -341,7 +341,7 @@ def test_a_driver_that_stands_still_is_replaced(speech: Path, tmp_path: Path, mo
         time.sleep(12)
     (record,) = records(folder)
     assert record["outcome"] == "complete"
-    assert run_command("verify", folder, "--deep").code == 0
+    assert call_command("verify", folder, "--deep").code == 0
     assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 
 
@@ -385,7 +385,7 @@ def test_ctrl_c_while_it_is_submitted_leaves_nothing_behind(
     if process.returncode == 0:
         # It was over before the signal came, and so the run goes on.
         assert moment == "scheduler"
-        assert run_command("cancel", folder).code == 0
+        assert call_command("cancel", folder).code == 0
     wait_until(lambda: bool(records(folder)))
     scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
     with contextlib.closing(open_client(scheduler)) as client:
@@ -404,12 +404,12 @@ def test_a_submitted_retry_does_failed_recordings_again(speech: Path, tmp_path: 
         path.write_bytes(b"no sound")
     with shell_cluster(tmp_path / "cluster", 1, "--nthreads", "1") as cluster:
         options = ("--scheduler", cluster.address)
-        assert run_command("extract", archive, folder, *SLOWLY, *options).code == 0
+        assert call_command("extract", archive, folder, *SLOWLY, *options).code == 0
         for path in mended:
             path.with_suffix(".away").rename(path)
         with Client(cluster.address, set_as_default=False) as client:
             (pid,) = client.run(os.getpid).values()
-        assert run_command("submit", "retry", folder, "--status", "not_audio", *options).code == 0
+        assert call_command("submit", "retry", folder, "--status", "not_audio", *options).code == 0
         wait_until(lambda: driver_of(folder) > 0 or len(records(folder)) == 2)
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: len(records(folder)) == 2)
@@ -417,7 +417,7 @@ def test_a_submitted_retry_does_failed_recordings_again(speech: Path, tmp_path: 
     assert (second["outcome"], second["is_submitted"]) == ("complete", True)
     assert first["counts"]["by_status"]["not_audio"] > second["counts"]["by_status"]["not_audio"] == 1
     assert second["n_shards_done"] > 1
-    assert second["counts"] == run_command("status", folder, "--json").result["counts"]
+    assert second["counts"] == call_command("status", folder, "--json").result["counts"]
 
 
 def test_an_archive_that_is_gone_stops_a_submitted_run(
@@ -426,7 +426,7 @@ def test_an_archive_that_is_gone_stops_a_submitted_run(
     """The shard that finds it ends the run, rather than all night in vain, and the record says why."""
     folder, archive = tmp_path / "table", tmp_path / "archive"
     shutil.copytree(speech, archive)
-    assert run_command("submit", "extract", archive, folder, *SLOWLY, *at(secured, tls)).code == 0
+    assert call_command("submit", "extract", archive, folder, *SLOWLY, *at(secured, tls)).code == 0
     archive.rename(tmp_path / "elsewhere")
     wait_until(lambda: bool(records(folder)))
     (record,) = records(folder)
@@ -465,7 +465,7 @@ def test_a_run_that_was_taken_for_dead_is_seen_again(tmp_path: Path, monkeypatch
 
 def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path) -> None:
     """Without a scheduler, or for a command that is none, `submit` says so before any work."""
-    done = run_command("submit", "extract", speech, tmp_path / "table")
+    done = call_command("submit", "extract", speech, tmp_path / "table")
     assert done.code == 2
     assert "expected the address of a running Dask scheduler to leave the run to" in done.err
     with pytest.raises(UsageError, match="expected one of extract, label, retry, got 'train'"):

@@ -1,9 +1,11 @@
-"""The command in a process of its own, and where the checkout and the data are."""
+"""The command, in a process of its own or in this one, and where the checkout and the data are."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
+from unittest import mock
+
+from emotion_batch.cli import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +56,42 @@ def run_command(
     done = subprocess.run(command, capture_output=True, timeout=timeout_s, env=variables, cwd=ROOT, check=False)
     # Replacing, for what is not UTF-8 in an output must fail a test and not the reading of it.
     return Finished(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _logging_to(stream: io.TextIOWrapper) -> Iterator[None]:
+    """Let what libraries log to stderr go to a stream within the block, as it goes to that of a process of its own."""
+
+    def handlers() -> Iterator[logging.StreamHandler[TextIO]]:
+        for logger in (logging.getLogger(), *logging.root.manager.loggerDict.values()):
+            for handler in getattr(logger, "handlers", ()):
+                if type(handler) is logging.StreamHandler:
+                    yield handler
+
+    before = sys.stderr
+    found = {handler: handler.setStream(stream) for handler in handlers()}
+    try:
+        yield
+    finally:
+        # A library that was imported within the block has found the stream there.
+        for handler in handlers():
+            if handler.stream is stream:
+                handler.setStream(found.get(handler) or before)
+
+
+def call_command(*arguments: object) -> Finished:
+    """Run ``emotion-batch`` in this process, for tests of what it does: a process takes seconds to import all that it needs."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        _logging_to(err),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = app.run_command([os.fsdecode(one) for one in arguments])
+    for stream in (out, err):
+        stream.flush()
+    return Finished(code, *(stream.buffer.getvalue().decode(errors="replace") for stream in (out, err)))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,13 @@ from pathlib import Path
 
 from emotion_batch.run.scheduler import Scheduler
 
+# What Dask's processes do beside the work takes a tenth of the cores at its defaults, also while no test uses them.
+_CALM = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
+}
+
 
 @dataclass(frozen=True)
 class ShellCluster:
@@ -31,7 +38,8 @@ def shell_cluster(
 ) -> Iterator[ShellCluster]:
     """Start ``dask scheduler`` and ``dask worker`` on loopback, with certificates if there are any; end them with the block.
 
-    `inside` is the command that runs them elsewhere, such as in another network.
+    They have no dashboards, which no test looks at and each process takes a second to start. `inside` is the command that
+    runs them elsewhere, such as in another network.
     """
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -47,7 +55,7 @@ def shell_cluster(
             stdout=log,
             stderr=log,
             cwd=cwd or folder,
-            env={**os.environ, **(environment or {})},
+            env={**_CALM, **os.environ, **(environment or {})},
         )
         processes.append(process)
         return process
@@ -57,7 +65,7 @@ def shell_cluster(
         scheduler = start(
             "scheduler",
             "scheduler",
-            *("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--protocol", protocol),
+            *("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--protocol", protocol),
         )
         address = _wait_for(folder / "scheduler.log", rf"Scheduler at:\s+({protocol}://127\.0\.0\.1:\d+)")
 
@@ -65,7 +73,7 @@ def shell_cluster(
             *options: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
         ) -> subprocess.Popen[bytes]:
             name = f"worker{len(processes)}"
-            arguments = (address, "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", *options)
+            arguments = (address, "--host", "127.0.0.1", "--no-dashboard", *options)
             process = start(name, "worker", *arguments, cwd=cwd, environment=environment)
             _wait_for(folder / f"{name}.log", r"(Registered to):")
             return process

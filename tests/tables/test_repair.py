@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.dataset
 import pytest
 import soundfile
-from support.commands import run_command
+from support.commands import call_command
 from support.recordings import tone
 from support.shell_cluster import ShellCluster
 
@@ -542,13 +542,13 @@ def test_what_a_person_sees(night: Night, tmp_path: Path) -> None:
     path = table / "_table" / "manifest" / "000002.json"
     path.write_bytes(flip(path.read_bytes(), random.Random(0)))  # noqa: S311 a seed, no secret
     sentence = "expected _table/manifest/000002.json as it was written, got a damaged file"
-    done = run_command("status", table)
+    done = call_command("status", table)
     assert done.code == 1, done.err
     assert done.err.count("\n") == 1, done.err
     assert f"{sentence}; run the command that made the table again" in done.err
-    done = run_command("verify", table, "--deep")
+    done = call_command("verify", table, "--deep")
     assert (done.code, sentence in done.out) == (1, True), done.out
-    done = run_command("extract", night.archive, table)
+    done = call_command("extract", night.archive, table)
     assert done.code == 0, done.err
     assert f"{sentence}; it was written anew" in done.err
     assert rows(table) == undisturbed

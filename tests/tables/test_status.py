@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from support.commands import ROOT, run_command
+from support.commands import ROOT, call_command
 from support.damage import find_footer, flip_bit, seal_part
 from support.shell_cluster import ShellCluster
 
@@ -219,7 +219,7 @@ def test_verify_reads_and_repair_removes(copy: Path) -> None:
     )
     assert len(emotion_batch.verify(copy, deep=True).problems) == 2
     assert what_is_there() == before
-    done = run_command("verify", copy, "--repair")
+    done = call_command("verify", copy, "--repair")
     assert done.code == 1
     assert (
         "part-000001.parquet: expected a whole Parquet file, got rows with other bytes than were written; removed"
@@ -367,7 +367,7 @@ def test_what_is_not_ours_is_named_and_left(speech: Path, copy: Path, features: 
     for path in (leftovers[0], copy / ".mine.tmp"):
         os.utime(path, (0, 0))
     assert [problem.split(":")[0] for problem in emotion_batch.verify(copy).problems] == ["mine.parquet", "notes.txt"]
-    done = run_command("extract", speech, copy)
+    done = call_command("extract", speech, copy)
     assert done.code == 0
     for name in ("mine.parquet", "notes.txt"):
         assert f"{name} lies in the table and is no part of it" in done.err
@@ -376,7 +376,7 @@ def test_what_is_not_ours_is_named_and_left(speech: Path, copy: Path, features: 
     # A run that is at work may be writing under such a name; others are not ours.
     assert [path.exists() for path in leftovers] == [False, True]
     assert (copy / ".mine.tmp").exists()
-    done = run_command("verify", copy)
+    done = call_command("verify", copy)
     assert done.code == 1
     assert "expected it to be whole, got 2 problems" in done.err
     assert "mine.parquet: expected only the parts of this table" in done.out
@@ -386,10 +386,10 @@ def test_a_whole_table_with_failures_verifies(features: Path, labels: Path) -> N
     """Failed recordings with their rows are a complete table, of features and of labels: exit code 0, and said."""
     for table in (features, labels):
         for options in ((), ("--deep",)):
-            done = run_command("verify", table, *options)
+            done = call_command("verify", table, *options)
             assert done.code == 0, done.out
             assert done.out.splitlines()[-1].startswith("89 recordings, 89 rows: 84 ok, 5 failed (")
-        assert run_command("verify", table, "--json").result["is_whole"] is True
+        assert call_command("verify", table, "--json").result["is_whole"] is True
 
 
 def test_status_needs_nothing_but_the_table(features: Path, copy: Path) -> None:
@@ -404,13 +404,13 @@ def test_status_needs_nothing_but_the_table(features: Path, copy: Path) -> None:
     status = emotion_batch.status(copy)
     assert 0 < status.n_done < status.n_recordings
     assert status.n_shards_done == status.n_shards - 1
-    done = run_command("status", copy)
+    done = call_command("status", copy)
     assert done.code == 0
     assert f"{status.n_done} of 89 recordings" in done.out
-    assert run_command("status", copy, "--json").result["n_left"] == 89 - status.n_done
+    assert call_command("status", copy, "--json").result["n_left"] == 89 - status.n_done
     with pytest.raises(UsageError, match="expected a table, got none there"):
         emotion_batch.status(copy / "_table")
-    assert run_command("verify", copy.parent).code == 2
+    assert call_command("verify", copy.parent).code == 2
 
 
 def test_a_lease_says_who_is_at_work(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +426,7 @@ def test_a_lease_says_who_is_at_work(copy: Path, monkeypatch: pytest.MonkeyPatch
     (holder,) = status.at_work
     assert (holder.host, holder.pid) == (platform.node(), os.getpid())
     assert status.rate == 25
-    assert "20260101T000000Z-0a is at work" in run_command("status", copy).out
+    assert "20260101T000000Z-0a is at work" in call_command("status", copy).out
     held.end()
     assert emotion_batch.status(copy).at_work == ()
 
@@ -550,23 +550,23 @@ def test_a_retry_is_advised_only_where_it_could_mend_something(
     table = tmp_path / "table"
     write_table_of(table, ("ok", *statuses))
     for command in ("status", "verify"):
-        (line,) = [line for line in run_command(command, table).out.splitlines() if line.startswith("next: ")]
+        (line,) = [line for line in call_command(command, table).out.splitlines() if line.startswith("next: ")]
         assert (line == f"next: emotion-batch retry {table}") == is_retried, line
 
 
 def test_what_changed_is_for_the_command_that_lists(tmp_path: Path) -> None:
     """A recording that is not what was listed is read by the same command as before, which lists anew, not by a retry."""
     write_table_of(tmp_path, ("ok", "changed", "vanished"))
-    assert "next: the command that made the table, again" in run_command("status", tmp_path).out
+    assert "next: the command that made the table, again" in call_command("status", tmp_path).out
 
 
 def test_labels_of_a_feature_table_are_retried_there(tmp_path: Path, labels: Path, features: Path) -> None:
     """`status` of labels whose features may be mended names the table that `retry` takes."""
-    assert f"next: emotion-batch retry {features}" in run_command("status", labels).out
+    assert f"next: emotion-batch retry {features}" in call_command("status", labels).out
     shutil.copytree(labels, tmp_path / "labels")
     info = tmp_path / "labels" / "_table" / "table.json"
     info.write_bytes(seal({**unseal(info.read_bytes()), "source": os.fspath(tmp_path / "gone")}))
-    assert f"next: emotion-batch retry {tmp_path / 'labels'}" in run_command("status", tmp_path / "labels").out
+    assert f"next: emotion-batch retry {tmp_path / 'labels'}" in call_command("status", tmp_path / "labels").out
 
 
 def write_table_of(folder: Path, statuses: tuple[str, ...]) -> None:

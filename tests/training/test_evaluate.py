@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from sklearn import metrics
-from support.commands import Finished, run_command
+from support.commands import Finished, call_command
 from support.damage import seal_part
 
 import emotion_batch
@@ -37,7 +37,7 @@ EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad")
 @pytest.fixture(scope="module")
 def done(bundle: Path, features: Path) -> Finished:
     """What the command says, in full."""
-    found = run_command("evaluate", bundle, features, "--json")
+    found = call_command("evaluate", bundle, features, "--json")
     assert found.code == 0, found.err
     return found
 
@@ -211,7 +211,9 @@ def test_a_choice_of_recordings_has_labels_as_all_have(bundle: Path, features: P
 def test_labels_are_mapped_and_what_has_no_counterpart_is_counted(bundle: Path, features: Path, tmp_path: Path) -> None:
     """A map brings labels to the model's; others are left out and counted, and giving an absent label is wrong."""
     (tmp_path / "map.txt").write_text("fear = \nhappy = joy\nps = sad\ndisgust =\n")
-    done = run_command("evaluate", bundle, features, "--label-map", tmp_path / "map.txt", "--robustness", "0", "--json")
+    done = call_command(
+        "evaluate", bundle, features, "--label-map", tmp_path / "map.txt", "--robustness", "0", "--json"
+    )
     assert done.code == 0, done.err
     figures = done.result["figures"]
     assert done.result["left_out"] == {"disgust": 12, "fear": 12, "happy": 12}
@@ -235,7 +237,7 @@ def test_precision_is_told_at_priors(bundle: Path, features: Path) -> None:
     if angry[6] + sad[6]:
         assert found.at_priors["precision"]["sad"] == pytest.approx(sad[6] / (angry[6] + sad[6]))
     assert "at priors" in str(format_evaluation(found))
-    done = run_command("evaluate", bundle, features, "--priors", "bored=1")
+    done = call_command("evaluate", bundle, features, "--priors", "bored=1")
     assert done.code == 2
     assert "is not a label of the model; its labels are angry, disgust" in done.err
 
@@ -244,9 +246,9 @@ def test_other_features_are_refused(bundle: Path, speech: Path, features: Path, 
     """A table of other settings, one of labels, or none, is a wrong call."""
     few = tmp_path / "few"
     shutil.copytree(speech / "V1_angry", few)
-    done = run_command("extract", few, tmp_path / "other", "--n-mels", "64")
+    done = call_command("extract", few, tmp_path / "other", "--n-mels", "64")
     assert done.code == 0, done.err
-    done = run_command("evaluate", bundle, tmp_path / "other")
+    done = call_command("evaluate", bundle, tmp_path / "other")
     assert done.code == 2
     assert "n_mels 128, got 64" in done.err
     with pytest.raises(UsageError, match="expected a feature table, got none there"):
@@ -259,7 +261,7 @@ def test_an_incomplete_table_is_not_judged(bundle: Path, features: Path, tmp_pat
     """A part that is missing is said, for figures of a rest mean something else."""
     shutil.copytree(features, tmp_path / "table")
     next((tmp_path / "table").glob("*.parquet")).unlink()
-    done = run_command("evaluate", bundle, tmp_path / "table")
+    done = call_command("evaluate", bundle, tmp_path / "table")
     assert done.code == 1
     assert "1 missing, damaged or out of date" in done.err
 
@@ -310,7 +312,7 @@ def test_confidence_is_judged_as_labels_have_it(
     card = replace(card, domain=fitted.to_dict(), confidence=asdict(promise))
     (sure / "card.json").write_bytes(card.to_json())
     found = emotion_batch.evaluate(sure, features, robustness=0)
-    done = run_command("label", features, tmp_path / "labels", "--model", sure)
+    done = call_command("label", features, tmp_path / "labels", "--model", sure)
     assert done.code == 0, done.err
     table = pq.read_table(tmp_path / "labels", filters=[("status", "==", "ok")])
     is_confident = np.asarray(table["is_confident"])
@@ -326,7 +328,7 @@ def test_confidence_is_judged_as_labels_have_it(
 
 def test_what_is_printed_is_readable(bundle: Path, features: Path) -> None:
     """The text has each figure once, a line for each label and condition, and of many speakers the worst twenty."""
-    done = run_command("evaluate", bundle, features, "--robustness", "7")
+    done = call_command("evaluate", bundle, features, "--robustness", "7")
     assert done.code == 0, done.err
     for word in (
         *EMOTIONS,

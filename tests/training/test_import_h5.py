@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from support.commands import Finished, run_command
+from support.commands import Finished, call_command, run_command
 
 import emotion_batch
 from emotion_batch.errors import UsageError
@@ -73,7 +73,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imported(notebook: Path) -> Finished:
     """The command, which has made ``bundle`` beside the notebook's file."""
     h5 = notebook / "emotion_audio_model.h5"
-    done = run_command("import", h5, notebook / "bundle", "--labels", LABELS)
+    done = call_command("import", h5, notebook / "bundle", "--labels", LABELS)
     assert done.code == 0, done.err
     return done
 
@@ -292,7 +292,9 @@ def test_labels_that_the_notebook_would_not_have_given_are_told(
 def test_the_command_tells_of_another_order(notebook: Path, tmp_path: Path) -> None:
     """It is a line on stderr; the exit code stays 0, and what is printed stays the card."""
     labels = ",".join([*EMOTIONS[1:], "angry"])
-    done = run_command("import", notebook / "emotion_audio_model.h5", tmp_path / "bundle", "--labels", labels, "--json")
+    done = call_command(
+        "import", notebook / "emotion_audio_model.h5", tmp_path / "bundle", "--labels", labels, "--json"
+    )
     assert done.code == 0, done.err
     assert done.result["labels"] == labels.split(",")
     assert done.err.startswith("labels: the notebook's LabelEncoder sorts its labels, angry, disgust")
@@ -333,7 +335,7 @@ def test_other_files_are_refused_by_the_command(notebook: Path, tmp_path: Path) 
         (notebook / "new.weights.h5", "it has no weights by layer, as Keras saves an .h5"),
         (tmp_path / "missing.h5", "missing.h5: expected it to exist"),
     ):
-        done = run_command("import", file, tmp_path / "bundle", "--labels", LABELS)
+        done = call_command("import", file, tmp_path / "bundle", "--labels", LABELS)
         assert (done.code, done.out) == (2, "")
         assert sentence in done.err
         assert len(done.err.strip().splitlines()) == 1

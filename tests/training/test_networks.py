@@ -65,12 +65,12 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
     """The same seed gives the same weights, whole or gone on from any epoch; another seed is another training."""
     rows, targets = np.arange(28), np.arange(28) % 7
 
-    def train(seed: int, name: str = "", stop_after: int = 9) -> str:
+    def train(seed: int, name: str = "", stops: tuple[int, ...] = ()) -> str:
         class StopError(Exception):
             pass
 
         def stop(epoch: int, figures: object) -> None:  # noqa: ARG001 as it is called
-            if epoch == stop_after:
+            if epoch in stops[:1]:
                 raise StopError
 
         checkpoint = Checkpoint(Folder.of(tmp_path), name, f"seed {seed}") if name else None
@@ -86,13 +86,13 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
                 checkpoint=checkpoint,
             )
         except StopError:
-            return train(seed, name)
+            return train(seed, name, stops[1:])
         assert [len(values) for values in history.values()] == [3, 3]
         return networks.fingerprint_network(network, ["a"] * 7, settings)
 
     with spool_of(settings, 28) as spool:
         whole = train(3)
-        assert train(3, "stopped", stop_after=1) == train(3, "again", stop_after=2) == whole != train(4)
+        assert train(3, "stopped", stops=(1, 2)) == whole != train(4)
         # Of another training nothing is gone on from.
         assert Checkpoint(Folder.of(tmp_path), "stopped", "seed 4").read() is None
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.commands import run_command, running
+from support.commands import call_command, run_command, running
 
 import emotion_batch
 from emotion_batch.errors import UsageError
@@ -87,7 +87,7 @@ def test_labels_without_recordings_and_recordings_without_labels_are_told(
     lines += [f"gone.wav,{words[0]}", "lost.wav,sad", f"{failed[0]},sad", f"{good[4]},{words[4]}"]
     table = tmp_path / "labels.csv"
     table.write_text("file,emotion\n" + "\n".join(lines))
-    done = run_command("train", features, tmp_path / "bundle", "--labels", f"table:{table}", *QUICK, "--json")
+    done = call_command("train", features, tmp_path / "bundle", "--labels", f"table:{table}", *QUICK, "--json")
     assert done.code == 0, done.err
     counts = done.result["training"]
     assert (counts["n_rows"], counts["n_unlabelled"], counts["n_failed"]) == (80, 4, 5)
@@ -144,12 +144,12 @@ def test_the_commands_allow_numeric_labels(features: Path, bundle: Path, tmp_pat
         ("train", features, tmp_path / "bundle", *QUICK),
         ("evaluate", bundle, features, "--robustness", "0"),
     ):
-        done = run_command(*command, "--labels", source)
+        done = call_command(*command, "--labels", source)
         assert done.code == 2
         assert "'1' from" in done.err
         assert "use --allow-numeric-labels" in done.err
         assert len(done.err.strip().splitlines()) == 1
-    done = run_command(
+    done = call_command(
         "train", features, tmp_path / "bundle", *QUICK, "--labels", source, "--allow-numeric-labels", "--json"
     )
     assert done.code == 0, done.err
@@ -268,10 +268,10 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
 
 def test_training_again_gives_the_same_model(features: Path, bundle: Path, tmp_path: Path) -> None:
     """The same command in another process gives the same weights; with nothing held out it judges nothing."""
-    again = run_command("train", features, tmp_path / "again", "--epochs", "5", "--batch-size", "16", "--json")
+    again = call_command("train", features, tmp_path / "again", "--epochs", "5", "--batch-size", "16", "--json")
     assert again.code == 0, again.err
     assert again.result["model_id"] == json.loads((bundle / "card.json").read_text())["model_id"]
-    everything = run_command(
+    everything = call_command(
         "train", features, tmp_path / "all", "--epochs", "1", "--held-out", "0", "--labels", "folder"
     )
     # A folder says nothing of who speaks.
@@ -302,7 +302,7 @@ def test_a_training_that_is_killed_ends_as_one_that_was_not(features: Path, tmp_
             process.kill()
             process.wait()
     assert list(bundle.glob(".*.checkpoint"))
-    again = run_command("train", features, bundle, *options)
+    again = call_command("train", features, bundle, *options)
     assert again.code == 0, again.err
     assert again.result["model_id"] == whole.result["model_id"]
     assert not list(bundle.glob(".*"))
@@ -312,15 +312,15 @@ def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_p
     """A model that is there is somebody's; so is a folder with other things."""
     there = tmp_path / "there"
     shutil.copytree(bundle, there)
-    refused = run_command("train", features, there, "--epochs", "1")
+    refused = call_command("train", features, there, "--epochs", "1")
     assert refused.code == 2
     assert "got one with a bundle" in refused.err
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    refused = run_command("train", features, tmp_path / "photos", "--epochs", "1")
+    refused = call_command("train", features, tmp_path / "photos", "--epochs", "1")
     assert refused.code == 2
     assert "got 'a.jpg' in it" in refused.err
-    assert run_command("train", features, there, "--epochs", "1", "--max-folds", "0", "--force").code == 0
+    assert call_command("train", features, there, "--epochs", "1", "--max-folds", "0", "--force").code == 0
     assert json.loads((there / "card.json").read_text())["training"]["epochs"] == 1
 
 
@@ -361,7 +361,7 @@ def test_a_training_from_a_bundle_says_where_it_started(features: Path, bundle: 
         tmp_path / "labels.csv", features, {"angry": "angry", "happy": "happy", "fear": "fear", "neutral": "bored"}
     )
     options = ("--labels", source, "--from", bundle, "--epochs", "2", "--data-licence", "mine")
-    done = run_command("train", features, tmp_path / "further", *options)
+    done = call_command("train", features, tmp_path / "further", *options)
     assert done.code == 0, done.err
     start, card = (json.loads((folder / "card.json").read_text()) for folder in (bundle, tmp_path / "further"))
     assert card["labels"] == sorted([*EMOTIONS, "bored"])
@@ -417,7 +417,7 @@ def test_without_speakers_a_further_training_keeps_the_calibration(
 
 def test_what_a_training_cannot_start_from_is_refused(features: Path, bundle: Path, tmp_path: Path) -> None:
     """Other feature settings, a damaged file, and weights of another model under a card are one sentence each."""
-    refused = run_command("train", features, tmp_path / "new", "--from", "voices-1")
+    refused = call_command("train", features, tmp_path / "new", "--from", "voices-1")
     assert refused.code == 2
     assert "expected the features of model" in refused.err and "recipe voices, got mfcc-mean" in refused.err
     assert len(refused.err.strip().splitlines()) == 1

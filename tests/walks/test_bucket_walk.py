@@ -14,7 +14,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import soundfile
-from support.commands import Finished, run_command, running
+from support.commands import Finished, call_command, running
 from support.damage import victims
 from support.servers import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Bucket, Proxy
 from support.shell_cluster import ShellCluster, shell_cluster
@@ -71,7 +71,7 @@ def test_the_walk_in_a_bucket_is_that_on_a_disk(
     said: list[Finished] = []
 
     def run(*arguments: object) -> Finished:
-        said.append(run_command(*arguments, "--storage-options", write_options(tmp_path, s3.options)))
+        said.append(call_command(*arguments, "--storage-options", write_options(tmp_path, s3.options)))
         assert said[-1].code == 0, said[-1].err
         return said[-1]
 
@@ -191,9 +191,9 @@ def test_what_is_killed_leaves_nothing_half_in_a_bucket(
         if one.is_running():
             one.kill()
     psutil.wait_procs(everybody, timeout=10)
-    done = run_command(*arguments)
+    done = call_command(*arguments)
     assert done.code == 0, done.err
-    done = run_command("verify", f"{s3.url}/{name}/table", "--deep", "--storage-options", options)
+    done = call_command("verify", f"{s3.url}/{name}/table", "--deep", "--storage-options", options)
     assert done.code == 0, done.out
     emotion_batch.extract(some_tess, tmp_path / "table", workers=2)
     assert rows_of(s3, f"{name}/table").equals(local_rows(tmp_path / "table"))
@@ -220,7 +220,7 @@ def test_a_refusal_is_one_sentence_at_once(
     options = {**s3.options, **changed}
     to = tmp_path / "table" if table == "disk" else f"s3://{table}"
     began = time.monotonic()
-    done = run_command(
+    done = call_command(
         "extract", f"s3://{archive}", to, "--debug", "--storage-options", write_options(tmp_path, options)
     )
     assert time.monotonic() - began < 10

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import run_command
+from support.commands import call_command
 
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.manifest import Manifest
@@ -36,7 +36,7 @@ def nemo(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if emotion in WORDS:
             (folder / "recordings").mkdir(exist_ok=True)
             shutil.copy(path, folder / "recordings" / f"{speaker}_{WORDS[emotion]}_{number}.wav")
-    done = run_command("extract", folder / "recordings", folder / "features")
+    done = call_command("extract", folder / "recordings", folder / "features")
     assert done.code == 0, done.err
     return folder / "features"
 
@@ -80,7 +80,7 @@ def test_corpora_speakers_and_labels_count_alike(features: Path, nemo: Path) -> 
 def test_a_model_of_several_corpora_says_what_it_is_worth_elsewhere(features: Path, nemo: Path, tmp_path: Path) -> None:
     """The card has corpora held out beside speakers held out, also over the labels that all have, and the trust is of these."""
     (tmp_path / "map.txt").write_text("".join(f"{theirs} = {ours}\n" for theirs, ours in MAP.items()))
-    done = run_command(
+    done = call_command(
         *("train", features, nemo, tmp_path / "bundle", "--labels", "tess", "--labels", "nemo"),
         *("--label-map", tmp_path / "map.txt", "--epochs", "1", "--max-folds", "2"),
     )
@@ -111,7 +111,7 @@ def test_two_tables_of_one_name_are_two_corpora(features: Path, tmp_path: Path) 
     """Tables whose names, or labels, are the same keep their rows apart; without known speakers corpora are held out all the same."""
     for name in ("a", "b"):
         shutil.copytree(features, tmp_path / name / "features")
-    done = run_command(
+    done = call_command(
         *("train", tmp_path / "a" / "features", tmp_path / "b" / "features", tmp_path / "bundle"),
         *("--labels", r"regex:_(?P<emotion>[a-z]+)\.wav$", "--epochs", "1", "--max-folds", "2"),
     )
@@ -127,11 +127,11 @@ def test_two_tables_of_one_name_are_two_corpora(features: Path, tmp_path: Path) 
 
 def test_tables_that_do_not_fit_each_other_are_named(features: Path, nemo: Path, tmp_path: Path) -> None:
     """Features of other settings, and labels for another number of tables, are one sentence each."""
-    done = run_command("extract", nemo.parent / "recordings", tmp_path / "other", "--n-mfcc", "13")
+    done = call_command("extract", nemo.parent / "recordings", tmp_path / "other", "--n-mfcc", "13")
     assert done.code == 0, done.err
-    refused = run_command("train", features, tmp_path / "other", tmp_path / "bundle")
+    refused = call_command("train", features, tmp_path / "other", tmp_path / "bundle")
     assert refused.code == 2
     assert "its features or segments have other settings than those of" in refused.err
-    refused = run_command("train", features, nemo, tmp_path / "bundle", *("--labels", "tess") * 3)
+    refused = call_command("train", features, nemo, tmp_path / "bundle", *("--labels", "tess") * 3)
     assert refused.code == 2
     assert "one for each of 2 tables, got 3" in refused.err

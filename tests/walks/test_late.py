@@ -98,7 +98,7 @@ def standing_still(cluster: ShellCluster, source: Path, table: Folder, *options:
     ],
 )
 def test_a_worker_that_wakes_late_undoes_nothing(
-    tmp_path: Path, how: str, where: str, request: pytest.FixtureRequest
+    tmp_path: Path, cluster: ShellCluster, how: str, where: str, request: pytest.FixtureRequest
 ) -> None:
     """Its shard has other recordings by now, or none any more: what the later run made of it stays."""
     archive, table, options = tmp_path / "archive", Folder.of(tmp_path / "table"), ()
@@ -109,18 +109,18 @@ def test_a_worker_that_wakes_late_undoes_nothing(
         settings.write_text(str(bucket.options).replace("'", '"'))
         options = ("--storage-options", f"@{settings}")
     write(archive, "abcde", duration_s=10)
-    with shell_cluster(tmp_path / "cluster", 0) as cluster, standing_still(cluster, archive, table, *options) as shard:
+    with shell_cluster(tmp_path / "cluster", 0) as late, standing_still(late, archive, table, *options) as shard:
         if how == "gone":
             for path in archive.iterdir():
                 path.unlink()
         write(archive, "abcde" if how == "changed" else "xyz", seed=1, duration_s=2)
-        with_all = {"segments": WINDOWS, "prune": True, "force": True, "storage_options": table.options}
-        emotion_batch.extract(archive, table.url, **with_all)
+        at = {"segments": WINDOWS, "scheduler": cluster.address}
+        emotion_batch.extract(archive, table.url, **at, prune=True, force=True, storage_options=table.options)
         assert table.exists(part_name(shard)) == (how == "changed")
         whole = rows(table)
     assert rows(table) == whole
     assert emotion_batch.verify(table.url, deep=True, storage_options=table.options).problems == ()
-    emotion_batch.extract(archive, tmp_path / "fresh", segments=WINDOWS)
+    emotion_batch.extract(archive, tmp_path / "fresh", **at)
     assert whole == rows(Folder.of(tmp_path / "fresh"))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.commands import ROOT, Finished, run_command
+from support.commands import ROOT, Finished, call_command, run_command
 
 import emotion_batch
 from emotion_batch.errors import UsageError
@@ -32,11 +32,11 @@ def made(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features of the third recipe, a bundle of its network, and labels both ways, all on local clusters."""
     folder = tmp_path_factory.mktemp("third")
     for command in (
-        ("extract", speech, folder / "features", "--recipe", NAME, "--workers", "2"),
+        ("extract", speech, folder / "features", "--recipe", NAME, "--workers", "1"),
         ("verify", folder / "features", "--deep"),
         ("train", folder / "features", folder / "bundle"),
-        ("label", folder / "features", folder / "labels", "--model", folder / "bundle", "--workers", "2"),
-        ("label", speech, folder / "straight", "--model", folder / "bundle", "--workers", "2"),
+        ("label", folder / "features", folder / "labels", "--model", folder / "bundle", "--workers", "1"),
+        ("label", speech, folder / "straight", "--model", folder / "bundle", "--workers", "1"),
         ("verify", folder / "straight", "--deep"),
     ):
         done = run_installed(*command)
@@ -68,12 +68,12 @@ def test_a_third_recipe_goes_all_the_way(made: Path) -> None:
 
 def test_a_recipe_that_is_not_installed_is_named(made: Path, speech: Path, tmp_path: Path) -> None:
     """Without the package, its tables and bundles are refused in one sentence; so is its option, and its package elsewhere."""
-    refused = run_command("label", made / "features", tmp_path / "labels", "--model", made / "bundle")
+    refused = call_command("label", made / "features", tmp_path / "labels", "--model", made / "bundle")
     assert refused.code == 2
     assert "got 'mfcc-change'" in refused.err
     assert "install the package that has this recipe" in refused.err
     assert len(refused.err.splitlines()) == 1
-    unknown = run_command("extract", made, tmp_path / "features", "--recipe", NAME)
+    unknown = call_command("extract", made, tmp_path / "features", "--recipe", NAME)
     assert unknown.code == 2
     assert "--recipe: expected seed or voices, or a recipe of an installed package, got mfcc-change" in unknown.err
     differing = run_installed("extract", speech, made / "features", "--recipe", "seed")

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.dataset
 import pytest
 import soundfile
-from support.commands import run_command, running, wait_for_parts
+from support.commands import call_command, running, wait_for_parts
 from support.recordings import tone
 from support.shell_cluster import ShellCluster
 
@@ -257,7 +257,7 @@ def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cl
     for path in sorted(archive.iterdir())[: N_RECORDINGS // 2]:
         path.rename(away / path.name)
     before = rows(table)
-    done = run_command("extract", archive, table, "--prune")
+    done = call_command("extract", archive, table, "--prune")
     assert done.code == 2
     assert "--prune: expected at most a tenth of the 240 recordings to be gone, got 120" in done.err
     # Nothing was done, so the table's last run is the one that made it.
@@ -268,7 +268,7 @@ def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cl
         emotion_batch.extract(archive, table, prune=True, **at)
     assert rows(table) == before
     assert emotion_batch.verify(table).is_whole
-    done = run_command("extract", archive, table, "--prune", "--force", "--json")
+    done = call_command("extract", archive, table, "--prune", "--force", "--json")
     assert done.code == 0, done.err
     assert (done.result["n_pruned"], done.result["counts"]["n_recordings"]) == (N_RECORDINGS, 0)
     assert not list(table.glob("*.parquet"))
@@ -305,7 +305,7 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     assert summary.counts.by_status == {"not_audio": 1, "ok": 29}
     # Without a status only what another try could mend is done again, and none of this is.
     assert emotion_batch.retry(features, **at).n_decoded == 0
-    done = run_command("retry", features, "--status", "not_audio", "--json")
+    done = call_command("retry", features, "--status", "not_audio", "--json", "--scheduler", cluster.address)
     assert done.code == 0, done.err
     # What changed since it was listed is for the command that lists.
     assert done.result["counts"]["by_status"] == {"changed": 1, "ok": 29}
@@ -425,7 +425,7 @@ def test_status_and_record_while_a_run_works_and_after_it_was_stopped(
         status = emotion_batch.status(table)
         assert [holder.pid for holder in status.at_work] == [process.pid]
         assert 0 < status.n_done < status.n_recordings == 2_798
-        assert f"is at work, on {status.at_work[0].host}, process {process.pid}" in run_command("status", table).out
+        assert f"is at work, on {status.at_work[0].host}, process {process.pid}" in call_command("status", table).out
         process.terminate()
         _, err = process.communicate(timeout=30)
     assert process.returncode == 143, err
@@ -434,4 +434,4 @@ def test_status_and_record_while_a_run_works_and_after_it_was_stopped(
     assert status.last_run is not None
     assert status.last_run["outcome"] == "stopped"
     assert status.last_run["n_shards_done"] > 0
-    assert "stopped" in run_command("status", table).out
+    assert "stopped" in call_command("status", table).out

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from support.commands import run_command
+from support.commands import call_command
+from support.shell_cluster import ShellCluster
 
 import emotion_batch
 from emotion_batch.settings import VoicesSettings
@@ -17,18 +18,19 @@ SETTINGS = VoicesSettings()
 
 
 @pytest.fixture(scope="module")
-def made(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(speech: Path, cluster: ShellCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, a bundle of two epochs, and labels both ways."""
     folder = tmp_path_factory.mktemp("sequences")
+    at = ("--scheduler", cluster.address)
     for command in (
-        ("extract", speech, folder / "features", "--recipe", "voices"),
+        ("extract", speech, folder / "features", "--recipe", "voices", *at),
         ("verify", folder / "features", "--deep"),
         ("train", folder / "features", folder / "bundle", "--epochs", "2", "--data-licence", "none"),
-        ("label", folder / "features", folder / "labels", "--model", folder / "bundle"),
-        ("label", speech, folder / "straight", "--model", folder / "bundle"),
+        ("label", folder / "features", folder / "labels", "--model", folder / "bundle", *at),
+        ("label", speech, folder / "straight", "--model", folder / "bundle", *at),
         ("verify", folder / "labels", "--deep"),
     ):
-        done = run_command(*command)
+        done = call_command(*command)
         assert done.code == 0, (command[0], done.err)
     return folder
 
@@ -74,11 +76,11 @@ def test_the_card_says_what_the_model_is_worth(made: Path) -> None:
     assert not rows["is_confident"].any()
 
 
-def test_windows_are_sequences_too(made: Path, speech: Path, tmp_path: Path) -> None:
+def test_windows_are_sequences_too(made: Path, speech: Path, cluster: ShellCluster, tmp_path: Path) -> None:
     """Windows of a recording have a row each, as long as they start inside it."""
-    done = run_command(
+    done = call_command(
         *("label", speech / "V1_angry", tmp_path / "windows", "--model", made / "bundle"),
-        *("--window", "0.5", "--hop", "0.25", "--workers", "1"),
+        *("--window", "0.5", "--hop", "0.25", "--scheduler", cluster.address),
     )
     assert done.code == 0, done.err
     rows = pq.read_table(tmp_path / "windows").to_pandas()
@@ -88,9 +90,9 @@ def test_windows_are_sequences_too(made: Path, speech: Path, tmp_path: Path) -> 
 
 def test_features_of_another_recipe_are_refused(made: Path, features: Path) -> None:
     """A network is not given what it cannot read, and the sentence says what to do."""
-    done = run_command("label", features, made / "other", "--model", made / "bundle")
+    done = call_command("label", features, made / "other", "--model", made / "bundle")
     assert done.code == 2
     assert "recipe voices, got mfcc-mean" in done.err
-    refused = run_command("extract", made, made / "odd", "--recipe", "voices", "--n-mfcc", "13")
+    refused = call_command("extract", made, made / "odd", "--recipe", "voices", "--n-mfcc", "13")
     assert refused.code == 2
     assert "--n-mfcc: expected the recipe seed with it, got voices" in refused.err

@@ -12,36 +12,23 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from support.commands import call_command
-
-from emotion_batch.features import mfcc
+from support.commands import run_command
 
 pytestmark = pytest.mark.tess
-
-
-# The notebook's network learns these recordings in fewer epochs than the notebook gives it. From one epoch to the next its accuracy
-# changes by 0.02 then, so the best of these epochs counts; `make torture` has all hundred, of which the last one counts.
-EPOCHS = 40
-
-
-def train_and_label(features: Path, archive: Path, folder: Path, *options: object) -> None:
-    """Run training and both ways of labelling, as typed."""
-    for command in (
-        ("train", features, folder / "bundle", "--max-folds", "0", *options),
-        ("label", features, folder / "labels", "--model", folder / "bundle"),
-        ("label", archive, folder / "straight", "--model", folder / "bundle"),
-    ):
-        done = call_command(*command)
-        assert done.code == 0, done.err
 
 
 @pytest.fixture(scope="module")
 def tables(tess: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three jobs, as typed, with both ways of labelling."""
     folder = tmp_path_factory.mktemp("walk")
-    done = call_command("extract", tess, folder / "features")
-    assert done.code == 0, done.err
-    train_and_label(folder / "features", tess, folder, "--epochs", str(EPOCHS), "--patience", str(EPOCHS))
+    for command in (
+        ("extract", tess, folder / "features"),
+        ("train", folder / "features", folder / "bundle", "--max-folds", "0"),
+        ("label", folder / "features", folder / "labels", "--model", folder / "bundle"),
+        ("label", tess, folder / "straight", "--model", folder / "bundle"),
+    ):
+        done = run_command(*command, timeout_s=900)
+        assert done.code == 0, done.err
     return folder
 
 
@@ -65,44 +52,25 @@ def test_every_recording_has_the_notebooks_features(tess: Path, tables: Path) ->
     assert rates["OAF_fear/OAF_food_fear.wav"] == 96_000
 
 
-def assert_held_out_recordings_are_right(bundle: Path, epochs: int) -> None:
-    card = json.loads((bundle / "card.json").read_text())
-    assert (card["training"]["epochs"], card["training"]["batch_size"]) == (epochs, 512)
+def test_held_out_recordings_are_right(tables: Path) -> None:
+    """On a stratified fifth that was not learnt from, the notebook's network is right at least 0.97 of the time."""
+    card = json.loads((tables / "bundle" / "card.json").read_text())
     figures = card["metrics"]["stratified"]
     assert (figures["n_rows"], figures["n_speakers"]) == (560, 2)
     assert figures["accuracy"] >= 0.97
     assert card["labels"] == ["angry", "disgust", "fear", "happy", "neutral", "ps", "sad"]
 
 
-def test_held_out_recordings_are_right(tables: Path) -> None:
-    """On a stratified fifth that was not learnt from, the notebook's network is right at least 0.97 of the time."""
-    assert_held_out_recordings_are_right(tables / "bundle", EPOCHS)
-    # What `train` does if nothing is said is what the notebook does.
-    assert (mfcc.RECIPE.epochs, mfcc.RECIPE.batch_size) == (100, 512)
-
-
-def assert_both_ways_give_the_right_labels(folder: Path) -> None:
-    labels = read(folder / "labels")
-    assert labels.equals(read(folder / "straight"))
+def test_labels_from_features_and_from_recordings_are_the_same_rows(tables: Path) -> None:
+    """Both ways give equal rows, with probabilities that sum to 1, right where the name says what is right."""
+    labels = read(tables / "labels")
+    assert labels.equals(read(tables / "straight"))
     probabilities = np.stack([labels[name].to_numpy() for name in labels.column_names if name.startswith("p_")], axis=1)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     right = [
         file[:-4].endswith(f"_{emotion}") for file, emotion in labels.select(["file", "emotion"]).to_pandas().values
     ]
     assert np.mean(right) > 0.97
-
-
-def test_labels_from_features_and_from_recordings_are_the_same_rows(tables: Path) -> None:
-    """Both ways give equal rows, with probabilities that sum to 1, right where the name says what is right."""
-    assert_both_ways_give_the_right_labels(tables)
-
-
-@pytest.mark.torture
-def test_all_epochs_of_the_notebook_keep_what_fewer_have(tess: Path, tables: Path, tmp_path: Path) -> None:
-    """Without an option the training has the notebook's hundred epochs, and its labels are as right, in both ways."""
-    train_and_label(tables / "features", tess, tmp_path)
-    assert_held_out_recordings_are_right(tmp_path / "bundle", 100)
-    assert_both_ways_give_the_right_labels(tmp_path)
 
 
 def test_every_reader_counts_the_same_rows(tables: Path) -> None:
@@ -149,7 +117,7 @@ def test_the_model_that_ships_labels_what_it_knows(tess: Path, tmp_path: Path) -
     for number in range(20):
         noise = 10 ** rng.uniform(-2, -0.3) * rng.standard_normal(48_000).clip(-3, 3) / 3
         soundfile.write(archive / "noise" / f"{number}.wav", noise, 16_000)
-    done = call_command("label", archive, tmp_path / "labels", "--workers", "1")
+    done = run_command("label", archive, tmp_path / "labels", "--workers", "1")
     assert done.code == 0, done.err
     rows = read(tmp_path / "labels").to_pandas()
     is_noise = rows["file"].str.startswith("noise/")

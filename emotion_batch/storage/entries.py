@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emotion_batch.storage.bucket import Store
 from emotion_batch.storage.folder import Folder, is_url
-from emotion_batch.storage.fsspec_store import Store
 from emotion_batch.storage.retry import persistently
 
 ENTRY_SCHEMA = pa.schema(

@@ -22,8 +22,8 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from emotion_batch.errors import DamagedError, DeniedError, NoBucketError, StorageError, UsageError
-from emotion_batch.storage.bucket import open_bucket
-from emotion_batch.storage.fsspec_store import FsspecStore, Mark, Store, is_signed, open_fsspec
+from emotion_batch.storage.bucket import Store, open_bucket
+from emotion_batch.storage.fsspec_store import FsspecStore, Mark, is_signed, open_fsspec
 from emotion_batch.storage.retry import is_transient, persistently
 
 T = TypeVar("T")
@@ -302,11 +302,11 @@ def writing(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
     """Give a stream; what was written to it is the file at `location` once the block ends well, and nothing otherwise."""
     place = Folder.of(location, options)
     if not place.is_local:
-        above, _, name = place.url.rpartition("/")
+        above, name = split_file(place)
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
-            Folder(above, place.options).publish(name, spool.read())
+            above.publish(name, spool.read())
         return
     with _temporary(place.url, b"", is_durable=False) as temporary:
         with open(temporary, "wb") as stream:

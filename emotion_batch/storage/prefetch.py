@@ -15,9 +15,10 @@ from typing import NamedTuple
 from emotion_batch import usage
 from emotion_batch.errors import StoreError
 from emotion_batch.settings import Segments
+from emotion_batch.storage.bucket import Store
 from emotion_batch.storage.entries import Entry, is_local, locate_remote
 from emotion_batch.storage.folder import Folder
-from emotion_batch.storage.fsspec_store import STRANGE, Blob, Store
+from emotion_batch.storage.fsspec_store import STRANGE, Blob
 from emotion_batch.storage.retry import persistently
 
 # Requests of a worker that are under way at once, and the most that it holds of recordings that are not computed yet.

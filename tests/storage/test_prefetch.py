@@ -21,10 +21,10 @@ from emotion_batch.errors import DeniedError, StorageError, StoreError
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import prefetch, retry
 from emotion_batch.storage.archive import list_recordings
-from emotion_batch.storage.bucket import open_bucket
+from emotion_batch.storage.bucket import Store, open_bucket
 from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry
 from emotion_batch.storage.folder import Folder
-from emotion_batch.storage.fsspec_store import Blob, Store
+from emotion_batch.storage.fsspec_store import Blob
 from emotion_batch.storage.prefetch import RemoteFile
 from emotion_batch.worker.recordings import extract_rows
 

@@ -155,9 +155,9 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
-        return self._ask(name, lambda store, path: store.get(path)).data
+        return self.read_range(name, 0, None)
 
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
+    def read_range(self, name: str, start: int, stop: int | None) -> bytes:
         """Return bytes of `name`, as far as it has them."""
         return self._ask(name, lambda store, path: store.get(path, start, stop)).data
 
@@ -166,10 +166,10 @@ class Folder:
         blob = self._ask(name, lambda store, path: store.get_end(path, n_bytes))
         return blob.data, blob.size
 
-    def read_if_there(self, name: str) -> bytes | None:
-        """Return the bytes of `name`, or None if there is no such file."""
+    def read_if_there(self, name: str, stop: int | None = None) -> bytes | None:
+        """Return the bytes of `name`, all or those before `stop`; None if there is no such file."""
         try:
-            return self.read(name)
+            return self.read_range(name, 0, stop)
         except (FileNotFoundError, NotADirectoryError):
             return None
 

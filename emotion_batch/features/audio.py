@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import soxr
 from emotion_batch.errors import RecordingError, Status
 from emotion_batch.features import containers, extents, wav
 from emotion_batch.features.containers import ReadAt
-from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder
+from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder, NamelessFile
 
 # Containers and subtypes of which libsndfile decodes all, and the same as FFmpeg:
 # https://libsndfile.github.io/libsndfile/formats.html
@@ -36,12 +36,10 @@ _LIBSNDFILES = (
     containers.SPHERE,
     containers.FLAC,
 )
-_SUBTYPES = frozenset(
-    {
-        *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
-        *("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"),
-    }
-)
+_SUBTYPES = {
+    *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
+    *("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"),
+}
 # Tags of these in RIFF/WAVE; the last is that of the extensible format, which names another within.
 _WAVE_TAGS = (0x0001, 0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0xFFFE)
 # What begins like MPEG audio is not shown to libsndfile, whose decoder of it writes to the terminal.
@@ -57,7 +55,6 @@ _MIN_RATE_HZ, _MAX_RATE_HZ = 100, 768_000
 # Filters of so many rates are kept by each thread; an archive rarely has more.
 _MAX_STREAMS = 8
 _local = threading.local()
-T = TypeVar("T", bound="_Decoder")
 
 
 @dataclass(frozen=True)
@@ -100,18 +97,22 @@ class _StoppedError(Exception):
 class Recording:
     """An open recording, which `opened` makes; `header` is what it says of itself.
 
-    Its duration is by default that of the frames that the decoder promises. `instead` opens the decoder that goes on where
-    the first one stopped, if there is one. A rate that no recording has raises RecordingError, ``unreadable``.
+    `there` are the frames that are there, and not only promised: if no more is missing than headers are wrong by, that is no cut.
+    Its duration is by default that of the frames that the decoder promises. `instead` opens the decoder that goes on where the
+    first one stopped, if there is one. A rate that no recording has raises RecordingError, ``unreadable``.
     """
 
     def __init__(
         self,
         decoder: _Decoder,
+        there: int | None = None,
         duration_s: float | None = None,
         instead: Callable[[], _Decoder] | None = None,
     ) -> None:
         rate = decoder.samplerate
         _check_rate(rate)
+        if there is not None and decoder.frames - there <= _MOST_MISSING_S * rate:
+            decoder.frames = there
         self._decoder = decoder
         self._instead = instead
         self._kept = np.empty(0, np.float32)
@@ -208,59 +209,47 @@ class _Libsndfile:
         return samples
 
 
-class RandomFile(Protocol):
-    """A file that is elsewhere, as libsndfile's callbacks and the reader of plain WAV want it."""
-
-    def read_at(self, offset: int, n_bytes: int) -> bytes:
-        """Return bytes from `offset` on, fewer at the end."""
-
-    def tell(self) -> int:
-        """Return the position."""
-
-
 @contextlib.contextmanager
-def opened(source: int | bytes | RandomFile, n_bytes: int) -> Iterator[Recording]:
+def opened(source: int | bytes | ReadAt, n_bytes: int) -> Iterator[Recording]:
     """Open a recording by its content, whatever its name; `n_bytes` is the length of the file.
 
-    The source is a file descriptor open for reading, which stays open, the whole file's bytes, or a file that is elsewhere.
+    The source is a file descriptor open for reading, which stays open, the whole file's bytes, or what returns bytes of a file
+    that is elsewhere, from an offset on, fewer at its end.
     Raises RecordingError, also from within the block: ``empty``, ``not_audio``, ``truncated`` or ``unreadable``.
     """
     if not n_bytes:
         raise RecordingError(Status.EMPTY, "the file has no bytes")
-    if isinstance(source, int):
-        descriptor = source
-        head = os.pread(descriptor, n_bytes if n_bytes <= _WHOLE_BYTES else _HEADER_BYTES, 0)
-
-        def read_at(offset: int, size: int) -> bytes:
-            if offset + size <= len(head):
-                return head[offset : offset + size]
-            return os.pread(descriptor, size, offset)
-    elif isinstance(source, bytes):
-        data = source
-
-        def read_at(offset: int, size: int) -> bytes:
-            return data[offset : offset + size]
-    else:
-        remote = source
-
-        def read_at(offset: int, size: int) -> bytes:
-            return remote.read_at(offset, size)
-
-    handle = None if isinstance(source, bytes) else source
+    read_at = _reading(source, n_bytes)
     wave = wav.open_plain(read_at, n_bytes)
     if wave is not None:
-        yield Recording(_settled(wave, wave.there))
+        yield Recording(wave, wave.there)
         return
     with contextlib.ExitStack() as stack:
-        yield _open(stack, handle, read_at, n_bytes)
+        yield _open(stack, source, read_at, n_bytes)
 
 
-def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int) -> Recording:
+def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
+    """Return what reads bytes of a recording."""
+    if callable(source):
+        return source
+    if isinstance(source, bytes):
+        return lambda offset, size: source[offset : offset + size]
+    head = os.pread(source, n_bytes if n_bytes <= _WHOLE_BYTES else _HEADER_BYTES, 0)
+
+    def read_at(offset: int, size: int) -> bytes:
+        if offset + size <= len(head):
+            return head[offset : offset + size]
+        return os.pread(source, size, offset)
+
+    return read_at
+
+
+def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: ReadAt, n_bytes: int) -> Recording:
     """Open a recording that is no plain WAV; `stack` closes it."""
     start = containers.find_start(read_at)
     if start:
         # Only what reads bytes can be told that the file begins later.
-        whole, handle = read_at, None
+        whole = read_at
         n_bytes = max(0, n_bytes - start)
 
         def read_at(offset: int, size: int) -> bytes:
@@ -268,7 +257,7 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
 
         wave = wav.open_plain(read_at, n_bytes)
         if wave is not None:
-            return Recording(_settled(wave, wave.there))
+            return Recording(wave, wave.there)
     container = containers.identify_container(read_at, n_bytes)
 
     def by_ffmpeg() -> FFmpegDecoder:
@@ -280,20 +269,20 @@ def _open(stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: in
     if container is None and read_at(0, 3).startswith(_LIKE_MPEG):
         raise containers.not_audio()
     if not start and (container is None or container in _LIBSNDFILES):
-        sound = _open_libsndfile(stack, handle, read_at, n_bytes, container)
+        sound = _open_libsndfile(stack, source, read_at, n_bytes, container)
         extent = None if container is None else extents.measure_extent(container, read_at, n_bytes)
         # A length of 0 that was never filled in is not for libsndfile to see through.
         if sound is not None and (sound.frames or extent is None or not extent.promised):
-            decoder = _settled(_Libsndfile(sound, extent), sound.frames)
-            return Recording(decoder, instead=None if container is None else by_ffmpeg)
+            instead = None if container is None else by_ffmpeg
+            return Recording(_Libsndfile(sound, extent), sound.frames, instead=instead)
     if container is None:
         raise containers.not_audio()
     found = by_ffmpeg()
-    return Recording(found, found.duration_s)
+    return Recording(found, duration_s=found.duration_s)
 
 
 def _open_libsndfile(
-    stack: contextlib.ExitStack, handle: Any, read_at: ReadAt, n_bytes: int, container: str | None
+    stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: ReadAt, n_bytes: int, container: str | None
 ) -> soundfile.SoundFile | None:
     """Return a recording as libsndfile opens it; None if it is for FFmpeg to decode."""
     if container == containers.WAV:
@@ -303,8 +292,15 @@ def _open_libsndfile(
         # Of a file of more than 4 GB the length may have wrapped.
         if n_bytes > 2**32 or found is None or found[0] not in _WAVE_TAGS:
             return None
+    file = (
+        NamelessFile(source, n_bytes)
+        if callable(source)
+        else io.BytesIO(source)
+        if isinstance(source, bytes)
+        else source
+    )
     try:
-        sound = soundfile.SoundFile(io.BytesIO(read_at(0, n_bytes)) if handle is None else handle, closefd=False)
+        sound = soundfile.SoundFile(file, closefd=False)
     except soundfile.LibsndfileError:
         return None
     stack.enter_context(sound)
@@ -319,13 +315,6 @@ def _check_rate(rate: int) -> None:
             Status.UNREADABLE,
             f"the header says a rate of {rate} samples a second, and no recording has one outside {_MIN_RATE_HZ} to {_MAX_RATE_HZ}",
         )
-
-
-def _settled(decoder: T, there: int) -> T:
-    """Return a decoder that promises no more than there is, if what is missing is no cut."""
-    if decoder.frames - there <= _MOST_MISSING_S * decoder.samplerate:
-        decoder.frames = there
-    return decoder
 
 
 def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.NDArray[np.float32]:

@@ -124,18 +124,12 @@ def unbound(read_at: ReadAt, n_bytes: int) -> ReadAt:
 
 def is_chunks(read_at: ReadAt, at: int, n_bytes: int) -> bool:
     """Return whether chunks of RIFF, and nothing else, follow from a place to the end of the file."""
-    for _ in range(MOST_CHUNKS):
-        if at >= n_bytes:
-            return True
-        head = read_at(at, 8)
-        if len(head) < 8 or not all(32 <= byte < 127 for byte in head[:4]):
+    for name, size, content_at in _chunks(read_at, at, n_bytes, "little"):
+        if not all(32 <= byte < 127 for byte in name):
             return False
-        size = int.from_bytes(head[4:], "little")
-        at += 8 + size + size % 2
-        # The last byte of padding is often left out.
-        if at > n_bytes + 1:
-            return False
-    return False
+        at = content_at + size + size % 2
+    # The last byte of padding is often left out.
+    return n_bytes <= at <= n_bytes + 1
 
 
 def _measure_mp3(read_at: ReadAt, start: int, n_bytes: int) -> Extent | None:

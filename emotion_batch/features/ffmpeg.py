@@ -26,17 +26,15 @@ if TYPE_CHECKING:
     import av
 
 # The decoders that a recording may name, by FFmpeg's names: codecs of speech, telephony and music, and none of pictures.
-CODECS = frozenset(
-    {
-        *("aac", "ac3", "alac", "amrnb", "amrwb", "eac3", "flac", "opus", "speex", "vorbis"),
-        *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "libopencore_amrnb", "libopencore_amrwb"),
-        *("wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice"),
-        *("evrc", "g722", "g723_1", "g726", "g726le", "g729", "gsm", "gsm_ms", "ilbc", "qcelp", "truespeech"),
-        *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf", "adpcm_yamaha", "pcm_alaw", "pcm_mulaw"),
-        *("pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le"),
-        *("pcm_s24be", "pcm_s24le", "pcm_s32be", "pcm_s32le"),
-    }
-)
+CODECS = {
+    *("aac", "ac3", "alac", "amrnb", "amrwb", "eac3", "flac", "opus", "speex", "vorbis"),
+    *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "libopencore_amrnb", "libopencore_amrwb"),
+    *("wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice"),
+    *("evrc", "g722", "g723_1", "g726", "g726le", "g729", "gsm", "gsm_ms", "ilbc", "qcelp", "truespeech"),
+    *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf", "adpcm_yamaha", "pcm_alaw", "pcm_mulaw"),
+    *("pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le"),
+    *("pcm_s24be", "pcm_s24le", "pcm_s32be", "pcm_s32le"),
+}
 # FFmpeg's own decoders of AMR do not know the frames of silence that telephones send.
 _BETTER = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 # A stream of unknown length has so many samples.
@@ -94,7 +92,7 @@ class FFmpegDecoder:
         self.frames = UNKNOWN_FRAMES
         # The end of what was demuxed and of what was decoded, in seconds of the stream's own clock.
         self._demuxed_s = self._decoded_s = -math.inf
-        self._open()
+        self._blocks = self._decoded_links()
         first = next(self._blocks, None)
         if first is None:
             raise self._nothing()
@@ -136,15 +134,9 @@ class FFmpegDecoder:
             n_frames -= len(part)
         return np.concatenate(parts)
 
-    def _open(self) -> None:
-        """Begin at the beginning."""
-        self._open_link(*self._links[0])
-        self._blocks = self._decoded_links()
-
     def _decoded_links(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
-        """Yield what `_decoded` does, of all streams that follow one another."""
-        yield from self._decoded()
-        for start, stop in self._links[1:]:
+        """Yield what `_decoded` does, of all streams that follow one another, from the beginning."""
+        for start, stop in self._links:
             self._open_link(start, stop)
             yield from self._decoded()
 
@@ -156,7 +148,7 @@ class FFmpegDecoder:
         read_at = self._read_at
         try:
             self._container = av.open(
-                _File(lambda offset, size: read_at(start + offset, size), stop - start),
+                NamelessFile(lambda offset, size: read_at(start + offset, size), stop - start),
                 format=self._name,
                 # Tags in any encoding must not keep a recording from being heard.
                 metadata_errors="replace",
@@ -283,7 +275,7 @@ class FFmpegDecoder:
                     if 0 <= at <= start:
                         self._at = at
                         return
-        self._open()
+        self._blocks = self._decoded_links()
         _, self._pending = next(self._blocks, (None, self._pending[:0]))
         self._at = 0
 
@@ -392,8 +384,8 @@ class _Resampler:
         return self.resample(np.empty((0, self._n_channels), np.float32), is_last=True)
 
 
-class _File:
-    """Bytes as PyAV wants a file; it has no name."""
+class NamelessFile:
+    """Bytes that are read by `read_at`, as PyAV and libsndfile want a file."""
 
     def __init__(self, read_at: ReadAt, n_bytes: int) -> None:
         self._read_at = read_at

@@ -25,10 +25,7 @@ from emotion_batch.features.recipe import flatten as flatten
 from emotion_batch.libraries import find_plugin
 from emotion_batch.settings import AnySettings
 
-_BUILT_IN: tuple[Recipe[Any], ...] = (
-    mfcc.RECIPE,
-    logmel_pitch.RECIPE,
-)
+_BUILT_IN: tuple[Recipe[Any], ...] = (mfcc.RECIPE, logmel_pitch.RECIPE)
 # What tables and bundles called the recipe `sequence`.
 _REPLACED = "logmel-pitch"
 

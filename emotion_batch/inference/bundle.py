@@ -63,11 +63,8 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
 def open_bundle(folder: Folder) -> Bundle:
     """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads."""
     with explained(f"model {folder.url}"):
-        try:
-            # A byte more than is allowed, and no more, however large it is.
-            data = folder.read_range(CARD, 0, _MAX_CARD_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            data = None
+        # A byte more than is allowed, and no more, however large it is.
+        data = folder.read_if_there(CARD, _MAX_CARD_BYTES + 1)
     if data is None:
         raise UsageError(
             f"model {folder.url}: expected a bundle, got no {CARD} there; make one with `emotion-batch train TABLE BUNDLE`"
@@ -166,10 +163,7 @@ def read_checked(bundle: Bundle, name: str) -> bytes:
 def read_reliability(bundle: Bundle) -> bytes | None:
     """Return the picture of a bundle's calibration, a PNG; None if it has none that its card names."""
     with explained(f"model {bundle.folder.url}/{RELIABILITY}"):
-        try:
-            data = bundle.folder.read_range(RELIABILITY, 0, _MAX_PICTURE_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        data = bundle.folder.read_if_there(RELIABILITY, _MAX_PICTURE_BYTES + 1) or b""
     is_whole = data.startswith(_PNG) and sha256(data) == bundle.card.files.get(RELIABILITY)
     return data if is_whole else None
 

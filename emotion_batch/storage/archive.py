@@ -18,7 +18,7 @@ from fsspec.utils import glob_translate
 from emotion_batch.errors import UsageError
 from emotion_batch.storage.entries import BATCH, ENTRY_SCHEMA, Entry, compact, distinct, locate_local
 from emotion_batch.storage.file_lists import ReadyList, is_list, read_list
-from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets
+from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets, split_file
 from emotion_batch.storage.names import DiskNames
 from emotion_batch.storage.retry import persistently
 
@@ -159,7 +159,7 @@ def is_recording(source: str | os.PathLike[str], options: Mapping[str, Any] | No
 
 def _kind(place: Folder) -> tuple[_Kind, Folder]:
     """Return what an archive is, and what the names of its recordings are relative to; of a list, where it lies."""
-    parent = Folder(place.url.rsplit("/", 1)[0] or "/", place.options)
+    parent, _ = split_file(place)
     with explained(f"archive {place.url}"):
         # In this order: a name that exists is never taken for a glob.
         kind = place.find_kind()
@@ -237,13 +237,13 @@ def _find_one(place: Folder) -> Entry:
 
 
 def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
-    """Yield the files of a local archive that are not hidden, names relative to `base`."""
+    """Return the files of a local archive that are not hidden, names relative to `base`."""
+    # Our own walk, because fsspec's passes over linked folders and over folders that it may not read.
+    found = _walk_local(base.url, "", ())
     if kind == "folder":
-        yield from _walk_local(base.url, "", ())
-    else:
-        # Our own walk, because fsspec's passes over linked folders and over folders that it may not read.
-        matches = re.compile(glob_translate(place.url)).match
-        yield from (entry for entry in _walk_local(base.url, "", ()) if matches(os.fsdecode(locate_local(base, entry))))
+        return found
+    matches = re.compile(glob_translate(place.url)).match
+    return (entry for entry in found if matches(os.fsdecode(locate_local(base, entry))))
 
 
 def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:

@@ -31,9 +31,7 @@ from emotion_batch.storage.fsspec_store import (
     Blob,
     FsspecStore,
     Mark,
-    Store,
     open_fsspec,
-    plain_version,
     scrub,
 )
 from emotion_batch.storage.retry import CLIENT_RETRIES, TRANSIENT_CODES, is_transient, persistently
@@ -62,11 +60,11 @@ _LEAST_FOLDER = 250
 _MOST_LEVELS = 4
 # A page of a listing, or a folder that is listed for itself: its name with a slash, and what gives its pages and folders.
 _Found: TypeAlias = pa.Table | tuple[str, Callable[[], list[Any]]]
-_stores: dict[tuple[int, str, str, str], Store | None] = {}
+_stores: dict[tuple[int, str, str, str], BucketStore | None] = {}
 _LOCK = threading.Lock()
 
 
-def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[Store, str] | None:
+def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[BucketStore, str] | None:
     """Return a bucket's store, one for each process, and the key that a URL such as ``s3://bucket/key`` names in it.
 
     `options` are those of fsspec's filesystem. None if obstore does not serve the URL, or not with these options; raise
@@ -85,7 +83,7 @@ def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[Store, str] | Non
     return None if store is None else (store, key.rstrip("/"))
 
 
-def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> Store | None:
+def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> BucketStore | None:
     try:
         import arro3.core  # noqa: F401 obstore's listings need it
         import obstore.store
@@ -185,7 +183,7 @@ class BucketStore:
         if meta["e_tag"] is None:
             raise StoreError(STRANGE, is_transient=True)
         data = b"" if "head" in options else result.bytes().to_bytes()
-        return Blob(data, meta["size"], plain_version(meta["e_tag"]))
+        return Blob(data, meta["size"], meta["e_tag"].strip('"'))
 
     @_or_fsspec
     def put(self, path: str, data: bytes) -> None:
@@ -410,6 +408,10 @@ class BucketStore:
     def _no_bucket(self) -> NoBucketError:
         where = "where it was looked for; check its name, endpoint and region"
         return NoBucketError(f"there is no bucket {self._url} {where}")
+
+
+# A client of storage: both have the same methods.
+Store: TypeAlias = FsspecStore | BucketStore
 
 
 def _in_order(above: str, found: Iterator[_Found]) -> Iterator[pa.Table]:

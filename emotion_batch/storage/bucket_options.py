@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,7 +68,7 @@ class Config:
 
     config: Mapping[str, Any] = field(repr=False)
     client: Mapping[str, Any]
-    credentials: Callable[[], Any] | None
+    credentials: Callable[[], Any] | None = field(repr=False)
     looked_in: str
 
 
@@ -146,7 +147,8 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     elif authorities and not client["allow_http"]:
         with open(authorities, "rb") as stream:
             client["root_certificate"] = stream.read()
-    return Config(config, client, None if config["skip_signature"] else _boto_keys(session), looked_in)
+    credentials = None if config["skip_signature"] else partial(_find_boto_keys, session)
+    return Config(config, client, credentials, looked_in)
 
 
 def find_region(url: str) -> str | None:
@@ -167,26 +169,18 @@ def find_region(url: str) -> str | None:
     return region
 
 
-def _boto_keys(session: Any) -> Callable[[], dict[str, Any]]:
-    """Return what asks botocore for keys: of options, the environment, profiles, single sign-on, roles.
+def _find_boto_keys(session: Any) -> dict[str, Any]:
+    """Return the keys that botocore finds: of options, the environment, profiles, single sign-on, roles.
 
     obstore's own provider needs boto3, whose versions exclude those of the botocore that s3fs needs.
     """
-
-    def keys() -> dict[str, Any]:
-        # The session keeps them.
-        found = session.get_credentials()
-        if found is None:
-            raise ValueError("no credentials were found")
-        key, secret, token = found.get_frozen_credentials()[:3]
-        return {
-            "access_key_id": key,
-            "secret_access_key": secret,
-            "token": token,
-            "expires_at": datetime.now(UTC) + _KEYS_LAST,
-        }
-
-    return keys
+    # The session keeps them.
+    found = session.get_credentials()
+    if found is None:
+        raise ValueError("no credentials were found")
+    key, secret, token = found.get_frozen_credentials()[:3]
+    expires_at = datetime.now(UTC) + _KEYS_LAST
+    return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": expires_at}
 
 
 def _boto_endpoint(session: Any) -> str | None:
@@ -270,9 +264,9 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
             base64.b64decode(key, validate=True)
         except ValueError:
             raise ValueError("an account key that is no base64") from None
-        credentials = _fixed(access_key=key)
+        credentials = partial(dict, access_key=key, expires_at=None)
     elif sas:
-        credentials = _fixed(sas_token=sas.removeprefix("?"))
+        credentials = partial(dict, sas_token=sas.removeprefix("?"), expires_at=None)
     elif all(service):
         config |= dict(zip(("client_id", "client_secret", "tenant_id"), service, strict=True))
     elif anon not in (None, False, "", "false", "False", "0", "f"):
@@ -283,7 +277,3 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
         credentials = AzureCredentialProvider()
         looked_in += ", and what azure-identity finds"
     return Config(config, client, credentials, looked_in)
-
-
-def _fixed(**keys: str) -> Callable[[], dict[str, Any]]:
-    return lambda: {**keys, "expires_at": None}

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from emotion_batch.storage.bucket import Store
 from emotion_batch.storage.folder import Folder, is_url
-from emotion_batch.storage.fsspec_store import Store
 from emotion_batch.storage.retry import persistently
 
 ENTRY_SCHEMA = pa.schema(
@@ -85,19 +85,13 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
 
     Of a piece for each array allocators lose a third on the way; and ten million nulls are as large as numbers.
     """
-    columns = {
-        field.name: column
-        for field, column in zip(ENTRY_SCHEMA, batch.columns, strict=True)
-        if column.null_count < len(column) or len(column) > BATCH
-    }
-    known = pa.RecordBatch.from_arrays(
-        list(columns.values()), schema=pa.schema([ENTRY_SCHEMA.field(n) for n in columns])
-    )
+    n_rows = len(batch)
+    known = batch.select([name for name in ENTRY_SCHEMA.names if batch[name].null_count < n_rows or n_rows > BATCH])
     whole = pa.ipc.read_record_batch(known.serialize(), known.schema)
-    return pa.RecordBatch.from_arrays(
-        [whole[name] if name in columns else _nothing()[name].slice(0, len(batch)) for name in ENTRY_SCHEMA.names],
-        schema=ENTRY_SCHEMA,
-    )
+    columns = [
+        whole[name] if name in known.schema.names else _nothing()[name].slice(0, n_rows) for name in ENTRY_SCHEMA.names
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)
 
 
 def distinct(table: pa.Table) -> tuple[pa.Table, int]:

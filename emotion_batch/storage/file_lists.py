@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +25,6 @@ from emotion_batch.storage.names import as_utf8, bare
 _MARK = b"\xef\xbb\xbf"
 # A file that gzip made begins with this.
 _GZIP = b"\x1f\x8b"
-# No line of a CSV's column names is longer.
-_HEAD_BYTES = 2**16
 # A text is read so much at once.
 _PIECE_BYTES = 2**24
 SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
@@ -120,14 +117,16 @@ def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> 
 
 
 def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
-    table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    table = _read_parquet(data)
     if "file" in table.column_names:
         return ReadyList(folder, _names(table["file"].cast(pa.string())))
     if {_BUCKET, _KEY} <= set(table.column_names):
-        return _inventory(
-            folder, [table.rename_columns([column.lower().replace("_", "") for column in table.column_names])]
-        )
+        return _inventory(folder, [table])
     raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+
+
+def _read_parquet(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
 
 
 def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
@@ -150,21 +149,15 @@ def _read_csv(data: bytes, columns: list[str] | None = None) -> pa.Table:
     if data.startswith(_GZIP):
         source = pa.CompressedInputStream(source, "gzip")
     # As written: a name such as 007 is no number.
-    kinds = dict.fromkeys(columns or _name_columns(data), pa.string())
+    named = columns or [name for name in pyarrow.csv.open_csv(io.BytesIO(data)).schema.names if bare(name) == "file"]
     wanted = [column for column in columns or () if column in _COLUMNS]
     return pyarrow.csv.read_csv(
         source,
         read_options=pyarrow.csv.ReadOptions(column_names=columns),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types=kinds, strings_can_be_null=False, include_columns=wanted
+            column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=False, include_columns=wanted
         ),
     )
-
-
-def _name_columns(data: bytes) -> list[str]:
-    """Return how the first line of a CSV spells the name of the column ``file``."""
-    line = re.split(rb"[\r\n]", data.removeprefix(_MARK)[:_HEAD_BYTES], maxsplit=1)[0].decode(errors="replace")
-    return [column for column in next(csv.reader([line]), []) if bare(column) == "file"]
 
 
 def _guess_inventory(first: list[str]) -> list[str] | None:
@@ -205,16 +198,10 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
             f"list {folder.url}/{_MANIFEST}: expected an inventory as CSV or Parquet, got {kind}; ask S3 for one of those"
         )
 
-    def tables() -> Iterator[pa.Table]:
-        for file in files:
-            data = _read_beside(folder, file)
-            if kind == "CSV":
-                yield _decoded(_read_csv(data, columns))
-            else:
-                table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-                yield table.rename_columns([column.lower().replace("_", "") for column in table.column_names])
+    def read(data: bytes) -> pa.Table:
+        return _decoded(_read_csv(data, columns)) if kind == "CSV" else _read_parquet(data)
 
-    return _inventory(folder, tables(), about.get("sourceBucket"))
+    return _inventory(folder, (read(_read_beside(folder, file)) for file in files), about.get("sourceBucket"))
 
 
 def _read_beside(folder: Folder, file: str) -> bytes:
@@ -242,6 +229,8 @@ def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = 
     """Return the objects of an inventory's tables that are there: the latest versions, without what marks a deletion."""
     names: list[pa.Table] = []
     for table in tables:
+        # Parquet spells the ETag e_tag.
+        table = table.rename_columns([column.lower().replace("_", "") for column in table.column_names])
         for column, wanted in ((_LATEST, "true"), (_DELETED, "false")):
             if column in table.column_names:
                 table = table.filter(pc.equal(table[column].cast(pa.string()), wanted))
@@ -258,7 +247,5 @@ def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = 
         names.append(_names(table[_KEY], table))
     if bucket is None:
         raise UsageError(f"list {folder.url}: expected an inventory of objects, got none in it")
-    options: Mapping[str, Any] = folder.options
-    return ReadyList(
-        Folder(f"s3://{bucket}", options), pa.concat_tables([LISTED_SCHEMA.empty_table(), *names]), is_inventory=True
-    )
+    listed = pa.concat_tables([LISTED_SCHEMA.empty_table(), *names])
+    return ReadyList(Folder(f"s3://{bucket}", folder.options), listed, is_inventory=True)

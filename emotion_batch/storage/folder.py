@@ -22,8 +22,8 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from emotion_batch.errors import DamagedError, DeniedError, NoBucketError, StorageError, UsageError
-from emotion_batch.storage.bucket import open_bucket
-from emotion_batch.storage.fsspec_store import FsspecStore, Mark, Store, is_signed, open_fsspec
+from emotion_batch.storage.bucket import Store, open_bucket
+from emotion_batch.storage.fsspec_store import FsspecStore, Mark, is_signed, open_fsspec
 from emotion_batch.storage.retry import is_transient, persistently
 
 T = TypeVar("T")
@@ -155,9 +155,9 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of `name`; raise FileNotFoundError if there is no such file."""
-        return self._ask(name, lambda store, path: store.get(path)).data
+        return self.read_range(name, 0, None)
 
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
+    def read_range(self, name: str, start: int, stop: int | None) -> bytes:
         """Return bytes of `name`, as far as it has them."""
         return self._ask(name, lambda store, path: store.get(path, start, stop)).data
 
@@ -166,10 +166,10 @@ class Folder:
         blob = self._ask(name, lambda store, path: store.get_end(path, n_bytes))
         return blob.data, blob.size
 
-    def read_if_there(self, name: str) -> bytes | None:
-        """Return the bytes of `name`, or None if there is no such file."""
+    def read_if_there(self, name: str, stop: int | None = None) -> bytes | None:
+        """Return the bytes of `name`, all or those before `stop`; None if there is no such file."""
         try:
-            return self.read(name)
+            return self.read_range(name, 0, stop)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -302,11 +302,11 @@ def writing(location: str | os.PathLike[str], options: Mapping[str, Any] | None 
     """Give a stream; what was written to it is the file at `location` once the block ends well, and nothing otherwise."""
     place = Folder.of(location, options)
     if not place.is_local:
-        above, _, name = place.url.rpartition("/")
+        above, name = split_file(place)
         with tempfile.TemporaryFile() as spool:
             yield spool
             spool.seek(0)
-            Folder(above, place.options).publish(name, spool.read())
+            above.publish(name, spool.read())
         return
     with _temporary(place.url, b"", is_durable=False) as temporary:
         with open(temporary, "wb") as stream:

@@ -1,6 +1,6 @@
-"""The interface of all clients of storage, and the client that uses fsspec. The client for buckets is `storage.bucket`.
+"""Read and write places by fsspec. What does it for buckets, `storage.bucket`, has the same methods.
 
-Whatever a client raises leaves here as an `OSError` with a text of our own, because options may hold credentials, and clients put what
+Paths are the client's own, without a protocol; every call may be made from any thread. Whatever a client raises leaves here as an `OSError` with a text of our own, because options may hold credentials, and clients put what
 they sent into their errors.
 """
 
@@ -11,9 +11,9 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -68,43 +68,6 @@ class Blob(NamedTuple):
 Mark = Mapping[str, str]
 
 
-class Store(Protocol):
-    """A client of storage. Paths are its own, without a protocol; every call may be made from any thread.
-
-    All raise FileNotFoundError, `DeniedError`, `NoBucketError`, `StoreError` or another OSError.
-    """
-
-    def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
-        """Return an object's bytes from `start` to `stop`, as far as it has them; `ChangedError` if not of `version`.
-
-        A store that cannot read parts returns all from `start` on.
-        """
-
-    def get_end(self, path: str, n_bytes: int) -> Blob:
-        """Return an object's last bytes."""
-
-    def put(self, path: str, data: bytes) -> None:
-        """Write an object, whole or not at all, in one request."""
-
-    def find_mark(self, path: str) -> Mark | None:
-        """Return what changes when other bytes are written under a name; None if there is no object."""
-
-    def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
-        """Write an object unless there is one, but for that with the mark `over`; return whether it was written."""
-
-    def delete(self, path: str) -> None:
-        """Delete an object if it is there."""
-
-    def find_kind(self, path: str) -> Literal["file", "folder"] | None:
-        """Return what there is under a name."""
-
-    def children(self, path: str) -> tuple[pa.Table, list[str]]:
-        """Return the files directly in a folder, of `LISTED_SCHEMA`, and the names of the folders in it."""
-
-    def walk(self, path: str) -> Iterator[pa.Table]:
-        """Yield all files below a folder, of `LISTED_SCHEMA`, their names relative to it."""
-
-
 def _read_local(path: str, start: int, stop: int | None) -> Blob:
     """Return bytes of a file; from the end with a `start` below 0. Not by fsspec, which takes three times as long."""
     with open(path, "rb") as stream:
@@ -117,7 +80,10 @@ def _read_local(path: str, start: int, stop: int | None) -> Blob:
 
 
 class FsspecStore:
-    """A filesystem of fsspec's; `options` are what it was made of, because some of them are secret."""
+    """A filesystem of fsspec's; `options` are what it was made of, because some of them are secret.
+
+    All calls raise FileNotFoundError, `DeniedError`, `NoBucketError`, `StoreError` or another OSError.
+    """
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, options: Mapping[str, Any]) -> None:
         self._filesystem = filesystem
@@ -128,7 +94,11 @@ class FsspecStore:
         self._has_versions = bool(protocols & EXTRAS.keys())
 
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
-        """Return bytes of an object, in two requests if it is not read whole, because the size is needed."""
+        """Return an object's bytes from `start` to `stop`, as far as it has them; `ChangedError` if not of `version`.
+
+        A store that cannot read parts returns all from `start` on. It takes two requests if the object is not read whole, because
+        the size is needed.
+        """
         if self._is_local:
             return _read_local(path, start, stop)
         size, found = (None, None) if start == 0 and stop is None else self._info(path)
@@ -155,13 +125,13 @@ class FsspecStore:
         return self.get(path) if size is None else self.get(path, max(0, size - n_bytes), size)
 
     def put(self, path: str, data: bytes, **how: str) -> None:
-        """Write an object by the filesystem's own put of bytes, which is one request; `how` is what that takes."""
+        """Write an object, whole or not at all, in one request; `how` is what the filesystem's own put of bytes takes."""
         # s3fs cuts what is larger than two of its chunks, and leaves the pieces where it is killed.
         whole = {"chunksize": len(data)} if len(data) > _S3FS_CHUNK_BYTES and self._is_s3 else {}
         self._call(lambda: self._filesystem.pipe_file(path, data, **whole, **how))
 
     def find_mark(self, path: str) -> Mark | None:
-        """Return what the filesystem says of an object beside its name."""
+        """Return what changes when other bytes are written under a name; None if there is no object."""
         try:
             info = self._call(lambda: self._look(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +139,10 @@ class FsspecStore:
         return {name: str(info[name]) for name in (*_ETAGS, *_TIMES, "size", "ino") if name in info}
 
     def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
-        """Write an object as is promised; where the filesystem cannot say so, two in the same instant may both."""
+        """Write an object unless there is one, but for that with the mark `over`; return whether it was written.
+
+        Where the filesystem cannot say so, two in the same instant may both.
+        """
         if over is not None:
             if self.find_mark(path) != over:
                 return False
@@ -197,7 +170,7 @@ class FsspecStore:
         return "folder" if kind == "directory" else "file"
 
     def children(self, path: str) -> tuple[pa.Table, list[str]]:
-        """Return the files directly in a folder, and the names of the folders in it."""
+        """Return the files directly in a folder, of `LISTED_SCHEMA`, and the names of the folders in it."""
         self._forget()
         entries = self._call(lambda: self._filesystem.ls(path, detail=True))
         folders = [_base(entry["name"]) for entry in entries if entry["type"] == "directory"]
@@ -206,7 +179,7 @@ class FsspecStore:
         return _listed((name, info) for name, info in files if name), [name for name in folders if name]
 
     def walk(self, path: str) -> Iterator[pa.Table]:
-        """Yield all files below a folder; fsspec holds all their names at once."""
+        """Yield all files below a folder, of `LISTED_SCHEMA`, names relative to it; fsspec holds all their names at once."""
         self._forget()
         found = persistently(lambda: self._call(lambda: self._filesystem.find(path, detail=True)))
         root = f"{path.rstrip('/')}/"
@@ -297,12 +270,7 @@ def find_version(info: Mapping[str, Any]) -> str | None:
         # As Google's own ETag has it, which is what the client of buckets sees.
         return base64.b64decode(info["md5Hash"]).hex()
     version = next((info[name] for name in (*_ETAGS, *_TIMES) if info.get(name)), None)
-    return None if version is None else plain_version(str(version))
-
-
-def plain_version(version: str) -> str:
-    """Return an ETag without its quotes."""
-    return version.strip('"')
+    return None if version is None else str(version).strip('"')
 
 
 def scrub(text: str, options: Mapping[str, Any]) -> str:
@@ -332,17 +300,18 @@ def _secrets(options: Any) -> Iterator[str]:
         yield options
 
 
-def _listed(found: Any) -> pa.Table:
+def _listed(found: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table:
     """Return what fsspec says of files as a table of `LISTED_SCHEMA`."""
-    # A name that is no text is listed as one that shows so, rather than not at all.
     rows = [
-        (name.encode("utf-8", "backslashreplace").decode(), info.get("size"), find_version(info))
+        # A name that is no text is listed as one that shows so, rather than not at all.
+        {
+            "name": name.encode("utf-8", "backslashreplace").decode(),
+            "size": info.get("size"),
+            "version": find_version(info),
+        }
         for name, info in found
     ]
-    columns = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, LISTED_SCHEMA, strict=True)], LISTED_SCHEMA
-    )
+    return pa.Table.from_pylist(rows, LISTED_SCHEMA)
 
 
 def _base(path: str) -> str:

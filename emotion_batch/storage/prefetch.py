@@ -15,9 +15,10 @@ from typing import NamedTuple
 from emotion_batch import usage
 from emotion_batch.errors import StoreError
 from emotion_batch.settings import Segments
+from emotion_batch.storage.bucket import Store
 from emotion_batch.storage.entries import Entry, is_local, locate_remote
 from emotion_batch.storage.folder import Folder
-from emotion_batch.storage.fsspec_store import STRANGE, Blob, Store
+from emotion_batch.storage.fsspec_store import STRANGE, Blob
 from emotion_batch.storage.retry import persistently
 
 # Requests of a worker that are under way at once, and the most that it holds of recordings that are not computed yet.
@@ -59,7 +60,7 @@ class RemoteFile(io.RawIOBase):
 
     An object of another `version` is not read. `block_bytes` are fetched at a time, and `pool` fetches the next block while
     one is read; None for a file that is read here and there. What the store raises is kept in `failure`, because it would not
-    come through a decoder of C: to that, the file ends there.
+    come through a decoder of C: to that, the file ends there. Called with an offset and a size, it returns these bytes.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class RemoteFile(io.RawIOBase):
         usage.current().read_bytes += len(data)
         return data
 
-    def read_at(self, offset: int, n_bytes: int) -> bytes:
+    def __call__(self, offset: int, n_bytes: int) -> bytes:
         """Return bytes from `offset` on, fewer at the file's end, or where its store failed."""
         stop = min(offset + n_bytes, self.size)
         parts = []
@@ -159,7 +160,7 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # soundfile gives a memoryview
         """Read into a buffer."""
-        data = self.read_at(self._position, len(buffer))
+        data = self(self._position, len(buffer))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

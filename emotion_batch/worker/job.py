@@ -96,7 +96,9 @@ class Job:
         with usage.metered() as spent, ExitStack() as stack:
             process.settle()
             if self.source is not None:
-                made = found = self._predict(self._read_features(self.source, task))
+                with usage.stage("read"):
+                    features = parts.require_part(*self.source, task.shard, newest=task.entry)
+                made = found = self._predict(features)
             else:
                 read = stack.enter_context(task.entries_ahead(self.table))
                 attempt = stack.enter_context(attempts.noted(self.table, task.shard, run_id))
@@ -134,11 +136,6 @@ class Job:
         if pc.any(pc.is_in(made["status"], pa.array(_LOST))).as_py():
             self._check_archive(None)
         return made
-
-    def _read_features(self, source: TablePlace, task: Task) -> pa.Table:
-        """Return the feature rows of a shard, if they were made from the same entries."""
-        with usage.stage("read"):
-            return parts.require_part(*source, task.shard, newest=task.entry)
 
     def _predict(self, features: pa.Table) -> pa.Table:
         assert self.bundle is not None  # noqa: S101 a job that labels has one

@@ -67,34 +67,24 @@ class Probe:
         lack = find_other_version(self.versions)
         if lack is not None:
             return lack
-        if self.table is not None:
-            try:
-                same = self.table.read(self.nonce_name) == self.nonce
-            except OSError as error:
-                return f"expected to read the table {self.table.url}, got {_refusal_of(error)}; it must be the same place on every machine"
-            if not same:
-                return f"expected the table {self.table.url} of the driver, got another; it must be the same place on every machine"
-        if self.archive is not None and self.recording is not None:
-            try:
-                peek(self.archive, self.recording)
-            except OSError as error:
-                return (
-                    f"expected to read the recording {self.recording.file!r} of the archive {self.archive.url}, got "
-                    f"{_refusal_of(error)}; the archive must be at the same place on every machine"
-                )
-        if self.features is not None:
-            folder, name = self.features
-            try:
+        thing, remedy = "", "it must be the same place on every machine"
+        try:
+            if self.table is not None:
+                thing = f"the table {self.table.url}"
+                if self.table.read(self.nonce_name) != self.nonce:
+                    return f"expected {thing} of the driver, got another; {remedy}"
+            if self.features is not None:
+                folder, name = self.features
+                thing = f"the feature table {folder.url}"
                 folder.read(name)
-            except OSError as error:
-                return f"expected to read the feature table {folder.url}, got {_refusal_of(error)}; it must be the same place on every machine"
-        if self.bundle is not None:
-            try:
+            if self.archive is not None and self.recording is not None:
+                thing = f"the recording {self.recording.file!r} of the archive {self.archive.url}"
+                remedy = "the archive must be at the same place on every machine"
+                peek(self.archive, self.recording)
+            if self.bundle is not None:
                 open_bundle(self.bundle.folder)
-            except UsageError as error:
-                return f"cannot read the bundle: {error}"
+        except OSError as error:
+            return f"expected to read {thing}, got {error.strerror or f'{type(error).__name__} {error}'}; {remedy}"
+        except UsageError as error:
+            return f"cannot read the bundle: {error}"
         return None
-
-
-def _refusal_of(error: OSError) -> str:
-    return error.strerror or f"{type(error).__name__} {error}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib.resources
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
@@ -23,18 +22,16 @@ _LOCK = threading.Lock()
 _is_settled = False
 
 
-def _read_source(folder: Traversable) -> Iterator[bytes]:
+def _read_source() -> Iterator[bytes]:
     """Yield names and content of the files of the package that decide rows: a checkout has the same as an installed wheel."""
-    for child in sorted(folder.iterdir(), key=lambda child: child.name):
-        if child.is_dir():
-            yield from _read_source(child)
-        elif child.name.endswith((".py", ".npz")):
-            yield f"{child.name} ".encode() + hashlib.sha256(child.read_bytes()).digest()
+    for path in sorted(Path(__file__).parents[1].rglob("*")):
+        if path.suffix in (".py", ".npz"):
+            yield f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest()
 
 
 # The digest is taken when this module is imported, as the other modules are: a process that was started before an upgrade
 # goes on with the old code, and so it must go on to name the old digest.
-SOURCE = hashlib.sha256(b"".join(_read_source(importlib.resources.files("emotion_batch")))).hexdigest()[:12]
+SOURCE = hashlib.sha256(b"".join(_read_source())).hexdigest()[:12]
 
 
 def settle() -> None:
@@ -57,8 +54,6 @@ def keep_heap() -> bool:
     Dask's nanny starts workers with ``MALLOC_TRIM_THRESHOLD_=65536`` (its ``pre-spawn-environ``): every array of a
     recording then goes back to the system and faults in again, page by page, for a third of the time of all.
     """
-    if not sys.platform.startswith("linux"):
-        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Other C libraries have none, or one that does nothing and says so.
     return mallopt is not None and bool(

@@ -151,7 +151,8 @@ def extract_recording(
         status, reason = Status.MEMORY, "the segment does not fit into memory"
     except Exception as error:
         # One recording in a million finds what nobody thought of: it must cost its own row and no other.
-        status, reason = Status.UNREADABLE, _reason_of(error)
+        said = str(error).splitlines() or ["no reason given"]
+        status, reason = Status.UNREADABLE, f"{type(error).__name__}: {said[0]}"
     yield _row(entry, start_s, header, status=status, reason=reason)
 
 
@@ -176,12 +177,11 @@ def _row(
     status: Status = Status.OK,
     reason: str | None = None,
 ) -> FeatureRow:
-    if header is None:
-        return FeatureRow(entry.file, start_s, end_s, status, reason, None, None, None, values)
-    duration_s = header.duration_s if math.isfinite(header.duration_s) else None
-    return FeatureRow(
-        entry.file, start_s, end_s, status, reason, duration_s, header.sample_rate_hz, header.channels, values
-    )
+    about: tuple[float | None, int | None, int | None] = (None, None, None)
+    if header is not None:
+        duration_s = header.duration_s if math.isfinite(header.duration_s) else None
+        about = (duration_s, header.sample_rate_hz, header.channels)
+    return FeatureRow(entry.file, start_s, end_s, status, reason, *about, values)
 
 
 def _count_bytes(
@@ -258,7 +258,3 @@ def _check_unchanged(entry: Entry, size: int, version: str | None, word: str) ->
             raise RecordingError(
                 Status.CHANGED, f"the file's {name} is not what was listed; run the same command again"
             )
-
-
-def _reason_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"

@@ -26,10 +26,16 @@ def carry_over(
 
     `known` has the entries that the part may have been made from, by their digest; recordings with a status in `again` are done again.
     """
-    part = _read_earlier(table, info, shard, known)
-    if part is None:
-        return info.schema.empty_table(), entries
-    rows, before = part
+    nothing = info.schema.empty_table(), entries
+    if not known:
+        return nothing
+    try:
+        footer, rows = parts.read_own(table, info, shard)
+    except PartError:
+        return nothing
+    if footer.shard != shard or footer.digest not in known:
+        return nothing
+    before = known[footer.digest]
     at = pc.index_in(entries["file"], value_set=before["file"])
     is_same = pc.is_valid(at)
     for name in ("size", "version"):
@@ -51,18 +57,3 @@ def merge(entries: pa.RecordBatch, kept: pa.Table, made: pa.Table) -> pa.Table:
     rows = pa.concat_tables([kept, made])
     order = pa.table({"recording": pc.index_in(rows["file"], value_set=entries["file"]), "start_s": rows["start_s"]})
     return rows.take(pc.sort_indices(order, sort_keys=[("recording", "ascending"), ("start_s", "ascending")]))
-
-
-def _read_earlier(
-    table: Folder, info: TableInfo, shard: int, known: Mapping[str, pa.RecordBatch]
-) -> tuple[pa.Table, pa.RecordBatch] | None:
-    """Return a shard's present rows and the entries that they were made from; None if nothing of it can be kept."""
-    if not known:
-        return None
-    try:
-        footer, rows = parts.read_own(table, info, shard)
-    except PartError:
-        return None
-    if footer.shard != shard or footer.digest not in known:
-        return None
-    return rows, known[footer.digest]

@@ -21,10 +21,10 @@ from emotion_batch.errors import DeniedError, StorageError, StoreError
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage import prefetch, retry
 from emotion_batch.storage.archive import list_recordings
-from emotion_batch.storage.bucket import open_bucket
+from emotion_batch.storage.bucket import Store, open_bucket
 from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry
 from emotion_batch.storage.folder import Folder
-from emotion_batch.storage.fsspec_store import Blob, Store
+from emotion_batch.storage.fsspec_store import Blob
 from emotion_batch.storage.prefetch import RemoteFile
 from emotion_batch.worker.recordings import extract_rows
 
@@ -256,7 +256,7 @@ def test_a_remote_file_is_a_file(recordings: dict[str, bytes]) -> None:
     file.keep(0, data[:1_500])
     rng = np.random.default_rng(0)
     for start, length in zip(rng.integers(0, len(data), 200), rng.integers(0, 5_000, 200), strict=True):
-        assert file.read_at(int(start), int(length)) == data[start : start + length]
+        assert file(int(start), int(length)) == data[start : start + length]
     file.seek(-10, io.SEEK_END)
     assert file.read() == data[-10:]
     assert (file.tell(), file.read(5)) == (len(data), b"")

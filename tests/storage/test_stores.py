@@ -32,10 +32,10 @@ from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
 from emotion_batch.storage import bucket as bucket_module
 from emotion_batch.storage import fsspec_store, retry
-from emotion_batch.storage.bucket import BucketStore, open_bucket
+from emotion_batch.storage.bucket import BucketStore, Store, open_bucket
 from emotion_batch.storage.bucket_options import Config
 from emotion_batch.storage.folder import Folder, explained
-from emotion_batch.storage.fsspec_store import FsspecStore, Store, open_fsspec
+from emotion_batch.storage.fsspec_store import FsspecStore, open_fsspec
 
 
 @pytest.fixture(

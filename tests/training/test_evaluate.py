@@ -253,7 +253,7 @@ def test_other_features_are_refused(bundle: Path, speech: Path, features: Path, 
     assert "n_mels 128, got 64" in done.err
     with pytest.raises(UsageError, match="expected a feature table, got none there"):
         emotion_batch.evaluate(bundle, tmp_path / "nothing")
-    with pytest.raises(UsageError, match="of the model's labels .* at least two are needed"):
+    with pytest.raises(UsageError, match=r"of the model's labels .* at least two are needed"):
         emotion_batch.evaluate(bundle, features, labels="ravdess")
 
 

@@ -131,7 +131,7 @@ def test_labels_that_look_like_numbers_must_be_allowed(tmp_path: Path, kind: str
     )
     with pytest.raises(UsageError, match=r"'02' from .* looks like a number"):
         read_dataset(*table, [0], source, None, known_labels=("sad", "happy"), label_map={"01": "sad"})
-    with pytest.raises(UsageError, match="of the model's labels .* at least two are needed"):
+    with pytest.raises(UsageError, match=r"of the model's labels .* at least two are needed"):
         read_dataset(
             *table, [0], source, None, known_labels=("sad", "happy"), label_map={"01": "sad"}, allow_numeric_labels=True
         )

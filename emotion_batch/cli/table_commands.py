@@ -167,7 +167,7 @@ def _run_export(options: argparse.Namespace, said: Said) -> None:
         watcher=said.watcher(),
         **pick_options(options, "partial", "force", "storage_options"),
     )
-    said.answer(found.to_dict(), _format_export(found))
+    said.answer(found, _format_export(found))
 
 
 def _format_export(found: Exported) -> Result:

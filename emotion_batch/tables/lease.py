@@ -9,12 +9,11 @@ import contextlib
 import os
 import platform
 import re
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -38,11 +37,9 @@ _DEAD_SUBMITTED_S = 600.0
 _LOOK_S, _LOOK_EVERY_S = 2 * _RENEW_S, 1.0
 # How long the end of a run waits for a renewal that is under way.
 _PATIENCE_S = 2.0
-RUNS = FOLDER
 # What a lease says of a run that is about to replace a table's settings.
 _IS_REPLACING = "is_replacing"
 RUN_NAME = re.compile(r"[0-9TZ]+-[0-9a-f]+")
-_Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ class Holder:
     run: str
     host: str
     pid: int
-    began_s: _Finite
-    renewed_s: _Finite
-    progress: dict[str, bool | int | _Finite] = field(default_factory=dict)
+    began_s: float
+    renewed_s: float
+    progress: dict[str, bool | int | float] = field(default_factory=dict)
     namespace: str | None = None
     scheduler: str | None = None
     driver: int = 0
@@ -181,7 +178,7 @@ class Lease:
 
     def find_loss(self) -> bool:
         """Return whether this task no longer drives the run, which was stopped or is driven by a later task."""
-        there = _read_holder(self._table, self._name)
+        there = find_holder(self._table, self.run)
         # A lease that is missing may be one that another machine took for dead, and a damaged one is written anew.
         self.is_lost = has_ended(self._table, self.run) if there is None else there.driver > self.holder.driver
         return self.is_lost
@@ -195,7 +192,12 @@ class Lease:
 
 def find_holder(table: Folder, run_id: str) -> Holder | None:
     """Return what the lease of a run says; None if there is none, or it is damaged."""
-    return _read_holder(table, lease_name(run_id))
+    data = table.read_if_there(lease_name(run_id))
+    with contextlib.suppress(ValueError):
+        holder = None if data is None else msgspec.convert(unseal(data), Holder)
+        if holder is not None and holder.run == run_id:
+            return holder
+    return None
 
 
 def lease_name(run_id: str) -> str:
@@ -216,7 +218,7 @@ def cancellation_name(run_id: str) -> str:
 def has_ended(table: Folder, run_id: str) -> bool:
     """Return whether a run has left its record; one by a machine that took it for dead does not count."""
     data = table.read_if_there(record_name(run_id))
-    with contextlib.suppress(ValueError, AttributeError):
+    with contextlib.suppress(ValueError):
         return data is not None and unseal(data).get("outcome") != LOST
     return True
 
@@ -233,7 +235,7 @@ def _namespace() -> str | None:
 def read_holders(table: Folder) -> list[Holder]:
     """Return the runs whose lease lies in a table, alive or not, the earliest first."""
     names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
-    found = (_read_holder(table, f"{FOLDER}/{name}") for name in names)
+    found = (find_holder(table, name.removesuffix(_SUFFIX)) for name in names)
     return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
 
 
@@ -252,7 +254,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     while doubtful and time.monotonic() < until:
         time.sleep(_LOOK_EVERY_S)
         for holder in doubtful.copy():
-            found = _read_holder(table, lease_name(holder.run))
+            found = find_holder(table, holder.run)
             if found != holder:
                 doubtful.remove(holder)
                 # A run whose lease is not there any more has ended.
@@ -260,24 +262,9 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     return sorted(living, key=lambda holder: holder.began_s), sorted(dead + doubtful, key=lambda holder: holder.began_s)
 
 
-def _read_holder(table: Folder, name: str) -> Holder | None:
-    """Return what a lease says; None if it is gone since, or damaged."""
-    data = table.read_if_there(name)
-    with contextlib.suppress(ValueError):
-        holder = None if data is None else msgspec.convert(unseal(data), Holder)
-        if holder is not None and lease_name(holder.run) == name:
-            return holder
-    return None
-
-
-def forget(table: Folder, holder: Holder) -> None:
-    """Delete the lease of a run that died."""
-    table.delete(lease_name(holder.run))
-
-
 def run_ids(table: Folder) -> set[str]:
     """Return the ids of the runs that a table knows, those at work included."""
-    return {name.partition(".")[0] for name in table.folder(RUNS).names() if RUN_NAME.match(name)}
+    return {name.partition(".")[0] for name in table.folder(FOLDER).names() if RUN_NAME.match(name)}
 
 
 def others_at_work(table: Folder, run_id: str) -> list[Holder]:
@@ -287,7 +274,7 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
         record = {"run": holder.run, "outcome": LOST, "host": holder.host, **holder.progress}
         table.publish_first(record_name(holder.run), seal(record))
         # The word that it is cancelled stays: if it lives all the same, it must stop.
-        forget(table, holder)
+        table.delete(lease_name(holder.run))
     return [holder for holder in living if holder.run != run_id]
 
 
@@ -315,7 +302,7 @@ def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
     something else, or another run works on it with other settings.
     """
     with explained(f"table {table.url}"):
-        table.folder(RUNS).make()
+        table.folder(FOLDER).make()
     replaced = None if check_info(table, info) is not None else find_info(table)
     held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
     with explained(f"table {table.url}"):

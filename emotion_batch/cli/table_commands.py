@@ -38,9 +38,9 @@ _AGAIN = "the command that made the table, again; it does what is left"
 
 @command("status", "how far a table is, read from its storage alone", TABLE, COMMON)
 def _run_status(options: argparse.Namespace, said: Said) -> None:
-    from emotion_batch import api
+    from emotion_batch.tables.status import status
 
-    found = api.status(options.table, storage_options=options.storage_options)
+    found = status(options.table, storage_options=options.storage_options)
     said.answer(found.to_dict(), format_status(found, options.table))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,7 +91,7 @@ def read_throughput(table: Folder) -> Throughput:
     spent = usage.Spent()
     runs: list[RunFigures] = []
     slowest: dict[str, float] = {}
-    for name in sorted(names, reverse=True)[:_MOST_RUNS]:
+    for name in names[:_MOST_RUNS]:
         with contextlib.suppress(ValueError):
             record = unseal(table.read(f"{lease.FOLDER}/{name}"))
             run, its = _read_run(record)
@@ -174,20 +175,21 @@ class TableStatus:
         return {**asdict(self), "n_left": self.n_recordings - self.n_done, "rate": self.rate}
 
 
-def read_status(table: Folder) -> TableStatus:
-    """Return how far a table is; raise UsageError if there is none."""
-    info = require_table(table)
-    with explained(f"table {table.url}"):
+def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
+    """Return how far a table is, from its storage alone; raise UsageError if there is none."""
+    place = Folder.of(table, storage_options)
+    info = require_table(place)
+    with explained(f"table {place.url}"):
         # First, because it may take a while.
-        living, dead = lease.find_runs(table)
-        entries = read_manifest(table, info)
-        done = parts.complete_shards(table, info, entries.shards)
-        cancelled = [holder.run for holder in living if table.exists(lease.cancellation_name(holder.run))]
-        last = _last_run(table, {holder.run for holder in living})
-        features_url = find_kept_features(table, info)
+        living, dead = lease.find_runs(place)
+        entries = read_manifest(place, info)
+        done = parts.complete_shards(place, info, entries.shards)
+        cancelled = [holder.run for holder in living if place.exists(lease.cancellation_name(holder.run))]
+        last = _last_run(place, {holder.run for holder in living})
+        features_url = find_kept_features(place, info)
     shards = entries.shards
     return TableStatus(
-        table=table.url,
+        table=place.url,
         kind=info.kind,
         source=info.source,
         n_recordings=entries.n_recordings,

@@ -325,12 +325,9 @@ class _LostError(Exception):
 
 def _failure(result: Any) -> BaseException:
     """Return the exception of a future that failed, was cancelled or lost its scheduler."""
-    if isinstance(result, FutureCancelledError):
-        return _LostError("the cluster lost this shard")
-    if isinstance(result, tuple) and len(result) == 3 and isinstance(result[1], BaseException):
-        return result[1]
-    if isinstance(result, BaseException):
-        return result
+    error = result[1] if isinstance(result, tuple) else result
+    if isinstance(error, BaseException) and not isinstance(error, FutureCancelledError):
+        return error
     return _LostError("the cluster lost this shard")
 
 

@@ -88,8 +88,7 @@ class Run:
     @cached_property
     def manifest(self) -> Manifest:
         """The table's manifest."""
-        with explained(f"table {self.table.url}"):
-            return read_manifest(self.table, self.info)
+        return read_manifest(self.table, self.info)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started

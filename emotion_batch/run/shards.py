@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -245,11 +245,11 @@ def find_left(
             segments = features.segments
         if bundle is None:
             settings = settings or FeatureSettings()
-            about: tuple[Any, ...] = (schema.FEATURES, place.url, settings, segments or settings.segments)
+            info = TableInfo(schema.FEATURES, place.url, settings, segments or settings.segments)
         else:
             card, segments = bundle.card, segments or bundle.card.segments
-            about = (schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
-        info = TableInfo(*about, include=include, exclude=exclude)
+            info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
+        info = replace(info, include=include, exclude=exclude)
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
     manifest = read_manifest(begun, info) if begun is not None and features is None else None
     if features is not None:

@@ -70,7 +70,7 @@ def forget(table: Folder, shard: int) -> None:
 
 def find_lost(table: Folder, run_id: str) -> frozenset[int]:
     """Return the shards of a run over which a process of this machine has died."""
-    return frozenset(shard for shard, about in _notes(table, run_id) if not _is_alive(about["pid"]))
+    return frozenset(shard for shard, about in _notes(table, run_id) if not is_alive(about["pid"]))
 
 
 def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
@@ -99,11 +99,14 @@ def _parse(note: bytes | None, run_id: str) -> dict[str, Any] | None:
     return None
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether this machine, or this container of it, has a process, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        pass
     return True
 
 

@@ -20,6 +20,7 @@ import msgspec
 from emotion_batch.errors import UsageError
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.storage.retry import hastily
+from emotion_batch.tables.attempts import is_alive
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import check_info, create_info, find_info, replace_info
 
@@ -88,15 +89,7 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it is certainly dead, as a process of this machine that is not there any more."""
-        if self.namespace is None or self.namespace != _namespace():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        return self.namespace is not None and self.namespace == _namespace() and not is_alive(self.pid)
 
     @property
     def is_fresh(self) -> bool:

@@ -254,10 +254,7 @@ class Manifest:
         """
         # In place of all generations of which there is any trace.
         numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
-        manifest = cls.__new__(cls)
-        manifest._table, manifest._folder = table, table.folder(FOLDER)
-        manifest.shards, manifest.history = {}, {}
-        manifest.generation = max((int(number[0]) for number in numbers if number), default=0)
+        manifest = cls(table, max((int(number[0]) for number in numbers if number), default=0))
         manifest._commit(
             {shard: entries for shard, (entries, _) in shards.items()}, segments, [one for _, one in shards.values()]
         )

@@ -77,7 +77,7 @@ class Run:
         self._others: tuple[Holder, ...] = ()
 
     def __enter__(self) -> Self:
-        self._known_runs, self._others = self._begin(self.table, self.info, self._lease)
+        self._known_runs, self._others = begin(self.table, self.info, self._lease, self.watcher.on_note)
         for other in self._others:
             self.watcher.on_note(
                 f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
@@ -163,15 +163,8 @@ class Run:
     def keep_features(self, table: Folder, info: TableInfo) -> None:
         """Make the feature table that keeps the features of this run."""
         held = Lease(table, self.id)
-        self._begin(table, info, held)
+        begin(table, info, held, self.watcher.on_note)
         held.end()
-
-    def _begin(self, table: Folder, info: TableInfo, held: Lease) -> tuple[frozenset[str], tuple[Holder, ...]]:
-        """Begin on a table; return the runs that it knew, and those of them that are at work on it."""
-        known, at_work, is_mended = begin(table, info, held)
-        if is_mended:
-            self.watcher.on_note(f"table {table.url}: {schema.INFO} was damaged or missing, and was written anew")
-        return known, at_work
 
     def follow(self, manifest: Manifest) -> None:
         """Take the manifest of a feature table over."""

@@ -11,9 +11,9 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ from emotion_batch.errors import UsageError
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.storage.retry import hastily
 from emotion_batch.tables.attempts import is_alive
-from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.schema import INFO, TableInfo
 from emotion_batch.tables.table import check_info, create_info, find_info, replace_info
 
 FOLDER = "_table/runs"
@@ -271,14 +271,6 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
     return [holder for holder in living if holder.run != run_id]
 
 
-class Company(NamedTuple):
-    """Which runs a table knew when a run began, which of them are at work on it, and whether it had lost its `table.json`."""
-
-    known: frozenset[str]
-    at_work: tuple[Holder, ...]
-    is_mended: bool
-
-
 def check_table(table: Folder, info: TableInfo) -> None:
     """Raise UsageError if a table cannot be one of `info`, or not while another run works on it with other settings."""
     if check_info(table, info) is None and (there := find_info(table)) is not None:
@@ -287,39 +279,39 @@ def check_table(table: Folder, info: TableInfo) -> None:
         _refuse_to_replace(table, there, info, at_work)
 
 
-def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
+def begin(
+    table: Folder, info: TableInfo, held: Lease, on_note: Callable[[str], None]
+) -> tuple[frozenset[str], tuple[Holder, ...]]:
     """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
 
-    Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
-    at least one of them sees the other, and no run that is at work has its settings replaced. Raise UsageError if the table is of
-    something else, or another run works on it with other settings.
+    Return the ids of the runs that the table knew, and those of them that are at work on it. Of two runs that begin at the same time
+    each says first what it is about to do and looks for the other after that. So at least one of them sees the other, and no run that is
+    at work has its settings replaced. Raise UsageError if the table is of something else, or another run works on it with other settings.
     """
     with explained(f"table {table.url}"):
         table.folder(FOLDER).make()
-    replaced = None if check_info(table, info) is not None else find_info(table)
-    held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
-    with explained(f"table {table.url}"):
+        replaced = None if check_info(table, info) is not None else find_info(table)
+        held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
         held.begin()
-    try:
-        with explained(f"table {table.url}"):
+        try:
             # After the lease, and before the look at the others: who is in neither came later.
             known = run_ids(table)
             others = others_at_work(table, held.run)
-        if replaced is not None:
-            _refuse_to_replace(table, replaced, info, others)
-            replace_info(table, info)
-            held.tell()
-            with explained(f"table {table.url}"):
+            if replaced is not None:
+                _refuse_to_replace(table, replaced, info, others)
+                replace_info(table, info)
+                held.tell()
                 held.renew()
-        elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
-            raise UsageError(
-                f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
-            )
-        is_mended = create_info(table, info)
-    except BaseException:
-        held.end()
-        raise
-    return Company(frozenset(known), tuple(others), is_mended)
+            elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
+                raise UsageError(
+                    f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
+                )
+            if create_info(table, info):
+                on_note(f"table {table.url}: {INFO} was damaged or missing, and was written anew")
+        except BaseException:
+            held.end()
+            raise
+    return frozenset(known), tuple(others)
 
 
 def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work: Sequence[Holder]) -> None:

@@ -165,11 +165,6 @@ class Manifest:
         """Return the entries of each shard that `grow` would write, and write nothing."""
         return self._compare(entries, segments, prune=False)[1]
 
-    def freeze(self, shards: dict[int, pa.Table], segments: Segments) -> None:
-        """Freeze shards as they are, unless there are any; the caller has cut them, and is alone with the table."""
-        if not self.shards:
-            self._commit(shards, segments)
-
     def _compare(
         self, entries: pa.Table, segments: Segments, *, prune: bool, limit: int | None = None
     ) -> tuple[Growth, dict[int, pa.Table], list[int]]:

@@ -37,7 +37,7 @@ from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.dask_client import DRIVER_KEY, local_configuration
 from emotion_batch.run.driver import Run
 from emotion_batch.run.local_cluster import local_cluster
-from emotion_batch.run.run_options import Needs, RunOptions
+from emotion_batch.run.run_options import RunOptions
 from emotion_batch.run.submit import open_run
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import Listing, list_recordings
@@ -163,7 +163,7 @@ def drive(n_recordings: int, table: str) -> None:
         run.freeze(Listing(place, entries), usage.Spent(), prune=False)
         del entries
         times["freeze_s"] = time.perf_counter() - began
-        summary = run.finish(Idle(features=TablePlace(place, info), archive=place), Needs())
+        summary = run.finish(Idle(features=TablePlace(place, info), archive=place))
         times["tasks_s"] = run.looked_s
     if begun:
         times["shards_s"] = ended[0] - begun[0]
@@ -330,7 +330,7 @@ def submit(n_recordings: int, table: str) -> None:
         options = RunOptions(scheduler=address, leave=True, force=True)
         with open_run(place, info, options, time.perf_counter()) as run:
             run.freeze(Listing(place, entries_of(n_recordings)), usage.Spent(), prune=False)
-            run.finish(Idle(features=TablePlace(place, info), archive=place), Needs())
+            run.finish(Idle(features=TablePlace(place, info), archive=place))
         driver = None
         while read_holders(place):
             for worker, keys in client.processing().items():

@@ -5,11 +5,9 @@ from .analysis.report import Report as Report
 from .analysis.report import report as report
 from .analysis.review import review as review
 from .analysis.review import take_review as take_review
-from .api import cancel as cancel
 from .api import extract as extract
 from .api import label as label
 from .api import retry as retry
-from .api import status as status
 from .api import submit as submit
 from .api import verify as verify
 from .errors import EmotionBatchError as EmotionBatchError
@@ -21,9 +19,11 @@ from .run.plan import plan as plan
 from .run.record import Summary as Summary
 from .run.run_options import RunOptions as RunOptions
 from .run.scheduler import Scheduler as Scheduler
+from .run.submit import cancel as cancel
 from .settings import FeatureSettings as FeatureSettings
 from .settings import Segments as Segments
 from .settings import VoicesSettings as VoicesSettings
+from .tables.status import status as status
 from .training.evaluate import evaluate as evaluate
 from .training.fit import TrainingSettings as TrainingSettings
 from .training.import_h5 import import_h5 as import_h5

@@ -1,4 +1,4 @@
-"""The public functions that run over an archive or a table: extract, label, retry, submit, cancel, status, verify and train.
+"""The public functions that run over an archive or a table: extract, label, retry, submit and verify.
 
 Each has the name and the words of its command. A function here puts the rooms together: it checks the call, lists the archive,
 freezes the manifest, and hands shards to `run.driver`. The other public functions need one room alone and live there.
@@ -21,8 +21,8 @@ from emotion_batch.inference.predict import load_predictor
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import Run
 from emotion_batch.run.record import Summary
-from emotion_batch.run.run_options import Needs, RunKeywords, RunOptions
-from emotion_batch.run.submit import cancel_runs, open_run
+from emotion_batch.run.run_options import RunKeywords, RunOptions
+from emotion_batch.run.submit import open_run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
 from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings
 from emotion_batch.storage.folder import Folder, explained
@@ -31,7 +31,6 @@ from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.lease import check_table
 from emotion_batch.tables.manifest import find_generation
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.tables.status import TableStatus, read_status
 from emotion_batch.tables.table import find_features, find_info, read_info, require_table
 from emotion_batch.tables.verify import Verification, verify_table
 from emotion_batch.usage import Spent
@@ -103,7 +102,7 @@ def extract(
         job = Job(
             features=TablePlace(place, info), archive=base, limits=options.limits, again=UNLISTED, witnesses=witnesses
         )
-        return run.finish(job, Needs(archive=base, recordings=witnesses))
+        return run.finish(job)
 
 
 def label(
@@ -208,7 +207,7 @@ def label(
             again=UNLISTED,
             witnesses=witnesses,
         )
-        return run.finish(job, Needs(archive=base, recordings=witnesses, bundle=copy))
+        return run.finish(job)
 
 
 def retry(
@@ -254,7 +253,6 @@ def retry(
     archive = find_base(info.source, options.storage_options)
     with run:
         witnesses = run.find_witnesses(archive)
-        needs = Needs(archive=archive, recordings=witnesses, bundle=bundle)
         here = TablePlace(place, info)
         kept = here if bundle is None else _kept_features(place, info)
         if kept is not None:
@@ -272,7 +270,7 @@ def retry(
             is_retry=True,
             witnesses=witnesses,
         )
-        return run.finish(job, needs)
+        return run.finish(job)
 
 
 def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
@@ -299,21 +297,6 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     return commands[command](*arguments, **keywords, leave=True)
 
 
-def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
-    """Stop the runs that are at work on a table, submitted or not, from anywhere; return their ids.
-
-    What is under way is finished, the rest is not begun, and the command that made the table goes on from there.
-
-    Raises
-    ------
-    IncompleteError
-        If none is at work.
-    """
-    place = Folder.of(table, storage_options)
-    require_table(place)
-    return cancel_runs(place)
-
-
 def _kept_features(table: Folder, info: TableInfo) -> TablePlace | None:
     """Return the feature table that keeps the features of a label table; None if none does."""
     if info.features is None:
@@ -328,9 +311,8 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
     with run:
         run.follow(manifest)
         copy = run.keep_model(bundle)
-        needs = Needs(features=(origin, parts.part_name(min(manifest.shards))), bundle=copy)
         job = Job(labels=TablePlace(run.table, run.info), source=TablePlace(origin, features), bundle=copy)
-        return run.finish(job, needs, footers)
+        return run.finish(job, footers)
 
 
 def _list(
@@ -367,11 +349,6 @@ def _failures(words: Iterable[str]) -> frozenset[Status]:
     if unknown:
         raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
     return frozenset(Status(word) for word in named) or MENDABLE
-
-
-def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
-    """Return how far a table is, from its storage alone; raise UsageError if there is none."""
-    return read_status(Folder.of(table, storage_options))
 
 
 def verify(

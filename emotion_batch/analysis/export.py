@@ -16,13 +16,14 @@ import re
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emotion_batch.analysis import export_audformat
-from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, Writer
+from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
 from emotion_batch.errors import IncompleteError, UsageError
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
@@ -159,11 +160,7 @@ class Exported:
     n_rows: int
     n_files: int
     n_bytes: int
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as ``--json`` prints it."""
-        return asdict(self)
+    notes: tuple[str, ...]
 
 
 def export(
@@ -230,7 +227,10 @@ def export(
     for note in notes:
         watcher.on_note(note)
     with replacing(place, _OWN, force=force) as to, contextlib.closing(_rows(inventory, watcher)) as rows:
-        sizes = write(to, inventory, rows)
+        write(to, inventory, rows)
+    with explained(f"folder {place.url}"):
+        files, _ = place.children()
+    sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
     counts = inventory.counts
     return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
 
@@ -260,17 +260,17 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
         watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
 
 
-def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
-    """Write Parquet files of about equally many rows; return their sizes."""
+def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
+    """Write Parquet files of about equally many rows."""
     info = inventory.info
     total = inventory.counts.n_rows
     about = {name: value for name, value in info.to_dict().items() if name not in ("source", "features")}
     schema = info.schema.with_metadata({"emotion_batch_export": json.dumps({**about, "n_rows": total})})
     most_rows = max(1, math.ceil(total / max(1, math.ceil(total / _FILE_ROWS))))
-    sizes: list[int] = []
-    part = next(rows, info.schema.empty_table())
+    part, n_files = next(rows, info.schema.empty_table()), 0
     while part is not None:
-        with _file(to, f"{info.kind}-{len(sizes) + 1:05d}.parquet", sizes) as stream:
+        n_files += 1
+        with _file(to, f"{info.kind}-{n_files:05d}.parquet") as stream:
             writer, n_rows = ParquetWriter(stream, schema), 0
             while part is not None and n_rows < most_rows and stream.tell() < _FILE_BYTES:
                 some = part.slice(0, most_rows - n_rows)
@@ -278,43 +278,30 @@ def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -
                 n_rows += some.num_rows
                 part = part.slice(some.num_rows) if some.num_rows < part.num_rows else next(rows, None)
             writer.close()
-    return sizes
 
 
-def _write_csv(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
-    """Write one CSV file; return its size."""
-    sizes: list[int] = []
-    with _file(to, f"{inventory.info.kind}.csv", sizes) as stream:
-        _write_all(CsvWriter(stream, inventory.info.schema), rows)
-    return sizes
+def _write_csv(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
+    """Write one CSV file."""
+    with _file(to, f"{inventory.info.kind}.csv") as stream:
+        write_all(CsvWriter(stream, inventory.info.schema), rows)
 
 
-def _write_audformat(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> list[int]:
-    """Write an audformat database; return the sizes of its files."""
-    sizes: list[int] = []
-    with _file(to, export_audformat.TABLE_FILE, sizes) as stream:
+def _write_audformat(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
+    """Write an audformat database."""
+    with _file(to, export_audformat.TABLE_FILE) as stream:
         writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
-        _write_all(writer, (export_audformat.convert(part) for part in rows))
+        write_all(writer, map(export_audformat.convert, rows))
     export_audformat.write_header(to.url, inventory)
-    return [*sizes, os.stat(os.path.join(to.url, export_audformat.HEADER_FILE)).st_size]
-
-
-def _write_all(writer: Writer, rows: Iterator[pa.Table]) -> None:
-    for part in rows:
-        writer.write(part)
-    writer.close()
 
 
 @contextlib.contextmanager
-def _file(to: Folder, name: str, sizes: list[int]) -> Iterator[BinaryIO]:
-    """Give a stream that becomes a file of the export; note its size."""
+def _file(to: Folder, name: str) -> Iterator[BinaryIO]:
+    """Give a stream that becomes a file of the export."""
     with explained(f"folder {to.url}"):
         if to.is_local:
             with open(os.path.join(to.url, name), "wb") as stream:
                 yield stream
-                sizes.append(stream.tell())
             return
         buffer = io.BytesIO()
         yield buffer
         to.publish(name, buffer.getvalue())
-        sizes.append(buffer.tell())

@@ -10,7 +10,6 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -43,20 +42,12 @@ def find_schema(inventory: Inventory) -> pa.Schema:
         "hash": hashlib.md5(json.dumps(about, default=str).encode(), usedforsecurity=False).hexdigest(),
         "audformat-version": _package().__version__,
     }
-    schema = convert(inventory.info.schema.empty_table()).schema
-    # With it, the package has true, false and unknown in columns of truth values, and not objects.
-    frame = schema.empty_table().to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
-    of_pandas = pa.Schema.from_pandas(frame, preserve_index=False).metadata
-    return schema.with_metadata({**metadata, **of_pandas})
+    return convert(inventory.info.schema.empty_table()).schema.with_metadata(metadata)
 
 
 def convert(rows: pa.Table) -> pa.Table:
     """Return rows of a label table as those of audformat's; a segment without an end lasts to the recording's."""
-    columns = {
-        "file": rows["file"],
-        "start": _as_duration(rows["start_s"]),
-        "end": _as_duration(rows["end_s"]),
-    }
+    columns = {"file": rows["file"], "start": _as_duration(rows["start_s"]), "end": _as_duration(rows["end_s"])}
     for name in rows.column_names:
         if name not in _INDEX:
             column = rows[name]

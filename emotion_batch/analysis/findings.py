@@ -17,16 +17,16 @@ _LEAST_FOLDER, _FOLDER_FAILED = 20, 0.5
 class Remark:
     """A sentence, and what it is about; `kind` is ``stop`` where the figures are not of all, ``look``, or ``fine``."""
 
-    kind: str
     topic: str
     text: str
+    kind: str = "look"
 
 
 def remark(figures: Figures) -> list[Remark]:
     """Return what stands out; if nothing does, one remark says so."""
     found = [*_unfinished(figures), *_failed(figures), *_judged(figures), *_ran(figures)]
     return found or [
-        Remark("fine", "All well", "Nothing stands out: every recording has its rows, and few of them failed.")
+        Remark("All well", "Nothing stands out: every recording has its rows, and few of them failed.", "fine")
     ]
 
 
@@ -56,23 +56,19 @@ def summarise_table(figures: Figures) -> str:
     return " ".join(found)
 
 
-def _look(topic: str, text: str) -> Remark:
-    return Remark("look", topic, text)
-
-
 def _unfinished(figures: Figures) -> Iterator[Remark]:
     coverage = figures.coverage
     if not coverage.n_listed:
-        yield Remark("stop", "Incomplete", "Nothing is listed yet: a run ended before it had frozen its listing.")
+        yield Remark("Incomplete", "Nothing is listed yet: a run ended before it had frozen its listing.", "stop")
     elif not coverage.is_complete:
         parts = f"{show_count(coverage.n_shards - coverage.n_complete)} of {show_count(coverage.n_shards)} parts"
         text = (
             f"{parts}, with {show_count(coverage.n_listed - coverage.n_surveyed)} recordings, are missing, out of date or damaged. "
             "What follows is of the other parts alone. The command that made the table does what is left."
         )
-        yield Remark("stop", "Incomplete", text)
+        yield Remark("Incomplete", text, "stop")
     if figures.n_at_work:
-        yield _look("At work", "A run is at work on this table now: the same report will say more later.")
+        yield Remark("At work", "A run is at work on this table now: the same report will say more later.")
 
 
 def _failed(figures: Figures) -> Iterator[Remark]:
@@ -83,14 +79,14 @@ def _failed(figures: Figures) -> Iterator[Remark]:
         text = f"{show_roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words})"
         if any(one.status in MENDABLE for one in figures.failures):
             text += "; `emotion-batch retry` tries again what another try could mend"
-        yield _look("Failed", f"{text}.")
+        yield Remark("Failed", f"{text}.")
     folders = [one for one in figures.columns or figures.folders if one.n_rows >= _LEAST_FOLDER]
     if broken := [one for one in folders if one.n_failed >= _FOLDER_FAILED * one.n_rows]:
         worst = max(broken, key=lambda one: (one.n_failed, one.name))
         name = worst.name or "at the top"
         others = f", and {len(broken) - 1} more folders like it" if len(broken) > 1 else ""
         text = f"Folder “{name}”: {show_roughly(worst.n_failed, worst.n_rows)} of its rows failed{others}."
-        yield _look("Folder", text)
+        yield Remark("Folder", text)
 
 
 def _judged(figures: Figures) -> Iterator[Remark]:
@@ -102,41 +98,41 @@ def _judged(figures: Figures) -> Iterator[Remark]:
             f"{show_roughly(figures.n_outside, n_ok)} of the labels are of sound unlike what the model was trained on: other voices, "
             "rooms or languages. Believe these least."
         )
-        yield _look("Domain", text)
+        yield Remark("Domain", text)
     if figures.n_silent is not None and figures.n_silent >= _SILENT * n_ok:
-        yield _look(
+        yield Remark(
             "Speech", f"{show_roughly(figures.n_silent, n_ok)} of the labels are of something that is not speech."
         )
     most = max(figures.labels, key=lambda one: one.n_rows)
     if most.n_rows >= _ONE_LABEL * n_ok:
-        yield _look("One label", f"{show_roughly(most.n_rows, n_ok)} of the labels are “{most.label}”.")
+        yield Remark("One label", f"{show_roughly(most.n_rows, n_ok)} of the labels are “{most.label}”.")
     if figures.portrait is None:
         text = "The model's card is not in the table: nothing is known of how right its labels are, nor how sure."
-        yield _look("Trust", text)
+        yield Remark("Trust", text)
         return
     promise = figures.portrait.promise
     if promise is None or promise.threshold is None:
         text = "No label counts as confident: the model's card has no threshold to be confident from."
-        yield _look("Trust", text)
+        yield Remark("Trust", text)
         return
     if figures.n_confident < _FEW_CONFIDENT * n_ok:
-        yield _look("Confidence", f"Few labels are confident: {show_roughly(figures.n_confident, n_ok)} of them.")
+        yield Remark("Confidence", f"Few labels are confident: {show_roughly(figures.n_confident, n_ok)} of them.")
     if not promise.is_guaranteed or (promise.got is not None and promise.got < promise.promised):
         got = "no label reached it" if promise.got is None else f"{show_roughly(promise.got)} were right"
         text = (
             f"“Confident” promises that {show_roughly(promise.promised)} are right; on {promise.n_speakers or 'unknown'} speakers "
             f"whom the model had not heard, {got}. On voices from elsewhere nothing is guaranteed: listen to some."
         )
-        yield _look("Trust", text)
+        yield Remark("Trust", text)
 
 
 def _ran(figures: Figures) -> Iterator[Remark]:
     runs = figures.throughput.runs
     if figures.n_lost:
-        yield _look("Runs", f"{show_count(figures.n_lost)} runs died without a word since the last that ended.")
+        yield Remark("Runs", f"{show_count(figures.n_lost)} runs died without a word since the last that ended.")
     if runs and runs[0].outcome not in ("complete", ""):
         why = f": {runs[0].error}" if runs[0].error else ""
-        yield _look("Runs", f"The last run ended {runs[0].outcome}{why}.")
+        yield Remark("Runs", f"The last run ended {runs[0].outcome}{why}.")
     if (lost_s := sum(run.lost_s for run in runs)) >= 60:
         text = f"{lost_s / 60:,.0f} minutes of work were lost with recordings that took a worker with them."
-        yield _look("Runs", text)
+        yield Remark("Runs", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, BinaryIO, Protocol
 
@@ -24,11 +24,18 @@ _OBJECTS_BYTES = 2**20
 class Writer(Protocol):
     """What rows go into."""
 
-    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+    def write(self, rows: pa.Table) -> None:
         """Write some more."""
 
     def close(self) -> None:
         """Write what there is to write at the end."""
+
+
+def write_all(writer: Writer, tables: Iterable[pa.Table]) -> None:
+    """Write rows to the end."""
+    for rows in tables:
+        writer.write(rows)
+    writer.close()
 
 
 class CsvWriter:
@@ -39,9 +46,9 @@ class CsvWriter:
         options = pyarrow.csv.WriteOptions(eol=eol, quoting_header="needed")
         self._writer = pyarrow.csv.CSVWriter(stream, self._schema, write_options=options)
 
-    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+    def write(self, rows: pa.Table) -> None:
         """Write some more rows."""
-        self._writer.write(_plain(_as_table(rows)).cast(self._schema))
+        self._writer.write(_plain(rows).cast(self._schema))
 
     def close(self) -> None:
         """Write what is left."""
@@ -56,13 +63,12 @@ class JsonWriter:
         self._names = schema.names
         self._begin = "["
 
-    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+    def write(self, rows: pa.Table) -> None:
         """Write some more rows."""
-        table = _as_table(rows)
         # Features as Python's numbers take ten times the memory.
-        n_rows = max(1, _OBJECTS_BYTES * table.num_rows // max(1, table.nbytes))
-        for start in range(0, table.num_rows, n_rows):
-            columns = [_as_json(column) for column in table.slice(start, n_rows).columns]
+        n_rows = max(1, _OBJECTS_BYTES * rows.num_rows // max(1, rows.nbytes))
+        for start in range(0, rows.num_rows, n_rows):
+            columns = [_as_json(column) for column in rows.slice(start, n_rows).columns]
             for values in zip(*columns, strict=True):
                 self._stream.write(f"{self._begin}{json.dumps(dict(zip(self._names, values, strict=True)))}".encode())
                 self._begin = ",\n"
@@ -91,9 +97,9 @@ class ParquetWriter:
         self._waiting: list[pa.Table] = []
         self._n_rows = self._n_bytes = 0
 
-    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+    def write(self, rows: pa.Table) -> None:
         """Write some more rows, or keep them until they make a group."""
-        table = _as_table(rows).cast(self.schema)
+        table = rows.cast(self.schema)
         self._waiting.append(table)
         self._n_rows += table.num_rows
         self._n_bytes += table.nbytes
@@ -154,10 +160,6 @@ def _join(lists: pa.Array, texts: pa.Array) -> pa.Array:
 
 def _plain(rows: pa.Table) -> pa.Table:
     return pa.table([to_text(column) for column in rows.columns], names=rows.column_names)
-
-
-def _as_table(rows: pa.Table | pa.RecordBatch) -> pa.Table:
-    return rows if isinstance(rows, pa.Table) else pa.Table.from_batches([rows])
 
 
 def _as_json(column: pa.ChunkedArray) -> list[Any]:

@@ -24,7 +24,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text
+from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text, write_all
 from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
@@ -187,7 +187,7 @@ def asked(
     for one in views.values():
         for note in one.notes():
             (watcher or Watcher()).on_note(note)
-    with _open_sandbox(views) as sandbox, sandbox.ask(text) as answer:
+    with _asked(views, text) as answer:
         yield answer
 
 
@@ -200,9 +200,7 @@ def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:
         "parquet": ParquetWriter,
     }
     writer = writers[file_format](stream, answer.schema)
-    for batch in answer.batches:
-        writer.write(batch)
-    writer.close()
+    write_all(writer, (pa.Table.from_batches([batch]) for batch in answer.batches))
 
 
 def first_rows(answer: Answer, n_rows: int) -> tuple[list[list[Any]], bool]:
@@ -234,83 +232,14 @@ def _find_feature_inventory(labels: Inventory) -> Inventory | None:
     return take_inventory(place)
 
 
-class _Sandbox:
-    """A DuckDB, locked, with views of tables; `_open_sandbox` makes it.
-
-    It works in the one thread of `pool`, so that the caller's own thread hears signals meanwhile.
-    """
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, sources: list[_Parts], pool: ThreadPoolExecutor) -> None:
-        self._connection = connection
-        self._sources = sources
-        self._pool = pool
-
-    @contextlib.contextmanager
-    def ask(self, sql: str) -> Iterator[Answer]:
-        """Answer one query within the block; what is raised is as `query` says."""
-        reader = self._work(lambda: self._begin(sql))
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            while (batch := self._work(lambda: next(reader, None))) is not None:
-                yield batch
-
-        try:
-            yield Answer(reader.schema, batches())
-        finally:
-            # What was not read of it is not computed.
-            self._work(reader.close)
-
-    def _begin(self, sql: str) -> pa.RecordBatchReader:
-        statements = self._connection.extract_statements(sql)
-        # PIVOT is several by itself.
-        kinds = (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
-        if len(statements) != 1 or statements[0].type not in kinds:
-            got = statements[0].type.name if len(statements) == 1 else f"{len(statements)} statements"
-            raise UsageError(f"SQL: expected one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE, got {got}")
-        return self._connection.sql(statements[0]).to_arrow_reader(_BATCH_ROWS)
-
-    def _work(self, function: Callable[[], T]) -> T:
-        """Do something with the connection; whatever ends the waiting for it ends it."""
-        job = self._pool.submit(function)
-        try:
-            return job.result()
-        except EmotionBatchError:
-            raise
-        except BaseException as error:
-            while not job.done():
-                # Again, for one that comes before the query begins is not heard.
-                self._connection.interrupt()
-                wait([job], _INTERRUPT_EVERY_S)
-            if isinstance(error, Exception):
-                self._explain(error)
-            raise
-
-    def _explain(self, error: Exception) -> None:
-        """Raise the sentence about what DuckDB raised, if it is of a kind that is known."""
-        for source in self._sources:
-            if source.failure is not None:
-                raise source.failure
-        if not isinstance(error, duckdb.Error):
-            return
-        said = " ".join(_WHERE.sub("", str(error)).split())
-        if isinstance(error, duckdb.PermissionException):
-            raise UsageError(
-                f"SQL: expected nothing but the table, got {said}; a query sees no other file, no network and no extension"
-            ) from error
-        if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
-            raise IncompleteError(
-                f"query: expected to fit in memory and in the disk's space for temporary files, got {said}"
-            ) from error
-        raise UsageError(f"SQL: expected a query that DuckDB can answer, got {said}") from error
-
-
 @contextlib.contextmanager
-def _open_sandbox(views: Mapping[str, Inventory]) -> Iterator[_Sandbox]:
-    """Open a DuckDB within the block, which sees tables by the name that queries have for them."""
+def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
+    """Answer one query within the block, by a locked DuckDB that sees tables by the name that queries have for them."""
     sources = {name: _Parts(one) for name, one in views.items()}
     with (
         # Only if a query does not fit in memory.
         tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder,
+        # One thread works with the connection, so that the caller's own hears signals meanwhile.
         ThreadPoolExecutor(1, thread_name_prefix="query") as pool,
         duckdb.connect(config={**_CONFIG, "temp_directory": folder}) as connection,
     ):
@@ -318,7 +247,61 @@ def _open_sandbox(views: Mapping[str, Inventory]) -> Iterator[_Sandbox]:
             connection.register(name, source)
         for lock in _LOCKS:
             connection.execute(f"SET {lock}")
-        yield _Sandbox(connection, list(sources.values()), pool)
+
+        def work(function: Callable[[], T]) -> T:
+            """Do something with the connection; whatever ends the waiting for it ends it."""
+            job = pool.submit(function)
+            try:
+                return job.result()
+            except EmotionBatchError:
+                raise
+            except BaseException as error:
+                while not job.done():
+                    # Again, for one that comes before the query begins is not heard.
+                    connection.interrupt()
+                    wait([job], _INTERRUPT_EVERY_S)
+                for source in sources.values():
+                    if isinstance(error, Exception) and source.failure is not None:
+                        raise source.failure from error
+                if isinstance(error, duckdb.Error):
+                    raise _explain(error) from error
+                raise
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while (batch := work(lambda: next(reader, None))) is not None:
+                yield batch
+
+        reader = work(lambda: _begin(connection, sql))
+        try:
+            yield Answer(reader.schema, batches())
+        finally:
+            # What was not read of it is not computed.
+            work(reader.close)
+
+
+def _begin(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
+    """Begin a query; raise UsageError if it is not one alone that only reads."""
+    statements = connection.extract_statements(sql)
+    # PIVOT is several by itself.
+    kinds = (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
+    if len(statements) != 1 or statements[0].type not in kinds:
+        got = statements[0].type.name if len(statements) == 1 else f"{len(statements)} statements"
+        raise UsageError(f"SQL: expected one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE, got {got}")
+    return connection.sql(statements[0]).to_arrow_reader(_BATCH_ROWS)
+
+
+def _explain(error: duckdb.Error) -> EmotionBatchError:
+    """Return the sentence about what DuckDB raised."""
+    said = " ".join(_WHERE.sub("", str(error)).split())
+    if isinstance(error, duckdb.PermissionException):
+        return UsageError(
+            f"SQL: expected nothing but the table, got {said}; a query sees no other file, no network and no extension"
+        )
+    if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
+        return IncompleteError(
+            f"query: expected to fit in memory and in the disk's space for temporary files, got {said}"
+        )
+    return UsageError(f"SQL: expected a query that DuckDB can answer, got {said}")
 
 
 class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types

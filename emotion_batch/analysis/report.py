@@ -21,14 +21,7 @@ import jinja2
 from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.scan import Drawn, survey
-from emotion_batch.analysis.statistics import (
-    Figures,
-    gather,
-    show_count,
-    show_duration,
-    show_roughly,
-    show_share,
-)
+from emotion_batch.analysis.statistics import Figures, gather, show_count, show_duration, show_roughly, show_share
 from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.inference.card import Portrait, read_portrait
@@ -220,13 +213,11 @@ def _read_card(table: Folder, model_id: str | None) -> Portrait | None:
 def _locate(page: Folder, source: str, options: Mapping[str, Any] | None) -> Locate:
     """Return what gives the address of a recording from the page: none, unless both are on this disk."""
     origin = Folder.of(source, options)
-    if not (page.is_local and origin.is_local):
-        return lambda drawn: None
     # An archive may be gone by now, and is no condition of a report.
     with contextlib.suppress(EmotionBatchError):
-        if (features := read_info(origin)) is not None:
-            origin = Folder.of(features.source, options)
-        base = find_base(origin.url, options)
-        if base.is_local:
-            return locate_beside(os.path.dirname(page.url), base.url)
+        if page.is_local and origin.is_local:
+            features = read_info(origin)
+            base = find_base(origin.url if features is None else features.source, options)
+            if base.is_local:
+                return locate_beside(os.path.dirname(page.url), base.url)
     return lambda drawn: None

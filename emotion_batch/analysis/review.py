@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -17,19 +17,20 @@ from emotion_batch.analysis.review_sample import (
     LEAST_RANDOM,
     METHOD,
     RANDOM,
-    Drawing,
     Precision,
+    draw,
     measure_precision,
 )
 from emotion_batch.analysis.review_sheet import SheetRow
-from emotion_batch.errors import EmotionBatchError, IncompleteError, Status, UsageError
+from emotion_batch.analysis.scan import read_chunks
+from emotion_batch.errors import IncompleteError, Status, UsageError
 from emotion_batch.storage import names
 from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.parts import PartError
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.tables.table import read_info, require_table
+from emotion_batch.tables.table import find_kept_features, require_table
 
 # What a person may answer beside a label: there is no emotion to hear, and one cannot tell.
 NONE, UNSURE = "none", "?"
@@ -65,10 +66,6 @@ class Sheet:
     n_random: int
     n_table: int
     n_parts_missing: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as ``--json`` prints it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -119,10 +116,6 @@ class Review:
     precision: tuple[Precision, ...] = ()
     method: str = METHOD
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as ``--json`` prints it."""
-        return asdict(self)
-
 
 def review(
     table: str | os.PathLike[str],
@@ -170,21 +163,13 @@ def review(
     place = Folder.of(table, storage_options)
     folder, name = split_file(Folder.of(sheet, storage_options))
     info = _require_labels(place)
-    drawing = Drawing(size, max(LEAST_RANDOM, size // 2) if random is None else random, seed)
     _require_new(folder, name, force)
-    with explained(f"table {place.url}"):
-        manifest = read_manifest(place, info)
-        n_read = 0
-        found = parts.read_complete(place, info, dict(sorted(manifest.shards.items())), list(COLUMNS))
-        for n_done, (shard, rows) in enumerate(found, 1):
-            if rows is not None:
-                drawing.add(shard, rows)
-                n_read += 1
-            on_rows(n_done, len(manifest.shards))
-    if not drawing.n_seen:
+    shards = read_manifest(place, info).shards
+    n_random = max(LEAST_RANDOM, size // 2) if random is None else random
+    drawn, n_table, n_parts = draw(read_chunks(place, info, shards, COLUMNS, on_rows), size, n_random, seed)
+    if not n_table:
         raise IncompleteError(f"table {place.url}: expected rows with a label, got none; run the labelling again")
-    drawn = drawing.finish()
-    data = review_sheet.write_sheet(drawn, str(info.model_id), drawing.n_seen)
+    data = review_sheet.write_sheet(drawn, str(info.model_id), n_table)
     with explained(f"sheet {folder.url}/{name}"):
         folder.publish(name, data)
     return Sheet(
@@ -194,8 +179,8 @@ def review(
         labels=info.labels,
         n_rows=len(drawn),
         n_random=sum(one.part == RANDOM for one in drawn),
-        n_table=drawing.n_seen,
-        n_parts_missing=len(manifest.shards) - n_read,
+        n_table=n_table,
+        n_parts_missing=len(shards) - n_parts,
     )
 
 
@@ -283,7 +268,7 @@ def take_review(
         table=place.url,
         sheet=os.fspath(sheet),
         labels=to if labelled else None,
-        features=_find_feature_table(info, place),
+        features=info.features or find_kept_features(place, info),
         has_segments=has_segments,
         n_labelled=len(labelled),
         n_corrected=sum(answers[row.number] != row.emotion for row in labelled),
@@ -384,17 +369,3 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[i
         }
         found |= {row.number: there[row.identity] for row in wanted if row.identity in there}
     return found
-
-
-def _find_feature_table(info: TableInfo, place: Folder) -> str | None:
-    """Return the feature table that a label table knows: what it was made from, or what was kept."""
-    if info.features is not None:
-        return info.features
-    origin = Folder(info.source, place.options)
-    try:
-        with explained(f"source {origin.url}"):
-            known = read_info(origin)
-    except EmotionBatchError:
-        # It may be out of reach by now; nothing depends on it but a hint.
-        return None
-    return origin.url if known is not None and known.kind == schema.FEATURES else None

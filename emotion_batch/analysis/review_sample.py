@@ -5,19 +5,17 @@ Some rows are drawn at random, by stratum, and only they enter the estimate. The
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from emotion_batch.analysis.scan import add_up
 from emotion_batch.analysis.statistics import wilson_interval
-from emotion_batch.errors import Status, UsageError
+from emotion_batch.errors import UsageError
 
 # Of a normal deviate, 95 %.
 METHOD = "stratified sample; Wilson's interval, 95 %, of the sample's effective size"
@@ -33,6 +31,21 @@ LEAST_RANDOM = 20
 MOST_ROWS = 10_000
 # One row says nothing of how rows of its stratum differ.
 _LEAST_OF_STRATUM = 2
+# Rows with a label, by number of their stratum, and with a lot that follows from the seed.
+_LABELLED = """
+WITH labelled AS (
+    SELECT *, md5_number_lower(concat_ws('/', $seed, start_s, file)) AS lot, NOT coalesce(is_in_domain, true) AS is_far,
+           2 * len(list_filter($edges, lambda edge: edge <= confidence::DOUBLE)) + coalesce(is_confident, false)::INTEGER AS stratum
+    FROM chunk WHERE status = 'ok')"""
+_PARTS = "SELECT count(DISTINCT shard) AS n FROM chunk"
+_SIZES = f"{_LABELLED} FROM labelled SELECT stratum, count(*) AS n GROUP BY stratum"
+_RANDOM = f"""{_LABELLED}
+FROM labelled QUALIFY row_number() OVER (PARTITION BY stratum ORDER BY lot, file, start_s) <= $n_random"""
+# What leads the next label by the least, of a recording one. What is not speech has no emotion to be learnt.
+_INFORMATIVE = f"""{_LABELLED}, speech AS (
+    FROM labelled WHERE coalesce(is_speech, true)
+    QUALIFY row_number() OVER (PARTITION BY emotion, is_far, file ORDER BY margin, lot, start_s) = 1)
+FROM speech QUALIFY row_number() OVER (PARTITION BY emotion, is_far ORDER BY margin, lot, file) <= $n_rows"""
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,11 @@ class Row(NamedTuple):
     is_in_domain: bool | None
 
 
+_ROW = ", ".join(Row._fields)
+_OF_STRATUM = f"SELECT {_ROW} FROM random WHERE stratum = $stratum ORDER BY lot, file, start_s LIMIT $n_drawn"  # noqa: S608
+_CANDIDATES = f"SELECT {_ROW} FROM informative ORDER BY emotion, is_far, margin, lot, file"  # noqa: S608
+
+
 @dataclass(frozen=True)
 class DrawnRow:
     """A row that is to be checked, drawn as one of `n_drawn` from the `n_stratum` rows of a stratum; or chosen, without one."""
@@ -155,125 +173,53 @@ class DrawnRow:
         return INFORMATIVE if self.stratum is None else RANDOM
 
 
-class _Smallest:
-    """The few smallest of many, by a key; of what is larger than they are, nothing need be looked at."""
+def draw(chunks: Iterable[pa.Table], n_rows: int, n_random: int, seed: int) -> tuple[list[DrawnRow], int, int]:
+    """Return `n_rows` rows to check, `n_random` of them drawn at random, in the order of the sheet, and of how many rows in how many parts.
 
-    def __init__(self, n_most: int) -> None:
-        self._n_most = n_most
-        self._heap: list[tuple[tuple[float, float], int, Row]] = []
-        self._count = itertools.count()
-        self.limit = np.inf if n_most else -np.inf
-
-    def add(self, key: tuple[float, float], row: Row) -> None:
-        """Take a row in, if it is one of them so far."""
-        item = ((-key[0], -key[1]), next(self._count), row)
-        if len(self._heap) < self._n_most:
-            heapq.heappush(self._heap, item)
-        else:
-            heapq.heappushpop(self._heap, item)
-        if len(self._heap) == self._n_most:
-            self.limit = -self._heap[0][0][0]
-
-    def rows(self) -> list[Row]:
-        """Return them, the smallest first."""
-        return [row for _, _, row in sorted(self._heap, reverse=True)]
-
-
-class Drawing:
-    """Rows that are read once, and the `n_rows` of them that are drawn, `n_random` of these at random.
-
-    The same rows and seed give the same drawing. A number outside its range raises UsageError.
+    `chunks` hold `COLUMNS` and the shard of each row; all rows of a recording are in the same one. The same rows and seed give the same
+    drawing. The two parts take turns, and the random one is shuffled: whoever stops halfway has checked the rows that teach the most,
+    and a sample that is still random within each stratum. A number outside its range raises UsageError.
     """
-
-    def __init__(self, n_rows: int, n_random: int, seed: int) -> None:
-        if not LEAST_RANDOM <= n_rows <= MOST_ROWS:
-            raise UsageError(f"size: expected from {LEAST_RANDOM} to {MOST_ROWS:,} rows, got {n_rows:,}")
-        if n_random != 0 and not LEAST_RANDOM <= n_random <= n_rows:
-            raise UsageError(
-                f"random: expected 0, or from {LEAST_RANDOM} to {n_rows:,} rows, which is the sheet's size, got {n_random:,}"
-            )
-        if seed < 0:
-            raise UsageError(f"seed: expected a whole number >= 0, got {seed}")
-        self._n_rows, self._n_random, self._seed = n_rows, n_random, seed
-        self._sizes = np.zeros(len(STRATA), np.int64)
-        self._random = [_Smallest(n_random) for _ in STRATA]
-        # By label, in domain and not; each may have to fill up what the others lack.
-        self._informative: dict[tuple[str, bool], _Smallest] = {}
-
-    @property
-    def n_seen(self) -> int:
-        """Rows with a label that were passed over."""
-        return int(self._sizes.sum())
-
-    def add(self, shard: int, rows: pa.Table) -> None:
-        """Pass over the rows of one part, which hold `COLUMNS`; all rows of a recording are in the same one."""
-        chance = np.random.default_rng([self._seed, shard]).random(rows.num_rows)
-        is_ok = pc.equal(rows["status"], Status.OK)
-        chance = chance[is_ok.to_numpy()]
-        rows = rows.filter(is_ok).combine_chunks()
-        if not rows.num_rows:
-            return
-        self._add_random(shard, rows, chance)
-        if self._n_rows > self._n_random:
-            self._add_informative(shard, rows, chance)
-
-    def _add_random(self, shard: int, rows: pa.Table, chance: npt.NDArray[np.float64]) -> None:
-        bins = np.searchsorted(EDGES[1:-1], rows["confidence"].to_numpy(), side="right")
-        strata = 2 * bins + rows["is_confident"].fill_null(False).to_numpy()
-        self._sizes += np.bincount(strata, minlength=len(STRATA))
-        limits = np.array([one.limit for one in self._random])
-        passing = np.flatnonzero(chance < limits[strata])
-        for at, row in zip(passing.tolist(), _rows(shard, rows, passing), strict=True):
-            self._random[int(strata[at])].add((float(chance[at]), 0.0), row)
-
-    def _add_informative(self, shard: int, rows: pa.Table, chance: npt.NDArray[np.float64]) -> None:
-        """Keep the rows whose label leads the next by the least, by label, in domain and not; of a recording one."""
-        margin = np.nan_to_num(rows["margin"].to_numpy().astype(np.float64), nan=1.0)
-        # What is not speech has no emotion to be learnt.
-        is_speech = rows["is_speech"].fill_null(True).to_numpy()
-        encoded = rows["emotion"].combine_chunks().dictionary_encode()
-        numbers, is_far = encoded.indices.to_numpy(), ~rows["is_in_domain"].fill_null(True).to_numpy()
-        for number, emotion in enumerate(encoded.dictionary.to_pylist()):
-            for far in (False, True):
-                kept = self._informative.setdefault((emotion, far), _Smallest(self._n_rows))
-                passing = np.flatnonzero((numbers == number) & (is_far == far) & is_speech & (margin <= kept.limit))
-                passing = passing[np.lexsort((chance[passing], margin[passing]))]
-                files: set[str] = set()
-                for at, row in zip(passing.tolist(), _rows(shard, rows, passing), strict=True):
-                    if row.file not in files:
-                        files.add(row.file)
-                        kept.add((float(margin[at]), float(chance[at])), row)
-
-    def finish(self) -> list[DrawnRow]:
-        """Return what was drawn, in the order of the sheet.
-
-        The two parts take turns, and the random one is shuffled: whoever stops halfway has checked the rows that teach
-        the most, and a sample that is still random within each stratum.
-        """
+    if not LEAST_RANDOM <= n_rows <= MOST_ROWS:
+        raise UsageError(f"size: expected from {LEAST_RANDOM} to {MOST_ROWS:,} rows, got {n_rows:,}")
+    if n_random != 0 and not LEAST_RANDOM <= n_random <= n_rows:
+        raise UsageError(
+            f"random: expected 0, or from {LEAST_RANDOM} to {n_rows:,} rows, which is the sheet's size, got {n_random:,}"
+        )
+    if seed < 0:
+        raise UsageError(f"seed: expected a whole number >= 0, got {seed}")
+    queries = {"parts": _PARTS, "sizes": _SIZES, "random": _RANDOM}
+    if n_rows > n_random:
+        queries["informative"] = _INFORMATIVE
+    with add_up(chunks, queries, edges=EDGES[1:-1], seed=seed, n_rows=n_rows, n_random=n_random) as connection:
+        counts = dict(connection.sql("SELECT stratum, sum(n)::BIGINT FROM sizes GROUP BY stratum").fetchall())
+        sizes = [counts.get(number, 0) for number in range(len(STRATA))]
         drawn = []
-        for stratum, size, n_drawn, smallest in zip(
-            STRATA, self._sizes.tolist(), allocate(self._sizes.tolist(), self._n_random), self._random, strict=True
-        ):
-            drawn += [DrawnRow(row, stratum, size, n_drawn) for row in smallest.rows()[:n_drawn]]
-        order = np.random.default_rng([self._seed, 0, 1]).permutation(len(drawn))
-        return _take_turns(self._choose({one.row for one in drawn}), [drawn[at] for at in order.tolist()])
+        for number, n_drawn in enumerate(allocate(sizes, n_random)):
+            found = connection.execute(_OF_STRATUM, {"stratum": number, "n_drawn": n_drawn}).fetchall()
+            drawn += [DrawnRow(Row(*row), STRATA[number], sizes[number], n_drawn) for row in found]
+        candidates = connection.sql(_CANDIDATES).fetchall() if n_rows > n_random else []
+        ((n_parts,),) = connection.sql("SELECT sum(n)::BIGINT FROM parts").fetchall()
+    # Those that are drawn by chance are checked anyway, and so are the other segments of such recordings.
+    chosen = _choose([Row(*row) for row in candidates], {one.row.file for one in drawn}, n_rows - n_random)
+    order = np.random.default_rng(seed).permutation(len(drawn)).tolist()
+    return _take_turns(chosen, [drawn[at] for at in order]), sum(sizes), n_parts
 
-    def _choose(self, taken: set[Row]) -> list[DrawnRow]:
-        """Return the rows that teach the most, of each label and domain in turn."""
-        queues = [iter(self._informative[group].rows()) for group in sorted(self._informative)]
-        # Those that are drawn by chance are checked anyway, and so are the other segments of such recordings.
-        files = {row.file for row in taken}
-        chosen: list[DrawnRow] = []
-        n_wanted = self._n_rows - self._n_random
-        while queues and len(chosen) < n_wanted:
-            for queue in list(queues):
-                row = next((one for one in queue if one.file not in files), None)
-                if row is None:
-                    queues.remove(queue)
-                elif len(chosen) < n_wanted:
-                    files.add(row.file)
-                    chosen.append(DrawnRow(row))
-        return chosen
+
+def _choose(candidates: Iterable[Row], files: set[str], n_rows: int) -> list[DrawnRow]:
+    """Return rows of each label, in domain and not, in turn, of recordings other than `files`, and of a recording one."""
+    groups = itertools.groupby(candidates, lambda row: (row.emotion, row.is_in_domain is not False))
+    queues = [iter(list(group)) for _, group in groups]
+    chosen: list[DrawnRow] = []
+    while queues and len(chosen) < n_rows:
+        for queue in list(queues):
+            row = next((one for one in queue if one.file not in files), None)
+            if row is None:
+                queues.remove(queue)
+            elif len(chosen) < n_rows:
+                files.add(row.file)
+                chosen.append(DrawnRow(row))
+    return chosen
 
 
 def allocate(sizes: Sequence[int], n_rows: int) -> list[int]:
@@ -302,10 +248,3 @@ def _take_turns(one: Sequence[DrawnRow], other: Sequence[DrawnRow]) -> list[Draw
         ((at + 0.5) / len(rows), which, row) for which, rows in enumerate((one, other)) for at, row in enumerate(rows)
     ]
     return [row for _, _, row in sorted(placed, key=lambda item: item[:2])]
-
-
-def _rows(shard: int, rows: pa.Table, at: npt.NDArray[np.int64]) -> list[Row]:
-    if not len(at):
-        return []
-    found: Mapping[str, list[Any]] = rows.select(list(Row._fields[1:])).take(pa.array(at)).to_pydict()
-    return [Row(shard, *values) for values in zip(*found.values(), strict=True)]

@@ -1,17 +1,18 @@
 """Read a table once: count rows by label, confidence, folder and time, and draw some of them at random.
 
 Only complete parts that were made from the newest manifest entries count. DuckDB adds their rows up, some parts at a time, so that
-memory is bounded. `statistics` asks it for what the report shows.
+memory is bounded. `statistics` asks it for what the report shows, `review_sample` draws by it what a person checks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from emotion_batch.storage.folder import Folder, explained
@@ -19,25 +20,16 @@ from emotion_batch.tables import parts, schema
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 
-if TYPE_CHECKING:
-    import duckdb
-
 # Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
 N_BINS = 20
 _CHUNK_ROWS = 2**18
 # Rows that are drawn of each label and stratum, and of each status but ``ok``.
 N_LOTS = 5
-_COLUMNS = ("file", "start_s", "end_s", "status", "error")
-# A table of features has none of these; they are null there.
-_JUDGED = pa.schema(
-    {
-        "emotion": pa.string(),
-        "confidence": pa.float32(),
-        "is_confident": pa.bool_(),
-        "is_in_domain": pa.bool_(),
-        "is_speech": pa.bool_(),
-    }
+_COLUMNS = (
+    *("file", "start_s", "end_s", "status", "error"),
+    *("emotion", "confidence", "is_confident", "is_in_domain", "is_speech"),
 )
+_FOUND = "SELECT shard, count(DISTINCT file) FILTER (status = 'ok') AS n_labelled FROM chunk GROUP BY shard"
 _CELLS = """
 SELECT status, emotion, greatest(0, least($n_bins - 1, ceil(confidence * $n_bins)::INTEGER - 1)) AS bin,
        is_confident, is_in_domain, is_speech, count(*) AS n, sum(confidence) AS total
@@ -83,7 +75,7 @@ class Survey:
     Attributes
     ----------
     connection
-        Holds `cells`, all rows by what is said of them; `folders`, rows by folder; `times`, ``ok`` rows by number of their window,
+        Holds `found`, the shards whose parts these are; `cells`, all rows by what is said of them; `folders`, rows by folder; `times`, ``ok`` rows by number of their window,
         if the table has windows; and `drawn`, rows drawn by lot.
     complete
         Shards whose parts these are.
@@ -104,43 +96,60 @@ class Survey:
 @contextlib.contextmanager
 def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0) -> Iterator[Survey]:
     """Give what the rows of a table say; parts count if they match `shards`, the manifest's newest entries."""
-    import duckdb
-
     hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
-    sums = {"cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN, **({} if hop_s is None else {"times": _TIMES})}
-    known = {"seed": seed, "n_lots": N_LOTS, "n_bins": N_BINS, "hop_s": hop_s}
-    complete: set[int] = set()
-    n_labelled = 0
+    sums = {"found": _FOUND, "cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN}
+    if hop_s is not None:
+        sums["times"] = _TIMES
+    chunks = read_chunks(table, info, shards, _COLUMNS)
+    with add_up(chunks, sums, seed=seed, n_lots=N_LOTS, n_bins=N_BINS, hop_s=hop_s) as connection:
+        found = dict(connection.sql("SELECT shard, n_labelled FROM found").fetchall())
+        n_recordings = sum(shards[shard].n_recordings for shard in found)
+        yield Survey(connection, found.keys(), n_recordings, sum(found.values()))
+
+
+@contextlib.contextmanager
+def add_up(
+    chunks: Iterable[pa.Table], queries: Mapping[str, str], **values: object
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Give a database with a table of each query's name, which has what the query finds in each `chunk`; ``$NAME`` is of `values`."""
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection:
         connection.execute("SET temp_directory = ?", [spilled])
         # DuckDB would print it to stdout.
         connection.execute("SET enable_progress_bar = false")
-        with explained(f"table {table.url}"):
-            for number, (shards_read, chunk) in enumerate(_chunks(table, info, shards)):
-                complete |= shards_read
-                connection.register("chunk", chunk)
-                n_labelled += connection.sql("SELECT count(DISTINCT file) FROM chunk WHERE status = 'ok'").fetchall()[
-                    0
-                ][0]
-                for name, query in sums.items():
-                    begin = f"INSERT INTO {name}" if number else f"CREATE TABLE {name} AS"
-                    values = {key: value for key, value in known.items() if f"${key}" in query}
-                    connection.execute(f"{begin} {query}", values)
-                connection.unregister("chunk")
-        yield Survey(connection, complete, sum(shards[shard].n_recordings for shard in complete), n_labelled)
+        for number, chunk in enumerate(chunks):
+            connection.register("chunk", chunk)
+            for name, query in queries.items():
+                begin = f"INSERT INTO {name}" if number else f"CREATE TABLE {name} AS"
+                known = {key: value for key, value in values.items() if f"${key}" in query}
+                connection.execute(f"{begin} {query}", known)
+            connection.unregister("chunk")
+        yield connection
 
 
-def _chunks(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry]) -> Iterator[tuple[set[int], pa.Table]]:
-    """Yield the rows of complete parts, some parts at a time with their shards, and once even if there are none."""
-    columns = [*_COLUMNS, *(_JUDGED.names if info.kind == schema.LABELS else ())]
-    nothing = pa.schema([*(info.schema.field(name) for name in _COLUMNS), *_JUDGED]).empty_table()
-    chunk, done = [nothing], set()
-    for shard, rows in parts.read_complete(table, info, dict(sorted(shards.items())), columns):
-        if rows is None:
-            continue
-        chunk.append(rows)
-        done.add(shard)
-        if sum(one.num_rows for one in chunk) >= _CHUNK_ROWS:
-            yield done, pa.concat_tables(chunk, promote_options="default")
-            chunk, done = [nothing], set()
-    yield done, pa.concat_tables(chunk, promote_options="default")
+def read_chunks(
+    table: Folder,
+    info: TableInfo,
+    shards: Mapping[int, ShardEntry],
+    names: Sequence[str],
+    on_part: Callable[[int, int], None] = lambda n_done, n_parts: None,
+) -> Iterator[pa.Table]:
+    """Yield the rows of complete parts with their shard, some parts at a time, and once even if there are none.
+
+    `names` are columns of a label table; a feature table has null in those that it lacks. `on_part` hears how many of how many parts
+    were read.
+    """
+    fields = [schema.label_schema(()).field(name) for name in names]
+    nothing = pa.schema([*fields, pa.field("shard", pa.int64())]).empty_table()
+    columns = [name for name in names if name in info.schema.names]
+    chunk = [nothing]
+    with explained(f"table {table.url}"):
+        found = parts.read_complete(table, info, dict(sorted(shards.items())), columns)
+        for n_done, (shard, rows) in enumerate(found, 1):
+            on_part(n_done, len(shards))
+            if rows is None:
+                continue
+            chunk.append(rows.append_column("shard", pa.repeat(pa.scalar(shard, pa.int64()), rows.num_rows)))
+            if sum(one.num_rows for one in chunk) >= _CHUNK_ROWS:
+                yield pa.concat_tables(chunk, promote_options="default")
+                chunk = [nothing]
+    yield pa.concat_tables(chunk, promote_options="default")

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from emotion_batch.errors import OutputError
@@ -111,6 +112,7 @@ def shown(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+@dataclass
 class Said:
     """What goes to stderr: notes, progress, one sentence for an error; and the answer, which goes to stdout.
 
@@ -118,13 +120,12 @@ class Said:
     `goes_on` says that the same command goes on where it was stopped.
     """
 
-    def __init__(
-        self, *, is_quiet: bool = False, is_debug: bool = False, is_json: bool = False, goes_on: bool = False
-    ) -> None:
-        self._is_quiet = is_quiet
-        self._is_debug = is_debug
-        self._is_json = is_json
-        self._goes_on = goes_on
+    is_quiet: bool = False
+    is_debug: bool = False
+    is_json: bool = False
+    goes_on: bool = False
+
+    def __post_init__(self) -> None:
         self._is_terminal = _is_terminal(sys.stderr)
         self._last: Progress | None = None
         self._said_at = -_PROGRESS_EVERY_S
@@ -138,14 +139,14 @@ class Said:
 
     def note(self, text: str) -> None:
         """Say a sentence that a person should read."""
-        if not self._is_quiet:
+        if not self.is_quiet:
             self.end_line()
             self._say(Line(text))
 
     def error(self, text: str) -> None:
         """Say what went wrong, in one sentence."""
         self.end_line()
-        if self._is_debug:
+        if self.is_debug:
             self._write(traceback.format_exc)
         self._say(Line(f" {text}", "bold red", "emotion-batch:"))
 
@@ -181,7 +182,7 @@ class Said:
 
     def how_far(self) -> str:
         """Return what to say when a signal stopped the command."""
-        if not self._goes_on:
+        if not self.goes_on:
             return "stopped"
         at = f" at {self._last.n_done:,} of {self._last.n_recordings:,} recordings" if self._last else ""
         return f"stopped{at}; run the same command again, it goes on from there"
@@ -193,9 +194,9 @@ class Said:
             self._is_in_line = False
 
     def answer(self, found: Any, result: Result) -> None:
-        """Print a result, or with ``--json`` what was found: what JSON takes, or a string that is JSON."""
+        """Print a result, or with ``--json`` what was found: what JSON takes, a dataclass, or a string that is JSON."""
         self.end_line()
-        if self._is_json:
+        if self.is_json:
             print_result(found if isinstance(found, str) else json.dumps(found, default=vars))
         else:
             print_result(result)
@@ -219,7 +220,7 @@ class Said:
         """
         now = time.monotonic()
         every_s = _MOVES_EVERY_S if self._is_terminal else _PROGRESS_EVERY_S
-        if self._is_quiet or (share != 1 and now - self._said_at < every_s):
+        if self.is_quiet or (share != 1 and now - self._said_at < every_s):
             return
         self._said_at = now
         self._is_in_line = self._is_terminal
@@ -231,10 +232,7 @@ class Said:
 def print_result(result: Result | str) -> None:
     """Print a result, or a string as it is, for a program; a reader that goes away changes no exit code.
 
-    Raises
-    ------
-    OutputError
-        If it cannot be written, and not because its reader has gone.
+    Raise OutputError if it cannot be written, and not because its reader has gone.
     """
     is_shown = isinstance(result, Result) and _is_terminal(sys.stdout)
     text = _render(sys.stdout, *result.blocks) if isinstance(result, Result) and is_shown else f"{result}\n"

@@ -184,10 +184,9 @@ def _format_figures(card: Card) -> list[Line | Grid | str]:
 
     rows = []
     for kind, figures in card.metrics.items():
+        n_rows, n_speakers, accuracy, uar = _show(figures, "n_rows", "n_speakers", "accuracy", "uar")
         of_accuracy, of_uar = (_interval(figures["intervals"][name]) for name in ("accuracy", "uar"))
-        n_speakers = str(figures["n_speakers"] or "?")
-        accuracy, uar = (f"{figures[name]:.3f}" for name in ("accuracy", "uar"))
-        rows.append((kind, f"{figures['n_rows']:,}", n_speakers, accuracy, of_accuracy, uar, of_uar))
+        rows.append((kind, n_rows, n_speakers, accuracy, of_accuracy, uar, of_uar))
     heads = ("judged on", "segments", "speakers", "accuracy", "95 %", "UAR", "95 %")
     blocks: list[Line | Grid | str] = [Grid("<>>><><", rows, heads), ""]
     blocks += [f"`{kind}`: {write_bundle.SPLITS[kind]}" for kind in card.metrics]
@@ -255,10 +254,8 @@ def _format_speakers(found: Evaluation) -> list[Line | Grid]:
     """Return the figures of each speaker, of many the worst."""
     if not found.by_speaker:
         return []
-    rows = [
-        (str(one["speaker"]), f"{one['n_rows']:,}", f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
-        for one in found.by_speaker[:_MOST_SPEAKERS]
-    ]
+    shown = found.by_speaker[:_MOST_SPEAKERS]
+    rows = [(str(one["speaker"]), *_show(one, "n_rows", "accuracy", "uar")) for one in shown]
     blocks: list[Line | Grid] = [Line(""), Grid("<>>>", rows, ("speaker", "segments", "accuracy", "UAR"))]
     if len(found.by_speaker) > _MOST_SPEAKERS:
         n_more = len(found.by_speaker) - _MOST_SPEAKERS
@@ -268,10 +265,7 @@ def _format_speakers(found: Evaluation) -> list[Line | Grid]:
 
 def _format_voices(found: Evaluation) -> list[Line | Grid]:
     """Return the figures by language and sex, where they are known."""
-    rows = [
-        (name, f"{one['n_rows']:,}", f"{one['n_speakers']:,}", f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
-        for name, one in found.by_voice.items()
-    ]
+    rows = [(name, *_show(one, "n_rows", "n_speakers", "accuracy", "uar")) for name, one in found.by_voice.items()]
     return [Line(""), Grid("<>>>>", rows, ("voices", "segments", "speakers", "accuracy", "UAR"))] if rows else []
 
 
@@ -310,10 +304,8 @@ def _format_beside(found: Evaluation) -> list[Line | Grid | str]:
             lines.append(f"  {figures['reason']}")
         for name, words in _BESIDE.items():
             if name in figures:
-                one = figures[name]
-                speakers = str(one["n_speakers"] or "?")
-                figures_of = (f"{one['n_rows']:,}", speakers, f"{one['accuracy']:.3f}", f"{one['uar']:.3f}")
-                rows.append((words, *figures_of, f"{one['kept']:.3f}" if "kept" in one else ""))
+                kept = f"{figures[name]['kept']:.3f}" if "kept" in figures[name] else ""
+                rows.append((words, *_show(figures[name], "n_rows", "n_speakers", "accuracy", "uar"), kept))
     if "reason" not in shortcuts:
         lines.append(
             "  (duration and level: linear models, each speaker judged by what was learnt on this table's others)"
@@ -328,6 +320,12 @@ def _format_beside(found: Evaluation) -> list[Line | Grid | str]:
 
 def _interval(bounds: Sequence[float] | None) -> str:
     return "unknown" if bounds is None else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _show(figures: Mapping[str, Any], *names: str) -> list[str]:
+    """Return figures of these names: counts, and shares with three digits."""
+    values = [figures[name] for name in names]
+    return [f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if value else "?" for value in values]
 
 
 def _share(value: float | None) -> str:

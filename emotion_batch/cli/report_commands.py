@@ -57,13 +57,13 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
     places = pick_options(options, "storage_options", "force")
     if options.take:
         taken = take_review(table, sheet, labels=options.labels, new_labels=options.new_label or (), **places)
-        said.answer(taken.to_dict(), format_review(taken))
+        said.answer(taken, format_review(taken))
         return
     size = 100 if options.size is None else options.size
     written = review(
         table, sheet, size=size, random=options.random, seed=options.seed or 0, on_rows=said.read, **places
     )
-    said.answer(written.to_dict(), format_sheet(written, table))
+    said.answer(written, format_sheet(written, table))
 
 
 def _format_report(made: Report, table: str) -> Result:

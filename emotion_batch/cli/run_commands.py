@@ -89,7 +89,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     found = single_recording.label_recording(
         options.source, **pick_options(options, "model", "segments", "storage_options")
     )
-    said.answer([vars(one) for one in found], _format_labels(found))
+    said.answer(found, _format_labels(found))
     return int(any(one.status != "ok" for one in found))
 
 
@@ -115,9 +115,9 @@ def _run_retry(options: argparse.Namespace, said: Said) -> int:
 
 @command("cancel", "stop the runs that are at work on a table, submitted or not", TABLE, COMMON)
 def _run_cancel(options: argparse.Namespace, said: Said) -> None:
-    from emotion_batch import api
+    from emotion_batch.run.submit import cancel
 
-    cancelled = api.cancel(options.table, storage_options=options.storage_options)
+    cancelled = cancel(options.table, storage_options=options.storage_options)
     lines = [f"run {run} begins no shard any more; what is under way is finished, and stays" for run in cancelled]
     result = Result(*lines, next_step(format_command("status", options.table)))
     said.answer({"table": options.table, "cancelled": cancelled}, result)

@@ -38,9 +38,9 @@ _AGAIN = "the command that made the table, again; it does what is left"
 
 @command("status", "how far a table is, read from its storage alone", TABLE, COMMON)
 def _run_status(options: argparse.Namespace, said: Said) -> None:
-    from emotion_batch import api
+    from emotion_batch.tables.status import status
 
-    found = api.status(options.table, storage_options=options.storage_options)
+    found = status(options.table, storage_options=options.storage_options)
     said.answer(found.to_dict(), format_status(found, options.table))
 
 
@@ -167,7 +167,7 @@ def _run_export(options: argparse.Namespace, said: Said) -> None:
         watcher=said.watcher(),
         **pick_options(options, "partial", "force", "storage_options"),
     )
-    said.answer(found.to_dict(), _format_export(found))
+    said.answer(found, _format_export(found))
 
 
 def _format_export(found: Exported) -> Result:

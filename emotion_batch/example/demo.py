@@ -8,37 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emotion_batch import api
+from emotion_batch.analysis.query import EXAMPLES, query
 from emotion_batch.errors import UsageError, format_command, quote_argument
 from emotion_batch.example import synthesis
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import explained
-from emotion_batch.training import train
 from emotion_batch.training.fit import TrainingSettings
+from emotion_batch.training.train import train
 
 # What the demo makes, and so may remove when it is run again.
 _MARKER = ".emotion-batch-demo"
 _MADE = ("recordings", "features", "bundle", "labels")
-
-_QUERIES = (
-    (
-        "How many recordings of each emotion, and how sure?",
-        (
-            "SELECT emotion, count(*) AS recordings, round(avg(confidence), 3) AS confidence\n"
-            "FROM {labels} WHERE status = 'ok' GROUP BY emotion ORDER BY emotion"
-        ),
-    ),
-    (
-        "What became of those without a label?",
-        "SELECT status, file, error FROM {labels} WHERE status <> 'ok' ORDER BY file",
-    ),
-    (
-        "Which labels are the least sure?",
-        (
-            "SELECT file, emotion, round(confidence, 3) AS confidence\n"
-            "FROM {labels} WHERE status = 'ok' ORDER BY confidence, file LIMIT 5"
-        ),
-    ),
-)
+# Of the examples that `query` brings.
+_QUERIES = ("mix", "failed", "unsure")
 
 
 def demo(
@@ -69,8 +51,6 @@ def demo(
     UsageError
         If there is something else in the folder.
     """
-    import duckdb
-
     root = Path(folder)
     with explained(f"demo folder {root}"):
         _prepare(root)
@@ -89,7 +69,7 @@ def demo(
     # The notebook's batch of 512 would make one step an epoch of so few rows.
     options = ("--epochs", "40", "--batch-size", "32", "--max-folds", "0")
     say(f"3. {format_command('train', *places[1:3], options=options)}")
-    card = train.train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
+    card = train(features, bundle, settings=TrainingSettings(epochs=40, batch_size=32, max_folds=0))
     judged = card.metrics["stratified"]
     say(f"   right on {judged['accuracy']:.1%} of {judged['n_rows']} recordings that it did not learn from\n")
 
@@ -99,10 +79,9 @@ def demo(
     say(f"   {labelled.counts.n_ok} labels, {labelled.counts.n_failed} rows with the reason why not\n")
 
     say("5. Any tool that reads Parquet queries the labels; here DuckDB:")
-    with duckdb.connect() as connection:
-        for question, template in _QUERIES:
-            query = template.format(labels=_as_source(labels))
-            say(f"\n-- {question}\n{query};\n{connection.sql(query)}")
+    for name in _QUERIES:
+        command = format_command("query", places[3], options=("--example", name))
+        say(f"\n-- {EXAMPLES[name][0]}\n{command}\n\n{query(labels, example=name).to_pandas().to_string(index=False)}")
     example = os.fspath(recordings / "V1_angry" / "V1_back_angry.wav")
     say(_CLOSING.format(one=format_command("label", example, options=with_model)))
 
@@ -121,17 +100,6 @@ and one recording at a time, without a table:
 
 Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md
 next: emotion-batch label YOUR-RECORDINGS TABLE"""
-
-
-def _as_source(table: Path) -> str:
-    """Return a table's parts as SQL of DuckDB names them, whatever the folder is called."""
-    name = os.fspath(table).replace("'", "''")
-    plain = f"'{name}/*.parquet'"
-    if not set(name) & set("*?[="):
-        return plain
-    # A glob of DuckDB's reads brackets as a choice of characters, and `emotion=x` as a column of every row.
-    escaped = "".join(f"[{character}]" if character in "*?[" else character for character in name)
-    return f"read_parquet('{escaped}/*.parquet', hive_partitioning = false)"
 
 
 def _prepare(root: Path) -> None:

@@ -5,6 +5,7 @@ Watched are shards that take much longer than usual, and workers that Dask pause
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import statistics
 import threading
@@ -98,22 +99,18 @@ def _answered(start: Callable[[], Client]) -> Client:
 
     In a thread that may be left behind, because Dask's own limit of time ends before that.
     """
-    found: list[Client | BaseException] = []
+    found: concurrent.futures.Future[Client] = concurrent.futures.Future()
 
     def look() -> None:
         try:
-            found.append(start())
+            found.set_result(start())
         except BaseException as error:
-            found.append(error)
+            found.set_exception(error)
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    thread.join(2 * _CONNECT_TIMEOUT_S)
-    if not found:
+    threading.Thread(target=look, daemon=True).start()
+    if not concurrent.futures.wait([found], 2 * _CONNECT_TIMEOUT_S).done:
         raise TimeoutError(f"no answer within {2 * _CONNECT_TIMEOUT_S} s")
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+    return found.result()
 
 
 def _first_cause(error: BaseException) -> BaseException:

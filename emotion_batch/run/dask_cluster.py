@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import os
 import secrets
 import time
 from collections import Counter
@@ -21,16 +20,7 @@ from typing import Any
 import dask
 import dask.bag
 import dask.system
-from distributed import (
-    Client,
-    Future,
-    KilledWorker,
-    as_completed,
-    fire_and_forget,
-    futures_of,
-    get_client,
-    secede,
-)
+from distributed import Client, Future, KilledWorker, as_completed, fire_and_forget, futures_of, get_client, secede
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
@@ -96,10 +86,6 @@ class Cluster:
     def losing(self) -> AbstractContextManager[None]:
         """Return a block in which an error of Dask's that comes of a lost scheduler is a `SchedulerLostError`."""
         return losing(self._client)
-
-    def processes(self) -> list[int]:
-        """Return the process ids of the workers, each on its own machine."""
-        return list(self._ask(os.getpid).values())
 
     def preflight(self, package: str, probe: Callable[[], str | None]) -> None:
         """See that every worker can do the work, before it is handed any.
@@ -339,12 +325,9 @@ class _LostError(Exception):
 
 def _failure(result: Any) -> BaseException:
     """Return the exception of a future that failed, was cancelled or lost its scheduler."""
-    if isinstance(result, FutureCancelledError):
-        return _LostError("the cluster lost this shard")
-    if isinstance(result, tuple) and len(result) == 3 and isinstance(result[1], BaseException):
-        return result[1]
-    if isinstance(result, BaseException):
-        return result
+    error = result[1] if isinstance(result, tuple) else result
+    if isinstance(error, BaseException) and not isinstance(error, FutureCancelledError):
+        return error
     return _LostError("the cluster lost this shard")
 
 

@@ -28,7 +28,7 @@ from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
-from emotion_batch.run.run_options import Needs, RunOptions
+from emotion_batch.run.run_options import RunOptions
 from emotion_batch.run.shards import choose_witnesses, find_done, find_relisted, has_damage, order_shards
 from emotion_batch.storage.archive import Listing
 from emotion_batch.storage.entries import Entry
@@ -38,7 +38,7 @@ from emotion_batch.tables import attempts, schema
 from emotion_batch.tables.inventory import read_manifest, require_generations
 from emotion_batch.tables.lease import Holder, Lease, begin, cancellation_name, run_ids
 from emotion_batch.tables.manifest import Growth, Manifest
-from emotion_batch.tables.parts import Counts, Footer
+from emotion_batch.tables.parts import Counts, Footer, part_name
 from emotion_batch.tables.repair import rebuild
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.usage import Spent
@@ -77,7 +77,7 @@ class Run:
         self._others: tuple[Holder, ...] = ()
 
     def __enter__(self) -> Self:
-        self._known_runs, self._others = self._begin(self.table, self.info, self._lease)
+        self._known_runs, self._others = begin(self.table, self.info, self._lease, self.watcher.on_note)
         for other in self._others:
             self.watcher.on_note(
                 f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
@@ -88,8 +88,7 @@ class Run:
     @cached_property
     def manifest(self) -> Manifest:
         """The table's manifest."""
-        with explained(f"table {self.table.url}"):
-            return read_manifest(self.table, self.info)
+        return read_manifest(self.table, self.info)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
@@ -164,15 +163,8 @@ class Run:
     def keep_features(self, table: Folder, info: TableInfo) -> None:
         """Make the feature table that keeps the features of this run."""
         held = Lease(table, self.id)
-        self._begin(table, info, held)
+        begin(table, info, held, self.watcher.on_note)
         held.end()
-
-    def _begin(self, table: Folder, info: TableInfo, held: Lease) -> tuple[frozenset[str], tuple[Holder, ...]]:
-        """Begin on a table; return the runs that it knew, and those of them that are at work on it."""
-        known, at_work, is_mended = begin(table, info, held)
-        if is_mended:
-            self.watcher.on_note(f"table {table.url}: {schema.INFO} was damaged or missing, and was written anew")
-        return known, at_work
 
     def follow(self, manifest: Manifest) -> None:
         """Take the manifest of a feature table over."""
@@ -187,22 +179,17 @@ class Run:
         """Return a few recordings that can be read here: see `shards.choose_witnesses`."""
         return choose_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
 
-    def finish(
-        self,
-        job: Job,
-        needs: Needs,
-        features: Mapping[int, Footer] | None = None,
-    ) -> Summary:
+    def finish(self, job: Job, features: Mapping[int, Footer] | None = None) -> Summary:
         """Do every shard that is not done, and return what the table then is.
 
-        Workers must be able to read the `needs` of the job. `features` are the footers of the feature table whose rows are labelled. Raise
-        CanaryError, IncompleteError or ClusterError if the run was stopped, or shards are left over.
+        `features` are the footers of the feature table whose rows are labelled. Raise CanaryError, IncompleteError or ClusterError if
+        the run was stopped, or shards are left over.
         """
         # The listing's memory, which Arrow would keep: Dask is loaded now.
         pa.default_memory_pool().release_unused()
         for number in range(1 if job.is_retry else PASSES):
             done, todo = self._look(job, features) if number else self._choose(job, features)
-            self._do(job, needs, done, todo)
+            self._do(job, done, todo)
             recall_reasons(self.summary, self.table, self.info, done)
             # Another run may have frozen more since, or put parts of an older listing over some of these.
             if self.summary.n_shards_left or not (job.is_retry or self._has_company()):
@@ -250,7 +237,7 @@ class Run:
             came = run_ids(self.table) - self._known_runs - {self.id}
         return bool(self._others or came)
 
-    def _do(self, job: Job, needs: Needs, done: Mapping[int, Footer], todo: list[Task]) -> None:
+    def _do(self, job: Job, done: Mapping[int, Footer], todo: list[Task]) -> None:
         shards = {task.shard for task in todo}
         self.summary.counts = sum((done[shard].counts for shard in done if shard not in shards), Counts())
         self.summary.n_shards = len(self.manifest.shards)
@@ -260,8 +247,8 @@ class Run:
             if cluster.dashboard:
                 self.watcher.on_note(f"dashboard at {cluster.dashboard}")
             if self.scheduler is not None:
-                self._preflight(cluster, needs)
-            versions = tuple(preflight.read_versions(needs.bundle is not None).items())
+                self._preflight(cluster, job)
+            versions = tuple(preflight.read_versions(job.bundle is not None).items())
             self._hand_out(cluster, Work(job, self.id, versions, self.manifest.generation), todo)
 
     def _hand_out(self, cluster: Cluster, work: Work, todo: list[Task]) -> None:
@@ -340,18 +327,18 @@ class Run:
             Progress(self.manifest.n_recordings, counts.n_recordings, counts.n_failed, n_done_here, elapsed_s)
         )
 
-    def _preflight(self, connected: Cluster, needs: Needs) -> None:
+    def _preflight(self, connected: Cluster, job: Job) -> None:
         """Let every worker try what it will need, and say what would be better."""
         nonce_name, nonce = f"{schema.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
         probe = preflight.Probe(
             table=self.table,
             nonce_name=nonce_name,
             nonce=nonce,
-            archive=needs.archive,
-            recording=needs.recordings[0] if needs.recordings else None,
-            features=needs.features,
-            bundle=needs.bundle,
-            versions=preflight.read_versions(needs.bundle is not None),
+            archive=job.archive,
+            recording=job.witnesses[0] if job.witnesses else None,
+            features=None if job.source is None else (job.source.table, part_name(min(self.manifest.shards))),
+            bundle=job.bundle,
+            versions=preflight.read_versions(job.bundle is not None),
         )
         with explained(f"table {self.table.url}"):
             self.table.publish(nonce_name, nonce)
@@ -370,10 +357,7 @@ class Run:
 def import_cluster() -> ModuleType:
     """Return what knows Dask: when it is used, because a single recording and `--help` start none.
 
-    Raises
-    ------
-    ClusterError
-        If Dask does not even start with the settings that the user has made for it.
+    Raise ClusterError if Dask does not even start with the settings that the user has made for it.
     """
     try:
         from emotion_batch.run import dask_cluster

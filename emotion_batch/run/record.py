@@ -126,15 +126,6 @@ class Summary:
         self.spent.add(receipt.spent)
         self.show({status: [example] for status, example in receipt.examples.items()})
 
-    def merge(self, other: Summary) -> None:
-        """Take in what other shards of the same run gave."""
-        self.counts += other.counts
-        self.n_shards_done += other.n_shards_done
-        self.n_decoded += other.n_decoded
-        self.audio_s += other.audio_s
-        self.spent.add(other.spent)
-        self.show(other.examples)
-
     def show(self, examples: Mapping[str, list[tuple[str, str]]]) -> None:
         """Take in examples of what failed."""
         for status, more in examples.items():

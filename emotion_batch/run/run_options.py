@@ -1,4 +1,4 @@
-"""What all runs share: with what a run works, how it reads and reports, and what its workers must be able to read."""
+"""What all runs share: with what a run works, and how it reads and reports."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from emotion_batch.errors import UsageError
-from emotion_batch.inference.bundle import Bundle
 from emotion_batch.progress import Watcher
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.worker.isolation import Limits
 
@@ -89,13 +87,3 @@ class RunOptions:
     def folder(self, location: Any) -> Folder:
         """Return a place that is read or written with the storage options."""
         return Folder.of(location, self.storage_options)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the workers must be able to read."""
-
-    archive: Folder | None = None
-    recordings: tuple[Entry, ...] = ()
-    features: tuple[Folder, str] | None = None
-    bundle: Bundle | None = None

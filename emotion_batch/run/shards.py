@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -139,10 +139,7 @@ def choose_witnesses(
 ) -> tuple[Entry, ...]:
     """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
 
-    Raises
-    ------
-    StorageError
-        If none of them may be read.
+    Raise StorageError if none of them may be read.
     """
     refusal: PermissionError | None = None
     shards = sorted(manifest.shards)
@@ -240,9 +237,7 @@ def find_left(
                 on_listed=watcher.on_listed,
             )
             listed, base = listing.entries, listing.folder
-            if listing.left_out:
-                kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
-                notes = (f"{sum(listing.left_out.values()):,} files are no recordings by their suffix ({kinds})",)
+            notes = tuple(listing.remark())
         elif segments is not None:
             raise UsageError(f"segments: expected an archive with them, got the feature table {place.url}")
         elif bundle is not None:
@@ -250,26 +245,11 @@ def find_left(
             segments = features.segments
         if bundle is None:
             settings = settings or FeatureSettings()
-            info = TableInfo(
-                schema.FEATURES,
-                place.url,
-                settings,
-                segments or settings.segments,
-                include=include,
-                exclude=exclude,
-            )
+            info = TableInfo(schema.FEATURES, place.url, settings, segments or settings.segments)
         else:
             card, segments = bundle.card, segments or bundle.card.segments
-            info = TableInfo(
-                schema.LABELS,
-                place.url,
-                card.feature_settings,
-                segments,
-                card.model_id,
-                card.labels,
-                include=include,
-                exclude=exclude,
-            )
+            info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
+        info = replace(info, include=include, exclude=exclude)
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
     manifest = read_manifest(begun, info) if begun is not None and features is None else None
     if features is not None:

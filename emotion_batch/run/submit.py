@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from emotion_batch.errors import EmotionBatchError, IncompleteError
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import Run, import_cluster
 from emotion_batch.run.record import Recorder, Summary
-from emotion_batch.run.run_options import Needs, RunOptions
+from emotion_batch.run.run_options import RunOptions
 from emotion_batch.run.scheduler import SchedulerLostError
 from emotion_batch.run.shards import count_first
 from emotion_batch.storage.folder import Folder, explained, seal
@@ -28,6 +29,7 @@ from emotion_batch.tables import lease, parts
 from emotion_batch.tables.inventory import read_manifest
 from emotion_batch.tables.parts import Footer
 from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.table import require_table
 from emotion_batch.worker.job import Job
 from emotion_batch.worker.shard import Work
 from emotion_batch.worker.task import Task
@@ -40,20 +42,8 @@ if TYPE_CHECKING:
 class Handover:
     """A submitted run; travels to the task that drives it, and on to the next.
 
-    Attributes
-    ----------
-    number
-        Of the task that drives the run, from 1 on.
-    work
-        What is done with a shard.
-    recorder
-        Writes the run's record.
-    summary
-        What the run had done when it was submitted.
-    left
-        What the run's lease was then.
-    n_shards, n_recordings
-        What was left to do then.
+    `number` is that of the task, from 1 on. When the run was submitted, `summary` was what it had done, `left` its lease, and so many
+    shards and recordings were left to do.
     """
 
     number: int
@@ -146,7 +136,7 @@ class _DrivenRun(Run):
             manifest = read_manifest(*job.source)
             features = parts.require_complete(*job.source, manifest.shards)
             self.follow(manifest)
-        self.finish(job, Needs(), features)
+        self.finish(job, features)
 
     def _choose(self, job: Job, features: Mapping[int, Footer] | None) -> tuple[dict[int, Footer], list[Task]]:
         done, missing = self._look(job, features)
@@ -180,12 +170,8 @@ class _DrivenRun(Run):
 def drive(handover: Handover) -> None:
     """Drive a submitted run to its end: a task on a worker, which Dask runs again on another if that worker dies.
 
-    Dask condemns a task when workers have died under it four times. So a task that runs again submits the next one and ends.
-
-    Raises
-    ------
-    UnfitWorkerError
-        If this worker has other versions than the run was submitted with.
+    Dask condemns a task when workers have died under it four times. So a task that runs again submits the next one and ends. Raise
+    UnfitWorkerError if this worker has other versions than the run was submitted with.
     """
     table, run_id = handover.work.table, handover.work.run_id
     handover.work.refuse_if_unfit()
@@ -204,24 +190,27 @@ def drive(handover: Handover) -> None:
             run.go_on()
 
 
-def cancel_runs(table: Folder) -> list[str]:
-    """Ask every run that is at work on a table to stop; return their ids.
+def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
+    """Stop the runs that are at work on a table, submitted or not, from anywhere; return their ids.
 
-    Workers see it before each shard: what is under way is finished, the rest is not begun.
+    What is under way is finished, the rest is not begun, and the command that made the table goes on from there.
 
     Raises
     ------
     IncompleteError
-        If no run is at work.
+        If none is at work.
     """
-    with explained(f"table {table.url}"):
+    place = Folder.of(table, storage_options)
+    require_table(place)
+    with explained(f"table {place.url}"):
         # Also those of which nothing was heard for long: a cluster may be without workers, and clocks may be wrong.
-        runs = [holder.run for holder in lease.read_holders(table) if not holder.is_gone]
+        runs = [holder.run for holder in lease.read_holders(place) if not holder.is_gone]
         for run_id in runs:
+            # Workers look for it before each shard.
             note = seal({"host": platform.node(), "at": time.time()})
-            table.publish(lease.cancellation_name(run_id), note)
+            place.publish(lease.cancellation_name(run_id), note)
     if not runs:
-        raise IncompleteError(f"table {table.url}: expected a run at work to cancel, got none")
+        raise IncompleteError(f"table {place.url}: expected a run at work to cancel, got none")
     return runs
 
 

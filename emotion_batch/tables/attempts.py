@@ -6,12 +6,11 @@ A process dies because of a recording, or for another reason. Only the next atte
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import time
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,27 +44,33 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
         # Not for a power cut: after one, the shard is decoded as if for the first time.
         table.publish(name, seal(note), is_durable=False)
     try:
-        yield Attempt(is_repeated, _lost_s(earlier, run_id) if earlier is not None else 0.0)
+        about = _parse(earlier, run_id)
+        # Clocks of several machines differ.
+        yield Attempt(is_repeated, 0.0 if about is None else max(0.0, time.time() - about["began"]))
     except BaseException:
         # What was suspected before is so still: the next attempt must not be as if it were the first.
         if not is_repeated:
-            _forget(table, shard)
+            forget(table, shard)
         raise
-    _forget(table, shard)
+    forget(table, shard)
 
 
-def forget_finished(table: Folder, shards: Container[int]) -> None:
-    """Delete the notes of finished shards, which processes have left that died between the part and the note."""
+def find_noted(table: Folder) -> list[int]:
+    """Return the shards of which there is a note."""
     with explained(f"table {table.url}"):
-        for name in table.folder(FOLDER).names():
-            stem = name.partition(".")[0]
-            if stem.isdigit() and int(stem) in shards:
-                _forget(table, int(stem))
+        stems = (name.partition(".")[0] for name in table.folder(FOLDER).names())
+        return [int(stem) for stem in stems if stem.isdigit()]
+
+
+def forget(table: Folder, shard: int) -> None:
+    """Delete the note of a shard."""
+    with explained(f"table {table.url}"):
+        table.delete(_name(shard))
 
 
 def find_lost(table: Folder, run_id: str) -> frozenset[int]:
     """Return the shards of a run over which a process of this machine has died."""
-    return frozenset(shard for shard, about in _notes(table, run_id) if not _is_alive(about["pid"]))
+    return frozenset(shard for shard, about in _notes(table, run_id) if not is_alive(about["pid"]))
 
 
 def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
@@ -75,42 +80,35 @@ def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
     """
     for shard, about in _notes(table, run_id):
         if shard not in lost and not about["is_repeated"]:
-            _forget(table, shard)
+            forget(table, shard)
 
 
 def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the shards that a run has noted, with what it said of them."""
     with explained(f"table {table.url}"):
-        for name in table.folder(FOLDER).names():
-            stem = name.partition(".")[0]
-            # It may be gone by now, or damaged.
-            with contextlib.suppress(ValueError):
-                about = unseal((table.read_if_there(f"{FOLDER}/{name}") if stem.isdigit() else None) or b"{}")
-                if about.get("run") == run_id and isinstance(about.get("pid"), int) and "is_repeated" in about:
-                    yield int(stem), about
+        for shard in find_noted(table):
+            if (about := _parse(table.read_if_there(_name(shard)), run_id)) is not None:
+                yield shard, about
 
 
-def _is_alive(pid: int) -> bool:
+def _parse(note: bytes | None, run_id: str) -> dict[str, Any] | None:
+    """Return what a run has noted; None if it is gone, damaged or another run's."""
+    with suppress(ValueError):
+        if note is not None and (about := unseal(note))["run"] == run_id:
+            return about
+    return None
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether this machine, or this container of it, has a process, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        pass
     return True
-
-
-def _forget(table: Folder, shard: int) -> None:
-    with explained(f"table {table.url}"):
-        table.delete(_name(shard))
 
 
 def _name(shard: int) -> str:
     return f"{FOLDER}/{shard:06d}.json"
-
-
-def _lost_s(note: bytes, run_id: str) -> float:
-    try:
-        about = unseal(note)
-        # Clocks of several machines differ.
-        return max(0.0, time.time() - float(about["began"])) if about["run"] == run_id else 0.0
-    except (ValueError, KeyError, TypeError):
-        return 0.0

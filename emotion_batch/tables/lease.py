@@ -9,19 +9,19 @@ import contextlib
 import os
 import platform
 import re
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from emotion_batch.errors import UsageError
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.storage.retry import hastily
-from emotion_batch.tables.schema import TableInfo
+from emotion_batch.tables.attempts import is_alive
+from emotion_batch.tables.schema import INFO, TableInfo
 from emotion_batch.tables.table import check_info, create_info, find_info, replace_info
 
 FOLDER = "_table/runs"
@@ -38,11 +38,9 @@ _DEAD_SUBMITTED_S = 600.0
 _LOOK_S, _LOOK_EVERY_S = 2 * _RENEW_S, 1.0
 # How long the end of a run waits for a renewal that is under way.
 _PATIENCE_S = 2.0
-RUNS = FOLDER
 # What a lease says of a run that is about to replace a table's settings.
 _IS_REPLACING = "is_replacing"
 RUN_NAME = re.compile(r"[0-9TZ]+-[0-9a-f]+")
-_Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ class Holder:
     run: str
     host: str
     pid: int
-    began_s: _Finite
-    renewed_s: _Finite
-    progress: dict[str, bool | int | _Finite] = field(default_factory=dict)
+    began_s: float
+    renewed_s: float
+    progress: dict[str, bool | int | float] = field(default_factory=dict)
     namespace: str | None = None
     scheduler: str | None = None
     driver: int = 0
@@ -91,15 +89,7 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it is certainly dead, as a process of this machine that is not there any more."""
-        if self.namespace is None or self.namespace != _namespace():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        return self.namespace is not None and self.namespace == _namespace() and not is_alive(self.pid)
 
     @property
     def is_fresh(self) -> bool:
@@ -181,7 +171,7 @@ class Lease:
 
     def find_loss(self) -> bool:
         """Return whether this task no longer drives the run, which was stopped or is driven by a later task."""
-        there = _read_holder(self._table, self._name)
+        there = find_holder(self._table, self.run)
         # A lease that is missing may be one that another machine took for dead, and a damaged one is written anew.
         self.is_lost = has_ended(self._table, self.run) if there is None else there.driver > self.holder.driver
         return self.is_lost
@@ -195,7 +185,12 @@ class Lease:
 
 def find_holder(table: Folder, run_id: str) -> Holder | None:
     """Return what the lease of a run says; None if there is none, or it is damaged."""
-    return _read_holder(table, lease_name(run_id))
+    data = table.read_if_there(lease_name(run_id))
+    with contextlib.suppress(ValueError):
+        holder = None if data is None else msgspec.convert(unseal(data), Holder)
+        if holder is not None and holder.run == run_id:
+            return holder
+    return None
 
 
 def lease_name(run_id: str) -> str:
@@ -216,7 +211,7 @@ def cancellation_name(run_id: str) -> str:
 def has_ended(table: Folder, run_id: str) -> bool:
     """Return whether a run has left its record; one by a machine that took it for dead does not count."""
     data = table.read_if_there(record_name(run_id))
-    with contextlib.suppress(ValueError, AttributeError):
+    with contextlib.suppress(ValueError):
         return data is not None and unseal(data).get("outcome") != LOST
     return True
 
@@ -233,7 +228,7 @@ def _namespace() -> str | None:
 def read_holders(table: Folder) -> list[Holder]:
     """Return the runs whose lease lies in a table, alive or not, the earliest first."""
     names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
-    found = (_read_holder(table, f"{FOLDER}/{name}") for name in names)
+    found = (find_holder(table, name.removesuffix(_SUFFIX)) for name in names)
     return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
 
 
@@ -252,7 +247,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     while doubtful and time.monotonic() < until:
         time.sleep(_LOOK_EVERY_S)
         for holder in doubtful.copy():
-            found = _read_holder(table, lease_name(holder.run))
+            found = find_holder(table, holder.run)
             if found != holder:
                 doubtful.remove(holder)
                 # A run whose lease is not there any more has ended.
@@ -260,24 +255,9 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     return sorted(living, key=lambda holder: holder.began_s), sorted(dead + doubtful, key=lambda holder: holder.began_s)
 
 
-def _read_holder(table: Folder, name: str) -> Holder | None:
-    """Return what a lease says; None if it is gone since, or damaged."""
-    data = table.read_if_there(name)
-    with contextlib.suppress(ValueError):
-        holder = None if data is None else msgspec.convert(unseal(data), Holder)
-        if holder is not None and lease_name(holder.run) == name:
-            return holder
-    return None
-
-
-def forget(table: Folder, holder: Holder) -> None:
-    """Delete the lease of a run that died."""
-    table.delete(lease_name(holder.run))
-
-
 def run_ids(table: Folder) -> set[str]:
     """Return the ids of the runs that a table knows, those at work included."""
-    return {name.partition(".")[0] for name in table.folder(RUNS).names() if RUN_NAME.match(name)}
+    return {name.partition(".")[0] for name in table.folder(FOLDER).names() if RUN_NAME.match(name)}
 
 
 def others_at_work(table: Folder, run_id: str) -> list[Holder]:
@@ -287,16 +267,8 @@ def others_at_work(table: Folder, run_id: str) -> list[Holder]:
         record = {"run": holder.run, "outcome": LOST, "host": holder.host, **holder.progress}
         table.publish_first(record_name(holder.run), seal(record))
         # The word that it is cancelled stays: if it lives all the same, it must stop.
-        forget(table, holder)
+        table.delete(lease_name(holder.run))
     return [holder for holder in living if holder.run != run_id]
-
-
-class Company(NamedTuple):
-    """Which runs a table knew when a run began, which of them are at work on it, and whether it had lost its `table.json`."""
-
-    known: frozenset[str]
-    at_work: tuple[Holder, ...]
-    is_mended: bool
 
 
 def check_table(table: Folder, info: TableInfo) -> None:
@@ -307,39 +279,39 @@ def check_table(table: Folder, info: TableInfo) -> None:
         _refuse_to_replace(table, there, info, at_work)
 
 
-def begin(table: Folder, info: TableInfo, held: Lease) -> Company:
+def begin(
+    table: Folder, info: TableInfo, held: Lease, on_note: Callable[[str], None]
+) -> tuple[frozenset[str], tuple[Holder, ...]]:
     """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
 
-    Of two runs that begin at the same time each says first what it is about to do and looks for the other after that. So
-    at least one of them sees the other, and no run that is at work has its settings replaced. Raise UsageError if the table is of
-    something else, or another run works on it with other settings.
+    Return the ids of the runs that the table knew, and those of them that are at work on it. Of two runs that begin at the same time
+    each says first what it is about to do and looks for the other after that. So at least one of them sees the other, and no run that is
+    at work has its settings replaced. Raise UsageError if the table is of something else, or another run works on it with other settings.
     """
     with explained(f"table {table.url}"):
-        table.folder(RUNS).make()
-    replaced = None if check_info(table, info) is not None else find_info(table)
-    held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
-    with explained(f"table {table.url}"):
+        table.folder(FOLDER).make()
+        replaced = None if check_info(table, info) is not None else find_info(table)
+        held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
         held.begin()
-    try:
-        with explained(f"table {table.url}"):
+        try:
             # After the lease, and before the look at the others: who is in neither came later.
             known = run_ids(table)
             others = others_at_work(table, held.run)
-        if replaced is not None:
-            _refuse_to_replace(table, replaced, info, others)
-            replace_info(table, info)
-            held.tell()
-            with explained(f"table {table.url}"):
+            if replaced is not None:
+                _refuse_to_replace(table, replaced, info, others)
+                replace_info(table, info)
+                held.tell()
                 held.renew()
-        elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
-            raise UsageError(
-                f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
-            )
-        is_mended = create_info(table, info)
-    except BaseException:
-        held.end()
-        raise
-    return Company(frozenset(known), tuple(others), is_mended)
+            elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
+                raise UsageError(
+                    f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
+                )
+            if create_info(table, info):
+                on_note(f"table {table.url}: {INFO} was damaged or missing, and was written anew")
+        except BaseException:
+            held.end()
+            raise
+    return frozenset(known), tuple(others)
 
 
 def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work: Sequence[Holder]) -> None:

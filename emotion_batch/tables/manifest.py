@@ -12,6 +12,8 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,6 @@ from emotion_batch.tables.shard_entries import (
     find_span,
     places,
     reading_entries,
-    stretches,
     write_entries,
 )
 from emotion_batch.tables.sharding import cut
@@ -40,8 +41,6 @@ _MOST_PRUNED = 0.1
 _INDEX = re.compile(r"[0-9]{6,}\.json")
 _FILE_DIGEST = re.compile(r"[0-9]+-([0-9a-f]{16})\.arrow")
 _IS_REBUILT = "is_rebuilt"
-# Errors of reading a JSON file that is damaged, or of odd types.
-_ODD = (ValueError, KeyError, TypeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,7 @@ class Manifest:
             for generation, index in reversed(new):
                 if not index.get(_IS_REBUILT) and generation != self.generation + 1:
                     raise damaged_manifest(self._table, _name(self.generation + 1), "no such file")
-                try:
-                    self._add(generation, index)
-                except _ODD as error:
-                    raise damaged_manifest(self._table, _name(generation)) from error
+                self._add(generation, index)
 
     def find_damage(self, *, deep: bool = False) -> list[str]:
         """Return what is wrong with the files of entries, a sentence each; only with `deep` all of their bytes are read."""
@@ -119,13 +115,14 @@ class Manifest:
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
         wanted = [self.shards[shard] for shard in shards]
-        for start, stop in stretches(wanted):
-            stretch = wanted[start:stop]
-            with reading_entries(self._table, stretch[0].file):
-                data = memoryview(self._folder.read_range(stretch[0].file, stretch[0].start, stretch[-1].stop))
-            for where in stretch:
-                begin = where.start - stretch[0].start
-                yield decode_entries(self._table, where, data[begin : begin + where.stop - where.start])
+        # One request for neighbours of a file, of which none is large.
+        for file, group in groupby(wanted, attrgetter("file")):
+            neighbours = list(group)
+            start, stop = min(one.start for one in neighbours), max(one.stop for one in neighbours)
+            with reading_entries(self._table, file):
+                data = memoryview(self._folder.read_range(file, start, stop))
+            for where in neighbours:
+                yield decode_entries(self._table, where, data[where.start - start : where.stop - start])
 
     def grow(
         self,
@@ -140,25 +137,13 @@ class Manifest:
     ) -> Growth | None:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
-        New recordings make new shards; a shard with changed recordings gets their new entries under its own
-        number; gone recordings stay, unless they are pruned. None if this would undo what a listing says that another run has
-        frozen since the newest generation was `since`. Raise UsageError if too many recordings to be pruned are gone.
+        New recordings make new shards; a shard with changed recordings gets their new entries under its own number; gone recordings
+        stay, unless `prune` is set. None if this would undo what a listing says that another run has frozen since the newest generation
+        was `since`. Raise UsageError if more than a tenth of the recordings is to be pruned, unless `force` is set.
 
-        Parameters
-        ----------
-        entries
-            Table of `ENTRY_SCHEMA`, sorted by ``file``, no name twice.
-        segments
-            Which stretches of them will be read.
-        prune, force
-            Whether recordings that are gone leave the manifest, even if more than a tenth is gone.
-        since
-            The newest generation when the listing was begun.
-        limit
-            Take over only the first so many recordings of the listing, and what is known already.
-        check
-            Called before a generation is written with the shards in whose stretch of the listing something is other than it
-            was; may raise, and then none is.
+        `entries` are of `ENTRY_SCHEMA`, sorted by ``file``, no name twice; `segments` says which stretches of them will be read. With
+        `limit` only the first so many of the listing are taken over, and what is known already. `check` is called before a generation
+        is written with the shards in whose stretch of the listing something is other than it was; it may raise, and then none is.
         """
         while True:
             growth, updated, others = self._compare(entries, segments, prune=prune, limit=limit)
@@ -180,11 +165,6 @@ class Manifest:
         """Return the entries of each shard that `grow` would write, and write nothing."""
         return self._compare(entries, segments, prune=False)[1]
 
-    def freeze(self, shards: dict[int, pa.Table], segments: Segments) -> None:
-        """Freeze shards as they are, unless there are any; the caller has cut them, and is alone with the table."""
-        if not self.shards:
-            self._commit(shards, segments)
-
     def _compare(
         self, entries: pa.Table, segments: Segments, *, prune: bool, limit: int | None = None
     ) -> tuple[Growth, dict[int, pa.Table], list[int]]:
@@ -201,10 +181,10 @@ class Manifest:
         is_new = np.ones(entries.num_rows, bool)
         updated: dict[int, pa.Table] = {}
         others = []
-        n_changed = stop = 0
+        n_changed = 0
         self.gone = {}
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
-            start, stop = find_span(entries, batch, stop)
+            start, stop = find_span(entries, batch)
             listed = entries.slice(start, stop - start)
             # Most often nothing happened to any of them, nor between them.
             if pa.Table.from_batches([batch]).equals(listed):
@@ -269,10 +249,7 @@ class Manifest:
         """
         # In place of all generations of which there is any trace.
         numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
-        manifest = cls.__new__(cls)
-        manifest._table, manifest._folder = table, table.folder(FOLDER)
-        manifest.shards, manifest.history = {}, {}
-        manifest.generation = max((int(number[0]) for number in numbers if number), default=0)
+        manifest = cls(table, max((int(number[0]) for number in numbers if number), default=0))
         manifest._commit(
             {shard: entries for shard, (entries, _) in shards.items()}, segments, [one for _, one in shards.values()]
         )
@@ -343,21 +320,19 @@ def _read_index(table: Folder, generation: int) -> dict[str, Any]:
     """Return what the JSON file of a generation says."""
     try:
         index = unseal(table.folder(FOLDER).read(_name(generation)))
-        names = [_name(index["generation"]), *index["files"]]
-        is_another = any(not str(name).startswith(_name(generation)[:-5]) for name in names)
-    except _ODD as error:
+    except ValueError as error:
         raise damaged_manifest(table, _name(generation)) from error
-    if is_another:
+    if index["generation"] != generation:
         raise damaged_manifest(table, _name(generation), "another generation")
     return index
 
 
 def _parse(index: Mapping[str, Any]) -> list[tuple[int, ShardEntry]]:
-    """Return the shards of a generation; raise one of `_ODD` if what was read is none."""
+    """Return the shards of a generation."""
     columns = (*(index[name] for name in ("shards", "n_recordings", "digests", "costs", "spans")), places(index))
     return [
-        (int(shard), ShardEntry(file, batch, int(n), str(digest_of), int(cost), int(start), int(stop)))
-        for shard, n, digest_of, cost, (start, stop), (file, batch) in zip(*columns, strict=True)
+        (shard, ShardEntry(file, batch, n_recordings, digest_of, cost, start, stop))
+        for shard, n_recordings, digest_of, cost, (start, stop), (file, batch) in zip(*columns, strict=True)
     ]
 
 
@@ -365,11 +340,11 @@ def _is_of_others(data: bytes, generation: int, source: Manifest) -> bool:
     """Return whether the JSON file of a generation is a whole one, and of recordings that another table never had."""
     try:
         index = unseal(data)
-        known = {word for _, entry in _parse(index) for word in (entry.digest, entry.file)}
-    except _ODD:
+    except ValueError:
         return False
-    is_itself = index["generation"] == generation
-    return is_itself and not known & {word for entry in source.history.values() for word in (entry.digest, entry.file)}
+    known = {word for entry in source.history.values() for word in (entry.digest, entry.file)}
+    is_known = any(entry.digest in known or entry.file in known for _, entry in _parse(index))
+    return index["generation"] == generation and not is_known
 
 
 def _other_recordings(table: Folder, source: Manifest) -> UsageError:

@@ -386,10 +386,8 @@ def _check_seal(data: bytes, *, is_whole: bool = False) -> None:
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {
-        item["values"]: item["counts"]
-        for item in sorted(pc.value_counts(column).to_pylist(), key=lambda item: str(item["values"]))
-    }
+    counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
+    return dict(sorted(counts.items()))
 
 
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:

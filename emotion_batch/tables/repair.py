@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -11,16 +10,12 @@ import pyarrow.compute as pc
 
 from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
-from emotion_batch.tables import attempts, parts, shard_entries
+from emotion_batch.tables import attempts, lease, parts, shard_entries
 from emotion_batch.tables.inventory import find_strangers, has_listed, part_shards
-from emotion_batch.tables.lease import RUNS
 from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.parts import Footer, OtherPartError, PartError
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.tables.shard_entries import ShardEntry
 from emotion_batch.tables.verify import look_at_parts, remove_damaged
-
-_NOTE = re.compile(r"[0-9]{6,}\.json")
 
 
 def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
@@ -125,15 +120,12 @@ def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = Fals
                 if (footer.shard, footer.digest) in entries.history:
                     said = _put_right(table, info, entries, name, footer) or said
         yield said
-    attempts.forget_finished(table, parts.complete_shards(table, info, _noted(table, entries)))
-    for folder in (table, *(table.folder(name) for name in (attempts.FOLDER, shard_entries.FOLDER, RUNS))):
+    # Processes have left those that died between the part and the note.
+    noted = {shard: entries.shards[shard] for shard in attempts.find_noted(table) if shard in entries.shards}
+    for shard in parts.complete_shards(table, info, noted):
+        attempts.forget(table, shard)
+    for folder in (table, *(table.folder(name) for name in (attempts.FOLDER, shard_entries.FOLDER, lease.FOLDER))):
         folder.sweep()
-
-
-def _noted(table: Folder, entries: Manifest) -> dict[int, ShardEntry]:
-    """Return the shards of which there is a note that they were begun."""
-    noted = {int(name[:-5]) for name in table.folder(attempts.FOLDER).names() if _NOTE.fullmatch(name)}
-    return {shard: entries.shards[shard] for shard in noted & set(entries.shards)}
 
 
 def _put_right(table: Folder, info: TableInfo, entries: Manifest, name: str, footer: Footer) -> str | None:

@@ -140,18 +140,6 @@ class TableInfo:
                 f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
                 "use the version of emotion-batch that wrote it"
             )
-        # A table of a release without them has neither.
-        include, exclude = (tuple(value.get(name, ())) for name in ("include", "exclude"))
-        texts = [
-            value["source"],
-            value["model_id"] or "",
-            value["features"] or "",
-            *value["labels"],
-            *include,
-            *exclude,
-        ]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("something else where a text must be")
         settings, segments = recipes.read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
         if (value["feature_id"], value["segment_id"]) != (settings.feature_id, segments.segment_id):
             raise ValueError("settings that are not those of their fingerprints")
@@ -163,8 +151,8 @@ class TableInfo:
             model_id=value["model_id"],
             labels=tuple(value["labels"]),
             features=value["features"],
-            include=include,
-            exclude=exclude,
+            include=tuple(value["include"]),
+            exclude=tuple(value["exclude"]),
         )
 
     @property

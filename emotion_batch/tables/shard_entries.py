@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -26,8 +25,6 @@ from emotion_batch.tables.sharding import estimate_costs
 FOLDER = "_table/manifest"
 # A file of entries is closed when it has so many bytes, so that none is ever large in memory.
 _FILE_BYTES = 2**24
-# Entries of several shards are read in stretches of so many bytes: few requests, and little memory.
-_STRETCH_BYTES = 2**24
 # A file of Arrow begins and ends with these: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, MAGIC = b"ARROW1\0\0", b"ARROW1"
 # The version of the digest, which stands before it.
@@ -101,22 +98,6 @@ def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
     return {name: entries for name, entries in found.items() if name in wanted}
 
 
-def stretches(shards: Sequence[ShardEntry]) -> Iterator[tuple[int, int]]:
-    """Yield from which to which of `shards` one request is to read: neighbours of one file."""
-    start = 0
-    for number in range(1, len(shards) + 1):
-        first, before = shards[start], shards[number - 1]
-        where = shards[number] if number < len(shards) else None
-        is_near = (
-            where is not None
-            and where.file == first.file
-            and before.stop <= where.start < where.stop <= first.start + _STRETCH_BYTES
-        )
-        if not is_near:
-            yield start, number
-            start = number
-
-
 def digest(entries: pa.RecordBatch) -> str:
     """Return a version and 32 hexadecimal digits that change when a name, size or version of the entries does."""
     sha = hashlib.sha256()
@@ -148,21 +129,11 @@ class Change(NamedTuple):
     entries: pa.Table | None
 
 
-def find_span(entries: pa.Table, batch: pa.RecordBatch, guess: int) -> tuple[int, int]:
-    """Return from where to where a listing may have the entries of a shard; `guess` is where they may well begin."""
+def find_span(entries: pa.Table, batch: pa.RecordBatch) -> tuple[int, int]:
+    """Return from where to where a listing may have the entries of a shard."""
     names, own = entries["file"], batch["file"]
-    first, last = own[0].as_py(), own[-1].as_py()
-
-    def name(number: int) -> str:
-        return str(names[number].as_py())
-
-    end = guess + len(own)
-    if end <= len(names) and name(guess) == first and name(end - 1) == last:
-        return guess, end
-    # Python's order of text is that of its UTF-8.
-    start = bisect_left(range(len(names)), first, key=name)
-    stop = bisect_left(range(len(names)), last, lo=start, key=name)
-    return start, stop + (stop < len(names) and name(stop) == last)
+    start, stop = pc.search_sorted(names, own[0], side="left"), pc.search_sorted(names, own[-1], side="right")
+    return start.as_py(), stop.as_py()
 
 
 def compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> Change:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from emotion_batch import usage
 from emotion_batch.storage.folder import Folder, explained, unseal
 from emotion_batch.tables import lease, parts
 from emotion_batch.tables.inventory import read_manifest
-from emotion_batch.tables.lease import RUN_NAME, RUNS, Holder
+from emotion_batch.tables.lease import RUN_NAME, Holder
 from emotion_batch.tables.parts import Counts
 from emotion_batch.tables.table import find_kept_features, require_table
 
@@ -25,16 +26,8 @@ _MOST_RUNS = 50
 class RunFigures:
     """One run; what its record does not have is 0, or empty.
 
-    Attributes
-    ----------
-    run, began, outcome, error
-        Its id, when it began, how it ended and of what it failed.
-    elapsed_s
-        Wall-clock seconds.
-    n_decoded, audio_s
-        Recordings that it did, and seconds of audio that their rows cover.
-    n_shards, n_retries, n_resubmitted, lost_s
-        Shards that it did, requests that were repeated, shards handed out again, seconds of work lost.
+    It decoded `n_decoded` recordings, whose rows cover `audio_s` seconds of audio, in `elapsed_s` seconds of the clock. `n_retries`
+    requests were repeated, `n_resubmitted` shards handed out again, and `lost_s` seconds of work lost.
     """
 
     run: str
@@ -94,11 +87,11 @@ class Throughput:
 
 def read_throughput(table: Folder) -> Throughput:
     """Return what the run records of a table say; a damaged one says nothing."""
-    names = [name for name in table.folder(lease.FOLDER).names() if name.endswith(".json") and not name.startswith(".")]
+    names = _record_names(table)
     spent = usage.Spent()
     runs: list[RunFigures] = []
     slowest: dict[str, float] = {}
-    for name in sorted(names, reverse=True)[:_MOST_RUNS]:
+    for name in names[:_MOST_RUNS]:
         with contextlib.suppress(ValueError):
             record = unseal(table.read(f"{lease.FOLDER}/{name}"))
             run, its = _read_run(record)
@@ -182,20 +175,21 @@ class TableStatus:
         return {**asdict(self), "n_left": self.n_recordings - self.n_done, "rate": self.rate}
 
 
-def read_status(table: Folder) -> TableStatus:
-    """Return how far a table is; raise UsageError if there is none."""
-    info = require_table(table)
-    with explained(f"table {table.url}"):
+def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> TableStatus:
+    """Return how far a table is, from its storage alone; raise UsageError if there is none."""
+    place = Folder.of(table, storage_options)
+    info = require_table(place)
+    with explained(f"table {place.url}"):
         # First, because it may take a while.
-        living, dead = lease.find_runs(table)
-        entries = read_manifest(table, info)
-        done = parts.complete_shards(table, info, entries.shards)
-        cancelled = [holder.run for holder in living if table.exists(lease.cancellation_name(holder.run))]
-        last = _last_run(table, {holder.run for holder in living})
-        features_url = find_kept_features(table, info)
+        living, dead = lease.find_runs(place)
+        entries = read_manifest(place, info)
+        done = parts.complete_shards(place, info, entries.shards)
+        cancelled = [holder.run for holder in living if place.exists(lease.cancellation_name(holder.run))]
+        last = _last_run(place, {holder.run for holder in living})
+        features_url = find_kept_features(place, info)
     shards = entries.shards
     return TableStatus(
-        table=table.url,
+        table=place.url,
         kind=info.kind,
         source=info.source,
         n_recordings=entries.n_recordings,
@@ -213,16 +207,16 @@ def read_status(table: Folder) -> TableStatus:
 
 def _last_run(table: Folder, living: Container[str]) -> Mapping[str, Any] | None:
     """Return the record of the run that ended last; its name begins with the time. A run that lives has not ended."""
-    names = [name for name in table.folder(RUNS).names() if name.endswith(".json") and RUN_NAME.match(name)]
-    for name in reversed(names):
+    for name in _record_names(table):
         # A damaged record is passed over.
-        with contextlib.suppress(ValueError, KeyError, TypeError, ZeroDivisionError):
-            record = unseal(table.read(f"{RUNS}/{name}"))
-            is_sound = isinstance(record["run"], str) and isinstance(record["outcome"], str)
-            if (
-                is_sound
-                and record["run"] not in living
-                and (not record.get("n_decoded") or record["n_decoded"] / record["elapsed_s"] >= 0)
-            ):
+        with contextlib.suppress(ValueError):
+            record = unseal(table.read(f"{lease.FOLDER}/{name}"))
+            if record["run"] not in living:
                 return record
     return None
+
+
+def _record_names(table: Folder) -> list[str]:
+    """Return the names of the records of runs, the newest first."""
+    names = table.folder(lease.FOLDER).names()
+    return [name for name in reversed(names) if name.endswith(".json") and RUN_NAME.match(name)]

@@ -6,7 +6,7 @@ import contextlib
 
 from emotion_batch.errors import DamagedError, UsageError
 from emotion_batch.storage.archive import SUFFIXES
-from emotion_batch.storage.folder import Folder, damaged, explained, is_sealed, seal, unseal
+from emotion_batch.storage.folder import Folder, damaged, explained, seal, unseal
 from emotion_batch.storage.retry import hastily
 from emotion_batch.tables import schema
 from emotion_batch.tables.parts import PartError, part_shard, read_footer
@@ -22,20 +22,14 @@ def read_info(table: Folder) -> TableInfo | None:
         return None
     try:
         return TableInfo.from_dict(unseal(data))
-    except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UsageError) and is_sealed(data):
-            # As a later release wrote it.
-            raise
+    except ValueError as error:
         raise damaged(table, INFO) from error
 
 
 def find_info(table: Folder) -> TableInfo | None:
     """Return what a folder that is to be written as a table holds; None if it is still to be made, or its `table.json` is.
 
-    Raises
-    ------
-    UsageError
-        If it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
+    Raise UsageError if it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
     """
     with explained(f"table {table.url}"):
         with contextlib.suppress(DamagedError):
@@ -71,12 +65,7 @@ def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
     """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
 
     It also is where one of other settings was begun and has no part: nothing of it would be lost. What has lost its `table.json`
-    is what its parts say.
-
-    Raises
-    ------
-    UsageError
-        If it holds a table of something else, or what `find` refuses.
+    is what its parts say. Raise UsageError if it holds a table of something else, or what `find_info` refuses.
     """
     there = find_info(table)
     difference = None if there is None else there.difference(info)

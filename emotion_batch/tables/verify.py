@@ -71,21 +71,14 @@ class Verification:
 def verify_table(
     table: Folder,
     *,
-    deep: bool = False,
-    repair: bool = False,
-    find_copy_damage: Callable[[Folder], str | None] = lambda table: None,
+    deep: bool,
+    repair: bool,
+    find_copy_damage: Callable[[Folder], str | None],
 ) -> Verification:
-    """Look whether a table is whole; raise UsageError if there is none.
+    """Look whether a table is whole, as `api.verify` says.
 
-    Parameters
-    ----------
-    deep
-        Read every row, rather than what each part says of itself.
-    repair
-        Read every row, and remove the parts that are damaged, so that the command that made the table makes them anew.
-    find_copy_damage
-        Returns what is wrong with a label table's copy of its model, which this room knows nothing about; None if
-        nothing is.
+    `find_copy_damage` returns what is wrong with a label table's copy of its model, which this room knows nothing about; None if
+    nothing is.
     """
     deep = deep or repair
     try:

@@ -32,7 +32,7 @@ from support.review_tables import (
 
 import emotion_batch
 from emotion_batch.analysis import review_sample, review_sheet
-from emotion_batch.analysis.review_sample import COLUMNS, INFORMATIVE, RANDOM, STRATA, Drawing, DrawnRow, allocate
+from emotion_batch.analysis.review_sample import COLUMNS, INFORMATIVE, RANDOM, STRATA, allocate, draw
 from emotion_batch.cli import app
 from emotion_batch.cli.report_commands import format_review
 from emotion_batch.errors import IncompleteError, UsageError
@@ -471,6 +471,8 @@ def test_the_estimate_has_no_bias_and_its_interval_holds() -> None:
     parts = [
         rows_of([f"{shard}/{at}" for at in range(n_rows // 4)], seed=shard).select(list(COLUMNS)) for shard in range(4)
     ]
+    numbered = [part.append_column("shard", [[shard] * part.num_rows]) for shard, part in enumerate(parts)]
+    chunks, one_chunk = [pa.concat_tables(numbered[:2]), *numbered[2:]], [pa.concat_tables(numbered)]
     rng = np.random.default_rng(5)
     right: dict[str, bool] = {}
     of_stratum: dict[tuple[str, bool], list[bool]] = {}
@@ -484,10 +486,9 @@ def test_the_estimate_has_no_bias_and_its_interval_holds() -> None:
     held: Counter[str] = Counter()
     for seed in range(n_drawings):
         # Of most the random part is enough, which does not depend on the other.
-        drawing = Drawing(120 if seed < n_whole else 60, 60, seed)
-        for shard, part in enumerate(parts):
-            drawing.add(shard, part)
-        drawn: list[DrawnRow] = drawing.finish()
+        is_whole = seed < n_whole
+        drawn, _, n_parts = draw(chunks if is_whole else one_chunk, 120 if is_whole else 60, 60, seed)
+        assert n_parts == len(parts)
         answers = [(one.stratum, right[one.row.file]) for one in drawn if one.stratum is not None]
         sizes = {one.stratum: one.n_stratum for one in drawn if one.stratum is not None}
         found = {one.of: one for one in review_sample.measure_precision(answers, sizes)}

@@ -132,7 +132,7 @@ def test_windows_are_counted_over_time(table: Path) -> None:
     with look(table) as found:
         names = [name for (name,) in found.ask("SELECT table_name FROM duckdb_tables()")]
         if rows["start_s"].nunique() == 1:
-            assert sorted(names) == ["cells", "drawn", "folders"]
+            assert "times" not in names
             return
         times = found.ask("SELECT window_number, emotion, sum(n) FROM times GROUP BY ALL")
     ok = rows[rows["status"] == "ok"]

@@ -81,7 +81,7 @@ def test_an_odd_archive_is_planned_and_nothing_written(cluster: ShellCluster, tm
     assert plan.n_failed == sum(status != "ok" for status in expected.values())
     assert plan.statuses == {status: list(expected.values()).count(status) for status in sorted(set(expected.values()))}
     assert plan.sample_workers == 2 and [one.workers for one in plan.times] == [1, 2, 4]
-    assert plan.notes == ("1 files are no recordings by their suffix (1 .txt)",)
+    assert plan.notes == ("left out 1 files that are no recordings by their suffix (1 .txt)",)
     assert plan.due is not None and plan.due.workers == 4
     assert plan.n_shards == plan.n_parts == len(cut(list_recordings(archive).entries, Segments()))
 

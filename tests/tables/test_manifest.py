@@ -125,12 +125,10 @@ def test_a_digest_depends_on_every_value(name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("file", [1, 5_000, 2**24])
-@pytest.mark.parametrize("stretch", [1, 5_000, 2**24])
 def test_entries_lie_in_files_and_are_read_in_stretches(
-    stretch: int, file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is written or read at once, in whatever order and of however many generations, each shard has its own entries."""
-    monkeypatch.setattr(shard_entries, "_STRETCH_BYTES", stretch)
     monkeypatch.setattr(shard_entries, "_FILE_BYTES", file)
     manifest = Manifest(Folder.of(tmp_path))
     manifest.grow(listing(names(3_000)), ONE)

@@ -471,7 +471,7 @@ time.sleep(100)
 _WATCHING = (
     _CLOCK
     + """
-found = status.read_status(place)
+found = status.status(place.url)
 runs = [[one.run for one in runs] for runs in (found.at_work, found.lost)]
 print(json.dumps([runs, found.rate, str(format_status(found, "table"))]), flush=True)
 sys.stdin.readline()

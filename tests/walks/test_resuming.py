@@ -381,19 +381,19 @@ def test_a_table_that_another_run_works_on_keeps_its_settings(archive: Path, tmp
         for settings in (mine, FeatureSettings(n_mfcc=13))
     )
     first, second, third = (Lease(place, f"20260101T00000{number}Z-0a") for number in range(3))
-    begin(place, info, first)
+    begin(place, info, first, print)
     sentence = "expected --n-mfcc 40, got --n-mfcc 13; run 20260101T000000Z-0a is at work on it with these settings"
     with pytest.raises(UsageError, match=sentence):
         emotion_batch.extract(archive, place.url, settings=FeatureSettings(n_mfcc=13))
     with pytest.raises(UsageError, match=sentence):
-        begin(place, other, second)
+        begin(place, other, second, print)
     first.end()
     # A run that is about to replace them says so before it looks for others.
     second = Lease(place, second.run)
     second.tell(is_replacing=True)
     second.begin()
     with pytest.raises(UsageError, match="is giving it other settings just now"):
-        begin(place, info, third)
+        begin(place, info, third, print)
     second.end()
     assert read_info(place) == info
 

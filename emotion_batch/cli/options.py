@@ -43,7 +43,7 @@ _ORDER = (
     *("cancel", "query", "export", "review", "demo"),
 )
 _SUBMITTED = ("extract", "label", "retry")
-_SUBMIT = "hand a run to a running Dask cluster, which goes on without this machine"
+_SUBMIT = "Leave a run to a running Dask cluster, so that this machine is no longer needed"
 
 
 def command(name: str, words: str, *options: Add) -> Callable[[Run], Run]:
@@ -111,61 +111,64 @@ def _limit(text: str) -> str:
     return text
 
 
-TABLE = option("table", "TABLE", "a feature or label table")
+TABLE = option("table", "TABLE", "The feature or label table")
 LABEL_SOURCES = (
-    "a corpus whose names say it (tess, ravdess, emodb, savee, crema-d, nemo), folder, table:FILE "
-    "(file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (tess)"
+    "Where the reference labels are: a corpus whose file names say them (tess, ravdess, emodb, savee, crema-d, nemo), folder, "
+    "table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (default tess)"
 )
-ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "take labels that look like numbers or dates")
+ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "Accept labels that look like numbers or dates")
 LABELS = (option("--labels", "SOURCE", LABEL_SOURCES, default="tess"), ALLOW_NUMERIC_LABELS)
 FEATURES = group(
     "features (the defaults are the notebook's)",
     option(
         "--recipe",
         "NAME",
-        "seed: mean MFCC as in the notebook; voices: bands and pitch by frame, which carry over to other speakers; or the recipe of an "
-        "installed package (seed)",
+        "How recordings become features: seed (mean MFCC as in the notebook), voices (bands and pitch by frame, which work better on "
+        "other speakers), or the recipe of an installed package (default seed)",
     ),
-    option("--sample-rate", "N", "Hz to resample to (22050)", positive),
-    option("--n-mfcc", "N", "coefficients (40)", positive),
-    option("--n-fft", "N", "samples a frame (2048)", positive),
-    option("--hop-length", "N", "samples from frame to frame (512)", positive),
-    option("--n-mels", "N", "mel bands (128)", positive),
+    option("--sample-rate", "N", "Sample rate in Hz (default 22050)", positive),
+    option("--n-mfcc", "N", "Number of coefficients (default 40)", positive),
+    option("--n-fft", "N", "Samples in a frame (default 2048)", positive),
+    option("--hop-length", "N", "Samples from one frame to the next (default 512)", positive),
+    option("--n-mels", "N", "Number of mel bands (default 128)", positive),
 )
-_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated"
+_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; can be repeated"
 CHOICE = (
-    option("--suffix", ".EXT", "ending of recordings, instead of the usual ones", action="append"),
-    option("--include", "GLOB", f"take only {_NAMES}", action="append", default=[]),
-    option("--exclude", "GLOB", f"leave out {_NAMES}", action="append", default=[]),
+    option("--suffix", ".EXT", "Suffix of the recordings, instead of the usual ones; can be repeated", action="append"),
+    option("--include", "GLOB", f"Take only {_NAMES}", action="append", default=[]),
+    option("--exclude", "GLOB", f"Leave out {_NAMES}", action="append", default=[]),
 )
-_PEM = "PEM (Dask's own configuration)"
+_PEM = "in PEM (default: Dask's configuration)"
 SCHEDULER = (
-    option("--scheduler", "ADDRESS", "a running Dask scheduler; without it a local cluster"),
-    option("--tls-ca", "FILE", f"certificate of the authority that the cluster's are signed by, {_PEM}"),
-    option("--tls-cert", "FILE", f"certificate to show it, {_PEM}"),
-    option("--tls-key", "FILE", f"key of that certificate, {_PEM}"),
+    option("--scheduler", "ADDRESS", "Address of a running Dask scheduler (default: start a local cluster)"),
+    option("--tls-ca", "FILE", f"Certificate of the authority that signed the cluster's certificates, {_PEM}"),
+    option("--tls-cert", "FILE", f"Certificate to show to the scheduler, {_PEM}"),
+    option("--tls-key", "FILE", f"Key of that certificate, {_PEM}"),
 )
-_DEADLINE = "seconds for a recording, or for each of its windows, until it is `timeout` (120)"
+_DEADLINE = "Seconds after which a recording, or one of its windows, gets the status timeout (default 120)"
 CLUSTER = (
     *SCHEDULER,
-    option("--workers", "N", "processes of the local cluster (one a core)", positive),
+    option("--workers", "N", "Worker processes of the local cluster (default: one for each core)", positive),
     option("--deadline", "S", _DEADLINE, number, default=120.0),
-    option("--max-failed", "N|P%", "more failed rows than this are exit code 1", _limit),
+    option("--max-failed", "N|P%", "Exit with code 1 if more rows than this have failed, e.g. 10 or 5%%", _limit),
 )
-_LIMIT = "take only the first N recordings, for a trial; the same command without it goes on to all"
+_LIMIT = "Take only the first N recordings, for a trial; the same command without it continues with the rest"
 RUN = group(
     "run",
     *CLUSTER,
     *CHOICE,
     option("--limit", "N", _LIMIT, positive),
-    switch("--prune", "take recordings that are gone out of the table"),
-    switch("--force", "go on though the first recordings come out alike; prune though more than a tenth is gone"),
+    switch("--prune", "Remove recordings from the table that the archive no longer has"),
+    switch(
+        "--force",
+        "Continue even if the first results are all the same; with --prune, even if more than a tenth is gone",
+    ),
 )
-TALK = (switch("--quiet", "no progress on stderr", "-q"), switch("--debug", "a traceback where there is one"))
+TALK = (switch("--quiet", "Print no notes and no progress", "-q"), switch("--debug", "Print the traceback of an error"))
 COMMON = group(
     "common",
-    option("--storage-options", "JSON|@FILE", "what fsspec's filesystem takes"),
-    switch("--json", "the result as JSON on stdout"),
+    option("--storage-options", "JSON|@FILE", "Options of the storage, as fsspec's filesystem takes them"),
+    switch("--json", "Print the result as JSON"),
     *TALK,
 )
 
@@ -174,10 +177,12 @@ def segments(words: str) -> Add:
     """Return the options of segments, with what their defaults are."""
     return group(
         f"segments ({words})",
-        option("--offset", "S", "start of a recording's one segment in seconds (0.5)", number),
-        option("--duration", "S", "its longest duration (3)", number),
-        option("--window", "S", "instead, windows of this many seconds, from 0 on", number),
-        option("--hop", "S", "seconds from window to window (those of --window)", number),
+        option("--offset", "S", "Where the segment of each recording starts, in seconds (default 0.5)", number),
+        option("--duration", "S", "How long the segment is at most, in seconds (default 3)", number),
+        option("--window", "S", "Cut each recording into windows of this many seconds instead", number),
+        option(
+            "--hop", "S", "Seconds from the start of one window to the next (default: the length of --window)", number
+        ),
     )
 
 
@@ -299,7 +304,7 @@ def _read_scheduler(options: argparse.Namespace) -> Scheduler | None:
     if options.scheduler is not None:
         return Scheduler(options.scheduler, *files)
     if any(files):
-        raise UsageError("--tls-ca, --tls-cert, --tls-key: expected --scheduler with them, got none")
+        raise UsageError("--tls-ca, --tls-cert and --tls-key require --scheduler")
     return None
 
 
@@ -311,7 +316,7 @@ def _read_settings(options: argparse.Namespace) -> AnySettings | None:
         return None
     if options.recipe not in (None, "seed") and stated:
         name = next(iter(stated)).replace("_", "-")
-        raise UsageError(f"--{name}: expected the recipe seed with it, got {options.recipe}")
+        raise UsageError(f"--{name} requires the recipe seed, and the recipe is {options.recipe}")
     from emotion_batch.features.recipes import find_option
 
     settings: AnySettings = find_option(options.recipe or "seed").settings(**stated)
@@ -326,10 +331,10 @@ def _read_segments(options: argparse.Namespace) -> Segments | None:
     said = {name: value for name, value in stretch.items() if value is not None}
     if options.window is None:
         if options.hop is not None:
-            raise UsageError("--hop: expected --window with it, got none")
+            raise UsageError("--hop requires --window")
         return Segments(**said) if said else None
     if said:
-        raise UsageError("--window: expected neither --offset nor --duration beside it, got one; windows start at 0")
+        raise UsageError("--window cannot be combined with --offset or --duration, because windows start at 0")
     return Segments.windows(options.window, options.hop)
 
 
@@ -343,7 +348,7 @@ def _read_storage_options(text: str | None) -> dict[str, Any]:
         value = json.loads(text)
     except (OSError, ValueError):
         # Not the text itself: it may hold a key. Nor the cause, whose traceback would.
-        raise UsageError("--storage-options: expected a JSON object or @FILE with one, got something else") from None
+        raise UsageError("--storage-options must be a JSON object, or @FILE with one") from None
     if not isinstance(value, dict):
-        raise UsageError("--storage-options: expected a JSON object, got another JSON value")
+        raise UsageError("--storage-options must be a JSON object, and is another JSON value")
     return value

@@ -93,25 +93,25 @@ class StorageError(EmotionBatchError):
 
 
 class ClusterError(EmotionBatchError):
-    """The scheduler or its workers cannot do this work: unreachable, too few, or lacking something."""
+    """The scheduler or its workers cannot do this work: they are unreachable, too few, or lack something."""
 
     exit_code = 2
 
 
 class UnfitWorkerError(ClusterError):
-    """One worker cannot do this work, where others may."""
+    """One worker cannot do this work; others may."""
 
 
 class OutputError(EmotionBatchError):
-    """What a command prints could not be written, as on a disk without room; what it did is done."""
+    """The result of a command could not be written, e.g. to a full disk; its work is done."""
 
 
 class CanaryError(EmotionBatchError):
-    """The first recordings of a run came out so alike that the rest would be wasted."""
+    """The first results of a run are all the same, so the rest would be wasted."""
 
 
 class IncompleteError(EmotionBatchError):
-    """Work is left over: a shard failed, or a table that was to be read has parts missing."""
+    """Work is left: a shard failed, or parts are missing from a table that was to be read."""
 
 
 class DamagedError(IncompleteError):
@@ -123,7 +123,7 @@ class DamagedError(IncompleteError):
 
 
 class CancelledError(IncompleteError):
-    """Somebody cancelled the run; what is finished stays."""
+    """The run was cancelled; what is finished stays."""
 
 
 class StoreError(OSError):
@@ -148,6 +148,11 @@ class ChangedError(StoreError):
 
 class DeniedError(PermissionError):
     """A store refused; the text says why, and where credentials were looked for."""
+
+
+def counted(n_things: int, thing: str) -> str:
+    """Return how many things there are, e.g. "1 file" or "2,000 files"."""
+    return f"{n_things:,} {thing}{'' if n_things == 1 else 's'}"
 
 
 def find_shortage(error: BaseException) -> str | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
-from emotion_batch.errors import OutputError
+from emotion_batch.errors import OutputError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +95,8 @@ def format_counts(counts: Counts) -> Line:
     """Return how many recordings and rows there are, and what became of them."""
     reasons = ", ".join(f"{status} {n:,}" for status, n in counts.by_status.items() if status != "ok")
     failed = f"{counts.n_failed:,} failed" + (f" ({reasons})" if reasons else "")
-    return title(f"{counts.n_recordings:,} recordings, {counts.n_rows:,} rows: {counts.n_ok:,} ok, {failed}")
+    found = f"{counted(counts.n_recordings, 'recording')}, {counted(counts.n_rows, 'row')}"
+    return title(f"{found}: {counts.n_ok:,} ok, {failed}")
 
 
 def format_duration(seconds: float) -> str:
@@ -185,7 +186,7 @@ class Said:
         if not self.goes_on:
             return "stopped"
         at = f" at {self._last.n_done:,} of {self._last.n_recordings:,} recordings" if self._last else ""
-        return f"stopped{at}; run the same command again, it goes on from there"
+        return f"stopped{at}; run the same command again to resume"
 
     def end_line(self) -> None:
         """End the line that progress is shown in, if it is open."""
@@ -288,7 +289,7 @@ def flush_stderr() -> None:
 
 
 def _give_up(stream: TextIO) -> None:
-    """Let a stream that nobody reads lead nowhere; Python would try once more at its end, and exit with 120."""
+    """Let a stream without a reader lead nowhere; Python would try once more at its end, and exit with 120."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

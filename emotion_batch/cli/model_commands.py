@@ -13,6 +13,7 @@ from emotion_batch.cli.options import (
     LABEL_SOURCES,
     LABELS,
     command,
+    number,
     option,
     pick_options,
     positive,
@@ -41,51 +42,63 @@ _BESIDE = {
     "faster": "10 % faster",
     "slower": "10 % slower",
 }
-_BUNDLE = option("bundle", "BUNDLE", "folder to write: a new one")
-_FORCE = switch("--force", "replace the bundle that is there")
+_BUNDLE = option("bundle", "BUNDLE", "Folder of the new bundle")
+_FORCE = switch("--force", "Replace the bundle that is there")
 
 
 @command(
     "train",
-    "feature tables to a bundle",
-    option("table", "TABLE", "the feature table, or those of several corpora", nargs="+"),
+    "Train a model from feature tables",
+    option("table", "TABLE", "The feature table, or those of several corpora", nargs="+"),
     _BUNDLE,
     option("--labels", "SOURCE", f"{LABEL_SOURCES}; once, or once for each table", action="append"),
     ALLOW_NUMERIC_LABELS,
     option(
         "--label-map",
         "FILE",
-        "what labels are called in the bundle: JSON, CSV (from,to) or lines 'from = to'; nothing after = leaves it out",
+        "File that maps the reference labels to those of the bundle: JSON, CSV (from,to) or lines 'from = to'; nothing after = leaves a label out",
     ),
     option(
         "--balance",
         None,
-        "draw corpora, speakers and labels alike, or each segment once (alike if there are several tables)",
+        "Draw corpora, speakers and labels equally often, or each segment once (default: alike if there are several tables)",
         choices=("alike", "once"),
     ),
-    option("--held-out", "SHARE", "judged, not learnt from (0.2)", float, default=0.2),
+    option(
+        "--held-out",
+        "SHARE",
+        "Share of the recordings to judge the model by, which it does not learn from (default 0.2)",
+        number,
+        default=0.2,
+    ),
     option(
         "--validation",
         None,
-        "which are held out: a share of each label's, or the last by name, as in the notebook (stratified)",
+        "Which recordings these are: a share of each label's, or the last by name as in the notebook (default stratified)",
         choices=("stratified", "seed"),
         default="stratified",
     ),
-    option("--from", "BUNDLE", "start from a bundle's weights and adapt them to these labels", dest="from_bundle"),
-    option("--epochs", "N", "passes over the rows (the recipe's: 100 or 24)", positive),
-    option("--batch-size", "N", "rows a step (the recipe's: 512 or 32)", positive),
-    option("--patience", "N", "end after so many epochs no better on what is held out", int, default=0),
+    option("--from", "BUNDLE", "Start from the weights of this bundle and adapt them", dest="from_bundle"),
+    option("--epochs", "N", "Passes over the rows (default: 100 for seed, 24 for voices)", positive),
+    option("--batch-size", "N", "Rows in a step (default: 512 for seed, 32 for voices)", positive),
+    option(
+        "--patience",
+        "N",
+        "Stop after this many epochs without a better loss on the held-out recordings (default 0: never)",
+        int,
+        default=0,
+    ),
     option(
         "--max-folds",
         "N",
-        "most folds of speakers, a training each; 0 leaves confidence uncalibrated (10)",
+        "Maximum number of speaker folds, each of which costs a training; 0 leaves confidence uncalibrated (default 10)",
         int,
         default=10,
     ),
-    option("--precision", "SHARE", "of right labels that is_confident promises (0.9)", float, default=0.9),
-    option("--data-licence", "TEXT", "licence of the recordings, for the card", default=""),
-    option("--seed", "N", "of split, weights and order (0)", int, default=0),
-    option("--h5", "FILE", "also save the network as the notebook did"),
+    option("--precision", "SHARE", "Target precision of is_confident (default 0.9)", number, default=0.9),
+    option("--data-licence", "TEXT", "Licence of the recordings, for the card", default=""),
+    option("--seed", "N", "Random seed of the split, the weights and the order (default 0)", int, default=0),
+    option("--h5", "FILE", "Also save the network to this file, as the notebook did"),
     _FORCE,
     COMMON,
 )
@@ -114,20 +127,20 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
 
 @command(
     "evaluate",
-    "honest figures of a bundle on a labelled feature table",
-    option("bundle", "BUNDLE", "the bundle to judge"),
-    option("table", "TABLE", "a feature table of recordings that it has not learnt from"),
+    "Judge a bundle on a labelled feature table",
+    option("bundle", "BUNDLE", "The bundle to judge"),
+    option("table", "TABLE", "Feature table of recordings that the bundle has not learnt from"),
     *LABELS,
     option(
         "--label-map",
         "FILE",
-        "which of these is which of the model's: JSON, CSV (from,to) or lines 'from = to'; others are left out",
+        "File that maps your labels to the model's: JSON, CSV (from,to) or lines 'from = to'; others are left out",
     ),
-    option("--priors", "L=N,...|@FILE", "how common each label is elsewhere, for the precision there"),
+    option("--priors", "L=N,...|@FILE", "How common each label is in your archive, to give the precision there"),
     option(
         "--robustness",
         "N",
-        "recordings to decode again and judge as changed: by telephone, in noise, in a room, louder; 0 for none (200)",
+        "Recordings to judge again by telephone, in noise, in a room and louder; 0 for none (default 200)",
         int,
         default=200,
     ),
@@ -148,10 +161,12 @@ def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
 
 @command(
     "import",
-    "the notebook's saved network to a bundle",
-    option("h5", "MODEL.h5", "what the notebook's model.save wrote"),
+    "Make a bundle of the notebook's saved network",
+    option("h5", "MODEL.h5", "File that the notebook's model.save wrote"),
     _BUNDLE,
-    option("--labels", "A,B,...", "emotions in the order of its outputs; the notebook's is sorted", required=True),
+    option(
+        "--labels", "A,B,...", "Emotions in the order of the network's outputs; the notebook sorts them", required=True
+    ),
     _FORCE,
     COMMON,
 )
@@ -195,7 +210,7 @@ def _format_figures(card: Card) -> list[Line | Grid | str]:
         blocks.append(f"UAR of model {start}, from which it started, on the same segments: {', '.join(before)}")
     if "speaker_held_out" not in card.metrics:
         left = f"is that of model {start}" if "taken_from" in card.calibration else "is not calibrated"
-        blocks.append(warn(f"nothing is known of speakers that it has not heard, and so confidence {left}"))
+        blocks.append(warn(f"it is unknown how the model does on speakers that it has not heard, so confidence {left}"))
     if card.confidence:
         blocks.append(_format_promise(card))
     used, unlabelled, failed = (f"{card.training[name]:,}" for name in ("n_rows", "n_unlabelled", "n_failed"))
@@ -284,7 +299,7 @@ def _format_by_label(found: Evaluation) -> Grid:
 
 def _format_trust(trust: Mapping[str, Any]) -> list[str]:
     if trust["threshold"] is None:
-        lines = ["  is_confident: nowhere, for the bundle has no threshold"]
+        lines = ["  is_confident: never true, because the bundle has no threshold"]
     else:
         got = "no row" if trust["precision"] is None else f"{trust['precision']:.3f} of them right"
         reach = f"{trust['n_confident']:,} segments, {trust['coverage']:.1%} of all"

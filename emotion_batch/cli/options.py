@@ -7,9 +7,11 @@ what it says into the values that the API takes.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from emotion_batch._version import __version__
@@ -41,6 +43,7 @@ _ORDER = (
     *("cancel", "query", "export", "review", "demo"),
 )
 _SUBMITTED = ("extract", "label", "retry")
+_SUBMIT = "Leave a run to a running Dask cluster, so that this machine is no longer needed"
 
 
 def command(name: str, words: str, *options: Add) -> Callable[[Run], Run]:
@@ -58,9 +61,9 @@ def option(name: str, metavar: str | None, words: str, read: Callable[[str], Any
     return lambda parser: parser.add_argument(name, metavar=metavar, help=words, type=read, **settings)
 
 
-def switch(name: str, words: str) -> Add:
-    """Return an option without a value."""
-    return lambda parser: parser.add_argument(name, action="store_true", help=words)
+def switch(name: str, words: str, *short: str) -> Add:
+    """Return an option without a value, and perhaps a short name."""
+    return lambda parser: parser.add_argument(*short, name, action="store_true", help=words)
 
 
 def group(title: str, *options: Add) -> Add:
@@ -77,17 +80,25 @@ def group(title: str, *options: Add) -> Add:
 def whole(text: str, least: int = 0) -> int:
     """Return a whole number from `least` on."""
     try:
-        number = int(text)
+        value = int(text)
     except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
-    return number
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}: {text!r}")
+    return value
 
 
 def positive(text: str) -> int:
     """Return a whole number from 1 on."""
     return whole(text, 1)
+
+
+def number(text: str) -> float:
+    """Return a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number: {text!r}") from None
 
 
 def _limit(text: str) -> str:
@@ -96,65 +107,68 @@ def _limit(text: str) -> str:
     except ValueError:
         is_right = False
     if not is_right:
-        raise argparse.ArgumentTypeError(f"expected a number as 10, or a share as 5%, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number such as 10, or a share such as 5%: {text!r}")
     return text
 
 
-TABLE = option("table", "TABLE", "a feature or label table")
+TABLE = option("table", "TABLE", "The feature or label table")
 LABEL_SOURCES = (
-    "a corpus whose names say it (tess, ravdess, emodb, savee, crema-d, nemo), folder, table:FILE "
-    "(file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (tess)"
+    "Where the reference labels are: a corpus whose file names say them (tess, ravdess, emodb, savee, crema-d, nemo), folder, "
+    "table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (default tess)"
 )
-ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "take labels that look like numbers or dates")
+ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "Accept labels that look like numbers or dates")
 LABELS = (option("--labels", "SOURCE", LABEL_SOURCES, default="tess"), ALLOW_NUMERIC_LABELS)
 FEATURES = group(
     "features (the defaults are the notebook's)",
     option(
         "--recipe",
         "NAME",
-        "seed: mean MFCC as in the notebook; voices: bands and pitch by frame, which carry over to other speakers; or the recipe of an "
-        "installed package (seed)",
+        "How recordings become features: seed (mean MFCC as in the notebook), voices (bands and pitch by frame, which work better on "
+        "other speakers), or the recipe of an installed package (default seed)",
     ),
-    option("--sample-rate", "N", "Hz to resample to (22050)", positive),
-    option("--n-mfcc", "N", "coefficients (40)", positive),
-    option("--n-fft", "N", "samples a frame (2048)", positive),
-    option("--hop-length", "N", "samples from frame to frame (512)", positive),
-    option("--n-mels", "N", "mel bands (128)", positive),
+    option("--sample-rate", "N", "Sample rate in Hz (default 22050)", positive),
+    option("--n-mfcc", "N", "Number of coefficients (default 40)", positive),
+    option("--n-fft", "N", "Samples in a frame (default 2048)", positive),
+    option("--hop-length", "N", "Samples from one frame to the next (default 512)", positive),
+    option("--n-mels", "N", "Number of mel bands (default 128)", positive),
 )
-_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; may be repeated"
+_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; can be repeated"
 CHOICE = (
-    option("--suffix", ".EXT", "ending of recordings, instead of the usual ones", action="append"),
-    option("--include", "GLOB", f"take only {_NAMES}", action="append", default=[]),
-    option("--exclude", "GLOB", f"leave out {_NAMES}", action="append", default=[]),
+    option("--suffix", ".EXT", "Suffix of the recordings, instead of the usual ones; can be repeated", action="append"),
+    option("--include", "GLOB", f"Take only {_NAMES}", action="append", default=[]),
+    option("--exclude", "GLOB", f"Leave out {_NAMES}", action="append", default=[]),
 )
-_PEM = "PEM (Dask's own configuration)"
+_PEM = "in PEM (default: Dask's configuration)"
 SCHEDULER = (
-    option("--scheduler", "ADDRESS", "a running Dask scheduler; without it a local cluster"),
-    option("--tls-ca", "FILE", f"certificate of the authority that the cluster's are signed by, {_PEM}"),
-    option("--tls-cert", "FILE", f"certificate to show it, {_PEM}"),
-    option("--tls-key", "FILE", f"key of that certificate, {_PEM}"),
+    option("--scheduler", "ADDRESS", "Address of a running Dask scheduler (default: start a local cluster)"),
+    option("--tls-ca", "FILE", f"Certificate of the authority that signed the cluster's certificates, {_PEM}"),
+    option("--tls-cert", "FILE", f"Certificate to show to the scheduler, {_PEM}"),
+    option("--tls-key", "FILE", f"Key of that certificate, {_PEM}"),
 )
-_DEADLINE = "seconds for a recording, or for each of its windows, until it is `timeout` (120)"
+_DEADLINE = "Seconds after which a recording, or one of its windows, gets the status timeout (default 120)"
 CLUSTER = (
     *SCHEDULER,
-    option("--workers", "N", "processes of the local cluster (one a core)", positive),
-    option("--deadline", "S", _DEADLINE, float, default=120.0),
-    option("--max-failed", "N|P%", "more failed rows than this are exit code 1", _limit),
+    option("--workers", "N", "Worker processes of the local cluster (default: one for each core)", positive),
+    option("--deadline", "S", _DEADLINE, number, default=120.0),
+    option("--max-failed", "N|P%", "Exit with code 1 if more rows than this have failed, e.g. 10 or 5%%", _limit),
 )
-_LIMIT = "take only the first N recordings, for a trial; the same command without it goes on to all"
+_LIMIT = "Take only the first N recordings, for a trial; the same command without it continues with the rest"
 RUN = group(
     "run",
     *CLUSTER,
     *CHOICE,
     option("--limit", "N", _LIMIT, positive),
-    switch("--prune", "take recordings that are gone out of the table"),
-    switch("--force", "go on though the first recordings come out alike; prune though more than a tenth is gone"),
+    switch("--prune", "Remove recordings from the table that the archive no longer has"),
+    switch(
+        "--force",
+        "Continue even if the first results are all the same; with --prune, even if more than a tenth is gone",
+    ),
 )
-TALK = (switch("--quiet", "no progress on stderr"), switch("--debug", "a traceback where there is one"))
+TALK = (switch("--quiet", "Print no notes and no progress", "-q"), switch("--debug", "Print the traceback of an error"))
 COMMON = group(
     "common",
-    option("--storage-options", "JSON|@FILE", "what fsspec's filesystem takes"),
-    switch("--json", "the result as JSON on stdout"),
+    option("--storage-options", "JSON|@FILE", "Options of the storage, as fsspec's filesystem takes them"),
+    switch("--json", "Print the result as JSON"),
     *TALK,
 )
 
@@ -163,17 +177,28 @@ def segments(words: str) -> Add:
     """Return the options of segments, with what their defaults are."""
     return group(
         f"segments ({words})",
-        option("--offset", "S", "start of a recording's one segment in seconds (0.5)", float),
-        option("--duration", "S", "its longest duration (3)", float),
-        option("--window", "S", "instead, windows of this many seconds, from 0 on", float),
-        option("--hop", "S", "seconds from window to window (those of --window)", float),
+        option("--offset", "S", "Where the segment of each recording starts, in seconds (default 0.5)", number),
+        option("--duration", "S", "How long the segment is at most, in seconds (default 3)", number),
+        option("--window", "S", "Cut each recording into windows of this many seconds instead", number),
+        option(
+            "--hop", "S", "Seconds from the start of one window to the next (default: the length of --window)", number
+        ),
     )
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        # An abbreviation that is clear today may mean two options tomorrow.
+        super().__init__(allow_abbrev=False, **settings)
+
     def error(self, message: str) -> NoReturn:
-        # argparse would print the whole usage above the one sentence.
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        # argparse would print the whole usage above the one sentence, and words it as for its own developers.
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            message = f"{missing} {'are' if ',' in missing else 'is'} missing"
+        message = re.sub(r": invalid choice: (.*) \(choose from (.*)\)", _name_choices, message)
+        message = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse would pass over a help that cannot be written.
@@ -183,39 +208,71 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
+def _name_choices(found: re.Match[str]) -> str:
+    choices = re.sub(r"'(.*?)'", r"\1", found[2]).replace(", ", " or ")
+    return f" must be {choices}: {found[1]}"
+
+
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return what a command line says; ends the process with one sentence where it is wrong, and where it asks for help."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["help"]:
+        # As in `git help COMMAND`. Without a command it is the program's own help.
+        words = [*words[1:], "--help"]
     parser = _Parser(prog="emotion-batch", description="Label the emotions in a whole archive of recordings.")
-    parser.add_argument("--version", action="version", version=f"emotion-batch {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in (*_ORDER, *(name for name in COMMANDS if name not in _ORDER)):
-        if name != "submit":
-            _add_command(commands, name, leave=False)
-            continue
-        words = "hand a run to a running Dask cluster, which goes on without this machine"
-        submit = commands.add_parser(name, help=words, description=f"H{words[1:]}.")
-        submitted = submit.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        for one in _SUBMITTED:
-            _add_command(submitted, one, leave=True)
-    options, left_over = parser.parse_known_args(arguments)
-    is_name = not any(word.startswith("-") for word in left_over)
-    if left_over and is_name and options.command in ("extract", "label", "plan"):
-        names = "one ARCHIVE" if options.command == "plan" else "one SOURCE and one TABLE"
-        parser.error(
-            f"{options.command} takes {names}, and {len(left_over)} more names were given; name several recordings by "
-            "their folder, a glob in quotes ('*.wav'), or a list file with a name a line"
-        )
+    parser.add_argument("-V", "--version", action="version", version=f"emotion-batch {__version__}")
+    parsers = _add_commands(parser, (*_ORDER, *(name for name in COMMANDS if name not in _ORDER)), leave=False)
+    submitted = _add_commands(parsers["submit"], _SUBMITTED, leave=True)
+    _require_command(parser, words[:1], parsers)
+    if words[:1] == ["submit"]:
+        _require_command(parsers["submit"], words[1:2], submitted)
+    options, left_over = parser.parse_known_args(words)
     if left_over:
-        parser.error(f"unrecognized arguments: {' '.join(left_over)}")
+        _refuse((submitted if options.leave else parsers)[options.command], options.command, left_over)
     return options
 
 
-def _add_command(commands: Any, name: str, *, leave: bool) -> None:
-    found = COMMANDS[name]
-    parser = commands.add_parser(name, help=found.words, description=f"{found.words[:1].upper()}{found.words[1:]}.")
-    parser.set_defaults(command=name, leave=leave)
-    for add in found.options:
-        add(parser)
+def _add_commands(
+    parser: argparse.ArgumentParser, names: Sequence[str], *, leave: bool
+) -> dict[str, argparse.ArgumentParser]:
+    """Add commands, which hand a run over if they are to `leave` it; return their parsers by name."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for name in names:
+        words = _SUBMIT if name == "submit" else COMMANDS[name].words
+        one = parsers[name] = commands.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")
+        if name != "submit":
+            one.set_defaults(command=name, leave=leave)
+            for add in COMMANDS[name].options:
+                add(one)
+    return parsers
+
+
+def _require_command(parser: argparse.ArgumentParser, words: Sequence[str], known: Iterable[str]) -> None:
+    """End the process if the word that stands for a command is none; options may stand there as well."""
+    for word in words:
+        if not word.startswith("-") and word not in known:
+            parser.error(f"there is no command {word}{_suggest(word, known)}")
+
+
+def _refuse(parser: argparse.ArgumentParser, command: str, left_over: Sequence[str]) -> NoReturn:
+    """End the process, because a command line has words that its command does not take."""
+    if unknown := [word.partition("=")[0] for word in left_over if word.startswith("-")]:
+        # argparse has no public list of a parser's options.
+        parser.error(f"there is no option {unknown[0]}{_suggest(unknown[0], parser._option_string_actions)}")
+    if command in ("extract", "label", "plan"):
+        names = "one ARCHIVE" if command == "plan" else "one SOURCE and one TABLE"
+        parser.error(
+            f"{command} takes {names}; name several recordings by their folder, a glob in quotes ('*.wav'), or a list file with a "
+            "name a line"
+        )
+    parser.error(f"{left_over[0]!r} is one argument too many")
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    """Return a question about what was meant by a word, or nothing if no known word is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def pick_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -247,7 +304,7 @@ def _read_scheduler(options: argparse.Namespace) -> Scheduler | None:
     if options.scheduler is not None:
         return Scheduler(options.scheduler, *files)
     if any(files):
-        raise UsageError("--tls-ca, --tls-cert, --tls-key: expected --scheduler with them, got none")
+        raise UsageError("--tls-ca, --tls-cert and --tls-key require --scheduler")
     return None
 
 
@@ -259,7 +316,7 @@ def _read_settings(options: argparse.Namespace) -> AnySettings | None:
         return None
     if options.recipe not in (None, "seed") and stated:
         name = next(iter(stated)).replace("_", "-")
-        raise UsageError(f"--{name}: expected the recipe seed with it, got {options.recipe}")
+        raise UsageError(f"--{name} requires the recipe seed, and the recipe is {options.recipe}")
     from emotion_batch.features.recipes import find_option
 
     settings: AnySettings = find_option(options.recipe or "seed").settings(**stated)
@@ -274,10 +331,10 @@ def _read_segments(options: argparse.Namespace) -> Segments | None:
     said = {name: value for name, value in stretch.items() if value is not None}
     if options.window is None:
         if options.hop is not None:
-            raise UsageError("--hop: expected --window with it, got none")
+            raise UsageError("--hop requires --window")
         return Segments(**said) if said else None
     if said:
-        raise UsageError("--window: expected neither --offset nor --duration beside it, got one; windows start at 0")
+        raise UsageError("--window cannot be combined with --offset or --duration, because windows start at 0")
     return Segments.windows(options.window, options.hop)
 
 
@@ -291,7 +348,7 @@ def _read_storage_options(text: str | None) -> dict[str, Any]:
         value = json.loads(text)
     except (OSError, ValueError):
         # Not the text itself: it may hold a key. Nor the cause, whose traceback would.
-        raise UsageError("--storage-options: expected a JSON object or @FILE with one, got something else") from None
+        raise UsageError("--storage-options must be a JSON object, or @FILE with one") from None
     if not isinstance(value, dict):
-        raise UsageError("--storage-options: expected a JSON object, got another JSON value")
+        raise UsageError("--storage-options must be a JSON object, and is another JSON value")
     return value

@@ -15,11 +15,13 @@ from emotion_batch.cli.options import (
     SCHEDULER,
     command,
     group,
+    number,
     option,
     pick_options,
     positive,
     segments,
 )
+from emotion_batch.errors import counted
 
 if TYPE_CHECKING:
     from emotion_batch.run.plan import Due, Plan
@@ -30,21 +32,21 @@ _CROWDED = 0.1
 
 @command(
     "plan",
-    "what a run would do and how long it would take; writes nothing",
-    option("archive", "ARCHIVE", "what extract or label would be given; or a table, which is to go on"),
-    option("--table", "TABLE", "the table that they would be given: only what is left counts"),
-    option("--model", "BUNDLE", "of a labelling, as label takes it (it is an extraction)"),
-    option("--by", "HH:MM", "whether it is done by then, and on how many workers"),
+    "Show what a run would do and how long it would take; writes nothing",
+    option("archive", "ARCHIVE", "The archive of the run; or a table, to plan the rest of its run"),
+    option("--table", "TABLE", "The table of the run: only what is left counts"),
+    option("--model", "BUNDLE", "The model of a label run (default: plan an extract run)"),
+    option("--by", "HH:MM", "Say whether the run is done by then, and on how many workers"),
     option(
         "--workers",
         "N",
-        "how long it takes on so many; may be repeated (10 and 100, beside those that are there)",
+        "Say how long the run takes on this many workers; can be repeated (default: 10, 100 and those that are there)",
         positive,
         action="append",
     ),
-    option("--sample", "S", "seconds that the timing takes (10)", float, default=10.0),
+    option("--sample", "S", "Seconds that the timing takes (default 10)", number, default=10.0),
     FEATURES,
-    segments("the default is the notebook's, of a labelling what the model was trained on"),
+    segments("the default is the notebook's, for a label run what the model was trained on"),
     group("run", *SCHEDULER, *CHOICE),
     COMMON,
 )
@@ -65,7 +67,9 @@ def _run_plan(options: argparse.Namespace, said: Said) -> int:
 
 def _format_plan(found: Plan) -> Result:
     blocks: list[Line | Grid | str] = [
-        title(f"{found.source}: to {found.work}, {found.n_recordings:,} recordings in {found.n_parts:,} parts")
+        title(
+            f"{found.source}: to {found.work}, {counted(found.n_recordings, 'recording')} in {counted(found.n_parts, 'part')}"
+        )
     ]
     if found.table is not None:
         blocks.append(f"  done    {found.n_done:,} of them, in {found.table}")
@@ -84,15 +88,17 @@ def _format_plan(found: Plan) -> Result:
         when = f"{_clock(now + one.low_s)} to {_clock(now + one.high_s)}"
         rows.append((f"{one.workers:,}", format_duration(one.likely_s), between, f"{when}{here}"))
     blocks += [
-        f"  left    {found.n_left:,} recordings in {found.n_shards:,} shards, {_size(found.n_bytes)}{unsized}, {hours}",
-        f"  makes   {found.n_shards:,} parts of about {found.n_rows:,} rows, {_size(found.part_bytes)} in all",
+        f"  left    {counted(found.n_left, 'recording')} in {counted(found.n_shards, 'shard')}, {_size(found.n_bytes)}{unsized}, {hours}",
+        f"  makes   {counted(found.n_shards, 'part')} with about {counted(found.n_rows, 'row')}, {_size(found.part_bytes)} in all",
         f"  memory  about {_size(found.memory_bytes)} a worker at most",
         *_format_sample(found),
         "",
         Grid(">><<", rows, ("workers", "likely", "between", "done")),
     ]
     if found.times[-1].workers > found.n_shards:
-        blocks.append(f"  no more than {found.n_shards:,} workers have something to do, for no shard is cut further")
+        blocks.append(
+            f"  at most {counted(found.n_shards, 'worker')} can something to do, because a shard is never divided"
+        )
     if found.due is not None:
         blocks += ["", title(_format_due(found.due))]
     return Result(*blocks)
@@ -102,16 +108,16 @@ def _format_sample(found: Plan) -> list[str]:
     reasons = ", ".join(f"{status} {n:,}" for status, n in found.statuses.items() if status != "ok")
     cut = f", {found.n_cut:,} of them in part" if found.n_cut else ""
     lines = [
-        f"  sample  {found.n_sampled:,} recordings{cut}, in {found.sample_s:.1f} s on {found.sample_workers:,} workers at once"
+        f"  sample  {counted(found.n_sampled, 'recording')}{cut}, in {found.sample_s:.1f} s on {counted(found.sample_workers, 'worker')}"
     ]
     if reasons:
         lines.append(f"  failed  {reasons} of the sample; about {found.n_failed:,} of all")
     if found.crowd >= _CROWDED:
         lines.append(
-            f"  busy    other work had the cores for {found.crowd:.0%} of that time; the range allows that it ends, or doubles"
+            f"  busy    other programs used the cores for {found.crowd:.0%} of that time; the range assumes that they end, or use twice as much"
         )
     if found.n_lost:
-        lines.append(f"  lost    {found.n_lost:,} stretches of the sample, with their workers or in failures")
+        lines.append(f"  lost    {counted(found.n_lost, 'piece')} of the sample, with their workers or in failures")
     return lines
 
 
@@ -123,7 +129,7 @@ def _format_due(due: Due) -> str:
     }
     words = f"by {due.at[11:16]}, in {format_duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
     if due.workers_likely is None:
-        return f"{words}; nor on any number of workers, for a single shard takes longer"
+        return f"{words}; nor on any number of workers, because a single shard takes longer"
     sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"
     return f"{words}; likely on {due.workers_likely:,} workers, {sure}"
 

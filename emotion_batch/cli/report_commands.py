@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
 from emotion_batch.cli.options import COMMON, command, option, pick_options, positive, switch, whole
-from emotion_batch.errors import UsageError, format_command
+from emotion_batch.errors import UsageError, counted, format_command
 
 if TYPE_CHECKING:
     from emotion_batch.analysis.report import Report
@@ -19,10 +19,10 @@ _PRECISION = ("confidence", "labels", "checked", "right", "95 %", "")
 
 @command(
     "report",
-    "an HTML page about a table, which needs nothing beside it",
-    option("table", "TABLE", "a label or feature table"),
-    option("--output", "FILE", "where to, or a URL (TABLE-report.html in the current folder)"),
-    option("--seed", "N", "of the recordings to listen to (0)", int, default=0),
+    "Write an HTML page about a table, in a single file",
+    option("table", "TABLE", "The label or feature table"),
+    option("--output", "FILE", "File or URL to write (default: TABLE-report.html in the current folder)"),
+    option("--seed", "N", "Random seed of the recordings to listen to (default 0)", int, default=0),
     COMMON,
 )
 def _run_report(options: argparse.Namespace, said: Said) -> None:
@@ -34,16 +34,16 @@ def _run_report(options: argparse.Namespace, said: Said) -> None:
 
 @command(
     "review",
-    "a sheet of labels for a person to check, and what it says",
-    option("table", "TABLE", "a label table"),
-    option("sheet", "SHEET.csv", "the sheet: a new one, or with --take one that is filled in"),
-    option("--size", "N", "rows of the sheet (100)", positive),
-    option("--random", "N", "how many of them at random (half, 20 or more)", whole),
-    option("--seed", "N", "what chance follows from (0)", whole),
-    switch("--take", "take a sheet that is filled in: labels, and precision"),
-    option("--labels", "FILE", "CSV or Parquet to write with --take (SHEET.labels.csv)"),
-    option("--new-label", "WORD", "an emotion that the model does not know; may be repeated", action="append"),
-    switch("--force", "replace the file that is to be written"),
+    "Write a sheet of labels for a person to check, or read it back",
+    option("table", "TABLE", "The label table"),
+    option("sheet", "SHEET.csv", "The sheet: a new one, or with --take one that is filled in"),
+    option("--size", "N", "Number of rows (default 100)", positive),
+    option("--random", "N", "How many of them are drawn at random (default: half of them, but at least 20)", whole),
+    option("--seed", "N", "Random seed (default 0)", whole),
+    switch("--take", "Read a sheet that is filled in: write its labels and print the precision"),
+    option("--labels", "FILE", "CSV or Parquet file for the labels, with --take (default SHEET.labels.csv)"),
+    option("--new-label", "WORD", "An emotion that the model does not know; can be repeated", action="append"),
+    switch("--force", "Replace the file if it is there"),
     COMMON,
 )
 def _run_review(options: argparse.Namespace, said: Said) -> None:
@@ -51,8 +51,8 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
 
     for name in ("size", "random", "seed") if options.take else ("labels", "new_label"):
         if getattr(options, name) is not None:
-            wrong = "only where a sheet is written, got it with --take" if options.take else "--take with it, got none"
-            raise UsageError(f"--{name.replace('_', '-')}: expected {wrong}")
+            wrong = "cannot be combined with" if options.take else "requires"
+            raise UsageError(f"--{name.replace('_', '-')} {wrong} --take")
     table, sheet = options.table, options.sheet
     places = pick_options(options, "storage_options", "force")
     if options.take:
@@ -85,7 +85,7 @@ def format_sheet(written: Sheet, table: str) -> Result:
     """Return what is to be filled in."""
     lines: list[Line | Grid | str] = [
         title(
-            f"{written.sheet}: {written.n_rows:,} of {written.n_table:,} labels of {written.table}, "
+            f"{written.sheet}: {written.n_rows:,} of {counted(written.n_table, 'label')} of {written.table}, "
             f"{written.n_random:,} of them drawn at random"
         ),
         f"  the recordings lie below {written.source}",
@@ -93,12 +93,13 @@ def format_sheet(written: Sheet, table: str) -> Result:
             f"  fill in correct_emotion: {', '.join(written.labels)}, none where there is no emotion to hear, or ? where "
             "you cannot tell; and speaker, if you know it"
         ),
-        "  rows may stay empty; whoever stops halfway has checked a sample all the same",
+        "  rows may stay empty; if you stop halfway, you have still checked a random sample",
     ]
     if written.n_parts_missing:
-        n_parts = written.n_parts_missing
-        are = "part of the table is" if n_parts == 1 else "parts of the table are"
-        lines.append(warn(f"  {n_parts:,} {are} missing, out of date or damaged: run the command that made it again"))
+        missing = counted(written.n_parts_missing, "part")
+        lines.append(
+            warn(f"  missing, out of date or damaged: {missing} of the table; run the command that made it again")
+        )
     return Result(*lines, next_step(format_command("review", table, written.sheet, options=("--take",))))
 
 
@@ -108,17 +109,17 @@ def format_review(found: Review) -> Result:
         f"  {n:,} {words}"
         for n, words in (
             (found.n_unanswered, "rows are not filled in"),
-            (found.n_unsure, "rows are answered ?, which count as not filled in"),
-            (found.n_none, "rows are answered none, which count as wrong, and are no labels"),
-            (found.n_gone, "rows are about recordings that the table has no more"),
-            (found.n_changed, "rows are about labels that the table has otherwise by now"),
-            (found.n_missing, "rows are missing in the sheet"),
-            (found.n_repeated, "rows are in it twice"),
+            (found.n_unsure, "rows are answered ?, and count as not filled in"),
+            (found.n_none, "rows are answered none, and count as wrong, without a label"),
+            (found.n_gone, "rows are about recordings that the table no longer has"),
+            (found.n_changed, "rows are about labels that have changed in the table"),
+            (found.n_missing, "rows are missing from the sheet"),
+            (found.n_repeated, "rows are in the sheet twice"),
         )
         if n
     ]
-    things = "segments" if found.has_segments else "recordings"
-    labels = f"{found.labels}: {found.n_labelled:,} labelled {things}, {found.n_corrected:,} of them corrected"
+    things = counted(found.n_labelled, "labelled segment" if found.has_segments else "labelled recording")
+    labels = f"{found.labels}: {things}, {found.n_corrected:,} of them corrected"
     labels_option = ("--labels", f"table:{found.labels}")
     train = format_command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
     return Result(

@@ -21,7 +21,7 @@ from emotion_batch.cli.options import (
     positive,
     segments,
 )
-from emotion_batch.errors import UsageError, format_command
+from emotion_batch.errors import UsageError, counted, format_command
 
 if TYPE_CHECKING:
     from emotion_batch.run.record import Summary
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 @command(
     "extract",
-    "recordings to a feature table",
-    option("archive", "ARCHIVE", "folder, bucket prefix, glob, list file or recording"),
-    option("table", "TABLE", "folder of the feature table: new, or to go on with"),
+    "Make a feature table of recordings",
+    option("archive", "ARCHIVE", "Folder, bucket prefix, glob, list file or recording"),
+    option("table", "TABLE", "Folder of the feature table: a new one, or one to continue"),
     FEATURES,
     segments("the default is the notebook's: 0.5 s to 3.5 s"),
     RUN,
@@ -55,12 +55,18 @@ def _run_extract(options: argparse.Namespace, said: Said) -> int:
 
 @command(
     "label",
-    "recordings, or a feature table, to a label table",
-    option("source", "SOURCE", "an archive or a feature table; or one recording, to print"),
-    option("table", "TABLE", "folder of the label table: new, or to go on with", nargs="?"),
-    option("--model", "BUNDLE", "a bundle, or voices-1 or tess-seed, which ship (voices-1)"),
-    option("--keep-features", "TABLE", "put an archive's features into this table as well"),
-    segments("of an archive; the default is what the model was trained on"),
+    "Make a label table of recordings or of a feature table",
+    option(
+        "source",
+        "SOURCE",
+        "An archive or a feature table; or one recording, whose label is printed if there is no TABLE",
+    ),
+    option("table", "TABLE", "Folder of the label table: a new one, or one to continue", nargs="?"),
+    option(
+        "--model", "BUNDLE", "A bundle, or one that ships with the program: voices-1 or tess-seed (default voices-1)"
+    ),
+    option("--keep-features", "TABLE", "Also write the features to this table"),
+    segments("the default is what the model was trained on"),
     RUN,
     COMMON,
 )
@@ -70,7 +76,9 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.worker import single_recording
 
     if options.window is None and (options.offset is None) != (options.duration is None):
-        raise UsageError("--offset, --duration: expected both to replace the model's segments, got one")
+        raise UsageError(
+            "--offset and --duration require each other, because together they replace the model's segment"
+        )
     if options.table is not None:
         summary = api.label(
             options.source,
@@ -81,10 +89,12 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
         )
         return finish(summary, options, said, format_command("query", options.table, options=("--example", "mix")))
     if options.leave:
-        raise UsageError("TABLE: expected a folder to write, got none; a single recording is labelled here")
+        raise UsageError(
+            "TABLE is missing; only here, and not on a cluster, is a single recording labelled without a table"
+        )
     if not archive.is_recording(options.source, options.storage_options):
         raise UsageError(
-            f"TABLE: expected a folder to write, got none; only a single recording is printed, and {options.source} is none"
+            f"TABLE is missing: name a folder for the label table; only a single recording needs none, and {options.source} is not one"
         )
     found = single_recording.label_recording(
         options.source, **pick_options(options, "model", "segments", "storage_options")
@@ -95,12 +105,12 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
 
 @command(
     "retry",
-    "do again what failed and another try could mend",
+    "Do failed recordings again that may succeed now",
     TABLE,
     option(
         "--status",
         "S",
-        "failures with this status; may be repeated (truncated, unreadable, vanished, crashed, timeout, memory)",
+        "Take only failures with this status; can be repeated (default: truncated, unreadable, vanished, crashed, timeout and memory)",
         action="append",
     ),
     group("run", *CLUSTER),
@@ -113,22 +123,22 @@ def _run_retry(options: argparse.Namespace, said: Said) -> int:
     return finish(summary, options, said, format_command("status", options.table))
 
 
-@command("cancel", "stop the runs that are at work on a table, submitted or not", TABLE, COMMON)
+@command("cancel", "Stop the runs that work on a table, submitted or not", TABLE, COMMON)
 def _run_cancel(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.run.submit import cancel
 
     cancelled = cancel(options.table, storage_options=options.storage_options)
-    lines = [f"run {run} begins no shard any more; what is under way is finished, and stays" for run in cancelled]
+    lines = [f"run {run} starts no more shards; those that it works on are finished and kept" for run in cancelled]
     result = Result(*lines, next_step(format_command("status", options.table)))
     said.answer({"table": options.table, "cancelled": cancelled}, result)
 
 
 @command(
     "demo",
-    "all of it on an archive that it makes itself",
-    option("folder", "FOLDER", "where to (demo)", nargs="?", default="demo"),
-    option("--words", "N", "words a voice and emotion (40)", positive, default=40),
-    option("--workers", "N", "worker processes (one a core)", positive),
+    "Run the whole pipeline on a synthetic archive",
+    option("folder", "FOLDER", "Folder to write (default demo)", nargs="?", default="demo"),
+    option("--words", "N", "Words for each voice and emotion (default 40)", positive, default=40),
+    option("--workers", "N", "Worker processes (default: one for each core)", positive),
     group("common", *TALK),
 )
 def _run_demo(options: argparse.Namespace, said: Said) -> None:
@@ -169,7 +179,9 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
         )
         return 1
     if _exceeds(options.max_failed, counts):
-        said.error(f"failed rows: expected at most {options.max_failed}, got {counts.n_failed} of {counts.n_rows}")
+        said.error(
+            f"{counts.n_failed:,} of {counts.n_rows:,} rows failed, and --max-failed allows {options.max_failed}"
+        )
         return 1
     return 0
 
@@ -188,7 +200,9 @@ def _reasons(summary: Summary) -> list[str]:
 
 def _format_summary(summary: Summary, next_words: str) -> Result:
     counts, spent = summary.counts, summary.spent
-    made = f"{summary.n_shards} parts, {summary.n_shards_done} of them made now in {summary.elapsed_s:.1f} s"
+    made = (
+        f"{counted(summary.n_shards, 'part')}, {summary.n_shards_done:,} of them made now in {summary.elapsed_s:.1f} s"
+    )
     blocks: list[Line | Grid | str] = [title(f"{summary.table}: {made}")]
     blocks += [warn(f"  {reason}") for reason in _reasons(summary)]
     if counts.by_label:
@@ -196,12 +210,12 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
         blocks.append(Grid("<>>", shares))
     if spent.n_isolated:
         blocks.append(
-            f"{spent.n_isolated} shards were done in a child process, which a recording may kill; "
-            f"{spent.lost_s:.0f} s of work were lost with workers and children"
+            f"{counted(spent.n_isolated, 'shard')} ran in a child process, because a recording had ended a worker; "
+            f"{spent.lost_s:.0f} s of work were lost with workers and child processes"
         )
     if summary.n_resubmitted or spent.n_retries:
         blocks.append(
-            f"{spent.n_retries} requests to storage were repeated, {summary.n_resubmitted} shards handed out again"
+            f"repeated: {counted(spent.n_retries, 'request')} to the storage, {counted(summary.n_resubmitted, 'shard')}"
         )
     return Result(*blocks, next_step(next_words), format_counts(counts))
 
@@ -209,12 +223,12 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
 def _format_submission(summary: Summary, table: str, scheduler: str) -> Result:
     status = format_command("status", table)
     if not summary.n_shards_left:
-        return Result(f"run {summary.run}: nothing was left to hand over", *_format_summary(summary, status).blocks)
+        return Result(f"run {summary.run}: nothing was left to do", *_format_summary(summary, status).blocks)
     n_done = summary.n_shards - summary.n_shards_left
     return Result(
         title(
-            f"{summary.table}: {n_done:,} of {summary.n_shards:,} parts are done, {summary.n_shards_left:,} were handed "
-            f"to {scheduler}, which needs this machine no longer"
+            f"{summary.table}: {n_done:,} of {counted(summary.n_shards, 'part')} done, {summary.n_shards_left:,} left to "
+            f"{scheduler}, which no longer needs this machine"
         ),
         *(warn(f"  {reason}") for reason in _reasons(summary)),
         f"to stop it: {format_command('cancel', table)}",
@@ -247,7 +261,7 @@ def _format_segment(one: SegmentLabel) -> tuple[str, str, str, str]:
 
 
 def _doubts(one: SegmentLabel) -> str:
-    """Return why a label is not to be believed, as far as the model knows."""
+    """Return why a label should not be believed, as far as the model can tell."""
     words = ["no speech"] if one.is_speech is False else []
     if one.is_in_domain is False:
         words.append("unlike what the model was trained on")

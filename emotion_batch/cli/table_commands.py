@@ -23,7 +23,7 @@ from emotion_batch.cli.console import (
     warn,
 )
 from emotion_batch.cli.options import COMMON, TABLE, command, option, pick_options, switch
-from emotion_batch.errors import Status, UsageError, format_command, quote_argument
+from emotion_batch.errors import Status, UsageError, counted, format_command, quote_argument
 
 if TYPE_CHECKING:
     from emotion_batch.analysis.export import Exported
@@ -36,7 +36,7 @@ _MOST_PROBLEMS = 20
 _AGAIN = "the command that made the table, again; it does what is left"
 
 
-@command("status", "how far a table is, read from its storage alone", TABLE, COMMON)
+@command("status", "Show a table's progress (needs no cluster)", TABLE, COMMON)
 def _run_status(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.tables.status import status
 
@@ -46,11 +46,11 @@ def _run_status(options: argparse.Namespace, said: Said) -> None:
 
 @command(
     "verify",
-    "exit code 0 only if a table is whole",
+    "Check that a table is complete; exit code 0 only if it is",
     TABLE,
-    switch("--deep", "read every row, rather than what each part says of itself"),
+    switch("--deep", "Read every row, not only the footers of the parts"),
     switch(
-        "--repair", "read every row and remove damaged parts, so that the command that made the table makes them anew"
+        "--repair", "Read every row and remove damaged parts; the command that made the table then makes them again"
     ),
     COMMON,
 )
@@ -60,23 +60,23 @@ def _run_verify(options: argparse.Namespace, said: Said) -> int:
     found = api.verify(options.table, deep=options.deep, repair=options.repair, storage_options=options.storage_options)
     said.answer(found.to_dict(), _format_verification(found, options.table))
     if not found.is_whole:
-        said.error(f"table {found.table}: expected it to be whole, got {len(found.problems):,} problems")
+        said.error(f"table {found.table} is not complete: {counted(len(found.problems), 'problem')}")
     return int(not found.is_whole)
 
 
 @command(
     "query",
-    "an SQL query of a table, by DuckDB, which sees and changes nothing else",
-    option("table", "TABLE", "a feature or label table", nargs="?"),
-    option("sql", "SQL", "a SELECT FROM labels, or features, which are the table", nargs="?"),
-    option("--example", "NAME", "one that is ready instead; without NAME, which there are", nargs="?", const=""),
+    "Query a table in SQL with DuckDB, which reads nothing else and changes nothing",
+    option("table", "TABLE", "The feature or label table", nargs="?"),
+    option("sql", "SQL", "A SELECT from `labels`, the label table, or from `features`, the feature table", nargs="?"),
+    option("--example", "NAME", "Use a query that is ready instead; without NAME, list them", nargs="?", const=""),
     option(
         "--format",
         None,
-        "how it is printed (table), or written (what FILE ends with)",
+        "Format of the result (default: table, or the suffix of FILE)",
         choices=("table", "csv", "json", "parquet"),
     ),
-    option("--output", "FILE", "write it there, whole or not at all"),
+    option("--output", "FILE", "Write the result to this file, whole or not at all"),
     COMMON,
 )
 def _run_query(options: argparse.Namespace, said: Said) -> None:
@@ -90,7 +90,7 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
         )
         return
     if options.table is None:
-        raise UsageError("TABLE: expected a table, got none; --example alone lists the examples")
+        raise UsageError("TABLE is missing; --example alone lists the examples")
     file_format, places = _format(options), options.storage_options
     asked = query.asked(
         options.table, options.sql, example=options.example, storage_options=places, watcher=said.watcher()
@@ -111,12 +111,12 @@ def _format(options: argparse.Namespace) -> str:
     stated = options.format or ("json" if options.json else None)
     if options.output is None:
         if stated == "parquet":
-            raise UsageError("--format parquet: expected --output FILE with it, got none")
+            raise UsageError("--format parquet requires --output FILE")
         return stated or "table"
     found = stated or options.output.rpartition(".")[2].lower()
     if found not in ("csv", "json", "parquet"):
         raise UsageError(
-            f"--output: expected a FILE.csv, .json or .parquet, or --format with it, got {options.output!r}"
+            f"--output must end in .csv, .json or .parquet, or --format must say the format: {options.output!r}"
         )
     return str(found)
 
@@ -128,7 +128,7 @@ def _format_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], *, is_cut:
     sides = "".join(">" if right else "<" for right in is_number)
     blocks: list[Line | Grid] = [Grid(sides, [[_cell(value) for value in row] for row in rows], names)]
     if is_cut:
-        words = f"the first {len(rows):,} rows; all of them with --format csv, or into a file with --output"
+        words = f"these are the first {counted(len(rows), 'row')}; --format csv prints all of them, --output writes them to a file"
         blocks.append(warn(words))
     return Result(*blocks)
 
@@ -143,18 +143,18 @@ def _cell(value: Any) -> str:
 
 @command(
     "export",
-    "a table as few large Parquet files, CSV or audformat, without a ledger",
+    "Write a table as a few large Parquet files, CSV or audformat",
     TABLE,
-    option("folder", "FOLDER", "where to: a new or empty folder; it appears whole or not at all"),
+    option("folder", "FOLDER", "A new or empty folder; it appears whole or not at all"),
     option(
         "--format",
         None,
-        "files of up to a million rows; one CSV file; or a database of labelled segments (parquet)",
+        "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments (default parquet)",
         choices=("parquet", "csv", "audformat"),
         default="parquet",
     ),
-    switch("--partial", "as far as it is, of a table that has parts missing"),
-    switch("--force", "replace the export that is there"),
+    switch("--partial", "Export what is there, even if parts of the table are missing"),
+    switch("--force", "Replace the export that is there"),
     COMMON,
 )
 def _run_export(options: argparse.Namespace, said: Said) -> None:
@@ -180,8 +180,8 @@ def _format_export(found: Exported) -> Result:
     return Result(
         next_step(next_command),
         title(
-            f"{found.folder}: {found.n_recordings:,} recordings, {found.n_rows:,} rows "
-            f"as {found.file_format}, {found.n_files:,} files, {found.n_bytes / 1e6:,.1f} MB"
+            f"{found.folder}: {counted(found.n_recordings, 'recording')}, {counted(found.n_rows, 'row')} "
+            f"as {found.file_format}, {counted(found.n_files, 'file')}, {found.n_bytes / 1e6:,.1f} MB"
         ),
     )
 
@@ -192,8 +192,8 @@ def format_status(found: TableStatus, table: str) -> Result:
     blocks: list[Line | Grid | str] = [
         title(f"{found.table}: {found.kind} of {found.source}"),
         (
-            f"  done  {found.n_done:>12,} of {found.n_recordings:,} recordings, "
-            f"{found.n_shards_done:,} of {found.n_shards:,} parts"
+            f"  done  {found.n_done:>12,} of {counted(found.n_recordings, 'recording')}, "
+            f"{found.n_shards_done:,} of {counted(found.n_shards, 'part')}"
         ),
         f"  left  {n_left:>12,}",
     ]
@@ -205,13 +205,15 @@ def format_status(found: TableStatus, table: str) -> Result:
         if holder.scheduler is not None:
             where = f"at {holder.scheduler}, submitted on {holder.host}"
         is_cancelled = holder.run in found.cancelled
-        doing = "is cancelled and ends what it has begun" if is_cancelled else "is at work"
+        doing = "was cancelled, and finishes the shards that it has begun" if is_cancelled else "is at work"
         blocks.append(f"run {holder.run} {doing}, {where}, for {format_duration(holder.lasted_s)}")
     if found.rate:
         blocks.append(f"  {found.rate:,.0f} recordings a second, {format_duration(n_left / found.rate)} left")
     for holder in found.lost:
         heard = datetime.fromtimestamp(holder.renewed_s, UTC).isoformat(timespec="seconds")
-        blocks.append(warn(f"run {holder.run} died, on {holder.host}; last heard of at {heard} by its own clock"))
+        blocks.append(
+            warn(f"run {holder.run} on {holder.host} has ended without a word; its last heartbeat was at {heard}")
+        )
     last = found.last_run
     if last is not None:
         rate = f", {last['n_decoded'] / last['elapsed_s']:,.0f} recordings a second" if last.get("n_decoded") else ""
@@ -238,8 +240,8 @@ def _format_verification(found: Verification, table: str) -> Result:
     lines = [warn(f"  {problem}") for problem in found.problems[:_MOST_PROBLEMS]]
     if len(found.problems) > _MOST_PROBLEMS:
         lines.append(Line(f"  and {len(found.problems) - _MOST_PROBLEMS:,} more; all of them with --json"))
-    word = "whole" if found.is_whole else "not whole"
-    how = "every row was read" if found.is_deep else "by what its parts say of themselves"
+    word = "complete" if found.is_whole else "not complete"
+    how = "every row was read" if found.is_deep else "according to the footers of its parts"
     if not found.is_whole:
         is_strange = len(found.problems) == len(found.strangers)
         words = f"move {', '.join(found.strangers[:_MOST_PROBLEMS])} away" if is_strange else _AGAIN
@@ -251,7 +253,9 @@ def _format_verification(found: Verification, table: str) -> Result:
         words = format_command("train", table, "BUNDLE")
     return Result(
         *lines,
-        title(f"{found.table}: {word}, {how}; {found.n_recordings:,} recordings in {found.n_shards:,} parts"),
+        title(
+            f"{found.table}: {word}, {how}; {counted(found.n_recordings, 'recording')} in {counted(found.n_shards, 'part')}"
+        ),
         next_step(words),
         format_counts(found.counts),
     )

@@ -170,7 +170,7 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("plan", "{speech}", "--by", "25:00"), "by: expected an hour as 07:00, got '25:00'"),
-        (("plan", "{speech}", "--workers", "0"), "expected a whole number >= 1"),
+        (("plan", "{speech}", "--workers", "0"), "--workers must be a whole number of at least 1"),
         (("plan", "{speech}", "--sample", "0"), "sample: expected seconds from 0.5"),
         (("plan", "/nowhere"), "expected it to exist"),
         (("plan", "{speech}", "--model", "/nowhere"), "expected a bundle"),

@@ -1,4 +1,4 @@
-"""The commands that run over an archive: extract, label, retry, cancel and demo, and what they print."""
+"""The commands that run over an archive: extract, label, resume, retry, cancel and demo, and what they print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from emotion_batch.cli.options import (
     COMMON,
     FEATURES,
     RUN,
+    SCOPE,
     TABLE,
     TALK,
     command,
@@ -101,6 +102,21 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     )
     said.answer(found, _format_labels(found))
     return int(any(one.status != "ok" for one in found))
+
+
+@command(
+    "resume",
+    "Continue the run that made a table",
+    TABLE,
+    group("run", *CLUSTER, *SCOPE),
+    COMMON,
+)
+def _run_resume(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import api
+
+    summary = api.resume(options.table, options=_run_options(options, said), **pick_options(options, "limit", "prune"))
+    step = ("query", ("--example", "mix")) if summary.counts.by_label else ("verify", ())
+    return finish(summary, options, said, format_command(step[0], options.table, options=step[1]))
 
 
 @command(

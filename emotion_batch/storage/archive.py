@@ -27,6 +27,14 @@ SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
     *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
 )
+
+
+def name_suffixes(suffixes: Iterable[str]) -> tuple[str, ...]:
+    """Return suffixes that differ from the usual ones; none if they do not."""
+    named = tuple(suffixes)
+    return () if named == SUFFIXES else named
+
+
 # A listing says after so many names how far it is.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."

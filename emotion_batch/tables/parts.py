@@ -175,7 +175,7 @@ def publish_part(
         **{
             name: value
             for name, value in info.to_dict().items()
-            if name not in ("source", "feature_settings", "segments", "features", "include", "exclude")
+            if name not in ("source", "feature_settings", "segments", "features", "include", "exclude", "suffixes")
         },
         "shard": shard,
         "digest": digest,

@@ -101,6 +101,8 @@ class TableInfo:
         of the same table may differ in it.
     include, exclude
         Patterns of the names that the listing keeps and leaves out: see `archive.list_recordings`.
+    suffixes
+        Suffixes of recordings that were named instead of the usual ones; none if these are meant.
     """
 
     kind: str
@@ -112,6 +114,7 @@ class TableInfo:
     features: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as `table.json` holds it."""
@@ -129,6 +132,7 @@ class TableInfo:
             "features": self.features,
             "include": list(self.include),
             "exclude": list(self.exclude),
+            "suffixes": list(self.suffixes),
         }
 
     @classmethod
@@ -153,6 +157,7 @@ class TableInfo:
             features=value["features"],
             include=tuple(value["include"]),
             exclude=tuple(value["exclude"]),
+            suffixes=tuple(value["suffixes"]),
         )
 
     @property
@@ -181,10 +186,10 @@ class TableInfo:
                 return f"{option} {value}, got {option} {theirs[name]}"
         if self.segments != other.segments:
             return f"{self.segments.to_options()}, got {other.segments.to_options()}"
-        for name in ("include", "exclude"):
-            here, there = (" ".join(f"--{name} {pattern}" for pattern in getattr(info, name)) for info in (self, other))
+        for option, name in (("--include", "include"), ("--exclude", "exclude"), ("--suffix", "suffixes")):
+            here, there = (" ".join(f"{option} {word}" for word in getattr(info, name)) for info in (self, other))
             if here != there:
-                return f"{here or f'no --{name}'}, got {there or f'no --{name}'}"
+                return f"{here or f'no {option}'}, got {there or f'no {option}'}"
         return None
 
     def kept_features(self) -> TableInfo:

@@ -655,7 +655,7 @@ def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: sig
         _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert time.monotonic() - started < 20
-    assert "run the same command again, it goes on from there" in one_sentence(err.decode())
+    assert f"to resume: emotion-batch resume {tmp_path / 'table'}" in one_sentence(err.decode())
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert len(gone) == len(children)

@@ -97,14 +97,14 @@ class Job:
             process.settle()
             if self.source is not None:
                 with usage.stage("read"):
-                    features = parts.require_part(*self.source, task.shard, newest=task.entry)
-                made = found = self._predict(features)
+                    heard = parts.require_part(*self.source, task.shard, newest=task.entry)
+                made = found = self._predict(heard)
             else:
                 read = stack.enter_context(task.entries_ahead(self.table))
                 attempt = stack.enter_context(attempts.noted(self.table, task.shard, run_id))
                 entries, known = read()
                 kept, left = carry_over(*self.outputs[0], task.shard, entries, known, self.again)
-                made = self.extract(left, attempt)
+                made = heard = self.extract(left, attempt)
                 if self.features is None:
                     made = self._predict(made)
                 found = merge(entries, kept, made)
@@ -112,7 +112,7 @@ class Job:
                     publish(*self.features, task.shard, task.entry.digest, found)
                     made, found = self._predict(made), self._predict(found)
             counts = publish(*self.outputs[-1], task.shard, task.entry.digest, found)
-            return Receipt.of(counts, made, started, spent)
+            return Receipt.of(counts, made, heard, started, spent)
 
     def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
         """Return the feature rows of `entries`: in this process, or in a child if they may have killed one.

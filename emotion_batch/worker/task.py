@@ -75,6 +75,8 @@ class Receipt:
         Of that, what was made now; the other rows are those of the earlier part.
     audio_s
         Seconds of audio that the ``ok`` rows cover which were made now.
+    recorded_s
+        Seconds that the recordings of these rows last.
     elapsed_s
         Wall-clock seconds that the shard took.
     examples
@@ -86,13 +88,14 @@ class Receipt:
     counts: Counts
     made: Counts = field(default_factory=Counts)
     audio_s: float = 0.0
+    recorded_s: float = 0.0
     elapsed_s: float = 0.0
     examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
 
     @classmethod
-    def of(cls, counts: Counts, made: pa.Table, started: float, spent: Spent) -> Receipt:
-        """Return the receipt for the rows `made` now, begun at `started` of `time.perf_counter`."""
+    def of(cls, counts: Counts, made: pa.Table, features: pa.Table, started: float, spent: Spent) -> Receipt:
+        """Return the receipt for the rows `made` now, of `features`, begun at `started` of `time.perf_counter`."""
         failed = made.filter(pc.not_equal(made["status"], Status.OK))
         columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
         examples: dict[str, tuple[str, str]] = {}
@@ -100,4 +103,9 @@ class Receipt:
             examples.setdefault(status, (file, error))
         starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
         audio_s = float(np.nansum(ends - starts))
-        return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)
+        # All segments of a recording say how long it is.
+        durations = (
+            features.filter(pc.equal(features["status"], Status.OK)).group_by("file").aggregate([("duration_s", "max")])
+        )
+        recorded_s = pc.sum(durations["duration_s_max"]).as_py() or 0.0
+        return cls(counts, Counts.of(made), audio_s, recorded_s, time.perf_counter() - started, examples, spent)

@@ -11,7 +11,10 @@ import pytest
 from support.commands import call_command
 
 import emotion_batch
-from emotion_batch.errors import UsageError
+from emotion_batch.cli.run_commands import _format_summary
+from emotion_batch.errors import UsageError, format_command
+from emotion_batch.run.record import Summary
+from emotion_batch.tables.parts import Counts
 
 
 def rows(table: Path) -> list[dict[str, object]]:
@@ -75,3 +78,32 @@ def test_a_table_says_which_suffixes_it_has(speech: Path, tmp_path: Path) -> Non
         emotion_batch.extract(speech / "V1_sad", tmp_path / name, workers=1, **keywords)
         info = json.loads((tmp_path / name / "_table" / "table.json").read_text())
         assert info["suffixes"] == said
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_found", "said"),
+    [
+        ("/opt/a b/emotion-batch", False, "'/opt/a b/emotion-batch' resume ./-t"),
+        ("/opt/emotion-batch", True, "emotion-batch resume ./-t"),
+        ("/opt/job.py", False, "emotion-batch resume ./-t"),
+    ],
+)
+def test_what_is_printed_runs_as_it_is(typed: str, is_found: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is not on PATH is named by the path by which it was called."""
+    monkeypatch.setattr("sys.argv", [typed])
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if is_found else None)
+    assert format_command("resume", "-t") == said
+
+
+def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
+    """Seconds heard of those recorded, shares of labels in doubt, and nothing where nothing can be told."""
+    counts = Counts(10, 10, {"ok": 8, "empty": 2}, {"ps": 8}, {"is_speech": 6, "is_in_domain": 8, "is_confident": 1})
+    said = str(_format_summary(Summary("labels", counts, audio_s=60, recorded_s=6_000, model="model m"), "go"))
+    assert "  ps (pleasant surprise)  8  100.0%\n" in said
+    assert "  heard: 0:01:00 of 1:40:00 of audio (1%); --window hears all of it, in another table\n" in said
+    assert "  labels: 12.5% confident, 25.0% not speech\n  model m\n" in said
+    assert "10 recordings, 10 rows: 8 ok, 2 failed (empty 2)" in said
+    whole = str(_format_summary(Summary("labels", Counts(1, 1, {"ok": 1}), audio_s=3.0, recorded_s=3.0), "go"))
+    assert "  heard: all of 0:00:03 of audio\n" in whole and "  labels:" not in whole
+    assert "1 recording, 1 row: 1 ok, 0 failed" in whole
+    assert "heard" not in str(_format_summary(Summary("labels", Counts(1, 1, {"empty": 1})), "go"))

@@ -124,6 +124,13 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     done = complete_shards(table, info, manifest.shards)
     assert {shard: footer.counts for shard, footer in done.items()} == {s: r.counts for s, r in receipts.items()}
     parts = pa.concat_tables([read_part(table, shard) for shard in sorted(done)])
+    # How much of the recordings was heard, and how long they are, a recording once.
+    ok = [row for row in parts.to_pylist() if row["status"] == "ok"]
+    assert sum(receipt.audio_s for receipt in receipts.values()) == pytest.approx(
+        sum(row["end_s"] - row["start_s"] for row in ok)
+    )
+    lengths = {row["file"]: row["duration_s"] for row in ok}
+    assert sum(receipt.recorded_s for receipt in receipts.values()) == pytest.approx(sum(lengths.values()))
     assert parts.replace_schema_metadata(None).equals(rows_of(tmp_path / "archive"))
 
 

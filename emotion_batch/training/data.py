@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.errors import Status, UsageError
+from emotion_batch.errors import Status, UsageError, counted
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
 from emotion_batch.inference.confidence import Floats
@@ -378,10 +378,9 @@ def _check_labels(
         word = min(rare)
         example = files[int(np.argmax(targets == words.index(word)))].as_py()
         raise UsageError(
-            f"labels of {table.url}: {source!r} gives only {rare[word]} of {word!r} ({example!r}), and {len(rare) - 1} more labels are "
-            f"as rare; each needs at least {_MIN_RECORDINGS} recordings, so name another source with --labels, or map them with "
-            "--label-map"
-            f"{_in_brackets(notes)}"
+            f"labels of {table.url}: {source!r} gives {counted(rare[word], 'recording')} of {word!r} ({example!r}), and at least "
+            f"{_MIN_RECORDINGS} of each label are needed ({counted(len(rare), 'label')} with fewer); name another source with --labels, "
+            f"or map them with --label-map{_in_brackets(notes)}"
         )
 
 

@@ -95,4 +95,4 @@ def test_features_of_another_recipe_are_refused(made: Path, features: Path) -> N
     assert "recipe voices, got mfcc-mean" in done.err
     refused = call_command("extract", made, made / "odd", "--recipe", "voices", "--n-mfcc", "13")
     assert refused.code == 2
-    assert "--n-mfcc: expected the recipe seed with it, got voices" in refused.err
+    assert "--n-mfcc requires the recipe seed, and the recipe is voices" in refused.err

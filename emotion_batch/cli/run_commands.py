@@ -269,8 +269,9 @@ def _format_trust(counts: Counts) -> list[str]:
         return []
     said = [f"{trust['is_confident'] / n_rows:.1%} confident"] if "is_confident" in trust else []
     for name, words in (("is_in_domain", "out of domain"), ("is_speech", "not speech")):
-        if n_rows > trust.get(name, n_rows):
-            said.append(f"{1 - trust[name] / n_rows:.1%} {words}")
+        if n_doubtful := n_rows - trust.get(name, n_rows):
+            share = n_doubtful / n_rows
+            said.append(f"{n_doubtful:,} {words}" if share < 0.01 else f"{share:.1%} {words}")
     return [f"labels: {', '.join(said)}"] if said else []
 
 

@@ -168,7 +168,7 @@ def label(
             ("limit", limit),
         ):
             if value is not None:
-                raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
+                raise UsageError(f"{name} cannot be combined with the feature table {origin.url}, only with an archive")
         segments = features.segments
     segments = segments or card.segments
     if segments.duration_s != card.segments.duration_s:
@@ -249,8 +249,8 @@ def retry(
     run = open_run(place, info, options, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
-            f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
-            f"`{format_command('retry', origin.url)}`, and then label it again"
+            f"table {place.url} has the labels of the feature table {origin.url}, where the recordings are decoded; run "
+            f"`{format_command('retry', origin.url)}`, and then `{format_command('resume', place.url)}`"
         )
     archive = find_base(info.source, options.storage_options)
     with run:
@@ -260,7 +260,7 @@ def retry(
         if kept is not None:
             with explained(f"feature table {kept.table.url}"):
                 if read_info(kept.table) is None:
-                    # Somebody has no use for it any more.
+                    # It was deleted on purpose.
                     kept = None
         job = Job(
             features=kept,
@@ -383,7 +383,7 @@ def _list(
 
 def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
-        raise UsageError(f"limit: expected a number of recordings from 1 on, got {limit}")
+        raise UsageError(f"limit must be a number of recordings of at least 1: {limit}")
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:
@@ -392,7 +392,7 @@ def _failures(words: Iterable[str]) -> frozenset[Status]:
     named = list(words)
     unknown = [word for word in named if word not in failures]
     if unknown:
-        raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
+        raise UsageError(f"status must be {' or '.join(sorted(failures))}: {unknown[0]!r}")
     return frozenset(Status(word) for word in named) or MENDABLE
 
 

@@ -318,7 +318,7 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     with pytest.raises(UsageError, match="got labels of the feature table"):
         emotion_batch.retry(labels, **at)
     for options, sentence in (
-        ({"status": ["sad"]}, "status: expected one of changed, crashed, empty"),
+        ({"status": ["sad"]}, "status must be changed or crashed or empty"),
         ({"status": ["ok"]}, "got 'ok'"),
         ({"deadline_s": 0}, "deadline: expected seconds from 1 to 1e"),
     ):

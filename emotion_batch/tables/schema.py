@@ -157,7 +157,7 @@ class TableInfo:
             features=value["features"],
             include=tuple(value["include"]),
             exclude=tuple(value["exclude"]),
-            suffixes=tuple(value["suffixes"]),
+            suffixes=tuple(value.get("suffixes", ())),
         )
 
     @property

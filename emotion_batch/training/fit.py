@@ -101,13 +101,15 @@ def fit_network(
     validate: Integers | None = None,
     on_epoch: Epoch = lambda epoch, figures: None,
     checkpoint: Checkpoint | None = None,
+    spare: Any = None,
 ) -> tuple[Any, dict[str, list[float]]]:
     """Fit a recipe's network: the notebook's as the notebook does, that of sequences with augmentation.
 
     `learn` are the numbers of the rows to learn from, and `targets` has the number of the label of each row of the spool.
     If there are `weights`, shares of those rows, an epoch draws as many of them by these; else it has each once.
     Rows of `validate` are judged after each epoch, and nothing is learnt from them. `on_epoch` hears the number of an
-    epoch, from 1, and its figures. The fitting goes on from `checkpoint`, and keeps each epoch there.
+    epoch, from 1, and its figures. The fitting goes on from `checkpoint`, and keeps each epoch there. `spare` is a network that was
+    fitted in the same way and is no longer needed: it is set back and used again, because TensorFlow takes seconds to trace a new one.
 
     Returns
     -------
@@ -115,15 +117,25 @@ def fit_network(
     """
     _, keras = load_keras()
     keras.utils.set_random_seed(fitting.seed)
-    network = networks.build(settings, n_labels)
+    network = fresh = networks.build(settings, n_labels)
+    if spare is not None:
+        network = spare
+        for variable, first in zip(network.variables, fresh.variables, strict=True):
+            variable.assign(first)
     is_cycled = networks.find_network(settings).is_cycled
     if fitting.start is not None:
         network.set_weights(fitting.start)
         # What some rows give as mean and scale is worse than what is there, so these layers stay as they are.
         for layer in network.layers:
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    _compile(network, fitting, is_cycled=is_cycled)
-    network.optimizer.build(network.trainable_variables)
+    if spare is None:
+        _compile(network, fitting, is_cycled=is_cycled)
+        network.optimizer.build(network.trainable_variables)
+    else:
+        rate = float(network.optimizer.learning_rate) if not is_cycled else 0.0
+        for variable in network.optimizer.variables:
+            variable.assign(np.zeros(variable.shape))
+        network.optimizer.learning_rate = rate
     variables = (*network.variables, *network.optimizer.variables)
     patience = 0 if validate is None else fitting.patience
     history: dict[str, list[float]] = {}

@@ -163,7 +163,7 @@ class _Trainer:
     on_epoch: _OnEpoch
 
     def fit(
-        self, learn: Booleans, validate: Integers | None, phase: str, name: str
+        self, learn: Booleans, validate: Integers | None, phase: str, name: str, spare: Any = None
     ) -> tuple[Any, dict[str, list[float]]]:
         order, epochs = self.data.order, self.fitting.epochs
         rows = order[learn[order]]
@@ -178,6 +178,7 @@ class _Trainer:
             validate=validate,
             on_epoch=lambda epoch, figures: self.on_epoch(phase, epoch, epochs, figures),
             checkpoint=self.keep(name),
+            spare=spare,
         )
 
     def keep(self, name: str) -> Checkpoint:
@@ -189,13 +190,14 @@ class _Trainer:
     def predict_held_out(self, folds: SpeakerFolds, kind: Split) -> npt.NDArray[np.float32]:
         """Return what networks that have not heard a row's fold give for it, shape (n_rows, n_labels); 0 in no fold."""
         held = np.zeros((len(self.data.targets), len(self.data.labels)), np.float32)
+        network = None
         for number, fold in enumerate(folds):
             kept = self.keep(f"{kind}-{number}")
             found = kept.read()
             if found is None:
                 learn = np.zeros(len(held), bool)
                 learn[fold.learnt] = True
-                network, _ = self.fit(learn, None, f"without {fold.name}", f"{kind}-without-{number}")
+                network, _ = self.fit(learn, None, f"without {fold.name}", f"{kind}-without-{number}", network)
                 found = {"probabilities": self.predict(network, fold.judged)}
                 kept.write(found)
             held[fold.judged] = found["probabilities"]

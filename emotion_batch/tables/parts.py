@@ -107,7 +107,7 @@ class Footer:
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
             counts = Counts(
-                about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"], about["trust"]
+                about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"], about.get("trust", {})
             )
             footer = cls(about["shard"], about["digest"], counts)
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]

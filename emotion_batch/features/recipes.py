@@ -41,7 +41,7 @@ def find(name: object) -> Recipe[Any]:
     if found is None:
         words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)
         raise UsageError(
-            f"feature settings: expected the recipe {words}, got {name!r}; use the version of emotion-batch that wrote them, or "
+            f"feature settings: recipe must be {words}: {name!r}; use the version of emotion-batch that wrote them, or "
             "install the package that has this recipe"
         )
     return found
@@ -52,7 +52,7 @@ def find_option(name: str) -> Recipe[Any]:
     found = next((one for one in _BUILT_IN if one.option == name), None) or _find_installed(name)
     if found is None:
         words = " or ".join(one.option for one in _BUILT_IN)
-        raise UsageError(f"--recipe: expected {words}, or a recipe of an installed package, got {name}")
+        raise UsageError(f"--recipe must be {words}, or a recipe of an installed package: {name}")
     return found
 
 
@@ -155,7 +155,7 @@ def decode(data: bytes, settings: AnySettings) -> Values | None:
     layout, a_row, a_frame = _lay_out(settings)
     n_frames = (len(data) - a_row) // a_frame if a_frame else 0
     if n_frames < 0 or a_row + n_frames * a_frame != len(data):
-        raise ValueError(f"{len(data)} bytes, which are no frames of the recipe {settings.recipe!r}")
+        raise ValueError(f"these {len(data)} bytes are not frames of the recipe {settings.recipe!r}")
     values, at = [], 0
     for kind, shape in layout:
         count = math.prod(shape) if shape[0] >= 0 else -n_frames * math.prod(shape)

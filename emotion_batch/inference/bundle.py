@@ -67,14 +67,14 @@ def open_bundle(folder: Folder) -> Bundle:
         data = folder.read_if_there(CARD, _MAX_CARD_BYTES + 1)
     if data is None:
         raise UsageError(
-            f"model {folder.url}: expected a bundle, got no {CARD} there; make one with `emotion-batch train TABLE BUNDLE`"
+            f"model {folder.url}: it is not a bundle, because it has no {CARD}; make one with `emotion-batch train TABLE BUNDLE`"
         )
     try:
         if len(data) > _MAX_CARD_BYTES:
-            raise ValueError(f"one of more than {_MAX_CARD_BYTES:,} bytes")
+            raise ValueError(f"it has more than {_MAX_CARD_BYTES:,} bytes")
         return Bundle(folder, Card.from_json(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"model {folder.url}: expected a card of this release, got {error}; train it again") from error
+        raise UsageError(f"model {folder.url}: this release cannot read its card ({error}); train it again") from error
 
 
 def require_safe(folder: Folder) -> Bundle:
@@ -88,8 +88,7 @@ def require_safe(folder: Folder) -> Bundle:
         pickles = [name for name in folder.names() if name.lower().endswith(_PICKLES)]
     if pickles:
         raise UsageError(
-            f"model {folder.url}: expected no pickles, which run code, got {pickles[0]!r} in it; "
-            "use only bundles whose maker you trust"
+            f"model {folder.url}: it holds the pickle {pickles[0]!r}, and pickles run code; use only bundles whose maker you trust"
         )
     shapes = weight_shapes(bundle.card.feature_settings, len(bundle.card.labels))
     safety.inspect_keras(read_checked(bundle, WEIGHTS), f"model {folder.url}/{WEIGHTS}", shapes)
@@ -132,11 +131,11 @@ def find_copy_damage(table: Folder) -> str | None:
         _require_digest(folder)
         files = open_bundle(folder).card.files
     except UsageError:
-        return f"{COPY}/{CARD}: expected the card of the model, got a damaged file or none"
+        return f"{COPY}/{CARD}: the card of the model is damaged or missing"
     for name in (WEIGHTS, EXECUTABLE, RELIABILITY):
         data = folder.read_if_there(name)
         if (data is not None or name != RELIABILITY) and sha256(data or b"") != files.get(name):
-            return f"{COPY}/{name}: expected the file that the model's card names, got another or none"
+            return f"{COPY}/{name}: it is missing, or is not the file that the model's card names"
     return None
 
 
@@ -145,7 +144,7 @@ def _require_digest(copy: Folder) -> None:
     with explained(f"model {copy.url}"):
         data = copy.read_if_there(CARD)
     if data is None or not is_sealed(data):
-        raise UsageError(f"model {copy.url}: expected a card with its digest, got another or none")
+        raise UsageError(f"model {copy.url}: its card is missing, or has no digest")
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:
@@ -154,8 +153,7 @@ def read_checked(bundle: Bundle, name: str) -> bytes:
         data = bundle.folder.read_range(name, 0, safety.MAX_NETWORK_BYTES + 1)
     if sha256(data) != bundle.card.files.get(name):
         raise UsageError(
-            f"model {bundle.folder.url}: expected {name} with the SHA-256 that its card names, got another; "
-            "fetch the bundle again"
+            f"model {bundle.folder.url}: {name} does not have the SHA-256 that its card names; fetch the bundle again"
         )
     return data
 
@@ -194,11 +192,11 @@ def check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
     card = bundle.card
     if features.feature_settings.feature_id != card.feature_settings.feature_id:
         differing = [
-            f"{name} {value}, got {features.feature_settings.to_dict().get(name)}"
+            f"{name} is {features.feature_settings.to_dict().get(name)} instead of {value}"
             for name, value in card.feature_settings.to_dict().items()
             if features.feature_settings.to_dict().get(name) != value
         ]
         raise UsageError(
-            f"feature table {place.url}: expected the features of model {bundle.folder.url}, {'; '.join(differing)}; "
-            "extract again with the model's settings, or take a model for these features"
+            f"feature table {place.url}: its features are not those of model {bundle.folder.url} ({', '.join(differing)}); "
+            "extract again with the model's settings, or use a model for these features"
         )

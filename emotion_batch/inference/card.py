@@ -147,20 +147,18 @@ class Card:
             # As a table's copy is.
             unseal(data)
         if value["card_version"] != CARD_VERSION:
-            raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
+            raise ValueError(f"card version must be {CARD_VERSION}: {value['card_version']!r}")
         # These are empty if the training could not find them.
         found = {name: value[name] or None for name in ("calibration", "confidence", "domain")}
         msgspec.convert({**value, **found}, _Saved)
         settings = read_settings(value["feature_settings"])
         if value["architecture"] != architecture_of(settings):
-            raise ValueError(
-                f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}"
-            )
+            raise ValueError(f"architecture must be {architecture_of(settings)!r}: {value['architecture']!r}")
         if len(set(value["labels"])) != len(value["labels"]) or not value["labels"]:
-            raise ValueError("labels that are not distinct words")
+            raise ValueError("labels must be distinct words")
         for name, digest in value["files"].items():
             if not PLAIN_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
-                raise ValueError(f"the file {name!r} where a plain name and its SHA-256 must be")
+                raise ValueError(f"files must be plain names with their SHA-256: {name!r}")
         known: dict[str, Any] = {name: value[name] for name in _Saved.__annotations__}
         known |= {name: one or {} for name, one in found.items()}
         known |= {"feature_settings": settings, "segments": Segments.from_dict(value["segments"])}

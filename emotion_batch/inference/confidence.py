@@ -22,7 +22,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> npt.NDArray[
     probabilities as the network gave them. A probability of 0 counts as float32's smallest normal number.
     """
     if not 0 < temperature < math.inf:
-        raise UsageError(f"temperature: expected a number above 0, got {temperature!r}")
+        raise UsageError(f"temperature must be a number above 0: {temperature!r}")
     if temperature == 1:
         return np.array(probabilities, np.float32)
     powers = np.exp(scale(logarithm(probabilities), temperature))

@@ -153,18 +153,18 @@ class Domain:
         n_dims = self.centres.shape[-1] if self.centres.ndim == 2 else 0
         if not self.centres.size or self.whitening.shape != (n_dims, n_dims):
             raise ValueError(
-                f"domain: expected centres (n_centres, n_dims) and a whitening matrix (n_dims, n_dims), got shapes "
+                f"domain: centres must have the shape (n_centres, n_dims) and the whitening matrix (n_dims, n_dims): "
                 f"{self.centres.shape} and {self.whitening.shape}"
             )
         if not (np.isfinite(self.centres).all() and np.isfinite(self.whitening).all()):
-            raise ValueError("domain: expected centres and a whitening matrix of finite numbers, got others")
+            raise ValueError("domain: centres and whitening matrix must be finite")
         if not 0 < self.threshold < math.inf:
-            raise ValueError(f"domain: expected a threshold above 0, got {self.threshold!r}")
+            raise ValueError(f"domain: threshold must be above 0: {self.threshold!r}")
         if min(self.n_learnt, self.n_held_out) < 1:
-            raise ValueError(f"domain: expected counts of 1 or more, got {self.n_learnt} and {self.n_held_out}")
+            raise ValueError(f"domain: counts must be at least 1: {self.n_learnt} and {self.n_held_out}")
         for name, share in self.flagged.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"domain: expected a share from 0 to 1 of {name!r}, got {share!r}")
+                raise ValueError(f"domain: the share of {name!r} must be from 0 to 1: {share!r}")
 
     def distances(self, summaries: Floats) -> npt.NDArray[np.float32]:
         """Return how far rows lie from the nearest centre, shape (n_rows,): Mahalanobis', by the root of n_dims.
@@ -174,8 +174,8 @@ class Domain:
         n_dims = self.centres.shape[1]
         if summaries.ndim != 2 or summaries.shape[1] != n_dims:
             raise ValueError(
-                f"domain: expected summaries of shape (n_rows, {n_dims}), got {summaries.shape}; use the settings that "
-                "it was fitted with"
+                f"domain: summaries must have the shape (n_rows, {n_dims}): {summaries.shape}; use the settings that it was "
+                "fitted with"
             )
         # Not as a product of matrices, whose last digits would depend on how many rows there are.
         whitening = self.whitening.astype(np.float64)
@@ -202,7 +202,7 @@ class Domain:
             with np.errstate(over="ignore"):
                 centres, whitening = (np.array(one, np.float32) for one in (saved.centres, saved.whitening))
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"domain: expected what a training writes, got another ({error})") from error
+            raise ValueError(f"domain: it is not as a training writes it ({error})") from error
         return cls(centres, whitening, saved.threshold, saved.n_learnt, saved.n_held_out, saved.flagged)
 
 

@@ -44,7 +44,7 @@ class Predictor:
             self.domain = Domain.from_dict(bundle.card.domain) if bundle.card.domain else None
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"model {bundle.folder.url}: expected a card of this release, got a domain that is none ({error}); train it again"
+                f"model {bundle.folder.url}: the domain in its card cannot be read ({error}); train it again"
             ) from error
         try:
             self._session = _load_session(read_checked(bundle, EXECUTABLE))
@@ -56,15 +56,15 @@ class Predictor:
         except Exception as error:
             # ONNX Runtime's exceptions share no base class.
             raise UsageError(
-                f"model {bundle.folder.url}: expected a network in {EXECUTABLE}, got none that loads "
-                f"({type(error).__name__}); fetch the bundle again"
+                f"model {bundle.folder.url}: the network in {EXECUTABLE} cannot be loaded ({type(error).__name__}); "
+                "fetch the bundle again"
             ) from error
         settings, n_labels = self.card.feature_settings, len(self.card.labels)
         n_inputs = ["n_frames" if size is None else size for size in recipe_of(settings).input_shape(settings)]
         if found != [n_inputs, [n_labels]]:
             raise UsageError(
-                f"model {bundle.folder.url}: expected a network from {n_inputs} features to {n_labels} labels, "
-                f"got one from {found[0]} to {found[1]}; train it again"
+                f"model {bundle.folder.url}: its card needs a network from {n_inputs} features to {[n_labels]} labels, and its "
+                f"network is from {found[0]} to {found[1]}; train it again"
             )
 
     def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
@@ -134,7 +134,7 @@ def load_predictor(bundle: Bundle) -> Predictor:
 def _load(folder: Folder, model_id: str, digest: str) -> Predictor:
     bundle = open_bundle(folder)
     if bundle.card.model_id != model_id:
-        raise UsageError(f"model {folder.url}: expected model {model_id}, got {bundle.card.model_id}")
+        raise UsageError(f"model {folder.url}: it must be the model {model_id}: {bundle.card.model_id}")
     # The driver has checked that one, and nothing checks it again.
     if bundle.card.files.get(EXECUTABLE) != digest:
         raise UsageError(f"model {folder.url}: {EXECUTABLE} was replaced during the run; run the same command again")

@@ -83,7 +83,7 @@ _ONNX_REFUSED: Mapping[str, str] = {
 
 
 class _RefusedError(Exception):
-    """What a file holds is not allowed; the text says what, to go behind "got"."""
+    """What a file holds is not allowed; the text says what, as the object of "it holds"."""
 
 
 def inspect_keras(data: bytes, thing: str, shapes: Sequence[Shape] | None = None) -> None:
@@ -97,7 +97,7 @@ def inspect_keras(data: bytes, thing: str, shapes: Sequence[Shape] | None = None
 
 def inspect_h5(data: bytes, thing: str) -> None:
     """See that an HDF5 file holds groups and numbers of its own, without links to elsewhere; else as `inspect_keras`."""
-    _inspect(data, thing, "an HDF5 file with weights of its own", lambda: _read_shapes(data))
+    _inspect(data, thing, "weights in the HDF5 file itself", lambda: _read_shapes(data))
 
 
 def inspect_onnx(data: bytes, thing: str) -> None:
@@ -114,13 +114,13 @@ def parse_json(data: bytes | str) -> Any:
     try:
         return json.loads(data, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"the number {text} where each must be finite")
+        raise ValueError(f"each number must be finite: {text}")
     return number
 
 
@@ -131,12 +131,12 @@ def _inspect(data: bytes, thing: str, rule: str, read: Callable[[], object]) -> 
             raise _RefusedError(f"more than {MAX_NETWORK_BYTES:,} bytes")
         read()
     except _RefusedError as error:
-        raise UsageError(f"{thing}: expected {rule}, got {error}; use only files whose maker you trust") from error
+        raise UsageError(
+            f"{thing}: it holds {error}, and only {rule} are allowed; use only files whose maker you trust"
+        ) from error
     except Exception as error:
         # What zipfile, json and h5py raise for a file that is damaged on purpose shares no base class.
-        raise UsageError(
-            f"{thing}: expected {rule}, got a file that cannot be read ({type(error).__name__}); fetch or make it again"
-        ) from error
+        raise UsageError(f"{thing}: it cannot be read ({type(error).__name__}); fetch or make it again") from error
 
 
 def _read_keras(data: bytes, shapes: Sequence[Shape] | None) -> None:
@@ -145,7 +145,7 @@ def _read_keras(data: bytes, shapes: Sequence[Shape] | None) -> None:
         if strangers := [member.filename for member in members if member.filename not in _KERAS_MEMBERS]:
             raise _RefusedError(f"{strangers[0]!r} beside {', '.join(_KERAS_MEMBERS)}")
         if len(members) != len(_KERAS_MEMBERS):
-            raise _RefusedError(f"{len(members)} members where {', '.join(_KERAS_MEMBERS)} must be")
+            raise _RefusedError(f"{len(members)} members instead of {', '.join(_KERAS_MEMBERS)}")
         for member in members:
             limit = MAX_NETWORK_BYTES if member.filename.endswith(".h5") else _MAX_CONFIG_BYTES
             if member.file_size > limit:
@@ -235,7 +235,7 @@ def _read_onnx(data: bytes) -> None:
 
     # ONNX Runtime tells its own format by these, which a message could have as well.
     if data[4:8] == b"ORTM":
-        raise _RefusedError("ONNX Runtime's own format")
+        raise _RefusedError("a graph in ONNX Runtime's own format")
     model = onnx.load_model_from_string(data)
     n_bytes = model.ByteSize()
     model.DiscardUnknownFields()

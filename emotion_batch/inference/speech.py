@@ -51,11 +51,11 @@ class Detector:
         shapes = [one.shape for one in (self.centre, self.scale, self.hidden_bias, self.output)]
         if not n_hidden or shapes != [(n_dims,), (n_dims,), (n_hidden,), (n_hidden,)]:
             raise ValueError(
-                f"{FILE}: expected arrays that fit each other, got shapes {self.hidden.shape} and {shapes}"
+                f"{FILE}: its arrays do not fit each other, their shapes are {self.hidden.shape} and {shapes}"
             )
         arrays = (self.centre, self.scale, self.hidden, self.hidden_bias, self.output, self.threshold)
         if not (all(np.isfinite(one).all() for one in arrays) and (self.scale > 0).all()):
-            raise ValueError(f"{FILE}: expected finite numbers, and a scale above 0, got others")
+            raise ValueError(f"{FILE}: all numbers must be finite, and scale must be above 0")
 
     def score(self, summaries: npt.NDArray[np.floating]) -> Doubles:
         """Return how much rows are like speech, shape (n_rows,): of each row by that row alone."""
@@ -77,7 +77,7 @@ def read_detector(content: bytes) -> Detector:
             np.array(one, np.float64) for one in (kept.centre, kept.scale, kept.hidden, kept.hidden_bias, kept.output)
         )
     except ValueError as error:
-        raise ValueError(f"{FILE}: expected what models/speech.py writes, got another ({error})") from error
+        raise ValueError(f"{FILE}: it is not as models/speech.py writes it ({error})") from error
     return Detector(centre, scale, hidden, hidden_bias, output, kept.threshold)
 
 

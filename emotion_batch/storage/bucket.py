@@ -94,7 +94,7 @@ def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> BucketStore
     except Exception as error:
         # A profile that is not there, a file of keys that is none: whatever the clouds' own packages say.
         said = scrub(str(error).splitlines()[0] if str(error) else type(error).__name__, options)
-        raise StorageError(f"{protocol}://{bucket}: expected credentials that can be read, got {said}") from None
+        raise StorageError(f"{protocol}://{bucket}: the credentials cannot be read ({said})") from None
     if config is None:
         return None
     kinds = {"s3": obstore.store.S3Store, "gcs": obstore.store.GCSStore, "azure": obstore.store.AzureStore}
@@ -148,7 +148,7 @@ class BucketStore:
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
                 raise
             said = scrub(str(error).splitlines()[0], options)
-            raise StorageError(f"{url}: expected options that fit it, got {said}") from None
+            raise StorageError(f"{url}: these options cannot be used with it ({said})") from None
 
     @_or_fsspec
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
@@ -365,7 +365,7 @@ class BucketStore:
         except BaseException as error:
             if type(error).__name__ != _PANIC:
                 raise
-            raise StoreError(f"obstore gave up: {scrub(str(error).splitlines()[0], self._options)}") from None
+            raise StoreError(f"obstore failed: {scrub(str(error).splitlines()[0], self._options)}") from None
         other, root = open_fsspec(self._url, self._options)
         return otherwise(other, f"{root.rstrip('/')}/")
 
@@ -397,7 +397,7 @@ class BucketStore:
         is_denied = code in DENIED_CODES or word in _DENIED_REASONS
         is_denied = is_denied or isinstance(error, kinds.UnauthenticatedError | kinds.PermissionDeniedError)
         if self._lack is not None or is_denied:
-            said = f"{self._lack or said}; credentials were looked for in {self._config.looked_in}"
+            said = f"{self._lack or said} (looked for credentials in: {self._config.looked_in})"
             return DeniedError(errno.EACCES, said)
         if _NO_BUCKET.search(text):
             return self._no_bucket()
@@ -406,8 +406,7 @@ class BucketStore:
         return StoreError(said, is_transient=is_passing, code=code)
 
     def _no_bucket(self) -> NoBucketError:
-        where = "where it was looked for; check its name, endpoint and region"
-        return NoBucketError(f"there is no bucket {self._url} {where}")
+        return NoBucketError(f"there is no bucket {self._url}; check its name, endpoint and region")
 
 
 # A client of storage: both have the same methods.

@@ -126,7 +126,7 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
         session.set_credentials(left["key"], left["secret"], left.get("token"))
     else:
         profile = session.get_config_variable("profile") or "default"
-        looked_in = f"--storage-options, AWS_ACCESS_KEY_ID and its like, profile {profile!r} of ~/.aws, and the machine's own role"
+        looked_in = f"--storage-options, AWS_ACCESS_KEY_ID and similar variables, profile {profile!r} of ~/.aws, and the machine's role"
     region = config.get("region") or session.get_config_variable("region") or os.environ.get("AWS_REGION")
     endpoint = config.get(_ENDPOINT) or _boto_endpoint(session)
     if endpoint is None:
@@ -135,7 +135,7 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
         scheme, end = "https" if left.get("use_ssl", True) else "http", ".cn" if region.startswith("cn-") else ""
         endpoint = f"{scheme}://s3.{region}.amazonaws.com{end}"
     if not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
+        raise ValueError(f"the endpoint must begin with http:// or https://: {endpoint!r}")
     # obstore prefers what the environment says of the plain `endpoint`.
     config |= {_ENDPOINT: endpoint.rstrip("/"), "region": region or "us-east-1"}
     client: dict[str, Any] = {"allow_http": endpoint.startswith("http://")}
@@ -211,7 +211,7 @@ def _gcs(left: dict[str, Any]) -> Config | None:
 
     looked_in = "--storage-options"
     if token in ("google_default", "cloud"):
-        looked_in += ", GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's service account"
+        looked_in += ", GOOGLE_APPLICATION_CREDENTIALS, gcloud's credentials, and the machine's service account"
         try:
             found, _ = google.auth.default(scopes=_GCS_SCOPES)
         except DefaultCredentialsError:
@@ -257,13 +257,13 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
         config["endpoint"] = parts.get("blobendpoint", usual).rstrip("/")
         client["allow_http"] = config["endpoint"].startswith("http://")
     credentials: Callable[[], Any] | None = None
-    looked_in = "--storage-options and AZURE_STORAGE_CONNECTION_STRING and its like"
+    looked_in = "--storage-options, AZURE_STORAGE_CONNECTION_STRING and similar variables"
     # obstore prefers what the environment says of other accounts to a key in its configuration.
     if key:
         try:
             base64.b64decode(key, validate=True)
         except ValueError:
-            raise ValueError("an account key that is no base64") from None
+            raise ValueError("the account key is not base64") from None
         credentials = partial(dict, access_key=key, expires_at=None)
     elif sas:
         credentials = partial(dict, sas_token=sas.removeprefix("?"), expires_at=None)

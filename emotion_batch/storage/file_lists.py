@@ -69,7 +69,7 @@ def read_list(folder: Folder, name: str) -> ReadyList:
             return ReadyList(folder, _names(_lines(data)))
         return _of_csv(folder, name, data)
     except (pa.ArrowException, KeyError, OSError) as error:
-        raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
+        raise UsageError(f"list {name}: it cannot be read as a table ({str(error).splitlines()[0]})") from error
 
 
 def _read_text(name: str, data: bytes) -> bytes:
@@ -77,9 +77,9 @@ def _read_text(name: str, data: bytes) -> bytes:
     try:
         data = as_utf8(data)
     except UnicodeDecodeError as error:
-        raise UsageError(f"list {name}: expected text in UTF-8, got UTF-16 that is cut; save it in UTF-8") from error
+        raise UsageError(f"list {name}: its UTF-16 or UTF-32 text is damaged; save it again in UTF-8") from error
     if b"\0" in data:
-        raise UsageError(f"list {name}: expected text in UTF-8, got NUL bytes; is it UTF-16? Save it in UTF-8")
+        raise UsageError(f"list {name}: it has NUL bytes, so it is not text in UTF-8; save it in UTF-8")
     return data
 
 
@@ -122,7 +122,11 @@ def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
         return ReadyList(folder, _names(table["file"].cast(pa.string())))
     if {_BUCKET, _KEY} <= set(table.column_names):
         return _inventory(folder, [table])
-    raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+    raise _no_file_column(name, table)
+
+
+def _no_file_column(name: str, table: pa.Table) -> UsageError:
+    return UsageError(f"list {name}: the column 'file' is missing; its columns are {', '.join(table.column_names)}")
 
 
 def _read_parquet(data: bytes) -> pa.Table:
@@ -140,7 +144,7 @@ def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
         and pc.all(pc.equal(table.column(0).cast(pa.string()), table.column_names[0]), min_count=0).as_py()
     )
     if columns is None or not is_inventory:
-        raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+        raise _no_file_column(name, table)
     return _inventory(folder, [_decoded(_read_csv(data, columns))])
 
 
@@ -190,12 +194,10 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
         columns = [column.strip().lower() for column in str(about["fileSchema"]).split(",")]
         kind = about["fileFormat"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"list {folder.url}/{_MANIFEST}: expected the manifest of an S3 Inventory, got another file"
-        ) from error
+        raise UsageError(f"list {folder.url}/{_MANIFEST}: it is not the manifest of an S3 Inventory") from error
     if kind not in ("CSV", "Parquet"):
         raise UsageError(
-            f"list {folder.url}/{_MANIFEST}: expected an inventory as CSV or Parquet, got {kind}; ask S3 for one of those"
+            f"list {folder.url}/{_MANIFEST}: the inventory must be CSV or Parquet: {kind}; ask S3 for one of those"
         )
 
     def read(data: bytes) -> pa.Table:
@@ -237,15 +239,13 @@ def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = 
         buckets = pc.unique(table[_BUCKET]).to_pylist()
         bucket = bucket or (buckets[0] if buckets else None)
         if set(buckets) - {bucket}:
-            raise UsageError(
-                f"list {folder.url}: expected the inventory of one bucket, got {', '.join(map(str, buckets))}"
-            )
+            raise UsageError(f"list {folder.url}: the inventory must be of one bucket: {', '.join(map(str, buckets))}")
         blank = table.num_rows and _SIZE in table.column_names and pa.types.is_string(table[_SIZE].type)
         if blank:
             sizes = pc.if_else(pc.equal(table[_SIZE], ""), None, table[_SIZE])
             table = table.set_column(table.column_names.index(_SIZE), _SIZE, sizes)
         names.append(_names(table[_KEY], table))
     if bucket is None:
-        raise UsageError(f"list {folder.url}: expected an inventory of objects, got none in it")
+        raise UsageError(f"list {folder.url}: the inventory names no objects")
     listed = pa.concat_tables([LISTED_SCHEMA.empty_table(), *names])
     return ReadyList(Folder(f"s3://{bucket}", folder.options), listed, is_inventory=True)

@@ -31,6 +31,7 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 # The place is full, which is no fault of the call.
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REASONS = dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder must be")
 # The hidden names that `publish` writes under.
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 LEFTOVER_AGE_S = 3_600
@@ -63,17 +64,17 @@ def unseal(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{type(value).__name__} where an object must be")
+        raise ValueError(f"the JSON must be an object: {type(value).__name__}")
     if value.pop(_SEAL, None) != _digest(value):
-        raise ValueError("another content than the one that its digest is of")
+        raise ValueError("the content does not match its digest")
     return value
 
 
 def damaged(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:
     """Return what is to be raised because a file of a table's ledger is not as it was written."""
-    return DamagedError(f"table {table.url}: expected {file} as it was written, got {found}")
+    return DamagedError(f"table {table.url}: {file} is not as it was written ({found})")
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -87,13 +88,13 @@ def refuse_secrets(location: str) -> None:
     """
     if _CREDENTIALS.search(location):
         raise UsageError(
-            f"{_CREDENTIALS.sub('://***@', location)}: expected a URL without a password; "
-            "pass it with --storage-options or through the environment"
+            f"{_CREDENTIALS.sub('://***@', location)}: a URL must not contain a password; "
+            "pass it with --storage-options or in the environment"
         )
     if is_url(location) and is_signed(location):
         raise UsageError(
-            f"{location.partition('?')[0]}?***: expected a URL without a signature or token, got one with it; "
-            "pass what gives the right with --storage-options or through the environment"
+            f"{location.partition('?')[0]}?***: a URL must not contain a signature or a token; "
+            "pass credentials with --storage-options or in the environment"
         )
 
 
@@ -116,7 +117,7 @@ class Folder:
         """
         text = os.fspath(location)
         if not text:
-            raise UsageError("location: expected a path or URL, got nothing")
+            raise UsageError("location: it is empty; name a path or a URL")
         refuse_secrets(text)
         text = text.removeprefix("file://")
         if not is_url(text):
@@ -344,25 +345,23 @@ def explained(thing: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"{thing}: expected it to exist, got nothing there; check the name") from error
+        raise StorageError(f"{thing}: it does not exist; check the name") from error
     except DeniedError as error:
-        raise StorageError(f"{thing}: expected the right to use it, got {error.strerror}") from error
+        raise StorageError(f"{thing}: access was refused: {error.strerror}") from error
     except NoBucketError as error:
-        raise StorageError(f"{thing}: expected its bucket, got none: {error}") from error
+        raise StorageError(f"{thing}: {error}") from error
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else ""
-        raise StorageError(f"{thing}: expected the right to use it, got permission denied{where}") from error
+        raise StorageError(f"{thing}: permission denied{where}; check the permissions") from error
     except Exception as error:
         is_passing = not isinstance(error, StorageError) and is_transient(error)
         if not (is_passing or isinstance(error, OSError)):
             raise
         number = error.errno if isinstance(error, OSError) else None
-        reason = os.strerror(number) if number is not None else str(error)
+        reason = _REASONS.get(number) or os.strerror(number) if number is not None else str(error)
         if isinstance(error, OSError) and isinstance(error.filename, str) and number not in _FULL_ERRNOS:
-            reason = f"{reason} for {error.filename}"
-        raised = StorageError(
-            f"{thing}: expected a place that works, got {reason or type(error).__name__}", is_transient=is_passing
-        )
+            reason = f"{reason} ({error.filename})"
+        raised = StorageError(f"{thing}: it cannot be used: {reason or type(error).__name__}", is_transient=is_passing)
         if number in _FULL_ERRNOS:
             raised.exit_code = 1
         raise raised from error

@@ -48,7 +48,7 @@ EXTRAS = {
 _BATCH = 4_096
 _S3FS_CHUNK_BYTES = 50 * 2**20
 # A proxy or a page to log in may answer in a store's place, with 200 too; then the request is made again.
-STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in; see to the network, and run the same command again"
+STRANGE = "the answer is not from a store, but e.g. from a proxy or a login page; check the network, and run the same command again"
 # Errors of clients that such an answer leads to.
 _STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
 _ETAGS = ("md5Hash", "ETag", "etag")
@@ -106,7 +106,7 @@ class FsspecStore:
             data = bytes(self._call(lambda: self._filesystem.cat_file(path)))
             return Blob(data[start:], len(data), None)
         if version is not None and found not in (None, version):
-            raise ChangedError(f"expected version {version}, got {found}")
+            raise ChangedError(f"the version must be {version}: {found}")
         stop = size if stop is None else min(stop, size)
         # Many answer a range past the end with an error.
         data = (
@@ -236,7 +236,7 @@ class FsspecStore:
         said = scrub(f"{type(error).__name__}: {error}".strip().splitlines()[0], self._options)
         if isinstance(error, PermissionError) or code in DENIED_CODES:
             return DeniedError(
-                errno.EACCES, f"{said}; credentials are what fsspec's client finds, and --storage-options"
+                errno.EACCES, f"{said} (looked for credentials in: --storage-options, and what fsspec's client reads)"
             )
         if type(error).__name__ in _STRANGE_NAMES:
             return StoreError(STRANGE, is_transient=True)
@@ -256,11 +256,11 @@ def open_fsspec(url: str, options: Mapping[str, Any]) -> tuple[FsspecStore, str]
         filesystem, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        remedy = f"; `pip install 'emotion-batch[{extra}]'`" if extra else ""
-        raise StorageError(f"{url}: expected the client for {protocol}:// to be installed ({error}){remedy}") from error
+        remedy = f"; run `pip install 'emotion-batch[{extra}]'`" if extra else ""
+        raise StorageError(f"{url}: the client for {protocol}:// is not installed ({error}){remedy}") from error
     except (ValueError, TypeError) as error:
         said = scrub(str(error), options)
-        raise StorageError(f"{url}: expected a URL and options that fsspec knows, got {said}") from None
+        raise StorageError(f"{url}: fsspec cannot use this URL with these options ({said})") from None
     return FsspecStore(filesystem, options), path
 
 

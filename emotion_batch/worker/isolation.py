@@ -66,7 +66,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not 1 <= self.deadline_s <= 1e6:
-            raise UsageError(f"deadline: expected seconds from 1 to 1e+06, got {self.deadline_s!r}")
+            raise UsageError(f"deadline must be from 1 to 1e+06 seconds: {self.deadline_s!r}")
 
 
 @dataclass(frozen=True)
@@ -186,16 +186,16 @@ class _Child:
         if ready is None:
             self.__exit__()
             raise IncompleteError(
-                f"child process: expected one for recordings that may kill it, got none ({self._process.returncode}); "
-                "see the worker's log, and run the same command again"
+                f"child process: the one for recordings that may kill it did not start (exit code {self._process.returncode}); see "
+                "the worker's log, and run the same command again"
             )
         about = json.loads(ready[1:])
         self._first_bytes = about["peak_bytes"]
         if about["source"] != process.SOURCE:
             self.__exit__()
             raise UnfitWorkerError(
-                f"child process: expected emotion-batch source {process.SOURCE}, got {about['source']}, because files of the "
-                "package have changed since the worker was started; start the worker again"
+                f"child process: its emotion-batch source is {about['source']}, and the worker's is {process.SOURCE}, because files "
+                "of the package have changed since the worker was started; start the worker again"
             )
         # It may have died since: then it says nothing more.
         with contextlib.suppress(OSError):

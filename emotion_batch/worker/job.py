@@ -171,5 +171,5 @@ class Job:
         if len(errors) < len(found):
             return
         if thread.is_alive() or not errors:
-            raise StorageError(f"archive {archive.url}: expected an answer, got none", is_transient=True)
+            raise StorageError(f"archive {archive.url}: it does not answer", is_transient=True)
         raise errors[-1]

@@ -39,7 +39,7 @@ def find_other_version(versions: Mapping[str, str]) -> str | None:
     for package, found in read_versions(is_predicting=set(_PREDICTION_PACKAGES) <= set(versions)).items():
         if found != versions.get(package):
             return (
-                f"expected {package} {versions.get(package)}, as where the command was started, got {found}; install the same, "
+                f"{package} is {found} here, and {versions.get(package)} where the command was started; install the same version, "
                 "and start the worker again"
             )
     return None
@@ -72,7 +72,7 @@ class Probe:
             if self.table is not None:
                 thing = f"the table {self.table.url}"
                 if self.table.read(self.nonce_name) != self.nonce:
-                    return f"expected {thing} of the driver, got another; {remedy}"
+                    return f"{thing} is not the one that the driver sees; {remedy}"
             if self.features is not None:
                 folder, name = self.features
                 thing = f"the feature table {folder.url}"
@@ -84,7 +84,7 @@ class Probe:
             if self.bundle is not None:
                 open_bundle(self.bundle.folder)
         except OSError as error:
-            return f"expected to read {thing}, got {error.strerror or f'{type(error).__name__} {error}'}; {remedy}"
+            return f"cannot read {thing}: {error.strerror or f'{type(error).__name__} {error}'}; {remedy}"
         except UsageError as error:
             return f"cannot read the bundle: {error}"
         return None

@@ -80,9 +80,7 @@ def label_recording(
     bundle = require_safe(find_model(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):
-        raise UsageError(
-            f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
-        )
+        raise UsageError(f"recording {place.url}: it is not one file; name a TABLE to label an archive")
     listing = list_recordings(place.url, options=storage_options)
     # As on a worker, and no longer than this, for the process is the caller's.
     with threadpool_limits(1):

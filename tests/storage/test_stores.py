@@ -258,7 +258,7 @@ def test_a_missing_bucket_is_no_missing_object(s3: Bucket) -> None:
         with pytest.raises(NoBucketError, match="s3://no-such-bucket"):
             use()
     with (
-        pytest.raises(StorageError, match=r"^table x: expected its bucket, got none: .*check its name") as caught,
+        pytest.raises(StorageError, match=r"^table x: there is no bucket .*; check its name") as caught,
         explained("table x"),
     ):
         folder.read("a")

@@ -19,38 +19,38 @@ from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
 from emotion_batch.tables.schema import TableInfo
 
 CARD = "card.json"
-# Where in a table its own copy is.
+# A table's own copy is here.
 COPY = "_table/model"
-# The one truth about the network, as Keras saves it, and what workers execute, derived from it.
+# The network as Keras saves it, and the file that is made from it for the workers.
 WEIGHTS = "model.keras"
 EXECUTABLE = "model.onnx"
-# The picture that tells what confidence is worth.
+# The picture shows how reliable the confidence is.
 RELIABILITY = "reliability.png"
-# Of those that ship, the one that is meant for voices that it has not heard.
+# The shipped model that is meant for new voices.
 DEFAULT_MODEL = "voices-1"
 _MAX_CARD_BYTES = 10**7
 _MAX_PICTURE_BYTES = 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What runs code when it is read as what its name says.
+# Files with these suffixes may run code when they are read.
 _PICKLES = (".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model in its folder, not yet loaded; travels between processes."""
+    """A trained model in its folder, not yet loaded. It can be pickled."""
 
     folder: Folder
     card: Card
 
 
 def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] | None = None) -> Folder:
-    """Return the folder of a model: a path or URL, or the name of one that ships if there is nothing of that name.
+    """Return the folder of a model: a path or URL, or the name of a shipped one if no file has that name.
 
-    None is the one that is meant for voices that it has not heard.
+    None is the shipped model that is meant for new voices.
     """
     name = DEFAULT_MODEL if model is None else os.fspath(model)
     if model is None or (PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
-        # In the wheel inside the package, in a checkout beside it.
+        # In a wheel the models are inside the package, and in a checkout beside it.
         package = os.path.dirname(os.path.dirname(__file__))
         inside = os.path.join(package, "models", name)
         beside = os.path.join(os.path.dirname(package), "models", name)
@@ -63,7 +63,7 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
 def open_bundle(folder: Folder) -> Bundle:
     """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads."""
     with explained(f"model {folder.url}"):
-        # A byte more than is allowed, and no more, however large it is.
+        # At most one byte more than the limit is read.
         data = folder.read_if_there(CARD, _MAX_CARD_BYTES + 1)
     if data is None:
         raise UsageError(
@@ -78,10 +78,10 @@ def open_bundle(folder: Folder) -> Bundle:
 
 
 def require_safe(folder: Folder) -> Bundle:
-    """Read a bundle's card and look at all that it is made of, before anything of it is used.
+    """Read a bundle's card and check all its files before anything of it is used.
 
-    Raises UsageError if there is no bundle that this release reads, a file is not the one that the card names, holds more
-    than known layers and weights of the card's shapes, or lies beside a pickle.
+    Raises UsageError if there is no bundle that this release reads, a file is not the one that the card names or holds
+    more than known layers and weights of the card's shapes, or there is a pickle.
     """
     bundle = open_bundle(folder)
     with explained(f"model {folder.url}"):
@@ -97,9 +97,9 @@ def require_safe(folder: Folder) -> Bundle:
 
 
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
-    """Copy a bundle that is safe into another folder: its network, the picture of its calibration, and its card last.
+    """Copy a safe bundle into another folder: its network, the picture of its calibration, and its card last.
 
-    What is there already is left, and what is damaged of it replaced.
+    Files that are there already stay, and damaged ones are replaced.
     """
     files = {name: read_checked(bundle, name) for name in (WEIGHTS, EXECUTABLE)}
     if (picture := read_reliability(bundle)) is not None:
@@ -125,7 +125,7 @@ def open_copy(table: Folder) -> Bundle:
 
 
 def find_copy_damage(table: Folder) -> str | None:
-    """Return what is wrong with a label table's copy of its model, by the digests of its files; None if nothing is."""
+    """Return the damage in a label table's copy of its model, by the digests of its files; None if there is none."""
     folder = table.folder(COPY)
     try:
         _require_digest(folder)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
 FILE = "speech.json"
-# A summary farther out, in standard deviations, counts as this far: what was never heard has no more say than the oddest that was.
+# A summary farther out, in standard deviations, counts as this far, so that unknown sounds weigh no more than the oddest known.
 FARTHEST = 5.0
 
 
@@ -58,9 +58,9 @@ class Detector:
             raise ValueError(f"{FILE}: all numbers must be finite, and scale must be above 0")
 
     def score(self, summaries: npt.NDArray[np.floating]) -> Doubles:
-        """Return how much rows are like speech, shape (n_rows,): of each row by that row alone."""
+        """Return how much rows are like speech, shape (n_rows,); each score depends on its row alone."""
         inputs = np.clip((summaries.astype(np.float64) - self.centre) / self.scale, -FARTHEST, FARTHEST)
-        # Not as a product of matrices, whose last digits would depend on how many rows there are.
+        # This is not a product of matrices, because its last digits would depend on the number of rows.
         hidden = np.tanh(np.einsum("rd,dh->rh", inputs, self.hidden) + self.hidden_bias)
         return np.asarray(np.einsum("rh,h->r", hidden, self.output), np.float64)
 

@@ -440,5 +440,7 @@ def test_an_old_keras_is_refused(version: str, is_safe: bool) -> None:
     if is_safe:
         networks._check_keras(version)
         return
-    with pytest.raises(UsageError, match=rf"version {version} lacks the fixes of .*, which 3.14 has; `pip install --upgrade"):
+    with pytest.raises(
+        UsageError, match=rf"version {version} lacks the fixes of .*, which 3.14 has; `pip install --upgrade"
+    ):
         networks._check_keras(version)

@@ -272,7 +272,9 @@ def test_credentials_that_are_nowhere_are_said(s3: Bucket, monkeypatch: pytest.M
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     folder = Folder.of(f"{s3.url}/profile", {"endpoint_url": s3.endpoint})
     with (
-        pytest.raises(StorageError, match=r"looked for in --storage-options, AWS_ACCESS_KEY_ID.*'default'"),
+        pytest.raises(
+            StorageError, match=r"looked for credentials in: --storage-options, AWS_ACCESS_KEY_ID.*'default'"
+        ),
         explained("x"),
     ):
         folder.read("a")

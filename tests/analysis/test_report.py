@@ -168,7 +168,7 @@ def test_the_command(labels: Path, features: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis.html", UsageError, "expected a new file or an earlier report"),
         (labels / "page.html", UsageError, "expected a place outside the table"),
         (tmp_path, UsageError, "expected a file, got the folder"),
-        (tmp_path / "none" / "page.html", StorageError, "expected it to exist"),
+        (tmp_path / "none" / "page.html", StorageError, "it does not exist"),
     ):
         with pytest.raises(error, match=said):
             emotion_batch.report(labels, output=output)

@@ -177,7 +177,7 @@ def test_a_table_that_is_not_complete_is_said(copy: Path, tmp_path: Path, capsys
     parts[0].unlink()
     n_rows = sum(pq.read_metadata(part).num_rows for part in parts[1:])
     assert app.run_command(["export", str(copy), str(tmp_path / "out")]) == 1
-    assert f"1 of its {len(parts)} parts cannot be used (missing, damaged or out of date)" in capsys.readouterr().err
+    assert f"expected all of its {len(parts)} parts, got 1 missing, damaged or out of date" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert app.run_command(["export", str(copy), str(tmp_path / "out"), "--partial", "--json"]) == 0
     said = capsys.readouterr()

@@ -8,7 +8,7 @@ import os
 import sys
 
 # onnxruntime's wheels for Linux write a device id under ~/.cache and look up a host of Microsoft's as soon as they are
-# imported; its function `disable_telemetry_events` changes nothing of that.
+# imported; its function `disable_telemetry_events` does not change that.
 # https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 _SILENT = {"ORT_DISABLE_TELEMETRY": "1"}
 # Python imports from the folder that holds this package anyway, so the folder stays even if it is the current directory.
@@ -58,7 +58,7 @@ def safe_path() -> list[str]:
         entry
         for number, entry in enumerate(sys.path)
         if os.path.isabs(entry)
-        # In PYTHONPATH it would be read as two entries, of which the second may be relative.
+        # PYTHONPATH would split it into two entries, and the second may be relative.
         and os.pathsep not in entry
         and (number >= n_before or entry == _ROOT or entry in chosen or os.path.realpath(entry) not in here)
     ]
@@ -67,7 +67,7 @@ def safe_path() -> list[str]:
 def safe_environment() -> dict[str, str]:
     """Return the environment for a Python process that this one starts.
 
-    What this process can import, that one can, because a path may have been added at run time; but nothing from the
-    current directory. Start it with ``-P`` as well, because a Python that is told to ignore its environment obeys only that.
+    It can import what this process can, because a path may have been added at run time, but nothing from the current
+    directory. Start it with ``-P`` as well, because a Python that is told to ignore its environment obeys only that.
     """
     return {**os.environ, **_SILENT, "PYTHONPATH": os.pathsep.join(safe_path()), "PYTHONSAFEPATH": "1"}

@@ -32,7 +32,7 @@ def format_command(name: str, *places: str, options: Sequence[str] = ()) -> str:
 
 
 def quote_argument(place: str) -> str:
-    """Return a place as an argument that is not taken for an option."""
+    """Return a place as an argument that cannot be mistaken for an option."""
     return f"./{place}" if place.startswith("-") else place
 
 
@@ -53,17 +53,17 @@ class Status(StrEnum):
     MEMORY = "memory"
 
 
-# These were not as they were listed: once they are listed again, they may be.
+# These recordings differed from their listing; they may agree once the archive is listed again.
 UNLISTED = frozenset({Status.CHANGED, Status.VANISHED})
-# The reason for these may pass: a right, a share, an upload, the memory of a machine. The others lie in what the recording
-# says, which a second look does not change, or, as ``changed``, in a listing that is too old, which a retry does not renew.
+# The reason for these may go away, e.g. a missing right or share, an unfinished upload, too little memory. The others come from
+# the recording itself, so a second look finds the same, or, as ``changed``, from an old listing, which a retry does not renew.
 MENDABLE = frozenset(
     {Status.TRUNCATED, Status.UNREADABLE, Status.VANISHED, Status.CRASHED, Status.TIMEOUT, Status.MEMORY}
 )
 
 
 class RecordingError(Exception):
-    """One recording gives no features; extraction turns this into its row and goes on.
+    """One recording gives no features; extraction turns this into its row and continues.
 
     `status` is never ``ok``, and `reason` is one sentence for the row's ``error`` column.
     """
@@ -81,7 +81,7 @@ class EmotionBatchError(Exception):
 
 
 class UsageError(EmotionBatchError):
-    """The call is wrong, or what it names is refused, before any work was done."""
+    """The call is wrong, or something that it names is refused, before any work was done."""
 
     exit_code = 2
 
@@ -89,7 +89,7 @@ class UsageError(EmotionBatchError):
 class StorageError(EmotionBatchError):
     """A place cannot be read or written: missing, not permitted, full, or its client is not installed.
 
-    `is_transient` says that the reason may pass, as a connection that was reset or a store that answers 503.
+    `is_transient` says that the reason may go away, e.g. a connection that was reset or a store that answers 503.
     """
 
     exit_code = 2
@@ -100,7 +100,7 @@ class StorageError(EmotionBatchError):
 
 
 class ClusterError(EmotionBatchError):
-    """The scheduler or its workers cannot do this work: they are unreachable, too few, or lack something."""
+    """The scheduler or its workers cannot do this work: they cannot be reached, are too few, or lack something."""
 
     exit_code = 2
 
@@ -118,25 +118,25 @@ class CanaryError(EmotionBatchError):
 
 
 class IncompleteError(EmotionBatchError):
-    """Work is left: a shard failed, or parts are missing from a table that was to be read."""
+    """Work is left: a shard failed, or a table that should be read lacks parts."""
 
 
 class DamagedError(IncompleteError):
-    """A file of a table's ledger is not as it was written; the first argument says which, and this adds the way out."""
+    """A file of a table's ledger is not as it was written; the first argument says which, and `str` adds what to do."""
 
     def __str__(self) -> str:
         """Return the sentence."""
-        return f"{self.args[0]}; run the command that made the table again, which writes it anew"
+        return f"{self.args[0]}; run the command that made the table again to write it anew"
 
 
 class CancelledError(IncompleteError):
-    """The run was cancelled; what is finished stays."""
+    """The run was cancelled; finished work is kept."""
 
 
 class StoreError(OSError):
-    """A store failed, or refused in a way of its own; `folder.explained` makes a sentence of it.
+    """A store failed, or refused in its own way; `folder.explained` makes a sentence of it.
 
-    The text holds no secret. `is_transient` says that the reason may pass, and `code` is the HTTP status of the answer, if any.
+    The text holds no secret. `is_transient` says that the reason may go away, and `code` is the HTTP status of the answer, if any.
     """
 
     def __init__(self, text: str, *, is_transient: bool = False, code: int | None = None) -> None:
@@ -146,15 +146,15 @@ class StoreError(OSError):
 
 
 class NoBucketError(StoreError):
-    """The bucket itself is not there, which is another thing than an object that is not."""
+    """The bucket itself does not exist, which is not the same as a missing object."""
 
 
 class ChangedError(StoreError):
-    """An object is not the version that was asked for."""
+    """An object is not of the requested version."""
 
 
 class DeniedError(PermissionError):
-    """A store refused; the text says why, and where credentials were looked for."""
+    """A store refused access; the text says why, and where credentials were looked for."""
 
 
 def counted(n_things: int, thing: str) -> str:
@@ -163,7 +163,7 @@ def counted(n_things: int, thing: str) -> str:
 
 
 def find_shortage(error: BaseException) -> str | None:
-    """Return what this machine, or a limit of it, has not given enough of, if that is what an error says."""
+    """Return the resource that this machine, or a limit on it, is short of, if an error says so."""
     if isinstance(error, MemoryError) or "failed to map segment" in str(error):
         return "memory"
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):

@@ -1,6 +1,6 @@
 """Import matplotlib and Keras without letting them write into the user's home folder, and find what installed packages add.
 
-If the user has named a place for the files of such a library, or has one from earlier use, the library keeps to that.
+If the user has named a place for the files of such a library, or has one from earlier use, the library uses that place.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def load_matplotlib() -> ModuleType:
-    """Import matplotlib and what it knows of fonts; its list of fonts is written nowhere that stays."""
+    """Import matplotlib and its font manager, and keep the list of fonts that it writes only in a temporary folder."""
     with _matplotlib_out_of_home():
         import matplotlib
         import matplotlib.font_manager
@@ -45,7 +45,7 @@ def _matplotlib_out_of_home() -> Iterator[None]:
 
 @contextlib.contextmanager
 def keras_out_of_home() -> Iterator[None]:
-    """Within the block, let Keras write the settings file that it makes when it is imported to a place that does not stay."""
+    """Within the block, let Keras write the settings file that it makes on import into a temporary folder."""
     if "KERAS_HOME" in os.environ or os.path.exists(os.path.expanduser("~/.keras/keras.json")):
         yield
         return
@@ -55,7 +55,7 @@ def keras_out_of_home() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a block; after it they are what they were."""
+    """Set environment variables for a block, and restore them after it."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -69,9 +69,9 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def find_plugin(group: str, name: object, kind: type[T]) -> T | None:
-    """Return what an installed package registers under an entry point's name, or None; raise UsageError if it is unusable.
+    """Return the object that an installed package registers as an entry point, or None; raise UsageError if it is unusable.
 
-    Packages in the current directory are not looked at.
+    Packages in the current directory do not count.
     """
     point = _find_point(group, name) if isinstance(name, str) else None
     if point is None:
@@ -85,7 +85,7 @@ def find_plugin(group: str, name: object, kind: type[T]) -> T | None:
             f"{where}: {point.value} cannot be imported ({type(error).__name__}); repair the package"
         ) from error
     if not isinstance(found, kind):
-        raise UsageError(f"{where}: expected a {kind.__name__}, got a {type(found).__name__}; repair the package")
+        raise UsageError(f"{where} must be of type {kind.__name__}: {type(found).__name__}; repair the package")
     return found
 
 

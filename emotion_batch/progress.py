@@ -13,9 +13,9 @@ class Progress:
     Attributes
     ----------
     n_recordings, n_done, n_failed
-        Recordings of the table; those with rows, from earlier runs too; those of them without a result.
+        Recordings of the table; recordings with rows, also from earlier runs; recordings that failed.
     n_done_here
-        Recordings that this run did.
+        Recordings that this run has done.
     elapsed_s
         Seconds since its first shard was handed out.
     """
@@ -29,16 +29,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Watcher:
-    """What a caller wants to hear while a run goes on; each function may be called many times.
+    """Functions that hear from a run while it works; each may be called many times.
 
     Attributes
     ----------
     on_note
         Takes a sentence that a person should read.
     on_progress
-        Takes how far the run is, after each shard.
+        Takes the progress of the run, after each shard.
     on_listed
-        Takes how many files of the archive were seen, while it is listed.
+        Takes the number of files that were seen so far, while the archive is listed.
     """
 
     on_note: Callable[[str], None] = lambda text: None

@@ -1,6 +1,6 @@
 """The settings that decide which rows a recording gives: feature settings and segments.
 
-They are frozen, written into tables and bundles, and identified by a fingerprint.
+They are immutable, written into tables and bundles, and identified by a fingerprint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from emotion_batch.errors import UsageError
 
 T = TypeVar("T")
-# The shortest segment and hop, a sample of the slowest recording, and the longest, eleven days.
+# The shortest and the longest segment and hop: a few samples of a recording, and eleven days.
 MIN_S, MAX_S = 0.01, 1e6
 
 
@@ -28,7 +28,7 @@ def fingerprint(value: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class AnySettings:
-    """What the settings of all recipes have; each recipe's are a frozen class of their own.
+    """The settings that all recipes share; each recipe has its own frozen class.
 
     Attributes
     ----------
@@ -44,22 +44,22 @@ class AnySettings:
     sample_rate: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, with the name of the recipe."""
+        """Return the settings in the form that JSON holds, with the name of the recipe."""
         return {"recipe": self.recipe, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Return the settings that `to_dict` gave; raise UsageError for other names."""
+        """Return the settings that `to_dict` gave; raise UsageError for unknown names."""
         return _construct(cls, {name: item for name, item in value.items() if name != "recipe"})
 
     @property
     def feature_id(self) -> str:
-        """Fingerprint of how samples become features: tables and bundles match when it is the same."""
+        """Fingerprint of how samples become features; tables and bundles match if it is the same."""
         return fingerprint(self.to_dict())
 
     @property
     def segments(self) -> Segments:
-        """Which stretches these features are taken of if nothing else is said: the notebook's."""
+        """The segments that these features use by default: the notebook's."""
         return Segments()
 
 
@@ -72,9 +72,9 @@ class FeatureSettings(AnySettings):
     sample_rate
         Rate in Hz to which every recording is resampled (soxr, "HQ"), after the mean over its channels.
     n_mfcc
-        Number of mel-frequency cepstral coefficients, and so the length of the vector.
+        Number of mel-frequency cepstral coefficients, which is the length of the vector.
     n_fft
-        Samples in a frame and length of its Fourier transform.
+        Samples in a frame, which is the length of its Fourier transform.
     hop_length
         Samples from one frame to the next.
     n_mels
@@ -98,34 +98,34 @@ class FeatureSettings(AnySettings):
         for name, minimum in (("sample_rate", 1), ("n_mfcc", 1), ("n_fft", 2), ("hop_length", 1), ("n_mels", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise UsageError(f"{name}: expected a whole number >= {minimum}, got {value!r}")
+                raise UsageError(f"{name} must be a whole number of at least {minimum}: {value!r}")
         if self.n_mfcc > self.n_mels:
-            raise UsageError(f"n_mfcc: expected at most n_mels, which is {self.n_mels}, got {self.n_mfcc}")
+            raise UsageError(f"n_mfcc must be at most n_mels, which is {self.n_mels}: {self.n_mfcc}")
 
 
 @dataclass(frozen=True)
 class VoicesSettings(AnySettings):
-    """How samples become a sequence: log-mel bands, fundamental frequency and voicing by frame. There is one way.
+    """How samples become a sequence: log-mel bands, fundamental frequency and voicing by frame. All values are fixed.
 
     Attributes
     ----------
     sample_rate
         None: features are computed at the recording's own rate, after the mean over its channels.
     window_s
-        Seconds that a frame lasts (Hann's window).
+        Duration of a frame in seconds (Hann window).
     hop_s
         Seconds from one frame to the next.
     n_mels
         Number of mel bands (Slaney's scale).
     fmin_hz, fmax_hz
-        Where the lowest band begins and the highest ends.
+        Start of the lowest band, and end of the highest.
     f0_min_hz, f0_max_hz
-        Between which a fundamental frequency is looked for.
+        Limits of the search for the fundamental frequency.
 
     Raises
     ------
     UsageError
-        If a value is another than the recipe's.
+        If a value differs from the recipe's.
     """
 
     recipe: ClassVar[str] = "voices"
@@ -141,23 +141,21 @@ class VoicesSettings(AnySettings):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) != field.default:
-                raise UsageError(
-                    f"{field.name}: expected {field.default}, as the recipe {self.recipe!r} has it, got {getattr(self, field.name)!r}"
-                )
+            if (value := getattr(self, field.name)) != field.default:
+                raise UsageError(f"{field.name} must be {field.default}, as in the recipe {self.recipe!r}: {value!r}")
 
     @property
     def segments(self) -> Segments:
-        """Which stretches these features are taken of if nothing else is said: the first six seconds.
+        """The segments that these features use by default: the first six seconds.
 
-        In these, two seconds of silence before and after a sentence leave most of it to be heard.
+        They hold most of a sentence, even if it has two seconds of silence before and after it.
         """
         return Segments(0.0, 6.0)
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Which stretches of each recording get a row; the default is the notebook's one.
+    """The stretches of each recording that get a row; the default is the notebook's.
 
     Attributes
     ----------
@@ -186,46 +184,46 @@ class Segments:
         for name, word, least in fields:
             value = getattr(self, name)
             if not least <= value <= MAX_S:
-                raise UsageError(f"{word}: expected seconds from {least:g} to {MAX_S:g}, got {value!r}")
+                raise UsageError(f"{word} must be from {least:g} to {MAX_S:,.0f} seconds: {value!r}")
             object.__setattr__(self, name, float(value))
         if self.hop_s is not None and self.offset_s:
-            raise UsageError(f"offset: expected 0 for windows, which cover all of a recording, got {self.offset_s}")
+            raise UsageError(f"offset must be 0 for windows, which cover the whole recording: {self.offset_s}")
 
     @classmethod
     def windows(cls, window_s: float, hop_s: float | None = None) -> Segments:
-        """Return windows of `window_s` seconds, one every `hop_s`; by default end to end."""
+        """Return windows of `window_s` seconds, one every `hop_s`; by default each starts at the end of the last."""
         return cls(0.0, window_s, window_s if hop_s is None else hop_s)
 
     def starts(self) -> Iterator[float]:
-        """Yield where segments start, in seconds: one start, or those of windows without end."""
+        """Yield the starts of segments in seconds: one, or for windows an endless sequence."""
         if self.hop_s is None:
             yield self.offset_s
         else:
-            # A product, for a sum would drift; rounded, for 3 * 0.7 s is a sample short of 2.1 s.
+            # A product, because a sum would drift; rounded, because 3 * 0.7 s would be one sample less than 2.1 s.
             yield from (round(number * self.hop_s, 9) for number in itertools.count())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the segments as JSON holds them."""
+        """Return the segments in the form that JSON holds."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Segments:
-        """Return the segments that `to_dict` gave; raise UsageError for other names."""
+        """Return the segments that `to_dict` gave; raise UsageError for unknown names."""
         return _construct(cls, value)
 
     @property
     def segment_id(self) -> str:
-        """Fingerprint of which stretches are taken."""
+        """Fingerprint of the segments."""
         return fingerprint(self.to_dict())
 
     def to_options(self) -> str:
-        """Return the options of the command line that say the same."""
+        """Return the options of the command line for these segments."""
         if self.hop_s is None:
             return f"--offset {self.offset_s:g} --duration {self.duration_s:g}"
         return f"--window {self.duration_s:g} --hop {self.hop_s:g}"
 
     def __str__(self) -> str:
-        """Return it in words, for a sentence or a bundle's README."""
+        """Return the segments in words, for a sentence or a bundle's README."""
         if self.hop_s is None:
             return f"{self.offset_s:g} s to {self.offset_s + self.duration_s:g} s"
         return f"windows of {self.duration_s:g} s every {self.hop_s:g} s"
@@ -236,6 +234,6 @@ def _construct(cls: type[T], value: Mapping[str, Any]) -> T:
         return cls(**value)
     except TypeError as error:
         raise UsageError(
-            f"{cls.__name__}: expected the names that this version knows, got {sorted(value)}; "
-            "use the version of emotion-batch that wrote them"
+            f"{cls.__name__}: this version does not know all of the names {sorted(value)}; use the version of emotion-batch that "
+            "wrote them"
         ) from error

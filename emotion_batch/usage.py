@@ -16,30 +16,30 @@ from typing import TypeVar, cast
 
 T = TypeVar("T")
 STAGES = ("list", "read", "decode", "features", "predict", "write", "isolated")
-# Recordings that are named for the time they took; of a run, of a shard alike.
+# Number of slow recordings that a shard, or a run, names.
 N_SLOWEST = 5
 _local = threading.local()
 
 
 @dataclass
 class Spent:
-    """What was spent, in numbers that add up."""
+    """What was spent, in numbers that can be added."""
 
-    # Wall-clock seconds by stage, of `STAGES`. Reading a local file is part of "decode"; "isolated" is all of a child process.
+    # Wall-clock seconds by stage, of `STAGES`. Reading a local file is part of "decode"; "isolated" is the time in a child process.
     stages_s: dict[str, float] = field(default_factory=dict)
-    # Of recordings; of local ones, only the stretches that were decoded are counted.
+    # Bytes of recordings; of local recordings, only the stretches that were decoded are counted.
     read_bytes: int = 0
-    # How often storage was asked again because it failed for a moment.
+    # Number of requests to storage that were repeated because it failed for a moment.
     n_retries: int = 0
-    # Shards that were decoded in a child process, because an earlier attempt did not end, or to retry what had crashed one.
+    # Shards that were decoded in a child process, because an earlier attempt did not end, or to retry a recording that crashed.
     n_isolated: int = 0
-    # Seconds that workers lost, from the start of an attempt that did not end to the next, and children that did not end well.
+    # Seconds that workers lost: from an attempt that did not end to the next one, and in children that did not end well.
     lost_s: float = 0.0
     # Wall-clock seconds and names of the recordings that took longest, the slowest first. Waiting for a store is part of it.
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
     def time(self, file: str, elapsed_s: float) -> None:
-        """Take down how long a recording took, if few took longer."""
+        """Note how long a recording took, if few took longer."""
         if len(self.slowest) < N_SLOWEST or elapsed_s > self.slowest[-1][0]:
             self.slowest = sorted([*self.slowest, (elapsed_s, file)], key=lambda one: -one[0])[:N_SLOWEST]
 
@@ -74,7 +74,7 @@ def current() -> Spent:
 
 
 def submit_metered(pool: ThreadPoolExecutor, function: Callable[[], T]) -> Callable[[], T]:
-    """Let a pool call a function, and return what gives its result; what it spent counts for the thread that asks for it."""
+    """Let a pool call a function; return a function that gives the result, and adds what it spent to the thread that asks."""
     spent = Spent()
 
     def call() -> T:
@@ -93,7 +93,7 @@ def submit_metered(pool: ThreadPoolExecutor, function: Callable[[], T]) -> Calla
 
 
 class stage:  # noqa: N801 a block's name, as contextlib's are
-    """Count the seconds of a block under a stage of `STAGES`. A class, for it costs a recording several of these."""
+    """Count the seconds of a block under a stage of `STAGES`. A class, because it is fast and each recording needs several."""
 
     __slots__ = ("_name", "_started")
 

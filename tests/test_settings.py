@@ -37,11 +37,11 @@ def test_every_setting_changes_the_fingerprint(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: FeatureSettings(n_mfcc=0), "n_mfcc: expected a whole number >= 1, got 0"),
-        (lambda: FeatureSettings(n_mfcc=200), "n_mfcc: expected at most n_mels, which is 128, got 200"),
-        (lambda: FeatureSettings(hop_length=2.5), "hop_length: expected a whole number >= 1, got 2.5"),
-        (lambda: Segments(offset_s=-1), "offset: expected seconds from 0 to 1e+06, got -1"),
-        (lambda: Segments(duration_s=float("nan")), "duration: expected seconds from 0.01 to 1e+06, got nan"),
+        (lambda: FeatureSettings(n_mfcc=0), "n_mfcc must be a whole number of at least 1: 0"),
+        (lambda: FeatureSettings(n_mfcc=200), "n_mfcc must be at most n_mels, which is 128: 200"),
+        (lambda: FeatureSettings(hop_length=2.5), "hop_length must be a whole number of at least 1: 2.5"),
+        (lambda: Segments(offset_s=-1), "offset must be from 0 to 1,000,000 seconds: -1"),
+        (lambda: Segments(duration_s=float("nan")), "duration must be from 0.01 to 1,000,000 seconds: nan"),
         (
             lambda: read_settings({"recipe": "logmel-pitch"}),
             "the recipe voices has replaced sequence; extract the features again",
@@ -60,5 +60,5 @@ def test_the_voices_recipe_is_one() -> None:
     settings = VoicesSettings()
     assert read_settings(json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.feature_id not in ("", FeatureSettings().feature_id)
-    with pytest.raises(UsageError, match="n_mels: expected 64, as the recipe 'voices' has it, got 40"):
+    with pytest.raises(UsageError, match="n_mels must be 64, as in the recipe 'voices': 40"):
         VoicesSettings(n_mels=40)

@@ -16,10 +16,10 @@ from emotion_batch.storage.folder import explained
 from emotion_batch.training.fit import TrainingSettings
 from emotion_batch.training.train import train
 
-# What the demo makes, and so may remove when it is run again.
+# The demo makes these, so it may remove them when it is run again.
 _MARKER = ".emotion-batch-demo"
 _MADE = ("recordings", "features", "bundle", "labels")
-# Of the examples that `query` brings.
+# These are some of the examples that `query` has.
 _QUERIES = ("mix", "failed", "unsure")
 
 
@@ -36,20 +36,20 @@ def demo(
     Parameters
     ----------
     folder
-        Where to: a new or empty folder, or an earlier demo's, which is replaced.
+        A new or empty folder, or the folder of an earlier demo, which is replaced.
     n_words
-        Words of each of the two voices in each of the seven emotions.
+        Number of words for each of two voices and seven emotions.
     workers
-        Worker processes; by default one a core.
+        Number of worker processes; by default one for each core.
     watcher
         Hears notes and progress.
     say
-        Takes what a person reads.
+        Takes the text for a person to read.
 
     Raises
     ------
     UsageError
-        If there is something else in the folder.
+        If the folder has other content.
     """
     root = Path(folder)
     with explained(f"demo folder {root}"):
@@ -103,9 +103,9 @@ next: emotion-batch label YOUR-RECORDINGS TABLE"""
 
 
 def _prepare(root: Path) -> None:
-    """Make `root` an empty folder for a demo; remove an earlier demo's, and nothing else."""
+    """Make `root` an empty folder for a demo; remove the files of an earlier demo only."""
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / _MARKER).exists())):
-        raise UsageError(f"demo folder {root}: expected a new or empty folder, got something in it; name another")
+        raise UsageError(f"demo folder {root} is a file or not empty: name a new or empty folder")
     root.mkdir(parents=True, exist_ok=True)
     (root / _MARKER).touch()
     for name in _MADE:

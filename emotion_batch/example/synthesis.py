@@ -58,7 +58,7 @@ class _Prosody(NamedTuple):
     onset_s: float  # smoothing of the voice's onsets
 
 
-# Where along the speech `contour_st` holds; the word takes about the last two fifths.
+# The points along the speech that `contour_st` gives values for; the word is about the last two fifths.
 _KNOTS = (0.0, 0.2, 0.45, 0.7, 1.0)
 
 # Directions are those of Scherer (2003) and Juslin & Laukka (2003); disgust, which neither has, is Murray &
@@ -93,7 +93,7 @@ _SCHWA = (500.0, 1500.0, 2500.0)
 
 
 class _Phoneme(NamedTuple):
-    """What one phoneme asks of the voice and the vocal tract; formants in Hz for a man's tract."""
+    """How voice and vocal tract make one phoneme; formants in Hz for a man's tract."""
 
     onset: tuple[float, ...]  # F1 to F3 where it begins
     offset: tuple[float, ...]  # and where it ends
@@ -152,17 +152,17 @@ WORDS: tuple[str, ...] = tuple(_PRONUNCIATIONS)
 
 
 def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDArray[np.float32]:
-    """Return one recording of "say the word `word`", the same whatever else was synthesised.
+    """Return one recording of "say the word `word`", independent of other recordings.
 
-    Voice, emotion and word are of `VOICES`, `EMOTIONS` and `WORDS`; with the seed, a whole number >= 0, they decide every
+    Voice, emotion and word are in `VOICES`, `EMOTIONS` and `WORDS`; with the seed, a whole number >= 0, they decide every
     random draw. The samples are within [-1, 1] at `SAMPLE_RATE_HZ`, 1.4 to 2.6 s of them. Raises ValueError for other
     arguments.
     """
     for thing, value, known in (("voice", voice, VOICES), ("emotion", emotion, EMOTIONS), ("word", word, WORDS)):
         if value not in known:
-            raise ValueError(f"{thing}: expected one of {', '.join(known)}, got {value!r}")
+            raise ValueError(f"{thing} must be one of {', '.join(known)}: {value!r}")
     if seed < 0:
-        raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
+        raise ValueError(f"seed must be a whole number of at least 0: {seed!r}")
     rng = np.random.default_rng([seed, *f"{voice}/{emotion}/{word}".encode()])
     f0_hz, tract_scale = _VOICES[voice]
     prosody = _vary(_PROSODY[emotion], rng)
@@ -195,7 +195,7 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
     source = _glottal_source(np.interp(sample_s, frame_s, f0), prosody, rng)
     voiced = _vocal_tract(source * envelope, formants_hz, tract_scale * prosody.formants, prosody.breath)
     voiced /= np.sqrt(np.mean(voiced[envelope > 0.5] ** 2))
-    # Frication takes part in the emotion's effort: less of it when the voice is slack and dark.
+    # Frication follows the effort of the emotion: there is less of it if the voice is slack and dark.
     speech = voiced + frication * (prosody.tilt_hz / 2000) ** 0.35
     speech *= 10 ** (prosody.level_db / 20) / np.sqrt(np.mean(speech**2))
     speech += _ROOM_NOISE * rng.standard_normal(n_samples, dtype=np.float32)
@@ -204,7 +204,7 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
 
 
 def _vary(prosody: _Prosody, rng: np.random.Generator) -> _Prosody:
-    """Return `prosody` as one recording has it: nobody says a sentence twice alike."""
+    """Return `prosody` with random changes, because people never say a sentence twice in the same way."""
 
     def scaled(spread: float) -> float:
         return float(np.exp(spread * rng.standard_normal()))
@@ -260,7 +260,7 @@ def _glottal_source(f0_hz: Samples, prosody: _Prosody, rng: np.random.Generator)
     is_rising = position < 0.67
     cosine = np.cos(np.pi * np.where(is_rising, position / 0.67, np.clip((position - 0.67) / 0.66, 0.0, 0.5)))
     flow = amplitude[cycle] * np.where(is_rising, 0.5 * (1 - cosine), cosine)
-    # A difference of sampled flow, not the sampled derivative: the jump at closure would alias.
+    # This is the difference of the sampled flow, because in the sampled derivative the jump at closure would alias.
     pulses = np.diff(flow, prepend=0.0)
     pole = np.exp(-2 * np.pi * prosody.tilt_hz / SAMPLE_RATE_HZ)
     pulses = signal.lfilter([1 - pole], [1, -pole], pulses)
@@ -288,7 +288,7 @@ def _vocal_tract(source: Samples, formants_hz: Samples, scale: float, breath: fl
     # An open glottis damps, the first formant most.
     bandwidths_hz = np.array([70.0, 90.0, 150.0]) * (1 + np.array([2.0, 1.0, 0.5]) * breath)
     moving = _denominators(scale * formants_hz, np.broadcast_to(bandwidths_hz, formants_hz.shape))
-    # A uniform tube has a formant each 1,000 Hz; without those above the third the voice is muffled.
+    # A uniform tube has a formant every 1,000 Hz; without those above the third, the voice sounds muffled.
     fixed_hz = scale * np.arange(3500.0, 0.95 * SAMPLE_RATE_HZ / 2 / scale, 1000.0)
     fixed = _denominators(fixed_hz, 0.06 * fixed_hz)
     # Overlap-add of windowed frames, each through a filter of its own: a recursive filter that changes as it
@@ -327,7 +327,7 @@ def _add_frication(
 
 
 def write_archive(folder: str | os.PathLike[str], *, n_words: int = 40, seed: int = 0) -> int:
-    """Write `n_words` recordings for each voice and emotion, and a few that are broken on purpose; return the number of files.
+    """Write `n_words` recordings for each voice and emotion, and a few broken ones; return the number of files.
 
     Recordings are 16-bit mono WAV files named ``<voice>_<emotion>/<voice>_<word>_<emotion>.wav``; those in ``broken/`` are an
     empty file, a text, a recording cut short, one of 0.3 s and one with NaN from 1 s on. Files of these names are overwritten
@@ -335,9 +335,9 @@ def write_archive(folder: str | os.PathLike[str], *, n_words: int = 40, seed: in
     and writes nothing then.
     """
     if not 1 <= n_words <= len(WORDS):
-        raise ValueError(f"n_words: expected a whole number from 1 to {len(WORDS)}, got {n_words!r}")
+        raise ValueError(f"n_words must be a whole number from 1 to {len(WORDS)}: {n_words!r}")
     if seed < 0:
-        raise ValueError(f"seed: expected a whole number >= 0, got {seed!r}")
+        raise ValueError(f"seed must be a whole number of at least 0: {seed!r}")
     n_files = 0
     for voice in VOICES:
         for emotion in EMOTIONS:

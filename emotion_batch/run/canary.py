@@ -1,20 +1,20 @@
-"""Stop a run early if the first recordings, from all over the archive, all fail alike or nearly all get one label."""
+"""Stop a run early if the first recordings, from all over the archive, all fail in the same way or nearly all get one label."""
 
 from __future__ import annotations
 
-from emotion_batch.errors import CanaryError
+from emotion_batch.errors import CanaryError, counted
 from emotion_batch.tables.parts import Counts
 from emotion_batch.worker.task import Receipt
 
-# So many recordings alike, from all over the archive, are no accident; a night of them helps nobody.
+# If this many recordings from all over the archive give the same result, it is no accident.
 RECORDINGS = 200
-# Of long recordings in windows a tenth of them will do, with so many windows.
+# With windows, a tenth of the recordings is enough if they have this many windows.
 _WINDOWS = 2_000
 _SHARE = 0.98
 
 
 class Canary:
-    """Stops a run whose first few hundred recordings, from all over the archive, came out alike."""
+    """Stops a run if its first few hundred recordings, from all over the archive, give the same result."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -23,7 +23,7 @@ class Canary:
         self._is_over = False
 
     def watch(self, receipt: Receipt) -> None:
-        """Take one more receipt in; raise CanaryError if the rows so far are enough and alike."""
+        """Add one more receipt; raise CanaryError if there are enough rows and they are all the same."""
         if self._is_over:
             return
         self._counts += receipt.made
@@ -36,18 +36,18 @@ class Canary:
             (status,) = counts.by_status
             file, reason = self._examples[status]
             raise CanaryError(
-                f"{self._source}: expected usable recordings, got {counts.n_rows} of {counts.n_rows} that are {status} "
-                f"({file!r}: {reason}); look at some of them, or go on with --force"
+                f"{self._source}: the first {counted(counts.n_rows, 'row')} are all {status} ({file!r}: {reason}); look at some of "
+                "these recordings, or continue with --force"
             )
         if counts.by_label and _is_enough(counts.n_recordings - counts.n_failed, counts.n_ok):
             emotion, n_alike = max(counts.by_label.items(), key=lambda item: item[1])
             if n_alike >= _SHARE * counts.n_ok:
                 raise CanaryError(
-                    f"{self._source}: expected labels that differ, got {emotion!r} for {n_alike:,} of the first "
-                    f"{counts.n_ok:,} segments; listen to some of them, or go on with --force"
+                    f"{self._source}: the first labels are nearly all the same, {emotion!r} for {n_alike:,} of "
+                    f"{counted(counts.n_ok, 'segment')}; listen to some of them, or continue with --force"
                 )
 
 
 def _is_enough(n_recordings: int, n_rows: int) -> bool:
-    """Return whether so much that is alike is no accident."""
+    """Return whether there are so many results that it is no accident if they are all the same."""
     return n_recordings >= RECORDINGS or (n_recordings >= RECORDINGS // 10 and n_rows >= _WINDOWS)

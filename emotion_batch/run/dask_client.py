@@ -1,6 +1,6 @@
-"""Speak to a Dask cluster: connect to its scheduler, put what Dask raises into one sentence, and watch its workers.
+"""Speak to a Dask cluster: connect to its scheduler, put errors of Dask into one sentence, and watch its workers.
 
-Watched are shards that take much longer than usual, and workers that Dask paused or ended because of their memory.
+It watches for shards that take much longer than usual, and for workers that Dask paused or ended because of their memory.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _CONNECT_TIMEOUT_S = 10
 DRIVER_KEY = "emotion-batch-driver-"
 POLL_S = 0.05
 _LOOK_S = 2.0
-# A worker of which nothing was heard for so long hangs, or will be given up.
+# A worker that was silent for this long hangs, or Dask will give it up.
 _SILENT_S = 60.0
-# A worker that Dask has paused for so long while nothing runs on it does not resume by itself; after so long without
-# another way out, a run of such workers alone ends.
+# A worker that Dask has paused for `_PAUSED_S`, while nothing runs on it, does not resume by itself. If all workers are so for
+# `_PAUSED_FOR_GOOD_S` and none can be started again, the run ends.
 _PAUSED_S, _PAUSED_FOR_GOOD_S = 10.0, 60.0
 _WAY_OUT = "start workers with more memory or fewer threads"
 
 
 @contextlib.contextmanager
 def losing(client: Client) -> Iterator[None]:
-    """Say in a sentence that the scheduler was lost, whatever Dask raises within the block because of that."""
+    """Raise SchedulerLostError instead of any error that Dask raises in the block because the scheduler was lost."""
     try:
         yield
     except EmotionBatchError:
@@ -54,20 +54,20 @@ def losing(client: Client) -> Iterator[None]:
 
 
 def local_configuration() -> dict[str, Any]:
-    """Return Dask's own settings for a cluster of this machine, with what the user has set of a worker's memory alone."""
+    """Return Dask's default settings for a local cluster; of the user's, only those of a worker's memory count."""
     defaults: dict[str, Any] = dask.config.merge(*dask.config.defaults)
     memory = dask.config.get("distributed.worker.memory")
     return dict(dask.config.merge(defaults, {"distributed": {"worker": {"memory": memory}}}))
 
 
 def close(client: Client) -> None:
-    """Close a client, whatever became of its scheduler: shards that are not begun are forgotten."""
+    """Close a client, even if its scheduler is lost; shards that are not begun are forgotten."""
     with contextlib.suppress(OSError, TimeoutError, RuntimeError):
         client.close(timeout=5)
 
 
 def open_client(scheduler: Scheduler) -> Client:
-    """Return a client of a scheduler; raise ClusterError if there is none, or it cannot be spoken to."""
+    """Return a client of a scheduler; raise ClusterError if there is none, or if the client cannot talk to it."""
     security = Security()
     if scheduler.has_tls_files:
         security = Security(
@@ -78,26 +78,26 @@ def open_client(scheduler: Scheduler) -> Client:
         )
     elif scheduler.address.startswith("tls:") and security.get_connection_args("client").get("ssl_context") is None:
         raise ClusterError(
-            f"scheduler {scheduler.address}: expected certificates for TLS, got none; name them with --tls-ca, --tls-cert and "
-            "--tls-key, or in Dask's configuration"
+            f"scheduler {scheduler.address}: TLS requires certificates; name them with --tls-ca, --tls-cert and --tls-key, or in "
+            "Dask's configuration"
         )
     try:
-        # First, for a client that was given an unknown scheme cannot even be closed.
+        # This comes first, because a client with an unknown scheme cannot even be closed.
         get_backend(parse_address(scheduler.address)[0])
         return _answered(
             partial(Client, scheduler.address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False, security=security)
         )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(
-            f"scheduler {scheduler.address}: expected a Dask scheduler there, got {shorten(_first_cause(error))}; "
+            f"scheduler {scheduler.address}: no Dask scheduler answers there ({shorten(_first_cause(error))}); "
             "start one with `dask scheduler`, or leave out --scheduler to use this machine"
         ) from error
 
 
 def _answered(start: Callable[[], Client]) -> Client:
-    """Return a client, or raise TimeoutError where a scheduler takes the connection and then stands still.
+    """Return a client; raise TimeoutError if a scheduler accepts the connection and then does not answer.
 
-    In a thread that may be left behind, because Dask's own limit of time ends before that.
+    It starts in a thread that may stay behind, because Dask's own timeout does not cover that case.
     """
     found: concurrent.futures.Future[Client] = concurrent.futures.Future()
 
@@ -114,20 +114,20 @@ def _answered(start: Callable[[], Client]) -> Client:
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """Return what a failure to connect came of: Dask wraps it in a timeout."""
+    """Return the first cause of a failure to connect, which Dask wraps in a timeout."""
     while error.__cause__ is not None and str(error.__cause__):
         error = error.__cause__
     return error
 
 
 def shorten(error: BaseException) -> str:
-    """Return an error's class and the first line of what it says."""
+    """Return an error's class and the first line of its text."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
 class Stragglers:
-    """Finds shards that are long in coming while workers are idle."""
+    """Finds shards that take long while workers are idle."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -136,14 +136,14 @@ class Stragglers:
         self._looked = 0.0
 
     def hear(self, elapsed_s: float) -> None:
-        """Take in how long a shard took."""
+        """Note how long a shard took."""
         self._usual.append(elapsed_s)
 
     def find(self, left: Mapping[Any, tuple[Any, Future[Any]]], unfit: Container[str]) -> list[tuple[Any, list[str]]]:
         """Return the keys of shards that straggle, each once, with the workers that are idle and not unfit.
 
         An unfit worker gives a shard back, and Dask may choose it again each time, because it looks as idle as the others. A shard
-        that was done by a worker that hung before it sent the result straggles as one under way does.
+        also straggles if its worker has done it but hangs before it sends the result.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
@@ -152,7 +152,7 @@ class Stragglers:
         try:
             processing = self._client.processing()
         except (OSError, TimeoutError):
-            # A scheduler that does not answer is no matter of stragglers.
+            # Another check handles a scheduler that does not answer.
             return []
         idle = [
             worker
@@ -160,7 +160,7 @@ class Stragglers:
             if worker not in unfit and all(str(key).startswith(DRIVER_KEY) for key in keys)
         ]
         begun = {key for keys in processing.values() for key in keys}
-        # Before all are begun, an idle worker will have others.
+        # Until all shards are begun, an idle worker gets one of the others.
         if not idle or any(future.status == "pending" for key, (_, future) in left.items() if key not in begun):
             return []
         limit = max(STRAGGLER_S, STRAGGLER_FACTOR * statistics.median(self._usual or [0.0]))
@@ -172,25 +172,25 @@ class Stragglers:
 
 
 class MemoryMonitor:
-    """Looks after workers that are short of memory: Dask pauses them, and those do not resume by themselves, or ends them."""
+    """Helps workers that are short of memory: Dask ends them, or pauses them, and paused ones may not resume by themselves."""
 
     def __init__(self, client: Client, on_note: Callable[[str], None]) -> None:
         self._client = client
         self._on_note = on_note
-        # Since when each is paused and runs nothing.
+        # The time since which each worker has been paused and has run nothing.
         self._since: dict[str, float] = {}
         self._told: set[str] = set()
         self._looked = 0.0
-        # By the scheduler's clock; None before the first look, because events of earlier runs say nothing of this one.
+        # By the scheduler's clock; None before the first look, because events of earlier runs do not count.
         self._heard_s: float | None = None
         self._ended = ""
         self._n_threads = 1
-        # Since a shard ended: paused workers that were started again, and workers that their nannies have ended.
+        # Counts since the last shard ended: paused workers that were started again, and workers that their nannies ended.
         self.n_starts = 0
         self.n_ended = 0
 
     def _hear_of_ended(self) -> None:
-        """Take in which workers their nannies have ended since the last look."""
+        """Note which workers their nannies have ended since the last look."""
         events = self._client.get_events("worker-restart-memory")
         for at_s, about in events:
             if self._heard_s is not None and at_s > self._heard_s:
@@ -198,24 +198,24 @@ class MemoryMonitor:
                 self._ended = f"{about['worker']} at {about['rss'] / 1e6:,.0f} MB"
                 self._tell(
                     "ended",
-                    f"worker {self._ended}: its nanny has ended it, because its limit of memory is near; {_WAY_OUT}",
+                    f"worker {self._ended}: its nanny has ended it, because it was near its memory limit; {_WAY_OUT}",
                 )
         self._heard_s = max((at_s for at_s, _ in events), default=0.0)
 
     def look(self) -> str | None:
-        """Start paused workers again if they have a nanny; return why the work does not go on if there is no way out."""
+        """Start paused workers again if they have a nanny; return why the work cannot continue if nothing else helps."""
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
             return None
         self._looked = now
         self._hear_of_ended()
         workers = self._client.scheduler_info()["workers"]
-        # Some are missing because they are just being started again.
+        # Some workers are missing, because they are just being started again.
         self._n_threads = max(self._n_threads, sum(about["nthreads"] for about in workers.values()))
         if self.n_ended > WORKER_ENDS * self._n_threads:
             return (
-                f"cluster: expected shards to be done, got workers that are ended one after the other because their limit of memory is "
-                f"near, as {self._ended}; {_WAY_OUT}, then run the same command again, it goes on from there"
+                "cluster: no shard gets done, because workers are ended one after the other near their memory limit, e.g. "
+                f"{self._ended}; {_WAY_OUT}, then run the same command again to resume"
             )
         paused = {
             address: about
@@ -244,13 +244,13 @@ class MemoryMonitor:
                 )
             elif now - min(self._since.values()) > _PAUSED_FOR_GOOD_S:
                 return (
-                    f"cluster: expected workers that go on, got only such as Dask has paused, as {address} at {memory}; {_WAY_OUT}, "
-                    "then run the same command again, it goes on from there"
+                    f"cluster: Dask has paused all of its workers, e.g. {address} at {memory}; {_WAY_OUT}, then run the same "
+                    "command again to resume"
                 )
         return None
 
     def _tell(self, what: str, text: str) -> None:
-        """Say what has happened, but each only once: in a long night it may come often."""
+        """Say what has happened, but only once for each `what`, because it may happen often in a long run."""
         if what not in self._told:
             self._told.add(what)
             self._on_note(text)
@@ -268,12 +268,12 @@ def wake(client: Client, on_note: Callable[[str], None]) -> None:
 
 
 async def _start_again(dask_worker: Any) -> None:
-    """Let a worker hand what it holds to others and end; its nanny starts it again."""
+    """Let a worker give its results to others and end; its nanny starts it again."""
     await dask_worker.close_gracefully(restart=True, reason="emotion-batch-paused")
 
 
 def heard_of(client: Client, workers: Sequence[str]) -> list[str]:
-    """Return those workers that run and that the scheduler has heard of of late: one that is paused or hangs only looks idle."""
+    """Return the workers that run and that the scheduler has heard of recently; one that is paused or hangs only looks idle."""
     found = client.scheduler_info()["workers"]
     seen = {worker: about["last_seen"] for worker, about in found.items()}
     running = {worker for worker, about in found.items() if about["status"] == "running"}

@@ -43,10 +43,10 @@ from emotion_batch.run.scheduler import Scheduler, SchedulerLostError
 from emotion_batch.storage.retry import SHARD_WAITS_S, is_transient
 
 _WORKERS_TIMEOUT_S = 30
-# A cluster that scales itself may be without workers for a while.
+# A cluster that scales itself may have no workers for a while.
 _NO_WORKERS_S = 600
 
-# Cores that this process may use, by its affinity and the limits of its container.
+# The number of cores that this process may use, by its affinity and the limits of its container.
 N_CORES: int = dask.system.CPU_COUNT
 
 
@@ -62,18 +62,18 @@ class Cluster:
     def __init__(self, client: Client, is_local: bool, on_note: Callable[[str], None]) -> None:
         self._client = client
         self._on_note = on_note
-        # Workers that have not what the work takes, with what they lack.
+        # Workers that cannot do the work, with the reason.
         self._unfit: dict[str, str] = {}
         self.n_resubmitted = 0
         self.dashboard: str | None = None
-        # What the user has set for it may be no format.
+        # The user may have set a format for the address that is not valid.
         with contextlib.suppress(Exception):
             self.dashboard = client.dashboard_link or None
         self.is_local = is_local
 
     @classmethod
     def of_worker(cls, on_note: Callable[[str], None]) -> Cluster:
-        """Return the cluster of the worker that this task runs on; the task no longer holds one of its threads."""
+        """Return the cluster of the worker that this task runs on, and free the thread that the task holds there."""
         secede()
         cluster = cls(get_client(), False, on_note)
         cluster.dashboard = None
@@ -84,25 +84,25 @@ class Cluster:
         return dict(self._client.nthreads())
 
     def losing(self) -> AbstractContextManager[None]:
-        """Return a block in which an error of Dask's that comes of a lost scheduler is a `SchedulerLostError`."""
+        """Return a block that turns Dask's errors about a lost scheduler into a `SchedulerLostError`."""
         return losing(self._client)
 
     def preflight(self, package: str, probe: Callable[[], str | None]) -> None:
-        """See that every worker can do the work, before it is handed any.
+        """Check that every worker can do the work, before it gets any.
 
-        Each must have this version of the distribution `package`; `probe`, which is called there, returns what the worker lacks, as the end of
-        a sentence, or None. Raise ClusterError with one worker's address and what it lacks.
+        Each must have this version of the distribution `package`. `probe` is called there and returns what the worker lacks, as the rest
+        of a sentence, or None. Raise ClusterError with one worker's address and what it lacks.
         """
         version = importlib.metadata.version(package)
-        # A function of the standard library first: one of the package does not even arrive where that is missing.
+        # A function of the standard library comes first, because a function of a missing package could not even be sent.
         for worker, found in self._ask(importlib.metadata.version, package).items():
             if isinstance(found, BaseException):
                 raise ClusterError(
-                    f"worker {worker}: expected {package} {version}, got none ({shorten(found)}); install it there"
+                    f"worker {worker}: {package} {version} is not installed there ({shorten(found)}); install it"
                 )
             if found != version:
                 raise ClusterError(
-                    f"worker {worker}: expected {package} {version}, got {found}; install the same, and start the worker again"
+                    f"worker {worker} must have {package} {version}: {found}; install the same version, and start the worker again"
                 )
         for worker, lack in self._ask(probe).items():
             if lack is not None:
@@ -111,14 +111,14 @@ class Cluster:
     def run(
         self, function: Callable[[Task], Receipt], tasks: Sequence[Task], check: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Task, Receipt | BaseException]]:
-        """Run a function over shards as a bag of one partition each; yield each shard's numbers with its receipt or its error, as they end.
+        """Run a function over shards as a bag of one partition each; yield each task with its receipt or error, as they end.
 
-        A shard that ends with a worker or a store that failed is handed out again, some times and later and later; one that is long in
-        coming when workers are idle is begun by another too, and whichever ends first counts. If `function` raises
-        `UnfitWorkerError`, another worker gets the shard. It must differ from run to run, because Dask takes equal calls for one. The
-        tasks are in the order in which to begin them. `check` is called all the time, and what it raises ends the run.
+        If a shard fails because of a worker or a store, it is handed out again a few times, after longer and longer pauses. If a shard
+        takes long while workers are idle, another worker begins it too, and the first result counts. If `function` raises
+        `UnfitWorkerError`, another worker gets the shard. `function` must differ from run to run, because Dask takes equal calls for
+        one. `tasks` are in the order in which to begin them. `check` is called again and again, and an error that it raises ends the run.
         """
-        # A topic of its own, because several runs may share the client of a worker.
+        # Each run has its own topic, because several runs may share the client of a worker.
         do = partial(do_partition, function, topic=f"emotion-batch-unfit-{secrets.token_hex(8)}")
         self._client.subscribe_topic(do.keywords["topic"], self._hear_of_unfit)
         bag = make_bag(do, tasks)
@@ -137,7 +137,7 @@ class Cluster:
         heard = time.monotonic()
 
         def hand_out(task: Task, **options: Any) -> None:
-            # A key of its own, for the scheduler remembers the other one.
+            # It gets a new key, because the scheduler remembers the other one.
             key = f"again-{secrets.token_hex(8)}"
             left[key] = (task, self._client.submit(do, task, key=key, **options))
             twins.setdefault(task, set()).add(key)
@@ -153,7 +153,7 @@ class Cluster:
                 check()
                 batch = done.next_batch(block=False)
                 if not batch:
-                    # Asked for and not waited for: what a lost scheduler had would never come.
+                    # Results are polled, because those of a lost scheduler would never come.
                     self._check_scheduler([future for _, future in islice(left.values(), 1)])
                     if time.monotonic() - heard > (_WORKERS_TIMEOUT_S if self.is_local else _NO_WORKERS_S):
                         self._check_workers()
@@ -171,7 +171,7 @@ class Cluster:
                         memory.n_starts = memory.n_ended = 0
                 for future, result in batch:
                     if future.key not in left:
-                        # Its twin came first.
+                        # Another attempt at the same shard came first.
                         continue
                     task, _ = left.pop(future.key)
                     others = twins.get(task, set()) & left.keys()
@@ -180,7 +180,7 @@ class Cluster:
                         stragglers.hear(elapsed_s)
                     else:
                         outcome = _failure(result)
-                    # The scheduler forgets what is released, which keeps its memory level.
+                    # The scheduler forgets a released future, so its memory does not grow.
                     future.release()
                     if isinstance(outcome, BaseException) and others:
                         continue
@@ -191,24 +191,24 @@ class Cluster:
                     for key in others:
                         left.pop(key)[1].release()
                     if isinstance(outcome, CancelledError):
-                        # What workers have begun is waited for, because nothing may be under way when the run has ended.
+                        # Shards that workers have begun must end, because nothing may run after the end of the run.
                         begun = {key for keys in self._client.processing().values() for key in keys}
                         waiting.clear()
                         for key in left.keys() - begun:
                             left.pop(key)[1].release()
                     yield task, outcome
         finally:
-            # The client of a worker stays open, and would have the scheduler go on with them.
+            # The client of a worker stays open, so the scheduler would continue with these.
             with contextlib.suppress(Exception):
                 for _, future in left.values():
                     future.release()
                 self._client.unsubscribe_topic(do.keywords["topic"])
 
     def hand_over(self, function: Callable[[Task], Any], task: Task, key: str) -> None:
-        """Leave one call to the cluster, which goes on to its end without this process.
+        """Leave one call to the cluster, which finishes it without this process.
 
-        Dask runs it again elsewhere if its worker dies, and condemns its key when workers have died under it four times. A second call with
-        the same key is the same call.
+        Dask runs it again elsewhere if its worker dies, and gives its key up after the fourth worker has died during it. A second call
+        with the same key is the same call.
         """
         wake(self._client, self._on_note)
         submitted = self._client.submit(
@@ -217,14 +217,14 @@ class Cluster:
             task,
             key=key,
             priority=1,
-            # For what passes. Workers are not named, because Dask never begins a call again whose named workers are all gone.
+            # Retries help with passing errors. No workers are named, because Dask never repeats a call whose named workers are gone.
             retries=3,
         )
         # The scheduler keeps the call until it is done, even if this client leaves.
         fire_and_forget(submitted)
 
     def _hear_of_unfit(self, event: tuple[float, Mapping[str, str]]) -> None:
-        """Take in that a worker cannot do the work, from the client's own thread."""
+        """Note, in the thread of the client, that a worker cannot do the work."""
         worker, said = event[1]["worker"], event[1]["said"]
         if worker not in self._unfit:
             self._unfit[worker] = said
@@ -239,32 +239,28 @@ class Cluster:
         if there and there.keys() <= self._unfit.keys():
             worker = next(iter(there))
             raise IncompleteError(
-                f"cluster: expected workers that can do the work, got only others: {worker}: {self._unfit[worker]}; then run the same "
-                "command again, it goes on from there"
+                f"cluster: none of its workers can do the work, e.g. {worker}: {self._unfit[worker]}; then run the same command "
+                "again to resume"
             )
         if not there:
             raise IncompleteError(
-                "cluster: expected workers until the work is done, got none any more; "
-                + (
-                    "see what ends them on this machine, such as a limit (`ulimit -a`),"
-                    if self.is_local
-                    else "start some"
-                )
-                + " and run the same command again, it goes on from there"
+                "cluster: all of its workers have ended; "
+                + ("find the reason on this machine, e.g. a limit (`ulimit -a`)," if self.is_local else "start some")
+                + " and run the same command again to resume"
             )
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Mapping[str, Any]:
-        """Ask all workers, and return what those say that are still there."""
+        """Ask all workers, and return the answers of those that have not ended."""
         with losing(self._client):
             answers = dict(self._client.run(function, *arguments, on_error="return"))
         gone = [worker for worker, found in answers.items() if isinstance(found, OSError) and not find_shortage(found)]
         if gone and len(gone) == len(answers):
             raise ClusterError(
-                f"worker {gone[0]}: it has ended before it answered; look into its log (its limit of memory may "
-                "be too low), then run the same command again"
+                f"worker {gone[0]} ended before it answered; see its log (its memory limit may be too low), then run the same "
+                "command again"
             )
         for worker in gone:
-            self._on_note(f"worker {worker} has ended, before it had any work; others do its share")
+            self._on_note(f"worker {worker} ended before it had any work; others do its share")
             del answers[worker]
         return answers
 
@@ -277,12 +273,12 @@ def connect(
 
     `on_note` takes a sentence that a person should read. Raise ClusterError if there is no scheduler, or no worker joins it.
     """
-    # Dask tells of what is said here in a sentence once more, in tracebacks.
+    # Dask would repeat the errors that become a sentence here, as tracebacks.
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         is_local = scheduler is None
-        # One that waits for a store keeps its cluster.
+        # A run that waits for a store keeps its cluster, because of this idle time.
         if scheduler is None:
             configuration = local_configuration()
             given = dask.config.serialize(configuration)
@@ -290,7 +286,7 @@ def connect(
                 scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(SHARD_WAITS_S), given)))
             except OSError as error:
                 raise ClusterError(
-                    f"local cluster: expected to start its processes, got {error}; mend that, then run the same command again"
+                    f"local cluster: its processes do not start ({error}); repair that, then run the same command again"
                 ) from error
             with dask.config.set(configuration):
                 client = open_client(scheduler)
@@ -306,14 +302,14 @@ def connect(
             if not isinstance(error, TimeoutError):
                 raise SchedulerLostError from error
             if is_local:
-                # It has the log that says why.
+                # `local_cluster` has the log with the reason.
                 raise
             raise ClusterError(
-                f"scheduler {scheduler.address}: expected a worker within {_WORKERS_TIMEOUT_S} s, got none; "
-                f"start `dask worker {scheduler.address}`"
+                f"scheduler {scheduler.address}: no worker has joined it within {_WORKERS_TIMEOUT_S} s; start one with "
+                f"`dask worker {scheduler.address}`"
             ) from error
         if is_local:
-            # All are started alike, so those that are there tell of those that are not.
+            # All workers are started in the same way, so these show how the later ones will listen.
             require_loopback(client.nthreads())
         with losing(client):
             yield Cluster(client, is_local, on_note)
@@ -332,7 +328,7 @@ def _failure(result: Any) -> BaseException:
 
 
 def _is_passing(outcome: object) -> bool:
-    """Return whether a shard ended with what is no fault of its own."""
+    """Return whether a shard failed for a reason that may go away."""
     return isinstance(outcome, KilledWorker | CommClosedError | _LostError) or (
         isinstance(outcome, BaseException) and (is_transient(outcome) or find_shortage(outcome) is not None)
     )

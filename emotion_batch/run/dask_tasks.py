@@ -23,7 +23,7 @@ Task = TypeVar("Task")
 def make_bag(do: Callable[[Task], list[Any]], tasks: Sequence[Task]) -> dask.bag.Bag:
     """Return a bag of what shards give, one partition and one of Dask's tasks for each.
 
-    Not `from_sequence` and `map`, whose two tasks a shard Dask hands out one after the other.
+    `from_sequence` and `map` would make two tasks for each shard, which Dask hands out one after the other.
     """
     name = f"shards-{secrets.token_hex(8)}"
     graph: dict[Any, Any] = {(name, number): (partial(do, task),) for number, task in enumerate(tasks)}
@@ -35,7 +35,7 @@ def do_partition(
 ) -> list[tuple[float, Receipt]]:
     """Do a bag's partition of one shard; return the seconds that it took and its receipt.
 
-    A worker that cannot do it says so under the topic, and passes it on.
+    A worker that cannot do it reports this under the topic, and gives the shard back.
     """
     started = time.monotonic()
     try:
@@ -46,7 +46,7 @@ def do_partition(
 
 
 def _pass_on(error: UnfitWorkerError, topic: str) -> NoReturn:
-    """Give a shard back, for another worker. This worker stays, because others may use it for what it can do."""
+    """Give a shard back, for another worker. This worker stays, because other work may need it."""
     worker = get_worker()
     worker.log_event(topic, {"worker": worker.address, "said": str(error)})
     logging.getLogger(__name__).warning("%s", error)

@@ -22,6 +22,7 @@ from emotion_batch.errors import (
     IncompleteError,
     StorageError,
     UsageError,
+    counted,
     find_shortage,
 )
 from emotion_batch.inference.bundle import COPY, Bundle, copy_bundle
@@ -54,9 +55,9 @@ PACKAGE = "emotion-batch"
 
 
 class Run:
-    """One run over a table, as a block: in it the table is there and says who is at work, after it there is a record.
+    """One run over a table, as a block: in the block the table exists and has a lease of the run, after it there is a record.
 
-    `started` is when the call began, of `time.perf_counter`.
+    `started` is the time when the call began, by `time.perf_counter`.
     """
 
     def __init__(self, table: Folder, info: TableInfo, options: RunOptions, started: float) -> None:
@@ -80,8 +81,8 @@ class Run:
         self._known_runs, self._others = begin(self.table, self.info, self._lease, self.watcher.on_note)
         for other in self._others:
             self.watcher.on_note(
-                f"run {other.run} is at work on this table too, on {other.host}; that harms nothing, and each shard "
-                "that one of them has done the other leaves"
+                f"run {other.run} is at work on this table too, on {other.host}; this does no harm, because each run skips the "
+                "shards that the other has done"
             )
         return self
 
@@ -93,9 +94,9 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.summary.elapsed_s = time.perf_counter() - self._started
         try:
-            # Somebody who stopped a run waits for its end, and storage may be why it ends.
+            # After an error, the user waits for the end of the run, and storage may be the reason for it.
             with explained(f"table {self.table.url}"), hastily() if error is not None else nullcontext():
-                # A call that was refused before any work is no run that failed.
+                # A call that was refused before any work is not a failed run, so it gets no record.
                 if not isinstance(error, UsageError):
                     self._recorder.write(self.table, self.summary, *name_outcome(error))
                 self.table.delete(cancellation_name(self.id))
@@ -107,9 +108,9 @@ class Run:
     def freeze(
         self, listing: Listing, spent: Spent, since: int | None = None, *, prune: bool, limit: int | None = None
     ) -> bool:
-        """Take a listing over into the table's manifest, and say what is remarkable about it.
+        """Take a listing over into the table's manifest, and note what is remarkable about it.
 
-        Return whether it was taken over: not if it would undo what another run has frozen after the generation `since`.
+        Return False, and take nothing over, if it would undo what another run has frozen after the generation `since`.
         """
         note = self.watcher.on_note
         self.summary.spent.add(spent)
@@ -121,9 +122,9 @@ class Run:
                 other = self._others[0]
                 raise IncompleteError(
                     f"{error.args[0]}, and run {other.run} is at work on it, on {other.host}; run the same command again when "
-                    "that has ended"
+                    "that run has ended"
                 ) from error
-            note(f"{error.args[0]}; it was written anew, by the parts that are there and the listing")
+            note(f"{error.args[0]}; it was written anew from the parts that are there and the listing")
             with explained(f"table {self.table.url}"):
                 self.manifest = rebuild(self.table, self.info, listing.entries)
             is_new = False
@@ -133,18 +134,17 @@ class Run:
         for remark in listing.remark():
             note(remark)
         if not is_new and any(asdict(growth).values()):
-            gone = f"{growth.n_pruned} gone, whose rows go too" if prune else f"{growth.n_gone} gone"
-            note(
-                f"since the last run the archive has {growth.n_new} recordings more, {growth.n_changed} changed and {gone}"
-                + ("; the rows of those that are gone stay, unless with --prune" if growth.n_gone else "")
-            )
+            new, gone = counted(growth.n_new, "new recording"), growth.n_pruned or growth.n_gone
+            rows = "; their rows are removed" if growth.n_pruned else "; their rows stay, unless you give --prune"
+            changes = f"{new}, {growth.n_changed:,} changed and {gone:,} gone"
+            note(f"since the last run the archive has {changes}{rows if gone else ''}")
         self.summary.left_out = listing.left_out
         for name, value in asdict(growth).items():
             setattr(self.summary, name, value)
         return True
 
     def _grow(self, entries: pa.Table, since: int | None, *, prune: bool, limit: int | None) -> Growth | None:
-        """Take a listing over into the manifest as `Manifest.grow` does; raise DamagedError if that lacks something, or files of it are damaged."""
+        """Take a listing over as `Manifest.grow` does; raise DamagedError if the manifest lacks something or has damaged files."""
         check = partial(require_generations, self.table, self.info, self.manifest, listed=entries)
         with explained(f"table {self.table.url}"):
             if problems := self.manifest.find_damage(deep=True):
@@ -172,7 +172,7 @@ class Run:
             self.manifest = Manifest.following(self.table, manifest)
 
     def keep_model(self, bundle: Bundle) -> Bundle:
-        """Return the table's own copy of a bundle, of which is made what is not there."""
+        """Return the table's own copy of a bundle; missing files of the copy are made."""
         licence = bundle.card.training.get("data_licence")
         self.summary.model = (
             f"model {bundle.card.model_id}{f'; licence of its training data: {licence}' if licence else ''}"
@@ -184,25 +184,25 @@ class Run:
         return choose_witnesses(self.table, self.info, self.manifest, archive, self.watcher.on_note)
 
     def finish(self, job: Job, features: Mapping[int, Footer] | None = None) -> Summary:
-        """Do every shard that is not done, and return what the table then is.
+        """Do every shard that is not done, and return the summary of the run.
 
         `features` are the footers of the feature table whose rows are labelled. Raise CanaryError, IncompleteError or ClusterError if
-        the run was stopped, or shards are left over.
+        the run was stopped, or shards are left.
         """
-        # The listing's memory, which Arrow would keep: Dask is loaded now.
+        # Arrow would keep the memory of the listing, and Dask needs it now.
         pa.default_memory_pool().release_unused()
         for number in range(1 if job.is_retry else PASSES):
             done, todo = self._look(job, features) if number else self._choose(job, features)
             self._do(job, done, todo)
             recall_reasons(self.summary, self.table, self.info, done)
-            # Another run may have frozen more since, or put parts of an older listing over some of these.
+            # Another run may have frozen more since, or replaced some of these parts by parts of an older listing.
             if self.summary.n_shards_left or not (job.is_retry or self._has_company()):
                 return self.summary
         _, missing = self._look(job, features)
         if missing:
             raise IncompleteError(
-                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} parts, got {len(missing)} missing or "
-                "out of date; run the command that made it again"
+                f"table {self.table.url}: {len(missing):,} of its {counted(len(self.manifest.shards), 'part')} cannot be used "
+                "(missing or out of date); run the command that made it again"
             )
         return self.summary
 
@@ -212,9 +212,9 @@ class Run:
         if job.is_retry:
             return done, self._tasks([shard for shard in done if job.again & set(done[shard].counts.by_status)], done)
         if done and (not missing or has_damage(self.table, missing)):
-            # Some damage is found by reading alone, which costs little beside the making of a table, and much beside a
+            # Some damage is found only by reading. This costs little compared with making a table, and much compared with a
             # few new recordings.
-            self.watcher.on_note("reading the rows of finished parts, because some damage shows in nothing else")
+            self.watcher.on_note("reading the rows of finished parts, because some damage shows only there")
             done, missing = self._look(job, features, deep=True)
         listed = find_relisted(self.table, self.info, self.manifest, done) if features is None else []
         return done, missing + self._tasks(listed, done)
@@ -231,7 +231,7 @@ class Run:
         entries = self.manifest.shards
         order = order_shards({shard: entries[shard].cost for shard in numbers})
         if any(other.run < self.id for other in self._others):
-            # The other run begins at the other end.
+            # The other run begins at the other end of the order.
             order.reverse()
         return make_tasks(self.manifest, order, present)
 
@@ -261,7 +261,7 @@ class Run:
 
     @contextmanager
     def _connected(self, n_shards: int) -> Iterator[Cluster]:
-        """Give a cluster; a run that ends early takes back what its own workers, which end with it, had under way."""
+        """Give a cluster; a run that ends early deletes the notes of shards in progress on its own workers, which end with it."""
         cluster = import_cluster()
         n_workers = min(self.options.workers or cluster.N_CORES, n_shards)
         lost: frozenset[int] | None = None
@@ -272,7 +272,7 @@ class Run:
                 except BaseException:
                     if self.scheduler is None:
                         with suppress(Exception), hastily():
-                            # While they live, because those that died by themselves may have died of a recording.
+                            # The workers still live here; one that died before may have died because of a recording.
                             lost = attempts.find_lost(self.table, self.id)
                     raise
         finally:
@@ -281,7 +281,7 @@ class Run:
                     attempts.take_back(self.table, self.id, lost)
 
     def _work_off(self, cluster: Cluster, work: Work, todo: list[Task], n_in_all: int) -> None:
-        """Have shards done, of so many in all, and wait for them."""
+        """Have shards done and wait for them; `n_in_all` is the number of all shards of the run."""
         canary = None if self.options.force else Canary(self.info.source)
         begun = time.perf_counter()
         n_done_here = 0
@@ -296,8 +296,10 @@ class Run:
                 cancelled = outcome
                 continue
             if isinstance(outcome, StorageError):
-                # A full disk is full for every shard: the rest of the night would be decoded for nothing.
-                raise IncompleteError(f"{outcome}; what is finished stays, and the same command goes on") from outcome
+                # A full disk is full for every shard, so the rest would be decoded for nothing.
+                raise IncompleteError(
+                    f"{outcome}; finished work is kept, and the same command again resumes"
+                ) from outcome
             if isinstance(outcome, BaseException):
                 failures.append((task.shard, outcome))
                 continue
@@ -311,14 +313,17 @@ class Run:
             raise cancelled
         if failures:
             shard, first = failures[0]
-            # What was raised on purpose says itself what is to be done.
+            # An error of this package says itself what to do.
             is_known = isinstance(first, EmotionBatchError)
             shortage = find_shortage(first)
             reason = f"its worker had not enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
             raise IncompleteError(
-                f"table {self.table.url}: expected all of its {len(self.manifest.shards)} shards, got {len(failures)} not done"
-                + (f": {first}" if is_known else f" (shard {shard}: {reason})")
-                + ("" if is_known else "; run the same command again, it does what is left")
+                f"table {self.table.url}: {len(failures):,} of its {counted(len(self.manifest.shards), 'shard')} could not be done"
+                + (
+                    f": {first}"
+                    if is_known
+                    else f" (shard {shard}: {reason}); run the same command again to do what is left"
+                )
             )
 
     def _check(self) -> None:
@@ -332,7 +337,7 @@ class Run:
         )
 
     def _preflight(self, connected: Cluster, job: Job) -> None:
-        """Let every worker try what it will need, and say what would be better."""
+        """Let every worker try what it will need, and note how the cluster could be faster."""
         nonce_name, nonce = f"{schema.LEDGER}/preflight-{self.id}", secrets.token_bytes(16)
         probe = preflight.Probe(
             table=self.table,
@@ -353,13 +358,13 @@ class Run:
         many = [worker for worker, n_threads in connected.threads().items() if n_threads > 1]
         if many:
             self.watcher.on_note(
-                f"{len(many)} workers run several threads in one process; the same cores do more as processes: "
-                "`dask worker ADDRESS --nworkers auto --nthreads 1`"
+                f"{counted(len(many), 'worker')} with several threads in one process: the same cores do more with one process "
+                "each, e.g. `dask worker ADDRESS --nworkers auto --nthreads 1`"
             )
 
 
 def import_cluster() -> ModuleType:
-    """Return what knows Dask: when it is used, because a single recording and `--help` start none.
+    """Import and return the module that knows Dask. It is imported late, because a single recording and `--help` need no Dask.
 
     Raise ClusterError if Dask does not even start with the settings that the user has made for it.
     """
@@ -369,7 +374,7 @@ def import_cluster() -> ModuleType:
         raise
     except Exception as error:
         raise ClusterError(
-            f"Dask: it does not start with the settings made for it ({error}); look at its YAML files, such as those in "
-            "~/.config/dask, and at the variables that begin with DASK_"
+            f"Dask does not start with its settings on this machine ({error}); check its YAML files, e.g. in ~/.config/dask, and "
+            "the environment variables that begin with DASK_"
         ) from error
     return dask_cluster

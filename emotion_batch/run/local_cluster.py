@@ -19,12 +19,12 @@ from emotion_batch.environment import safe_environment
 from emotion_batch.errors import ClusterError
 
 _START_TIMEOUT_S = 60
-# How the last line of a traceback looks; some of those in Dask's log only follow from others.
+# This matches the last line of a traceback, except those in Dask's log that only follow from others.
 _RAISED = re.compile(
     r"^(?!AssertionError|AttributeError|RuntimeError: \w+ failed to start)[\w.]*(?:Error|Exception)(?::.*)?$", re.M
 )
-# What Dask's processes do beside the work takes a tenth of the cores at its defaults: every 10 ms a look at the stack
-# for the dashboard's profile, every 20 at the event loop, every 100 and 500 at the machine.
+# At its defaults, Dask uses a tenth of the cores for other things than the work: it looks at the stack every 10 ms for the
+# dashboard's profile, at the event loop every 20 ms, and at the machine every 100 and 500 ms.
 _SETTINGS = {
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "500ms",
@@ -33,14 +33,14 @@ _SETTINGS = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__DISK": "False",
 }
 
-# A process of the cluster reads none of Dask's files of settings, which are about other clusters: where a file has a key
-# by a name of earlier releases, it counts even above what the environment gives. It dies with the driver.
+# A process of the cluster reads none of Dask's settings files, because they are about other clusters: a key in them with a name
+# of earlier releases would count even above the environment. The process dies with the driver.
 _PROGRAM = (
     "import dask.config; dask.config.paths.clear(); dask.config.refresh(); "
     "from emotion_batch.worker.process import die_with_parent; die_with_parent(); "
     "from distributed.cli.dask_spec import main; main()"
 )
-# By other protocols, as by websockets, Dask listens on every address of the machine.
+# With other protocols, e.g. websockets, Dask listens on every address of the machine.
 _PROTOCOL, _HOST = "tcp", "127.0.0.1"
 
 
@@ -55,21 +55,21 @@ def _has_current_folder() -> bool:
 
 @contextlib.contextmanager
 def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> Iterator[str]:
-    """Start a scheduler and workers; yield the scheduler's address, end all of them after.
+    """Start a scheduler and workers; yield the scheduler's address, and end all of them after the block.
 
-    Not Dask's LocalCluster, because its workers import the caller's script again and so run it. The processes are in sessions of
-    their own, because Ctrl-C in a terminal goes to a whole session and would take the workers from under the run. The scheduler ends
+    Dask's LocalCluster is not used, because its workers import the caller's script again and so run it. Each process has its own
+    session, because Ctrl-C in a terminal goes to a whole session and would end the workers during the run. The scheduler ends
     after `idle_timeout_s` without work, so that a driver that was killed leaves no cluster behind. `configuration` is Dask's, as
-    its ``dask.config.serialize`` gives it. It counts instead of the user's own: encryption, ports or a preloaded script would keep
-    this cluster from starting. Raise ClusterError if no scheduler comes up, or not on loopback, or if the block raises TimeoutError
+    its ``dask.config.serialize`` gives it. It replaces the user's own, because encryption, ports or a preloaded script would
+    keep this cluster from starting. Raise ClusterError if no scheduler comes up, or not on loopback, or if the block raises TimeoutError
     because no worker does.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
         others = {name: value for name, value in safe_environment().items() if not name.startswith("DASK_")}
-        # The single settings count above the configuration as a whole. Processes that are killed leave files in their scratch
-        # space, so that lies in a folder that goes with the cluster.
+        # The single settings have priority over the whole configuration. Killed processes leave files in their scratch space, so
+        # that is in a folder that is deleted with the cluster.
         environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS, "TMPDIR": folder}
 
         def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
@@ -104,23 +104,23 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
             yield address
         except TimeoutError as error:
             raise ClusterError(
-                f"local cluster: no worker has started ({_find_reason(log)}); mend that, then run the same command again"
+                f"local cluster: no worker has started ({_find_reason(log)}); repair that, then run the same command again"
             ) from error
         finally:
             for process in processes:
-                # The session, for a nanny's worker is a process of its own.
+                # The whole session is killed, because the worker of a nanny is another process.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 
 def require_loopback(addresses: Iterable[str]) -> None:
-    """Raise ClusterError if a process of a local cluster does not listen where it was told to."""
+    """Raise ClusterError if a process of a local cluster does not listen on loopback only."""
     for address in addresses:
         if not address.startswith(f"{_PROTOCOL}://{_HOST}:"):
             raise ClusterError(
-                f"local cluster: expected its processes to listen on {_PROTOCOL}://{_HOST} alone, got {address}; no work was begun, so look for "
-                "what changes Dask in this Python, such as a sitecustomize.py, or name a cluster of your own with --scheduler"
+                f"local cluster: its processes must listen on {_PROTOCOL}://{_HOST} only: {address}; no work has begun; find what changes "
+                "Dask in this Python, e.g. a sitecustomize.py, or name your own cluster with --scheduler"
             )
 
 
@@ -128,17 +128,17 @@ def _read_address(path: Path, process: subprocess.Popen[bytes], log: Path) -> st
     """Wait for the scheduler's file and return the address in it."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        # It may be there and not yet written.
+        # The file may exist before it is written.
         with contextlib.suppress(OSError, ValueError):
             return str(json.loads(path.read_bytes())["address"])
         time.sleep(0.02)
     raise ClusterError(
-        f"local cluster: no scheduler has started ({_find_reason(log)}); mend that, then run the same command again"
+        f"local cluster: no scheduler has started ({_find_reason(log)}); repair that, then run the same command again"
     )
 
 
 def _find_reason(log: Path) -> str:
-    """Return the line of a log that says best why a process did not start."""
+    """Return the line of a log that best explains why a process did not start."""
     said = log.read_text(errors="replace").strip()
     lines = _RAISED.findall(said) or [line for line in said.splitlines() if " - INFO - " not in line]
     return lines[-1] if lines else "its log has no reason"

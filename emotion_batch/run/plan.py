@@ -1,7 +1,7 @@
 """Plan a run without writing anything: what it would do, and how long it would take.
 
-Each thread does real shards of all kinds and sizes for some seconds (`worker.trial`). What all takes follows from their costs by kind
-and size (the separate ratio estimate of Cochran, Sampling Techniques, 1977, 6.10), the range from how much these shards differ.
+Each thread does real shards of all kinds and sizes for some seconds (`worker.trial`). The total time follows from their costs by kind
+and size (the separate ratio estimate of Cochran, Sampling Techniques, 1977, 6.10), and the range from how much these shards differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.special import stdtrit
 
-from emotion_batch.errors import IncompleteError, Status, UsageError
+from emotion_batch.errors import IncompleteError, Status, UsageError, counted
 from emotion_batch.inference.bundle import EXECUTABLE, read_checked
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import PACKAGE, import_cluster
@@ -46,17 +46,17 @@ Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 _USUAL_WORKERS, _JOIN_TIMEOUT_S = (10, 100), 30
 _MOST_STRATA, _MOST_SAMPLED = 8, 32_768
-# A machine differs from minute to minute and from day to day, and a sample of seconds does not see that.
+# The speed of a machine changes from minute to minute and from day to day, which a sample of seconds does not show.
 _LEAST_DRIFT, _UNKNOWN, _MOST_CROWD = 0.04, 0.5, 0.9
 # The start is measured once, when the caches are warm already.
 _START_LOW, _START_HIGH = 0.7, 1.5
-# Dask and the table's storage take so long for a shard. A process has its rows as columns, as a table and as a part.
+# Dask and the table's storage take this long for a shard. A process holds its rows as columns, as a table and as a part.
 _BESIDE_S, _COPIES = 0.05, 3
 
 
 @dataclass(frozen=True)
 class Range:
-    """The likely value, and two ends that it is between with some 95 %."""
+    """The likely value, and an interval that holds the true one in about 95 % of cases."""
 
     low: float = 0.0
     likely: float = 0.0
@@ -65,7 +65,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds from the call to the end of a run on so many one-thread workers, each with a core as those of the sample had."""
+    """Seconds from the call to the end of a run on `workers` one-thread workers, each with a core like those of the sample."""
 
     workers: int
     is_here: bool
@@ -78,8 +78,8 @@ class Times:
 class Due:
     """Whether a run that begins now is done by an hour: ``yes`` and ``no`` hold for the whole range, else ``perhaps``.
 
-    `workers` are those of the answer; `workers_likely` and `workers_sure` the fewest whose likely and late end are in time,
-    None if no number's is.
+    The answer is for `workers` workers; `workers_likely` and `workers_sure` are the fewest whose likely or late end is in time,
+    None if no number is enough.
     """
 
     at: str
@@ -94,11 +94,11 @@ class Due:
 class Plan:
     """What a run would do, and how long it would take.
 
-    All but `n_recordings` and `n_parts` is about what is left: `n_unsized` recordings of unknown size, `n_rows` and `part_bytes`
-    that parts will hold, `memory_bytes` that a worker process takes at most, `n_failed` recordings without a whole result. Of the
-    sample there are `statuses`, recordings that were `n_cut` after some windows, shares that were `n_lost`, and `crowd`, the share
-    of its time in which other work had the cores: the range allows that this ends, or doubles. `start_s` are the seconds of a run
-    besides its shards, `work_s` those of one worker for all shards.
+    Except `n_recordings` and `n_parts`, all is about the work that is left: `n_unsized` recordings have an unknown size, parts will
+    hold `n_rows` and `part_bytes`, a worker process takes at most `memory_bytes`, and `n_failed` recordings have no whole result.
+    About the sample: `statuses`, `n_cut` recordings that ended after some windows, `n_lost` shares, and `crowd`, the share of its
+    time in which other work had the cores; the range allows that this ends, or doubles. `start_s` are the seconds of a run besides
+    its shards, and `work_s` those that one worker needs for all shards.
     """
 
     source: str
@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def is_late(self) -> bool:
-        """Whether even the hopeful end is after the hour that was named."""
+        """Whether even the earliest end is after the hour that was named."""
         return self.due is not None and self.due.is_done == "no"
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,35 +161,35 @@ def plan(
     storage_options: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> Plan:
-    """Return what a run would do and how long it would take, from a sample that is timed; nothing is written.
+    """Return what a run would do and how long it would take, from a timed sample; nothing is written.
 
     Parameters
     ----------
     archive, table, model
-        What `extract` or `label` would be given; or as `archive` a table that is to go on. Of a table, only what is left counts.
+        The arguments of `extract` or `label`; or, as `archive`, a table to continue, of which only the rest counts.
     settings, segments, suffixes, include, exclude, storage_options, watcher
-        As in `extract`; a labelling has the settings of its model.
+        As in `extract`; `label` uses the settings of its model.
     scheduler
-        A running Dask scheduler, or its address, on whose workers the sample is timed; by default on this machine's cores.
+        A running Dask scheduler, or its address; the sample is timed on its workers, by default on this machine's cores.
     workers
-        Numbers of workers to tell the time for, besides those that are there; by default 10 and 100.
+        Numbers of workers to estimate the time for, besides the present number; by default 10 and 100.
     by
-        An hour such as ``07:00``: tell whether the run is done by then.
+        A time such as ``07:00``: say whether the run is done by then.
     sample_s
         About how long the timing may take, in seconds.
 
     Raises
     ------
     UsageError, StorageError, ClusterError, IncompleteError
-        If the call is wrong, the run could not begin, or nothing of the sample came to an end.
+        If the call is wrong, the run could not begin, or nothing of the sample was done.
     """
     started = time.monotonic()
     asked = sorted({*workers})
     if asked and asked[0] < 1:
-        raise UsageError(f"workers: expected numbers >= 1, got {asked[0]}")
+        raise UsageError(f"workers must be whole numbers of at least 1: {asked[0]}")
     if not 0.5 <= sample_s <= 3_600:
-        raise UsageError(f"sample: expected seconds from 0.5 to 3,600, got {sample_s:g}")
-    # Found at once, because the hour may come while the sample is taken.
+        raise UsageError(f"sample must be from 0.5 to 3,600 seconds: {sample_s:g}")
+    # This is computed now, because the hour may pass while the sample is taken.
     hour = None if by is None else _find_hour(by)
     place, patterns = Folder.of(archive, storage_options), (tuple(include), tuple(exclude))
     left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher())
@@ -219,7 +219,7 @@ def plan(
 def _measure(
     left: Left, scheduler: Scheduler | None, asked: list[int], sample_s: float, started: float
 ) -> tuple[dict[str, Any], Outlook]:
-    """Time a sample on the cluster; return what it says for a plan, and how long shards take."""
+    """Time a sample on the cluster; return its figures for a plan, and how long shards take."""
     cluster, work = import_cluster(), _Work.of(left)
     root = os.path.join(tempfile.gettempdir(), f"emotion-batch-plan-{secrets.token_hex(8)}")
     archive = witness = features = None
@@ -260,8 +260,8 @@ def _measure(
         if isinstance(failures[0], IncompleteError):
             raise failures[0]
         raise IncompleteError(
-            f"sample: expected some of {len(work.costs):,} recordings to be done, got none ({type(failures[0]).__name__}: "
-            f"{failures[0]}); run the same command again, or see what a worker's log says"
+            f"sample: nothing of {counted(len(work.costs), 'recording')} could be done ({type(failures[0]).__name__}: "
+            f"{failures[0]}); run the same command again, or see the log of a worker"
         )
     found, outlook = _extrapolate(work, np.concatenate(numbers), shards, start_s)
     return {**found, "sample_s": ended - began, "sample_workers": n_threads, "n_lost": len(failures)}, outlook
@@ -269,7 +269,7 @@ def _measure(
 
 @dataclass(frozen=True)
 class _Work:
-    """The recordings that are left, in the order of a run, with where shards begin and end, what each costs, and its stratum."""
+    """The recordings that are left, in the order of a run, with the bounds of shards, and each recording's cost and stratum."""
 
     entries: pa.Table
     tasks: Sequence[Task]
@@ -280,7 +280,7 @@ class _Work:
     @classmethod
     def of(cls, left: Left) -> _Work:
         entries, segments = pa.concat_tables(left.shards.values()), left.info.segments
-        # A row of a feature table costs what any other does.
+        # All rows of a feature table cost the same.
         is_even = left.tasks and segments.hop_s is None
         costs = np.ones(entries.num_rows) if is_even else estimate_costs(entries, segments)
         ends = pc.utf8_lower(pc.utf8_slice_codeunits(entries["file"], -4, None))
@@ -288,13 +288,13 @@ class _Work:
         levels = np.log2(np.maximum(entries["size"].fill_null(0).to_numpy(), 1)).astype(np.int64) // 2
         # A stratum has recordings of one suffix, of sizes within a factor of four.
         _, strata = np.unique(kinds * 64 + levels, return_inverse=True)
-        # Those that cost little in all are put together as the last one.
+        # Strata with a small total cost are put together as the last one.
         ranks = np.argsort(np.argsort(-np.bincount(strata, costs), kind="stable"))
         bounds = np.cumsum([0, *(shard.num_rows for shard in left.shards.values())])
         return cls(entries, left.tasks, bounds, costs, np.minimum(ranks, _MOST_STRATA - 1)[strata])
 
     def share_out(self, n_threads: int) -> dict[Share, Numbers]:
-        """Return what each thread may do, with the numbers of its recordings; as far as it gets, it has done all strata alike."""
+        """Return each thread's share, with the numbers of its recordings; wherever it stops, all strata are equally sampled."""
         # Equal calls choose equal recordings.
         generator = np.random.default_rng(0)
         things: Sequence[Any]
@@ -311,7 +311,7 @@ class _Work:
             )
             for stratum in range(n_first):
                 mine = mixed[self.strata[mixed] == stratum]
-                # By the share of the stratum's cost that is done after each; but at first each thread has two of it.
+                # First each thread gets two of a stratum; then the order is by the share of its cost that is done after each.
                 nth, done = np.arange(len(mine)) // n_threads, np.cumsum(self.costs[mine]) / self.costs[mine].sum()
                 ranks[mine] = np.where(nth < 2, nth - 2, done)
             order = np.lexsort((self.strata, ranks))[:_MOST_SAMPLED]
@@ -324,7 +324,7 @@ class _Work:
 
 
 def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: float) -> tuple[dict[str, Any], Outlook]:
-    """Return what shards of a sample say of all recordings, given the numbers of their recordings."""
+    """Return what the shards of a sample, with the numbers of their recordings, say about all recordings."""
     taken = [one for shard in shards for one in shard.taken]
     seconds, n_rows, done, durations, statuses = (np.array(column) for column in zip(*taken, strict=True))
     where = np.repeat(np.arange(len(shards)), [len(one.taken) for one in shards])
@@ -333,7 +333,7 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
     strata, n_strata = work.strata[numbers], work.strata.max() + 1
 
     def fit(values: Floats) -> tuple[float, float]:
-        """Return what a shard has by itself, and for each of its rows, neither of them negative."""
+        """Return what a shard has by itself, and what for each of its rows; neither is negative."""
         off = shard_rows - shard_rows.mean()
         by_row = max(0.0, off @ values / (off @ off)) if off.any() else 0.0
         base = values.mean() - by_row * shard_rows.mean()
@@ -390,7 +390,7 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
 
 @dataclass(frozen=True)
 class Outlook:
-    """Likely seconds of shards in the order of a run, by what all may be multiplied, and the seconds of a run besides them."""
+    """Likely seconds of shards in the order of a run, the factors for both ends of the range, and the seconds besides shards."""
 
     shards_s: Floats
     low: float
@@ -399,12 +399,12 @@ class Outlook:
 
     @property
     def work_s(self) -> Range:
-        """Seconds of one worker for all."""
+        """Seconds that one worker needs for all shards."""
         total = float(self.shards_s.sum())
         return Range(self.low * total, total, self.high * total)
 
     def elapsed_s(self, n_workers: int) -> Range:
-        """Return the seconds from the call to the end with so many workers.
+        """Return the seconds from the call to the end with `n_workers` workers.
 
         At the early end the work is spread evenly, as far as shards can be; at the late end each worker begins a shard too
         many, because Dask hands them out ahead.
@@ -421,26 +421,26 @@ class Outlook:
         )
 
     def count_workers(self, within_s: float, end: Callable[[Range], float]) -> int | None:
-        """Return the fewest workers with which an end of the range is within so many seconds; None if no number is."""
+        """Return the fewest workers with which an end of the range is within `within_s`; None if no number is enough."""
         numbers = range(1, max(1, len(self.shards_s)) + 1)
         place = bisect_left(numbers, True, key=lambda n_workers: end(self.elapsed_s(n_workers)) <= within_s)
         return numbers[place] if place < len(numbers) else None
 
 
 def _find_hour(text: str) -> datetime:
-    """Return when it is next that hour."""
+    """Return the next time at which clocks show that hour."""
     now = datetime.now().astimezone()
     try:
         named = datetime.strptime(text, "%H:%M")
     except ValueError as error:
-        raise UsageError(f"by: expected an hour as 07:00, got {text!r}") from error
+        raise UsageError(f"by must be a time such as 07:00: {text!r}") from error
     at = now.replace(hour=named.hour, minute=named.minute, second=0, microsecond=0)
-    # As clocks show it, also in a night that is an hour longer.
+    # This is the time that clocks show, also in a night that is an hour longer.
     return (at + timedelta(days=at <= now)).replace(tzinfo=None).astimezone()
 
 
 def _judge(due: datetime, outlook: Outlook, n_workers: int) -> Due:
-    """Return whether what begins now is done by an hour, and how many workers that takes; without workers nothing is left."""
+    """Return whether a run that begins now is done by an hour, and with how many workers; 0 workers mean nothing is left."""
     within_s = due.timestamp() - datetime.now().astimezone().timestamp()
     end = outlook.elapsed_s(n_workers) if n_workers else Range()
     is_done = "yes" if end.high <= within_s else "no" if end.low > within_s else "perhaps"

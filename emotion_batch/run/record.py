@@ -21,15 +21,15 @@ from emotion_batch.usage import Spent
 from emotion_batch.worker import preflight
 from emotion_batch.worker.task import Receipt
 
-# Of each status, in a run's record.
+# The most examples of a status in a run's record.
 _MOST_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """What a record says of a run from its beginning (as ISO 8601) on; no options, because they may hold credentials.
+    """The facts about a run that are known when it begins (as ISO 8601); no options, because they may hold credentials.
 
-    `workers` is the number that was asked for, None for one a core; a run is submitted if a task of the cluster drives it.
+    `workers` is the requested number, None for one for each core. `is_submitted` says that a task of the cluster drives the run.
     """
 
     run_id: str
@@ -40,7 +40,7 @@ class Recorder:
     is_submitted: bool = False
 
     def write(self, table: Folder, summary: Summary, outcome: str, error: str | None) -> None:
-        """Publish the record: what the run left behind, how it ended (``complete``, ``failed``, ``stopped`` or ``cancelled``), and why."""
+        """Publish the record: the summary, the outcome (``complete``, ``failed``, ``stopped`` or ``cancelled``), and the error."""
         record = {
             "run": self.run_id,
             "outcome": outcome,
@@ -61,31 +61,31 @@ class Recorder:
 
 @dataclass
 class Summary:
-    """What a run left behind.
+    """The results of a run.
 
     Attributes
     ----------
     table
         URL of the table.
     counts
-        Of all its rows, those of earlier runs included.
+        Counts of all its rows, those of earlier runs included.
     n_shards, n_shards_done
-        Shards of the table, and those that this run did.
+        Shards of the table, and shards that this run did.
     n_decoded
-        Recordings that this run decoded, or labelled from features; the others' rows were there.
+        Recordings that this run decoded, or labelled from features; the other rows existed before.
     examples
-        For each status but ``ok`` that this run met, a few recordings and their reasons.
+        For each status except ``ok`` that this run met, a few recordings and their reasons.
     n_new, n_changed, n_gone, n_pruned
-        What the archive has new, changed and no more, compared with the table before; of the last, how many stay in the
-        table and how many left it.
+        Recordings of the archive that are new, changed, gone with their rows kept, and gone with their rows removed, compared
+        with the table before.
     left_out
-        Files of the archive that are no recordings by their suffix, by suffix.
+        Number of files of the archive that are not recordings, by suffix.
     audio_s, recorded_s
-        Seconds of audio that the rows cover which this run made, and that their recordings last.
+        Seconds of audio that the rows of this run cover, and seconds that their recordings last.
     n_resubmitted
         Shards that were handed out again because a worker or a store failed.
     spent
-        Over all workers: seconds by stage, bytes read, and what failures cost.
+        Of all workers: seconds by stage, bytes read, and the cost of failures.
     elapsed_s
         Wall-clock seconds from the call to the end.
     run
@@ -93,7 +93,7 @@ class Summary:
     model
         What labelled, with the licence of the recordings that it learnt from; nothing for features.
     n_shards_left
-        Shards that were handed to a cluster, which goes on with them by itself.
+        Shards that were left to a cluster, which does them by itself.
     """
 
     table: str
@@ -122,7 +122,7 @@ class Summary:
         return not self.n_shards_left and self.counts.n_rows > 0 and not self.counts.n_ok
 
     def add(self, receipt: Receipt) -> None:
-        """Take in what one task hands back."""
+        """Add the receipt of one task."""
         self.counts += receipt.counts
         self.n_shards_done += 1
         self.n_decoded += receipt.made.n_recordings
@@ -132,7 +132,7 @@ class Summary:
         self.show({status: [example] for status, example in receipt.examples.items()})
 
     def show(self, examples: Mapping[str, list[tuple[str, str]]]) -> None:
-        """Take in examples of what failed."""
+        """Add examples of recordings that failed."""
         for status, more in examples.items():
             known = self.examples.setdefault(status, [])
             known += more[: _MOST_EXAMPLES - len(known)]
@@ -143,7 +143,7 @@ class Summary:
 
 
 def recall_reasons(summary: Summary, table: Folder, info: TableInfo, done: Mapping[int, Footer]) -> None:
-    """If every recording failed, take examples of what earlier runs met from the parts that they left."""
+    """If every recording failed, add examples from the parts that earlier runs left."""
     if not summary.is_all_failed:
         return
     for status in summary.counts.by_status.keys() - summary.examples.keys():
@@ -152,15 +152,15 @@ def recall_reasons(summary: Summary, table: Folder, info: TableInfo, done: Mappi
             continue
         rows = parts.require_part(table, info, shard, ["file", "status", "error"])
         failed = rows.filter(pc.equal(rows["status"], status))
-        # None, if the shard was done again since and something else became of it.
+        # There may be none, if the shard was done again since with another result.
         for example in zip(failed["file"].to_pylist(), failed["error"].to_pylist(), strict=True):
             summary.show({status: [example]})
 
 
 def name_outcome(error: BaseException | None) -> tuple[str, str | None]:
-    """Return how a run ended, in a word, and of what it failed.
+    """Return the outcome of a run in one word, and its error.
 
-    A signal may come while a library is at work, which turns it into an error of its own: that is a stop too.
+    A signal may come while a library is at work, and the library may raise its own error for it; that is a stop too.
     """
     if error is None:
         return "complete", None

@@ -1,4 +1,4 @@
-"""What all runs share: with what a run works, and how it reads and reports."""
+"""The options that all runs share: the cluster of a run, and how it reads and reports."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `extract`, `label`, `retry` and `submit` share.
+    """The options that `extract`, `label`, `retry` and `submit` share.
 
     Attributes
     ----------
@@ -36,20 +36,20 @@ class RunOptions:
     workers
         One-thread worker processes of the local cluster; None starts one for each core.
     deadline_s
-        Seconds that a recording may take to give its row, with windows its next row, before it is ``timeout``.
+        Seconds that a recording may take to give its row (or, with windows, its next row) before its status is ``timeout``.
     storage_options
-        What fsspec's filesystem takes.
+        Options of fsspec's filesystem.
     force
-        Go on although the first recordings all fail alike, and prune although more than a tenth is gone.
+        Continue even if the first results are all the same, and prune even if more than a tenth is gone.
     leave
-        Come back as soon as the scheduler has the work, as `submit` does.
+        Return as soon as the scheduler has the work, as `submit` does.
     watcher
         Hears notes and progress.
 
     Raises
     ------
     UsageError
-        If a run is to be left to a cluster that would end with the call.
+        If `leave` is set without a scheduler, because a local cluster ends with the call.
     """
 
     scheduler: str | Scheduler | None = None
@@ -62,12 +62,12 @@ class RunOptions:
     watcher: Watcher | None = None
 
     def __post_init__(self) -> None:
-        # Both are checked now, before anything is read.
+        # Both are checked here, before anything is read.
         scheduler, _ = self.find_scheduler(), self.limits
         if self.leave and scheduler is None:
             raise UsageError(
-                "--scheduler: expected the address of a running Dask scheduler to leave the run to, got none; start one with "
-                "`dask scheduler`, or run the command here without `submit`"
+                "`submit` requires --scheduler with the address of a running Dask scheduler; start one with `dask scheduler`, or run "
+                "the command here without `submit`"
             )
 
     @classmethod
@@ -81,7 +81,7 @@ class RunOptions:
 
     @property
     def limits(self) -> Limits:
-        """What a recording may take."""
+        """The limits for one recording."""
         return Limits(self.deadline_s)
 
     def folder(self, location: Any) -> Folder:

@@ -1,4 +1,4 @@
-"""The address of a Dask scheduler, with its TLS files, and the error of one that was lost."""
+"""The address of a Dask scheduler, with its TLS files, and the error for a lost scheduler."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ class SchedulerLostError(IncompleteError):
 
     def __init__(
         self,
-        text: str = "scheduler: expected it to stay until the work is done, got no answer any more; run the same command again, "
-        "it goes on from there",
+        text: str = "lost the connection to the scheduler; run the same command again to resume",
     ) -> None:
         super().__init__(text)
 
@@ -28,15 +27,15 @@ class Scheduler:
     Attributes
     ----------
     address
-        As ``tcp://host:8786`` or ``tls://host:8786``.
+        E.g. ``tcp://host:8786`` or ``tls://host:8786``.
     tls_ca, tls_cert, tls_key
-        PEM files: the authority that signed everybody's certificates, and certificate and key of whoever connects. With
-        none, Dask's own configuration says (``distributed.comm.tls``).
+        PEM files: the certificate of the authority that signed all certificates, and this client's certificate and key. Without
+        them, Dask's own configuration counts (``distributed.comm.tls``).
 
     Raises
     ------
     UsageError
-        If only some of the files are named, one cannot be read, or the address is not one of TLS.
+        If only some of the files are named, one cannot be read, or the address is not a TLS address.
     """
 
     address: str
@@ -48,32 +47,32 @@ class Scheduler:
         files = {"--tls-ca": self.tls_ca, "--tls-cert": self.tls_cert, "--tls-key": self.tls_key}
         missing = [name for name, path in files.items() if path is None]
         if missing and len(missing) < len(files):
-            raise UsageError(f"{', '.join(files)}: expected all three or none, got none for {missing[0]}")
+            raise UsageError(f"{', '.join(files)} require each other: {missing[0]} is missing")
         if not missing and not self.address.startswith("tls://"):
-            raise UsageError(f"{', '.join(files)}: expected an address tls://HOST:PORT with them, got {self.address}")
+            raise UsageError(f"{', '.join(files)} require an address tls://HOST:PORT: {self.address}")
         for name, path in files.items():
             if path is not None and not os.access(path, os.R_OK):
-                raise UsageError(f"{name}: expected a PEM file that can be read, got {path}")
+                raise UsageError(f"{name} must be a PEM file that can be read: {path}")
 
     @classmethod
     def of(cls, scheduler: str | Scheduler | None) -> Scheduler | None:
-        """Return what a caller named: an address, or all of it; None stays None."""
+        """Return a scheduler for what a caller named: an address, or a scheduler; None stays None."""
         return cls(scheduler) if isinstance(scheduler, str) else scheduler
 
     @property
     def has_tls_files(self) -> bool:
-        """Whether certificates were named, rather than left to Dask's configuration."""
+        """Whether certificates were named; otherwise Dask's configuration counts."""
         return self.tls_ca is not None
 
     def find_risk(self) -> str | None:
-        """Return a sentence if whoever reaches the scheduler may run what they like there; None if not."""
+        """Return a sentence if anyone who reaches the scheduler can run code there; None if not."""
         parts = urlsplit(self.address if "://" in self.address else f"tcp://{self.address}")
         if parts.scheme != "tcp" or _is_loopback(parts.hostname or ""):
             return None
         return (
-            f"scheduler {self.address} is open: whoever can reach it over the network can run any code on its workers, as their "
-            "user and with their credentials; use TLS (--tls-ca, --tls-cert, --tls-key, an address tls://...) or see that "
-            "nobody else reaches it"
+            f"scheduler {self.address} is open: anyone who can reach it over the network can run any code on its workers, as their "
+            "user and with their credentials; use TLS (--tls-ca, --tls-cert, --tls-key, an address tls://...), or make sure "
+            "that no one else can reach it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Find which shards of a table a run still has to do, and in which order, by what is in its storage."""
+"""Find which shards of a table a run still has to do, and in which order, from the files in its storage."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from emotion_batch.tables.table import check_info, find_features, read_info
 from emotion_batch.worker.job import TablePlace
 from emotion_batch.worker.task import Task
 
-# A shard of so many times the usual cost is begun before the others.
+# A shard that costs this many times the usual is begun before the others.
 _HEAVY = 4
 
 
@@ -50,9 +50,9 @@ def find_done(
 ) -> tuple[dict[int, Footer], Mapping[int, Footer]]:
     """Return the footers of a table's shards that are done, and those of all parts that are there.
 
-    The manifest is read anew. `places` are what the job writes parts of, and the table is the last of them; `features` are the footers of
-    the feature table whose rows are labelled. With `deep` every row is read, and damaged parts are removed first. `on_note` hears what
-    was mended.
+    The manifest is read anew. `places` are the tables that the job writes, and the last of them is the table itself; `features` are
+    the footers of the feature table whose rows are labelled. With `deep`, every row is read, and damaged parts are removed first.
+    `on_note` hears of repairs.
     """
     manifest.reload()
     shards = manifest.shards
@@ -62,13 +62,13 @@ def find_done(
                 Manifest.following(place, manifest)
             for note in mend(place, info, manifest, deep=deep):
                 on_note(note)
-        # What a shard keeps of its part, it keeps of a part of any entries.
+        # A shard can keep rows from its part, even if the part was made from earlier entries.
         present = [parts.own_footers(place, info, shards) for place, info in places]
     complete = [parts.select_complete(footers, shards) for footers in present]
     done = {
         shard: footer
         for shard, footer in complete[-1].items()
-        # Alike also in what failed: features may have been tried again since they were labelled.
+        # The failures must be the same too, because features may have been retried since they were labelled.
         if all(
             shard in others and others[shard].counts.by_status == footer.counts.by_status
             for others in (*complete, *([] if features is None else [features]))
@@ -78,19 +78,19 @@ def find_done(
 
 
 def has_damage(table: Folder, missing: list[Task]) -> bool:
-    """Return whether a part of a missing shard is there and cannot be used."""
+    """Return whether a missing shard has a part that cannot be used."""
     with explained(f"table {table.url}"):
         names = set(table.names())
     return any(task.earlier is None and parts.part_name(task.shard) in names for task in missing)
 
 
 def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapping[int, Footer]) -> list[int]:
-    """Return the finished shards with recordings that were not as they were listed, and are listed again."""
+    """Return the finished shards with recordings that differed from their listing, and are listed again."""
     counts = {shard: footer.counts.by_status for shard, footer in done.items()}
-    # Of those that are gone it is said once more what became of them: that they are not there.
+    # A recording that is still gone would only become ``vanished`` again, so those are left out below.
     found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
     vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
-    # A list names what is not there, and a folder has links that lead nowhere.
+    # A list may name missing recordings, and a folder may have links that lead nowhere.
     is_looked_at = is_list(info.source) or not is_url(info.source)
     for shard, entries in zip(vanished, manifest.entries(vanished), strict=True):
         missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
@@ -98,7 +98,7 @@ def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapp
         if n_vanished > len(missing) + len(gone):
             found.append(shard)
         elif n_vanished > len(missing):
-            # Which of them, for what is gone may have its rows.
+            # The rows show which of them vanished, because a recording that is gone may still have good rows.
             rows = parts.require_part(table, info, shard, ["file", "status"])
             names = rows["file"].filter(pc.equal(rows["status"], Status.VANISHED)).to_pylist()
             if set(names).difference(missing, gone.to_pylist()):
@@ -107,9 +107,9 @@ def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapp
 
 
 def order_shards(costs: Mapping[int, int]) -> list[int]:
-    """Order shards: such as cost far more than most first, that none is waited for at the end; the others spread.
+    """Order shards: the most costly first, so that the run does not wait for one at the end; then the others, spread.
 
-    Spread, so that any first few are from all over the archive.
+    They are spread so that the first few, however many, come from all over the archive.
     """
     heavy = _HEAVY * float(np.median(list(costs.values()) or [0]))
     first = sorted((shard for shard in costs if costs[shard] > heavy), key=lambda shard: -costs[shard])
@@ -120,7 +120,7 @@ def order_shards(costs: Mapping[int, int]) -> list[int]:
 
 
 def count_first(tasks: Sequence[Task], n_threads: int) -> int:
-    """Return how many shards a submitted run sees done before it leaves: one a thread, fewer if they hold enough."""
+    """Return how many shards a submitted run does before it leaves: one for each thread, or fewer if they hold enough."""
     n_recordings = 0
     for n_tasks, task in enumerate(tasks[: max(1, n_threads)]):
         if n_recordings >= RECORDINGS:
@@ -130,14 +130,14 @@ def count_first(tasks: Sequence[Task], n_threads: int) -> int:
 
 
 def spread(n_things: int, n_most: int) -> list[int]:
-    """Return the numbers of so many things at most, from all over them."""
+    """Return the numbers of at most `n_most` of `n_things` things, evenly spread."""
     return [n_things * number // n_most for number in range(n_most)] if n_things > n_most else list(range(n_things))
 
 
 def choose_witnesses(
     table: Folder, info: TableInfo, manifest: Manifest, archive: Folder, on_note: Callable[[str], None]
 ) -> tuple[Entry, ...]:
-    """Return a few recordings that can be read here: if they cannot elsewhere, or later, it is the archive.
+    """Return a few recordings that can be read here. If they cannot be read elsewhere or later, the archive has a problem.
 
     Raise StorageError if none of them may be read.
     """
@@ -154,21 +154,21 @@ def choose_witnesses(
                 peek(archive, entry)
             except PermissionError as error:
                 refusal = error if isinstance(error, DeniedError) else PermissionError(0, "", entry.file)
-            except Exception:  # noqa: S112 whatever it is, this one tells nothing
+            except Exception:  # noqa: S112 this recording shows nothing about the archive
                 continue
             else:
                 yield entry
 
     found = [entry for batch in batches for entry in islice(find(batch), 1)]
     if refusal is not None and not found and archive.is_local:
-        # Some may be readable all the same, and here it takes no time to see.
+        # Other recordings may still be readable, and a local archive is quickly checked.
         found = list(islice((entry for batch in manifest.entries(shards) for entry in find(batch)), 1))
     if refusal is not None and not found:
         with explained(f"archive {archive.url}"):
             raise refusal
     if batches and not (found or archive.is_local) and is_list(info.source):
         on_note(
-            f"none of the recordings of the list that were tried can be read, e.g. {batches[0]['file'][0].as_py()!r}; names "
+            f"none of the recordings that were tried from the list can be read, e.g. {batches[0]['file'][0].as_py()!r}; names "
             f"in a list are relative to the folder that the list is in, {archive.url}"
         )
     return tuple(found)
@@ -176,10 +176,10 @@ def choose_witnesses(
 
 @dataclass(frozen=True)
 class Left:
-    """What a run would do.
+    """The work that a run would do.
 
-    `shards` has the entries that are left by the number of their shard, in the order in which to begin them, `tasks` those of a
-    feature table, and `table` is the one that was named to go on with.
+    `shards` has the entries that are left, by the number of their shard, in the order in which to begin them; `tasks` are those of a
+    feature table, and `table` is the table to continue.
     """
 
     info: TableInfo
@@ -203,9 +203,9 @@ def find_left(
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     watcher: Watcher,
 ) -> Left:
-    """Return what is left to do of an archive, of a feature table, or of the table that is to go on.
+    """Return what is left to do in an archive, in a feature table, or in a table to continue.
 
-    `patterns` are those that recordings are included and excluded by.
+    `patterns` are the patterns that include and exclude recordings.
     """
     include, exclude = patterns
     options, listed, base = place.options, None, None
@@ -217,7 +217,7 @@ def find_left(
         for name, value in (("table", table), ("model", model), ("settings", settings), ("segments", segments)):
             if value is not None:
                 raise UsageError(
-                    f"{name}: expected an archive with it, got the table {place.url}, which says that itself"
+                    f"{name} cannot be combined with the table {place.url}, which has its own: name an archive"
                 )
         info, goes_on, origin = there, place, Folder.of(there.source, options)
         bundle = None if info.kind == schema.FEATURES else open_copy(place)
@@ -226,7 +226,7 @@ def find_left(
         origin, features = place, there
         bundle = _find_bundle(model, goes_on, options)
         if bundle is not None and settings is not None:
-            raise UsageError("settings: expected none beside a model, which has its own, got some")
+            raise UsageError("settings cannot be combined with a model, which has its own")
         if features is None:
             listing = list_recordings(
                 place.url,
@@ -239,7 +239,7 @@ def find_left(
             listed, base = listing.entries, listing.folder
             notes = tuple(listing.remark())
         elif segments is not None:
-            raise UsageError(f"segments: expected an archive with them, got the feature table {place.url}")
+            raise UsageError(f"segments require an archive, and {place.url} is a feature table")
         elif bundle is not None:
             check_features(features, place, bundle)
             segments = features.segments
@@ -267,7 +267,7 @@ def find_left(
         entries = {} if manifest is None else dict(zip(wanted, manifest.entries(wanted), strict=True))
     shards = {shard: pa.Table.from_batches([one]) for shard, one in entries.items()}
     for shard, newest in updated.items():
-        # A part that is there keeps what did not change.
+        # An existing part keeps the rows that did not change.
         shards[shard] = _find_changed(newest, entries[shard]) if shard in done else newest
     costs = {shard: int(estimate_costs(one, info.segments).sum()) for shard, one in shards.items() if one.num_rows}
     counts = {shard: one.n_recordings for shard, one in known.items()}
@@ -287,7 +287,7 @@ def find_left(
 
 
 def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
-    """Return a recording that can be read here, if there is one among the first of some."""
+    """Return the first recording that can be read here; None if a few were tried and none can."""
     for entry in (Entry(**row) for row in entries.slice(0, WITNESS_TRIES).to_pylist()):
         with suppress(Exception):
             peek(archive, entry)
@@ -298,7 +298,7 @@ def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
 def _find_bundle(
     model: str | os.PathLike[str] | None, table: Folder | None, options: Mapping[str, Any] | None
 ) -> Bundle | None:
-    """Return the model that was named, or that of the table that is to go on, once it could be loaded."""
+    """Return the model that was named, or that of the table to continue, and check that it can be loaded."""
     bundle = None
     if model is not None:
         bundle = require_safe(find_model(model, options))
@@ -312,6 +312,6 @@ def _find_bundle(
 
 
 def _find_changed(newest: pa.Table, before: pa.RecordBatch) -> pa.Table:
-    """Return the entries that are not as they were."""
+    """Return the entries that have changed."""
     known = {tuple(row.values()) for row in before.to_pylist()}
     return newest.filter(pa.array([tuple(row.values()) not in known for row in newest.to_pylist()]))

@@ -1,7 +1,7 @@
-"""Submit a run: see its first shards done, and leave the others to the cluster, where a task drives the run on.
+"""Submit a run: do its first shards, and leave the others to the cluster, where a task drives the run.
 
-That task does what the process did that submitted the run. What is done stands in the table, so a task that dies with its worker is
-run again on another, and goes on.
+That task does the work of the process that submitted the run. The table shows what is done, so if the task dies with its worker, it
+runs again on another and continues.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Handover:
-    """A submitted run; travels to the task that drives it, and on to the next.
+    """A submitted run; it travels to the task that drives it, and to the next one.
 
-    `number` is that of the task, from 1 on. When the run was submitted, `summary` was what it had done, `left` its lease, and so many
-    shards and recordings were left to do.
+    `number` is the number of the task, from 1 on. `summary`, `left` (its lease), `n_shards` and `n_recordings` (what was left to do)
+    are as they were when the run was submitted.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Handover:
     n_recordings: int
 
     def submit(self, cluster: Cluster) -> None:
-        """Have a worker drive the run on."""
+        """Let a worker drive the run."""
         cluster.hand_over(drive, self, f"{cluster.DRIVER_KEY}{self.work.run_id}-{self.number}")
 
 
@@ -65,10 +65,10 @@ def open_run(table: Folder, info: TableInfo, options: RunOptions, started: float
 
 
 class _SubmittedRun(Run):
-    """A run whose first shards are done here, and the others when this process is gone."""
+    """A run whose first shards are done here; the cluster does the others without this process."""
 
     def _hand_out(self, cluster: Cluster, work: Work, todo: list[Task]) -> None:
-        # Before the caller disconnects, so that a run whose results are all the same stops here.
+        # These are done before the caller disconnects, so that a run whose results are all the same stops here.
         n_first = count_first(todo, sum(cluster.threads().values()))
         self._work_off(cluster, work, todo[:n_first], len(todo))
         left = todo[n_first:]
@@ -78,7 +78,7 @@ class _SubmittedRun(Run):
         self.summary.elapsed_s = time.perf_counter() - self._started
         again = [task.shard for task in left if task.earlier is not None and task.earlier.digest == task.entry.digest]
         self.watcher.on_note(
-            f"from here on a task on one of the workers drives the run; it needs up to {_memory_mb(len(left)):,} MB there"
+            f"from now on a task on one of the workers drives the run; it needs up to {_memory_mb(len(left)):,} MB there"
         )
         holder = self._lease.leave(self.scheduler.address, again)
         summary = copy.deepcopy(self.summary)
@@ -100,14 +100,14 @@ class _DrivenRun(Run):
 
     def __init__(self, handover: Handover, cluster: Cluster, watcher: Watcher) -> None:
         work, self._handover, self._cluster = handover.work, handover, cluster
-        # The first shards are done, and did not come out alike.
+        # The first shards are done, and their results were not all the same.
         options = RunOptions(watcher=watcher, force=True)
         super().__init__(work.table, work.job.info, options, time.perf_counter())
         self.id = work.run_id
         self.summary = copy.deepcopy(handover.summary)
         self._recorder = replace(handover.recorder, is_submitted=True)
         self._lease = lease.Lease(self.table, self.id, replace(handover.left, driver=handover.number))
-        # How far the run was, by the last sign of the task that drove it before.
+        # The progress of the run by the last sign of the task that drove it before.
         self._before = handover.left.progress
         self._started -= self.summary.elapsed_s + self._before.get("elapsed_s", 0.0)
 
@@ -118,7 +118,7 @@ class _DrivenRun(Run):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # If the scheduler was lost, perhaps only this worker was given up: then Dask runs the task again elsewhere.
+        # If the scheduler was lost, perhaps Dask has only given up this worker, and runs the task again elsewhere.
         is_lost = isinstance(error, SchedulerLostError)
         with suppress(Exception):
             is_lost = is_lost or self._lease.find_loss()
@@ -153,7 +153,7 @@ class _DrivenRun(Run):
             yield self._cluster
 
     def _hand_out(self, cluster: Cluster, work: Work, todo: list[Task]) -> None:
-        # With the versions that the run was submitted with.
+        # The work keeps the versions with which the run was submitted.
         super()._hand_out(cluster, replace(self._handover.work, generation=work.generation), todo)
 
     def _check(self) -> None:
@@ -170,8 +170,8 @@ class _DrivenRun(Run):
 def drive(handover: Handover) -> None:
     """Drive a submitted run to its end: a task on a worker, which Dask runs again on another if that worker dies.
 
-    Dask condemns a task when workers have died under it four times. So a task that runs again submits the next one and ends. Raise
-    UnfitWorkerError if this worker has other versions than the run was submitted with.
+    Dask gives a task up after the fourth worker has died during it. So a task that runs again submits the next one and ends. Raise
+    UnfitWorkerError if this worker has other versions than those with which the run was submitted.
     """
     table, run_id = handover.work.table, handover.work.run_id
     handover.work.refuse_if_unfit()
@@ -185,7 +185,7 @@ def drive(handover: Handover) -> None:
     if holder.driver == handover.number:
         replace(handover, number=handover.number + 1).submit(cluster)
     elif holder.driver < handover.number:
-        # The run's record says what it ended with.
+        # The record of the run has the error.
         with suppress(EmotionBatchError), _DrivenRun(replace(handover, left=holder), cluster, watcher) as run:
             run.go_on()
 
@@ -193,29 +193,29 @@ def drive(handover: Handover) -> None:
 def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] | None = None) -> list[str]:
     """Stop the runs that are at work on a table, submitted or not, from anywhere; return their ids.
 
-    What is under way is finished, the rest is not begun, and the command that made the table goes on from there.
+    Shards in progress are finished, and no other is begun. The command that made the table resumes.
 
     Raises
     ------
     IncompleteError
-        If none is at work.
+        If no run is at work.
     """
     place = Folder.of(table, storage_options)
     require_table(place)
     with explained(f"table {place.url}"):
-        # Also those of which nothing was heard for long: a cluster may be without workers, and clocks may be wrong.
+        # This includes runs that have been silent for long: a cluster may have no workers, and clocks may be wrong.
         runs = [holder.run for holder in lease.read_holders(place) if not holder.is_gone]
         for run_id in runs:
-            # Workers look for it before each shard.
+            # Workers check for this file before each shard.
             note = seal({"host": platform.node(), "at": time.time()})
             place.publish(lease.cancellation_name(run_id), note)
     if not runs:
-        raise IncompleteError(f"table {place.url}: expected a run at work to cancel, got none")
+        raise IncompleteError(f"table {place.url}: no run is at work on it, so there is nothing to cancel")
     return runs
 
 
 def _memory_mb(n_shards: int) -> int:
-    """Return the memory that driving a run needs beside what a worker has, in MB: ``python -m benchmarks.scale --submitted``."""
+    """Return the memory in MB that the driving task needs besides a worker's own: ``python -m benchmarks.scale --submitted``."""
     return 20 + n_shards // 100
 
 

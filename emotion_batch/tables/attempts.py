@@ -21,7 +21,7 @@ FOLDER = "_table/attempts"
 
 @dataclass(frozen=True)
 class Attempt:
-    """Whether an attempt at a shard before this one did not come to its end, and the seconds since, 0 if it was of another run."""
+    """Whether an earlier attempt at a shard did not end, and the seconds since it began; 0 if another run made it."""
 
     is_repeated: bool
     lost_s: float
@@ -29,7 +29,7 @@ class Attempt:
 
 @contextmanager
 def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
-    """Note that a run began a shard, until the block ends; yield what is known of attempts before. The death of the process leaves the note."""
+    """Note that a run began a shard, until the block ends; yield what is known of earlier attempts. If the process dies, the note stays."""
     name = _name(shard)
     with explained(f"table {table.url}"):
         earlier = table.read_if_there(name)
@@ -41,14 +41,14 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
             "pid": os.getpid(),
             "is_repeated": is_repeated,
         }
-        # Not for a power cut: after one, the shard is decoded as if for the first time.
+        # It need not survive a power cut: after one, the shard is decoded as if for the first time.
         table.publish(name, seal(note), is_durable=False)
     try:
         about = _parse(earlier, run_id)
-        # Clocks of several machines differ.
+        # The clocks of machines differ, so the seconds may be negative.
         yield Attempt(is_repeated, 0.0 if about is None else max(0.0, time.time() - about["began"]))
     except BaseException:
-        # What was suspected before is so still: the next attempt must not be as if it were the first.
+        # If the shard was under suspicion before, the note stays, so that the next attempt does not look like the first.
         if not is_repeated:
             forget(table, shard)
         raise
@@ -56,7 +56,7 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
 
 
 def find_noted(table: Folder) -> list[int]:
-    """Return the shards of which there is a note."""
+    """Return the shards that have a note."""
     with explained(f"table {table.url}"):
         stems = (name.partition(".")[0] for name in table.folder(FOLDER).names())
         return [int(stem) for stem in stems if stem.isdigit()]
@@ -69,14 +69,14 @@ def forget(table: Folder, shard: int) -> None:
 
 
 def find_lost(table: Folder, run_id: str) -> frozenset[int]:
-    """Return the shards of a run over which a process of this machine has died."""
+    """Return the shards of a run during which a process of this machine died."""
     return frozenset(shard for shard, about in _notes(table, run_id) if not is_alive(about["pid"]))
 
 
 def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
-    """Delete what a run has noted of shards that were under way when it ended its own workers: no recording did that.
+    """Delete a run's notes of shards in progress when it ended its own workers, because no recording caused that.
 
-    The notes of `lost` shards stay, and so do those of shards that were suspected before.
+    The notes of `lost` shards stay, and so do those of shards that were under suspicion before.
     """
     for shard, about in _notes(table, run_id):
         if shard not in lost and not about["is_repeated"]:
@@ -84,7 +84,7 @@ def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
 
 
 def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the shards that a run has noted, with what it said of them."""
+    """Yield the shards that a run has noted, with what it noted."""
     with explained(f"table {table.url}"):
         for shard in find_noted(table):
             if (about := _parse(table.read_if_there(_name(shard)), run_id)) is not None:
@@ -100,7 +100,7 @@ def _parse(note: bytes | None, run_id: str) -> dict[str, Any] | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether this machine, or this container of it, has a process, whoever's it is."""
+    """Return whether this machine, or this container, has a process, even of another user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

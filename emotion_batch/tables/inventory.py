@@ -19,10 +19,10 @@ from emotion_batch.tables.table import require_table
 
 @dataclass(frozen=True)
 class Inventory:
-    """What is in a table's folder, as it was when it was looked at.
+    """What was in a table's folder when it was read.
 
     `footers` are those of the parts that count, by shard, in the order of the table. `strangers` are the names of files in the
-    folder that are no part of the table.
+    folder that are not parts of the table.
     """
 
     table: Folder
@@ -38,28 +38,28 @@ class Inventory:
 
     @property
     def counts(self) -> Counts:
-        """Of their rows."""
+        """Counts of their rows."""
         return sum((footer.counts for footer in self.footers.values()), Counts())
 
     @property
     def n_missing(self) -> int:
-        """Parts that are not there, damaged, or of earlier entries."""
+        """Number of parts that are missing, damaged, or made from earlier entries."""
         return len(self.shards) - len(self.footers)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all parts count, of which there are some."""
+        """Whether the table has parts and all of them count."""
         return bool(self.shards) and not self.n_missing
 
     def notes(self) -> Iterator[str]:
-        """Yield what does not count, a sentence each."""
+        """Yield what does not count, one sentence each."""
         if not self.is_complete:
             yield (
-                f"table {self.table.url}: {len(self.footers):,} of its {len(self.shards):,} parts count, the others are "
-                "missing, damaged or out of date; `emotion-batch verify` names them"
+                f"table {self.table.url}: {len(self.footers):,} of its {len(self.shards):,} parts count, and the others "
+                "are missing, damaged or out of date; `emotion-batch verify` names them"
             )
         for name in self.strangers:
-            yield f"table {self.table.url}: {name} lies in it and is no part of it; it does not count"
+            yield f"table {self.table.url}: {name} is in its folder and is not a part of it, so it does not count"
 
 
 def take_inventory(table: Folder) -> Inventory:
@@ -85,8 +85,8 @@ def require_generations(
 ) -> None:
     """Raise DamagedError if a part was made from entries that a table's manifest lacks: a generation of it is lost.
 
-    Looked at are parts of shards that the manifest does not have, and those of `shards`. Where nothing else is left of a lost
-    generation, only the archive's listing tells whether such a part is another table's.
+    It looks at parts of shards that the manifest does not have, and at those of `shards`. If nothing else is left of a lost
+    generation, only the archive's listing shows whether such a part belongs to another table.
     """
     there = part_shards(table)
     suspects = (there - {shard for shard, _ in known.history}) | (there & set(shards))
@@ -96,7 +96,7 @@ def require_generations(
     footers = parts.own_footers(table, info, suspects)
     if all((shard, footer.digest) in known.history for shard, footer in footers.items()):
         return
-    # Read anew, because another run may have frozen more since.
+    # The manifest is read again, because another run may have frozen more since.
     newest = Manifest(table)
     for shard, footer in footers.items():
         if (shard, footer.digest) not in newest.history and (listed is None or _may_be_listed(table, shard, listed)):
@@ -104,7 +104,7 @@ def require_generations(
 
 
 def _may_be_listed(table: Folder, shard: int, listed: pa.Table) -> bool:
-    """Return whether a recording of a part is in a listing, or the part cannot be read, and so is made again."""
+    """Return whether a recording of a part is in a listing, or the part cannot be read, so that it is made again."""
     try:
         return has_listed(parts.read_part(table, shard, ["file"])["file"], listed)
     except PartError:
@@ -117,18 +117,18 @@ def has_listed(files: pa.ChunkedArray, listed: pa.Table) -> bool:
 
 
 def part_shards(table: Folder) -> set[int]:
-    """Return the shards of which a part lies in a table, by the names there."""
+    """Return the shards that have a part in a table, by the names of its files."""
     return {shard for name in table.names() if (shard := parts.part_shard(name)) is not None}
 
 
 def find_strangers(names: list[str], entries: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield what lies in a table's folder and is none of its parts, and what it is."""
+    """Yield the files in a table's folder that are not its parts, and what each is."""
     for name in names:
-        # Readers of Parquet pass over hidden names.
+        # Programs that read Parquet skip hidden names.
         if name.startswith((".", "_")):
             continue
         shard = parts.part_shard(name)
         if shard is None:
-            yield name, "no part of it"
+            yield name, "not a part of the table"
         elif shard not in entries.shards:
-            yield name, "a part of no shard of its manifest"
+            yield name, "a part of a shard that the manifest does not have"

@@ -1,4 +1,4 @@
-"""Show who is at work on a table: each run renews a file while it lives. It is advisory and keeps nothing out.
+"""Show which runs work on a table: each run renews a file while it lives. The file is advisory and locks nothing.
 
 A run begins here, too: it makes the table, or checks that the table has the settings of the run.
 """
@@ -25,27 +25,27 @@ from emotion_batch.tables.schema import INFO, TableInfo
 from emotion_batch.tables.table import check_info, create_info, find_info, replace_info
 
 FOLDER = "_table/runs"
-# How a run ended, in the record that another leaves of it.
+# The outcome that another run records for a run that died.
 LOST = "lost"
 _SUFFIX = ".lease"
 _RENEW_S = 10.0
-# After so long without a sign a run may be dead. On this machine the process is looked at.
+# A run that was silent for this long may be dead. If it is on this machine, its process is checked.
 _DEAD_S = 60.0
 # A cluster that scales itself may be without workers for a while.
 _DEAD_SUBMITTED_S = 600.0
-# How long the lease of a run that may be dead is looked at, and how often: while it is renewed, the run lives, whatever
-# the clocks say.
+# How long the lease of a run that may be dead is watched, and how often. If it is renewed, the run lives, even if the clocks
+# disagree.
 _LOOK_S, _LOOK_EVERY_S = 2 * _RENEW_S, 1.0
-# How long the end of a run waits for a renewal that is under way.
+# How long the end of a run waits for a renewal in progress.
 _PATIENCE_S = 2.0
-# What a lease says of a run that is about to replace a table's settings.
+# A lease has this key if its run is about to replace the settings of the table.
 _IS_REPLACING = "is_replacing"
 RUN_NAME = re.compile(r"[0-9TZ]+-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A run that is at work, or that died at it.
+    """A run that is at work or has died.
 
     Attributes
     ----------
@@ -56,15 +56,15 @@ class Holder:
     began_s, renewed_s
         When it began and when it last gave a sign, in seconds since 1970 of its own clock.
     progress
-        How far it was then: ``n_done_here`` and ``elapsed_s``, once there is something to say.
+        How far it was then: ``n_done_here`` and ``elapsed_s``, once they are known.
     namespace
-        In which `pid` is one process: a container has its own, of a machine that may be called the same.
+        Tells in which container or machine `pid` is, because several may have the same name.
     scheduler
         Address of the scheduler that the run was submitted to; None if the process that began it drives it.
     driver
         Number of the task that drives a submitted run, from 1 on; 0 if none has yet.
     again
-        Finished shards that a submitted run still has to do again. No part tells that.
+        Finished shards that a submitted run still has to do again, which no part shows.
     """
 
     run: str
@@ -80,20 +80,20 @@ class Holder:
 
     @property
     def lasted_s(self) -> float:
-        """For how long it had been at work when it last gave a sign, in seconds, of which no two clocks are compared."""
+        """Seconds that it had been at work when it last gave a sign; two clocks are never compared."""
         if "left_s" not in self.progress:
             return self.renewed_s - self.began_s
-        # The tasks that drive it measure the time since then.
+        # The tasks that drive it count the seconds since ``left_s``.
         return float(self.progress["left_s"] - self.began_s + self.progress.get("elapsed_s", 0.0))
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is certainly dead, as a process of this machine that is not there any more."""
+        """Whether it is certainly dead, because it was a process of this machine that has ended."""
         return self.namespace is not None and self.namespace == _namespace() and not is_alive(self.pid)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it has given a sign of late, by this machine's clock. One from the future tells nothing."""
+        """Whether its last sign is recent by this machine's clock. A sign from the future does not count."""
         dead_s = _DEAD_S if self.scheduler is None else _DEAD_SUBMITTED_S
         return -_RENEW_S < time.time() - self.renewed_s < dead_s
 
@@ -101,7 +101,7 @@ class Holder:
 class Lease:
     """Says that a run is at work on a table.
 
-    `holder` is what the lease said when the run was submitted, if this process is to drive it on.
+    `holder` is what the lease said when the run was submitted, if this process continues it.
     """
 
     def __init__(self, table: Folder, run_id: str, holder: Holder | None = None) -> None:
@@ -130,13 +130,13 @@ class Lease:
         self._thread.join(_PATIENCE_S)
 
     def end(self) -> None:
-        """Take the lease back, or leave it to grow old if storage does not answer."""
+        """Delete the lease, or let it expire if storage does not answer."""
         self.stop()
         with contextlib.suppress(Exception), hastily():
             self._table.delete(self._name)
 
     def leave(self, scheduler: str, again: Sequence[int]) -> Holder:
-        """Say that the run goes on at a scheduler without this process; return the lease, for the task that drives the run on."""
+        """Say that the run continues on a cluster without this process; return the lease, for the task that drives the run."""
         self.stop()
         self.holder = replace(
             self.holder,
@@ -165,20 +165,20 @@ class Lease:
         holder = replace(self.holder, renewed_s=time.time())
         self._table.publish(self._name, seal(asdict(holder)), is_durable=False)
         if self.holder.driver and has_ended(self._table, self.run):
-            # It ended just now, and its lease was taken back before this one was there.
+            # The run ended just now, and its lease was deleted before this one was written.
             self.is_lost = True
             self._table.delete(self._name)
 
     def find_loss(self) -> bool:
-        """Return whether this task no longer drives the run, which was stopped or is driven by a later task."""
+        """Return whether this task no longer drives the run, because it has ended or a later task drives it."""
         there = find_holder(self._table, self.run)
-        # A lease that is missing may be one that another machine took for dead, and a damaged one is written anew.
+        # If the lease is missing, another machine may have taken the run for dead. A damaged one is written anew.
         self.is_lost = has_ended(self._table, self.run) if there is None else there.driver > self.holder.driver
         return self.is_lost
 
     def _renew(self) -> None:
         while not self._is_over.wait(_RENEW_S):
-            # The run itself will say what is wrong with the place, if it lasts.
+            # If the place stays broken, the run itself reports it.
             with contextlib.suppress(Exception):
                 self.renew()
 
@@ -204,12 +204,12 @@ def record_name(run_id: str) -> str:
 
 
 def cancellation_name(run_id: str) -> str:
-    """Return the name of what says in a table that a run is to stop."""
+    """Return the name of the file in a table that tells a run to stop."""
     return f"{FOLDER}/{run_id}.cancel"
 
 
 def has_ended(table: Folder, run_id: str) -> bool:
-    """Return whether a run has left its record; one by a machine that took it for dead does not count."""
+    """Return whether a run has left its record; a record by a machine that took it for dead does not count."""
     data = table.read_if_there(record_name(run_id))
     with contextlib.suppress(ValueError):
         return data is not None and unseal(data).get("outcome") != LOST
@@ -217,7 +217,7 @@ def has_ended(table: Folder, run_id: str) -> bool:
 
 
 def _namespace() -> str | None:
-    """Return what tells the processes of this machine, or of this container of it, from all others; None if nothing does."""
+    """Return an id that only processes of this machine, or of this container, share; None if there is none."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
             return f"{stream.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
@@ -226,17 +226,17 @@ def _namespace() -> str | None:
 
 
 def read_holders(table: Folder) -> list[Holder]:
-    """Return the runs whose lease lies in a table, alive or not, the earliest first."""
+    """Return the runs that have a lease in a table, alive or not, the earliest first."""
     names = [name for name in table.folder(FOLDER).names() if name.endswith(_SUFFIX) and not name.startswith(".")]
     found = (find_holder(table, name.removesuffix(_SUFFIX)) for name in names)
     return sorted((holder for holder in found if holder is not None), key=lambda holder: holder.began_s)
 
 
 def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
-    """Return the runs that are at work on a table, and those that died at it, the earliest first, as far as can be known.
+    """Return the runs that are at work on a table, and those that died, the earliest first, as far as can be known.
 
-    A run whose sign is fresh by this machine's clock lives. If it is not, the clock of one of the machines may be wrong,
-    so the lease is looked at for a while.
+    A run lives if its last sign is recent by this machine's clock. If it is not, the clock of one of the machines may be wrong,
+    so the lease is watched for a while.
     """
     living: list[Holder] = []
     dead: list[Holder] = []
@@ -250,7 +250,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
             found = find_holder(table, holder.run)
             if found != holder:
                 doubtful.remove(holder)
-                # A run whose lease is not there any more has ended.
+                # A run whose lease is gone has ended.
                 living += [found] if found is not None else []
     return sorted(living, key=lambda holder: holder.began_s), sorted(dead + doubtful, key=lambda holder: holder.began_s)
 
@@ -261,18 +261,18 @@ def run_ids(table: Folder) -> set[str]:
 
 
 def others_at_work(table: Folder, run_id: str) -> list[Holder]:
-    """Return the other runs that work on a table, and bury those that died: their leases become records."""
+    """Return the other runs that work on a table; the leases of runs that died become records."""
     living, dead = find_runs(table)
     for holder in dead:
         record = {"run": holder.run, "outcome": LOST, "host": holder.host, **holder.progress}
         table.publish_first(record_name(holder.run), seal(record))
-        # The word that it is cancelled stays: if it lives all the same, it must stop.
+        # The request to cancel it stays, because it must stop if it lives after all.
         table.delete(lease_name(holder.run))
     return [holder for holder in living if holder.run != run_id]
 
 
 def check_table(table: Folder, info: TableInfo) -> None:
-    """Raise UsageError if a table cannot be one of `info`, or not while another run works on it with other settings."""
+    """Raise UsageError if a table cannot become one of `info`, e.g. while another run works on it with other settings."""
     if check_info(table, info) is None and (there := find_info(table)) is not None:
         with explained(f"table {table.url}"):
             at_work, _ = find_runs(table)
@@ -282,11 +282,11 @@ def check_table(table: Folder, info: TableInfo) -> None:
 def begin(
     table: Folder, info: TableInfo, held: Lease, on_note: Callable[[str], None]
 ) -> tuple[frozenset[str], tuple[Holder, ...]]:
-    """Begin a run's lease on a table and make it one of `info`, in place of one that was begun and has no part.
+    """Begin a run's lease on a table and make the table one of `info`; a table without a part may be replaced.
 
-    Return the ids of the runs that the table knew, and those of them that are at work on it. Of two runs that begin at the same time
-    each says first what it is about to do and looks for the other after that. So at least one of them sees the other, and no run that is
-    at work has its settings replaced. Raise UsageError if the table is of something else, or another run works on it with other settings.
+    Return the ids of the runs that the table knew, and those runs that are at work on it. If two runs begin at the same time, each
+    first writes what it is about to do and then looks for the other. So at least one of them sees the other, and the settings of a run
+    at work are never replaced. Raise UsageError if the table holds something else, or another run works on it with other settings.
     """
     with explained(f"table {table.url}"):
         table.folder(FOLDER).make()
@@ -294,7 +294,7 @@ def begin(
         held.tell(**({_IS_REPLACING: True} if replaced is not None else {}))
         held.begin()
         try:
-            # After the lease, and before the look at the others: who is in neither came later.
+            # This comes after the lease and before the look at the other runs, so a run that is in neither came later.
             known = run_ids(table)
             others = others_at_work(table, held.run)
             if replaced is not None:
@@ -304,7 +304,7 @@ def begin(
                 held.renew()
             elif busy := next((other for other in others if other.progress.get(_IS_REPLACING)), None):
                 raise UsageError(
-                    f"table {table.url}: run {busy.run} on {busy.host} is giving it other settings just now; run the same command again"
+                    f"table {table.url}: run {busy.run} on {busy.host} is changing its settings just now; run the same command again"
                 )
             if create_info(table, info):
                 on_note(f"table {table.url}: {INFO} was damaged or missing, and was written anew")
@@ -319,6 +319,6 @@ def _refuse_to_replace(table: Folder, there: TableInfo, info: TableInfo, at_work
     difference = there.difference(info)
     if difference and at_work:
         raise UsageError(
-            f"table {table.url}: expected {difference}; run {at_work[0].run} is at work on it with these settings, on "
-            f"{at_work[0].host}; name a new table for others"
+            f"table {table.url} {difference}; run {at_work[0].run} is at work on it on {at_work[0].host}, so its settings cannot "
+            "change now; name a new table for other settings"
         )

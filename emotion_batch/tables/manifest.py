@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import UsageError, counted
 from emotion_batch.settings import Segments
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.tables.shard_entries import (
@@ -36,7 +36,7 @@ from emotion_batch.tables.shard_entries import (
 )
 from emotion_batch.tables.sharding import cut
 
-# Share of a table's recordings. If more are gone at once, the archive is probably not mounted.
+# A share of a table's recordings. If more are gone at once, the archive is probably not mounted.
 _MOST_PRUNED = 0.1
 _INDEX = re.compile(r"[0-9]{6,}\.json")
 _FILE_DIGEST = re.compile(r"[0-9]+-([0-9a-f]{16})\.arrow")
@@ -45,7 +45,7 @@ _IS_REBUILT = "is_rebuilt"
 
 @dataclass(frozen=True)
 class Growth:
-    """What a new listing changes in a manifest: numbers of recordings; those that are gone and stay, or are pruned."""
+    """How many recordings a new listing adds, changes, lacks (their rows stay) and prunes in a manifest."""
 
     n_new: int = 0
     n_changed: int = 0
@@ -54,20 +54,20 @@ class Growth:
 
 
 class Manifest:
-    """The shards of one table, of its generations after the number `after`; raise DamagedError if one is damaged.
+    """The shards of one table, from its generations after number `after`; raise DamagedError if one is damaged.
 
     Attributes
     ----------
     shards
-        Where the newest entries of each shard stand, by its number.
+        Place of the newest entries of each shard, by the number of the shard.
     history
-        Where the entries of any digest stand that a shard has had, pruned shards among them.
+        Place of all entries that a shard has had, by its number and their digest; pruned shards are included.
     gone
-        Names of a shard's recordings that the listing lacks which was last compared with it; none for most shards.
+        Names of a shard's recordings that the last compared listing lacks; only for shards that have such recordings.
     n_recordings
         Number of recordings in all shards.
     is_rebuilt, first, generation
-        Whether it was rebuilt; numbers of the generation that it begins with, and of the newest one: 0 without any.
+        Whether it was rebuilt; the numbers of its first and of its newest generation, 0 without any.
     """
 
     def __init__(self, table: Folder, after: int = 0) -> None:
@@ -81,11 +81,11 @@ class Manifest:
         self.reload()
 
     def reload(self) -> None:
-        """Take in the generations that are there and not known yet: those of other runs; raise DamagedError for a damaged one."""
+        """Take in new generations, which other runs wrote; raise DamagedError if one is damaged."""
         with explained(f"table {self._table.url}"):
             new: list[tuple[int, dict[str, Any]]] = []
             for generation in _generations(self._folder)[::-1]:
-                # Generations before a rebuilt one may be damaged, and say nothing any more.
+                # Generations before a rebuilt one may be damaged, and do not count any more.
                 if generation <= self.generation or (new and new[-1][1].get(_IS_REBUILT)):
                     break
                 new.append((generation, _read_index(self._table, generation)))
@@ -95,7 +95,7 @@ class Manifest:
                 self._add(generation, index)
 
     def find_damage(self, *, deep: bool = False) -> list[str]:
-        """Return what is wrong with the files of entries, a sentence each; only with `deep` all of their bytes are read."""
+        """Return what is wrong with the files of entries, one sentence each; `deep` reads all of their bytes."""
         problems = []
         for file in sorted({entry.file for entry in self.shards.values()}):
             entries = [entry for entry in self.shards.values() if entry.file == file]
@@ -107,15 +107,14 @@ class Manifest:
             except FileNotFoundError:
                 is_whole = False
             if not is_whole:
-                problems.append(
-                    f"{FOLDER}/{file}: expected the entries of {n_batches} shards or more, got a damaged file or none"
-                )
+                n_shards = counted(n_batches, "shard")
+                problems.append(f"{FOLDER}/{file}: it is damaged or missing, with the entries of {n_shards} or more")
         return problems
 
     def entries(self, shards: Sequence[int]) -> Iterator[pa.RecordBatch]:
         """Yield the newest entries of `shards`, one record batch each."""
         wanted = [self.shards[shard] for shard in shards]
-        # One request for neighbours of a file, of which none is large.
+        # One request reads the neighbours in a file, because no file is large.
         for file, group in groupby(wanted, attrgetter("file")):
             neighbours = list(group)
             start, stop = min(one.start for one in neighbours), max(one.stop for one in neighbours)
@@ -138,12 +137,12 @@ class Manifest:
         """Take over a listing: freeze it, or add to what is frozen in a further generation.
 
         New recordings make new shards; a shard with changed recordings gets their new entries under its own number; gone recordings
-        stay, unless `prune` is set. None if this would undo what a listing says that another run has frozen since the newest generation
-        was `since`. Raise UsageError if more than a tenth of the recordings is to be pruned, unless `force` is set.
+        stay, unless `prune` is set. Return None if this would undo a listing that another run has frozen since the newest generation
+        was `since`. Raise UsageError if more than a tenth of the recordings would be pruned, unless `force` is set.
 
-        `entries` are of `ENTRY_SCHEMA`, sorted by ``file``, no name twice; `segments` says which stretches of them will be read. With
-        `limit` only the first so many of the listing are taken over, and what is known already. `check` is called before a generation
-        is written with the shards in whose stretch of the listing something is other than it was; it may raise, and then none is.
+        `entries` have `ENTRY_SCHEMA`, are sorted by ``file``, and have no name twice; `segments` says which stretches will be read. With
+        `limit`, new recordings are taken only from the first `limit` of the listing. Before a generation is written, `check` is called
+        with the shards that the listing does not equal; if it raises, no generation is written.
         """
         while True:
             growth, updated, others = self._compare(entries, segments, prune=prune, limit=limit)
@@ -152,13 +151,13 @@ class Manifest:
             n_known = self.n_recordings
             if growth.n_pruned > _MOST_PRUNED * n_known and not force:
                 raise UsageError(
-                    f"--prune: expected at most a tenth of the {n_known:,} recordings to be gone, got {growth.n_pruned:,}; "
-                    "see that the archive is all there, and use --force if it is"
+                    f"--prune would remove {growth.n_pruned:,} of {counted(n_known, 'recording')}, more than a tenth; check that the "
+                    "whole archive is there, and use --force if it is"
                 )
             check(others)
             if not updated or self._commit(updated, segments):
                 return growth
-            # Another run has its generation there: what it lacks of this listing makes a further one.
+            # Another run has written this generation: what that lacks of this listing makes a further one.
             self.reload()
 
     def preview(self, entries: pa.Table, segments: Segments) -> dict[int, pa.Table]:
@@ -168,15 +167,15 @@ class Manifest:
     def _compare(
         self, entries: pa.Table, segments: Segments, *, prune: bool, limit: int | None = None
     ) -> tuple[Growth, dict[int, pa.Table], list[int]]:
-        """Return what a listing changes, the entries of each shard that it changes, and the shards that it is not equal to."""
+        """Return what a listing changes, the entries of each shard that it changes, and the shards that it does not equal."""
         if not self.shards and not entries.num_rows:
             return Growth(), {}, []
         if not self.shards:
             first = max((shard for shard, _ in self.history), default=-1) + 1
             entries = entries if limit is None else entries.slice(0, limit)
-            # Shared memory all the way: a listing of a hundred million names is there once.
+            # The memory is shared everywhere, so a listing of a hundred million names is in memory once.
             return Growth(n_new=entries.num_rows), dict(enumerate(cut(entries, segments), first)), []
-        # Shard by shard, so that of what is known little more is there than of what is new.
+        # One shard after the other, so that few of the known entries are in memory at once.
         numbers = list(self.shards)
         is_new = np.ones(entries.num_rows, bool)
         updated: dict[int, pa.Table] = {}
@@ -186,7 +185,7 @@ class Manifest:
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
             start, stop = find_span(entries, batch)
             listed = entries.slice(start, stop - start)
-            # Most often nothing happened to any of them, nor between them.
+            # Most often none of them has changed, and none was added between them.
             if pa.Table.from_batches([batch]).equals(listed):
                 is_new[start:stop] = False
                 continue
@@ -209,9 +208,9 @@ class Manifest:
 
     @classmethod
     def following(cls, table: Folder, source: Manifest) -> Manifest:
-        """Return the manifest of a table that has the recordings of another: what it lacks or has damaged is copied.
+        """Return the manifest of a table that has the recordings of another; missing or damaged files are copied.
 
-        Raise UsageError if it began with other recordings, and DamagedError if the other's files are damaged.
+        Raise UsageError if it began with other recordings, and DamagedError if the files of `source` are damaged.
         """
         folder = table.folder(FOLDER)
         in_use = {entry.file for entry in source.shards.values()}
@@ -232,7 +231,7 @@ class Manifest:
             if mine is not None and mine != theirs:
                 folder.publish(name, theirs)
             elif mine is None and not folder.publish_first(name, theirs):
-                # Another run of the same source, most likely: looked at once more.
+                # Another run of the same source has probably written it, so everything is compared once more.
                 return cls.following(table, source)
         for generation in _generations(folder)[::-1]:
             if generation > source.generation:
@@ -243,11 +242,11 @@ class Manifest:
 
     @classmethod
     def rebuild(cls, table: Folder, shards: Mapping[int, tuple[pa.Table, str]], segments: Segments) -> Manifest:
-        """Return a table's manifest once it is made of these shards alone, whatever is damaged in it.
+        """Make a table's manifest of these shards alone, whatever is damaged in it, and return it.
 
-        `shards` are the entries of each shard, and the digest that its part names them by.
+        `shards` has the entries of each shard, and the digest by which its part names them.
         """
-        # In place of all generations of which there is any trace.
+        # It replaces all generations that have left any file.
         numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
         manifest = cls(table, max((int(number[0]) for number in numbers if number), default=0))
         manifest._commit(
@@ -256,7 +255,7 @@ class Manifest:
         return cls(table)
 
     def _commit(self, shards: Mapping[int, pa.Table], segments: Segments, digests: list[str] | None = None) -> bool:
-        """Write a further generation, rebuilt with `digests`; return whether it is this one, and not another run's."""
+        """Write a further generation, a rebuilt one with `digests`; return False if another run has written it."""
         generation = self.generation + 1
         index: dict[str, Any] = {
             "generation": generation,
@@ -267,7 +266,7 @@ class Manifest:
         self._folder.make()
         left = iter(shards.values())
         while data := write_entries(left, segments, index):
-            # Named by its content, so that no other file has the name.
+            # The name follows from the content, so that no other file has it.
             name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
             self._folder.publish(name, data)
             index["files"].append(name)
@@ -288,13 +287,13 @@ class Manifest:
                 self.shards[shard] = entry
             else:
                 self.shards.pop(shard, None)
-        # Counted here, because a run asks with every shard that it has done.
+        # This is counted here, because a run asks for it after each shard.
         self.n_recordings = sum(entry.n_recordings for entry in self.shards.values())
         self.generation = max(self.generation, generation)
 
 
 def has_generation(table: Folder, number: int) -> bool:
-    """Return whether a table has the generation of a number, by one small request."""
+    """Return whether a table has a generation, by one small request."""
     with explained(f"table {table.url}"):
         return table.folder(FOLDER).find_mark(_name(number)) is not None
 
@@ -306,13 +305,13 @@ def find_generation(table: Folder) -> int:
 
 
 def _is_other(file: str, data: bytes) -> bool:
-    """Return whether bytes are not those that a file of entries is named by."""
+    """Return whether bytes are not those that the name of a file of entries stands for."""
     named = _FILE_DIGEST.fullmatch(file)
     return named is None or hashlib.sha256(data).hexdigest()[:16] != named[1]
 
 
 def _generations(folder: Folder) -> list[int]:
-    """Return the numbers of the generations that lie in a manifest's folder, in their order."""
+    """Return the numbers of the generations in a manifest's folder, in order."""
     return sorted(int(name[:-5]) for name in folder.names() if _INDEX.fullmatch(name))
 
 
@@ -337,7 +336,7 @@ def _parse(index: Mapping[str, Any]) -> list[tuple[int, ShardEntry]]:
 
 
 def _is_of_others(data: bytes, generation: int, source: Manifest) -> bool:
-    """Return whether the JSON file of a generation is a whole one, and of recordings that another table never had."""
+    """Return whether a generation's JSON file is undamaged, and has recordings that the table of `source` never had."""
     try:
         index = unseal(data)
     except ValueError:
@@ -349,9 +348,9 @@ def _is_of_others(data: bytes, generation: int, source: Manifest) -> bool:
 
 def _other_recordings(table: Folder, source: Manifest) -> UsageError:
     return UsageError(
-        f"table {table.url}: expected the recordings of {source._table.url}, got a manifest that did not come from it; run the "
-        "command that made that table again and then this, or name a new table; if files of another table were copied into "
-        f"{FOLDER}/, delete that folder and run this again"
+        f"table {table.url}: its manifest did not come from {source._table.url}; run the command that made that table again and "
+        "then this one, or name a new table; if files of another table were copied into "
+        f"{FOLDER}/, delete that folder and run this command again"
     )
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from emotion_batch import usage
-from emotion_batch.errors import MENDABLE, IncompleteError, Status
+from emotion_batch.errors import MENDABLE, IncompleteError, Status, counted
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables.schema import TableInfo, nullable
 from emotion_batch.tables.shard_entries import ShardEntry
@@ -33,22 +33,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _FOOTER_KEY = b"emotion_batch"
-# The key of a part's digests: 64 hexadecimal digits of all before the footer, and 64 of the footer with zeros in their place.
+# The key of a part's digests: 64 hexadecimal digits for all bytes before the footer, and 64 for the footer with zeros there.
 _SEAL_KEY = "emotion_batch_sha256"
-# As it stands in a footer, before its value: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+# How the key is written in a footer, before its value: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
-# The metadata of a part of one row group lies in so many bytes at its end.
+# The metadata of a part with one row group fits into this many bytes at its end.
 _END_BYTES = 2**16
-# Parts on a disk, and their footers, are parsed more than waited for; those of a bucket are waited for.
+# For parts on a disk, parsing takes longer than reading. For parts in a bucket, waiting takes longest.
 _REMOTE_READERS, _LOCAL_READERS = 32, 4
 _TRUST = ("is_speech", "is_in_domain", "is_confident")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What came out, counted: recordings of the manifest, rows (one a segment), rows by status, and ``ok`` rows by emotion.
+    """Counts of recordings, of rows (one for each segment), of rows by status, and of ``ok`` rows by emotion.
 
-    `trust` is of how many labels ``is_speech``, ``is_in_domain`` and ``is_confident`` are true, as far as the model can tell.
+    `trust` is the number of labels for which ``is_speech``, ``is_in_domain`` and ``is_confident`` are true, if the model can tell.
     """
 
     n_recordings: int = 0
@@ -74,12 +74,12 @@ class Counts:
 
     @property
     def n_failed(self) -> int:
-        """Rows that hold a reason instead."""
+        """Rows that hold a reason for the failure."""
         return self.n_rows - self.n_ok
 
     @property
     def n_mendable(self) -> int:
-        """Failed rows that another try could mend."""
+        """Failed rows that may succeed when they are tried again."""
         return sum(self.by_status.get(status, 0) for status in MENDABLE)
 
     def __add__(self, other: Counts) -> Counts:
@@ -95,7 +95,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself: `digest` is that of the manifest entries that its rows were made from."""
+    """What a part's footer says; `digest` is that of the manifest entries that its rows were made from."""
 
     shard: int
     digest: str
@@ -103,7 +103,7 @@ class Footer:
 
     @classmethod
     def of(cls, metadata: Mapping[bytes, bytes] | None, info: TableInfo) -> Footer:
-        """Return what a part's metadata says; raise PartError if it is no part of a table of `info`."""
+        """Return what a part's metadata says; raise PartError if it is not a part of a table of `info`."""
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
             counts = Counts(
@@ -112,49 +112,49 @@ class Footer:
             footer = cls(about["shard"], about["digest"], counts)
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
         except (KeyError, ValueError, TypeError) as error:
-            raise OtherPartError("expected a part of this table, got a Parquet file of something else") from error
+            raise OtherPartError("it is another Parquet file, not a part of this table") from error
         expected = _expected(info)[0]
         for name, mine, theirs in zip(("feature_id", "segment_id", "model_id"), expected, found, strict=True):
             if mine != theirs:
-                raise OtherPartError(f"expected {name} {mine}, got {theirs}")
+                raise OtherPartError(f"it was made with {name} {theirs}, and this table has {mine}")
         unknown = set(counts.by_status) - set(Status)
         if unknown:
-            raise PartError(f"expected known statuses, got {', '.join(sorted(unknown))}")
+            raise PartError(f"it has statuses that this version does not know: {', '.join(sorted(unknown))}")
         is_one_each = info.segments.hop_s is None
         if (is_one_each and counts.n_rows != counts.n_recordings) or sum(counts.by_status.values()) != counts.n_rows:
-            raise PartError(f"expected a row a segment, got {counts.n_rows:,} of {counts.n_recordings:,} recordings")
+            rows = f"{counted(counts.n_rows, 'row')} for {counted(counts.n_recordings, 'recording')}"
+            raise PartError(f"its footer counts {rows}, and each segment must have one row")
         return footer
 
     def require_rows(self, schema: pa.Schema, n_rows: int, expected: pa.Schema) -> None:
-        """Raise PartError unless a part has the rows that this says, in the columns that are expected."""
+        """Raise PartError unless a part has as many rows as this footer counts, and the expected columns."""
         if schema != expected:
-            raise PartError("expected the columns of this table, got others")
+            raise PartError("its columns are not those of this table")
         if n_rows != self.counts.n_rows:
-            raise PartError(f"expected {self.counts.n_rows:,} rows as its footer says, got {n_rows:,}")
+            raise PartError(f"it has {counted(n_rows, 'row')}, and its footer counts {self.counts.n_rows:,}")
 
     def require(self, shard: int, frozen: ShardEntry) -> None:
         """Raise OtherPartError unless this is the part of a shard's newest entries."""
         if self.shard != shard:
-            raise OtherPartError(f"expected shard {shard}, got {self.shard}")
+            raise OtherPartError(f"it is the part of shard {self.shard}, not of shard {shard}")
         if self.digest != frozen.digest:
-            raise OtherPartError("expected rows of the manifest's newest entries, got those of earlier ones")
+            raise OtherPartError("its rows were made from earlier entries of the manifest, not from the newest")
         if self.counts.n_recordings != frozen.n_recordings:
-            raise OtherPartError(
-                f"expected rows of {frozen.n_recordings:,} recordings, got those of {self.counts.n_recordings:,}"
-            )
+            n_own = counted(self.counts.n_recordings, "recording")
+            raise OtherPartError(f"it has the rows of {n_own}, and the manifest has {frozen.n_recordings:,}")
 
 
 class PartError(Exception):
-    """A file is not the part that it should be; the text is the end of a sentence about it."""
+    """A file is not the part that it should be; the text is the rest of a sentence about the file."""
 
 
 class OtherPartError(PartError):
-    """A file is undamaged, but of other settings, another shard or other entries."""
+    """A file is not damaged, but belongs to other settings, another shard or other entries."""
 
 
 @lru_cache(maxsize=16)
 def _expected(info: TableInfo) -> tuple[tuple[str, str, str | None], pa.Schema]:
-    """Return the ids and the columns of a table's parts; once, because a table has thousands."""
+    """Return the ids and the columns of a table's parts; cached, because a table has thousands of parts."""
     return (info.feature_settings.feature_id, info.segments.segment_id, info.model_id), info.schema
 
 
@@ -164,7 +164,7 @@ def part_name(shard: int) -> str:
 
 
 def part_shard(name: str) -> int | None:
-    """Return the number of the shard whose part has this name; None if no part has it."""
+    """Return the number of the shard whose part has this name; None if it is not the name of a part."""
     match = _PART.fullmatch(name)
     return int(match[1]) if match is not None and part_name(int(match[1])) == name else None
 
@@ -177,7 +177,7 @@ def publish_part(
     rows: pa.Table,
     publish: Callable[[str, bytes], object] | None = None,
 ) -> Counts:
-    """Write a shard's rows, of the schema of `info`, as its part, whole or not at all, and return their counts.
+    """Write a shard's rows, which have the schema of `info`, as its part, whole or not at all; return their counts.
 
     `digest` is that of the manifest entries that they were made from. `publish` takes a name of the table and its bytes; it is
     `Folder.publish` by default.
@@ -199,7 +199,7 @@ def publish_part(
     }
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
-    # One row group, because each costs a query a request.
+    # One row group, because a query needs a request for each.
     with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(rows.cast(schema), row_group_size=max(1, rows.num_rows))
         writer.add_key_value_metadata({_SEAL_KEY: "0" * 128})
@@ -220,7 +220,7 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
     _check_seal(data, is_whole=True)
     with _parsing():
         part = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        # One thread each, because parts are read side by side.
+        # One thread for each part, because several parts are read at the same time.
         rows = part.read(columns, use_threads=False)
         if columns is not None:
             rows = rows.select(columns)
@@ -230,7 +230,7 @@ def read_part(table: Folder, shard: int, columns: list[str] | None = None) -> pa
 def require_part(
     table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None, newest: ShardEntry | None = None
 ) -> pa.Table:
-    """Return the rows of a shard's part, without its footer; raise IncompleteError, which names it, if they cannot be used."""
+    """Return the rows of a shard's part, without its footer; raise IncompleteError, which names the part, if they cannot be used."""
     try:
         with explained(f"table {table.url}"):
             footer, rows = read_own(table, info, shard, columns)
@@ -247,7 +247,7 @@ def require_part(
 def read_complete(
     table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], columns: list[str] | None = None
 ) -> Iterator[tuple[int, pa.Table | None]]:
-    """Yield each shard with the rows of its part, or None unless that was made from the newest entries; some are read ahead."""
+    """Yield each shard with the rows of its part, or with None unless the newest entries made it; some are read ahead."""
     there = set(table.names())
 
     def read(shard: int) -> tuple[int, pa.Table | None]:
@@ -262,7 +262,7 @@ def read_complete(
 
 
 def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Iterator[R]:
-    """Yield what `read` gives of each thing, in order: threads read a few ahead, not all, which would fill the memory."""
+    """Yield what `read` gives for each thing, in order. Threads read a few ahead; all of them would fill the memory."""
     pool = ThreadPoolExecutor(n_ahead, thread_name_prefix="read")
     waiting: deque[Callable[[], R]] = deque()
     try:
@@ -277,7 +277,7 @@ def read_ahead(read: Callable[[T], R], things: Iterable[T], n_ahead: int) -> Ite
 
 
 def read_own(table: Folder, info: TableInfo, shard: int, columns: list[str] | None = None) -> tuple[Footer, pa.Table]:
-    """Return a part's footer and its rows without it; raise PartError if it is damaged, not there or no part of such a table."""
+    """Return a part's footer and its rows without it; raise PartError if it is damaged, missing or not a part of such a table."""
     rows = read_part(table, shard, columns)
     footer = Footer.of(rows.schema.metadata, info)
     expected = _expected(info)[1]
@@ -288,7 +288,7 @@ def read_own(table: Folder, info: TableInfo, shard: int, columns: list[str] | No
 
 
 def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[int, Footer]:
-    """Return the footers of those of `shards` whose part is there, whole, and made as `info` says, from any entries."""
+    """Return the footers of the shards whose part is whole and made as `info` says, from any entries."""
     there = set(table.names())
     wanted = [shard for shard in shards if part_name(shard) in there]
 
@@ -308,7 +308,7 @@ def complete_shards(table: Folder, info: TableInfo, shards: Mapping[int, ShardEn
 
 
 def select_complete(footers: Mapping[int, Footer], shards: Mapping[int, ShardEntry]) -> dict[int, Footer]:
-    """Return those of `footers` that are of parts made from the newest entries."""
+    """Return the footers of parts that were made from the newest entries."""
     done = {}
     for shard, footer in footers.items():
         with contextlib.suppress(PartError):
@@ -323,16 +323,16 @@ def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, ShardE
         footers = complete_shards(table, info, shards)
     left = [part_name(shard) for shard in shards if shard not in footers]
     if left or not shards:
-        example = f", e.g. {left[0]}" if left else ""
-        raise IncompleteError(
-            f"table {table.url}: expected all of its {len(shards)} parts, got {len(left)} missing, damaged or out of date"
-            f"{example}; run the extraction again, it does what is left"
+        unusable = (
+            f"{len(left):,} of its {counted(len(shards), 'part')} cannot be used (missing, damaged or out of date)"
         )
+        lack = f"{unusable}, e.g. {left[0]}" if left else "it has no recordings yet"
+        raise IncompleteError(f"table {table.url}: {lack}; run the extraction again to do what is left")
     return footers
 
 
 def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
-    """Return the footer of the file `name`; raise PartError if it is no whole part of a table of `info`, or not there."""
+    """Return the footer of the file `name`; raise PartError if it is missing, or not a whole part of a table of `info`."""
     with _fetching():
         end, size = table.read_end(name, _END_BYTES)
         n_footer = len(end) - _find_footer(end)
@@ -340,16 +340,16 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
             end, size = table.read_end(name, n_footer)
     _check_seal(end)
     with _parsing():
-        # Without the rows before it, because Parquet finds its metadata from the end.
+        # This has no rows, because Parquet finds its metadata from the end of a file.
         part = pq.ParquetFile(pa.BufferReader(end))
-        # Not by `metadata.schema`: the two would keep each other, 20 KB a part, until the collector comes by.
+        # `metadata.schema` is not used: the two refer to each other, so 20 KB a part would stay until the collector runs.
         metadata, schema = part.metadata, part.schema_arrow
     if metadata.num_row_groups:
-        # Columns lie one after the other; at the file's end the metadata, its length and four letters.
+        # Columns follow each other; the file ends with the metadata, its length and four letters.
         last = metadata.row_group(metadata.num_row_groups - 1).column(metadata.num_columns - 1)
         start = last.data_page_offset if last.dictionary_page_offset is None else last.dictionary_page_offset
         if start + last.total_compressed_size > size - metadata.serialized_size - 8:
-            raise PartError(f"expected a whole Parquet file, got one of {size:,} bytes that lacks some in the middle")
+            raise PartError(f"it is damaged (some of its bytes in the middle are missing, and {size:,} are there)")
     footer = Footer.of(metadata.metadata, info)
     footer.require_rows(schema, metadata.num_rows, _expected(info)[1])
     return footer
@@ -357,27 +357,27 @@ def read_footer(table: Folder, info: TableInfo, name: str) -> Footer:
 
 @contextlib.contextmanager
 def _fetching() -> Iterator[None]:
-    """Turn a part's absence within the block into PartError; what its place raises otherwise stays."""
+    """Turn the absence of a part within the block into PartError; other errors of its place stay."""
     try:
         yield
     except FileNotFoundError as error:
-        raise PartError("expected a part, got nothing there") from error
+        raise PartError("it is missing") from error
     except IsADirectoryError as error:
-        raise PartError("expected a whole Parquet file, got a folder") from error
+        raise PartError("it is damaged (a folder, not a file)") from error
 
 
 @contextlib.contextmanager
 def _parsing() -> Iterator[None]:
-    """Turn what Arrow raises of damaged bytes within the block into PartError: of many kinds, UnicodeDecodeError among them."""
+    """Turn the errors that Arrow raises for damaged bytes into PartError; there are many kinds, e.g. UnicodeDecodeError."""
     try:
         yield
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PartError(f"expected a whole Parquet file, got {said}") from error
+        raise PartError(f"it is damaged ({said})") from error
 
 
 def _find_footer(data: bytes | memoryview) -> int:
-    """Return where a Parquet file's footer begins in the end of the file `data`; below 0, if before it."""
+    """Return where the footer begins in `data`, the end of a Parquet file; below 0 if it begins before `data`."""
     return len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
@@ -386,16 +386,16 @@ def _digest(data: bytes | memoryview) -> bytes:
 
 
 def _check_seal(data: bytes, *, is_whole: bool = False) -> None:
-    """Raise PartError unless the end of a part, or all of it, has its own digests."""
+    """Raise PartError unless the end of a part, or the whole part, agrees with its digests."""
     at = data.rfind(_SEAL) + len(_SEAL)
     if at < len(_SEAL):
-        raise PartError("expected a whole Parquet file of this table, got one without its digests")
+        raise PartError("it is damaged or not a part of this table (it has no digests)")
     start = max(0, _find_footer(data))
     zeroed = b"".join((data[start : at + 64], bytes(b"0" * 64), data[at + 128 :]))
     if data[at + 64 : at + 128] != _digest(zeroed):
-        raise PartError("expected a whole Parquet file, got a footer with other bytes than were written")
+        raise PartError("it is damaged (its footer has other bytes than were written)")
     if is_whole and data[at : at + 64] != _digest(memoryview(data)[:start]):
-        raise PartError("expected a whole Parquet file, got rows with other bytes than were written")
+        raise PartError("it is damaged (its rows have other bytes than were written)")
 
 
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:

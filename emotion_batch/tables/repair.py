@@ -19,10 +19,10 @@ from emotion_batch.tables.verify import look_at_parts, remove_damaged
 
 
 def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
-    """Freeze anew what a damaged manifest said, from its files that can be read, the listing and the parts.
+    """Write a damaged manifest anew, from those of its files that can be read, the listing and the parts.
 
-    A part stands if the entries that its footer names are found. Of another the rows of recordings that are gone stay, and
-    those of the others are made again.
+    A part stays if the entries that its footer names are found. In any other part, the rows of recordings that are gone stay,
+    and the other rows are made again.
     """
     places = [(table, info)]
     if info.features is not None:
@@ -30,8 +30,8 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
         kept = info.kept_features()
         places.append((Folder(info.features, table.options), kept))
     footers: dict[int, Footer] = {}
-    # What is made again gets a number of its own, so each part must lie under its own first. The table's own parts count above
-    # those of its features.
+    # Recordings that are made again get a new shard number, so each part must have its own name first. The parts of the table
+    # itself have priority over those of its features.
     for place, what in reversed(places):
         _restore_names(place, what)
         footers |= parts.own_footers(place, what, part_shards(place))
@@ -47,13 +47,13 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
             except OtherPartError:
                 continue
             except PartError:
-                # Its rows are made again, perhaps under another number.
+                # Its rows are made again, perhaps under another shard number.
                 place.delete(parts.part_name(shard))
                 continue
-            # If none is listed, it may be a part of another table, which is only named.
+            # If no recording is listed, it may be a part of another table, which is only reported.
             if shard in footers and has_listed(rows["file"], listed):
                 files[shard] = pc.unique(rows["file"])
-    # Looked for all at once, because a listing is long.
+    # All are looked up at once, because a listing is long.
     found = pc.index_in(pa.chunked_array(list(files.values()), pa.string()), value_set=listed["file"]).combine_chunks()
     for shard, its in files.items():
         at, found = found[: len(its)], found[len(its) :]
@@ -68,7 +68,7 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
                     rows = parts.read_part(place, shard).replace_schema_metadata(None)
                     rows = rows.filter(pc.is_in(rows["file"], value_set=gone))
                     parts.publish_part(place, what, shard, shards[shard][1], rows)
-    # A recording that was pruned and came back is in two parts, if a run ended early; the later one has it.
+    # After a run that ended early, a recording that was pruned and came back is in two parts; the later one keeps it.
     seen: set[str] = set()
     for shard in sorted(shards, reverse=True):
         its = shards[shard][0]["file"].to_pylist()
@@ -82,14 +82,14 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
 
 
 def _restore_names(table: Folder, info: TableInfo) -> None:
-    """Give parts of a table that lie under the names of others of its shards their own names back."""
+    """Give each part its own name back if it has the name of another shard."""
     found: dict[str, tuple[str, bytes]] = {}
     for shard in part_shards(table):
         name = parts.part_name(shard)
         with contextlib.suppress(PartError):
             footer = parts.read_footer(table, info, name)
             if footer.shard != shard:
-                # All before any is written: two may have been swapped.
+                # All are read before any is written, because two may have been swapped.
                 found[name] = parts.part_name(footer.shard), table.read(name)
     for name, data in found.values():
         if name in found or not table.exists(name):
@@ -99,28 +99,30 @@ def _restore_names(table: Folder, info: TableInfo) -> None:
 
 
 def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = False) -> Iterator[str]:
-    """Put right what is certainly the table's own; yield a sentence for each thing of note.
+    """Repair the files that certainly belong to the table; yield a sentence for each remarkable change.
 
-    With `deep` every row is read, and parts that only this finds damaged are removed, so that they are made anew.
+    With `deep`, every row is read, and parts that only this finds damaged are removed, so that they are made again.
 
-    Parts under other names go back to where they are missing, copies and parts of pruned shards are removed, and so is what
-    processes that were killed have left. What is not provably the table's own is only named.
+    Parts with wrong names get their own names back if those are missing. Copies, parts of pruned shards and the files that killed
+    processes left are removed. A file that may belong to something else is only reported.
     """
     if deep:
-        # First, so that a copy under another name takes its place.
+        # This comes first, so that a copy under another name can replace it.
         for name, problem in remove_damaged(
             table, look_at_parts(table, info, entries, deep=True, values=False)
         ).items():
-            yield f"{table.url}/{name} was damaged and is made anew ({problem})"
+            yield f"{table.url}/{name}: {problem}; it was removed and is made again"
     for name, what in find_strangers(table.names(), entries):
-        said = f"{name} lies in the table and is {what}; whatever reads the folder may read it too, so move it away"
+        said = (
+            f"{name} is in the folder and is {what}; a program that reads the folder may read it too, so move it away"
+        )
         if name.endswith(".parquet"):
             with contextlib.suppress(PartError):
                 footer = parts.read_footer(table, info, name)
                 if (footer.shard, footer.digest) in entries.history:
                     said = _put_right(table, info, entries, name, footer) or said
         yield said
-    # Processes have left those that died between the part and the note.
+    # A process that died after the part and before it removed the note has left the note.
     noted = {shard: entries.shards[shard] for shard in attempts.find_noted(table) if shard in entries.shards}
     for shard in parts.complete_shards(table, info, noted):
         attempts.forget(table, shard)
@@ -129,17 +131,17 @@ def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = Fals
 
 
 def _put_right(table: Folder, info: TableInfo, entries: Manifest, name: str, footer: Footer) -> str | None:
-    """Remove a part that lies under a wrong name, unless it is the only one of its rows; return what was done."""
+    """Remove a part with a wrong name, or rename it if it is the only one with its rows; return what was done."""
     proper = parts.part_name(footer.shard)
     newest = entries.shards.get(footer.shard)
     if newest is None:
         table.delete(name)
-        return f"removed {name}, of recordings that were pruned"
+        return f"removed {name}, a part whose recordings were pruned"
     there = parts.own_footers(table, info, [footer.shard]).get(footer.shard)
     if there is None or (footer.digest == newest.digest != there.digest):
         table.publish(proper, table.read(name))
         table.delete(name)
-        return f"{name} was this table's {proper}, and is so again"
+        return f"{name} was this table's {proper}, and has that name again"
     if there.digest in (newest.digest, footer.digest):
         table.delete(name)
         return f"removed {name}, a copy of this table's {proper}"

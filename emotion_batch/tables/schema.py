@@ -31,10 +31,10 @@ _COMMON = (
 
 
 def nullable(schema: pa.Schema) -> pa.Schema:
-    """Return a schema of which pandas reads booleans as its nullable ones.
+    """Return a schema whose booleans pandas reads as nullable ones.
 
-    Without it, a column with a null is one of objects to pandas, and ``frame[frame.is_confident]`` an error; a nullable one
-    selects where it is true. Nothing but pandas looks at this, and the values are as before.
+    Otherwise pandas reads a column with a null as objects, and ``frame[frame.is_confident]`` is an error; a nullable one selects
+    the true rows. Only pandas uses this, and the values stay the same.
     """
     columns = [
         {"name": field.name, "field_name": field.name, "pandas_type": "bool", "numpy_type": "boolean", "metadata": None}
@@ -43,7 +43,7 @@ def nullable(schema: pa.Schema) -> pa.Schema:
     ]
     if not columns:
         return schema
-    # https://arrow.apache.org/docs/python/pandas.html; what is not named is read as it always is.
+    # https://arrow.apache.org/docs/python/pandas.html; other columns are read as usual.
     about = {"index_columns": [], "column_indexes": [], "columns": columns, "creator": {"library": "emotion-batch"}}
     return schema.with_metadata({**(schema.metadata or {}), b"pandas": json.dumps(about).encode()})
 
@@ -82,23 +82,23 @@ def label_schema(labels: Sequence[str]) -> pa.Schema:
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a table is: `table.json`, and what each part's footer repeats of it.
+    """What a table is, as `table.json` says and each part's footer repeats.
 
     Attributes
     ----------
     kind
         ``features`` or ``labels``.
     source
-        URL of the archive, or of the feature table that labels are made from.
+        URL of the archive, or of the feature table that was labelled.
     feature_settings, segments
         How its rows came from recordings.
     model_id
-        Of the bundle that labels are from; None for features.
+        Id of the model that gave the labels; None for features.
     labels
         The bundle's labels in order; empty for features.
     features
-        URL of the feature table that keeps the features of an archive on their way to labels; None without one. Runs
-        of the same table may differ in it.
+        URL of the feature table that keeps the features while an archive is labelled; None without one. Runs of the same
+        table may differ in it.
     include, exclude
         Patterns of the names that the listing keeps and leaves out: see `archive.list_recordings`.
     suffixes
@@ -137,12 +137,12 @@ class TableInfo:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TableInfo:
-        """Return what `to_dict` gave; raise UsageError for a schema version that this one does not know."""
+        """Return what `to_dict` gave; raise UsageError for an unknown schema version."""
         expected = SCHEMA_VERSIONS[value["kind"]]
         if value.get("schema_version") != expected:
             raise UsageError(
-                f"table: expected schema version {expected}, got {value.get('schema_version')!r}; "
-                "use the version of emotion-batch that wrote it"
+                f"table: it has schema version {value.get('schema_version')!r}, and this version of emotion-batch reads {expected}; "
+                "use the version that wrote it"
             )
         settings, segments = recipes.read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
         if (value["feature_id"], value["segment_id"]) != (settings.feature_id, segments.segment_id):
@@ -166,32 +166,37 @@ class TableInfo:
         return feature_schema(self.feature_settings) if self.kind == FEATURES else label_schema(self.labels)
 
     def difference(self, other: TableInfo) -> str | None:
-        """Return the first thing in which `other` is not this table, as ``this, got other``; None if it is.
+        """Return how `other`, a table that a call asks for, first differs from this one, as the rest of a sentence; None if it does not.
 
-        In the words of the command line: a person can only change what they have typed.
+        The sentence uses the words of the command line, because people can only change what they have typed.
         """
         if self.kind != other.kind:
-            return f"a table of {other.kind}, got one of {self.kind}"
+            return f"is a table of {self.kind}, and this call makes one of {other.kind}"
         if self.source != other.source:
-            return f"{'SOURCE' if self.kind == LABELS else 'ARCHIVE'} {self.source}, got {other.source}"
+            name = "SOURCE" if self.kind == LABELS else "ARCHIVE"
+            return f"was made from {name} {self.source}, and this call has {other.source}"
         if self.model_id != other.model_id:
-            return f"--model with the model {self.model_id}, of which a copy is in {LEDGER}/model, got {other.model_id}"
+            return _differs(f"the model {self.model_id} (a copy is in {LEDGER}/model)", f"the model {other.model_id}")
         mine, theirs = (info.feature_settings.to_dict() for info in (self, other))
         if mine["recipe"] != theirs["recipe"]:
             this, that = (recipes.recipe_of(info.feature_settings).option for info in (self, other))
-            return f"--recipe {this}, got --recipe {that}"
+            return _differs(f"--recipe {this}", f"--recipe {that}")
         for name, value in mine.items():
             if value != theirs[name]:
                 option = f"--{name.replace('_', '-')}"
-                return f"{option} {value}, got {option} {theirs[name]}"
+                return _differs(f"{option} {value}", f"{option} {theirs[name]}")
         if self.segments != other.segments:
-            return f"{self.segments.to_options()}, got {other.segments.to_options()}"
+            return _differs(self.segments.to_options(), other.segments.to_options())
         for option, name in (("--include", "include"), ("--exclude", "exclude"), ("--suffix", "suffixes")):
             here, there = (" ".join(f"{option} {word}" for word in getattr(info, name)) for info in (self, other))
             if here != there:
-                return f"{here or f'no {option}'}, got {there or f'no {option}'}"
+                return _differs(here or f"no {option}", there or f"no {option}")
         return None
 
     def kept_features(self) -> TableInfo:
-        """Return what the feature table is that keeps the features of this label table."""
+        """Return what the feature table that keeps the features of this label table is."""
         return replace(self, kind=FEATURES, model_id=None, labels=(), features=None)
+
+
+def _differs(mine: str, theirs: str) -> str:
+    return f"was made with {mine}, and this call has {theirs}"

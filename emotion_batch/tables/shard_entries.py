@@ -23,19 +23,19 @@ from emotion_batch.storage.folder import Folder, damaged, explained
 from emotion_batch.tables.sharding import estimate_costs
 
 FOLDER = "_table/manifest"
-# A file of entries is closed when it has so many bytes, so that none is ever large in memory.
+# A file of entries is closed when it has this many bytes, so that none is large in memory.
 _FILE_BYTES = 2**24
-# A file of Arrow begins and ends with these: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
+# An Arrow file begins and ends with these: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, MAGIC = b"ARROW1\0\0", b"ARROW1"
-# The version of the digest, which stands before it.
+# The version of the digest, written before it.
 _DIGEST = "2:"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """Where the newest entries of a shard stand: in record batch `batch` of a generation's `file`, at bytes `start` to `stop`.
+    """Place of the newest entries of a shard: record batch `batch` of a generation's `file`, at bytes `start` to `stop`.
 
-    The shard's part repeats their `digest` in its footer. `cost` is what `estimate_costs` gives for them in all.
+    The shard's part repeats their `digest` in its footer. `cost` is the sum of `estimate_costs` for them.
     """
 
     file: str
@@ -49,12 +49,12 @@ class ShardEntry:
 
 @cache
 def _stream_start() -> bytes:
-    """Return what a stream of entries begins with."""
+    """Return the first bytes of a stream of entries."""
     return bytes(ENTRY_SCHEMA.serialize())
 
 
 def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
-    """Return one shard's entries, as a worker reads them: that record batch alone; raise DamagedError if they are damaged."""
+    """Return one shard's entries, and read only their record batch; raise DamagedError if they are damaged."""
     with reading_entries(table, shard.file):
         return decode_entries(table, shard, table.folder(FOLDER).read_range(shard.file, shard.start, shard.stop))
 
@@ -62,10 +62,10 @@ def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
 def decode_entries(table: Folder, shard: ShardEntry, data: bytes | memoryview) -> pa.RecordBatch:
     """Return a shard's entries from the bytes of its record batch."""
     try:
-        # As a stream of one batch, which alone can be told to start no threads: half the time, or a tenth on busy cores.
+        # A stream of one batch, because only a stream can be read without threads: half the time, or a tenth on busy cores.
         stream = pa.py_buffer(_stream_start() + data)
         batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
-        # First of all, because with damaged offsets Arrow would read anywhere.
+        # This comes first, because with damaged offsets Arrow would read outside the buffer.
         batch.validate(full=True)
         if (digest(batch), batch.num_rows) == (shard.digest, shard.n_recordings):
             return batch
@@ -75,13 +75,13 @@ def decode_entries(table: Folder, shard: ShardEntry, data: bytes | memoryview) -
 
 
 def has_entries_after(table: Folder, generation: int) -> bool:
-    """Return whether entries lie in a table of a generation after that one, whose JSON file is lost or still to come."""
+    """Return whether a table has entries of a later generation, whose JSON file is lost or not written yet."""
     numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names() if name.endswith(".arrow"))
     return any(int(number[0]) > generation for number in numbers if number)
 
 
 def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
-    """Return the entries with digests that are wanted, as far as they can still be read in a manifest's files."""
+    """Return the entries with the wanted digests, if a manifest's files still have them in readable form."""
     folder = table.folder(FOLDER)
     found: dict[str, pa.Table] = {}
     for name in folder.names():
@@ -99,11 +99,11 @@ def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
 
 
 def digest(entries: pa.RecordBatch) -> str:
-    """Return a version and 32 hexadecimal digits that change when a name, size or version of the entries does."""
+    """Return a version and 32 hexadecimal digits, which change if a name, size or version of the entries changes."""
     sha = hashlib.sha256()
     for column in entries.columns:
         there = column.drop_null()
-        # With how much follows, so that other columns never make the same bytes.
+        # The lengths are hashed too, so that other columns never make the same bytes.
         sha.update(f"{len(column)} {len(there)} ".encode())
         if there.null_count < column.null_count:
             sha.update(np.packbits(column.is_valid().to_numpy(zero_copy_only=False)).tobytes())
@@ -115,13 +115,13 @@ def digest(entries: pa.RecordBatch) -> str:
         _, offsets, data = there.buffers()
         first, last = np.frombuffer(offsets, np.int32)[[there.offset, there.offset + len(there)]].tolist()
         sha.update(pc.binary_length(there).to_numpy().astype("<i4", copy=False).tobytes())
-        # Not all of it: an array may be a stretch of another's memory.
+        # Only this stretch is hashed, because an array may be a stretch of another array's memory.
         sha.update(memoryview(data)[first:last] if data is not None else b"")
     return f"{_DIGEST}{sha.hexdigest()[:32]}"
 
 
 class Change(NamedTuple):
-    """What a listing changes in one shard: which of the listed entries it lacks, how many and which of its own, and to what."""
+    """What a listing changes in one shard: its new entries, how many changed, names that are gone, and the entries after that."""
 
     is_new: npt.NDArray[np.bool_]
     n_changed: int
@@ -130,7 +130,7 @@ class Change(NamedTuple):
 
 
 def find_span(entries: pa.Table, batch: pa.RecordBatch) -> tuple[int, int]:
-    """Return from where to where a listing may have the entries of a shard."""
+    """Return the start and stop between which a listing may have the entries of a shard."""
     names, own = entries["file"], batch["file"]
     start, stop = pc.search_sorted(names, own[0], side="left"), pc.search_sorted(names, own[-1], side="right")
     return start.as_py(), stop.as_py()
@@ -150,7 +150,7 @@ def compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> Ch
     if not (n_changed or (prune and len(gone))):
         return Change(is_new, n_changed, gone, None)
     if not (len(gone) or is_new.any() or listed["size"].null_count or listed["version"].null_count):
-        # The listing's own memory: of an archive that was copied all recordings are changed.
+        # This shares the listing's memory, because in a copied archive all recordings are changed.
         return Change(is_new, n_changed, gone, listed)
     columns = [
         pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(ENTRY_SCHEMA.field(name).type)
@@ -161,13 +161,13 @@ def compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> Ch
 
 
 def as_batch(entries: pa.Table) -> pa.RecordBatch:
-    """Return entries as the one record batch of a shard, which may be none."""
+    """Return entries, also if there are none, as the one record batch of a shard."""
     batches = entries.combine_chunks().to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=ENTRY_SCHEMA)
 
 
 def _differs(known: pa.RecordBatch, listed: pa.Table, name: str) -> pa.Array:
-    """Return where the listing knows `name` and it is not what was known."""
+    """Return where the listing has a value for `name` that differs from the known one."""
     now = listed[name].combine_chunks()
     return pc.and_(pc.fill_null(pc.not_equal(known[name], now), True), pc.is_valid(now))
 
@@ -179,7 +179,7 @@ def damaged_manifest(table: Folder, file: str, found: str = "a damaged file") ->
 
 @contextmanager
 def reading_entries(table: Folder, file: str) -> Iterator[None]:
-    """Explain what goes wrong with reading a file of entries; that it is not there is damage."""
+    """Explain errors while a file of entries is read; a missing file counts as damage."""
     with explained(f"table {table.url}"):
         try:
             yield
@@ -188,16 +188,16 @@ def reading_entries(table: Folder, file: str) -> Iterator[None]:
 
 
 def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
-    """Return a file of entries with as many of the shards that are left as one takes; no bytes if none are."""
+    """Return a file of entries with as many of the shards as fit into one file; no bytes if no shard is left."""
     sink = io.BytesIO()
-    # The beginning of a file is written with its first batch.
+    # Arrow writes the beginning of a file with its first batch.
     start = len(_MAGIC_START) + len(_stream_start())
     n_batches = 0
     with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         for entries in left:
             batch = as_batch(entries)
             writer.write_batch(batch)
-            # So that a worker reads its shard by one request.
+            # With these bounds, a worker reads its shard by one request.
             index["spans"].append([start, sink.tell()])
             index["digests"].append(digest(batch))
             index["costs"].append(int(estimate_costs(batch, segments).sum()))
@@ -212,6 +212,6 @@ def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str,
 
 
 def places(index: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the file and the batch in it of each shard of a generation."""
+    """Return, for each shard of a generation, its file and its batch in that file."""
     counts = zip(index["files"], index["n_batches"], strict=True)
     return [(str(file), batch) for file, n_batches in counts for batch in range(n_batches)]

@@ -1,4 +1,4 @@
-"""Cut a listing into shards of about equal cost: what a recording costs, and how many shards there are."""
+"""Cut a listing into shards of about equal cost: estimate the cost of each recording and the number of shards."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ import pyarrow.compute as pc
 from emotion_batch.settings import Segments
 
 MAX_SHARDS = 20_000
-# A task costs Dask some 10 ms, a lost one its shard: shards and their number grow together with the archive, as the
-# square root of its recordings, until a shard holds so many that its part is worth a query's request.
+# A task costs Dask about 10 ms, and a lost task costs its shard. So both the size and the number of shards grow with the square
+# root of the number of recordings, until a shard is so large that its part is worth a query's request.
 _SHARDS_PER_ROOT = 0.28
 _MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
 _COST_BATCH = 65_536
-# Costs in bytes of PCM: of opening a recording, of one that is as usual, and of a second of audio at most
-# (48 kHz, stereo, 32 bit).
+# Costs in bytes of PCM: to open a recording, of a usual recording, and of a second of audio at most (48 kHz, stereo, 32 bit).
 _OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
-# Encoders make of a second of PCM about so much less.
+# Encoded audio is about this many times smaller than PCM.
 _COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
 
 def cut(entries: pa.Table, segments: Segments) -> list[pa.Table]:
-    """Cut a listing of at least one recording into shards of neighbours that read about equally much.
+    """Cut a listing of at least one recording into shards of neighbours that cost about the same.
 
-    There are at most `MAX_SHARDS`, and none is empty. They follow from the listing and the segments alone, and share its
-    memory.
+    There are at most `MAX_SHARDS`, and none is empty. They depend on the listing and the segments alone, and share the
+    memory of the listing.
     """
-    # In pieces, because the numbers on the way are several times as large as the sizes; in whole numbers, so that the pieces
-    # make no difference.
+    # The listing is handled in pieces, because the arrays in between take several times its memory. The costs are whole numbers,
+    # so that the pieces do not change the result.
     batches = entries.to_batches(max_chunksize=_COST_BATCH)
     totals = np.cumsum([_whole_costs(batch, segments).sum() for batch in batches])
     total = int(totals[-1])
@@ -55,9 +54,9 @@ def _whole_costs(batch: pa.RecordBatch, segments: Segments) -> npt.NDArray[np.in
 
 
 def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> npt.NDArray[np.float64]:
-    """Return what each recording will cost, in bytes of PCM that are read and computed on, shape (n_recordings,).
+    """Return what each recording will cost, in bytes of PCM that are read and processed, shape (n_recordings,).
 
-    One segment costs what lies in it; windows the whole recording, again and again where they overlap.
+    One segment costs its own length. Windows cost the whole recording, several times if they overlap.
     """
     sizes: npt.NDArray[np.float64] = entries["size"].fill_null(_USUAL_BYTES).to_numpy().astype(np.float64)
     if segments.hop_s is None:
@@ -68,7 +67,7 @@ def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> np
 
 
 def count_shards(n_recordings: int, cost: int) -> int:
-    """Return how many shards so many recordings of that cost in all make, at most `MAX_SHARDS`."""
+    """Return how many shards `n_recordings` of total cost `cost` make, at most `MAX_SHARDS`."""
     n_usual = max(n_recordings, cost / (_OPENING_BYTES + _USUAL_BYTES))
     small = math.ceil(_SHARDS_PER_ROOT * math.sqrt(n_usual))
     large = max(math.ceil(n_recordings / _MOST_RECORDINGS), math.ceil(cost / _MOST_BYTES))

@@ -18,16 +18,16 @@ from emotion_batch.tables.lease import RUN_NAME, Holder
 from emotion_batch.tables.parts import Counts
 from emotion_batch.tables.table import find_kept_features, require_table
 
-# Older ones are in the table all the same.
+# The table keeps older ones too.
 _MOST_RUNS = 50
 
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run; what its record does not have is 0, or empty.
+    """One run; a figure that its record lacks is 0 or empty.
 
     It decoded `n_decoded` recordings, whose rows cover `audio_s` seconds of audio, in `elapsed_s` seconds of the clock. `n_retries`
-    requests were repeated, `n_resubmitted` shards handed out again, and `lost_s` seconds of work lost.
+    requests were repeated, `n_resubmitted` shards were handed out again, and `lost_s` seconds of work were lost.
     """
 
     run: str
@@ -57,13 +57,13 @@ class Throughput:
     runs
         The newest, the last first.
     n_runs
-        How many there are in all.
+        Number of all runs.
     n_decoded, audio_s, elapsed_s
-        Sums over those of `runs` that did something.
+        Sums over those of `runs` that decoded something.
     stages_s
         Seconds of workers by stage, over the same runs, in the order in which a recording passes them.
     slowest
-        Recordings that took longest: seconds and name; empty where the records do not say.
+        Recordings that took longest: seconds and name; empty if the records do not say.
     """
 
     runs: tuple[RunFigures, ...]
@@ -81,12 +81,12 @@ class Throughput:
 
     @property
     def audio_hours_per_hour(self) -> float | None:
-        """Hours of audio an hour of the clock; None if nothing was done."""
+        """Hours of audio for each hour of the clock; None if nothing was done."""
         return self.audio_s / self.elapsed_s if self.audio_s > 0 and self.elapsed_s > 0 else None
 
 
 def read_throughput(table: Folder) -> Throughput:
-    """Return what the run records of a table say; a damaged one says nothing."""
+    """Return what the run records of a table say; damaged records are skipped."""
     names = _record_names(table)
     spent = usage.Spent()
     runs: list[RunFigures] = []
@@ -133,21 +133,21 @@ class TableStatus:
     table, kind, source
         Its URL, what it holds, and what it is made from.
     n_recordings, n_done
-        Recordings of its manifest; those of finished shards.
+        Number of recordings in its manifest, and in finished shards.
     n_shards, n_shards_done
-        Its shards, and those that are finished.
+        Number of its shards, and of those that are finished.
     counts
-        Of the rows of finished shards.
+        Counts of the rows of finished shards.
     at_work
         Runs that work on it now.
     cancelled
-        Ids of those of them that were asked to stop.
+        Ids of the runs at work that were asked to stop.
     lost
-        Runs that died without a word since the last one that ended.
+        Runs that died without a record since the last one that ended.
     last_run
         Record of the last run that ended; None if none has.
     features
-        URL of the feature table that these are the labels of, where recordings are tried again; None for other tables.
+        URL of the feature table that was labelled, in which recordings are retried; None for other tables.
     """
 
     table: str
@@ -166,7 +166,7 @@ class TableStatus:
 
     @property
     def rate(self) -> float | None:
-        """Recordings a second, of all runs that are at work; None if none is, or none has said so yet."""
+        """Recordings a second, of all runs at work together; None if no run has reported it yet."""
         told = [holder.progress for holder in self.at_work if holder.progress.get("elapsed_s")]
         return sum(one.get("n_done_here", 0) / max(1.0, one["elapsed_s"]) for one in told) if told else None
 
@@ -180,7 +180,7 @@ def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
     place = Folder.of(table, storage_options)
     info = require_table(place)
     with explained(f"table {place.url}"):
-        # First, because it may take a while.
+        # This comes first, because it may take a while.
         living, dead = lease.find_runs(place)
         entries = read_manifest(place, info)
         done = parts.complete_shards(place, info, entries.shards)
@@ -206,9 +206,9 @@ def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
 
 
 def _last_run(table: Folder, living: Container[str]) -> Mapping[str, Any] | None:
-    """Return the record of the run that ended last; its name begins with the time. A run that lives has not ended."""
+    """Return the record of the run that ended last, by its name, which begins with the time. Skip runs that live."""
     for name in _record_names(table):
-        # A damaged record is passed over.
+        # A damaged record is skipped.
         with contextlib.suppress(ValueError):
             record = unseal(table.read(f"{lease.FOLDER}/{name}"))
             if record["run"] not in living:

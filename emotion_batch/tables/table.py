@@ -14,7 +14,7 @@ from emotion_batch.tables.schema import INFO, LEDGER, TableInfo
 
 
 def read_info(table: Folder) -> TableInfo | None:
-    """Return what a table is, or None if the folder holds no table; raise DamagedError if what says so is damaged or lost."""
+    """Return what a table is, or None if the folder holds no table; raise DamagedError if its `table.json` is damaged or lost."""
     data = table.read_if_there(INFO)
     if data is None:
         if any(name.endswith(".json") for name in table.folder(f"{LEDGER}/manifest").names()):
@@ -27,9 +27,9 @@ def read_info(table: Folder) -> TableInfo | None:
 
 
 def find_info(table: Folder) -> TableInfo | None:
-    """Return what a folder that is to be written as a table holds; None if it is still to be made, or its `table.json` is.
+    """Return what a folder that a run will write as a table holds; None if the table, or its `table.json`, is still to be made.
 
-    Raise UsageError if it is a file, or holds files that are no table: recordings above all, where SOURCE and TABLE were confused.
+    Raise UsageError if it is a file, or holds files that are not a table, e.g. recordings because SOURCE and TABLE were confused.
     """
     with explained(f"table {table.url}"):
         with contextlib.suppress(DamagedError):
@@ -41,31 +41,31 @@ def find_info(table: Folder) -> TableInfo | None:
     strangers = [name for name in names if not name.startswith((".", "_")) and part_shard(name) is None]
     recordings = [name for name in strangers if name.lower().endswith(SUFFIXES)]
     if kind != "folder" and table.url.lower().endswith(SUFFIXES):
-        # Also if it is not there, because it may be a second recording, misspelt; no folder has such a name.
+        # This holds also if it does not exist, because it may be a misspelt second recording. No folder has such a name.
         raise UsageError(
-            f"table {table.url} is named as a recording is: name several recordings by their folder, a glob in quotes or a "
+            f"table {table.url} has the name of a recording: name several recordings by their folder, a glob in quotes or a "
             "list file, and after that a folder for the table"
         )
     if kind == "file":
         raise UsageError(f"table {table.url} is a file, not a folder: name a folder for the table")
     if recordings:
         raise UsageError(
-            f"table {table.url} holds recordings ({recordings[0]!r}): expected a new or empty folder or a table; the order is "
-            "SOURCE TABLE, what is read before what is written"
+            f"table {table.url} holds recordings ({recordings[0]!r}): name a new or empty folder, or a table; the order is "
+            "SOURCE TABLE, because what is read comes before what is written"
         )
     if strangers:
         raise UsageError(
-            f"table {table.url}: expected a new or empty folder or a table, got {strangers[0]!r} in it; name another "
-            "folder; the order is SOURCE TABLE, what is read before what is written"
+            f"table {table.url} holds {strangers[0]!r}, which is not a part of a table: name a new or empty folder, or a table; the "
+            "order is SOURCE TABLE, because what is read comes before what is written"
         )
     return None
 
 
 def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
-    """Return what `table` is, which is `info` but for its feature table; None if it is still to be made.
+    """Return what `table` is, which is `info` except for its feature table; None if it is still to be made.
 
-    It also is where one of other settings was begun and has no part: nothing of it would be lost. What has lost its `table.json`
-    is what its parts say. Raise UsageError if it holds a table of something else, or what `find_info` refuses.
+    A table of other settings that has no part counts as still to be made, because nothing would be lost. If `table.json` is lost,
+    the parts say what the table is. Raise UsageError if it holds a table of something else, or if `find_info` does.
     """
     there = find_info(table)
     difference = None if there is None else there.difference(info)
@@ -75,7 +75,7 @@ def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
         parts = [name for name in table.names() if name.endswith(".parquet") and not name.startswith((".", "_"))]
         if not parts:
             return None
-        # Of these a part says nothing.
+        # A part says nothing about these.
         named, expected = ((one.source, one.include, one.exclude, one.suffixes) for one in (there or info, info))
         if there is not None and difference and named != expected:
             raise _refusal(table, difference)
@@ -90,15 +90,15 @@ def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
     if difference:
         raise _refusal(table, difference)
     raise UsageError(
-        f"table {table.url}: {INFO} is damaged or missing, and none of the parts there is of these settings ({said}); give the "
+        f"table {table.url}: {INFO} is damaged or missing, and none of its parts was made with these settings ({said}); give the "
         "settings that they were made with, or name a new table"
     )
 
 
 def create_info(table: Folder, info: TableInfo) -> bool:
-    """Make `table` one of `info` if it is none yet; raise what `check` does, and also for one that has no part.
+    """Make `table` one of `info` if it is not a table yet; raise what `check_info` does, also if it has no part.
 
-    Return whether its `table.json` was damaged or lost and is written anew; for what a caller has seen that `check` lets pass.
+    Return whether its `table.json` was damaged or lost and is written anew. A caller has seen that `check_info` allows it.
     """
     data = seal(info.to_dict(), indent=2)
     there = find_info(table)
@@ -107,11 +107,11 @@ def create_info(table: Folder, info: TableInfo) -> bool:
             table.folder(f"{LEDGER}/{name}").make()
         is_lost = there is None and any(part_shard(name) is not None for name in table.names())
         if there is None and not table.publish_first(INFO, data):
-            # Another run was quicker: its table may be one of something else. Or it is damaged.
+            # Another run was quicker, and its table may hold something else; or the file is damaged.
             there = find_info(table)
             is_lost = there is None
         if there is not None and (difference := there.difference(info)):
-            # Unless parts say that it is damaged.
+            # The parts may say that it is `table.json` that is damaged.
             is_lost = check_info(table, info) is info
             if not is_lost:
                 raise _refusal(table, difference)
@@ -121,15 +121,15 @@ def create_info(table: Folder, info: TableInfo) -> bool:
 
 
 def replace_info(table: Folder, info: TableInfo) -> None:
-    """Make a table without a part one of `info`: for a run that is alone with it.
+    """Make a table without a part one of `info`, for a run that works on it alone.
 
-    What was frozen for the earlier settings goes first, and the settings last: whenever this ends early, the table is one of the
-    earlier settings whose recordings are still to be listed.
+    The manifest of the earlier settings is deleted first, and the settings are replaced last. So if this ends early, the table has
+    the earlier settings, and its recordings are still to be listed.
     """
     with explained(f"table {table.url}"):
         for name in ("manifest", "attempts", "model"):
             folder = table.folder(f"{LEDGER}/{name}")
-            # The newest generation of a manifest first, and what says that there is one before what it names.
+            # The newest generation of a manifest goes first, and its JSON file before the files that it names.
             names = sorted(folder.names(), key=lambda name: (name.endswith(".json"), name), reverse=True)
             for one in names:
                 folder.delete(one)
@@ -137,14 +137,14 @@ def replace_info(table: Folder, info: TableInfo) -> None:
 
 
 def _refusal(table: Folder, difference: str) -> UsageError:
-    return UsageError(f"table {table.url}: expected {difference}; name a new table for other settings")
+    return UsageError(f"table {table.url} {difference}; name a new table for other settings")
 
 
 def find_kept_features(table: Folder, info: TableInfo) -> str | None:
-    """Return the URL of the feature table that a table holds the labels of; None if it is of recordings."""
+    """Return the URL of the feature table that a table was labelled from; None if it was made from recordings."""
     if info.kind != schema.LABELS:
         return None
-    # The source may be gone or refuse by now, which says nothing about this table.
+    # The source may be gone or refuse access by now, which says nothing about this table.
     with contextlib.suppress(Exception), hastily():
         if read_info(Folder(info.source, table.options)) is not None:
             return info.source
@@ -156,16 +156,16 @@ def require_table(table: Folder) -> TableInfo:
     with explained(f"table {table.url}"):
         info = read_info(table)
     if info is None:
-        raise UsageError(f"table {table.url}: expected a table, got none there; check the name")
+        raise UsageError(f"table {table.url}: there is no table; check the name")
     return info
 
 
 def find_features(place: Folder) -> TableInfo | None:
-    """Return what the feature table at `place` is, None if there is no table, and refuse a label table."""
+    """Return what the feature table at `place` is, or None if there is no table; raise UsageError for a label table."""
     with explained(f"source {place.url}"):
         info = read_info(place)
     if info is not None and info.kind != schema.FEATURES:
-        raise UsageError(f"table {place.url}: expected a feature table, got one of {info.kind}")
+        raise UsageError(f"table {place.url} is a table of {info.kind}: name a feature table")
     return info
 
 
@@ -173,7 +173,5 @@ def require_features(place: Folder) -> TableInfo:
     """Return what the feature table at `place` is; raise UsageError if there is none."""
     info = find_features(place)
     if info is None:
-        raise UsageError(
-            f"table {place.url}: expected a feature table, got none there; make one with `emotion-batch extract`"
-        )
+        raise UsageError(f"table {place.url}: there is no feature table; make one with `emotion-batch extract`")
     return info

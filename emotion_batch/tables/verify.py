@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.errors import DamagedError, IncompleteError, Status
+from emotion_batch.errors import DamagedError, IncompleteError, Status, counted
 from emotion_batch.features import recipes
 from emotion_batch.settings import Segments
 from emotion_batch.storage.folder import Folder, explained
@@ -33,19 +33,19 @@ class Verification:
     table
         Its URL.
     n_recordings, n_shards
-        What its manifest has.
+        Numbers of its manifest.
     counts
-        Of the rows of its parts that are right.
+        Counts of the rows of its correct parts.
     is_deep
         Whether every row was read.
     problems
-        What is wrong, a sentence each; none if the table is whole.
+        What is wrong, one sentence each; empty if the table is whole.
     features
-        As of `TableStatus`.
+        See `TableStatus`.
     removed
         Names of damaged parts that were removed.
     strangers
-        Names of files that are no parts of it.
+        Names of files that are not parts of it.
     """
 
     table: str
@@ -75,10 +75,10 @@ def verify_table(
     repair: bool,
     find_copy_damage: Callable[[Folder], str | None],
 ) -> Verification:
-    """Look whether a table is whole, as `api.verify` says.
+    """Check whether a table is whole; see `api.verify`.
 
-    `find_copy_damage` returns what is wrong with a label table's copy of its model, which this room knows nothing about; None if
-    nothing is.
+    `find_copy_damage` returns what is wrong with a label table's copy of its model, or None. It is a parameter because this room
+    knows nothing about models.
     """
     deep = deep or repair
     try:
@@ -92,12 +92,12 @@ def verify_table(
     with explained(f"table {table.url}"):
         names = table.names()
         strangers = list(find_strangers(names, entries))
-        problems = [f"{name}: expected only the parts of this table, got {what}" for name, what in strangers]
+        problems = [f"{name}: this file is in the folder and is {what}; move it away" for name, what in strangers]
         problems += entries.find_damage(deep=deep)
         if info.kind == schema.LABELS and (damaged := find_copy_damage(table)) is not None:
             problems.append(damaged)
         if not entries.shards and not entries.history:
-            problems.append("manifest: expected recordings, got none; a run ended before it had frozen its listing")
+            problems.append("manifest: it has no recordings, because a run ended before it had frozen its listing")
         found = look_at_parts(table, info, entries, deep=deep)
         removed = remove_damaged(table, found) if repair else {}
     problems += [
@@ -120,7 +120,7 @@ def verify_table(
 
 
 class _Looked(NamedTuple):
-    """What a look at the part of a shard found: its footer, or a problem with it, and whether that is damage."""
+    """Result of a look at the part of a shard: its footer, or a problem with it, and whether the problem is damage."""
 
     name: str
     footer: Footer | None = None
@@ -131,7 +131,7 @@ class _Looked(NamedTuple):
 def look_at_parts(
     table: Folder, info: TableInfo, entries: Manifest, *, deep: bool, values: bool = True
 ) -> list[_Looked]:
-    """Look at the part of each shard; without `values` features are not unpacked whose bytes are as they were written."""
+    """Look at the part of each shard; without `values`, features are not unpacked, because their bytes are checked anyway."""
     there = set(table.names())
     left_out = set() if values else set(recipes.names(info.feature_settings))
     columns = [name for name in info.schema.names if name not in left_out]
@@ -140,7 +140,7 @@ def look_at_parts(
         shard, entry = item
         name = parts.part_name(shard)
         if name not in there:
-            return _Looked(name, problem=f"expected the rows of {entry.n_recordings:,} recordings, got no such part")
+            return _Looked(name, problem=f"it is missing, with the rows of {counted(entry.n_recordings, 'recording')}")
         try:
             footer = parts.read_footer(table, info, name)
             # Rows of earlier entries are checked too, because they may be kept.
@@ -158,7 +158,7 @@ def look_at_parts(
 
 
 def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
-    """Remove the parts that were found to be damaged; return what is wrong with them by their names."""
+    """Remove the damaged parts; return, by name, what is wrong with each."""
     damaged = {one.name: one.problem or "" for one in found if one.is_damaged}
     for name in damaged:
         table.delete(name)
@@ -168,21 +168,21 @@ def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
 def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: pa.Table) -> str | None:
     """Return what is wrong with a part's rows."""
     if Counts.of(rows) != footer.counts:
-        return "expected rows that its footer counts, got others"
+        return "its rows are not those that its footer counts"
     unequal = pc.unique(rows["file"]).to_pylist() != entries["file"].to_pylist()
     if unequal:
-        return "expected the recordings of its manifest entries, in their order, got others"
+        return "its recordings, or their order, are not those of its manifest entries"
     is_ok = pc.equal(rows["status"], Status.OK)
     made = set(recipes.names(info.feature_settings)) if info.kind == schema.FEATURES else {"emotion", "confidence"}
     for name in rows.column_names:
         if name in made or name.startswith("p_"):
             if not pc.all(pc.equal(pc.is_valid(rows[name]), is_ok)).as_py():
-                return f"expected {name} in rows that are ok and in no others, got it otherwise"
+                return f"{name} is missing in a row that is ok, or there in a row that is not"
             numbers = recipes.flatten(rows[name].drop_null())
             if name != "emotion" and not pc.all(pc.is_finite(numbers), min_count=0).as_py():
-                return f"expected finite numbers in {name}, got others"
+                return f"{name} has numbers that are not finite"
     if not pc.all(pc.equal(pc.is_null(rows["error"]), is_ok)).as_py():
-        return "expected a reason in rows that are not ok and in no others, got it otherwise"
+        return "error is missing in a row that is not ok, or there in a row that is ok"
     return _wrong_starts(info.segments, rows)
 
 
@@ -195,5 +195,5 @@ def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
             last, starts = file, segments.starts()
         expected = next(starts, None)
         if start_s != expected:
-            return f"expected {file!r} to have its segments once and in order, got one at {start_s} s"
+            return f"{file!r} must have each segment once and in order, and has one at {start_s} s"
     return None

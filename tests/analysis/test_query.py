@@ -141,13 +141,13 @@ def test_only_parts_that_verify_count(made: Path, tmp_path: Path) -> None:
     found = emotion_batch.query(table, "SELECT count(*) AS n FROM labels", watcher=Watcher(on_note=notes.append))
     assert found["n"][0].as_py() == n_rows - lost
     assert [note.split(": ", 1)[1].split(";")[0] for note in notes] == [
-        f"{len(parts) - 2} of its {len(parts)} parts count, the others are missing, damaged or out of date",
-        "mine.parquet lies in it and is no part of it",
+        f"{len(parts) - 2} of its {len(parts)} parts count, and the others are missing, damaged or out of date",
+        "mine.parquet is in its folder and is not a part of it",
     ]
     for part in table.glob("*.parquet"):
         part.unlink()
     assert emotion_batch.query(table, "FROM labels").num_rows == 0
-    with pytest.raises(UsageError, match="expected a table, got none there"):
+    with pytest.raises(UsageError, match="there is no table; check the name"):
         emotion_batch.query(tmp_path, "FROM labels")
 
 

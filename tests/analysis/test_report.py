@@ -176,7 +176,7 @@ def test_the_command(labels: Path, features: Path, tmp_path: Path) -> None:
     made = emotion_batch.report(features, output=tmp_path / "features.html")
     assert made.figures.coverage.n_labelled == 84
     assert "84 of 89 recordings turned into features" in (tmp_path / "features.html").read_text()
-    with pytest.raises(UsageError, match="expected a table, got none"):
+    with pytest.raises(UsageError, match="there is no table; check the name"):
         emotion_batch.report(tmp_path, output=page)
 
 

@@ -553,7 +553,7 @@ def test_tables_that_cannot_be_reviewed(features: Path, tmp_path: Path) -> None:
     """A feature table, no table, and one without a label are each one sentence; a part that is missing is counted."""
     with pytest.raises(UsageError, match="expected a label table, got one of features"):
         emotion_batch.review(features, tmp_path / "sheet.csv")
-    with pytest.raises(UsageError, match="expected a table, got none there"):
+    with pytest.raises(UsageError, match="there is no table; check the name"):
         emotion_batch.review(tmp_path / "nothing", tmp_path / "sheet.csv")
     place = write_table(tmp_path / "labels", [f"{at:03d}.wav" for at in range(400)])
     parts = sorted((tmp_path / "labels").glob("*.parquet"))

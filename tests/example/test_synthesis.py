@@ -190,10 +190,10 @@ def test_second_voice_is_higher() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("V3", "sad", "back", 0), "voice: expected one of V1, V2, got 'V3'"),
-        (("V1", "bored", "back", 0), "emotion: expected one of angry, .*, got 'bored'"),
-        (("V1", "sad", "xylophone", 0), "word: expected one of back, .*, got 'xylophone'"),
-        (("V1", "sad", "back", -1), "seed: expected a whole number >= 0, got -1"),
+        (("V3", "sad", "back", 0), "voice must be one of V1, V2: 'V3'"),
+        (("V1", "bored", "back", 0), "emotion must be one of angry, .*: 'bored'"),
+        (("V1", "sad", "xylophone", 0), "word must be one of back, .*: 'xylophone'"),
+        (("V1", "sad", "back", -1), "seed must be a whole number of at least 0: -1"),
     ],
 )
 def test_synthesize_refuses_what_it_does_not_know(arguments: tuple[str, str, str, int], message: str) -> None:
@@ -206,6 +206,6 @@ def test_synthesize_refuses_what_it_does_not_know(arguments: tuple[str, str, str
 @pytest.mark.parametrize(("n_words", "seed"), [(0, 0), (-1, 0), (len(WORDS) + 1, 0), (1, -1)])
 def test_write_archive_refuses_before_writing(tmp_path: Path, n_words: int, seed: int) -> None:
     """A number of words or a seed out of range raises, and nothing is written."""
-    with pytest.raises(ValueError, match=r"^(n_words|seed): expected a whole number .*, got -?\d+$"):
+    with pytest.raises(ValueError, match=r"^(n_words|seed) must be a whole number .*: -?\d+$"):
         write_archive(tmp_path / "archive", n_words=n_words, seed=seed)
     assert not (tmp_path / "archive").exists()

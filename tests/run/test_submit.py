@@ -126,12 +126,18 @@ def test_who_shows_no_certificate_of_the_authority_is_refused(
     other = Scheduler("tls://", *write_authority(tmp_path / "other"))
     for options, words in (
         (at(secured, other), "CERTIFICATE_VERIFY_FAILED"),
-        (("--scheduler", secured.address), "expected certificates for TLS, got none"),
-        (("--scheduler", secured.address.replace("tls:", "tcp:")), "expected a Dask scheduler there"),
-        ((*at(secured, tls)[:4], "--tls-cert", tls.tls_cert), "expected all three or none, got none for --tls-key"),
-        ((*at(secured, tls)[:6], "--tls-key", tmp_path / "nothing"), "--tls-key: expected a PEM file that can be read"),
-        (at(secured, tls)[2:], "expected --scheduler with them"),
-        (("--scheduler", "tcp://127.0.0.1:1", *at(secured, tls)[2:]), "expected an address tls://HOST:PORT with them"),
+        (("--scheduler", secured.address), "TLS requires certificates; name them with --tls-ca"),
+        (("--scheduler", secured.address.replace("tls:", "tcp:")), ": no Dask scheduler answers there ("),
+        (
+            (*at(secured, tls)[:4], "--tls-cert", tls.tls_cert),
+            "--tls-ca, --tls-cert, --tls-key require each other: --tls-key is missing",
+        ),
+        ((*at(secured, tls)[:6], "--tls-key", tmp_path / "nothing"), "--tls-key must be a PEM file that can be read: "),
+        (at(secured, tls)[2:], "--tls-ca, --tls-cert and --tls-key require --scheduler"),
+        (
+            ("--scheduler", "tcp://127.0.0.1:1", *at(secured, tls)[2:]),
+            "require an address tls://HOST:PORT: tcp://127.0.0.1:1",
+        ),
     ):
         done = run_command("extract", speech, tmp_path / "table", *options)
         assert done.code == 2, done.err
@@ -158,7 +164,7 @@ def test_cancelled_it_stops_and_the_same_command_goes_on(
     assert n_done < summary.n_shards
     done = call_command("cancel", folder)
     assert done.code == 1
-    assert "expected a run at work to cancel, got none" in done.err
+    assert "no run is at work on it, so there is nothing to cancel" in done.err
     went_on = emotion_batch.extract(speech, folder, segments=windows, scheduler=scheduler)
     assert went_on.n_shards_done == summary.n_shards - n_done
     assert table(folder).equals(table(alone))
@@ -467,11 +473,11 @@ def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path
     """Without a scheduler, or for a command that is none, `submit` says so before any work."""
     done = call_command("submit", "extract", speech, tmp_path / "table")
     assert done.code == 2
-    assert "expected the address of a running Dask scheduler to leave the run to" in done.err
+    assert "`submit` requires --scheduler with the address of a running Dask scheduler" in done.err
     with pytest.raises(UsageError, match="expected one of extract, label, retry, got 'train'"):
         emotion_batch.submit("train", speech, tmp_path / "bundle")
     emotion_batch.extract(speech, tmp_path / "table")
-    with pytest.raises(IncompleteError, match="expected a run at work to cancel"):
+    with pytest.raises(IncompleteError, match="no run is at work on it, so there is nothing to cancel"):
         emotion_batch.cancel(tmp_path / "table")
 
 

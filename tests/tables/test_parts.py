@@ -118,7 +118,7 @@ def test_a_part_is_complete_only_with_the_newest_digest_and_its_own_settings(tmp
     assert [(shard, rows.column_names) for shard, rows in found if rows is not None] == [(0, ["status", "file"])]
     with pytest.raises(
         IncompleteError,
-        match=r"got 6 missing, damaged or out of date, e\.g\. part-000001\.parquet; run the extraction",
+        match=r"6 of its 7 parts cannot be used \(missing, damaged or out of date\), e\.g\. part-000001\.parquet; run the extraction",
     ):
         parts.require_complete(table, INFO, shards)
 
@@ -138,15 +138,27 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        (replace(INFO, kind="features"), "expected a table of features, got one of labels"),
-        (replace(INFO, source="/elsewhere"), "expected SOURCE /archive, got /elsewhere"),
-        (replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)), "expected --n-mfcc 40, got --n-mfcc 20"),
-        (replace(INFO, feature_settings=VoicesSettings()), "expected --recipe seed, got --recipe voices"),
-        (replace(INFO, segments=Segments(1.0)), "expected --offset 0.5 --duration 3, got --offset 1 --duration 3"),
-        (replace(INFO, segments=Segments.windows(2)), "expected --offset 0.5 --duration 3, got --window 2 --hop 2"),
+        (replace(INFO, kind="features"), "is a table of labels, and this call makes one of features"),
+        (replace(INFO, source="/elsewhere"), "was made from SOURCE /archive, and this call has /elsewhere"),
+        (
+            replace(INFO, feature_settings=FeatureSettings(n_mfcc=20)),
+            "was made with --n-mfcc 40, and this call has --n-mfcc 20",
+        ),
+        (
+            replace(INFO, feature_settings=VoicesSettings()),
+            "was made with --recipe seed, and this call has --recipe voices",
+        ),
+        (
+            replace(INFO, segments=Segments(1.0)),
+            "with --offset 0.5 --duration 3, and this call has --offset 1 --duration 3",
+        ),
+        (
+            replace(INFO, segments=Segments.windows(2)),
+            "with --offset 0.5 --duration 3, and this call has --window 2 --hop 2",
+        ),
         (
             replace(INFO, model_id="new"),
-            "expected --model with the model m0del, of which a copy is in _table/model, got new",
+            r"was made with the model m0del \(a copy is in _table/model\), and this call has the model new",
         ),
     ],
     ids=["kind", "source", "features", "recipe", "segments", "windows", "model"],
@@ -167,7 +179,7 @@ def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sente
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:
     """Parts are never put among files that are somebody else's."""
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(UsageError, match=r"got 'holiday.jpg' in it"):
+    with pytest.raises(UsageError, match=r"holds 'holiday.jpg', which is not a part of a table"):
         create_info(Folder.of(tmp_path), INFO)
 
 
@@ -177,7 +189,7 @@ def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     create_info(table, INFO)
     path = tmp_path / "_table" / "table.json"
     path.write_bytes(seal({**unseal(path.read_bytes()), "schema_version": 99}))
-    with pytest.raises(UsageError, match="expected schema version 2, got 99"):
+    with pytest.raises(UsageError, match="it has schema version 99, and this version of emotion-batch reads 2"):
         create_info(table, INFO)
 
 

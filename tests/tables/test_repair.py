@@ -170,7 +170,7 @@ def names_or_passes_over(command: Callable[[], object], path: Path) -> None:
     except EmotionBatchError as error:
         said = str(error)
         # That the newest generation is missing, or a digit without a digest another, shows only in the parts.
-        assert path.name in said or path.parent.name in said or " parts, got " in said, said
+        assert path.name in said or path.parent.name in said or " cannot be used " in said, said
         assert "the command that made" in said, said
 
 
@@ -462,7 +462,7 @@ def test_the_only_run_mends(night: Night, tmp_path: Path) -> None:
     other = Lease(Folder.of(table), "20260102T000000Z-0b")
     other.begin()
     with pytest.raises(
-        IncompleteError, match=r"and run 20260102T000000Z-0b is at work on it, on .* when that has ended"
+        IncompleteError, match=r"and run 20260102T000000Z-0b is at work on it, on .* when that run has ended"
     ):
         night.extract(table)
     other.end()
@@ -482,7 +482,7 @@ def test_settings_are_written_anew_only_where_parts_are_of_them(night: Night, tm
         lambda: night.label(table),
     ):
         with pytest.raises(
-            UsageError, match=r"table\.json is damaged or missing, and none of the parts there is of these"
+            UsageError, match=r"table\.json is damaged or missing, and none of its parts was made with these"
         ):
             command()
     assert night.extract(table).n_shards_done == 0

@@ -148,18 +148,21 @@ def reverse_rows_as_earlier_releases_wrote(table: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (delete, "part-000001.parquet: expected the rows of"),
-        (cut, "part-000001.parquet: expected a whole Parquet file"),
-        (cut_in_the_middle, "part-000001.parquet: expected a whole Parquet file"),
-        (empty, "part-000001.parquet: expected a whole Parquet file"),
-        (double, "part-000001 (copy).parquet: expected only the parts of this table, got no part of it"),
-        (double_as_another, "part-000009.parquet: expected only the parts of this table, got a part of no shard"),
-        (double_with_a_zero_more, "part-0000001.parquet: expected only the parts of this table, got no part of it"),
-        (put_in_place_of_another, "part-000001.parquet: expected shard 1, got 2"),
-        (extract_otherwise, "part-000001.parquet: expected feature_id"),
-        (age, "part-000001.parquet: expected rows of the manifest's newest entries"),
-        (lose_rows, "part-000001.parquet: expected rows of"),
-        (flip_in_footer, "part-000001.parquet: expected a whole Parquet file, got a footer with other bytes"),
+        (delete, "part-000001.parquet: it is missing, with the rows of"),
+        (cut, "part-000001.parquet: it is damaged "),
+        (cut_in_the_middle, "part-000001.parquet: it is damaged (some of its bytes in the middle are missing"),
+        (empty, "part-000001.parquet: it is damaged or not a part of this table"),
+        (double, "part-000001 (copy).parquet: this file is in the folder and is not a part of the table"),
+        (
+            double_as_another,
+            "part-000009.parquet: this file is in the folder and is a part of a shard that the manifest does not",
+        ),
+        (double_with_a_zero_more, "part-0000001.parquet: this file is in the folder and is not a part of the table"),
+        (put_in_place_of_another, "part-000001.parquet: it is the part of shard 2, not of shard 1"),
+        (extract_otherwise, "part-000001.parquet: it was made with feature_id"),
+        (age, "part-000001.parquet: its rows were made from earlier entries of the manifest"),
+        (lose_rows, "part-000001.parquet: it has the rows of"),
+        (flip_in_footer, "part-000001.parquet: it is damaged (its footer has other bytes"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -214,17 +217,12 @@ def test_verify_reads_and_repair_removes(copy: Path) -> None:
     flip_in_rows(copy)
     age_first_part(copy)
     before = what_is_there()
-    assert (
-        emotion_batch.verify(copy).problems[0].startswith("part-000000.parquet: expected rows of the manifest's newest")
-    )
+    assert emotion_batch.verify(copy).problems[0].startswith("part-000000.parquet: its rows were made from earlier")
     assert len(emotion_batch.verify(copy, deep=True).problems) == 2
     assert what_is_there() == before
     done = call_command("verify", copy, "--repair")
     assert done.code == 1
-    assert (
-        "part-000001.parquet: expected a whole Parquet file, got rows with other bytes than were written; removed"
-        in done.out
-    )
+    assert "part-000001.parquet: it is damaged (its rows have other bytes than were written); removed" in done.out
     # Rows of earlier entries are kept as far as they are still right.
     assert [path.name for path in sorted(copy.glob("*.parquet"))] == ["part-000000.parquet", "part-000002.parquet"]
     assert emotion_batch.verify(copy, repair=True).removed == ()
@@ -267,7 +265,7 @@ def test_whatever_reads_a_damaged_part_names_it(
     shutil.copytree(labels, tmp_path / "labels")
     for table in (copy, tmp_path / "labels"):
         flip_in_rows(table)
-    names = "part-000001.parquet: expected a whole Parquet file, got rows with other bytes than were written; run the command"
+    names = "part-000001.parquet: it is damaged (its rows have other bytes than were written); run the command"
     for arguments, code, said in (
         (("export", copy, tmp_path / "out"), 1, names),
         (("export", tmp_path / "labels", tmp_path / "out"), 1, names),
@@ -277,7 +275,7 @@ def test_whatever_reads_a_damaged_part_names_it(
         (
             ("review", tmp_path / "labels", tmp_path / "sheet.csv"),
             0,
-            "1 part of the table is missing, out of date or damaged",
+            "missing, out of date or damaged: 1 part of the table",
         ),
     ):
         assert app.run_command([str(one) for one in arguments]) == code
@@ -326,7 +324,7 @@ def test_a_part_that_was_renamed_is_not_lost(features: Path, copy: Path) -> None
     assert info is not None
     rename(copy)
     notes = list(mend(place, info, Manifest(place)))
-    assert notes == ["part-000001 (1).parquet was this table's part-000001.parquet, and is so again"]
+    assert notes == ["part-000001 (1).parquet was this table's part-000001.parquet, and has that name again"]
     assert table_of(copy) == table_of(features)
 
 
@@ -335,17 +333,23 @@ def test_only_reading_finds_some_damage(copy: Path) -> None:
     part = copy / "part-000001.parquet"
     rows, metadata = pq.read_table(part), pq.ParquetFile(part).metadata.metadata
     files = rows["file"].to_pylist()
-    for changed in (
-        rows.set_column(0, rows.schema.field("file"), [[files[1], *files[1:]]]),
-        rows.set_column(0, rows.schema.field("file"), [[*reversed(files)]]),
-        rows.set_column(1, rows.schema.field("start_s"), [[9.0] * len(files)]),
-        rows.set_column(4, rows.schema.field("error"), [["but why"] * len(files)]),
+    for at, name, values, words in (
+        (0, "file", [files[1], *files[1:]], "its rows are not those that its footer counts"),
+        (0, "file", [*reversed(files)], "its recordings, or their order, are not those"),
+        (
+            1,
+            "start_s",
+            [9.0] * len(files),
+            f"{files[0]!r} must have each segment once and in order, and has one at 9.0 s",
+        ),
+        (4, "error", ["but why"] * len(files), "error is missing in a row that is not ok, or there in a row that is"),
     ):
+        changed = rows.set_column(at, rows.schema.field(name), [values])
         pq.write_table(changed.replace_schema_metadata(metadata), part)
         seal_part(part)
         assert emotion_batch.verify(copy).is_whole
         (problem,) = emotion_batch.verify(copy, deep=True).problems
-        assert problem.startswith("part-000001.parquet: expected")
+        assert problem.startswith(f"part-000001.parquet: {words}")
 
 
 def test_a_part_without_a_result_is_whole(tmp_path: Path) -> None:
@@ -370,7 +374,7 @@ def test_what_is_not_ours_is_named_and_left(speech: Path, copy: Path, features: 
     done = call_command("extract", speech, copy)
     assert done.code == 0
     for name in ("mine.parquet", "notes.txt"):
-        assert f"{name} lies in the table and is no part of it" in done.err
+        assert f"{name} is in the folder and is not a part of the table" in done.err
         assert (copy / name).exists()
     assert (copy / ".DS_Store").exists()
     # A run that is at work may be writing under such a name; others are not ours.
@@ -378,8 +382,8 @@ def test_what_is_not_ours_is_named_and_left(speech: Path, copy: Path, features: 
     assert (copy / ".mine.tmp").exists()
     done = call_command("verify", copy)
     assert done.code == 1
-    assert "expected it to be whole, got 2 problems" in done.err
-    assert "mine.parquet: expected only the parts of this table" in done.out
+    assert "is not complete: 2 problems" in done.err
+    assert "mine.parquet: this file is in the folder and is not a part of the table; move it away" in done.out
 
 
 def test_a_whole_table_with_failures_verifies(features: Path, labels: Path) -> None:
@@ -408,7 +412,7 @@ def test_status_needs_nothing_but_the_table(features: Path, copy: Path) -> None:
     assert done.code == 0
     assert f"{status.n_done} of 89 recordings" in done.out
     assert call_command("status", copy, "--json").result["n_left"] == 89 - status.n_done
-    with pytest.raises(UsageError, match="expected a table, got none there"):
+    with pytest.raises(UsageError, match="there is no table; check the name"):
         emotion_batch.status(copy / "_table")
     assert call_command("verify", copy.parent).code == 2
 
@@ -504,7 +508,7 @@ def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
             (at_work, lost), rate, said = json.loads(one.stdout.readline())
             assert (at_work, sorted(lost), rate) == (alive, dead, 25.0)
             assert re.search(r"20260101T000000Z-0a is at work, .*, for 0:00:0", said)
-            assert "20260101T000001Z-0b died, on other; last heard of at 20" in said
+            assert "20260101T000001Z-0b on other has ended without a word; its last heartbeat was at 20" in said
         for one in watching:
             assert json.loads(one.communicate("\n", timeout=60)[0]) == alive
         assert emotion_batch.cancel(copy) == alive

@@ -251,7 +251,7 @@ def test_other_features_are_refused(bundle: Path, speech: Path, features: Path, 
     done = call_command("evaluate", bundle, tmp_path / "other")
     assert done.code == 2
     assert "n_mels 128, got 64" in done.err
-    with pytest.raises(UsageError, match="expected a feature table, got none there"):
+    with pytest.raises(UsageError, match="there is no feature table; make one with `emotion-batch extract`"):
         emotion_batch.evaluate(bundle, tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"of the model's labels .* at least two are needed"):
         emotion_batch.evaluate(bundle, features, labels="ravdess")
@@ -263,7 +263,8 @@ def test_an_incomplete_table_is_not_judged(bundle: Path, features: Path, tmp_pat
     next((tmp_path / "table").glob("*.parquet")).unlink()
     done = call_command("evaluate", bundle, tmp_path / "table")
     assert done.code == 1
-    assert "1 missing, damaged or out of date" in done.err
+    n_parts = len(list(features.glob("*.parquet")))
+    assert f"1 of its {n_parts} parts cannot be used (missing, damaged or out of date)" in done.err
 
 
 def test_an_archive_that_is_gone_costs_the_robustness_alone(bundle: Path, features: Path, tmp_path: Path) -> None:

@@ -68,9 +68,9 @@ def test_patterns_choose_recordings_for_good(
     assert rows(table).equals(before)
     assert summary.counts == again.counts
     for other, words in (
-        ({}, r"expected --include V1_\*/\*\* --include \*_sad.wav, got no --include"),
-        ({**choice, "exclude": []}, r"expected --exclude V1_angry/\*\*, got no --exclude"),
-        ({**choice, "exclude": ["x"]}, r"got --exclude x"),
+        ({}, r"was made with --include V1_\*/\*\* --include \*_sad.wav, and this call has no --include"),
+        ({**choice, "exclude": []}, r"was made with --exclude V1_angry/\*\*, and this call has no --exclude"),
+        ({**choice, "exclude": ["x"]}, r"and this call has --exclude x"),
     ):
         with pytest.raises(UsageError, match=words):
             emotion_batch.extract(archive, table, **other)

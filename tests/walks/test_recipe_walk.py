@@ -78,7 +78,7 @@ def test_a_recipe_that_is_not_installed_is_named(made: Path, speech: Path, tmp_p
     assert "--recipe must be seed or voices, or a recipe of an installed package: mfcc-change" in unknown.err
     differing = run_installed("extract", speech, made / "features", "--recipe", "seed")
     assert differing.code == 2
-    assert "--recipe mfcc-change, got --recipe seed" in differing.err
+    assert "was made with --recipe mfcc-change, and this call has --recipe seed" in differing.err
 
 
 def test_no_recipe_comes_from_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_no_recipe_comes_from_the_current_directory(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        pytest.param("RECIPE = 3", "expected a Recipe, got a int", id="another object"),
+        pytest.param("RECIPE = 3", "must be of type Recipe: int", id="another object"),
         pytest.param(
             "raise RuntimeError('key=secret')", "cannot be imported (RuntimeError)", id="an import that fails"
         ),

@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_sentence_and_resumable(speaker: Path, undisturbed: P
     assert done.returncode == 1, done.stderr
     sentences = [line for line in done.stderr.decode().splitlines() if line.startswith("emotion-batch: ")]
     assert len(sentences) == 1
-    assert "No space left on device; what is finished stays, and the same command goes on" in sentences[0]
+    assert "No space left on device; finished work is kept, and the same command again resumes" in sentences[0]
     left = parts(tmp_path / "kept")
     assert 0 < len(left) < len(parts(undisturbed))
     assert left.items() <= parts(undisturbed).items()

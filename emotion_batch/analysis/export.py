@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
-from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
 from emotion_batch.tables import parts
@@ -69,16 +69,16 @@ def replacing(place: Folder, own: re.Pattern[str], *, force: bool = False) -> It
 
 def _require_free(place: Folder, own: re.Pattern[str], force: bool) -> None:
     if place.is_local and place.find_kind() == "file":
-        raise UsageError(f"folder {place.url}: expected a new or empty folder, got a file; name another")
+        raise UsageError(f"folder {place.url}: it is a file; name a new or empty folder")
     names = place.names()
     strange = next((name for name in names if name != MARKER and not own.fullmatch(name)), None)
     if strange is not None:
         raise UsageError(
-            f"folder {place.url}: expected a new or empty folder, or an earlier export, got {strange!r} in it; name another"
+            f"folder {place.url}: it holds other files than an export, e.g. {strange!r}; name a new or empty folder"
         )
     if names and not force and (place.is_local or MARKER in names):
         raise UsageError(
-            f"folder {place.url}: expected a new or empty folder, got an export; name another, or replace it with --force"
+            f"folder {place.url}: it holds an export already; name another, or use --force to replace it"
         )
 
 
@@ -205,20 +205,20 @@ def export(
     """
     watcher = watcher or Watcher()
     if file_format not in FORMATS:
-        raise UsageError(f"format: expected one of {', '.join(FORMATS)}, got {file_format!r}")
+        raise UsageError(f"format must be one of {', '.join(FORMATS)}: {file_format!r}")
     place, source = Folder.of(folder, storage_options), Folder.of(table, storage_options)
     _require_apart(place, source)
     if not place.is_local and file_format != "parquet":
         raise UsageError(
-            f"folder {place.url}: expected one on this machine for {file_format}, got a URL; write it here and copy it there"
+            f"folder {place.url}: {file_format} can be written only on this machine, not to a URL; write it here and copy it there"
         )
     inventory = take_inventory(source)
     if not inventory.is_complete and not partial:
         left = next((shard for shard in inventory.shards if shard not in inventory.footers), None)
         example = "" if left is None else f", e.g. {parts.part_name(left)}"
         raise IncompleteError(
-            f"table {source.url}: expected all of its {len(inventory.shards):,} parts, got {inventory.n_missing:,} missing, "
-            f"damaged or out of date{example}; the command that made it does them, and --partial exports the others"
+            f"table {source.url}: it is not complete: {inventory.n_missing:,} of {counted(len(inventory.shards), 'part')} missing, damaged "
+            f"or out of date{example}; run the command that made it again, or use --partial to export the others"
         )
     if file_format == "audformat":
         export_audformat.require(inventory.info)
@@ -239,7 +239,7 @@ def _require_apart(place: Folder, source: Folder) -> None:
     """Raise UsageError if an export would lie in the table, or hold it."""
     to, table = (os.path.realpath(one.url) if one.is_local else one.url for one in (place, source))
     if to == table or to.startswith(f"{table}/") or table.startswith(f"{to}/"):
-        raise UsageError(f"folder {place.url}: expected one outside of the table, got {source.url}; name another")
+        raise UsageError(f"folder {place.url}: it lies in the table {source.url}, or holds it; name another")
 
 
 def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, None]:

@@ -29,7 +29,7 @@ def require(info: TableInfo) -> None:
     """Raise what stands against an export: a table without labels, or no package."""
     if info.kind != LABELS:
         raise UsageError(
-            "format audformat: expected a label table, got a feature table; --format parquet has its columns"
+            "format audformat: it takes a label table, and this is a feature table; use --format parquet"
         )
     _package()
 
@@ -102,7 +102,7 @@ def _package() -> ModuleType:
         import audformat
     except ImportError as error:
         raise StorageError(
-            f"format audformat: expected its package to be installed, got {error}; `pip install 'emotion-batch[audformat]'`"
+            f"format audformat: its package is not installed ({error}); run `pip install 'emotion-batch[audformat]'`"
         ) from error
     package: ModuleType = audformat
     return package

@@ -93,7 +93,7 @@ class ParquetWriter:
         try:
             self._writer = _ParquetWriter(stream, self.schema, compression="zstd", write_page_checksum=True)
         except pa.ArrowNotImplementedError as error:
-            raise UsageError(f"--format parquet: expected columns that Parquet has, got {error}; cast them") from error
+            raise UsageError(f"--format parquet: Parquet cannot hold a column ({error}); cast it in the query") from error
         self._waiting: list[pa.Table] = []
         self._n_rows = self._n_bytes = 0
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text, write_all
-from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError
+from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError, counted
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import RemoteFile
@@ -68,26 +68,26 @@ _WHERE = re.compile(r"\n\s*(LINE \d+:|Stack Trace:|This error signals).*", re.DO
 # Of a label table; what each asks, and its SQL.
 EXAMPLES: Mapping[str, tuple[str, str]] = {
     "mix": (
-        "how many rows of each emotion, and how sure",
+        "rows and mean confidence of each emotion",
         """\
 SELECT emotion, count(*) AS n, round(count(*) / sum(count(*)) OVER (), 3) AS share,
   round(avg(confidence), 3) AS confidence, count(*) FILTER (WHERE is_confident) AS n_confident
 FROM labels WHERE status = 'ok' GROUP BY emotion ORDER BY n DESC, emotion""",
     ),
     "failed": (
-        "what failed, and an example of each reason",
+        "failed rows by status, with an example of each",
         """\
 SELECT status, count(*) AS n, min(file) AS example, arg_min(error, file) AS error
 FROM labels WHERE status <> 'ok' GROUP BY status ORDER BY n DESC, status""",
     ),
     "unsure": (
-        "the labels that are the least sure",
+        "the labels with the lowest confidence",
         """\
 SELECT file, start_s, emotion, round(confidence, 3) AS confidence, round(margin, 3) AS margin, is_in_domain, is_speech
 FROM labels WHERE status = 'ok' ORDER BY labels.confidence, file, start_s LIMIT 20""",
     ),
     "folders": (
-        "the folders: their rows, what failed there, the most frequent emotion",
+        "rows, failed rows and most frequent emotion of each folder",
         """\
 SELECT folder, sum(n)::BIGINT AS n, sum(failed)::BIGINT AS n_failed,
   max((n, emotion)) FILTER (WHERE emotion IS NOT NULL)[2] AS emotion,
@@ -99,7 +99,7 @@ FROM (
 ) GROUP BY folder ORDER BY folder""",
     ),
     "minutes": (
-        "with --window: the emotions minute by minute within the recordings",
+        "emotions by minute of the recordings (needs a table made with --window)",
         """\
 SELECT (start_s // 60)::INT AS minute, emotion, count(*) AS n,
   round(count(*) / sum(count(*)) OVER (PARTITION BY minute), 3) AS share
@@ -168,15 +168,15 @@ def asked(
 ) -> Iterator[Answer]:
     """Answer a query, as `query` does, with rows that come within the block."""
     if (sql is None) == (example is None):
-        raise UsageError(f"SQL: expected it, or one of the examples {', '.join(EXAMPLES)}, got both or none")
+        raise UsageError(f"SQL: give either a query or one of the examples {', '.join(EXAMPLES)}")
     if example is not None and example not in EXAMPLES:
-        raise UsageError(f"example: expected one of {', '.join(EXAMPLES)}, got {example!r}")
+        raise UsageError(f"example must be one of {', '.join(EXAMPLES)}: {example!r}")
     inventory = take_inventory(Folder.of(table, storage_options))
     kind = inventory.info.kind
     if example is not None and kind != LABELS:
         raise UsageError(
-            f"example {example}: expected a label table, got the feature table {inventory.table.url}; "
-            "ask it in SQL, as `features`"
+            f"example {example}: it is about labels, and {inventory.table.url} is a feature table; "
+            "write a query in SQL instead, with the table's name `features`"
         )
     text = EXAMPLES[example][1] if example is not None else str(sql)
     views = {kind: inventory}
@@ -285,8 +285,8 @@ def _begin(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchRea
     # PIVOT is several by itself.
     kinds = (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
     if len(statements) != 1 or statements[0].type not in kinds:
-        got = statements[0].type.name if len(statements) == 1 else f"{len(statements)} statements"
-        raise UsageError(f"SQL: expected one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE, got {got}")
+        given = statements[0].type.name if len(statements) == 1 else counted(len(statements), "statement")
+        raise UsageError(f"SQL must be one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE: {given}")
     return connection.sql(statements[0]).to_arrow_reader(_BATCH_ROWS)
 
 
@@ -295,13 +295,13 @@ def _explain(error: duckdb.Error) -> EmotionBatchError:
     said = " ".join(_WHERE.sub("", str(error)).split())
     if isinstance(error, duckdb.PermissionException):
         return UsageError(
-            f"SQL: expected nothing but the table, got {said}; a query sees no other file, no network and no extension"
+            f"SQL: a query sees only the table, and no other file, no network and no extension; DuckDB says: {said}"
         )
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         return IncompleteError(
-            f"query: expected to fit in memory and in the disk's space for temporary files, got {said}"
+            f"query: it needs more memory, or more disk for temporary files, than there is; DuckDB says: {said}"
         )
-    return UsageError(f"SQL: expected a query that DuckDB can answer, got {said}")
+    return UsageError(f"SQL: DuckDB cannot answer this query: {said}")
 
 
 class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
@@ -351,7 +351,7 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
                     raise file.failure from error
                 said = " ".join(str(error).split())
                 raise IncompleteError(
-                    f"table {table.url}: expected its parts as they were written, got {name} with {said}; "
+                    f"table {table.url}: its part {name} cannot be read ({said}); "
                     "`emotion-batch verify --deep` names what is damaged"
                 ) from error
 

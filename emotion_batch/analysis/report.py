@@ -21,8 +21,8 @@ import jinja2
 from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.scan import Drawn, survey
-from emotion_batch.analysis.statistics import Figures, gather, show_count, show_duration, show_roughly, show_share
-from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.analysis.statistics import Figures, gather, show_count, show_duration, show_label, show_roughly, show_share
+from emotion_batch.errors import EmotionBatchError, UsageError, counted
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.inference.card import Portrait, read_portrait
 from emotion_batch.storage.archive import find_base
@@ -146,7 +146,9 @@ def open_templates() -> jinja2.Environment:
         "base64": lambda data: base64.b64encode(data).decode(),
         "colour": lambda number: f"l{number % _N_COLOURS}",
         "count_of": show_count,
+        "counted": counted,
         "duration": show_duration,
+        "label": show_label,
         "percent": lambda value: f"{100 * min(1.0, max(0.0, value)):.2f}%",
         "roughly": show_roughly,
         "share": show_share,
@@ -186,18 +188,18 @@ def _check_output(page: Folder, table: Folder) -> None:
     """Raise UsageError if a page may not be written there."""
     if page.url == table.url or page.url.startswith(f"{table.url}/"):
         raise UsageError(
-            f"--output: expected a place outside the table {table.url}, got {page.url}; whatever reads it may read that"
+            f"--output: {page.url} lies in the table {table.url}, whose readers would read the page too; name a place outside it"
         )
     folder, name = split_file(page)
     with explained(f"report {page.url}"):
         kind = page.find_kind()
         if kind == "folder":
-            raise UsageError(f"--output: expected a file, got the folder {page.url}; name a file in it")
+            raise UsageError(f"--output: {page.url} is a folder, not a file; name a file in it")
         if kind is None:
             return
         head = folder.read_range(name, 0, _HEAD_BYTES)
     if MARK.encode() not in head:
-        raise UsageError(f"--output: expected a new file or an earlier report, got the file {page.url}; name another")
+        raise UsageError(f"--output: the file {page.url} is not an earlier report; name a new file")
 
 
 def _read_card(table: Folder, model_id: str | None) -> Portrait | None:

@@ -168,7 +168,7 @@ def review(
     n_random = max(LEAST_RANDOM, size // 2) if random is None else random
     drawn, n_table, n_parts = draw(read_chunks(place, info, shards, COLUMNS, on_rows), size, n_random, seed)
     if not n_table:
-        raise IncompleteError(f"table {place.url}: expected rows with a label, got none; run the labelling again")
+        raise IncompleteError(f"table {place.url}: none of its rows has a label yet; run the labelling again")
     data = review_sheet.write_sheet(drawn, str(info.model_id), n_table)
     with explained(f"sheet {folder.url}/{name}"):
         folder.publish(name, data)
@@ -235,13 +235,13 @@ def take_review(
     answers = _read_answers(rows, thing, (*info.labels, *new_labels))
     if not answers:
         raise UsageError(
-            f"{thing}: expected correct_emotion in one row or more, got none; fill it in and take it again"
+            f"{thing}: correct_emotion is empty in every row; fill it in and take the sheet again"
         )
     with explained(f"table {place.url}"):
         found = _look_up(place, info, rows)
     if not any(emotion for emotion, *_ in found.values()):
         raise UsageError(
-            f"{thing}: expected rows of the table {place.url}, got none of its recordings; is it the sheet of another table?"
+            f"{thing}: the table {place.url} has labels for none of its rows; name the table that the sheet was written for"
         )
     answered = [row for row in rows if row.number in answers and row.number in found]
     valid = [row for row in answered if found[row.number][0] == row.emotion]
@@ -287,7 +287,7 @@ def take_review(
 def _require_labels(place: Folder) -> TableInfo:
     info = require_table(place)
     if info.kind != schema.LABELS:
-        raise UsageError(f"table {place.url}: expected a label table, got one of {info.kind}; label it first")
+        raise UsageError(f"table {place.url}: it holds {info.kind}, not labels; label it first")
     return info
 
 
@@ -295,7 +295,7 @@ def _require_new(folder: Folder, name: str, force: bool) -> None:
     with explained(f"file {folder.url}/{name}"):
         if not force and folder.exists(name):
             raise UsageError(
-                f"file {folder.url}/{name}: expected a new one, got one that is there; name another, or use --force to replace it"
+                f"file {folder.url}/{name}: it exists already; name another, or use --force to replace it"
             )
 
 
@@ -306,12 +306,12 @@ def _without_repetitions(rows: Sequence[SheetRow], thing: str) -> tuple[list[She
     for row in rows:
         first = known.setdefault(row.n_of, row)
         if (first.identity, first.n_rows, first.n_table) != (row.identity, row.n_rows, row.n_table):
-            problems.append(f"row {row.number}: expected rows of one sheet, got one of another than row {first.number}")
+            problems.append(f"row {row.number}: it is from another sheet than row {first.number}")
         elif not first.answer and not first.speaker:
             known[row.n_of] = row
         elif (row.answer or row.speaker) and (first.answer, first.speaker) != (row.answer, row.speaker):
             problems.append(
-                f"row {row.number}: expected each row once, got row {first.number} again with another answer"
+                f"row {row.number}: it repeats row {first.number} with another answer"
             )
     review_sheet.refuse(thing, problems)
     return list(known.values()), len(rows) - len(known)
@@ -327,8 +327,8 @@ def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -
         word = row.answer if row.answer in labels else spelt.get(row.answer.casefold())
         if word is None:
             problems.append(
-                f"row {row.number}: expected correct_emotion to be one of {', '.join(dict.fromkeys(labels))}, {NONE} where "
-                f"there is no emotion to hear, or {UNSURE} where one cannot tell, got {row.answer!r}; "
+                f"row {row.number}: correct_emotion must be one of {', '.join(dict.fromkeys(labels))}, {NONE} if "
+                f"there is no emotion to hear, or {UNSURE} if you cannot tell: {row.answer!r}; "
                 "--new-label allows another word"
             )
         else:

@@ -17,8 +17,8 @@ from emotion_batch.analysis.scan import add_up
 from emotion_batch.analysis.statistics import wilson_interval
 from emotion_batch.errors import UsageError
 
-# Of a normal deviate, 95 %.
-METHOD = "stratified sample; Wilson's interval, 95 %, of the sample's effective size"
+# How the intervals are made, for a person.
+METHOD = "stratified sample; 95 % Wilson intervals for its effective size"
 COLUMNS = (
     *("file", "start_s", "end_s", "status", "emotion", "confidence", "margin"),
     *("is_confident", "is_in_domain", "is_speech"),
@@ -181,13 +181,13 @@ def draw(chunks: Iterable[pa.Table], n_rows: int, n_random: int, seed: int) -> t
     and a sample that is still random within each stratum. A number outside its range raises UsageError.
     """
     if not LEAST_RANDOM <= n_rows <= MOST_ROWS:
-        raise UsageError(f"size: expected from {LEAST_RANDOM} to {MOST_ROWS:,} rows, got {n_rows:,}")
+        raise UsageError(f"size must be from {LEAST_RANDOM} to {MOST_ROWS:,} rows: {n_rows:,}")
     if n_random != 0 and not LEAST_RANDOM <= n_random <= n_rows:
         raise UsageError(
-            f"random: expected 0, or from {LEAST_RANDOM} to {n_rows:,} rows, which is the sheet's size, got {n_random:,}"
+            f"random must be 0, or from {LEAST_RANDOM} to {n_rows:,} rows, which is the sheet's size: {n_random:,}"
         )
     if seed < 0:
-        raise UsageError(f"seed: expected a whole number >= 0, got {seed}")
+        raise UsageError(f"seed must be a whole number of 0 or more: {seed}")
     queries = {"parts": _PARTS, "sizes": _SIZES, "random": _RANDOM}
     if n_rows > n_random:
         queries["informative"] = _INFORMATIVE

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emotion_batch.analysis.review_sample import INFORMATIVE, RANDOM, STRATA, DrawnRow, Stratum
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import UsageError, counted
 from emotion_batch.storage import names
 
 HEADS = (
@@ -129,7 +129,7 @@ def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     if not rows and not problems:
-        raise UsageError(f"{thing}: expected rows below the names of its columns, got none")
+        raise UsageError(f"{thing}: it has no rows below the names of its columns; name the sheet that was filled in")
     refuse(thing, problems)
     return rows
 
@@ -137,8 +137,7 @@ def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
 def refuse(thing: str, problems: Sequence[str]) -> None:
     """Raise UsageError with the first of some rows' problems, if there are any."""
     if problems:
-        n_more = len(problems) - 1
-        more = f" ({n_more:,} more such row{'s' if n_more > 1 else ''})" if n_more else ""
+        more = f" ({counted(len(problems) - 1, 'more such row')})" if len(problems) > 1 else ""
         raise UsageError(f"{thing}: {problems[0]}{more}; nothing of the sheet was taken")
 
 
@@ -148,12 +147,12 @@ def _read_records(data: bytes, thing: str) -> tuple[list[str], list[tuple[int, l
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{thing}: expected CSV in UTF-8, got other bytes; save it as 'CSV UTF-8'") from error
+        raise UsageError(f"{thing}: it is not CSV in UTF-8; save it as 'CSV UTF-8'") from error
     for delimiter in _DELIMITERS:
         try:
             records = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1))
         except csv.Error as error:
-            raise UsageError(f"{thing}: expected CSV, got what is none ({error})") from error
+            raise UsageError(f"{thing}: it is not CSV ({error}); save it as 'CSV UTF-8'") from error
         if records and len(records[0][1]) <= 2 and records[0][1][0].lower().startswith("sep="):
             # By which some spreadsheets tell each other the separator.
             records = records[1:]
@@ -162,8 +161,8 @@ def _read_records(data: bytes, thing: str) -> tuple[list[str], list[tuple[int, l
     first = text.lstrip().partition("\n")[0].strip()
     lacking = sorted(name for name in _NEEDED if name not in first)
     raise UsageError(
-        f"{thing}: expected a sheet that `emotion-batch review` wrote, with the columns {', '.join(HEADS)}, got "
-        f"{f'no {lacking[0]!r} in its first row' if lacking else 'other columns'}"
+        f"{thing}: {f'its first row lacks {lacking[0]!r}' if lacking else 'its columns are others'}; name a sheet that "
+        f"`emotion-batch review` wrote, with the columns {', '.join(HEADS)}"
     )
 
 
@@ -171,10 +170,10 @@ def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
     """Return one row; raise ValueError with the end of a sentence if it is not as it was written."""
     match = _KEY.fullmatch(cells.get("key", ""))
     if match is None:
-        raise ValueError(f"expected its key as it was written, got {cells.get('key', '')!r}")
+        raise ValueError(f"its key is not as it was written: {cells.get('key', '')!r}")
     found = cells.get("model_id", "")
     if found != model_id:
-        raise ValueError(f"expected a label of model {model_id}, as the table has, got one of model {found!r}")
+        raise ValueError(f"its label is from model {found!r}, and the labels of the table are from model {model_id}")
     n_of, n_rows, shard, n_table = (int(match[group]) for group in range(1, 5))
     part, stratum = cells["part"], cells["stratum"]
     numbers = _whole(cells["stratum_rows"]), _whole(cells["stratum_drawn"])
@@ -189,8 +188,8 @@ def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
                 *(names.clean(cells["correct_emotion"]), names.clean(cells.get("speaker", ""))),
             )
     raise ValueError(
-        f"expected file, emotion, part, stratum and its numbers as they were written, got a row in which one differs, of "
-        f"{cells['file']!r}; undo what changed it"
+        f"file, emotion, part, stratum, stratum_rows or stratum_drawn is not as it was written, for {cells['file']!r}; "
+        "undo the change"
     )
 
 

@@ -381,6 +381,11 @@ def show_count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def show_label(label: str) -> str:
+    """Return a label, with its meaning if its name does not say it."""
+    return "ps (pleasant surprise)" if label == "ps" else label
+
+
 def show_share(part: float, whole: float = 1.0) -> str:
     """Return a share in percent: what is not all does not read as all, nor what is not nothing as nothing."""
     if not whole:

@@ -25,9 +25,7 @@ class Remark:
 def remark(figures: Figures) -> list[Remark]:
     """Return what stands out; if nothing does, one remark says so."""
     found = [*_unfinished(figures), *_failed(figures), *_judged(figures), *_ran(figures)]
-    return found or [
-        Remark("All well", "Nothing stands out: every recording is done, and few failed.", "fine")
-    ]
+    return found or [Remark("All well", "Nothing stands out: every recording is done, and few failed.", "fine")]
 
 
 def headline(figures: Figures) -> str:
@@ -47,7 +45,9 @@ def summarise_table(figures: Figures) -> str:
     found = []
     if figures.labels and coverage.n_ok:
         ordered = sorted(figures.labels, key=lambda one: -one.n_rows)
-        words = [f"{show_label(one.label)} {show_roughly(one.n_rows, coverage.n_ok)}" for one in ordered[:3] if one.n_rows]
+        words = [
+            f"{show_label(one.label)} {show_roughly(one.n_rows, coverage.n_ok)}" for one in ordered[:3] if one.n_rows
+        ]
         found.append(f"Most frequent: {', '.join(words)}.")
     if failures and coverage.n_failed:
         found.append(f"{show_count(coverage.n_failed)} failed, most often {failures[0].status}.")
@@ -59,7 +59,9 @@ def summarise_table(figures: Figures) -> str:
 def _unfinished(figures: Figures) -> Iterator[Remark]:
     coverage = figures.coverage
     if not coverage.n_listed:
-        yield Remark("Incomplete", "No recordings are listed yet, because a run ended before it had saved its list.", "stop")
+        yield Remark(
+            "Incomplete", "No recordings are listed yet, because a run ended before it had saved its list.", "stop"
+        )
     elif not coverage.is_complete:
         parts = f"{show_count(coverage.n_shards - coverage.n_complete)} of {counted(coverage.n_shards, 'part')}"
         text = (

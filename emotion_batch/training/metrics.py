@@ -170,7 +170,7 @@ def precision_at_priors(
         raise UsageError(f"priors: {unknown[0]!r} is not a label of the model; its labels are {', '.join(labels)}")
     for label, prior in priors.items():
         if not 0 <= prior < math.inf:
-            raise UsageError(f"priors must be 0 or more: {prior!r} for {label!r}")
+            raise UsageError(f"priors must be finite, and 0 or more: {prior!r} for {label!r}")
     shares = np.array([priors.get(label, 0.0) for label in labels])
     if not shares.any():
         raise UsageError("priors: all are 0; say how common each label is")

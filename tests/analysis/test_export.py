@@ -166,7 +166,7 @@ def test_only_its_own_is_replaced(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it is a file; name a new or empty folder"):
         emotion_batch.export(made, folder / "thesis.docx", force=True)
     for within in (made, made / "export", made.parent):
-        with pytest.raises(UsageError, match="it lies in the table .*, or holds it"):
+        with pytest.raises(UsageError, match=r"it lies in the table .*, or holds it"):
             emotion_batch.export(made, within, force=True)
 
 

@@ -66,7 +66,7 @@ def test_labels_are_joined_with_their_features(labels: Path, features: Path) -> 
         "SELECT len(mfcc) AS n, emotion FROM labels JOIN features USING (file, start_s) WHERE emotion IS NOT NULL",
     )
     assert (joined.num_rows, set(joined["n"].to_pylist())) == (84, {40})
-    with pytest.raises(UsageError, match="example mix: it is about labels, and .* is a feature table"):
+    with pytest.raises(UsageError, match=r"example mix: it is about labels, and .* is a feature table"):
         emotion_batch.query(features, example="mix")
 
 
@@ -91,7 +91,10 @@ def test_features_by_frame_are_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("FROM read_text('/etc/hostname')", "a query sees only the table, and no other file, no network and no extension"),
+        (
+            "FROM read_text('/etc/hostname')",
+            "a query sees only the table, and no other file, no network and no extension",
+        ),
         ("FROM glob('/*')", "a query sees only the table, and no other file"),
         ("FROM '{table}/_table/table.json'", "a query sees only the table, and no other file"),
         ("FROM '{table}/mine.parquet'", "a query sees only the table, and no other file"),
@@ -163,7 +166,9 @@ def test_damage_within_a_part_is_said(made: Path, tmp_path: Path) -> None:
     # A single bit, which nothing but the page's checksum tells of.
     part.write_bytes(flipped(made / part.name, "file"))
     for rows in ("labels", "labels WHERE status = 'ok'"):
-        with pytest.raises(IncompleteError, match=r"part-000001.parquet cannot be read .*checksum.* names what is damaged"):
+        with pytest.raises(
+            IncompleteError, match=r"part-000001.parquet cannot be read .*checksum.* names what is damaged"
+        ):
             emotion_batch.query(tmp_path / "table", f"SELECT max(file) FROM {rows}")
 
 

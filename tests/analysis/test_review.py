@@ -309,11 +309,15 @@ def test_a_table_that_has_changed_since(tmp_path: Path) -> None:
     assert (taken.n_gone, taken.n_changed, taken.n_labelled) == (1, 1, whole.n_labelled - 2)
     # Another table of the same model: no recording of the sheet is in it.
     elsewhere = write_table(tmp_path / "elsewhere", [f"mails/{at:03d}.wav" for at in range(300)])
-    with pytest.raises(UsageError, match="has labels for none of its rows; name the table that the sheet was written for"):
+    with pytest.raises(
+        UsageError, match="has labels for none of its rows; name the table that the sheet was written for"
+    ):
         emotion_batch.take_review(elsewhere.url, sheet, force=True)
     # And one of another model.
     relabelled = write_table(tmp_path / "relabelled", files, replace(INFO, model_id="n3w"))
-    with pytest.raises(UsageError, match="row 2: its label is from model .*, and the labels of the table are from model n3w"):
+    with pytest.raises(
+        UsageError, match=r"row 2: its label is from model .*, and the labels of the table are from model n3w"
+    ):
         emotion_batch.take_review(relabelled.url, sheet, force=True)
 
 

@@ -66,7 +66,7 @@ def test_other_sources_are_refused(source: Split) -> None:
         lambda: calibrate.calibrate_across_folds(probabilities, targets, folds, source=source),
         lambda: calibrate.judge_threshold_across_folds(probabilities, targets, folds, source=source, n_speakers=2),
     ):
-        with pytest.raises(UsageError, match=f"has not heard, got the split {source}"):
+        with pytest.raises(UsageError, match=f"the split {source} has speakers that the model has heard"):
             act()
 
 

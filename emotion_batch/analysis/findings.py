@@ -59,9 +59,7 @@ def summarise_table(figures: Figures) -> str:
 def _unfinished(figures: Figures) -> Iterator[Remark]:
     coverage = figures.coverage
     if not coverage.n_listed:
-        yield Remark(
-            "Incomplete", "No recordings are listed yet, because a run ended before it had saved its list.", "stop"
-        )
+        yield Remark("Incomplete", "No recordings are listed yet: a run ended before it saved its list.", "stop")
     elif not coverage.is_complete:
         parts = f"{show_count(coverage.n_shards - coverage.n_complete)} of {counted(coverage.n_shards, 'part')}"
         text = (

@@ -175,10 +175,11 @@ def read_dataset(
 ) -> Dataset:
     """Read the rows of a feature table that hold features and have a label, part by part.
 
-    `labels` says where reference labels are from: see `labels.read_labels`. `label_map` renames some of them, and "" leaves
-    one out. With `known_labels`, those of a model, labels without a counterpart are left out, and counted. Labels that look like numbers or dates must be allowed, unless the model or the map has them. `familiar_labels` are those of a model
-    that is trained further, of which few recordings are enough. `spool`, if there is one, takes the features;
-    `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
+    `labels` says where reference labels are from: see `labels.read_labels`. `label_map` renames some of them, and "" leaves one out.
+    With `known_labels`, those of a model, labels without a counterpart are left out, and counted. Labels that look like numbers or
+    dates must be allowed, unless the model or the map has them. `familiar_labels` are those of the model that a training starts
+    from: few recordings of them are enough. `spool`, if there is one, takes the features; `on_rows` takes the rows with their
+    features, part by part, in the order of the dataset's numbers.
 
     Raises
     ------

@@ -266,7 +266,7 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
     assert len(card["calibration"]["folds"]) == len(card["confidence"]["folds"]) == 2
     assert (card["confidence"]["promised"], card["confidence"]["is_guaranteed"]) == (0.9, False)
     text = (bundle / "README.md").read_text()
-    for word in (card["model_id"], "the recipe's, not these weights'", "nothing is guaranteed", "Intended use"):
+    for word in (card["model_id"], "the recipe, not these weights:", "nothing is guaranteed", "Intended use"):
         assert word in text
 
 
@@ -318,7 +318,7 @@ def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_p
     shutil.copytree(bundle, there)
     refused = call_command("train", features, there, "--epochs", "1")
     assert refused.code == 2
-    assert "there is a bundle already" in refused.err
+    assert "there is a bundle already; name another folder, or use --force" in refused.err
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     refused = call_command("train", features, tmp_path / "photos", "--epochs", "1")
@@ -388,7 +388,7 @@ def test_a_training_from_a_bundle_says_where_it_started(features: Path, bundle: 
     assert said in done.out
     readme = (tmp_path / "further" / "README.md").read_text()
     assert f"started from the weights of model {start['model_id']}" in readme
-    assert "which itself has on the same segments a UAR of 0." in readme
+    assert "On the same segments that model has a UAR of 0." in readme
 
 
 def test_without_speakers_a_further_training_keeps_the_calibration(

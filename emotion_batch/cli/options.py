@@ -28,6 +28,9 @@ Run = Callable[[argparse.Namespace, Said], int | None]
 Add = Callable[[Any], object]
 
 
+Parsers = dict[str, argparse.ArgumentParser]
+
+
 class Command(NamedTuple):
     """A command: what it does in a few words, what it takes, and the function that runs it."""
 
@@ -53,7 +56,7 @@ _ORDER = (
         "retry",
         "submit",
     ),
-    *("cancel", "query", "export", "review", "demo"),
+    *("cancel", "query", "export", "review", "demo", "completion"),
 )
 _SUBMITTED = ("extract", "label", "resume", "retry")
 _SUBMIT = "Leave a run to a running Dask cluster, so that this machine is no longer needed"
@@ -231,10 +234,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if words[:1] == ["help"]:
         # As in `git help COMMAND`. Without a command it is the program's own help.
         words = [*words[1:], "--help"]
-    parser = _Parser(prog="emotion-batch", description="Label the emotions in a whole archive of recordings.")
-    parser.add_argument("-V", "--version", action="version", version=f"emotion-batch {__version__}")
-    parsers = _add_commands(parser, (*_ORDER, *(name for name in COMMANDS if name not in _ORDER)), leave=False)
-    submitted = _add_commands(parsers["submit"], _SUBMITTED, leave=True)
+    parser, parsers, submitted = make_parsers()
     _require_command(parser, words[:1], parsers)
     if words[:1] == ["submit"]:
         _require_command(parsers["submit"], words[1:2], submitted)
@@ -244,12 +244,18 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _add_commands(
-    parser: argparse.ArgumentParser, names: Sequence[str], *, leave: bool
-) -> dict[str, argparse.ArgumentParser]:
+def make_parsers() -> tuple[argparse.ArgumentParser, Parsers, Parsers]:
+    """Return the parser of the program, those of its commands, and those of the commands that can be submitted."""
+    parser = _Parser(prog="emotion-batch", description="Label the emotions in a whole archive of recordings.")
+    parser.add_argument("-V", "--version", action="version", version=f"emotion-batch {__version__}")
+    parsers = _add_commands(parser, (*_ORDER, *(name for name in COMMANDS if name not in _ORDER)), leave=False)
+    return parser, parsers, _add_commands(parsers["submit"], _SUBMITTED, leave=True)
+
+
+def _add_commands(parser: argparse.ArgumentParser, names: Sequence[str], *, leave: bool) -> Parsers:
     """Add commands, which hand a run over if they are to `leave` it; return their parsers by name."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    parsers: dict[str, argparse.ArgumentParser] = {}
+    parsers: Parsers = {}
     for name in names:
         words = _SUBMIT if name == "submit" else COMMANDS[name].words
         one = parsers[name] = commands.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")

@@ -28,6 +28,7 @@ from emotion_batch.cli.options import (
     TALK,
     command,
     group,
+    make_parsers,
     option,
     pick_options,
     positive,
@@ -172,6 +173,18 @@ def _run_demo(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.example.demo import demo
 
     demo(options.folder, n_words=options.words, workers=options.workers, watcher=said.watcher(), say=print_result)
+
+
+@command(
+    "completion",
+    "Print what lets a shell complete commands and options",
+    option("shell", "SHELL", "bash, zsh or tcsh", choices=("bash", "zsh", "tcsh")),
+    group("common", *TALK),
+)
+def _run_completion(options: argparse.Namespace, said: Said) -> None:  # noqa: ARG001 as all commands
+    import shtab
+
+    print_result(shtab.complete(make_parsers()[0], options.shell))
 
 
 def _run_options(options: argparse.Namespace, said: Said) -> RunOptions:

@@ -18,6 +18,10 @@ class Progress:
         Recordings that this run has done.
     elapsed_s
         Seconds since its first shard was handed out.
+    audio_s
+        Seconds of audio that this run has heard; 0 if it hears none.
+    left_s
+        Seconds that the rest will take, by what its recordings are expected to cost; None if that is unknown.
     """
 
     n_recordings: int
@@ -25,6 +29,8 @@ class Progress:
     n_failed: int
     n_done_here: int
     elapsed_s: float
+    audio_s: float = 0.0
+    left_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -155,11 +155,19 @@ class Said:
         """Say how far a run is."""
         self._last = progress
         rate = progress.n_done_here / max(progress.elapsed_s, 1e-9)
-        left = format_duration((progress.n_recordings - progress.n_done) / max(rate, 1e-9))
+        left_s = progress.left_s
+        if left_s is None:
+            left_s = (progress.n_recordings - progress.n_done) / max(rate, 1e-9)
+        left = format_duration(left_s)
+        speed = f"{rate:,.0f} a second"
+        if progress.audio_s:
+            speed = f"{progress.audio_s / max(progress.elapsed_s, 1e-9):,.0f} x real time"
         n_done, n_recordings, failed = (f"{n:,}" for n in (progress.n_done, progress.n_recordings, progress.n_failed))
         share = progress.n_done / max(1, progress.n_recordings)
+        if progress.left_s is not None:
+            share = progress.elapsed_s / max(progress.elapsed_s + left_s, 1e-9)
         self._line(
-            f"{n_done} of {n_recordings} recordings, {failed} failed, {rate:,.0f} a second, {left} left",
+            f"{n_done} of {n_recordings} recordings, {failed} failed, {speed}, {left} left",
             f"{n_done} of {n_recordings}, {failed} failed, {left} left",
             f"{n_done}/{n_recordings}, {left} left",
             f"{share:.0%}, {left} left",

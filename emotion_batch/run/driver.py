@@ -284,7 +284,8 @@ class Run:
         """Have shards done and wait for them; `n_in_all` is the number of all shards of the run."""
         canary = None if self.options.force else Canary(self.info.source)
         begun = time.perf_counter()
-        n_done_here = 0
+        n_done_here = cost_done = 0
+        cost = sum(task.entry.cost for task in todo)
         cancelled: CancelledError | None = None
         failures: list[tuple[int, BaseException]] = []
         n_resubmitted = self.summary.n_resubmitted
@@ -306,7 +307,10 @@ class Run:
             n_done_here += task.entry.n_recordings
             self._lease.done(task.shard)
             self.summary.add(outcome)
-            self._tell(n_done_here, time.perf_counter() - begun)
+            cost_done += task.entry.cost
+            elapsed_s = time.perf_counter() - begun
+            # Neither recordings nor shards, because a long recording takes as long as many short ones.
+            self._tell(n_done_here, elapsed_s, elapsed_s * (cost - cost_done) / max(1, cost_done))
             if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
                 canary.watch(outcome)
         if cancelled is not None:
@@ -329,12 +333,11 @@ class Run:
     def _check(self) -> None:
         """Raise an error if the run is to stop while it waits for shards."""
 
-    def _tell(self, n_done_here: int, elapsed_s: float) -> None:
-        counts = self.summary.counts
+    def _tell(self, n_done_here: int, elapsed_s: float, left_s: float) -> None:
+        counts, n_recordings = self.summary.counts, self.manifest.n_recordings
         self._lease.tell(n_done_here=n_done_here, elapsed_s=elapsed_s)
-        self.watcher.on_progress(
-            Progress(self.manifest.n_recordings, counts.n_recordings, counts.n_failed, n_done_here, elapsed_s)
-        )
+        here = (n_done_here, elapsed_s, self.summary.audio_s, left_s)
+        self.watcher.on_progress(Progress(n_recordings, counts.n_recordings, counts.n_failed, *here))
 
     def _preflight(self, connected: Cluster, job: Job) -> None:
         """Let every worker try what it will need, and note how the cluster could be faster."""

@@ -160,7 +160,7 @@ class _DrivenRun(Run):
         if self._lease.is_lost:
             raise _SupersededError
 
-    def _tell(self, n_done_here: int, elapsed_s: float) -> None:
+    def _tell(self, n_done_here: int, elapsed_s: float, left_s: float) -> None:  # noqa: ARG002 status computes it
         n_before, before_s = (self._before.get(name, 0) for name in ("n_done_here", "elapsed_s"))
         self._lease.tell(
             left_s=self._before["left_s"], n_done_here=int(n_before) + n_done_here, elapsed_s=before_s + elapsed_s

@@ -11,8 +11,10 @@ import pytest
 from support.commands import call_command
 
 import emotion_batch
+from emotion_batch.cli.console import Said
 from emotion_batch.cli.run_commands import _format_summary
 from emotion_batch.errors import UsageError, format_command
+from emotion_batch.progress import Progress
 from emotion_batch.run.record import Summary
 from emotion_batch.tables.parts import Counts
 
@@ -107,3 +109,13 @@ def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
     assert "  heard: all of 0:00:03 of audio\n" in whole and "  labels:" not in whole
     assert "1 recording, 1 row: 1 ok, 0 failed" in whole
     assert "heard" not in str(_format_summary(Summary("labels", Counts(1, 1, {"empty": 1})), "go"))
+
+
+def test_progress_counts_audio(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that hears audio says how fast, and how long the rest takes by its cost; another counts recordings."""
+    said = Said()
+    said.progress(Progress(1_000, 990, 1, 990, 10.0, audio_s=4_000.0, left_s=600.0))
+    assert capsys.readouterr().err == "990 of 1,000 recordings, 1 failed, 400 x real time, 0:10:00 left\n"
+    said = Said()
+    said.progress(Progress(1_000, 500, 0, 500, 10.0))
+    assert capsys.readouterr().err == "500 of 1,000 recordings, 0 failed, 50 a second, 0:00:10 left\n"

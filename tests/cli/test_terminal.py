@@ -160,22 +160,21 @@ def call(
 def tell() -> None:
     """Say what a run says, by the same object as in a run, some of it slowly enough to be shown."""
     import time
-    from collections import namedtuple
 
     from emotion_batch.cli.console import Grid, Result, Said, next_step, print_result, title
+    from emotion_batch.progress import Progress
 
-    progress = namedtuple("progress", "n_recordings n_done n_failed n_done_here elapsed_s")
     said = Said(is_quiet=False, is_debug=False, resumed_by="emotion-batch resume labels")
     said.note("a note about [bold]calls[/bold] \x1b[2J")
     for n_files in (10_000, 20_000):
         said.listed(n_files)
         time.sleep(0.06)
     for n_done in range(0, 1_000_001, 100_000):
-        said.progress(progress(1_000_000, n_done, n_done // 1_000, n_done, n_done / 1_234))
+        said.progress(Progress(1_000_000, n_done, n_done // 1_000, n_done, n_done / 1_234))
         time.sleep(0.06)
     said.end_line()
     said.epoch("fold 1 of 2", 3, 4, {"loss": 0.5, "accuracy": 0.25})
-    said.error("calls: expected recordings, got none; [link=http://127.0.0.1]look[/link]")
+    said.error("calls: there are no recordings; [link=http://127.0.0.1]look[/link]")
     rows = [("angry", "1,000", "33.3%", "[blink]calls\n.wav"), ("sad", "2", "0.1%", "x" * 30)]
     grid = Grid("<>><", rows, ("emotion", "labels", "share", "an example of it"))
     print_result(Result(title("[red]labels[/red]: 3 parts"), grid, next_step("emotion-batch verify labels")))
@@ -206,7 +205,7 @@ def test_a_bar_moves_in_place(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert lengths[0] < lengths[5] < lengths[-1]
     text = screen.text.replace("\n", "")
     assert r"a note about [bold]calls[/bold] \x1b[2J" in text
-    assert "emotion-batch: calls: expected recordings, got none; [link=http://127.0.0.1]look[/link]" in text
+    assert "emotion-batch: calls: there are no recordings; [link=http://127.0.0.1]look[/link]" in text
     assert "[red]labels[/red]: 3 parts" in text
     assert r"[blink]calls\n.wav" in text
     assert "files listed" not in text

@@ -379,7 +379,7 @@ def test_windows_are_extracted_and_labelled(bundle: Path, tmp_path: Path, cluste
     assert "was made with --window 2.5 --hop 2, and this call has --offset 0.5 --duration 3" in one_sentence(done.err)
     done = call_command("label", table, tmp_path / "labels", "--model", bundle, *at)
     assert done.code == 0, done.err
-    assert "segments last 2.5 s, and those that the model was trained on last 3 s" in done.err
+    assert "segments last 2.5 s, those that the model was trained on 3 s" in done.err
     done = call_command("label", archive, tmp_path / "straight", "--model", bundle, *windows, *at)
     assert done.code == 0, done.err
     assert rows(tmp_path / "labels") == rows(tmp_path / "straight")

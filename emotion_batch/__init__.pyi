@@ -7,6 +7,7 @@ from .analysis.review import review as review
 from .analysis.review import take_review as take_review
 from .api import extract as extract
 from .api import label as label
+from .api import resume as resume
 from .api import retry as retry
 from .api import submit as submit
 from .api import verify as verify

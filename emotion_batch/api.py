@@ -1,4 +1,4 @@
-"""The public functions that run over an archive or a table: extract, label, retry, submit and verify.
+"""The public functions that run over an archive or a table: extract, label, resume, retry, submit and verify.
 
 Each has the name and the words of its command. A function here puts the rooms together: it checks the call, lists the archive,
 freezes the manifest, and hands shards to `run.driver`. The other public functions need one room alone and live there.
@@ -24,7 +24,7 @@ from emotion_batch.run.record import Summary
 from emotion_batch.run.run_options import RunKeywords, RunOptions
 from emotion_batch.run.submit import open_run
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
-from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings
+from emotion_batch.storage.archive import SUFFIXES, Listing, find_base, list_recordings, name_suffixes
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import read_manifest
@@ -87,10 +87,11 @@ def extract(
     settings = settings or FeatureSettings()
     include, exclude = tuple(include), tuple(exclude)
     segments = segments or settings.segments
-    info = TableInfo(schema.FEATURES, source.url, settings, segments, include=include, exclude=exclude)
+    named = name_suffixes(suffixes)
+    info = TableInfo(schema.FEATURES, source.url, settings, segments, include=include, exclude=exclude, suffixes=named)
     _check_limit(limit)
     check_table(place, info)
-    relist = partial(_list, source, place, info, suffixes, options, prune=prune)
+    relist = partial(_list, source, place, info, options, prune=prune)
     listed = relist()
     with open_run(place, info, options, started) as run:
         while not run.freeze(*listed, prune=prune, limit=limit):
@@ -167,7 +168,7 @@ def label(
             ("limit", limit),
         ):
             if value is not None:
-                raise UsageError(f"{name}: expected an archive as the source, got the feature table {origin.url}")
+                raise UsageError(f"{name} cannot be combined with the feature table {origin.url}, only with an archive")
         segments = features.segments
     segments = segments or card.segments
     if segments.duration_s != card.segments.duration_s:
@@ -176,7 +177,8 @@ def label(
             f"{card.segments.duration_s:g} s; expect it to be less often right"
         )
     kept_at = None if keep_features is None else options.folder(keep_features).url
-    about = (card.feature_settings, segments, card.model_id, card.labels, kept_at, include, exclude)
+    named = () if features is not None else name_suffixes(suffixes)
+    about = (card.feature_settings, segments, card.model_id, card.labels, kept_at, include, exclude, named)
     info = TableInfo(schema.LABELS, origin.url, *about)
     _check_limit(limit)
     check_table(place, info)
@@ -186,7 +188,7 @@ def label(
     kept = _kept_features(place, info)
     if kept is not None:
         check_table(*kept)
-    relist = partial(_list, origin, place, info, suffixes, options, prune=prune)
+    relist = partial(_list, origin, place, info, options, prune=prune)
     listed = relist()
     with run:
         while not run.freeze(*listed, prune=prune, limit=limit):
@@ -247,8 +249,8 @@ def retry(
     run = open_run(place, info, options, started)
     if bundle is not None and find_features(origin) is not None:
         raise UsageError(
-            f"table {place.url}: expected one whose recordings are decoded, got labels of the feature table {origin.url}; "
-            f"`{format_command('retry', origin.url)}`, and then label it again"
+            f"table {place.url} has the labels of the feature table {origin.url}, where the recordings are decoded; run "
+            f"`{format_command('retry', origin.url)}`, and then `{format_command('resume', place.url)}`"
         )
     archive = find_base(info.source, options.storage_options)
     with run:
@@ -258,7 +260,7 @@ def retry(
         if kept is not None:
             with explained(f"feature table {kept.table.url}"):
                 if read_info(kept.table) is None:
-                    # Somebody has no use for it any more.
+                    # It was deleted on purpose.
                     kept = None
         job = Job(
             features=kept,
@@ -273,6 +275,44 @@ def retry(
         return run.finish(job)
 
 
+def resume(
+    table: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    prune: bool = False,
+    options: RunOptions | None = None,
+    **keywords: Unpack[RunKeywords],
+) -> Summary:
+    """Continue the run that made a table: `extract` or `label` again, with the archive, settings and model that the table names.
+
+    Parameters
+    ----------
+    table
+        A feature or label table that a run has begun.
+    limit, prune
+        As in `extract`; a table does not keep them.
+    options, **keywords
+        What all runs share: see `RunOptions`. A table keeps no credentials, so `storage_options` are those of this call.
+
+    Raises
+    ------
+    UsageError, StorageError, ClusterError
+        Before any work, if it cannot begin; among others if the table lost its copy of the model.
+    CanaryError, IncompleteError
+        If it was stopped, or shards were left over; the same call resumes it.
+    """
+    options = RunOptions.of(options, **keywords)
+    place = options.folder(table)
+    info = require_table(place)
+    choice: dict[str, Any] = {"limit": limit, "prune": prune, "options": options}
+    if find_features(options.folder(info.source)) is None:
+        choice |= {"segments": info.segments, "include": info.include, "exclude": info.exclude}
+        choice["suffixes"] = info.suffixes or SUFFIXES
+    if info.kind == schema.FEATURES:
+        return extract(info.source, table, settings=info.feature_settings, **choice)
+    return label(info.source, table, model=open_copy(place).folder.url, keep_features=info.features, **choice)
+
+
 def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     """Hand a run to a running Dask cluster and come back: neither this process nor this machine is needed any more.
 
@@ -282,7 +322,7 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     Parameters
     ----------
     command
-        ``"extract"``, ``"label"`` or ``"retry"``.
+        ``"extract"``, ``"label"``, ``"resume"`` or ``"retry"``.
     *arguments, **keywords
         What that function takes, `scheduler` among it.
 
@@ -291,9 +331,14 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     UsageError
         If the command is none of these, or no scheduler is named.
     """
-    commands: dict[str, Callable[..., Summary]] = {"extract": extract, "label": label, "retry": retry}
+    commands: dict[str, Callable[..., Summary]] = {
+        "extract": extract,
+        "label": label,
+        "resume": resume,
+        "retry": retry,
+    }
     if command not in commands:
-        raise UsageError(f"submit: expected one of {', '.join(commands)}, got {command!r}")
+        raise UsageError(f"submit takes {', '.join(commands)}: {command!r}")
     return commands[command](*arguments, **keywords, leave=True)
 
 
@@ -316,7 +361,7 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
 
 
 def _list(
-    source: Folder, table: Folder, info: TableInfo, suffixes: Iterable[str], options: RunOptions, *, prune: bool
+    source: Folder, table: Folder, info: TableInfo, options: RunOptions, *, prune: bool
 ) -> tuple[Listing, Spent, int]:
     """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
     # A bucket's table that cannot be written is refused before an archive is listed for an hour.
@@ -327,7 +372,7 @@ def _list(
         listing = list_recordings(
             source.url,
             options=source.options,
-            suffixes=suffixes,
+            suffixes=info.suffixes or SUFFIXES,
             include=info.include,
             exclude=info.exclude,
             may_be_empty=prune and options.force,
@@ -338,7 +383,7 @@ def _list(
 
 def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
-        raise UsageError(f"limit: expected a number of recordings from 1 on, got {limit}")
+        raise UsageError(f"limit must be a number of recordings of at least 1: {limit}")
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:
@@ -347,7 +392,7 @@ def _failures(words: Iterable[str]) -> frozenset[Status]:
     named = list(words)
     unknown = [word for word in named if word not in failures]
     if unknown:
-        raise UsageError(f"status: expected one of {', '.join(sorted(failures))}, got {unknown[0]!r}")
+        raise UsageError(f"status must be {' or '.join(sorted(failures))}: {unknown[0]!r}")
     return frozenset(Status(word) for word in named) or MENDABLE
 
 

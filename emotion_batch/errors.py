@@ -7,7 +7,10 @@ says what is wrong and what to do, and the exit code of the command.
 from __future__ import annotations
 
 import errno
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -20,8 +23,12 @@ _SHORTAGES = {
 
 
 def format_command(name: str, *places: str, options: Sequence[str] = ()) -> str:
-    """Return a command of this program as a shell reads it, with any unusual names quoted."""
-    return shlex.join(["emotion-batch", name, *map(quote_argument, places), *options])
+    """Return a command of this program as a shell takes it, whatever its places are called and wherever the program is."""
+    program = "emotion-batch"
+    # Installed in an environment that is not active, it was called by its path.
+    if os.path.basename(sys.argv[0]) == program and shutil.which(program) is None:
+        program = sys.argv[0]
+    return shlex.join([program, name, *map(quote_argument, places), *options])
 
 
 def quote_argument(place: str) -> str:

@@ -1,7 +1,7 @@
-"""Judges what telephones, noise and rooms cost the recipe ``voices``: ``python -m models.robustness TESS VOICES``; some minutes.
+"""Measures the effect of telephones, noise and rooms on the recipe ``voices``: ``python -m models.robustness TESS VOICES``.
 
-A model learns from three quarters of the speakers of each corpus, as `train.py` trains the one that ships, and is judged on recordings
-of the others, as they are and changed. It prints a table in Markdown.
+A model learns from three quarters of the speakers of each corpus, as in `train.py`, and is judged on recordings of the other speakers,
+unchanged and changed. It takes some minutes, and prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from emotion_batch.training.evaluate import CONDITIONS
 from emotion_batch.training.labels import read_labels
 from models.train import WORDS
 
-# One speaker in so many of a corpus is judged, and so many recordings of a corpus.
+# One in this many speakers of a corpus is judged, on this many recordings of the corpus.
 _EVERY, _N_RECORDINGS = 4, 150
 
 
 def main() -> None:
-    """Extract, train on some speakers, judge on the others, and print what each change costs."""
+    """Extract, train on some speakers, judge on the others, and print the effect of each change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tess", type=Path)
     parser.add_argument("voices", type=Path)
-    parser.add_argument("--epochs", type=int, help="epochs of the training (the recipe's)")
+    parser.add_argument("--epochs", type=int, help="Epochs of the training (default: the recipe's)")
     options = parser.parse_args()
     archives = {"tess": options.tess, **{name: options.voices / name for name in ("ravdess", "emodb", "nemo")}}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""Makes sounds that are no speech, by kind, each from a seed: what `speech.py` fits its detector on, and judges it by.
+"""Makes sounds that are not speech, by kind, each from a seed; `speech.py` fits and judges its detector with them.
 
-Every kind draws all of its parameters from wide ranges, because a detector that knows a kind from one setting knows no other sound of that
-kind. `record` puts a sound, or speech, where a recording would have it: in a room, in noise, on the telephone, with silence around.
+Every kind draws all of its parameters from wide ranges, because a detector that learns a kind from one setting does not find other sounds of
+that kind. `record` puts a sound, or speech, in the place of a recording: in a room, in noise, on the telephone, with silence around.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import soxr
 
 Samples = npt.NDArray[np.float64]
 Generator = np.random.Generator
-# Makes so many samples at a rate.
+# Makes a number of samples at a rate.
 Maker = Callable[[int, int, Generator], Samples]
 
 RATES_HZ = (8_000, 16_000, 16_000, 22_050, 44_100)
-# How long a recording is, in seconds.
+# The length of a recording, in seconds.
 _DURATION_S = (1.0, 5.0)
-# Nothing that is made lies above this.
+# No synthetic sound has frequencies above this.
 _MOST_HZ = 9_000.0
 _TELEPHONE_HZ = 8_000
 
@@ -36,7 +36,7 @@ def make(kind: str, seed: int) -> tuple[npt.NDArray[np.float32], int]:
 
 
 def record(samples: Samples, rate: int, rng: Generator) -> tuple[npt.NDArray[np.float32], int]:
-    """Return a sound as some recording would have it, and that recording's rate in Hz."""
+    """Return a sound as in a random recording, and the rate of that recording in Hz."""
     if rng.random() < 0.35:
         samples = add_room(samples, rate, rng)
     if rng.random() < 0.5:
@@ -51,7 +51,7 @@ def record(samples: Samples, rate: int, rng: Generator) -> tuple[npt.NDArray[np.
 
 
 def level(samples: Samples, level_db: float) -> npt.NDArray[np.float32]:
-    """Return samples whose power is so many decibels below a full square wave's; what is beyond the range is clipped."""
+    """Return samples at a level in decibels against a full square wave; values beyond the range are clipped."""
     loudness = np.sqrt(np.mean(samples**2)) or 1.0
     return np.clip(samples / loudness * 10 ** (level_db / 20), -1, 1).astype(np.float32)
 
@@ -67,20 +67,20 @@ def add_room(samples: Samples, rate: int, rng: Generator) -> Samples:
 
 
 def add_noise(samples: Samples, rate: int, rng: Generator, snr_db: float) -> Samples:
-    """Return a sound with noise of some colour, so many decibels below it."""
+    """Return a sound with noise of a random colour, at a signal-to-noise ratio in decibels."""
     noise = _colour(len(samples), rate, rng, rng.uniform(0, 2))
     return samples + noise * np.sqrt(np.mean(samples**2)) * 10 ** (-snr_db / 20)
 
 
 def equalise(samples: Samples, rate: int, rng: Generator) -> Samples:
-    """Return a sound as one of many microphones takes it: up to some decibels more or less, gradually over frequency."""
+    """Return a sound as from a random microphone: a few decibels more or less, gradually over frequency."""
     gains_db = np.cumsum(rng.normal(0, 2.5, 7))
     at_hz = np.array([0, 125, 250, 500, 1_000, 2_000, 4_000])
     return _filter(samples, rate, lambda hertz: 10 ** (np.interp(hertz, at_hz, gains_db) / 20))
 
 
 def telephone(samples: Samples, rate: int, rng: Generator) -> tuple[Samples, int]:
-    """Return a sound as a telephone has it, at 8 kHz: its band, and often the steps of 8 bits (mu-law, ITU-T G.711)."""
+    """Return a sound as from a telephone, at 8 kHz: its band, and often the steps of 8 bits (mu-law, ITU-T G.711)."""
     sides = rng.uniform(200, 350), rng.uniform(3_200, 3_600)
     banded = scipy.signal.sosfilt(scipy.signal.butter(4, sides, "bandpass", fs=rate, output="sos"), samples)
     if rate != _TELEPHONE_HZ:
@@ -94,12 +94,12 @@ def telephone(samples: Samples, rate: int, rng: Generator) -> tuple[Samples, int
 
 
 def play(samples: Samples, factor: float) -> Samples:
-    """Return samples played so many times as fast, which moves all frequencies."""
+    """Return samples played faster or slower by a factor, which moves all frequencies."""
     return soxr.resample(samples, 1_000.0 * factor, 1_000.0)
 
 
 def cut_loud(samples: Samples, rate: int, rng: Generator, length_s: float) -> Samples:
-    """Return a piece of some length from among the louder ones."""
+    """Return a random piece of a given length that is among the louder ones."""
     n_piece = min(len(samples), round(rate * length_s))
     starts = rng.integers(0, len(samples) - n_piece + 1, 4)
     start = max(starts, key=lambda one: float(np.sum(samples[one : one + n_piece] ** 2)))
@@ -112,12 +112,12 @@ def fade(samples: Samples, rate: int) -> Samples:
 
 
 def _log(rng: Generator, low: float, high: float) -> float:
-    """Return a number between two, whose logarithm is evenly spread."""
+    """Return a random number between two, whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _filter(samples: Samples, rate: int, gain: Callable[[Samples], Samples]) -> Samples:
-    """Return samples through a filter that `gain` gives over frequency, in Hz."""
+    """Return samples after a filter; `gain` gives its gain at a frequency in Hz."""
     n_fft = scipy.fft.next_fast_len(len(samples), real=True)
     spectrum = scipy.fft.rfft(samples, n_fft) * gain(scipy.fft.rfftfreq(n_fft, 1 / rate))
     return scipy.fft.irfft(spectrum, n_fft)[: len(samples)]
@@ -148,7 +148,7 @@ def _body(rng: Generator, n_peaks: int, low_hz: float, high_hz: float) -> Callab
 
 
 def _curve(n_samples: int, rate: int, rng: Generator, hertz: float) -> Samples:
-    """Return what wanders with a deviation of about 1, no faster than so many Hz."""
+    """Return a random curve with a deviation of about 1, which varies no faster than a rate in Hz."""
     n_points = max(4, int(n_samples / rate * hertz * 2) + 3)
     return np.interp(np.linspace(0, n_points - 1, n_samples), np.arange(n_points), rng.standard_normal(n_points))
 
@@ -168,7 +168,7 @@ def _pulses(f0_hz: Samples, rate: int, rng: Generator, *, bright: float, rough: 
 
 
 def _envelope(n_samples: int, rate: int, attack_s: float, release_s: float) -> Samples:
-    """Return what rises to 1, stays and falls, with round shoulders."""
+    """Return an envelope that rises to 1, stays and falls, with round shoulders."""
     at = np.arange(n_samples) / rate
     left = np.clip(at / max(attack_s, 1e-3), 0, 1)
     right = np.clip((n_samples / rate - at) / max(release_s, 1e-3), 0, 1)
@@ -176,7 +176,7 @@ def _envelope(n_samples: int, rate: int, attack_s: float, release_s: float) -> S
 
 
 def _place(found: Samples, event: Samples, start: int) -> None:
-    """Add an event to a recording, as far as that goes."""
+    """Add an event to a recording, up to the end of the recording."""
     end = min(len(found), start + len(event))
     if start < end:
         found[start:end] += event[: end - start]
@@ -592,7 +592,7 @@ def _knocks(n_samples: int, rate: int, rng: Generator) -> Samples:
 def _struck(
     rng: Generator, rate: int, length_s: float, hertz: tuple[float, float], decays: tuple[float, float], n: int
 ) -> Samples:
-    """Return something struck that rings with some partials which are no harmonics."""
+    """Return a struck object that rings with partials that are not harmonics."""
     seconds, found = np.arange(round(rate * length_s)) / rate, np.zeros(round(rate * length_s))
     lowest = _log(rng, hertz[0], min(hertz[1], 0.3 * rate))
     for ratio in 1 + np.cumsum([0, *rng.uniform(0.2, 1.2, n - 1)]):
@@ -618,7 +618,7 @@ def _mallets(n_samples: int, rate: int, rng: Generator) -> Samples:
 
 
 def _hum(n_samples: int, rate: int, rng: Generator) -> Samples:
-    """Return mains and fans: the lowest harmonics of a steady speed with some hiss; at times next to nothing at all."""
+    """Return mains and fans: the lowest harmonics of a steady speed with some hiss; at times almost silence."""
     if rng.random() < 0.15:
         return np.zeros(n_samples)
     seconds, f0_hz = np.arange(n_samples) / rate, float(rng.choice([50, 60, 100, 120, _log(rng, 40, 400)]))
@@ -658,7 +658,7 @@ KINDS: dict[str, Maker] = {
 
 
 def _stretch(samples: Samples, rate: int, factor: float) -> Samples:
-    """Return samples so many times as long, at the pitch that they have: grains that are joined where they agree best.
+    """Return samples longer by a factor, at the same pitch: grains that are joined where they agree best.
 
     Source: W. Verhelst and M. Roelands, "An overlap-add technique based on waveform similarity (WSOLA)", ICASSP 1993.
     """
@@ -715,7 +715,7 @@ def _distort(samples: Samples, rate: int, rng: Generator) -> Samples:
     return play(cut_loud(samples, rate, rng, 4.0 * min(1.0, factor)), factor)
 
 
-# What no voice says, made of what one says: it is in the rooms and by the microphones of speech, which formulas are not.
+# Sounds made from speech that are not speech. Unlike synthetic sounds, they have the rooms and microphones of speech.
 SPOILT: dict[str, Callable[[Samples, int, Generator], Samples]] = {
     "drawl": _drawl,
     "snippets": _snip,

@@ -1,9 +1,9 @@
-"""Fits what tells speech from other sounds: ``python models/speech.py TESS VOICES``; a quarter of an hour on one core.
+"""Fits the speech detector, in a quarter of an hour on one core: ``python models/speech.py TESS VOICES``.
 
-TESS and VOICES are the folders of `train.py`. The detector is written into the package (`emotion_batch/inference/speech.json`), and a table
-says what to expect of it: how much of each kind of sound that was left out of the fit is called speech, and how much speech of each corpus
-that was left out is kept, beside the rules that it replaces. What is judged has no part in the fit, nor in the threshold that it is judged by.
-The size of the network, its shrinkage and `KEPT` are another matter: they were chosen among four by a table like this one.
+TESS and VOICES are the folders of `train.py`. The detector is written into the package (`emotion_batch/inference/speech.json`). A table
+compares it with the rules that it replaces: how much of each kind of sound is called speech, and how much speech of each corpus is kept.
+Each kind or corpus is left out of the fit and of the threshold that it is judged with. But the size of the network, its shrinkage and
+`KEPT` were chosen among four by a table like this one.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from emotion_batch.settings import VoicesSettings
 SETTINGS = VoicesSettings()
 CORPORA = ("tess", "ravdess", "emodb", "nemo")
 N_RECORDINGS, N_SOUNDS = 300, 250
-# Share of speech of corpora left out that the threshold keeps, over all conditions, the hardest with the others.
+# The share of speech in left-out corpora that the threshold keeps, over all conditions together.
 KEPT = 0.97
-# Networks whose mean is the detector's, each with so many hidden units: their mean errs less than one larger network.
+# Number of networks, and hidden units of each. The detector is their mean, which has fewer errors than one larger network.
 N_NETWORKS, N_HIDDEN, SHRINKAGE, N_STEPS = 2, 16, 10.0, 120
 
 Sounds = Iterator[tuple[str, tuple[npt.NDArray[np.floating], int]]]
 
 
 class Rows(NamedTuple):
-    """Summaries of segments, with the corpus or kind that each is of, and the condition that it is in (``sound`` if it is no speech)."""
+    """Summaries of segments, each with its corpus or kind, and its condition (``sound`` if it is not speech)."""
 
     summaries: npt.NDArray[np.float32]
     group: npt.NDArray[np.str_]
@@ -58,11 +58,11 @@ class Rows(NamedTuple):
 
 
 def main() -> None:
-    """Gather, judge what is left out in turn, fit on all, and write."""
+    """Gather rows, judge each corpus and kind while it is left out, fit on all rows, and write the detector."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tess", type=Path)
     parser.add_argument("voices", type=Path)
-    parser.add_argument("--no-table", action="store_true", help="Write the detector, and judge nothing")
+    parser.add_argument("--no-table", action="store_true", help="Write the detector without judging it")
     options = parser.parse_args()
     rows = gather({name: options.tess if name == "tess" else options.voices / name for name in CORPORA})
     print(f"{rows.is_speech.sum()} rows of speech, {(~rows.is_speech).sum()} of other sounds")
@@ -71,12 +71,12 @@ def main() -> None:
     detector = replace(fit(rows), threshold=find_threshold(rows))
     write(detector)
     print(
-        f"written: keeps {detector.is_speech(rows.summaries)[rows.is_speech].mean():.3f} of the speech that it learnt from"
+        f"detector written: it keeps {detector.is_speech(rows.summaries)[rows.is_speech].mean():.3f} of the speech that it learnt from"
     )
 
 
 def gather(archives: dict[str, Path]) -> Rows:
-    """Return rows of speech in several conditions, of sounds that code makes, and of speech that is spoilt."""
+    """Return rows of speech in several conditions, of synthetic sounds, and of spoilt speech."""
     summaries, group, condition = [], [], []
 
     def add(name: str, what: str, samples: npt.NDArray[np.floating], rate: int) -> None:
@@ -106,7 +106,7 @@ def gather(archives: dict[str, Path]) -> Rows:
 
 
 def vary(samples: npt.NDArray[np.float64], rate: int, rng: np.random.Generator) -> Sounds:
-    """Yield a recording of speech in the conditions that it is to be known in."""
+    """Yield a recording of speech in all conditions in which the detector should find speech."""
     yield "clean", (samples, rate)
     yield "telephone", sounds.telephone(samples, rate, rng)
     yield "noise 10 dB", (sounds.add_noise(samples, rate, rng, 10), rate)
@@ -114,7 +114,7 @@ def vary(samples: npt.NDArray[np.float64], rate: int, rng: np.random.Generator) 
     yield "room", (sounds.add_room(samples, rate, rng), rate)
     yield "window", (sounds.cut_loud(samples, rate, rng, rng.uniform(0.8, 2.5)), rate)
     yield "recorded", sounds.record(sounds.cut_loud(samples, rate, rng, rng.uniform(1, 4)), rate, rng)
-    # Another speaker, nearly: slower and lower, or faster and higher.
+    # This sounds almost like another speaker: slower and lower, or faster and higher.
     other = sounds.play(samples, rng.uniform(0.85, 1.2))
     yield "other voice", sounds.record(other, rate, rng)
     word = sounds.cut_loud(sounds.play(samples, rng.uniform(0.85, 1.2)), rate, rng, rng.uniform(0.6, 1.2))
@@ -122,7 +122,7 @@ def vary(samples: npt.NDArray[np.float64], rate: int, rng: np.random.Generator) 
 
 
 def weigh(rows: Rows) -> npt.NDArray[np.float64]:
-    """Return weights by which speech and other sounds are heard alike, and so is each corpus, and each kind."""
+    """Return weights with which speech and other sounds count equally, and so do all corpora, and all kinds."""
     weights = np.zeros(len(rows.group))
     for side in (rows.is_speech, ~rows.is_speech):
         names, number, counts = np.unique(rows.group[side], return_inverse=True, return_counts=True)
@@ -131,7 +131,7 @@ def weigh(rows: Rows) -> npt.NDArray[np.float64]:
 
 
 def fit(rows: Rows) -> speech.Detector:
-    """Return the mean of some networks as one, with the threshold 0: as likely speech as not."""
+    """Return the mean of some networks as one detector, with the threshold 0, at which speech is as likely as not."""
     weights = weigh(rows)
     centre = np.average(rows.summaries.astype(np.float64), axis=0, weights=weights)
     scale = np.sqrt(np.average((rows.summaries - centre) ** 2, axis=0, weights=weights))
@@ -156,7 +156,7 @@ def fit(rows: Rows) -> speech.Detector:
 
 
 def find_threshold(rows: Rows, corpora: tuple[str, ...] = CORPORA) -> float:
-    """Return the threshold that keeps `KEPT` of the speech of corpora that are left out in turn, on average over these."""
+    """Return the threshold that keeps the share `KEPT` of the speech of a left-out corpus, on average over the corpora."""
     limits = []
     for corpus in corpora:
         is_left_out = rows.group == corpus
@@ -166,7 +166,7 @@ def find_threshold(rows: Rows, corpora: tuple[str, ...] = CORPORA) -> float:
 
 
 def judge(rows: Rows) -> None:
-    """Print what is called speech of each kind that is left out, and what is kept of each corpus that is."""
+    """Print the share called speech of each left-out kind, and the share kept of each left-out corpus."""
     print(f"{'kind left out':16}{'rules':>8}{'now':>8}   (called speech)")
     shares = []
     for kind in np.unique(rows.group[~rows.is_speech]):
@@ -194,7 +194,7 @@ def judge_group(
 
 def judge_by_rules(summaries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Return which rows are speech by the five limits that the detector replaces: voicing, pitch, modulation and bandwidth."""
-    # In this order the measures `tracks` are voiced and held share, depth deviation, bands, spectral deviation.
+    # These measures are voiced and held share, deviation of depth, bands, and spectral deviation, in this order.
     voiced, held, depth, bands, deviation = summaries[:, [29, 32, 34, 36, 37]].T
     return (voiced >= 0.3) & (held <= 0.6) & (depth >= 1.0) & (deviation >= 2.5) & (bands >= math.log(4.0))
 

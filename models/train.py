@@ -1,7 +1,7 @@
-"""Trains the models that ship: ``python models/train.py TESS VOICES``; an hour on two cores.
+"""Trains the models that ship, in an hour on two cores: ``python models/train.py TESS VOICES``.
 
-TESS is the corpus of that name, unpacked. VOICES has a folder for each of RAVDESS (``ravdess``), EmoDB (``emodb``) and nEMO (``nemo``), with
-recordings named as these corpora name them.
+TESS is the unpacked corpus of that name. VOICES has a folder each for RAVDESS (``ravdess``), EmoDB (``emodb``) and nEMO (``nemo``), in which
+the recordings keep the names of these corpora.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LICENCES = {
     "emodb": "free to use, cite Burkhardt et al. 2005 (EmoDB, http://emodb.bilderbar.info)",
     "nemo": "CC BY-NC-SA 4.0 (nEMO, https://github.com/amu-cai/nEMO)",
 }
-# TESS's words; boredom has no counterpart among them.
+# The words of other corpora in those of TESS, which has no word for boredom.
 WORDS = {
     "anger": "angry",
     "fearful": "fear",

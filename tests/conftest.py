@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Two processes of these tests share the cores, and a training of a second gains nothing from threads of its own.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest

@@ -46,7 +46,7 @@ def test_every_setting_changes_the_fingerprint(name: str) -> None:
             lambda: read_settings({"recipe": "logmel-pitch"}),
             "the recipe voices has replaced sequence; extract the features again",
         ),
-        (lambda: read_settings({"recipe": "other"}), "expected the recipe 'mfcc-mean' or 'voices', got 'other'"),
+        (lambda: read_settings({"recipe": "other"}), "recipe must be 'mfcc-mean' or 'voices': 'other'"),
     ],
 )
 def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Export a table for other programs: a few large Parquet files, CSV, or an audformat database.
+"""Export a table for other programs as a few large Parquet files, as CSV, or as an audformat database.
 
 An export appears whole or not at all. On a disk it is written under a hidden name beside the final one, and renamed at the end. A
 bucket cannot rename: there an object ``_SUCCESS`` is put last, as Spark does, and a folder without it is no export.
@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
-from emotion_batch.errors import IncompleteError, UsageError
+from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
 from emotion_batch.tables import parts
@@ -34,18 +34,18 @@ MARKER = "_SUCCESS"
 FORMATS = ("parquet", "csv", "audformat")
 # Every name that an export writes.
 _OWN = re.compile(r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet")
-# Of a Parquet file, whichever comes first.
+# A Parquet file ends at the first of these limits.
 _FILE_ROWS, _FILE_BYTES = 2**20, 2**29
-# Parts that are read while earlier ones are written.
+# Number of parts that are read while earlier ones are written.
 _N_AHEAD = 4
 
 
 @contextlib.contextmanager
 def replacing(place: Folder, own: re.Pattern[str], *, force: bool = False) -> Iterator[Folder]:
-    """Give a folder to write into; it is the one at `place` once the block ends well, and nothing is there otherwise.
+    """Give a folder to write into; it becomes the folder at `place` when the block ends without an error, and is removed otherwise.
 
-    What an earlier process that was killed has left is removed first. UsageError is raised if something is there, unless `force` is
-    set and all that is there has names that `own` matches.
+    It first removes the leftovers of processes that were killed. It raises UsageError if the folder holds anything, unless `force`
+    is set and `own` matches all names in it.
     """
     with explained(f"folder {place.url}"):
         _require_free(place, own, force)
@@ -54,12 +54,12 @@ def replacing(place: Folder, own: re.Pattern[str], *, force: bool = False) -> It
         with _hidden_folder(path) as hidden:
             yield Folder(hidden)
             with explained(f"folder {place.url}"):
-                # Once more, because this may have taken an hour.
+                # Check again, because the block may have taken an hour.
                 _require_free(place, own, force)
                 _put_in_place(hidden, path)
         return
     with explained(f"folder {place.url}"):
-        # The marker first: what is left is then none's.
+        # Delete the marker first: without it, the rest is no export.
         for name in sorted(place.names(), key=lambda name: name != MARKER):
             place.delete(name)
     yield place
@@ -69,22 +69,20 @@ def replacing(place: Folder, own: re.Pattern[str], *, force: bool = False) -> It
 
 def _require_free(place: Folder, own: re.Pattern[str], force: bool) -> None:
     if place.is_local and place.find_kind() == "file":
-        raise UsageError(f"folder {place.url}: expected a new or empty folder, got a file; name another")
+        raise UsageError(f"folder {place.url}: it is a file; name a new or empty folder")
     names = place.names()
     strange = next((name for name in names if name != MARKER and not own.fullmatch(name)), None)
     if strange is not None:
         raise UsageError(
-            f"folder {place.url}: expected a new or empty folder, or an earlier export, got {strange!r} in it; name another"
+            f"folder {place.url}: it holds other files than an export, e.g. {strange!r}; name a new or empty folder"
         )
     if names and not force and (place.is_local or MARKER in names):
-        raise UsageError(
-            f"folder {place.url}: expected a new or empty folder, got an export; name another, or replace it with --force"
-        )
+        raise UsageError(f"folder {place.url}: it holds an export already; name another, or use --force to replace it")
 
 
 @contextlib.contextmanager
 def _hidden_folder(path: str) -> Iterator[str]:
-    """Give a new hidden folder beside `path`, which is gone after the block."""
+    """Give a new hidden folder beside `path`, and remove it after the block."""
     with explained(f"folder {path}"):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _sweep(path)
@@ -93,7 +91,7 @@ def _hidden_folder(path: str) -> Iterator[str]:
         lock = os.open(hidden, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            # The system lets go of it when this process ends, however it ends.
+            # The system releases the lock when this process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield hidden
     finally:
@@ -102,7 +100,7 @@ def _hidden_folder(path: str) -> Iterator[str]:
 
 
 def _put_in_place(hidden: str, path: str) -> None:
-    """Rename a folder; what it replaces is away for a moment, rather than half of it there."""
+    """Rename a folder; the folder that it replaces is missing for a moment, but never half replaced."""
     for entry in os.scandir(hidden):
         with open(entry.path, "rb") as stream:
             os.fsync(stream.fileno())
@@ -116,7 +114,7 @@ def _put_in_place(hidden: str, path: str) -> None:
 
 
 def _sweep(path: str) -> None:
-    """Remove what processes that were killed have left beside `path`, and not what others are writing."""
+    """Remove the leftovers of killed processes beside `path`, but not the folders that others are writing."""
     above, name = os.path.split(path)
     leftover = re.compile(re.escape(f".{name}.") + r"[0-9a-f]{32}\.tmp")
     for found in os.listdir(above):
@@ -140,18 +138,18 @@ def _sweep(path: str) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes
     ----------
     folder, file_format
-        Where, and what.
+        Its folder and its format.
     n_recordings, n_rows
-        Of the table.
+        Counts of the table.
     n_files, n_bytes
-        Of the folder.
+        Counts of the folder.
     notes
-        What of the table is not in it, a sentence each.
+        One sentence for each thing in the table that the export leaves out.
     """
 
     folder: str
@@ -180,19 +178,19 @@ def export(
     table
         A feature or label table.
     folder
-        Where to: a new or empty folder. In a bucket, Parquet alone; there the object ``_SUCCESS`` comes last.
+        A new or empty folder. A bucket takes only Parquet; there the object ``_SUCCESS`` comes last.
     file_format
-        ``"parquet"``: files of up to a million rows, in row groups of at least 131,072; of rows that are large, as sequences are,
-        fewer. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
+        ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
+        sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
         (``db.yaml``) with one table of segments, ``emotion``.
     partial
-        Whether a table that has parts missing is exported as far as it is.
+        Export the complete parts of a table that has parts missing.
     force
-        Whether an earlier export in the folder is replaced.
+        Replace an earlier export in the folder.
     storage_options
         What fsspec's filesystem takes, for both.
     watcher
-        Hears notes and progress.
+        Gets notes and progress.
 
     Raises
     ------
@@ -205,20 +203,20 @@ def export(
     """
     watcher = watcher or Watcher()
     if file_format not in FORMATS:
-        raise UsageError(f"format: expected one of {', '.join(FORMATS)}, got {file_format!r}")
+        raise UsageError(f"format must be one of {', '.join(FORMATS)}: {file_format!r}")
     place, source = Folder.of(folder, storage_options), Folder.of(table, storage_options)
     _require_apart(place, source)
     if not place.is_local and file_format != "parquet":
         raise UsageError(
-            f"folder {place.url}: expected one on this machine for {file_format}, got a URL; write it here and copy it there"
+            f"folder {place.url}: {file_format} can be written only on this machine, not to a URL; write it here and copy it there"
         )
     inventory = take_inventory(source)
     if not inventory.is_complete and not partial:
         left = next((shard for shard in inventory.shards if shard not in inventory.footers), None)
         example = "" if left is None else f", e.g. {parts.part_name(left)}"
         raise IncompleteError(
-            f"table {source.url}: expected all of its {len(inventory.shards):,} parts, got {inventory.n_missing:,} missing, "
-            f"damaged or out of date{example}; the command that made it does them, and --partial exports the others"
+            f"table {source.url}: it is not complete: {inventory.n_missing:,} of {counted(len(inventory.shards), 'part')} missing, damaged "
+            f"or out of date{example}; run the command that made it again, or use --partial to export the others"
         )
     if file_format == "audformat":
         export_audformat.require(inventory.info)
@@ -236,19 +234,19 @@ def export(
 
 
 def _require_apart(place: Folder, source: Folder) -> None:
-    """Raise UsageError if an export would lie in the table, or hold it."""
+    """Raise UsageError if the export would lie in the table, or hold it."""
     to, table = (os.path.realpath(one.url) if one.is_local else one.url for one in (place, source))
     if to == table or to.startswith(f"{table}/") or table.startswith(f"{to}/"):
-        raise UsageError(f"folder {place.url}: expected one outside of the table, got {source.url}; name another")
+        raise UsageError(f"folder {place.url}: it lies in the table {source.url}, or holds it; name another")
 
 
 def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, None]:
-    """Yield the rows of the parts that count, one part after the other, the next ones on their way."""
+    """Yield the rows of the parts that count, one part after the other, and read some parts ahead."""
     counts, started = inventory.counts, time.perf_counter()
     n_done = n_failed = 0
 
     def read(shard: int) -> pa.Table:
-        # If they are still those that the inventory found.
+        # The part must still be the one that the inventory found.
         return parts.require_part(inventory.table, inventory.info, shard, newest=inventory.shards[shard])
 
     for footer, rows in zip(
@@ -261,7 +259,7 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
 
 
 def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
-    """Write Parquet files of about equally many rows."""
+    """Write Parquet files with about the same number of rows each."""
     info = inventory.info
     total = inventory.counts.n_rows
     about = {name: value for name, value in info.to_dict().items() if name not in ("source", "features")}

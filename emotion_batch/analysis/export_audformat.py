@@ -26,17 +26,15 @@ _INDEX = ("file", "start_s", "end_s")
 
 
 def require(info: TableInfo) -> None:
-    """Raise what stands against an export: a table without labels, or no package."""
+    """Raise an error if the table has no labels, or the package is not installed."""
     if info.kind != LABELS:
-        raise UsageError(
-            "format audformat: expected a label table, got a feature table; --format parquet has its columns"
-        )
+        raise UsageError("format audformat: it takes a label table, and this is a feature table; use --format parquet")
     _package()
 
 
 def find_schema(inventory: Inventory) -> pa.Schema:
-    """Return the columns of the table's file, with what the package looks for in its metadata."""
-    # Of what the rows follow from, for they are not there yet; audb tells by it whether a table changed.
+    """Return the columns of the table's file, with the metadata that the package needs."""
+    # audb compares this hash to see whether a table changed. The rows do not exist yet, so it is made from their sources.
     about = [inventory.info.to_dict(), [(one.digest, one.counts.by_status) for one in inventory.footers.values()]]
     metadata = {
         "hash": hashlib.md5(json.dumps(about, default=str).encode(), usedforsecurity=False).hexdigest(),
@@ -46,7 +44,7 @@ def find_schema(inventory: Inventory) -> pa.Schema:
 
 
 def convert(rows: pa.Table) -> pa.Table:
-    """Return rows of a label table as those of audformat's; a segment without an end lasts to the recording's."""
+    """Return rows of a label table in audformat's columns; a segment without an end lasts to the end of the recording."""
     columns = {"file": rows["file"], "start": _as_duration(rows["start_s"]), "end": _as_duration(rows["end_s"])}
     for name in rows.column_names:
         if name not in _INDEX:
@@ -56,7 +54,7 @@ def convert(rows: pa.Table) -> pa.Table:
 
 
 def write_header(folder: str, inventory: Inventory) -> None:
-    """Write what says which columns there are, and what their values mean."""
+    """Write the header, which describes the columns and their values."""
     audformat = _package()
     info = inventory.info
     database = audformat.Database(
@@ -75,7 +73,7 @@ def write_header(folder: str, inventory: Inventory) -> None:
 
 
 def _scheme(audformat: ModuleType, column: pa.Field, info: TableInfo) -> Any:
-    """Return what values a column may have."""
+    """Return the scheme of a column: its type and the values that it may have."""
     kind = audformat.define.DataType
     if column.name == "emotion":
         return audformat.Scheme(kind.STRING, labels=list(info.labels), description="the most probable label")
@@ -102,7 +100,7 @@ def _package() -> ModuleType:
         import audformat
     except ImportError as error:
         raise StorageError(
-            f"format audformat: expected its package to be installed, got {error}; `pip install 'emotion-batch[audformat]'`"
+            f"format audformat: its package is not installed ({error}); run `pip install 'emotion-batch[audformat]'`"
         ) from error
     package: ModuleType = audformat
     return package

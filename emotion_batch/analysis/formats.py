@@ -16,30 +16,30 @@ import pyarrow.parquet as pq
 from emotion_batch.errors import UsageError
 from emotion_batch.tables.schema import nullable
 
-# A row group of so many rows is worth a query's request; of rows that are large, as sequences are, so many bytes are.
+# A row group of this many rows, or of this many bytes if rows are large, is worth one request of a query.
 GROUP_ROWS, GROUP_BYTES = 131_072, 256 * 2**20
 _OBJECTS_BYTES = 2**20
 
 
 class Writer(Protocol):
-    """What rows go into."""
+    """Writes rows to a file."""
 
     def write(self, rows: pa.Table) -> None:
         """Write some more."""
 
     def close(self) -> None:
-        """Write what there is to write at the end."""
+        """Write the end of the file."""
 
 
 def write_all(writer: Writer, tables: Iterable[pa.Table]) -> None:
-    """Write rows to the end."""
+    """Write all rows, and close the writer."""
     for rows in tables:
         writer.write(rows)
     writer.close()
 
 
 class CsvWriter:
-    """CSV after RFC 4180, with a header; lists and structs as JSON, bytes as hexadecimal digits, null as nothing."""
+    """CSV after RFC 4180, with a header; lists and structs are JSON, bytes are hexadecimal digits, null is empty."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema, *, eol: str = "\r\n") -> None:
         self._schema = _plain(schema.empty_table()).schema
@@ -56,7 +56,7 @@ class CsvWriter:
 
 
 class JsonWriter:
-    """A JSON array with an object a row; what JSON has no word for is text, what is no number null."""
+    """A JSON array with one object for each row; types that JSON lacks become text, and NaN and infinity become null."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self._stream = stream
@@ -79,21 +79,23 @@ class JsonWriter:
 
 
 class _ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]
-    """One that is dropped, because something failed, writes nothing more: its stream is closed by then."""
+    """Writes nothing when it is dropped after an error, because its stream is closed by then."""
 
     def __del__(self) -> None:
         self.is_open = False
 
 
 class ParquetWriter:
-    """Parquet whose row groups are large: each but a small file's only one has at least `GROUP_ROWS`, or `GROUP_BYTES`."""
+    """Parquet with large row groups: each has at least `GROUP_ROWS` or `GROUP_BYTES`, except the only group of a small file."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
         self.schema = nullable(schema)
         try:
             self._writer = _ParquetWriter(stream, self.schema, compression="zstd", write_page_checksum=True)
         except pa.ArrowNotImplementedError as error:
-            raise UsageError(f"--format parquet: expected columns that Parquet has, got {error}; cast them") from error
+            raise UsageError(
+                f"--format parquet: Parquet cannot hold a column ({error}); cast it in the query"
+            ) from error
         self._waiting: list[pa.Table] = []
         self._n_rows = self._n_bytes = 0
 
@@ -103,7 +105,7 @@ class ParquetWriter:
         self._waiting.append(table)
         self._n_rows += table.num_rows
         self._n_bytes += table.nbytes
-        # Of what is as long as two the first: what is left is never less than one.
+        # It waits for two groups before it writes the first, so that the rest is never less than one group.
         while self._n_rows >= 2 * GROUP_ROWS:
             self._flush(GROUP_ROWS)
         if self._n_bytes >= 2 * GROUP_BYTES:
@@ -123,7 +125,7 @@ class ParquetWriter:
 
 
 def to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column whose values CSV can hold: itself, or its values as text."""
+    """Return a column that CSV can hold: the column itself, or its values as text."""
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.chunked_array([_json_lists(chunk) for chunk in column.chunks], pa.string())
@@ -135,7 +137,7 @@ def to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _json_lists(lists: pa.Array) -> pa.Array:
-    """Return lists as JSON; those of numbers without a detour over Python, for features are many."""
+    """Return lists as JSON; lists of numbers do not become Python objects, because there are many features."""
     kind = lists.type.value_type
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         # A null within stays one in the outer list.
@@ -149,7 +151,7 @@ def _json_lists(lists: pa.Array) -> pa.Array:
 
 
 def _join(lists: pa.Array, texts: pa.Array) -> pa.Array:
-    """Return each list's texts between brackets; null for no list."""
+    """Return the texts of each list between brackets; null if there is no list."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0)
     ends = pc.cumulative_sum(lengths.cast(pa.int32()))
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends.cast(pa.int32())])
@@ -164,7 +166,7 @@ def _plain(rows: pa.Table) -> pa.Table:
 
 def _as_json(column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_float32(column.type):
-        # 0.1, and not what it is as a double.
+        # This gives 0.1, and not the digits of the double next to it.
         column = column.cast(pa.string()).cast(pa.float64())
     return [_json_value(value) for value in column.to_pylist()]
 
@@ -186,6 +188,6 @@ def _json_value(value: Any) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as text: JSON of what is made of several."""
+    """Return a value as text; lists and structs become JSON."""
     plain = _json_value(value)
     return plain if plain is None or isinstance(plain, str) else json.dumps(plain)

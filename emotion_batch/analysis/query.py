@@ -1,7 +1,7 @@
 """Run SQL over a table: its views, and the example questions of ``query --example``.
 
-DuckDB sees the table and nothing else: no other file, network, extension or setting. It has no right to open any file. Arrow
-reads the parts that count for it, and checks each page that it reads against its checksum.
+DuckDB sees only the table: no other file, network, extension or setting. It may not open any file. Arrow reads the parts that
+count, and checks each page against its checksum.
 https://duckdb.org/docs/stable/operations_manual/securing_duckdb/overview
 """
 
@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text, write_all
-from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError
+from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError, counted
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import RemoteFile
@@ -37,13 +37,13 @@ from emotion_batch.tables.table import read_info
 
 T = TypeVar("T")
 _SAYS_FEATURES = re.compile(rf"\b{FEATURES}\b", re.IGNORECASE)
-# Of a list, in a table for people.
+# The most characters of a list in a table for people.
 _MOST_CHARACTERS = 60
-# The end of a part is read with this much: all of most parts of a label table.
+# The first read of a part takes this many bytes from its end, which is all of most parts of a label table.
 _END_BYTES = 2**18
-# A part on a disk that is no larger is read whole.
+# A part on a disk is read whole if it is no larger than this.
 _SMALL_BYTES = 2**20
-# Parts of a bucket that are read at once, because each waits for its answer most of the time.
+# Number of parts of a bucket that are read at once, because each waits for its answer most of the time.
 _N_AHEAD = 16
 _BATCH_ROWS = 4_096
 _CONFIG = {
@@ -63,31 +63,31 @@ _LOCKS = (
     "lock_configuration = true",
 )
 _INTERRUPT_EVERY_S = 0.05
-# DuckDB says what is wrong, and then where in the query, beginning so.
+# DuckDB's message says what is wrong, and then, from here on, where in the query.
 _WHERE = re.compile(r"\n\s*(LINE \d+:|Stack Trace:|This error signals).*", re.DOTALL)
-# Of a label table; what each asks, and its SQL.
+# Examples for a label table: a description and the SQL of each.
 EXAMPLES: Mapping[str, tuple[str, str]] = {
     "mix": (
-        "how many rows of each emotion, and how sure",
+        "rows and mean confidence of each emotion",
         """\
 SELECT emotion, count(*) AS n, round(count(*) / sum(count(*)) OVER (), 3) AS share,
   round(avg(confidence), 3) AS confidence, count(*) FILTER (WHERE is_confident) AS n_confident
 FROM labels WHERE status = 'ok' GROUP BY emotion ORDER BY n DESC, emotion""",
     ),
     "failed": (
-        "what failed, and an example of each reason",
+        "failed rows by status, with an example of each",
         """\
 SELECT status, count(*) AS n, min(file) AS example, arg_min(error, file) AS error
 FROM labels WHERE status <> 'ok' GROUP BY status ORDER BY n DESC, status""",
     ),
     "unsure": (
-        "the labels that are the least sure",
+        "the labels with the lowest confidence",
         """\
 SELECT file, start_s, emotion, round(confidence, 3) AS confidence, round(margin, 3) AS margin, is_in_domain, is_speech
 FROM labels WHERE status = 'ok' ORDER BY labels.confidence, file, start_s LIMIT 20""",
     ),
     "folders": (
-        "the folders: their rows, what failed there, the most frequent emotion",
+        "rows, failed rows and most frequent emotion of each folder",
         """\
 SELECT folder, sum(n)::BIGINT AS n, sum(failed)::BIGINT AS n_failed,
   max((n, emotion)) FILTER (WHERE emotion IS NOT NULL)[2] AS emotion,
@@ -99,7 +99,7 @@ FROM (
 ) GROUP BY folder ORDER BY folder""",
     ),
     "minutes": (
-        "with --window: the emotions minute by minute within the recordings",
+        "emotions by minute of the recordings (needs a table made with --window)",
         """\
 SELECT (start_s // 60)::INT AS minute, emotion, count(*) AS n,
   round(count(*) / sum(count(*)) OVER (PARTITION BY minute), 3) AS share
@@ -110,7 +110,7 @@ FROM labels WHERE status = 'ok' GROUP BY minute, emotion ORDER BY minute, n DESC
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gives: its columns, and its rows as they come, to be read once and within the block that it is of."""
+    """The answer of a query: its columns, and its rows as they come, which can be read once and only within the block."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
@@ -124,22 +124,22 @@ def query(
     storage_options: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> pa.Table:
-    """Answer a query of a table by DuckDB, which sees that table alone and only reads.
+    """Answer a query about a table with DuckDB, which sees only that table and only reads.
 
     Parameters
     ----------
     table
-        A label table, which is `labels` in the query, with `features` beside it if it was made from a feature table or keeps
-        one; or a feature table, which is `features`. Its parts that are whole and up to date count, also while a run is at
-        work on it.
+        A label table, which is `labels` in the query, together with `features` if it was made from a feature table or keeps
+        one; or a feature table, which is `features`. Complete and up-to-date parts count, also while a run is at work on
+        the table.
     sql
         One SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE.
     example
-        Instead, the name of one of `EXAMPLES`.
+        Name of one of `EXAMPLES`, instead of `sql`.
     storage_options
         What fsspec's filesystem takes.
     watcher
-        Hears what does not count.
+        Gets notes about parts that do not count.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def query(
     Raises
     ------
     UsageError
-        If there is no table, or DuckDB cannot answer that.
+        If there is no table, or DuckDB cannot answer the query.
     StorageError, IncompleteError
         If the table cannot be read, or the answer does not fit.
     """
@@ -166,21 +166,21 @@ def asked(
     storage_options: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
 ) -> Iterator[Answer]:
-    """Answer a query, as `query` does, with rows that come within the block."""
+    """Answer a query as `query` does, but give the rows as they come, within the block."""
     if (sql is None) == (example is None):
-        raise UsageError(f"SQL: expected it, or one of the examples {', '.join(EXAMPLES)}, got both or none")
+        raise UsageError(f"SQL: give either a query or one of the examples {', '.join(EXAMPLES)}")
     if example is not None and example not in EXAMPLES:
-        raise UsageError(f"example: expected one of {', '.join(EXAMPLES)}, got {example!r}")
+        raise UsageError(f"example must be one of {', '.join(EXAMPLES)}: {example!r}")
     inventory = take_inventory(Folder.of(table, storage_options))
     kind = inventory.info.kind
     if example is not None and kind != LABELS:
         raise UsageError(
-            f"example {example}: expected a label table, got the feature table {inventory.table.url}; "
-            "ask it in SQL, as `features`"
+            f"example {example}: it is about labels, and {inventory.table.url} is a feature table; "
+            "write a query in SQL instead, with the table's name `features`"
         )
     text = EXAMPLES[example][1] if example is not None else str(sql)
     views = {kind: inventory}
-    # To look at its parts takes as long as at the table's own.
+    # The feature table is read only if the query names it, because its inventory takes as long as the table's own.
     if kind == LABELS and _SAYS_FEATURES.search(text):
         features = _find_feature_inventory(inventory)
         views |= {} if features is None else {FEATURES: features}
@@ -222,7 +222,7 @@ def _shortened(text: str | None) -> str | None:
 
 
 def _find_feature_inventory(labels: Inventory) -> Inventory | None:
-    """Return the feature table that labels are from or that keeps their features; None if there is none."""
+    """Return the feature table of a label table: its source, or the one that keeps its features; None if there is none."""
     info = labels.info
     place = Folder(info.features or info.source, labels.table.options)
     with explained(f"feature table {place.url}"):
@@ -234,12 +234,12 @@ def _find_feature_inventory(labels: Inventory) -> Inventory | None:
 
 @contextlib.contextmanager
 def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
-    """Answer one query within the block, by a locked DuckDB that sees tables by the name that queries have for them."""
+    """Answer one query within the block, by a locked DuckDB that sees each table under its name in queries."""
     sources = {name: _Parts(one) for name, one in views.items()}
     with (
-        # Only if a query does not fit in memory.
+        # DuckDB uses this folder only if a query does not fit in memory.
         tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder,
-        # One thread works with the connection, so that the caller's own hears signals meanwhile.
+        # One thread works with the connection, so that the caller's thread can handle signals meanwhile.
         ThreadPoolExecutor(1, thread_name_prefix="query") as pool,
         duckdb.connect(config={**_CONFIG, "temp_directory": folder}) as connection,
     ):
@@ -249,7 +249,7 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
             connection.execute(f"SET {lock}")
 
         def work(function: Callable[[], T]) -> T:
-            """Do something with the connection; whatever ends the waiting for it ends it."""
+            """Do something with the connection; an exception while it waits interrupts the query."""
             job = pool.submit(function)
             try:
                 return job.result()
@@ -257,7 +257,7 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
                 raise
             except BaseException as error:
                 while not job.done():
-                    # Again, for one that comes before the query begins is not heard.
+                    # It repeats this, because an interrupt before the query begins has no effect.
                     connection.interrupt()
                     wait([job], _INTERRUPT_EVERY_S)
                 for source in sources.values():
@@ -275,39 +275,39 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
         try:
             yield Answer(reader.schema, batches())
         finally:
-            # What was not read of it is not computed.
+            # DuckDB does not compute the rows that were not read.
             work(reader.close)
 
 
 def _begin(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
-    """Begin a query; raise UsageError if it is not one alone that only reads."""
+    """Begin a query; raise UsageError if it is not a single query that only reads."""
     statements = connection.extract_statements(sql)
-    # PIVOT is several by itself.
+    # DuckDB makes several statements of one PIVOT.
     kinds = (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
     if len(statements) != 1 or statements[0].type not in kinds:
-        got = statements[0].type.name if len(statements) == 1 else f"{len(statements)} statements"
-        raise UsageError(f"SQL: expected one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE, got {got}")
+        given = statements[0].type.name if len(statements) == 1 else counted(len(statements), "statement")
+        raise UsageError(f"SQL must be one SELECT, FROM, PIVOT, DESCRIBE or SUMMARIZE: {given}")
     return connection.sql(statements[0]).to_arrow_reader(_BATCH_ROWS)
 
 
 def _explain(error: duckdb.Error) -> EmotionBatchError:
-    """Return the sentence about what DuckDB raised."""
+    """Return the error, in one sentence, for an error of DuckDB."""
     said = " ".join(_WHERE.sub("", str(error)).split())
     if isinstance(error, duckdb.PermissionException):
         return UsageError(
-            f"SQL: expected nothing but the table, got {said}; a query sees no other file, no network and no extension"
+            f"SQL: a query sees only the table, and no other file, no network and no extension; DuckDB says: {said}"
         )
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         return IncompleteError(
-            f"query: expected to fit in memory and in the disk's space for temporary files, got {said}"
+            f"query: it needs more memory, or more disk for temporary files, than there is; DuckDB says: {said}"
         )
-    return UsageError(f"SQL: expected a query that DuckDB can answer, got {said}")
+    return UsageError(f"SQL: DuckDB cannot answer this query: {said}")
 
 
 class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
-    """The parts of a table that count, as what DuckDB scans.
+    """The parts of a table that count, as a dataset that DuckDB can scan.
 
-    Each part is opened, read and closed by itself, some of them ahead. Arrow's own scan of a dataset holds Python's lock while it
+    Each part is opened, read and closed by itself, and some are read ahead. Arrow's own scan of a dataset holds Python's lock while it
     waits for files, so it waits forever for a file that needs Python.
     """
 
@@ -317,11 +317,11 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
         fields = [field.with_type(_to_duckdb(field.type)) for field in inventory.info.schema]
         super().__init__([], pa.schema(fields), self._parquet, fs.LocalFileSystem())
         self._inventory = inventory
-        # What went wrong, because DuckDB makes a text of it.
+        # The exception of a read, because DuckDB keeps only its text.
         self.failure: Exception | None = None
 
     def scanner(self, columns: list[str] | None = None, filter: ds.Expression | None = None, **_: Any) -> object:  # noqa: A002
-        """Return what DuckDB takes for a scanner of some columns, and of the rows that pass a filter."""
+        """Return a scanner, as DuckDB expects it, of some columns of the rows that pass a filter."""
         wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         reader = pa.RecordBatchReader.from_batches(wanted, self._batches(wanted, filter))
         return SimpleNamespace(to_reader=lambda: reader)
@@ -351,7 +351,7 @@ class _Parts(ds.FileSystemDataset):  # type: ignore[misc] # pyarrow has no types
                     raise file.failure from error
                 said = " ".join(str(error).split())
                 raise IncompleteError(
-                    f"table {table.url}: expected its parts as they were written, got {name} with {said}; "
+                    f"table {table.url}: its part {name} cannot be read ({said}); "
                     "`emotion-batch verify --deep` names what is damaged"
                 ) from error
 

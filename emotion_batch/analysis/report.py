@@ -1,4 +1,4 @@
-"""Write the report about a table: read its statistics, and render the page by the templates in `templates`.
+"""Write the report about a table: read its statistics, and render the page from the templates in `templates`.
 
 The page is one HTML file that has no scripts and loads nothing from elsewhere. Jinja escapes every text of it.
 """
@@ -21,8 +21,16 @@ import jinja2
 from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.scan import Drawn, survey
-from emotion_batch.analysis.statistics import Figures, gather, show_count, show_duration, show_roughly, show_share
-from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.analysis.statistics import (
+    Figures,
+    gather,
+    show_count,
+    show_duration,
+    show_label,
+    show_roughly,
+    show_share,
+)
+from emotion_batch.errors import EmotionBatchError, UsageError, counted
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.inference.card import Portrait, read_portrait
 from emotion_batch.storage.archive import find_base
@@ -31,10 +39,10 @@ from emotion_batch.tables import inventory, lease
 from emotion_batch.tables.status import read_throughput
 from emotion_batch.tables.table import read_info, require_table
 
-# A page that may be replaced is known by this mark, which stands in its first bytes.
+# A page has this mark in its first bytes: only such a file may be replaced.
 MARK = '<meta name="generator" content="emotion-batch report">'
 _HEAD_BYTES = 4_096
-# The style sheet has a colour for so many labels; of more labels some look alike.
+# The style sheet has this many colours for labels; with more labels, some share a colour.
 _N_COLOURS = 10
 # Gives the address of a recording from the page, or None if it cannot be reached from there.
 Locate = Callable[[Drawn], str | None]
@@ -56,7 +64,7 @@ class Report:
     figures: Figures
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as ``--json`` prints it: without the picture that the page has."""
+        """Return it as ``--json`` prints it: without the picture of the page."""
         value = asdict(self)
         if (portrait := value["figures"]["portrait"]) is not None:
             del portrait["reliability"]
@@ -70,23 +78,23 @@ def report(
     seed: int = 0,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Write one HTML page about a table, which needs nothing beside it, and return what it shows.
+    """Write one HTML page about a table, which needs no other file, and return its figures.
 
     Parameters
     ----------
     table
-        A label or feature table; one that is not finished is told as far as it is.
+        A label or feature table; if it is not complete, the page covers the parts that are.
     output
         File to write, or URL; by default ``<table>-report.html`` in the current folder. An earlier report is replaced.
     seed
-        Of the lots that draw the recordings to listen to.
+        Random seed for the choice of recordings to listen to.
     storage_options
         What fsspec's filesystem takes.
 
     Raises
     ------
     UsageError
-        If there is no table, or `output` lies in it or is a file of something else.
+        If there is no table, or `output` lies in it or is a file other than a report.
     StorageError
         If the table cannot be read, or the page not be written.
     """
@@ -133,7 +141,7 @@ def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: N
 
 
 def open_templates() -> jinja2.Environment:
-    """Return what fills in the templates: it escapes every text, and shows counts, shares and times as a person reads them."""
+    """Return the environment of the templates: it escapes every text, and has filters for counts, shares and times."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read_template),
         autoescape=True,
@@ -146,7 +154,9 @@ def open_templates() -> jinja2.Environment:
         "base64": lambda data: base64.b64encode(data).decode(),
         "colour": lambda number: f"l{number % _N_COLOURS}",
         "count_of": show_count,
+        "counted": counted,
         "duration": show_duration,
+        "label": show_label,
         "percent": lambda value: f"{100 * min(1.0, max(0.0, value)):.2f}%",
         "roughly": show_roughly,
         "share": show_share,
@@ -159,7 +169,7 @@ def _read_template(name: str) -> str:
 
 
 def _finalize(value: object) -> object:
-    """Return a value as the page shows it: without characters that are not seen, such as controls and turns of direction."""
+    """Return a value as the page shows it: invisible characters, e.g. controls and changes of direction, are written as escapes."""
     if hasattr(value, "__html__"):
         return value
     text = "" if value is None else str(value)
@@ -167,14 +177,14 @@ def _finalize(value: object) -> object:
 
 
 def locate_beside(folder: str, archive: str) -> Locate:
-    """Return what gives the address of a recording of `archive`, relative to a page in `folder`, both absolute paths on this disk."""
+    """Return a function that gives the address of a recording of `archive` from a page in `folder`; both are absolute local paths."""
 
     def locate(drawn: Drawn) -> str | None:
         path = os.path.join(archive, drawn.file)
-        # Of names that are not UTF-8 the table has another form: these are not found, and no other is taken for them.
+        # The table has names that are not UTF-8 in another form, so these files are not found, and no other file is taken for them.
         if is_url(drawn.file) or "\0" in drawn.file or not os.path.isfile(path):
             return None
-        # A colon in the first step would make a protocol of it.
+        # Without "./", a browser takes a name with a colon for a protocol.
         address = "./" + quote(os.fsencode(os.path.relpath(path, folder)))
         is_stretch = drawn.start_s is not None and drawn.end_s is not None
         return f"{address}#t={drawn.start_s:g},{drawn.end_s:g}" if is_stretch else address
@@ -183,25 +193,25 @@ def locate_beside(folder: str, archive: str) -> Locate:
 
 
 def _check_output(page: Folder, table: Folder) -> None:
-    """Raise UsageError if a page may not be written there."""
+    """Raise UsageError if no page may be written there."""
     if page.url == table.url or page.url.startswith(f"{table.url}/"):
         raise UsageError(
-            f"--output: expected a place outside the table {table.url}, got {page.url}; whatever reads it may read that"
+            f"--output: {page.url} lies in the table {table.url}, whose readers would read the page too; name a place outside it"
         )
     folder, name = split_file(page)
     with explained(f"report {page.url}"):
         kind = page.find_kind()
         if kind == "folder":
-            raise UsageError(f"--output: expected a file, got the folder {page.url}; name a file in it")
+            raise UsageError(f"--output: {page.url} is a folder, not a file; name a file in it")
         if kind is None:
             return
         head = folder.read_range(name, 0, _HEAD_BYTES)
     if MARK.encode() not in head:
-        raise UsageError(f"--output: expected a new file or an earlier report, got the file {page.url}; name another")
+        raise UsageError(f"--output: the file {page.url} is not an earlier report; name a new file")
 
 
 def _read_card(table: Folder, model_id: str | None) -> Portrait | None:
-    """Return what the table's own copy of its model says; None for features, or if it is gone or of another release."""
+    """Return the card in the table's own copy of its model; None for features, or if it is missing or from another release."""
     if model_id is None:
         return None
     with contextlib.suppress(UsageError):
@@ -211,9 +221,9 @@ def _read_card(table: Folder, model_id: str | None) -> Portrait | None:
 
 
 def _locate(page: Folder, source: str, options: Mapping[str, Any] | None) -> Locate:
-    """Return what gives the address of a recording from the page: none, unless both are on this disk."""
+    """Return a function that gives a recording's address from the page, which is None unless both are on this disk."""
     origin = Folder.of(source, options)
-    # An archive may be gone by now, and is no condition of a report.
+    # A report does not need the archive, which may be gone by now.
     with contextlib.suppress(EmotionBatchError):
         if page.is_local and origin.is_local:
             features = read_info(origin)

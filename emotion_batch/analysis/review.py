@@ -1,4 +1,4 @@
-"""Draw labels for a person to check, and read back what the person says about them."""
+"""Draw labels for a person to check, and read the answers of that person."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from emotion_batch.tables.parts import PartError
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import find_kept_features, require_table
 
-# What a person may answer beside a label: there is no emotion to hear, and one cannot tell.
+# Two further answers: there is no emotion to hear, and the person cannot tell.
 NONE, UNSURE = "none", "?"
-# Parts that are read ahead.
+# Number of parts that are read ahead.
 _N_AHEAD = 8
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What `review` wrote.
+    """The sheet that `review` wrote.
 
     Attributes
     ----------
     table, sheet
         Where the labels are, and where the sheet is.
     source
-        What the labels are of: below it lie the recordings.
+        The archive or feature table that the labels were made from.
     labels
-        What may be filled in.
+        The labels that a person may fill in.
     n_rows, n_random
-        Rows of the sheet, and those of them that were drawn at random.
+        Number of rows of the sheet, and of those drawn at random.
     n_table
-        Rows with a label in the table.
+        Number of rows with a label in the table.
     n_parts_missing
-        Parts of the table that are still to come, of whose rows none is in the sheet.
+        Number of parts that the table still lacks; the sheet has none of their rows.
     """
 
     table: str
@@ -70,32 +70,32 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Review:
-    """What a sheet said when it was taken back.
+    """The answers of a sheet that was taken back.
 
     Attributes
     ----------
     table, sheet
         The table, and the sheet.
     labels
-        The file with labels for `train`; None where no row has one.
+        The file with labels for `train`; None if no row has one.
     features
-        The feature table that these labels are for, where the table knows it.
+        The feature table that these labels are for; None if it is unknown.
     has_segments
-        Whether its rows are about segments, as those of a table of windows are; else they are about whole recordings.
+        Whether the labels are for segments, as in a table of windows, or else for whole recordings.
     n_labelled, n_corrected
-        Rows of that file; those of them whose label was another.
+        Number of rows of that file, and of those whose label was changed.
     n_answered, n_unanswered
-        Rows of the sheet with an answer, and without one.
+        Number of rows of the sheet with an answer, and without one.
     n_none, n_unsure
-        Answers ``none``, which count as a label that is wrong, and ``?``, which count as no answer.
+        Number of answers ``none``, which count as a wrong label, and ``?``, which count as no answer.
     n_missing, n_repeated
-        Rows that the sheet lost, and those that are in it twice with the same answer.
+        Number of rows that the sheet lost, and of rows that are in it twice with the same answer.
     n_gone, n_changed
-        Answers about rows that the table has no more, or with another label than was checked; they are left out.
+        Number of answers about rows that the table no longer has, or has with another label; they are left out.
     precision
-        How often labels are right: in all, of confident ones, by confidence.
+        How often labels are right: all labels, confident ones, and by range of confidence.
     method
-        How its intervals were made.
+        How the intervals of `precision` were made.
     """
 
     table: str
@@ -128,11 +128,11 @@ def review(
     force: bool = False,
     on_rows: Callable[[int, int], None] = lambda n_done, n_parts: None,
 ) -> Sheet:
-    """Write a sheet of a label table's rows for a person to check; `take_review` takes it back.
+    """Write a sheet with rows of a label table for a person to check; `take_review` takes it back.
 
-    One part is what teaches the most: rows whose label leads the next by the least, of each label in turn, in domain and
-    not, of a recording one. The other is drawn at random within ranges of confidence, and measures how often labels are
-    right.
+    One part has the rows that teach the model the most: those with the smallest margin, from each label in turn, in domain
+    and not, and at most one from a recording. The other part is drawn at random within ranges of confidence, and measures
+    how often labels are right.
 
     Parameters
     ----------
@@ -141,22 +141,22 @@ def review(
     sheet
         Path or URL of the CSV to write.
     size
-        Its rows, from 20 to 10,000.
+        Number of its rows, from 20 to 10,000.
     random
         How many of them are drawn at random; by default half, and 20 or more.
     seed
-        What chance follows from.
+        Random seed.
     storage_options
         What fsspec's filesystem takes.
     force
-        Replace what is called `sheet`.
+        Replace a file that has the name `sheet`.
     on_rows
-        Hears how many of how many parts were read.
+        Gets the number of parts read, and of all parts.
 
     Raises
     ------
     UsageError
-        If there is no label table, the sheet is there, or a number is outside its range.
+        If there is no label table, the sheet exists already, or a number is outside its range.
     IncompleteError
         If the table has no label yet.
     """
@@ -168,7 +168,7 @@ def review(
     n_random = max(LEAST_RANDOM, size // 2) if random is None else random
     drawn, n_table, n_parts = draw(read_chunks(place, info, shards, COLUMNS, on_rows), size, n_random, seed)
     if not n_table:
-        raise IncompleteError(f"table {place.url}: expected rows with a label, got none; run the labelling again")
+        raise IncompleteError(f"table {place.url}: none of its rows has a label yet; run the labelling again")
     data = review_sheet.write_sheet(drawn, str(info.model_id), n_table)
     with explained(f"sheet {folder.url}/{name}"):
         folder.publish(name, data)
@@ -193,10 +193,10 @@ def take_review(
     storage_options: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Review:
-    """Take a sheet back that a person filled in, all of it or nothing.
+    """Take back a sheet that a person filled in, either all of it or nothing.
 
-    Of a table with one segment a recording, the answer is the recording's label. Of windows it is that segment's alone: a
-    call is not angry because three seconds of it are.
+    If the table has one segment for each recording, the answer is the label of the recording. In a table of windows it is the
+    label of the window alone, because a call is not angry if only three seconds of it are.
 
     Parameters
     ----------
@@ -207,17 +207,17 @@ def take_review(
     labels
         CSV or Parquet (by its suffix) to write, for ``train --labels table:FILE``; by default beside the sheet.
     new_labels
-        Words that may be filled in though the model does not know them.
+        Further words that may be filled in, which the model does not know.
     storage_options
         What fsspec's filesystem takes.
     force
-        Replace what is called `labels`.
+        Replace a file that has the name `labels`.
 
     Raises
     ------
     UsageError
-        If it is no sheet of this table and its model, a row is not as it was written, an answer is unknown, or there is
-        none.
+        If it is not a sheet of this table and its model, a row is not as it was written, an answer is unknown, or there is
+        no answer.
     """
     place = Folder.of(table, storage_options)
     from_folder, name = split_file(Folder.of(sheet, storage_options))
@@ -234,18 +234,16 @@ def take_review(
     new_labels = [names.clean(label) for label in new_labels]
     answers = _read_answers(rows, thing, (*info.labels, *new_labels))
     if not answers:
-        raise UsageError(
-            f"{thing}: expected correct_emotion in one row or more, got none; fill it in and take it again"
-        )
+        raise UsageError(f"{thing}: correct_emotion is empty in every row; fill it in and take the sheet again")
     with explained(f"table {place.url}"):
         found = _look_up(place, info, rows)
     if not any(emotion for emotion, *_ in found.values()):
         raise UsageError(
-            f"{thing}: expected rows of the table {place.url}, got none of its recordings; is it the sheet of another table?"
+            f"{thing}: the table {place.url} has labels for none of its rows; name the table that the sheet was written for"
         )
     answered = [row for row in rows if row.number in answers and row.number in found]
     valid = [row for row in answered if found[row.number][0] == row.emotion]
-    # A model may have a label of that name.
+    # If the model has a label of that name, the answer is that label.
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
     labelled = [row for row in valid if answers[row.number] not in apart]
     labelled.sort(key=lambda row: (row.file, found[row.number][1:]))
@@ -287,38 +285,34 @@ def take_review(
 def _require_labels(place: Folder) -> TableInfo:
     info = require_table(place)
     if info.kind != schema.LABELS:
-        raise UsageError(f"table {place.url}: expected a label table, got one of {info.kind}; label it first")
+        raise UsageError(f"table {place.url}: it holds {info.kind}, not labels; label it first")
     return info
 
 
 def _require_new(folder: Folder, name: str, force: bool) -> None:
     with explained(f"file {folder.url}/{name}"):
         if not force and folder.exists(name):
-            raise UsageError(
-                f"file {folder.url}/{name}: expected a new one, got one that is there; name another, or use --force to replace it"
-            )
+            raise UsageError(f"file {folder.url}/{name}: it exists already; name another, or use --force to replace it")
 
 
 def _without_repetitions(rows: Sequence[SheetRow], thing: str) -> tuple[list[SheetRow], int]:
-    """Return a sheet's rows once each, and how many were there again; raise UsageError where they contradict."""
+    """Return a sheet's rows without repetitions, and the number of repetitions; raise UsageError if they contradict."""
     known: dict[int, SheetRow] = {}
     problems = []
     for row in rows:
         first = known.setdefault(row.n_of, row)
         if (first.identity, first.n_rows, first.n_table) != (row.identity, row.n_rows, row.n_table):
-            problems.append(f"row {row.number}: expected rows of one sheet, got one of another than row {first.number}")
+            problems.append(f"row {row.number}: it is from another sheet than row {first.number}")
         elif not first.answer and not first.speaker:
             known[row.n_of] = row
         elif (row.answer or row.speaker) and (first.answer, first.speaker) != (row.answer, row.speaker):
-            problems.append(
-                f"row {row.number}: expected each row once, got row {first.number} again with another answer"
-            )
+            problems.append(f"row {row.number}: it repeats row {first.number} with another answer")
     review_sheet.refuse(thing, problems)
     return list(known.values()), len(rows) - len(known)
 
 
 def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -> dict[int, str]:
-    """Return the answers by the number of their row, as labels spell them."""
+    """Return the answers by the number of their row, in the spelling of the labels."""
     spelt = {names.clean(word).casefold(): word for word in (NONE, UNSURE, *labels)}
     answers, problems = {}, []
     for row in rows:
@@ -327,8 +321,8 @@ def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -
         word = row.answer if row.answer in labels else spelt.get(row.answer.casefold())
         if word is None:
             problems.append(
-                f"row {row.number}: expected correct_emotion to be one of {', '.join(dict.fromkeys(labels))}, {NONE} where "
-                f"there is no emotion to hear, or {UNSURE} where one cannot tell, got {row.answer!r}; "
+                f"row {row.number}: correct_emotion must be one of {', '.join(dict.fromkeys(labels))}, {NONE} if "
+                f"there is no emotion to hear, or {UNSURE} if you cannot tell: {row.answer!r}; "
                 "--new-label allows another word"
             )
         else:
@@ -338,9 +332,9 @@ def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -
 
 
 def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[int, tuple[str, float, float | None]]:
-    """Return what the table has of a sheet's rows, by their number: the label, or "" if there is none, the start and the end.
+    """Return a sheet's rows as the table has them, by their number: the label, or "" if there is none, the start and the end.
 
-    Only their own parts are read. A spreadsheet may have written its own numbers for the start and the end.
+    Only the parts of these rows are read. A spreadsheet may have written its own numbers for the start and the end.
     """
     by_shard: dict[int, list[SheetRow]] = {}
     for row in rows:

@@ -1,6 +1,6 @@
 """Choose the rows that a person checks, and estimate from the answers how often labels are right.
 
-Some rows are drawn at random, by stratum, and only they enter the estimate. The others are those that teach the most.
+Some rows are drawn at random, by stratum, and only they count for the estimate. The others are those that teach the most.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from emotion_batch.analysis.scan import add_up
 from emotion_batch.analysis.statistics import wilson_interval
 from emotion_batch.errors import UsageError
 
-# Of a normal deviate, 95 %.
-METHOD = "stratified sample; Wilson's interval, 95 %, of the sample's effective size"
+# How the intervals are made, for a person.
+METHOD = "stratified sample; 95 % Wilson intervals for its effective size"
 COLUMNS = (
     *("file", "start_s", "end_s", "status", "emotion", "confidence", "margin"),
     *("is_confident", "is_in_domain", "is_speech"),
 )
 RANDOM, INFORMATIVE = "random", "informative"
-# Between these lie the bins of confidence.
+# The edges of the bins of confidence.
 EDGES = (0.0, 0.5, 0.7, 0.9, 1.0)
-# Two rows of each stratum, of which there are at most eight, and some to spare.
+# This is enough for two rows of each stratum (there are at most eight) and a few more.
 LEAST_RANDOM = 20
 MOST_ROWS = 10_000
-# One row says nothing of how rows of its stratum differ.
+# A single row cannot show how rows of its stratum differ.
 _LEAST_OF_STRATUM = 2
-# Rows with a label, by number of their stratum, and with a lot that follows from the seed.
+# Rows with a label, with the number of their stratum, and with a random number from the seed.
 _LABELLED = """
 WITH labelled AS (
     SELECT *, md5_number_lower(concat_ws('/', $seed, start_s, file)) AS lot, NOT coalesce(is_in_domain, true) AS is_far,
@@ -41,7 +41,7 @@ _PARTS = "SELECT count(DISTINCT shard) AS n FROM chunk"
 _SIZES = f"{_LABELLED} FROM labelled SELECT stratum, count(*) AS n GROUP BY stratum"
 _RANDOM = f"""{_LABELLED}
 FROM labelled QUALIFY row_number() OVER (PARTITION BY stratum ORDER BY lot, file, start_s) <= $n_random"""
-# What leads the next label by the least, of a recording one. What is not speech has no emotion to be learnt.
+# Rows with the smallest margin, one from each recording. Sound that is not speech has no emotion to learn.
 _INFORMATIVE = f"""{_LABELLED}, speech AS (
     FROM labelled WHERE coalesce(is_speech, true)
     QUALIFY row_number() OVER (PARTITION BY emotion, is_far, file ORDER BY margin, lot, start_s) = 1)
@@ -55,17 +55,17 @@ class Precision:
     Attributes
     ----------
     of
-        Which rows: ``all``, ``is_confident``, or a range of confidence as ``0.5 to 0.7``.
+        Which rows: ``all``, ``is_confident``, or a range of confidence, e.g. ``0.5 to 0.7``.
     n_rows
-        Rows of the table that it is about: those of strata in which one row or more was checked.
+        Number of such rows in the table, in strata in which one row or more was checked.
     n_unknown
-        Further rows of that kind, of whose strata none was checked.
+        Number of further such rows, in strata in which no row was checked.
     n_checked, n_right
-        Rows drawn at random that were checked, and those of them with the right label; unweighted.
+        Number of random rows that were checked, and of those with the right label; unweighted.
     share
-        Estimated share of right labels among `n_rows`; None where nothing was checked.
+        Estimated share of right labels among `n_rows`; None if nothing was checked.
     low, high
-        Its interval.
+        95 % interval of the share.
     """
 
     of: str
@@ -79,10 +79,10 @@ class Precision:
 
 
 def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[Stratum, int]) -> list[Precision]:
-    """Return what a sample says of all rows, of confident ones, and of each range of confidence.
+    """Return the precision of all labels, of confident ones, and of each range of confidence, estimated from a sample.
 
-    `answers` has the stratum of each row that was drawn at random and checked, and whether its label is right. `sizes` are the rows
-    of each stratum in the table.
+    `answers` has the stratum of each row that was drawn at random and checked, and whether its label is right. `sizes` are the
+    numbers of rows of each stratum in the table.
     """
     checked: dict[Stratum, list[bool]] = {}
     for stratum, is_right in answers:
@@ -103,37 +103,37 @@ def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[St
 def estimate_share(counts: Sequence[tuple[int, int, int]]) -> tuple[float, float, float]:
     """Return the estimated share of right rows in several strata, and its 95 % interval.
 
-    The share is the mean of the strata's shares, weighted by their sizes: without bias, as each row of a stratum was as
-    likely to be drawn as any other. The interval is Wilson's (1927) for as many rows as a plain random sample would need
-    to be as sure; where strata are drawn whole nothing is left to chance. An interval from the sample's own variance
-    alone would have no width where all that was checked is right.
+    The share is the mean of the strata's shares, weighted by their sizes. It has no bias, because all rows of a stratum were
+    equally likely to be drawn. The interval is Wilson's (1927) for the effective sample size, the number of rows that a plain
+    random sample would need for the same variance; a stratum that is drawn whole adds no variance. An interval from the
+    sample's own variance alone would have no width if all checked rows are right.
 
     `counts` has for each stratum its rows and how many were checked, both at least one, and how many were right.
     """
     total = sum(size for size, _, _ in counts)
     share = sum(size / total * right / n for size, n, right in counts)
-    # What each stratum adds to the variance, in shares of p (1 - p) there: by its weight, less what was drawn of it.
+    # Each stratum's part of the variance, as a multiple of its p (1 - p), and its smoothed p.
     parts = [((size / total) ** 2 * (1 - n / size) / n, (right + 1) / (n + 2)) for size, n, right in counts]
     if not sum(part for part, _ in parts):
         return share, share, share
     alike = 1 / sum(part for part, _ in parts)
-    # Shares with a right and a wrong row added, so that no stratum counts as certain for what little was seen of it.
+    # Each share has one right and one wrong row added, so that no stratum counts as certain after few rows.
     mean = sum(size / total * (right + 1) / (n + 2) for size, n, right in counts)
     differing = mean * (1 - mean) / sum(part * smoothed * (1 - smoothed) for part, smoothed in parts)
     low, high = wilson_interval(share, min(alike, differing))
-    # Of what was checked one knows: rounding at 0 and 1 must not leave the share outside.
+    # Rounding at 0 and 1 must not leave the share outside the interval.
     return share, min(low, share), max(high, share)
 
 
 class Stratum(NamedTuple):
-    """Rows with a confidence from `low` to below `high`, or to `high` if that is 1; all ``is_confident``, or none of them."""
+    """Rows with a confidence from `low` to below `high` (up to 1 if `high` is 1) that all are, or all are not, ``is_confident``."""
 
     low: float
     high: float
     is_confident: bool
 
     def __str__(self) -> str:
-        """Return it as a sheet has it."""
+        """Return it as a sheet shows it."""
         return f"{self.low:g} to {self.high:g} {'confident' if self.is_confident else 'not confident'}"
 
 
@@ -141,7 +141,7 @@ STRATA = tuple(Stratum(low, high, sure) for low, high in itertools.pairwise(EDGE
 
 
 class Row(NamedTuple):
-    """A row of a label table, as far as a sheet needs it."""
+    """The columns of a row of a label table that a sheet needs."""
 
     shard: int
     file: str
@@ -160,7 +160,7 @@ _CANDIDATES = f"SELECT {_ROW} FROM informative ORDER BY emotion, is_far, margin,
 
 @dataclass(frozen=True)
 class DrawnRow:
-    """A row that is to be checked, drawn as one of `n_drawn` from the `n_stratum` rows of a stratum; or chosen, without one."""
+    """A row to check: one of `n_drawn` random rows from the `n_stratum` rows of a stratum, or a chosen row without a stratum."""
 
     row: Row
     stratum: Stratum | None = None
@@ -169,25 +169,25 @@ class DrawnRow:
 
     @property
     def part(self) -> str:
-        """Which part of the sheet it belongs to."""
+        """The part of the sheet that it belongs to."""
         return INFORMATIVE if self.stratum is None else RANDOM
 
 
 def draw(chunks: Iterable[pa.Table], n_rows: int, n_random: int, seed: int) -> tuple[list[DrawnRow], int, int]:
-    """Return `n_rows` rows to check, `n_random` of them drawn at random, in the order of the sheet, and of how many rows in how many parts.
+    """Return `n_rows` rows to check in the order of the sheet, `n_random` of them random, and the number of labelled rows and of parts.
 
     `chunks` hold `COLUMNS` and the shard of each row; all rows of a recording are in the same one. The same rows and seed give the same
-    drawing. The two parts take turns, and the random one is shuffled: whoever stops halfway has checked the rows that teach the most,
-    and a sample that is still random within each stratum. A number outside its range raises UsageError.
+    result. The two parts take turns, and the random one is shuffled: a person who stops halfway has checked the rows that teach the
+    most, and a sample that is still random within each stratum. A number outside its range raises UsageError.
     """
     if not LEAST_RANDOM <= n_rows <= MOST_ROWS:
-        raise UsageError(f"size: expected from {LEAST_RANDOM} to {MOST_ROWS:,} rows, got {n_rows:,}")
+        raise UsageError(f"size must be from {LEAST_RANDOM} to {MOST_ROWS:,} rows: {n_rows:,}")
     if n_random != 0 and not LEAST_RANDOM <= n_random <= n_rows:
         raise UsageError(
-            f"random: expected 0, or from {LEAST_RANDOM} to {n_rows:,} rows, which is the sheet's size, got {n_random:,}"
+            f"random must be 0, or from {LEAST_RANDOM} to {n_rows:,} rows, which is the sheet's size: {n_random:,}"
         )
     if seed < 0:
-        raise UsageError(f"seed: expected a whole number >= 0, got {seed}")
+        raise UsageError(f"seed must be a whole number of 0 or more: {seed}")
     queries = {"parts": _PARTS, "sizes": _SIZES, "random": _RANDOM}
     if n_rows > n_random:
         queries["informative"] = _INFORMATIVE
@@ -200,14 +200,14 @@ def draw(chunks: Iterable[pa.Table], n_rows: int, n_random: int, seed: int) -> t
             drawn += [DrawnRow(Row(*row), STRATA[number], sizes[number], n_drawn) for row in found]
         candidates = connection.sql(_CANDIDATES).fetchall() if n_rows > n_random else []
         ((n_parts,),) = connection.sql("SELECT sum(n)::BIGINT FROM parts").fetchall()
-    # Those that are drawn by chance are checked anyway, and so are the other segments of such recordings.
+    # The recordings of random rows are left out here, because a person listens to them anyway.
     chosen = _choose([Row(*row) for row in candidates], {one.row.file for one in drawn}, n_rows - n_random)
     order = np.random.default_rng(seed).permutation(len(drawn)).tolist()
     return _take_turns(chosen, [drawn[at] for at in order]), sum(sizes), n_parts
 
 
 def _choose(candidates: Iterable[Row], files: set[str], n_rows: int) -> list[DrawnRow]:
-    """Return rows of each label, in domain and not, in turn, of recordings other than `files`, and of a recording one."""
+    """Return rows of each label in turn, in domain and not, at most one from a recording and none from `files`."""
     groups = itertools.groupby(candidates, lambda row: (row.emotion, row.is_in_domain is not False))
     queues = [iter(list(group)) for _, group in groups]
     chosen: list[DrawnRow] = []
@@ -225,8 +225,8 @@ def _choose(candidates: Iterable[Row], files: set[str], n_rows: int) -> list[Dra
 def allocate(sizes: Sequence[int], n_rows: int) -> list[int]:
     """Return how many of `n_rows` rows to draw from each stratum, or fewer if there are fewer in all.
 
-    Half of them go evenly to all strata, because each has a figure of its own, and half by their sizes, because of the figure of
-    all rows. None gets fewer than two, or than it has.
+    Half of them go evenly to all strata, because each has a figure of its own, and half by their sizes, for the figure of all
+    rows. Each stratum gets at least two, or all that it has.
     """
     total, n_strata = sum(sizes), sum(size > 0 for size in sizes)
     if not total or not n_rows:
@@ -243,7 +243,7 @@ def allocate(sizes: Sequence[int], n_rows: int) -> list[int]:
 
 
 def _take_turns(one: Sequence[DrawnRow], other: Sequence[DrawnRow]) -> list[DrawnRow]:
-    """Return both, each in its order, evenly mixed."""
+    """Return both lists evenly mixed, each in its own order."""
     placed = [
         ((at + 0.5) / len(rows), which, row) for which, rows in enumerate((one, other)) for at, row in enumerate(rows)
     ]

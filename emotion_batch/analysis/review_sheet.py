@@ -1,8 +1,8 @@
 """Write the sheet that a person fills in, and read it back after a spreadsheet has changed it.
 
 A spreadsheet takes a cell that begins with ``=`` for a formula, reads numbers and dates in its own way, and writes other separators,
-quotes and line ends than it read. So the column ``key`` has a check of what must come back unchanged, and nothing depends on a
-number that a spreadsheet may have rounded.
+quotes and line ends than it read. So the column ``key`` holds a check of the cells that must not change, and no result depends on
+a number that a spreadsheet may have rounded.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from emotion_batch.analysis.review_sample import INFORMATIVE, RANDOM, STRATA, DrawnRow, Stratum
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import UsageError, counted
 from emotion_batch.storage import names
 
 HEADS = (
     *("file", "start_s", "end_s", "emotion", "confidence", "correct_emotion", "speaker", "margin", "is_in_domain"),
     *("part", "stratum", "stratum_rows", "stratum_drawn", "model_id", "key"),
 )
-# What nobody looks up again may be missing.
+# The other columns may be missing, because they are not read again.
 _NEEDED = frozenset({"file", "emotion", "correct_emotion", "part", "stratum", "stratum_rows", "stratum_drawn", "key"})
 _DELIMITERS = ",;\t|"
 _KEY = re.compile(r"r(\d+)of(\d+)-s(\d+)-n(\d+)-([0-9a-f]{12})-([0-9a-f]{8})")
-# What a spreadsheet may take for a formula, or take off; an apostrophe is what guards against it.
+# A spreadsheet may take a cell with such a start for a formula, or remove the start; an apostrophe prevents that.
 _GUARDED_STARTS = ("=", "+", "-", "@", "'", '"', "\t", "\r", "\n")
 _ESCAPE = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _BY_NAME = {str(stratum): stratum for stratum in STRATA}
@@ -40,22 +40,22 @@ _BY_NAME = {str(stratum): stratum for stratum in STRATA}
 class SheetRow:
     """A row of a sheet that came back as it was written."""
 
-    # As a spreadsheet counts: the first row below the names is 2.
+    # The number in a spreadsheet: the first row below the names is 2.
     number: int
-    # When the sheet was written, it was this row, from 1, of so many.
+    # Its number when the sheet was written, from 1, and the number of rows then.
     n_of: int
     n_rows: int
     shard: int
-    # Fingerprint of its recording and segment.
+    # The fingerprint of its recording and segment.
     identity: str
-    # Rows with a label that the table had then.
+    # The number of rows with a label that the table had then.
     n_table: int
     file: str
     emotion: str
-    # None and 0 for a row that was chosen.
+    # These are None and 0 for a row that was chosen.
     stratum: Stratum | None
     n_stratum: int
-    # What a person filled in, or "".
+    # The words of a person, or "".
     answer: str
     speaker: str
 
@@ -71,7 +71,7 @@ def guard(text: str) -> str:
         text.isprintable()
         and text == text.strip()
         and not text.startswith(_GUARDED_STARTS)
-        # Digits and points alone are a number or a date.
+        # A spreadsheet takes digits and points alone for a number or a date.
         and (not text or any(character.isalpha() for character in text))
     )
     if is_plain:
@@ -91,7 +91,7 @@ def unguard(cell: str) -> str:
 
 
 def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes:
-    """Return a sheet, in UTF-8 with the mark by which spreadsheets tell it; `n_table` rows of the table have a label."""
+    """Return a sheet in UTF-8 with a byte order mark for spreadsheets; `n_table` rows of the table have a label."""
     sink = io.StringIO(newline="")
     writer = csv.writer(sink, lineterminator="\r\n")
     writer.writerow(HEADS)
@@ -117,8 +117,8 @@ def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes
 def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
     """Return the rows of a sheet that a spreadsheet may have written anew.
 
-    It is CSV in UTF-8 or UTF-16, with any usual separator, quotes and line ends; columns are in any order, and may be more. If it
-    is no such sheet with labels of the model, or a row is not as it was written, UsageError calls it `thing` and names that row.
+    It is CSV in UTF-8 or UTF-16, with any usual separator, quotes and line ends; columns may be in any order, and there may be more.
+    It raises UsageError, which calls the sheet `thing`, if it is no sheet of the model, or a row is not as it was written.
     """
     heads, records = _read_records(data, thing)
     rows, problems = [], []
@@ -129,7 +129,7 @@ def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     if not rows and not problems:
-        raise UsageError(f"{thing}: expected rows below the names of its columns, got none")
+        raise UsageError(f"{thing}: it has no rows below the names of its columns; name the sheet that was filled in")
     refuse(thing, problems)
     return rows
 
@@ -137,49 +137,48 @@ def read_sheet(data: bytes, thing: str, model_id: str) -> list[SheetRow]:
 def refuse(thing: str, problems: Sequence[str]) -> None:
     """Raise UsageError with the first of some rows' problems, if there are any."""
     if problems:
-        n_more = len(problems) - 1
-        more = f" ({n_more:,} more such row{'s' if n_more > 1 else ''})" if n_more else ""
+        more = f" ({counted(len(problems) - 1, 'more such row')})" if len(problems) > 1 else ""
         raise UsageError(f"{thing}: {problems[0]}{more}; nothing of the sheet was taken")
 
 
 def _read_records(data: bytes, thing: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the names of a sheet's columns, and its records with their numbers in a spreadsheet."""
+    """Return the names of a sheet's columns, and its records with their row numbers in a spreadsheet."""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{thing}: expected CSV in UTF-8, got other bytes; save it as 'CSV UTF-8'") from error
+        raise UsageError(f"{thing}: it is not CSV in UTF-8; save it as 'CSV UTF-8'") from error
     for delimiter in _DELIMITERS:
         try:
             records = list(enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1))
         except csv.Error as error:
-            raise UsageError(f"{thing}: expected CSV, got what is none ({error})") from error
+            raise UsageError(f"{thing}: it is not CSV ({error}); save it as 'CSV UTF-8'") from error
         if records and len(records[0][1]) <= 2 and records[0][1][0].lower().startswith("sep="):
-            # By which some spreadsheets tell each other the separator.
+            # Some spreadsheets write this line to name the separator.
             records = records[1:]
         if records and set(heads := [head.strip() for head in records[0][1]]) >= _NEEDED:
             return heads, [(number, record) for number, record in records[1:] if any(map(str.strip, record))]
     first = text.lstrip().partition("\n")[0].strip()
     lacking = sorted(name for name in _NEEDED if name not in first)
     raise UsageError(
-        f"{thing}: expected a sheet that `emotion-batch review` wrote, with the columns {', '.join(HEADS)}, got "
-        f"{f'no {lacking[0]!r} in its first row' if lacking else 'other columns'}"
+        f"{thing}: {f'its first row lacks {lacking[0]!r}' if lacking else 'its columns are others'}; name a sheet that "
+        f"`emotion-batch review` wrote, with the columns {', '.join(HEADS)}"
     )
 
 
 def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
-    """Return one row; raise ValueError with the end of a sentence if it is not as it was written."""
+    """Return one row; raise ValueError with a sentence about "it" if the row is not as it was written."""
     match = _KEY.fullmatch(cells.get("key", ""))
     if match is None:
-        raise ValueError(f"expected its key as it was written, got {cells.get('key', '')!r}")
+        raise ValueError(f"its key is not as it was written: {cells.get('key', '')!r}")
     found = cells.get("model_id", "")
     if found != model_id:
-        raise ValueError(f"expected a label of model {model_id}, as the table has, got one of model {found!r}")
+        raise ValueError(f"its label is from model {found!r}, and the labels of the table are from model {model_id}")
     n_of, n_rows, shard, n_table = (int(match[group]) for group in range(1, 5))
     part, stratum = cells["part"], cells["stratum"]
     numbers = _whole(cells["stratum_rows"]), _whole(cells["stratum_drawn"])
     emotion = unguard(cells["emotion"])
-    # The name is as it is guarded, or a program took the apostrophe for a mark of text.
+    # Some programs take the guarding apostrophe for a mark of text, and remove it.
     for file in (unguard(cells["file"]), unguard(f"'{cells['file']}")):
         known = (model_id, n_of, n_rows, shard, n_table, file, emotion, part, stratum, *numbers)
         if _digest(*known)[:8] == match[6] and part in (RANDOM, INFORMATIVE):
@@ -189,13 +188,13 @@ def _parse(number: int, cells: dict[str, str], model_id: str) -> SheetRow:
                 *(names.clean(cells["correct_emotion"]), names.clean(cells.get("speaker", ""))),
             )
     raise ValueError(
-        f"expected file, emotion, part, stratum and its numbers as they were written, got a row in which one differs, of "
-        f"{cells['file']!r}; undo what changed it"
+        f"file, emotion, part, stratum, stratum_rows or stratum_drawn is not as it was written, for {cells['file']!r}; "
+        "undo the change"
     )
 
 
 def _whole(cell: str) -> int | str:
-    """Return a whole number, also where a program has given it a fraction of 0."""
+    """Return a whole number, even if a program has written it as a decimal, e.g. 7.0; or else the cell."""
     try:
         number = float(cell.replace(",", "."))
     except ValueError:
@@ -221,7 +220,7 @@ def encode_labels(name: str, columns: Mapping[str, list[Any]]) -> bytes:
         pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)
         return sink.getvalue()
     text = io.StringIO(newline="")
-    # All quoted, for a name may hold a line's end of any kind.
+    # All cells are quoted, because a name may hold a line end of any kind.
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))

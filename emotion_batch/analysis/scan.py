@@ -1,7 +1,7 @@
 """Read a table once: count rows by label, confidence, folder and time, and draw some of them at random.
 
 Only complete parts that were made from the newest manifest entries count. DuckDB adds their rows up, some parts at a time, so that
-memory is bounded. `statistics` asks it for what the report shows, `review_sample` draws by it what a person checks.
+memory is bounded. `statistics` queries it for the report, and `review_sample` draws the rows that a person checks.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from emotion_batch.tables import parts, schema
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.shard_entries import ShardEntry
 
-# Of confidence, from 0 to 1, open below and closed above as those of `metrics.reliability`.
+# Bins of confidence from 0 to 1, open below and closed above, like those of `metrics.reliability`.
 N_BINS = 20
 _CHUNK_ROWS = 2**18
-# Rows that are drawn of each label and stratum, and of each status but ``ok``.
+# Number of rows to draw for each label and stratum, and for each status other than ``ok``.
 N_LOTS = 5
 _COLUMNS = (
     *("file", "start_s", "end_s", "status", "error"),
@@ -41,7 +41,7 @@ FROM chunk GROUP BY ALL"""
 _TIMES = """
 SELECT round(start_s / $hop_s)::BIGINT AS window_number, emotion, count(*) AS n
 FROM chunk WHERE status = 'ok' GROUP BY ALL"""
-# Rows by lot of each label and stratum, or of each status but ``ok``.
+# Random rows of each label and stratum, or of each status other than ``ok``.
 _DRAWN = """
 WITH lots AS (
     SELECT *, hash(file, start_s, $seed) AS lot,
@@ -56,7 +56,7 @@ FROM lots GROUP BY emotion, stratum"""
 
 @dataclass(frozen=True)
 class Drawn:
-    """A row drawn by lot; `stratum` is ``confident``, ``unsure`` or ``outside``, and that of a failed row its status."""
+    """A row drawn at random; `stratum` is ``confident``, ``unsure`` or ``outside``, or the status of a failed row."""
 
     lot: int
     emotion: str | None
@@ -70,17 +70,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Survey:
-    """A database with what the rows of a table's complete parts say, in sums over some parts each.
+    """A database with sums over the rows of a table's complete parts.
 
     Attributes
     ----------
     connection
-        Holds `found`, the shards whose parts these are; `cells`, all rows by what is said of them; `folders`, rows by folder; `times`, ``ok`` rows by number of their window,
-        if the table has windows; and `drawn`, rows drawn by lot.
+        Has the tables `found`, the shards of these parts; `cells`, the number of rows by status, label and flags; `folders`, by
+        folder; `times`, of ``ok`` rows by window number, if there are windows; and `drawn`, rows drawn at random.
     complete
-        Shards whose parts these are.
+        Shards of these parts.
     n_recordings, n_labelled
-        Recordings that have rows; those with one that is ``ok``.
+        Number of recordings with rows, and of recordings with an ``ok`` row.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -89,13 +89,13 @@ class Survey:
     n_labelled: int
 
     def ask(self, query: str, **values: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query, in which ``$NAME`` is a value of that name."""
+        """Return the rows of a query; ``$NAME`` in it stands for the value of that name."""
         return self.connection.execute(query, values).fetchall()
 
 
 @contextlib.contextmanager
 def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0) -> Iterator[Survey]:
-    """Give what the rows of a table say; parts count if they match `shards`, the manifest's newest entries."""
+    """Give the survey of a table; parts count if they match `shards`, the manifest's newest entries."""
     hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
     sums = {"found": _FOUND, "cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN}
     if hop_s is not None:
@@ -111,7 +111,7 @@ def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, 
 def add_up(
     chunks: Iterable[pa.Table], queries: Mapping[str, str], **values: object
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Give a database with a table of each query's name, which has what the query finds in each `chunk`; ``$NAME`` is of `values`."""
+    """Give a database with a table for each query, which holds its results on every `chunk`; ``$NAME`` stands for one of `values`."""
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection:
         connection.execute("SET temp_directory = ?", [spilled])
         # DuckDB would print it to stdout.
@@ -133,10 +133,10 @@ def read_chunks(
     names: Sequence[str],
     on_part: Callable[[int, int], None] = lambda n_done, n_parts: None,
 ) -> Iterator[pa.Table]:
-    """Yield the rows of complete parts with their shard, some parts at a time, and once even if there are none.
+    """Yield the rows of complete parts with their shard, some parts at a time; if there are no parts, yield one empty table.
 
-    `names` are columns of a label table; a feature table has null in those that it lacks. `on_part` hears how many of how many parts
-    were read.
+    `names` are columns of a label table; a feature table has null in those that it lacks. `on_part` gets the number of parts read and
+    of all parts.
     """
     fields = [schema.label_schema(()).field(name) for name in names]
     nothing = pa.schema([*fields, pa.field("shard", pa.int64())]).empty_table()

@@ -1,4 +1,4 @@
-"""Put together the statistics of a table, from its rows, its manifest, its runs and the card of its model."""
+"""Compute the statistics of a table from its rows, its manifest, its runs and the card of its model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from emotion_batch.tables.manifest import Manifest
 from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.status import Throughput
 
-# Of fewer folders, how much they differ cannot be told.
+# With fewer folders, their variance cannot be estimated.
 _LEAST_FOLDERS = 10
 _CONFIDENCE = 0.95
-# What a page can show of them: as rows of a table, and as columns of a picture.
+# The most folders that a page shows as rows of a table, and as columns of a picture.
 N_FOLDERS, _N_COLUMNS = 24, 400
 _N_MOMENTS = 48
-# Rows to listen to of each label and stratum.
+# Number of rows to listen to for each label and stratum.
 _N_DRAWN = 4
-# Deeper folders are counted with those above them.
+# Deeper folders are counted with their parents at this level.
 _DEEPEST = 8
-# More folders of one level than this are not told apart; the largest are.
+# If one level has more folders than this, only the largest are counted.
 _MOST_FOLDERS = 20_000
 
 _STATUSES = "SELECT status, sum(n)::BIGINT AS n FROM cells GROUP BY status ORDER BY n DESC, status"
-# The row whose label is null is of all labels. A sum is null if no row says whether it counts.
+# The row whose label is null counts all labels. A sum is null if the column is null in all rows.
 _LABELS = """
 SELECT emotion, sum(n)::BIGINT, sum(total) / sum(n), sum(if(is_confident, n, 0))::BIGINT,
        sum(if(is_in_domain, 0, n)) FILTER (is_in_domain IS NOT NULL)::BIGINT,
@@ -42,7 +42,7 @@ _LOTS = """
 SELECT lot, emotion, stratum, file, start_s, end_s, confidence, error FROM drawn
 QUALIFY row_number() OVER (PARTITION BY emotion, stratum ORDER BY lot, file, start_s) <= if(emotion IS NULL, $n_lots, $n_drawn)
 ORDER BY emotion, stratum, lot"""
-# Of the folders at each level, how many there are.
+# The number of folders at each level.
 _LEVELS = """
 SELECT level, count(DISTINCT list_slice(string_split(folder, '/'), 1, level)) AS n
 FROM (SELECT DISTINCT folder FROM folders), range(1, $deepest + 1) AS levels(level) GROUP BY level ORDER BY level"""
@@ -67,8 +67,8 @@ GROUP BY moment ORDER BY moment"""
 class FolderCluster:
     """How a label is spread over the folders that have rows with a label, for the variance of its share.
 
-    The sums over the folders are of squares of the label's rows in a folder, of their products with all labelled rows of it, and of
-    squares of the latter.
+    With l rows of the label and n rows of any label in a folder, the sums over all folders are of l * l (`of_label`), of l * n
+    (`of_both`) and of n * n (`of_all`).
     """
 
     n_folders: int
@@ -114,7 +114,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class FailureFigures:
-    """Rows of one status but ``ok``, and a few of them drawn by lot."""
+    """Rows of one status other than ``ok``, and a few of them drawn at random."""
 
     status: str
     n_rows: int
@@ -123,12 +123,12 @@ class FailureFigures:
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """What got one label.
+    """The rows that got one label.
 
     Attributes
     ----------
     label, n_rows, share
-        The label, its rows, and their share of all that have a label.
+        The label, the number of its rows, and their share of all rows with a label.
     low, high
         95 % interval of the share.
     confidence
@@ -150,9 +150,9 @@ class LabelFigures:
 
 @dataclass(frozen=True)
 class FolderFigures:
-    """One folder: its rows, those without a label, those not in domain, and those of each label in order.
+    """One folder: the number of its rows, of failed rows, of rows out of domain, and of rows by label, in order.
 
-    `distance` is the chi-square of its labels and failures against those of the whole.
+    `distance` is the chi-square of its labels and failures against those of the whole table.
     """
 
     name: str
@@ -165,7 +165,7 @@ class FolderFigures:
 
 @dataclass(frozen=True)
 class Moment:
-    """Rows of each label in order whose window starts from `start_s` to before `stop_s`."""
+    """Number of rows of each label, in order, whose window starts from `start_s` to before `stop_s`."""
 
     start_s: float
     stop_s: float
@@ -174,7 +174,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Figures:
-    """All that the page shows.
+    """All figures that the page shows.
 
     Attributes
     ----------
@@ -185,14 +185,14 @@ class Figures:
     labels
         In the card's order; empty for features.
     n_clusters
-        Folders that the intervals are computed over; None if over recordings.
+        Number of folders, if the intervals are computed over folders; None if over recordings.
     n_confident, n_outside, n_silent
-        Of rows with a label; None where no row can tell.
+        Number of such rows with a label; None if the model cannot tell.
     confident_bins, other_bins
         Rows by confidence, those that are confident and the others, in bins from 0 to 1.
     folders, columns, n_folders
-        Folders as rows, by name if all fit or else those that differ most; all of them by name, if a picture has room;
-        how many there are.
+        Folders for the table, by name if all fit, or else those that differ most; all folders by name for the picture, if
+        they fit; and their number.
     moments
         Labels over time within recordings; empty without windows.
     drawn
@@ -200,9 +200,9 @@ class Figures:
     throughput
         From the records of the runs.
     portrait
-        The model's card; None where there is none to be read.
+        The model's card; None if it cannot be read.
     n_at_work, n_lost
-        Runs that work on the table, and that died at it.
+        Number of runs that work on the table now, and of runs that died.
     """
 
     table: str
@@ -250,7 +250,7 @@ def gather(
     shown = folders if len(folders) <= N_FOLDERS else sorted(folders, key=lambda one: -one.distance)[:N_FOLDERS]
     by_label = {emotion: sums for emotion, *sums in survey.ask(_LABELS)}
     _, _, n_confident, n_outside, n_silent = by_label.pop(None)
-    # Windows of a recording are no independent witnesses.
+    # Windows of one recording are not independent.
     n_effective = float(min(n_ok, survey.n_labelled))
     labels = []
     for label in info.labels:
@@ -297,10 +297,10 @@ def gather(
 
 
 def wilson_interval(share: float, n: float, n_clusters: int | None = None) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `n` independent rows by Wilson's formula; of no row it is everything.
+    """Return the 95 % interval of a share of `n` independent rows by Wilson's formula, which is 0 to 1 without rows.
 
-    Wilson, "Probable inference, the law of succession, and statistical inference", 1927. If `n` was estimated over clusters, with
-    Student's quantile, as in Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered
+    Wilson, "Probable inference, the law of succession, and statistical inference", 1927. If `n` was estimated over clusters, it uses
+    Student's quantile, as do Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered
     surveys", 2015.
     """
     if n <= 0:
@@ -314,9 +314,9 @@ def wilson_interval(share: float, n: float, n_clusters: int | None = None) -> tu
 
 
 def effective_size(n_yes: int, n_rows: int, cluster: FolderCluster) -> float:
-    """Return how many independent rows clustered ones are worth for a share: at most as many as there are.
+    """Return the effective sample size of clustered rows for a share: at most the number of rows.
 
-    By the variance of a ratio over clusters (Cochran, "Sampling Techniques", 1977, section 9A and equation 6.13).
+    It uses the variance of a ratio over clusters (Cochran, "Sampling Techniques", 1977, section 9A and equation 6.13).
     """
     share = n_yes / n_rows if n_rows else 0.0
     if not 0 < share < 1 or cluster.n_folders < 2:
@@ -327,25 +327,25 @@ def effective_size(n_yes: int, n_rows: int, cluster: FolderCluster) -> float:
 
 
 def _choose_level(levels: list[tuple[int, int]]) -> tuple[int, int]:
-    """Return the deepest level whose folders can all be shown, or else the first that has several; and how many it has."""
+    """Return the deepest level whose folders all fit, or else the first with several folders; and the number of its folders."""
     fitting = [(level, n) for level, n in levels if n <= N_FOLDERS]
     if not fitting:
         return levels[0] if levels else (1, 0)
-    # Below a single folder that all share, rather that one alone.
+    # If all share a single folder, a level with several folders says more.
     deeper = next(((level, n) for level, n in levels if n > 1), fitting[-1])
     if fitting[-1][1] == 1:
         return deeper
-    # Of levels with equally many the first: what is below it adds nothing.
+    # The first of several levels with the same number is enough, because deeper names add nothing.
     return next(one for one in levels if one[1] == fitting[-1][1])
 
 
 def _folders(survey: Survey, labels: tuple[str, ...], level: int) -> list[FolderFigures]:
-    """Return the folders of a level by name, each with how far its labels and failures are from those of all."""
+    """Return the folders of a level by name, each with the distance of its labels and failures from those of all."""
     by_label, values = _count_labels(labels)
     found = survey.ask(_AT_LEVEL.format(by_label=by_label), level=level, most=_MOST_FOLDERS, **values)
     if not found:
         return []
-    # Without labels, what is ok counts as one thing.
+    # Without labels, all ok rows count as one label.
     counts = np.array(
         [(*n_of, n_failed) if labels else (n_rows - n_failed, n_failed) for _, n_rows, n_failed, _, n_of in found]
     )
@@ -359,7 +359,7 @@ def _folders(survey: Survey, labels: tuple[str, ...], level: int) -> list[Folder
 
 
 def _moments(survey: Survey, info: TableInfo) -> tuple[Moment, ...]:
-    """Return windows by label, so many together that a picture has room for all."""
+    """Return the number of windows by label over time, with so many windows in a column that a picture has room for all."""
     hop_s = info.segments.hop_s
     if hop_s is None or not info.labels:
         return ()
@@ -371,7 +371,7 @@ def _moments(survey: Survey, info: TableInfo) -> tuple[Moment, ...]:
 
 
 def _count_labels(labels: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-    """Return SQL for a list of the rows of each label, and the values in it."""
+    """Return SQL for a list with the number of rows of each label, and the values of its parameters."""
     values = {f"label_{number}": label for number, label in enumerate(labels)}
     return f"[{', '.join(f'sum(if(emotion = ${name}, n, 0))::BIGINT' for name in values)}]", values
 
@@ -381,8 +381,13 @@ def show_count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def show_label(label: str) -> str:
+    """Return a label, with its meaning if its name does not say it."""
+    return "ps (pleasant surprise)" if label == "ps" else label
+
+
 def show_share(part: float, whole: float = 1.0) -> str:
-    """Return a share in percent: what is not all does not read as all, nor what is not nothing as nothing."""
+    """Return a share in percent; only all rows give 100%, and only no rows give 0%."""
     if not whole:
         return "–"
     value = part / whole
@@ -394,7 +399,7 @@ def show_share(part: float, whole: float = 1.0) -> str:
 
 
 def show_roughly(part: float, whole: float = 1.0) -> str:
-    """Return a share in percent as a sentence has it: whole percents from 10 on."""
+    """Return a share in percent for a sentence: whole percents from 10 on."""
     value = part / whole if whole else 0.0
     return f"{value:.0%}" if 0.1 <= value < 0.995 else show_share(part, whole).replace(".0%", "%")
 

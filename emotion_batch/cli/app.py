@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from emotion_batch.cli import model_commands, plan_commands, report_commands, run_commands, table_commands  # noqa: F401
 from emotion_batch.cli.console import Said, flush_stderr, open_streams
 from emotion_batch.cli.options import COMMANDS, read_arguments, read_values
-from emotion_batch.errors import EmotionBatchError, OutputError, find_shortage
+from emotion_batch.errors import EmotionBatchError, OutputError, find_shortage, format_command
 
 # A further signal within this time of the first is taken for the same one.
 _ENDING_S = 10.0
@@ -43,8 +43,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         is_quiet=options.quiet,
         is_debug=options.debug,
         is_json=getattr(options, "json", False),
-        # A training, an import and the demo begin anew.
-        goes_on=options.command in ("extract", "label", "retry"),
+        resumed_by=_find_continuation(options.command, getattr(options, "table", None)),
     )
     # A terminal that cannot show a name must not end a finished run.
     for stream in (sys.stdout, sys.stderr):
@@ -61,6 +60,13 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             flush_stderr()
 
 
+def _find_continuation(command: str, table: str | None) -> str:
+    """Return the command that continues one that was stopped, or nothing: a training, an import and the demo begin anew."""
+    if not table or command not in ("extract", "label", "resume", "retry"):
+        return ""
+    return format_command("retry" if command == "retry" else "resume", table)
+
+
 def explain(error: BaseException, said: Said) -> int:
     """Say in a sentence why a command ended, and return its exit code."""
     if isinstance(error, EmotionBatchError):
@@ -75,7 +81,7 @@ def explain(error: BaseException, said: Said) -> int:
     said.error(
         f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report"
         if shortage is None
-        else f"this machine: expected enough {shortage}, got {str(error) or type(error).__name__}; end other programs, or "
+        else f"this machine has not enough {shortage} ({str(error) or type(error).__name__}); end other programs, or "
         "raise the limit (`ulimit -a` shows it), then run the same command again"
     )
     return 1

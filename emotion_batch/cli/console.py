@@ -117,14 +117,14 @@ def shown(text: str) -> str:
 class Said:
     """What goes to stderr: notes, progress, one sentence for an error; and the answer, which goes to stdout.
 
-    `is_quiet` keeps notes and progress back, `is_debug` shows the traceback of an error, `is_json` prints the answer as JSON, and
-    `goes_on` says that the same command goes on where it was stopped.
+    `is_quiet` keeps notes and progress back, `is_debug` shows the traceback of an error, and `is_json` prints the answer as JSON.
+    `resumed_by` is the command that continues this one once it has begun its table; "" if the command cannot be continued.
     """
 
     is_quiet: bool = False
     is_debug: bool = False
     is_json: bool = False
-    goes_on: bool = False
+    resumed_by: str = ""
 
     def __post_init__(self) -> None:
         self._is_terminal = _is_terminal(sys.stderr)
@@ -183,10 +183,12 @@ class Said:
 
     def how_far(self) -> str:
         """Return what to say when a signal stopped the command."""
-        if not self.goes_on:
+        if not self.resumed_by:
             return "stopped"
-        at = f" at {self._last.n_done:,} of {self._last.n_recordings:,} recordings" if self._last else ""
-        return f"stopped{at}; run the same command again to resume"
+        if self._last is None:
+            return "stopped; run the same command again"
+        at = f"{self._last.n_done:,} of {counted(self._last.n_recordings, 'recording')}"
+        return f"stopped at {at}; to resume: {self.resumed_by}"
 
     def end_line(self) -> None:
         """End the line that progress is shown in, if it is open."""

@@ -39,10 +39,23 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {}
 # How help lists them; others follow.
 _ORDER = (
-    *("plan", "extract", "train", "evaluate", "import", "label", "status", "verify", "report", "retry", "submit"),
+    *(
+        "plan",
+        "extract",
+        "train",
+        "evaluate",
+        "import",
+        "label",
+        "resume",
+        "status",
+        "verify",
+        "report",
+        "retry",
+        "submit",
+    ),
     *("cancel", "query", "export", "review", "demo"),
 )
-_SUBMITTED = ("extract", "label", "retry")
+_SUBMITTED = ("extract", "label", "resume", "retry")
 _SUBMIT = "Leave a run to a running Dask cluster, so that this machine is no longer needed"
 
 
@@ -153,10 +166,8 @@ CLUSTER = (
     option("--max-failed", "N|P%", "Exit with code 1 if more rows than this have failed, e.g. 10 or 5%%", _limit),
 )
 _LIMIT = "Take only the first N recordings, for a trial; the same command without it continues with the rest"
-RUN = group(
-    "run",
-    *CLUSTER,
-    *CHOICE,
+# What a table does not keep, because it is about one run.
+SCOPE = (
     option("--limit", "N", _LIMIT, positive),
     switch("--prune", "Remove recordings from the table that the archive no longer has"),
     switch(
@@ -164,6 +175,7 @@ RUN = group(
         "Continue even if the first results are all the same; with --prune, even if more than a tenth is gone",
     ),
 )
+RUN = group("run", *CLUSTER, *CHOICE, *SCOPE)
 TALK = (switch("--quiet", "Print no notes and no progress", "-q"), switch("--debug", "Print the traceback of an error"))
 COMMON = group(
     "common",

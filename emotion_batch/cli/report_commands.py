@@ -97,9 +97,7 @@ def format_sheet(written: Sheet, table: str) -> Result:
     ]
     if written.n_parts_missing:
         missing = counted(written.n_parts_missing, "part")
-        lines.append(
-            warn(f"  missing, out of date or damaged: {missing} of the table; run the command that made it again")
-        )
+        lines.append(warn(f"  missing, out of date or damaged: {missing} of the table; `resume` makes them again"))
     return Result(*lines, next_step(format_command("review", table, written.sheet, options=("--take",))))
 
 

@@ -1,4 +1,4 @@
-"""The commands that run over an archive: extract, label, retry, cancel and demo, and what they print."""
+"""The commands that run over an archive: extract, label, resume, retry, cancel and demo, and what they print."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emotion_batch.cli.console import Grid, Line, Result, Said, format_counts, next_step, print_result, title, warn
+from emotion_batch.cli.console import (
+    Grid,
+    Line,
+    Result,
+    Said,
+    format_counts,
+    format_duration,
+    next_step,
+    print_result,
+    title,
+    warn,
+)
 from emotion_batch.cli.options import (
     CLUSTER,
     COMMON,
     FEATURES,
     RUN,
+    SCOPE,
     TABLE,
     TALK,
     command,
@@ -101,6 +113,21 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     )
     said.answer(found, _format_labels(found))
     return int(any(one.status != "ok" for one in found))
+
+
+@command(
+    "resume",
+    "Continue the run that made a table",
+    TABLE,
+    group("run", *CLUSTER, *SCOPE),
+    COMMON,
+)
+def _run_resume(options: argparse.Namespace, said: Said) -> int:
+    from emotion_batch import api
+
+    summary = api.resume(options.table, options=_run_options(options, said), **pick_options(options, "limit", "prune"))
+    step = ("query", ("--example", "mix")) if summary.counts.by_label else ("verify", ())
+    return finish(summary, options, said, format_command(step[0], options.table, options=step[1]))
 
 
 @command(
@@ -206,8 +233,12 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
     blocks: list[Line | Grid | str] = [title(f"{summary.table}: {made}")]
     blocks += [warn(f"  {reason}") for reason in _reasons(summary)]
     if counts.by_label:
-        shares = [(emotion, f"{n:,}", f"{n / counts.n_ok:.1%}") for emotion, n in counts.by_label.items()]
+        words = {"ps": "ps (pleasant surprise)"}
+        shares = [(words.get(name, name), f"{n:,}", f"{n / counts.n_ok:.1%}") for name, n in counts.by_label.items()]
         blocks.append(Grid("<>>", shares))
+    blocks += [f"  {line}" for line in (*_format_heard(summary), *_format_trust(counts))]
+    if summary.model:
+        blocks.append(f"  {summary.model}")
     if spent.n_isolated:
         blocks.append(
             f"{counted(spent.n_isolated, 'shard')} ran in a child process, because a recording had ended a worker; "
@@ -218,6 +249,30 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
             f"repeated: {counted(spent.n_retries, 'request')} to the storage, {counted(summary.n_resubmitted, 'shard')}"
         )
     return Result(*blocks, next_step(next_words), format_counts(counts))
+
+
+def _format_heard(summary: Summary) -> list[str]:
+    """Return how much of the recordings this run heard."""
+    heard, recorded = summary.audio_s, summary.recorded_s
+    if not recorded:
+        return []
+    if heard > 0.99 * recorded:
+        return [f"heard: all of {format_duration(recorded)} of audio"]
+    share = f"heard: {format_duration(heard)} of {format_duration(recorded)} of audio ({heard / recorded:.0%})"
+    return [f"{share}; --window hears all of it, in another table"]
+
+
+def _format_trust(counts: Counts) -> list[str]:
+    """Return how many of the labels should be believed, as far as the model can tell."""
+    trust, n_rows = counts.trust, counts.n_ok
+    if not n_rows:
+        return []
+    said = [f"{trust['is_confident'] / n_rows:.1%} confident"] if "is_confident" in trust else []
+    for name, words in (("is_in_domain", "out of domain"), ("is_speech", "not speech")):
+        if n_doubtful := n_rows - trust.get(name, n_rows):
+            share = n_doubtful / n_rows
+            said.append(f"{n_doubtful:,} {words}" if share < 0.01 else f"{share:.1%} {words}")
+    return [f"labels: {', '.join(said)}"] if said else []
 
 
 def _format_submission(summary: Summary, table: str, scheduler: str) -> Result:

@@ -39,7 +39,7 @@ class Script:
             sys.exit(run_command([self._command, *sys.argv[1:]]))
         open_streams()
         # A training begins anew.
-        self._said = Said(goes_on=self._command != "train")
+        self._said = Said(resumed_by="" if self._command == "train" else "run this job again")
         self.watcher = self._said.watcher()
         self._stack.enter_context(stoppable())
         return self

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 # What a person reads of an answer.
 _MOST_ROWS = 1_000
 _MOST_PROBLEMS = 20
-_AGAIN = "the command that made the table, again; it does what is left"
 
 
 @command("status", "Show a table's progress (needs no cluster)", TABLE, COMMON)
@@ -49,9 +48,7 @@ def _run_status(options: argparse.Namespace, said: Said) -> None:
     "Check that a table is complete; exit code 0 only if it is",
     TABLE,
     switch("--deep", "Read every row, not only the footers of the parts"),
-    switch(
-        "--repair", "Read every row and remove damaged parts; the command that made the table then makes them again"
-    ),
+    switch("--repair", "Read every row and remove damaged parts; `resume` then makes them again"),
     COMMON,
 )
 def _run_verify(options: argparse.Namespace, said: Said) -> int:
@@ -223,11 +220,10 @@ def format_status(found: TableStatus, table: str) -> Result:
         blocks.append(f"to stop it: {format_command('cancel', table)}")
         words = format_command("status", table)
     elif n_left or not found.n_shards:
-        words = _AGAIN
+        words = format_command("resume", table)
     elif found.counts.by_status.get(Status.CHANGED):
-        words = (
-            _AGAIN if found.features is None else f"the command that made {found.features}, again, and then this one's"
-        )
+        # Labels of a feature table are made anew after that table is.
+        words = format_command("resume", found.features or table)
     elif found.counts.n_mendable:
         words = format_command("retry", found.features or table)
     else:
@@ -244,7 +240,11 @@ def _format_verification(found: Verification, table: str) -> Result:
     how = "every row was read" if found.is_deep else "according to the footers of its parts"
     if not found.is_whole:
         is_strange = len(found.problems) == len(found.strangers)
-        words = f"move {', '.join(found.strangers[:_MOST_PROBLEMS])} away" if is_strange else _AGAIN
+        words = (
+            f"move {', '.join(found.strangers[:_MOST_PROBLEMS])} away"
+            if is_strange
+            else format_command("resume", table)
+        )
     elif found.counts.by_label:
         words = format_command("review", table, "SHEET.csv")
     elif found.counts.n_mendable:

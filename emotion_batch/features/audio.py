@@ -25,7 +25,7 @@ from emotion_batch.features import containers, extents, wav
 from emotion_batch.features.containers import ReadAt
 from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder, NamelessFile
 
-# Containers and subtypes of which libsndfile decodes all, and the same as FFmpeg:
+# libsndfile decodes these containers and subtypes completely, with the same samples as FFmpeg:
 # https://libsndfile.github.io/libsndfile/formats.html
 _LIBSNDFILES = (
     containers.WAV,
@@ -40,19 +40,19 @@ _SUBTYPES = {
     *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
     *("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"),
 }
-# Tags of these in RIFF/WAVE; the last is that of the extensible format, which names another within.
+# Their tags in RIFF/WAVE. The last is the extensible format, which names another tag inside.
 _WAVE_TAGS = (0x0001, 0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0xFFFE)
-# What begins like MPEG audio is not shown to libsndfile, whose decoder of it writes to the terminal.
+# Files that begin like MPEG audio are kept from libsndfile, because its MPEG decoder writes to the terminal.
 _LIKE_MPEG = (b"\xff", b"\xfe\xff", b"ID3")
-# So much of a segment may be missing: headers count padding, and their own bytes.
+# This much of a segment may be missing, because some headers count padding and their own bytes.
 _MOST_MISSING_S = 0.05
-# Values decoded at a time, over all channels: a recording of hundreds of channels must not fill a worker's memory.
+# At most this many values are decoded at a time, so that hundreds of channels do not fill a worker's memory.
 _BLOCK_VALUES = 2**21
-# A file up to this size is read by one call, of a larger one this many bytes to look for its header.
+# A file up to the first size is read by one call. Of a larger one only the second many bytes are read at first.
 _WHOLE_BYTES, _HEADER_BYTES = 2**18, 2**12
-# No recording has a lower rate, with which a few minutes would last years and be millions of windows, and none a higher one.
+# No recording has a rate outside these. At a lower rate a few minutes would become years, and millions of windows.
 _MIN_RATE_HZ, _MAX_RATE_HZ = 100, 768_000
-# Filters of so many rates are kept by each thread; an archive rarely has more.
+# Each thread keeps the filters of this many rates. An archive rarely has more.
 _MAX_STREAMS = 8
 _local = threading.local()
 
@@ -79,27 +79,27 @@ class Stretch(NamedTuple):
 
 
 class _Decoder(Protocol):
-    """What decodes: frames of a recording, from anywhere in it, the same however the reading got to them."""
+    """A decoder: the frames that it gives do not depend on what was read before."""
 
     samplerate: int
     channels: int
-    # Those that the headers promise; where they do not, `UNKNOWN_FRAMES` until the end was seen.
+    # The headers promise these. If they do not, it is `UNKNOWN_FRAMES` until the end was seen.
     frames: int
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
-        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer if the recording ends."""
 
 
 class _StoppedError(Exception):
-    """A decoder stopped before the end of what it said that there is."""
+    """A decoder stopped before the end that it had promised."""
 
 
 class Recording:
     """An open recording, which `opened` makes; `header` is what it says of itself.
 
-    `there` are the frames that are there, and not only promised: if no more is missing than headers are wrong by, that is no cut.
-    Its duration is by default that of the frames that the decoder promises. `instead` opens the decoder that goes on where the
-    first one stopped, if there is one. A rate that no recording has raises RecordingError, ``unreadable``.
+    `there` is the number of frames that exist. If only a few of the promised ones are missing, the file does not count as cut.
+    The default duration is that of the promised frames. `instead` opens the decoder that continues if the first one stops. A
+    rate that no recording has raises RecordingError, ``unreadable``.
     """
 
     def __init__(
@@ -122,15 +122,15 @@ class Recording:
     def read(self, start_s: float, duration_s: float, *, sample_rate: int | None) -> Stretch:
         """Read a stretch as mono samples at a rate in Hz, or the recording's own; it ends early if the recording does.
 
-        Stretches are asked for in the order of their starts. The audio that overlaps is decoded once; memory is of the order
-        of one stretch, however long the recording. Raises RecordingError: ``empty``, ``too_short``, ``truncated`` or
+        Stretches are read in the order of their starts. Audio that overlaps is decoded once, and memory depends on the
+        length of a stretch, not of the recording. Raises RecordingError: ``empty``, ``too_short``, ``truncated`` or
         ``unreadable``.
         """
         rate = self._decoder.samplerate
-        # int() rather than rounding, for these are librosa.load's frames.
+        # int() and not round(), because librosa.load does so.
         start, wanted = int(start_s * rate), int(duration_s * rate)
         mono = self._read_mono(start, start + wanted)
-        # Where a recording that does not say so ends is known only now.
+        # Some recordings do not say their length, so the end is known only now.
         n_frames = self._decoder.frames
         if not n_frames:
             raise RecordingError(Status.EMPTY, "the recording has no samples")
@@ -150,7 +150,7 @@ class Recording:
         return Stretch(resample(mono, rate, read_hz), read_hz, start, end_s)
 
     def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        """Return frames from `start` to `end`, mixed; what the last call decoded of them is taken from it."""
+        """Return frames from `start` to `end`, mixed; frames that the last call decoded are reused."""
         skipped = start - self._kept_start
         kept = self._kept[skipped:] if 0 <= skipped < len(self._kept) else self._kept[:0]
         parts = [kept]
@@ -165,7 +165,7 @@ class Recording:
                     raise RecordingError(
                         Status.UNREADABLE, f"the decoder stopped within the segment: {error}"
                     ) from error
-                # All of the stretch is the other decoder's.
+                # The other decoder reads the whole stretch.
                 self._decoder, self._instead = self._instead(), None
                 self._kept = self._kept[:0]
                 return self._read_mono(start, end)
@@ -179,7 +179,7 @@ class Recording:
 
 
 class _Libsndfile:
-    """What libsndfile decodes."""
+    """A recording that libsndfile decodes."""
 
     def __init__(self, sound: soundfile.SoundFile, extent: extents.Extent | None) -> None:
         self._sound = sound
@@ -191,7 +191,7 @@ class _Libsndfile:
         if extent is not None and extent.promised > extent.there:
             if not extent.there:
                 raise RecordingError(Status.TRUNCATED, "the file is cut where its samples would begin")
-            # libsndfile says how many there are, and not how many there were to be.
+            # libsndfile counts the frames that exist, not those that the header promises.
             self.frames = self._there * extent.promised // extent.there
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
@@ -213,8 +213,8 @@ class _Libsndfile:
 def opened(source: int | bytes | ReadAt, n_bytes: int) -> Iterator[Recording]:
     """Open a recording by its content, whatever its name; `n_bytes` is the length of the file.
 
-    The source is a file descriptor open for reading, which stays open, the whole file's bytes, or what returns bytes of a file
-    that is elsewhere, from an offset on, fewer at its end.
+    The source is a file descriptor that is open for reading and stays open, the whole file's bytes, or a function of an offset
+    and a size that returns bytes of a file elsewhere, fewer at its end.
     Raises RecordingError, also from within the block: ``empty``, ``not_audio``, ``truncated`` or ``unreadable``.
     """
     if not n_bytes:
@@ -229,7 +229,7 @@ def opened(source: int | bytes | ReadAt, n_bytes: int) -> Iterator[Recording]:
 
 
 def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
-    """Return what reads bytes of a recording."""
+    """Return a function that reads bytes of a recording."""
     if callable(source):
         return source
     if isinstance(source, bytes):
@@ -245,10 +245,10 @@ def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
 
 
 def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: ReadAt, n_bytes: int) -> Recording:
-    """Open a recording that is no plain WAV; `stack` closes it."""
+    """Open a recording that is not a plain WAV; `stack` closes it."""
     start = containers.find_start(read_at)
     if start:
-        # Only what reads bytes can be told that the file begins later.
+        # From here on all reads are shifted, because the file begins later.
         whole = read_at
         n_bytes = max(0, n_bytes - start)
 
@@ -271,7 +271,7 @@ def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: Re
     if not start and (container is None or container in _LIBSNDFILES):
         sound = _open_libsndfile(stack, source, read_at, n_bytes, container)
         extent = None if container is None else extents.measure_extent(container, read_at, n_bytes)
-        # A length of 0 that was never filled in is not for libsndfile to see through.
+        # libsndfile takes a length of 0 that was never filled in for an empty file.
         if sound is not None and (sound.frames or extent is None or not extent.promised):
             instead = None if container is None else by_ffmpeg
             return Recording(_Libsndfile(sound, extent), sound.frames, instead=instead)
@@ -284,12 +284,12 @@ def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: Re
 def _open_libsndfile(
     stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: ReadAt, n_bytes: int, container: str | None
 ) -> soundfile.SoundFile | None:
-    """Return a recording as libsndfile opens it; None if it is for FFmpeg to decode."""
+    """Return a recording as libsndfile opens it; None if FFmpeg must decode it."""
     if container == containers.WAV:
         found = extents.read_wave_format(read_at, n_bytes)
         if found is not None:
             _check_rate(found[1])
-        # Of a file of more than 4 GB the length may have wrapped.
+        # In a file of more than 4 GB the length may have wrapped.
         if n_bytes > 2**32 or found is None or found[0] not in _WAVE_TAGS:
             return None
     file = (
@@ -304,7 +304,7 @@ def _open_libsndfile(
     except soundfile.LibsndfileError:
         return None
     stack.enter_context(sound)
-    # Where FFmpeg does not know the container, libsndfile's word is the only one.
+    # If FFmpeg does not know the container, only libsndfile can decode it.
     is_same = container is None or sound.subtype in _SUBTYPES
     return sound if is_same and sound.frames < UNKNOWN_FRAMES else None
 
@@ -333,7 +333,7 @@ def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.
 
 
 def _stream(from_hz: int, to_hz: int) -> soxr.ResampleStream:
-    """Return this thread's stream for two rates, as new: its filters are most of what one costs to make."""
+    """Return this thread's stream for two rates, reset. It is kept, because its filters cost much to make."""
     streams: OrderedDict[tuple[int, int], soxr.ResampleStream] = _local.__dict__.setdefault("streams", OrderedDict())
     stream = streams.pop((from_hz, to_hz), None)
     if stream is None:
@@ -351,7 +351,7 @@ def _mix(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     n_channels = samples.shape[1]
     if n_channels == 1:
         return samples[:, 0]
-    # Column by column, ten times as fast as a mean over so short an axis.
+    # Adding columns is ten times as fast as a mean over so short an axis.
     mono: npt.NDArray[np.float32] = samples[:, 0] + samples[:, 1]
     for channel in range(2, n_channels):
         mono += samples[:, channel]

@@ -17,7 +17,7 @@ WAV, W64, AIFF, AU, CAF, SPHERE, FLAC = "wav", "w64", "aiff", "au", "caf", "nist
 OGG, MATROSKA, MOV, ASF, AMR, MP3, ADTS = "ogg", "matroska", "mov", "asf", "amr", "mp3", "aac"
 # https://learn.microsoft.com/windows/win32/medfound/asf-file-structure
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-# Sony's 64-bit RIFF names its chunks by GUIDs, of which the first four bytes say the chunk.
+# Sony's 64-bit RIFF names its chunks by GUIDs, which begin with the four bytes of the chunk's name.
 _W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 _BY_MAGIC = (
     (b"OggS", OGG),
@@ -33,7 +33,7 @@ _BY_MAGIC = (
 _RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 # Atoms that an MP4 or QuickTime file begins with: ISO/IEC 14496-12 and the QuickTime File Format.
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
-# Junk before the first MPEG frame that is passed over, as FFmpeg does, and frames in a row that are no coincidence there.
+# This much junk before the first MPEG frame is skipped, as in FFmpeg. This many frames in a row are not a coincidence there.
 _MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
 _MOST_TAGS, MOST_CHUNKS = 8, 10_000
 _MOST_ZEROS = 2**20
@@ -60,7 +60,7 @@ def identify_container(read_at: ReadAt, n_bytes: int) -> str | None:
         return WAV
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return AIFF
-    # Text may hold the word; then what stands before it is no size.
+    # Text may hold the word too, but then the bytes before it are not a size.
     size = int.from_bytes(head[:4], "big")
     if head[4:8] in _MOV_ATOMS and (size in (0, 1) or 8 <= size <= n_bytes - start):
         return MOV
@@ -71,12 +71,12 @@ def identify_container(read_at: ReadAt, n_bytes: int) -> str | None:
 
 
 def find_start(read_at: ReadAt) -> int:
-    """Return where a file begins behind what does not belong to its container: zeros, and tags unless MPEG frames follow.
+    """Return where a file's container begins, after zeros, and after tags unless MPEG frames follow them.
 
-    FFmpeg passes over tags before MPEG frames itself, and knows by them what follows.
+    FFmpeg itself skips tags before MPEG frames, and recognises the frames by them.
     """
     zeros = 0
-    # An MP4 begins with some, which are of its first size.
+    # An MP4 begins with a few zeros, which belong to its first size.
     while zeros < _MOST_ZEROS and len(data := read_at(zeros, 16)) == 16 and not any(data):
         zeros += 16
     if zeros:
@@ -99,8 +99,8 @@ def find_mpeg(read_at: ReadAt, start: int, n_bytes: int) -> tuple[str, int] | No
                     break
                 following = measure(data[end : end + 8])
                 frame = following if following is not None and following.kind == frame.kind else None
-            # At the beginning two are enough, or one that is all there is; a frame that is cut off is none. Programs have
-            # tables that look like frames of layer I, which hardly anything else has.
+            # At the beginning two frames are enough, or one that is the whole file. A frame that is cut does not count.
+            # Layer I is refused after junk, because tables in programs look like it, and it is rare.
             is_all = n_frames > 0 and end == n_bytes - start
             is_odd = kind == MP3 and n_frames > 0 and data[at + 1] & 6 == 6
             if at == 0 and (is_all or n_frames >= 2):
@@ -161,7 +161,7 @@ def skip_tags(read_at: ReadAt) -> int:
 
 
 def not_audio() -> RecordingError:
-    """Return the error of a file that is in no container."""
+    """Return the error for a file that is in no known container."""
     return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
 
 

@@ -48,13 +48,13 @@ def design(factor: int, *, taps_a_phase: int, cutoff: float, beta: float) -> Dec
 def decimate(samples: npt.NDArray[np.float32], by: Decimator) -> npt.NDArray[np.float32]:
     """Return every `factor`-th of the filtered samples, shape (ceil(n_samples / factor),); silence is around them."""
     n_outputs = -(-len(samples) // by.factor)
-    # Two rows at least, because a single one is another sum, with other last digits.
+    # There are at least two rows, because a product of one row differs in the last digits.
     n_rows, step, width = max(2, -(-n_outputs // _N_OUTPUTS)), _N_OUTPUTS * by.factor, len(by.weights)
     laid = scratch("decimate", (n_rows - 1) * step + width)
     end = by.n_before + min(len(samples), len(laid) - by.n_before)
     laid[: by.n_before], laid[end:] = 0, 0
     laid[by.n_before : end] = samples[: end - by.n_before]
-    # Rows overlap, and BLAS takes none that do.
+    # The rows are copied, because they overlap and BLAS does not accept that.
     rows = scratch("decimate rows", n_rows, width)
     rows[:] = np.ndarray((n_rows, width), np.float32, laid, 0, (step * laid.itemsize, laid.itemsize))
     return (rows @ by.weights).reshape(-1)[:n_outputs]

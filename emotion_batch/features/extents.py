@@ -11,7 +11,7 @@ from emotion_batch.features.containers import MOST_CHUNKS, MP3, Order, ReadAt, f
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 # Sizes from here on mean that the writer could not know: FFmpeg writes 0xFFFFFFFF, SoX a little less than 2**31.
 _STREAMED_BYTES = 0x7FFF_0000
-# A file up to this size is walked through for streams that follow one another. Of a store a larger one is not fetched whole.
+# Only a file up to this size is searched for several streams, so that a larger one is not fetched whole from a store.
 _MOST_WALKED_BYTES = 2**18
 # Longest page of Ogg: https://www.rfc-editor.org/rfc/rfc3533#section-6
 _OGG_PAGE_BYTES = 27 + 255 + 255 * 255
@@ -46,18 +46,18 @@ def measure_extent(container: str, read_at: ReadAt, n_bytes: int) -> Extent | No
 
 
 def believe(stated: int, at: int, n_bytes: int, riff_bytes: int) -> int:
-    """Return how many bytes of audio a RIFF file promises, whatever its writer made of the size that it states.
+    """Return how many bytes of audio a RIFF file promises, even if its writer stated a wrong size.
 
     The audio begins `at`; `riff_bytes` is the length that the file states of itself, with the first eight bytes.
     """
     there = max(0, n_bytes - at)
     if n_bytes > 2**32 and stated < 2**32 and riff_bytes < 2**32 + 8:
-        # The true size has more than 32 bits, of which the upper ones are lost.
+        # The true size has more than 32 bits, and the upper bits are lost.
         return stated + (there - stated) // 2**32 * 2**32
     if stated >= _STREAMED_BYTES and stated > there:
         return there
     if stated > there:
-        # Either the file says of itself that it is whole, or the writer counted each byte twice.
+        # Either the file's own length says that it is whole, or the writer counted each byte twice.
         is_whole = at <= riff_bytes <= n_bytes + 1
         return there if there and (is_whole or stated == 2 * there) else stated
     return stated
@@ -92,7 +92,7 @@ def read_wave_format(read_at: ReadAt, n_bytes: int) -> tuple[int, int] | None:
 
 
 def unbound(read_at: ReadAt, n_bytes: int) -> ReadAt:
-    """Return what reads a WAV file so that its audio goes to the file's end, if its header states a length that is wrong.
+    """Return a function that reads a WAV file so that its audio goes to the file's end if its header states a wrong length.
 
     Lengths of 32 bits have wrapped at 4 GB, and those of 64 bits may never have been filled in; FFmpeg takes a 0 for unknown.
     """
@@ -133,7 +133,7 @@ def is_chunks(read_at: ReadAt, at: int, n_bytes: int) -> bool:
 
 
 def _measure_mp3(read_at: ReadAt, start: int, n_bytes: int) -> Extent | None:
-    """Read the header that a variable-rate encoder leaves in the first frame; None if it lacks one of both numbers."""
+    """Read the header that a variable-rate encoder leaves in the first frame; None if it lacks one of the two numbers."""
     found = find_mpeg(read_at, start, n_bytes)
     if found is None or found[0] != MP3:
         return None
@@ -174,7 +174,7 @@ def _measure_wav(read_at: ReadAt, n_bytes: int) -> Extent | None:
 
 
 def _measure_header(head: bytes, order: Order, n_bytes: int) -> Extent | None:
-    """Return that nothing is there of an IFF file that is cut before its audio; None if it is not cut."""
+    """Return the extent of an IFF file that is cut before its audio; None if it is not cut."""
     promised = int.from_bytes(head[4:8], order) + 8
     return Extent(promised - n_bytes, 0) if n_bytes < promised < _STREAMED_BYTES else None
 
@@ -220,16 +220,16 @@ def _measure_caf(read_at: ReadAt, n_bytes: int) -> Extent | None:
         size = int.from_bytes(head[4:], "big", signed=True)
         at += 12 + max(0, size)
         if head[:4] == b"data":
-            # It begins with a number of edits; a size of -1 is one that the writer did not know.
+            # It begins with a number of edits. A size of -1 means that the writer did not know it.
             audio = None if size < 4 else Extent(size - 4, max(0, n_bytes - at + size - 4))
         if at > n_bytes:
-            # What follows may be the table without which the audio cannot be decoded.
+            # The missing bytes may hold the table that the decoder needs.
             return audio and Extent(max(audio.promised, audio.there + at - n_bytes), audio.there)
     return audio
 
 
 def _measure_ogg(read_at: ReadAt, n_bytes: int) -> Extent | None:
-    """Look whether the last page is whole: a stream does not say how many there are."""
+    """Check whether the last page is whole, because a stream does not say how many pages it has."""
     offset = max(0, n_bytes - _OGG_PAGE_BYTES)
     tail = read_at(offset, n_bytes - offset)
     at = tail.rfind(b"OggS\0")
@@ -237,14 +237,14 @@ def _measure_ogg(read_at: ReadAt, n_bytes: int) -> Extent | None:
     if at < 0 or len(page) < 27 or len(page) < 27 + page[26]:
         return None
     end = offset + at + 27 + page[26] + sum(page[27 : 27 + page[26]])
-    # Of a page that is cut nothing is decoded.
+    # A page that is cut is not decoded at all.
     return Extent(end, offset + at if end > n_bytes else end)
 
 
 def find_links(read_at: ReadAt, n_bytes: int) -> list[int]:
-    """Return where the streams of an Ogg file begin that follow one another: https://www.rfc-editor.org/rfc/rfc3533#section-4.
+    """Return where the chained streams of an Ogg file begin: https://www.rfc-editor.org/rfc/rfc3533#section-4.
 
-    Of a large file that ends with the stream that it begins with, one is assumed.
+    If a large file begins and ends with the same stream, only one stream is assumed.
     """
     offset = max(0, n_bytes - _OGG_PAGE_BYTES)
     tail = read_at(offset, n_bytes - offset)
@@ -269,7 +269,7 @@ def find_links(read_at: ReadAt, n_bytes: int) -> list[int]:
 
 
 def read_setup(read_at: ReadAt, start: int) -> bytes:
-    """Return what sets a decoder of an Ogg stream up, or the beginning of that: its first page, and Vorbis's codebooks."""
+    """Return the setup of an Ogg stream's decoder, or its beginning: the first page, and Vorbis's codebooks."""
     head = read_at(start, 2**16)
     n_segments = head[26] if len(head) > 26 else 0
     first = head[27 + n_segments :][: sum(head[27 : 27 + n_segments])]
@@ -286,12 +286,12 @@ def _measure_matroska(read_at: ReadAt, n_bytes: int) -> Extent | None:
         return None
     size, length = _vint(read_at(at + 4, 8))
     at += 4 + length
-    # All ones is a size that the writer did not know.
+    # A size of all ones means that the writer did not know it.
     return None if not length or size == 2 ** (7 * length) - 1 else Extent(size, max(0, n_bytes - at))
 
 
 def _vint(data: bytes) -> tuple[int, int]:
-    """Return a number of variable length and its length in bytes; 0 of none."""
+    """Return a number of variable length and its length in bytes; both are 0 if there is none."""
     length = 9 - data[0].bit_length() if data else 9
     if length > min(8, len(data)):
         return 0, 0

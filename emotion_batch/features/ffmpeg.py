@@ -1,4 +1,4 @@
-"""Decode by FFmpeg (PyAV) what libsndfile does not decode, or not to its end. Only this module imports av.
+"""Decode recordings with FFmpeg (PyAV) if libsndfile cannot, or stops early. Only this module imports av.
 
 A recording sounds like its frames that FFmpeg decodes, one after the other. FFmpeg gets bytes and a demuxer's name, never the name
 of a file, so that nothing in a recording makes it open anything else.
@@ -43,16 +43,16 @@ UNKNOWN_FRAMES = 2**62
 _MOST_FRAME_SAMPLES, _MOST_STREAMS = 2**20, 64
 # How far FFmpeg may read to learn what the streams are. Its default is some megabytes, because of pictures.
 _PROBE_BYTES = 2**17
-# What is farther ahead is sought, from so much before it, because decoders lean on the frames before.
+# Samples farther ahead are sought. Decoding begins a little earlier, because decoders need the frames before.
 _FAR_S, _PREROLL_S = 10.0, 1.0
-# Containers whose length counts what the file should have, so that a shorter stream is one that was cut.
+# The length in these containers is that of the whole file, so a shorter stream was cut.
 _SAYS_LENGTH = (containers.MOV, containers.FLAC)
 # Containers that say when their only stream ends, by the clock that its packets have.
 _SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
-# FFmpeg guesses the length of these by their bit rate.
+# FFmpeg guesses the length of these from their bit rate.
 _GUESSED_LENGTH = (containers.ADTS, containers.AMR)
-# Containers in which FFmpeg finds a sample again. In others it guesses, or must read up to it anyway. The same is true of some codecs
-# in them: their frames have no constant length, no time of their own, or lean on all those before.
+# In these containers FFmpeg finds a sample exactly. In others it guesses, or must read up to it anyway. So it does for some codecs
+# in them, because their frames vary in length, have no time, or need all frames before.
 _SEEKABLE = (containers.MOV, containers.MATROSKA, containers.ASF, containers.OGG, containers.CAF, containers.W64)
 _UNSEEKABLE = (
     (containers.MATROSKA, "vorbis"),
@@ -61,9 +61,9 @@ _UNSEEKABLE = (
     (containers.MOV, "amrnb"),
     (containers.MOV, "amrwb"),
 )
-# More than the padding that encoders leave at the end, and that decoders take away.
+# This is more than the padding at the end that encoders add and decoders remove.
 _MOST_PADDING_S = 0.5
-# Tags behind an MP3 are no more than this, or a twentieth of it.
+# Tags after an MP3 have at most this many bytes, or a twentieth of the file's.
 _MOST_TAIL_BYTES = 2**14
 _SCALES = {"u1": 2.0**-7, "i2": 2.0**-15, "i4": 2.0**-31}
 
@@ -84,7 +84,7 @@ class FFmpegDecoder:
         starts = extents.find_links(self._read_at, n_bytes) if container == containers.OGG else [0]
         self._is_chained = len(starts) > 1
         if len({extents.read_setup(self._read_at, start) for start in starts}) == 1:
-            # FFmpeg goes on with the decoder of the first stream, which is right for streams that are alike.
+            # FFmpeg continues with the decoder of the first stream, which is right if all streams have the same setup.
             starts = [0]
         self._links = list(pairwise([*starts, n_bytes]))
         self._container: Any = None
@@ -100,15 +100,15 @@ class FFmpegDecoder:
             raise RecordingError(Status.UNREADABLE, "the header says a rate of 0 samples a second")
         self._at, self._pending = 0, first[1]
         self._n_first = len(self._pending)
-        # Where its clock stands at its first sample; by the second frame, because the first one's time may be that of samples
-        # that are not heard.
+        # The second frame tells the time of the first sample, because the first frame's time may include samples that are
+        # cut off.
         pts, second = next(self._blocks, (None, self._pending[:0]))
         self._pending = np.concatenate([self._pending, second])
         self._origin_s = None if pts is None else self._seconds(pts) - self._n_first / self.samplerate
         self.duration_s = self._read_duration()
 
     def close(self) -> None:
-        """Let FFmpeg's memory go."""
+        """Free FFmpeg's memory."""
         if self._container is not None:
             self._container.close()
 
@@ -135,7 +135,7 @@ class FFmpegDecoder:
         return np.concatenate(parts)
 
     def _decoded_links(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
-        """Yield what `_decoded` does, of all streams that follow one another, from the beginning."""
+        """Yield as `_decoded` does, for all chained streams from the beginning."""
         for start, stop in self._links:
             self._open_link(start, stop)
             yield from self._decoded()
@@ -155,7 +155,7 @@ class FFmpegDecoder:
                 container_options={
                     "format_whitelist": self._name,
                     "codec_whitelist": ",".join(sorted(CODECS)),
-                    # Its bytes come from us, and nothing that a recording names is opened.
+                    # We pass the bytes, so nothing that a recording names may be opened.
                     "protocol_whitelist": "none",
                     "max_streams": str(_MOST_STREAMS),
                     "probesize": str(_PROBE_BYTES),
@@ -168,7 +168,7 @@ class FFmpegDecoder:
             raise RecordingError(Status.NOT_AUDIO, "the file has no audio stream")
         self._stream = streams.audio[0]
         for stream in streams:
-            # What is not wanted is not even read, where the container allows.
+            # Other streams are not even read if the container allows it.
             if stream.index != self._stream.index:
                 stream.discard = av.stream.Discard.all
         codec = self._stream.codec_context
@@ -179,7 +179,7 @@ class FFmpegDecoder:
         self._resampler: _Resampler | None = None
 
     def _decoder(self) -> Any:
-        """Return the codec, as new."""
+        """Return the codec, ready to begin."""
         import av
 
         codec = self._stream.codec_context
@@ -191,7 +191,7 @@ class FFmpegDecoder:
         return codec
 
     def _decoded(self) -> Iterator[tuple[int | None, npt.NDArray[np.float32]]]:
-        """Yield what follows, frame by frame: its time stamp, and samples of shape (n_frames, channels)."""
+        """Yield the following frames: time stamp, and samples of shape (n_frames, channels)."""
         import av
 
         codec = self._decoder()
@@ -217,7 +217,7 @@ class FFmpegDecoder:
             try:
                 frames = codec.decode(packet)
             except (av.FFmpegError, EOFError, MemoryError) as error:
-                # FFmpeg passes over a packet that fails as well, and goes on with the next.
+                # FFmpeg itself also skips a packet that fails, and continues with the next.
                 self._failure = _ffmpeg_reason(error)
                 continue
             for frame in frames:
@@ -244,7 +244,7 @@ class FFmpegDecoder:
         if not self.samplerate:
             self.samplerate, self.channels = frame.sample_rate, n_channels
         if n_channels != self.channels:
-            # Streams that are chained need not be alike.
+            # Chained streams may differ in their channels.
             mono = samples.mean(axis=1, keepdims=True, dtype=np.float32)
             samples = np.repeat(mono, self.channels, axis=1)
         if self._resampler is not None and self._resampler.rate != frame.sample_rate:
@@ -257,7 +257,7 @@ class FFmpegDecoder:
         return samples
 
     def _go_to(self, start: int) -> None:
-        """Go to a sample, or to one before it that can be reached."""
+        """Go to a sample, or to an earlier one that can be reached."""
         import av
 
         rate = self.samplerate
@@ -267,7 +267,7 @@ class FFmpegDecoder:
                 self._container.seek(target, stream=self._stream, backward=True)
                 self._resampler = None
                 self._blocks = self._decoded()
-                # The first frame may be wrong, and its time too.
+                # The first frame and its time may be wrong.
                 next(self._blocks, None)
                 pts, self._pending = next(self._blocks, (None, self._pending[:0]))
                 if pts is not None and len(self._pending):
@@ -295,14 +295,14 @@ class FFmpegDecoder:
         return exact if abs(exact - at) < 0.002 * self.samplerate else round(at)
 
     def _end(self) -> None:
-        """Take note of where the recording ends, and of how much is missing there."""
+        """Note where the recording ends, and how much is missing there."""
         missing_s = self._missing_s(self._at / self.samplerate)
         self.frames = self._at + round(missing_s * self.samplerate)
         end_s = self._demuxed_s
         if not missing_s and self._name in _SAYS_END and len(self._container.streams) == 1:
             end_s = max(end_s, self.duration_s if math.isfinite(self.duration_s) else end_s)
         lost_s = end_s - self._decoded_s
-        # Streams that are chained begin their clocks anew.
+        # Each chained stream starts its own clock.
         if math.isfinite(lost_s) and lost_s > _MOST_PADDING_S and not self._is_chained:
             raise RecordingError(
                 Status.UNREADABLE,
@@ -324,10 +324,10 @@ class FFmpegDecoder:
     def _read_duration(self) -> float:
         is_guessed = self._name in _GUESSED_LENGTH or self._is_chained
         if self._name in (containers.MP3, containers.ASF):
-            # What does not know how many bytes it has knows no length either.
+            # If the number of bytes is not known, the length is guessed.
             promised, there = self._extent or (0, 0)
             is_guessed |= there > promised + max(_MOST_TAIL_BYTES, promised // 20) or not promised
-        # A film may last longer than its sound.
+        # A film may be longer than its sound.
         is_guessed |= self._name == containers.MATROSKA and len(self._container.streams) > 1
         if is_guessed:
             return math.nan
@@ -347,14 +347,14 @@ class FFmpegDecoder:
         return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_ffmpeg_reason(error)}")
 
     def _nothing(self) -> RecordingError:
-        """Return why there is not a single sample."""
+        """Return the reason if there is no sample at all."""
         self.close()
         if self._is_cut():
             return self._cut()
         if self._n_packets:
             if self._name in (containers.MP3, containers.ADTS):
                 return containers.not_audio()
-            reason = self._failure or "no samples came of it"
+            reason = self._failure or "it gave no samples"
             return RecordingError(Status.UNREADABLE, f"none of it can be decoded: {reason} ({self._codec_name})")
         if self._name in _SAYS_LENGTH and self._stream.duration:
             return self._cut()
@@ -368,7 +368,7 @@ class FFmpegDecoder:
 
 
 class _Resampler:
-    """Brings what has another rate than the first frames to theirs."""
+    """Resamples frames to the rate of the first frames."""
 
     def __init__(self, rate: int, to_rate: int, n_channels: int) -> None:
         self.rate = rate
@@ -376,16 +376,16 @@ class _Resampler:
         self._stream = soxr.ResampleStream(rate, to_rate, n_channels, dtype="float32", quality="soxr_hq")
 
     def resample(self, samples: npt.NDArray[np.float32], *, is_last: bool = False) -> npt.NDArray[np.float32]:
-        """Return what comes out for more samples, shape (n_frames, channels)."""
+        """Return the output for more samples, shape (n_frames, channels)."""
         return np.asarray(self._stream.resample_chunk(samples, last=is_last)).reshape(-1, self._n_channels)
 
     def flush(self) -> npt.NDArray[np.float32]:
-        """Return what is left in the filter."""
+        """Return the samples that are left in the filter."""
         return self.resample(np.empty((0, self._n_channels), np.float32), is_last=True)
 
 
 class NamelessFile:
-    """Bytes that are read by `read_at`, as PyAV and libsndfile want a file."""
+    """A file for PyAV and libsndfile whose bytes `read_at` returns."""
 
     def __init__(self, read_at: ReadAt, n_bytes: int) -> None:
         self._read_at = read_at
@@ -410,5 +410,5 @@ class NamelessFile:
 
 
 def _ffmpeg_reason(error: BaseException) -> str:
-    """Return what FFmpeg says, without the number and the file's name that PyAV puts around it."""
+    """Return FFmpeg's reason, without the number and the file name that PyAV adds."""
     return (getattr(error, "strerror", None) or type(error).__name__).rstrip(".").lower()

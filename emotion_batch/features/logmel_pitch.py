@@ -24,11 +24,11 @@ from emotion_batch.features.mfcc import Band, cut_bands
 from emotion_batch.features.recipe import Frames, Recipe, flatten
 from emotion_batch.settings import VoicesSettings
 
-# What a network sees of a frame: the bands, energy, fundamental frequency and voicing.
+# A network's inputs for a frame: the bands, energy, fundamental frequency and voicing.
 N_INPUTS = VoicesSettings.n_mels + 3
 # Levels are stored as whole numbers of this many to a neper of power (1 neper is 4.3 dB), in steps of 0.02 dB, which cannot be heard.
 _STEPS = 256
-# Power below that of the quietest samples of 16 bits, in a band.
+# This power in a band is below that of the quietest samples of 16 bits.
 _POWER_FLOOR = np.float32(1e-12)
 LOWEST = np.float32(math.log(_POWER_FLOOR))
 # From the first rate on, samples are decimated to a rate from the second on. Below the third, they are resampled to it.
@@ -36,15 +36,15 @@ _DECIMATED_HZ, _BASE_HZ, _LEAST_HZ = 32_000, 16_000, 8_000
 _MOST_RATES = 32
 # A frame counts as active down to so many nepers below the loudest, and so do its neighbours, which hold consonants.
 _ACTIVE_RANGE, _N_NEIGHBOURS = 5.0, 8
-# The tenth loudest frame is "the loudest": a click is shorter. Unlike a quantile, it does not depend on how much silence there is.
+# The tenth loudest frame counts as "the loudest", because a click is shorter. Unlike a quantile, it does not depend on the silence.
 _N_LOUDER = 10
-# What is farther below the loudest frame than this is counted as so far: no network hears the noise of a codec or of 16 bits.
+# Levels farther below the loudest frame count as this far, so that no network hears the noise of a codec or of 16 bits.
 _RANGE = 14.0
 # From this voicing on, and so far below the loudest frame in nepers, a frame counts as voiced.
 _VOICED, _VOICED_RANGE = 0.4, 6.0
-# Fewer voiced frames have no median to speak of.
+# The median of fewer voiced frames is not used.
 _LEAST_VOICED = 5
-# What brings each input to about unit variance; fixed, so that a row depends on its own recording alone.
+# These scale each input to about unit variance. They are fixed, so that a row depends on its own recording alone.
 _MEL_SCALE, _ENERGY_SCALE, _PITCH_SCALE, _MOST_PITCH = 3.0, 5.0, 0.5, 1.2
 _LEAST_ENERGY = -2.0
 
@@ -62,7 +62,7 @@ class Sequence(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What a network and the measures of a domain read of a segment: frames from the first to the last active one, in nepers.
+    """The frames of a segment that a network and the measures read, from the first to the last active one, in nepers.
 
     `bands` is the power in each band, shape (n_frames, n_mels); `power` the same, relative to the loudest cell, and not as a logarithm.
     `energy` is the power of each frame, shape (n_frames,), and `loudest` that of the tenth loudest frame. `is_active` is which frames
@@ -80,7 +80,7 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True)
 class _Constants:
-    """What the rate alone decides; `hop` is the samples from one frame to the next, which need not be a whole number."""
+    """Constants that depend on rate and settings. `hop` is the samples from one frame to the next, perhaps not a whole number."""
 
     decimator: Decimator | None
     hop: float
@@ -108,7 +108,7 @@ def compute_sequence(
         if known is not None:
             numbers = np.concatenate([numbers[: known.start], numbers[known.stop :]])
         n_frames = len(numbers)
-        # One frame alone is computed twice: see `decimation`.
+        # A single frame is computed twice: see `decimation`.
         starts = np.rint((numbers if n_frames > 1 else np.repeat(numbers, 2)) * constants.hop).astype(np.int64)
         padded = np.zeros(starts[-1] + len(constants.window), np.float32)
         n_there = min(len(samples), len(padded))
@@ -119,7 +119,7 @@ def compute_sequence(
             np.matmul(power[:, bins], weights, out=logmel[:, filters])
         np.log(np.maximum(logmel, _POWER_FLOOR, out=logmel), out=logmel)
         f0_hz, voicing = pitch.track(samples, starts + len(constants.window) / 2, constants.pitch)
-        # Whole numbers cannot say that a level is none. One that is finite is no more than 88 nepers, and so fits.
+        # Whole numbers have no NaN, so the voicing says it. A finite level is at most 88 nepers, and fits.
         if not np.isfinite(logmel).all():
             voicing[:] = np.nan
         logmel *= np.float32(_STEPS)
@@ -128,12 +128,12 @@ def compute_sequence(
 
 
 def hear(sequence: Sequence) -> Heard:
-    """Return what is heard of a stored segment."""
+    """Return the frames of a stored segment that are heard."""
     return hear_bands(to_nepers(sequence), sequence.f0_hz, sequence.voicing)
 
 
 def to_nepers(sequence: Sequence) -> npt.NDArray[np.float32]:
-    """Return the bands of a stored segment in nepers, silence before and after it with them."""
+    """Return the bands of a stored segment in nepers, with the silence before and after it."""
     bands = sequence.logmel.astype(np.float32)
     bands *= np.float32(1 / _STEPS)
     return bands
@@ -142,7 +142,7 @@ def to_nepers(sequence: Sequence) -> npt.NDArray[np.float32]:
 def hear_bands(
     bands: npt.NDArray[np.float32], f0_hz: npt.NDArray[np.float32], voicing: npt.NDArray[np.float32]
 ) -> Heard:
-    """Return what is heard of bands in nepers, fundamentals and voicing by frame: silence before and after it is cut off."""
+    """Return the frames that are heard, from bands in nepers, fundamentals and voicing; silence at both ends is cut off."""
     highest = bands.max()
     power = np.exp(bands - highest)
     energy = np.log(power.sum(axis=1) + np.float32(1e-30)) + highest
@@ -150,7 +150,7 @@ def hear_bands(
     loudest = np.partition(energy, place)[place]
     is_active = energy > loudest - np.float32(_ACTIVE_RANGE)
     at = np.flatnonzero(is_active)
-    # How many active frames there are up to each frame tells whether there is one among its neighbours.
+    # The running count of active frames tells whether a frame has an active neighbour.
     so_far = np.concatenate([[0], np.cumsum(is_active)])
     number = np.arange(len(energy))
     is_near = (
@@ -161,11 +161,11 @@ def hear_bands(
 
 
 def make_inputs(heard: Heard, pitch_range: float = 1.0, pitch_shift: float = 0.0) -> npt.NDArray[np.float32]:
-    """Return what a network sees of a segment, shape (n_frames, `N_INPUTS`).
+    """Return a network's inputs for a segment, shape (n_frames, `N_INPUTS`).
 
-    Each band without its mean over the active frames, which takes the room and the microphone out; the energy relative to the
-    loudest frame; the logarithm of the fundamental without its median where there is a voice, else 0; the voicing. A training varies
-    the range of the fundamental, by a factor, and its place, in nepers.
+    These are each band less its mean over the active frames, which removes the room and the microphone; the energy relative to
+    the loudest frame; the logarithm of the fundamental less its median if there is a voice, else 0; the voicing. Training varies the
+    range of the fundamental by a factor, and shifts it in nepers.
     """
     n_frames, n_mels = heard.bands.shape
     inputs = np.empty((n_frames, N_INPUTS), np.float32)
@@ -207,8 +207,8 @@ def _find_edges(settings: VoicesSettings) -> npt.NDArray[np.float64]:
 def _weigh_bins(n_window: int, rate_hz: float, settings: VoicesSettings) -> npt.NDArray[np.float32]:
     """Return how much of each bin's power belongs to each band, shape (n_mels, 1 + n_window // 2); 0 above half the rate.
 
-    A band is a triangle from its lower neighbour's centre to its upper one's. A bin stands for all frequencies nearer to it than to the
-    next bin, and so has the mean of the triangle over them.
+    A band is a triangle from its lower neighbour's centre to its upper one's. A bin covers all frequencies that are nearest to
+    it, so its weight is the mean of the triangle over them.
     """
     edges = _find_edges(settings)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -220,7 +220,7 @@ def _weigh_bins(n_window: int, rate_hz: float, settings: VoicesSettings) -> npt.
 
 
 def _fast_length(wanted: float) -> int:
-    """Return the whole number nearest to `wanted` that is 8 times powers of 2, 3 and 5, of which Fourier transforms are fast."""
+    """Return the whole number nearest to `wanted` that is 8 times powers of 2, 3 and 5, because its Fourier transform is fast."""
     lengths: list[int] = [
         8 * 2**two * 3**three * 5**five for two in range(9) for three in range(5) for five in range(4)
     ]
@@ -247,7 +247,7 @@ def _constants(rate_hz: int, settings: VoicesSettings) -> _Constants:
 
 
 def _count_frames(n_samples: int, constants: _Constants) -> int:
-    # Less a millionth of a sample, because the hop is rounded where it is no whole number.
+    # A millionth is subtracted, because a hop that is not a whole number is rounded.
     return 1 + max(0, math.ceil((n_samples - len(constants.window)) / constants.hop - 1e-6))
 
 
@@ -265,7 +265,7 @@ def _shift(n_samples: int, rate_hz: int, settings: VoicesSettings) -> int | None
     constants = _constants(rate_hz, settings)
     step = (constants.decimator.factor if constants.decimator else 1) * constants.pitch.decimator.factor
     n_frames = round(n_samples / rate_hz / settings.hop_s)
-    # Twice the step, because what lies in the middle of two samples goes to the even one.
+    # Twice the step, because a position between two samples is rounded to the even one.
     is_exact = n_samples % (2 * step) == 0 and n_frames * rate_hz == round(n_samples / settings.hop_s)
     return n_frames if is_exact else None
 

@@ -28,11 +28,11 @@ FILTERS = "mel_filters.npz"
 POWER_FLOOR = np.float32(1e-10)
 _RANGE_DB = 80.0
 _DB_PER_NEPER = 10 / math.log(10)
-# Frames at a time: their spectra stay in a core's cache, and a long segment's in a worker's memory.
+# With this many frames at a time the spectra stay in a core's cache, and a long segment fits into memory.
 _BLOCK_FRAMES = 128
-# A mel filter is zero but for a few neighbouring bins: so many filters share one product with the bins of them all.
+# A mel filter is zero except for a few neighbouring bins, so this many filters share one product with their bins.
 _BAND_FILTERS = 16
-# Padded samples kept from call to call, in samples; a longer segment's are its own.
+# The memory for this many padded samples is kept between calls. A longer segment gets its own.
 _KEPT_SAMPLES = 2**18
 _local = threading.local()
 
@@ -47,7 +47,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True)
 class _Constants:
-    """What the settings alone decide."""
+    """Constants that depend on the settings alone."""
 
     window: npt.NDArray[np.float32]
     bands: tuple[Band, ...]
@@ -56,7 +56,7 @@ class _Constants:
 
 
 class _Buffers:
-    """What a thread computes in, kept from one recording to the next: fresh pages cost more than the sums in them."""
+    """Memory that a thread computes in, kept between recordings, because new pages cost more than the sums in them."""
 
     def __init__(self, settings: FeatureSettings) -> None:
         self.settings = settings
@@ -80,7 +80,7 @@ def mean_mfcc(samples: npt.NDArray[np.float32], settings: FeatureSettings) -> np
     padded[half + len(samples) : n_padded] = 0
     n_frames = 1 + (n_padded - settings.n_fft) // settings.hop_length
     stride = padded.itemsize
-    # Not as_strided, whose checks cost as much as a matrix product here.
+    # as_strided is not used, because its checks cost as much as a matrix product here.
     frames = np.ndarray((n_frames, settings.n_fft), np.float32, padded, 0, (settings.hop_length * stride, stride))
     log_mel = np.empty((n_frames, settings.n_mels), np.float32)
     n_block = -(-n_frames // -(-n_frames // _BLOCK_FRAMES))
@@ -108,7 +108,7 @@ def _mean_db(mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     # NumPy's natural logarithm is vectorised, its common one is not.
     np.log(mel, out=mel)
     np.maximum(mel, mel.max() - np.float32(_RANGE_DB / _DB_PER_NEPER), out=mel)
-    # Sums of a block in float32, which is quick and near enough; of the blocks in float64, for there may be many.
+    # A block is summed in float32, which is fast and exact enough, and the blocks in float64, because there may be many.
     sums = np.add.reduceat(mel, range(0, len(mel), _BLOCK_FRAMES), axis=0)
     return np.asarray(np.sum(sums, axis=0, dtype=np.float64)) * (_DB_PER_NEPER / len(mel))
 
@@ -132,7 +132,7 @@ def cut_bands(mel: npt.NDArray[np.float32]) -> tuple[Band, ...]:
     bands = []
     for first in range(0, len(mel), _BAND_FILTERS):
         filters = slice(first, min(first + _BAND_FILTERS, len(mel)))
-        # With many filters and few bins some are zero throughout, maybe all of a band.
+        # With many filters and few bins some filters are all zero, perhaps all of a band.
         used = np.flatnonzero(mel[filters].any(axis=0))
         bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
         bands.append(Band(bins, filters, np.ascontiguousarray(mel[filters, bins].T)))

@@ -25,10 +25,10 @@ _N_CANDIDATES = 96
 _BLOCK_FRAMES = 256
 # The power in Hz that counts: none below the first, all from the second to the third, none above the last.
 _WEIGHTED_HZ = (40.0, 70.0, 1_200.0, 1_500.0)
-# For how much shorter a period a peak must be higher, by the octave: Boersma's "octave cost".
+# A peak at a period of one octave more must be higher by this: Boersma's "octave cost".
 _OCTAVE_COST = 0.02
-# To which power the amplitudes of the window's own spectrum are for its autocorrelation. With 1 a period that never changes would
-# count as fully periodic however long it is, but noise would count more the longer the period.
+# The amplitudes of the window's own spectrum are raised to this power for its autocorrelation. With 1 a period that never changes
+# would count as fully periodic at any length, but noise would count more the longer the period.
 _OWN_EXPONENT = 1.5
 # Amplitude of a frame, of all its bins together, in which no period can be found; samples are from -1 to 1.
 _LEAST_AMPLITUDE = np.float32(3e-5)
@@ -95,10 +95,10 @@ def track(
     n_there = min(len(slow), len(laid) - _WINDOW // 2)
     laid[_WINDOW // 2 : _WINDOW // 2 + n_there] = slow[:n_there]
     amplitude = power_of(laid, starts, constants.window, constants.n_bins)
-    # Of the power itself one strong harmonic, such as a telephone leaves of a low voice, would be taken for the fundamental.
+    # With the power itself, one strong harmonic would be taken for the fundamental, e.g. of a low voice on the telephone.
     np.sqrt(amplitude, out=amplitude)
     correlation = np.matmul(amplitude, constants.cosines, out=scratch("correlation", len(amplitude), _N_CANDIDATES))
-    # Not as a part of the product, whose width is a whole number of sixteens: see `decimation`.
+    # The sum is not a column of the product, because its width must be a whole number of sixteens: see `decimation`.
     amplitude *= constants.weights
     correlation /= (amplitude.sum(axis=1) + _LEAST_AMPLITUDE)[:, None]
     strength = np.subtract(correlation, constants.cost, out=scratch("strength", len(amplitude), _N_CANDIDATES))
@@ -109,7 +109,7 @@ def track(
     shift = (low - high) / (2 * np.minimum(low - 2 * top + high, _LEAST_BEND))
     shift = np.minimum(np.maximum(shift, -0.5), 0.5)
     voicing = np.minimum(np.maximum(correlation[row, best] - (low - high) * shift / 4, 0), 1)
-    # The highest at the end of the range is no peak. Comparisons that are false for NaN leave it, so that it shows.
+    # A highest value at the end of the range is not a peak. Comparisons with NaN are false, so NaN stays visible.
     voicing[(top < low) | (top < high)] = 0
     f0_hz = np.float32(constants.highest_hz) * np.exp(np.float32(-constants.step) * (best + shift))
     return f0_hz.astype(np.float32), voicing
@@ -122,7 +122,7 @@ def power_of(
     stride, n_window = samples.itemsize, len(window)
     every = np.ndarray((len(samples) - n_window + 1, n_window), np.float32, samples, 0, (stride, stride))
     power = scratch("power", len(starts), n_bins)
-    # So many frames at a time that they and their spectra stay in a core's cache.
+    # This many frames at a time stay in a core's cache with their spectra.
     for first in range(0, len(starts), _BLOCK_FRAMES):
         some = slice(first, first + _BLOCK_FRAMES)
         frames = scratch("frames", len(starts[some]), n_window)

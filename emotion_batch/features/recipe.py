@@ -18,12 +18,12 @@ from emotion_batch.settings import AnySettings
 
 Settings = TypeVar("Settings", bound=AnySettings)
 Values = tuple[npt.NDArray[Any], ...]
-# What networks read of some rows: vectors, shape (n_rows, n_inputs), or an array of shape (n_frames, n_inputs) a row.
+# Networks read this of some rows: vectors, shape (n_rows, n_inputs), or an array of shape (n_frames, n_inputs) a row.
 Inputs = npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]
 
 
 class Frames(NamedTuple):
-    """How frames of a stretch that overlaps with the one before are taken from there; rates are in Hz.
+    """How a stretch takes frames from the one before if they overlap; rates are in Hz.
 
     Attributes
     ----------
@@ -42,12 +42,12 @@ class Frames(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe(Generic[Settings]):
-    """All that depends on how samples become numbers, apart from the network and the measures that it names.
+    """All that depends on how samples become numbers; the network and the measures are only named.
 
     Attributes
     ----------
     option
-        What ``--recipe`` calls it.
+        Its name for ``--recipe``.
     settings
         Class of its settings; the name in its ``recipe`` is in every table and bundle.
     fields
@@ -56,8 +56,8 @@ class Recipe(Generic[Settings]):
         Returns the features of a stretch, shape (n_samples,), and its rate in Hz; not necessarily finite. If the recipe has
         `frames`, a slice may say which of them are known and left out.
     read
-        Yields, of rows that all have features, what `prepare`, `level` and the measures work on: some rows at a time, so that what
-        one of them leaves in a core's cache is there for the next. Of no rows it yields once, something without rows.
+        Yields the features of rows, which all have some, as `prepare`, `level` and the measures read them. It yields some rows at a
+        time, so that they stay in a core's cache. If there are no rows, it yields once, something without rows.
     prepare
         Returns what its network reads of some rows.
     input_shape
@@ -69,11 +69,11 @@ class Recipe(Generic[Settings]):
     measures
         Name of its measures in `inference.domain`.
     epochs, batch_size
-        How long its network was tried with, and with how many rows at a time.
+        The number of epochs and the rows at a time that its network was tried with.
     describe
-        Returns what its features are, for a person, up to "of each recording".
+        Returns a description of its features for a person, which "of each recording" may follow.
     sees_every_sample
-        Returns whether a sample that is not finite always shows in the features. If not, the samples are looked at as well.
+        Returns whether a sample that is not finite always shows in the features. If not, the samples are checked too.
     frames
         How overlapping stretches share frames; None if each is computed by itself.
     """

@@ -1,7 +1,7 @@
-"""The recipes, each registered once, and what the recipe of some settings computes.
+"""The recipes, each registered once, and functions that use the recipe of some settings.
 
 An installed package can add a recipe: its entry point of the group ``emotion_batch.recipes`` names the recipe and leads to its
-`Recipe`. Only a name that is not built in is looked up there.
+`Recipe`. Only names that are not built in are looked up there.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from emotion_batch.libraries import find_plugin
 from emotion_batch.settings import AnySettings
 
 _BUILT_IN: tuple[Recipe[Any], ...] = (mfcc.RECIPE, logmel_pitch.RECIPE)
-# What tables and bundles called the recipe `sequence`.
+# Tables and bundles had this name for the recipe `sequence`.
 _REPLACED = "logmel-pitch"
 
 
 def find(name: object) -> Recipe[Any]:
-    """Return the recipe that tables and bundles call `name`; raise UsageError if nothing that is installed has it."""
+    """Return the recipe that tables and bundles call `name`; raise UsageError if none is installed."""
     if name == _REPLACED:
         raise UsageError(
             "feature settings: the recipe voices has replaced sequence; extract the features again with --recipe voices, and train "
@@ -41,7 +41,7 @@ def find(name: object) -> Recipe[Any]:
     if found is None:
         words = " or ".join(repr(one.settings.recipe) for one in _BUILT_IN)
         raise UsageError(
-            f"feature settings: expected the recipe {words}, got {name!r}; use the version of emotion-batch that wrote them, or "
+            f"feature settings: recipe must be {words}: {name!r}; use the version of emotion-batch that wrote them, or "
             "install the package that has this recipe"
         )
     return found
@@ -52,7 +52,7 @@ def find_option(name: str) -> Recipe[Any]:
     found = next((one for one in _BUILT_IN if one.option == name), None) or _find_installed(name)
     if found is None:
         words = " or ".join(one.option for one in _BUILT_IN)
-        raise UsageError(f"--recipe: expected {words}, or a recipe of an installed package, got {name}")
+        raise UsageError(f"--recipe must be {words}, or a recipe of an installed package: {name}")
     return found
 
 
@@ -92,7 +92,7 @@ def compute(samples: npt.NDArray[np.float32], rate_hz: int, settings: AnySetting
 
 
 class Windows:
-    """Computes the features of stretches of one recording, in the order of their starts; frames that overlap once."""
+    """Computes the features of stretches of one recording, in the order of their starts; shared frames only once."""
 
     def __init__(self, settings: AnySettings) -> None:
         self._settings = settings
@@ -116,13 +116,13 @@ class Windows:
                 np.concatenate([new[: known.start], old[known.start + shift : known.stop + shift], new[known.start :]])
                 for new, old in zip(made, last, strict=True)
             )
-        # A sample that is not finite shows in frames that do not hold it, and these are not the next stretch's.
+        # A sample that is not finite also spoils frames without it, so the next stretch must not reuse these.
         self._last = (start, values) if all(np.isfinite(value).all() for value in values) else None
         return values
 
 
 def read(rows: pa.Table, settings: AnySettings) -> Iterable[Any]:
-    """Yield, of rows that all have features, what the recipe's `prepare` and measures work on, some rows at a time."""
+    """Yield the features of rows, which all have some, as the recipe's `prepare` and measures read them, some rows at a time."""
     return recipe_of(settings).read(rows, settings)
 
 
@@ -132,7 +132,7 @@ def prepare(rows: pa.Table, settings: AnySettings) -> Inputs:
 
 
 def join(inputs: Sequence[Inputs]) -> Inputs:
-    """Return what a network reads of some rows, and of others, as what it reads of them all."""
+    """Join the inputs of a network for several groups of rows."""
     if isinstance(inputs[0], list):
         return [row for some in inputs for row in some]
     return inputs[0] if len(inputs) == 1 else np.concatenate(inputs)
@@ -155,7 +155,7 @@ def decode(data: bytes, settings: AnySettings) -> Values | None:
     layout, a_row, a_frame = _lay_out(settings)
     n_frames = (len(data) - a_row) // a_frame if a_frame else 0
     if n_frames < 0 or a_row + n_frames * a_frame != len(data):
-        raise ValueError(f"{len(data)} bytes, which are no frames of the recipe {settings.recipe!r}")
+        raise ValueError(f"these {len(data)} bytes are not frames of the recipe {settings.recipe!r}")
     values, at = [], 0
     for kind, shape in layout:
         count = math.prod(shape) if shape[0] >= 0 else -n_frames * math.prod(shape)
@@ -166,7 +166,7 @@ def decode(data: bytes, settings: AnySettings) -> Values | None:
 
 @lru_cache(maxsize=2)
 def _lay_out(settings: AnySettings) -> tuple[list[tuple[np.dtype[Any], tuple[int, ...]]], int, int]:
-    """Return type and shape (-1 by frame) of what a row has in each column, and the bytes that a row and a frame have."""
+    """Return type and shape (-1 by frame) of a row in each column, and the bytes of a row and of a frame."""
     layout = []
     for field in fields(settings):
         kind, shape = field.type, []
@@ -193,12 +193,12 @@ def iterate_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:
 
 
 class Columns:
-    """Features on their way into columns, one after the other in memory: as arrays of their own they would weigh double."""
+    """Collects features for columns in one piece of memory, because separate arrays would need twice as much."""
 
     def __init__(self, settings: AnySettings) -> None:
         self._types = [field.type for field in fields(settings)]
         self._values = [bytearray() for _ in self._types]
-        # A vector has its place in the column whether or not there is one.
+        # A missing vector still takes its place in the column.
         self._nothing = [
             bytes(kind.list_size * kind.value_type.bit_width // 8) if pa.types.is_fixed_size_list(kind) else b""
             for kind in self._types

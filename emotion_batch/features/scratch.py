@@ -1,4 +1,4 @@
-"""Memory that a thread computes in, kept from one recording to the next: to ask for new memory costs more than the sums in it."""
+"""Memory that a thread computes in. It is kept between recordings, because new memory costs more than the sums in it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-# What is larger, that of a segment of minutes, is not kept.
+# Larger arrays, e.g. for a segment of minutes, are not kept.
 _KEPT_VALUES = 2**20
 _local = threading.local()
 
 
 def scratch(name: str, *shape: int) -> npt.NDArray[np.float32]:
-    """Return an array of any values, which the next call with this name, in this thread, gives away again."""
+    """Return an array with any values. The next call with this name in this thread returns the same memory."""
     n_values = math.prod(shape)
     if n_values > _KEPT_VALUES:
         return np.empty(shape, np.float32)

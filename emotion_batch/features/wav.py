@@ -20,9 +20,9 @@ _MAX_CHANNELS = 1_024
 
 
 class Wave:
-    """The plainest of recordings, 16-bit PCM in RIFF/WAVE, without the cost of libsndfile's opening.
+    """A recording of 16-bit PCM in RIFF/WAVE.
 
-    Its samples begin `at`; its header promises so many bytes of them, and so many are there.
+    Its samples begin `at`. Its header has `promised` bytes of them, and `there` bytes exist.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Wave:
         self._read_at = read_at
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
-        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer where the recording ends."""
+        """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer if the recording ends."""
         n_bytes = 2 * self.channels
         n_frames = max(0, min(n_frames, self.there - start))
         data = self._read_at(self._at + start * n_bytes, n_frames * n_bytes)

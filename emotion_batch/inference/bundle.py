@@ -19,38 +19,38 @@ from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
 from emotion_batch.tables.schema import TableInfo
 
 CARD = "card.json"
-# Where in a table its own copy is.
+# A table's own copy is here.
 COPY = "_table/model"
-# The one truth about the network, as Keras saves it, and what workers execute, derived from it.
+# The network as Keras saves it, and the file that is made from it for the workers.
 WEIGHTS = "model.keras"
 EXECUTABLE = "model.onnx"
-# The picture that tells what confidence is worth.
+# The picture shows how reliable the confidence is.
 RELIABILITY = "reliability.png"
-# Of those that ship, the one that is meant for voices that it has not heard.
+# The shipped model that is meant for new voices.
 DEFAULT_MODEL = "voices-1"
 _MAX_CARD_BYTES = 10**7
 _MAX_PICTURE_BYTES = 2**20
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What runs code when it is read as what its name says.
+# Files with these suffixes may run code when they are read.
 _PICKLES = (".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model in its folder, not yet loaded; travels between processes."""
+    """A trained model in its folder, not yet loaded. It can be pickled."""
 
     folder: Folder
     card: Card
 
 
 def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] | None = None) -> Folder:
-    """Return the folder of a model: a path or URL, or the name of one that ships if there is nothing of that name.
+    """Return the folder of a model: a path or URL, or the name of a shipped one if no file has that name.
 
-    None is the one that is meant for voices that it has not heard.
+    None is the shipped model that is meant for new voices.
     """
     name = DEFAULT_MODEL if model is None else os.fspath(model)
     if model is None or (PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
-        # In the wheel inside the package, in a checkout beside it.
+        # In a wheel the models are inside the package, and in a checkout beside it.
         package = os.path.dirname(os.path.dirname(__file__))
         inside = os.path.join(package, "models", name)
         beside = os.path.join(os.path.dirname(package), "models", name)
@@ -63,33 +63,32 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
 def open_bundle(folder: Folder) -> Bundle:
     """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads."""
     with explained(f"model {folder.url}"):
-        # A byte more than is allowed, and no more, however large it is.
+        # At most one byte more than the limit is read.
         data = folder.read_if_there(CARD, _MAX_CARD_BYTES + 1)
     if data is None:
         raise UsageError(
-            f"model {folder.url}: expected a bundle, got no {CARD} there; make one with `emotion-batch train TABLE BUNDLE`"
+            f"model {folder.url}: it is not a bundle, because it has no {CARD}; make one with `emotion-batch train TABLE BUNDLE`"
         )
     try:
         if len(data) > _MAX_CARD_BYTES:
-            raise ValueError(f"one of more than {_MAX_CARD_BYTES:,} bytes")
+            raise ValueError(f"it has more than {_MAX_CARD_BYTES:,} bytes")
         return Bundle(folder, Card.from_json(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"model {folder.url}: expected a card of this release, got {error}; train it again") from error
+        raise UsageError(f"model {folder.url}: this release cannot read its card ({error}); train it again") from error
 
 
 def require_safe(folder: Folder) -> Bundle:
-    """Read a bundle's card and look at all that it is made of, before anything of it is used.
+    """Read a bundle's card and check all its files before anything of it is used.
 
-    Raises UsageError if there is no bundle that this release reads, a file is not the one that the card names, holds more
-    than known layers and weights of the card's shapes, or lies beside a pickle.
+    Raises UsageError if there is no bundle that this release reads, a file is not the one that the card names or holds
+    more than known layers and weights of the card's shapes, or there is a pickle.
     """
     bundle = open_bundle(folder)
     with explained(f"model {folder.url}"):
         pickles = [name for name in folder.names() if name.lower().endswith(_PICKLES)]
     if pickles:
         raise UsageError(
-            f"model {folder.url}: expected no pickles, which run code, got {pickles[0]!r} in it; "
-            "use only bundles whose maker you trust"
+            f"model {folder.url}: it holds the pickle {pickles[0]!r}, and pickles run code; use only bundles whose maker you trust"
         )
     shapes = weight_shapes(bundle.card.feature_settings, len(bundle.card.labels))
     safety.inspect_keras(read_checked(bundle, WEIGHTS), f"model {folder.url}/{WEIGHTS}", shapes)
@@ -98,9 +97,9 @@ def require_safe(folder: Folder) -> Bundle:
 
 
 def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
-    """Copy a bundle that is safe into another folder: its network, the picture of its calibration, and its card last.
+    """Copy a safe bundle into another folder: its network, the picture of its calibration, and its card last.
 
-    What is there already is left, and what is damaged of it replaced.
+    Files that are there already stay, and damaged ones are replaced.
     """
     files = {name: read_checked(bundle, name) for name in (WEIGHTS, EXECUTABLE)}
     if (picture := read_reliability(bundle)) is not None:
@@ -126,17 +125,17 @@ def open_copy(table: Folder) -> Bundle:
 
 
 def find_copy_damage(table: Folder) -> str | None:
-    """Return what is wrong with a label table's copy of its model, by the digests of its files; None if nothing is."""
+    """Return the damage in a label table's copy of its model, by the digests of its files; None if there is none."""
     folder = table.folder(COPY)
     try:
         _require_digest(folder)
         files = open_bundle(folder).card.files
     except UsageError:
-        return f"{COPY}/{CARD}: expected the card of the model, got a damaged file or none"
+        return f"{COPY}/{CARD}: the card of the model is damaged or missing"
     for name in (WEIGHTS, EXECUTABLE, RELIABILITY):
         data = folder.read_if_there(name)
         if (data is not None or name != RELIABILITY) and sha256(data or b"") != files.get(name):
-            return f"{COPY}/{name}: expected the file that the model's card names, got another or none"
+            return f"{COPY}/{name}: it is missing, or is not the file that the model's card names"
     return None
 
 
@@ -145,7 +144,7 @@ def _require_digest(copy: Folder) -> None:
     with explained(f"model {copy.url}"):
         data = copy.read_if_there(CARD)
     if data is None or not is_sealed(data):
-        raise UsageError(f"model {copy.url}: expected a card with its digest, got another or none")
+        raise UsageError(f"model {copy.url}: its card is missing, or has no digest")
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:
@@ -154,8 +153,7 @@ def read_checked(bundle: Bundle, name: str) -> bytes:
         data = bundle.folder.read_range(name, 0, safety.MAX_NETWORK_BYTES + 1)
     if sha256(data) != bundle.card.files.get(name):
         raise UsageError(
-            f"model {bundle.folder.url}: expected {name} with the SHA-256 that its card names, got another; "
-            "fetch the bundle again"
+            f"model {bundle.folder.url}: {name} does not have the SHA-256 that its card names; fetch the bundle again"
         )
     return data
 
@@ -194,11 +192,11 @@ def check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
     card = bundle.card
     if features.feature_settings.feature_id != card.feature_settings.feature_id:
         differing = [
-            f"{name} {value}, got {features.feature_settings.to_dict().get(name)}"
+            f"{name} is {features.feature_settings.to_dict().get(name)} instead of {value}"
             for name, value in card.feature_settings.to_dict().items()
             if features.feature_settings.to_dict().get(name) != value
         ]
         raise UsageError(
-            f"feature table {place.url}: expected the features of model {bundle.folder.url}, {'; '.join(differing)}; "
-            "extract again with the model's settings, or take a model for these features"
+            f"feature table {place.url}: its features are not those of model {bundle.folder.url} ({', '.join(differing)}); "
+            "extract again with the model's settings, or use a model for these features"
         )

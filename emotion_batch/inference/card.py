@@ -1,4 +1,4 @@
-"""Read and write a model's card: what it says of itself. Every value has its type, which is checked when a bundle is opened."""
+"""Read and write a model's card, which describes the model. The types of all values are checked when a bundle is opened."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def architecture_of(settings: AnySettings) -> str:
 
 @dataclass(frozen=True)
 class Promise:
-    """What `is_confident` promises, and what it was seen to give on speakers that it was not chosen on."""
+    """The precision that `is_confident` promises, and its precision on speakers that were not used to choose it."""
 
     threshold: float | None
     promised: float
@@ -37,7 +37,7 @@ class Promise:
     is_guaranteed: bool
 
 
-# Kinds of split that say something of other voices, and the last of them also of other rooms and languages.
+# These kinds of split tell about new voices. The last one also tells about new rooms and languages.
 _BELIEVED = ("speaker_held_out", "corpus_held_out")
 
 
@@ -81,7 +81,7 @@ class _Domain(TypedDict):
 
 
 class _Saved(TypedDict):
-    """The values of a card's JSON that readers rely on; others may be there."""
+    """The values of a card's JSON that readers need; there may be others."""
 
     labels: list[str]
     feature_settings: dict[str, Any]
@@ -99,13 +99,13 @@ class _Saved(TypedDict):
 
 @dataclass(frozen=True)
 class Card:
-    """What a bundle says of itself.
+    """The description of a bundle.
 
-    `labels` are in the order of the network's outputs, and stand nowhere else. `feature_settings` and `segments` are what it
-    was trained on, and so what it can label. `model_id` is the fingerprint of weights, labels and feature settings: the same
-    training gives the same. `metrics` has figures by kind of split. `calibration` has the ``temperature`` by which logits are
-    divided, and how it was found; `confidence` the ``threshold`` of ``is_confident`` (None for none), what it promises and
-    what it was seen to give; `domain` what `domain.Domain` reads. These three are empty if the training could not find them.
+    `labels` are in the order of the network's outputs, and only stand here. The model was trained on `feature_settings` and
+    `segments`, and can label these. `model_id` is the fingerprint of weights, labels and feature settings: the same training
+    gives the same. `metrics` has figures by kind of split. `calibration` has the ``temperature`` by which logits are divided,
+    and how it was found; `confidence` the ``threshold`` of ``is_confident`` (None if there is none), and its promised and
+    measured precision; `domain` the values for `domain.Domain`. These three are empty if the training could not find them.
     `versions` are of Python and packages; `files` has the SHA-256 of each other file, in hexadecimal digits.
     """
 
@@ -136,7 +136,7 @@ class Card:
 
     @property
     def temperature(self) -> float:
-        """By which logits are divided; 1 leaves them as they are."""
+        """Logits are divided by it; 1 leaves them as they are."""
         return float(self.calibration.get("temperature", 1.0))
 
     @classmethod
@@ -144,23 +144,21 @@ class Card:
         """Return the card that `to_json` gave; raise ValueError, KeyError, TypeError or UsageError if it did not."""
         value = safety.parse_json(data)
         if is_sealed(data):
-            # As a table's copy is.
+            # A table's copy is sealed.
             unseal(data)
         if value["card_version"] != CARD_VERSION:
-            raise ValueError(f"card version {value['card_version']!r} where this release reads {CARD_VERSION}")
+            raise ValueError(f"card version must be {CARD_VERSION}: {value['card_version']!r}")
         # These are empty if the training could not find them.
         found = {name: value[name] or None for name in ("calibration", "confidence", "domain")}
         msgspec.convert({**value, **found}, _Saved)
         settings = read_settings(value["feature_settings"])
         if value["architecture"] != architecture_of(settings):
-            raise ValueError(
-                f"architecture {value['architecture']!r} where its features need {architecture_of(settings)!r}"
-            )
+            raise ValueError(f"architecture must be {architecture_of(settings)!r}: {value['architecture']!r}")
         if len(set(value["labels"])) != len(value["labels"]) or not value["labels"]:
-            raise ValueError("labels that are not distinct words")
+            raise ValueError("labels must be distinct words")
         for name, digest in value["files"].items():
             if not PLAIN_NAME.fullmatch(name) or not _SHA256.fullmatch(digest):
-                raise ValueError(f"the file {name!r} where a plain name and its SHA-256 must be")
+                raise ValueError(f"files must be plain names with their SHA-256: {name!r}")
         known: dict[str, Any] = {name: value[name] for name in _Saved.__annotations__}
         known |= {name: one or {} for name, one in found.items()}
         known |= {"feature_settings": settings, "segments": Segments.from_dict(value["segments"])}
@@ -169,7 +167,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Judged:
-    """Accuracy on a kind of split, with its 95 % interval where the card has one."""
+    """Accuracy on a kind of split, with its 95 % interval if the card has one."""
 
     kind: str
     n_rows: int
@@ -181,7 +179,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected calibration error, from 0 to 1, on speakers not heard: of the network alone (`raw`), and with its temperature.
+    """Expected calibration error, from 0 to 1, on new speakers: of the network alone (`raw`), and with its temperature.
 
     `name` is the speaker or the fold; "all" for all of them.
     """
@@ -194,12 +192,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Portrait:
-    """What a reader of labels must know of a card; what it lacks is empty or None.
+    """The facts of a card that a reader of labels needs; those that it lacks are empty or None.
 
-    `licence` is that of the recordings that it was trained on. The last of `judged` is the one to believe. `recall` is by label, as
-    that one has it. `calibration` is of all that was held out first, and then of each fold. `flagged` is the share of
-    rows that was not in domain: ``held_out`` of learnt voices, ``new_voices`` of others. `reliability` is a picture of
-    confidence beside the share that was right, a PNG.
+    `licence` is that of the training's recordings. The last of `judged` is the most reliable, and `recall` is that split's, by
+    label. `calibration` is first that of all held-out rows, and then of each fold. `flagged` is the share of rows out of domain:
+    ``held_out`` of known voices, ``new_voices`` of others. `reliability` is a picture, a PNG, of confidence and the share that
+    was right.
     """
 
     model_id: str
@@ -218,7 +216,7 @@ class Portrait:
 
 
 def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
-    """Return what a card says of the labels, with the picture beside it."""
+    """Return the facts of a card for readers of labels, with the picture."""
     training, calibration = card.training, card.calibration
     judged = [
         msgspec.convert({**one, "kind": kind, "interval": one.get("intervals", {}).get("accuracy")}, Judged)

@@ -1,4 +1,4 @@
-"""From logits or probabilities to how sure a label is: temperature, margin and entropy."""
+"""Compute how sure a label is, from its probabilities: temperature, margin and entropy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from emotion_batch.errors import UsageError
 
 Floats = npt.NDArray[np.floating[Any]]
-# A softmax is never 0, float32 is: what underflowed counts as float32's smallest normal number.
+# A softmax is never 0, but float32 underflows to 0. Such a probability counts as float32's smallest normal number.
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -22,7 +22,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> npt.NDArray[
     probabilities as the network gave them. A probability of 0 counts as float32's smallest normal number.
     """
     if not 0 < temperature < math.inf:
-        raise UsageError(f"temperature: expected a number above 0, got {temperature!r}")
+        raise UsageError(f"temperature must be a number above 0: {temperature!r}")
     if temperature == 1:
         return np.array(probabilities, np.float32)
     powers = np.exp(scale(logarithm(probabilities), temperature))
@@ -38,17 +38,17 @@ def margin(probabilities: Floats) -> npt.NDArray[np.float32]:
 def entropy(probabilities: Floats) -> npt.NDArray[np.float32]:
     """Return the entropy in nats, shape (n_rows,): 0 if one label has it all, ``log(n_labels)`` if all are alike."""
     nats = -(probabilities * logarithm(probabilities)).sum(axis=1)
-    # Of one label that has it all, rounding gives -0, or less.
+    # If one label has it all, rounding gives -0, or less.
     return np.asarray(np.maximum(nats, 0), np.float32)
 
 
 def logarithm(probabilities: Floats) -> npt.NDArray[np.float64]:
-    """Return the logarithms of probabilities, of which the smallest are not zero."""
+    """Return the logarithms of probabilities; zero counts as the smallest number."""
     return np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
 
 
 def scale(logits: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
-    """Return logits at a temperature, less the largest of their row, for the exponential of many overflows."""
+    """Return logits at a temperature, less the largest of their row, so that exponentials do not overflow."""
     scaled = logits / temperature
     scaled -= scaled.max(axis=1, keepdims=True)
     return scaled

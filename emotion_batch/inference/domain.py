@@ -27,24 +27,24 @@ from emotion_batch.settings import AnySettings
 
 Floats = npt.NDArray[np.floating]
 Booleans = npt.NDArray[np.bool_]
-# Farther out, in standard deviations, a learnt row has no more say in the scatter.
+# A learnt row farther out than this, in standard deviations, counts as this far in the scatter.
 CLIP = 4.0
-# Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary: noise has a smooth spectrum, and so
-# next to nothing in all of the higher ones, which no single one of them tells. Counted from coefficient 1, which is 0.
+# Ranges of mean MFCC, an octave or less each, whose sizes are part of a summary. Noise has a smooth spectrum, so it has
+# almost nothing in all higher ranges together. Coefficient 1 is number 0.
 _MFCC_RANGES = ((1, 4), (4, 8), (8, 13), (13, 20), (20, 28), (28, 39))
-# Added to a size before its logarithm, in MFCC's decibels: what is smaller is nothing.
+# Added to a size before its logarithm, in MFCC's decibels, so that smaller sizes count as nothing.
 _LEAST_SIZE = 1e-3
-# Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest,
-# not at all from the second: gradually, so that rounding moves no frame in or out.
+# Everything below is in nepers of power (1 neper is 4.3 dB). A frame counts fully down to the first below the loudest
+# frame, and not at all from the second on. In between it counts gradually, so that rounding moves no frame in or out.
 _LOUD, _FAINT = 3.0, 5.0
-# Cells so far below their frame count as so far below, and frames below the loudest: with these, speech 40 dB below
-# TESS's stays clear of the features' floor but for the softest, whose share of loud frames grows.
+# Cells farther below their frame count as this far, and so do frames below the loudest frame. Then speech 40 dB below
+# that of TESS stays above the features' floor, except for the softest, whose share of loud frames grows.
 _CELL_RANGE, _FRAME_RANGE = 8.0, 7.0
 # Between these a frame becomes voiced; `logmel_pitch` has the middle.
 _UNVOICED, _VOICED = 0.3, 0.5
-# F0 in Hz where there is no voice, with the weight of one frame: between men's and women's.
+# F0 in Hz if there is no voice, with the weight of one frame. It is between those of men and women.
 _NO_PITCH_HZ = 160.0
-# How far the logarithm of F0 moves in 10 ms where it is half held: a thirtieth of a semitone.
+# F0 counts as half held if its logarithm moves this far in 10 ms: a thirtieth of a semitone.
 _HELD = 0.002
 _N_CEPSTRA, _N_DEVIATIONS = 20, 8
 _TRACKS = (
@@ -54,14 +54,14 @@ _TRACKS = (
 
 
 class Measures(NamedTuple):
-    """What is compared of the rows of a recipe, whatever their level.
+    """How the rows of a recipe are compared, independent of their level.
 
     Attributes
     ----------
     summarise
-        Returns a summary of each row, shape (n_rows, n_dims), of what the recipe's `read` gives; it depends on the row alone.
+        Returns a summary of each row that the recipe's `read` gives, shape (n_rows, n_dims); it depends on the row alone.
     judge_speech
-        Returns of summaries which rows are speech, shape (n_rows,); None if they do not tell.
+        Returns which rows are speech by their summaries, shape (n_rows,); None if they do not tell.
     """
 
     summarise: Callable[[Any], npt.NDArray[np.float32]]
@@ -69,12 +69,12 @@ class Measures(NamedTuple):
 
 
 def summarise_rows(rows: pa.Table, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return what is compared of each row that has features, shape (n_rows, n_dims)."""
+    """Return the summary of each row that has features, shape (n_rows, n_dims)."""
     return np.concatenate([summarise(some, settings) for some in read(rows, settings)])
 
 
 def summarise(some: Any, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return what is compared of some rows as the recipe reads them, shape (n_rows, n_dims)."""
+    """Return the summaries of some rows as the recipe reads them, shape (n_rows, n_dims)."""
     return _measures(settings).summarise(some)
 
 
@@ -96,16 +96,16 @@ def _summarise_mfcc(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return mean MFCC number 1 to 20 (0 is the level), and the size of those in each of six ranges."""
     shape = matrix[:, 1:]
     ranges = [shape[:, slice(*one)] for one in _MFCC_RANGES if one[0] < shape.shape[1]]
-    # The first of them are enough by themselves: of all 39, the many that are as usual outvoted the sizes.
+    # The first coefficients are enough. With all 39, the many usual ones outvoted the sizes.
     sizes = [np.log(_LEAST_SIZE + np.sqrt(np.mean(one * one, axis=1))) for one in ranges]
     return np.column_stack([shape[:, :_N_CEPSTRA], *sizes]).astype(np.float32)
 
 
 def _summarise_tracks(heard: list[Heard]) -> npt.NDArray[np.float32]:
-    """Return of what is heard, over frames near the loudest, cepstra 1 to 20, how much the first 8 vary, and the tracks.
+    """Return cepstra 1 to 20 over frames near the loudest, how much the first 8 vary, and the tracks.
 
-    These are which share is loud and voiced; mean and deviation of F0 and how far it is held; depth of the energy; how fast
-    the spectrum changes, how broad it is, how it varies.
+    The tracks are the shares that are loud and voiced; mean and deviation of F0, and how far it is held; the depth of the
+    energy; how fast the spectrum changes, how broad it is, and how it varies.
     """
     measured = [_measure(one) for one in heard]
     return np.array(measured, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
@@ -116,7 +116,7 @@ def _judge_tracks(summaries: Floats) -> Booleans:
     return load_detector().is_speech(summaries)
 
 
-# By the name that a recipe has for them. A mean over frames does not tell whether anything moved, and so not what is speech.
+# The keys are the recipes' names for them. A mean over frames does not show movement, so it cannot tell speech.
 _MEASURES = {"mfcc": Measures(_summarise_mfcc), "tracks": Measures(_summarise_tracks, _judge_tracks)}
 
 
@@ -135,10 +135,10 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 class Domain:
     """Where the rows lie that a model learnt from; ValueError if the arrays do not fit each other, or a number is out of range.
 
-    Their summaries lie round the centres, shape (n_centres, n_dims). `whitening`, shape (n_dims, n_dims), makes them, less
-    the nearest centre, alike in all directions. `threshold` is the distance up to which a row is in the domain: the 99th
-    percentile of rows that were held out: recordings, or speakers and corpora in turn. `n_learnt` rows give centres and
-    whitening, and `n_held_out` the threshold. `flagged` is the share of rows beyond it, by what they are: ``held_out``,
+    Their summaries lie around the centres, shape (n_centres, n_dims). Multiplied by `whitening`, shape (n_dims, n_dims), their
+    differences from the nearest centre are alike in all directions. `threshold` is the distance up to which a row is in the
+    domain: the 99th percentile of held-out rows (recordings, or speakers and corpora in turn). `n_learnt` rows give centres
+    and whitening, and `n_held_out` the threshold. `flagged` is the share of rows beyond it, by kind: ``held_out``,
     ``new_voices``.
     """
 
@@ -153,31 +153,31 @@ class Domain:
         n_dims = self.centres.shape[-1] if self.centres.ndim == 2 else 0
         if not self.centres.size or self.whitening.shape != (n_dims, n_dims):
             raise ValueError(
-                f"domain: expected centres (n_centres, n_dims) and a whitening matrix (n_dims, n_dims), got shapes "
+                f"domain: centres must have the shape (n_centres, n_dims) and the whitening matrix (n_dims, n_dims): "
                 f"{self.centres.shape} and {self.whitening.shape}"
             )
         if not (np.isfinite(self.centres).all() and np.isfinite(self.whitening).all()):
-            raise ValueError("domain: expected centres and a whitening matrix of finite numbers, got others")
+            raise ValueError("domain: centres and whitening matrix must be finite")
         if not 0 < self.threshold < math.inf:
-            raise ValueError(f"domain: expected a threshold above 0, got {self.threshold!r}")
+            raise ValueError(f"domain: threshold must be above 0: {self.threshold!r}")
         if min(self.n_learnt, self.n_held_out) < 1:
-            raise ValueError(f"domain: expected counts of 1 or more, got {self.n_learnt} and {self.n_held_out}")
+            raise ValueError(f"domain: counts must be at least 1: {self.n_learnt} and {self.n_held_out}")
         for name, share in self.flagged.items():
             if not 0 <= share <= 1:
-                raise ValueError(f"domain: expected a share from 0 to 1 of {name!r}, got {share!r}")
+                raise ValueError(f"domain: the share of {name!r} must be from 0 to 1: {share!r}")
 
     def distances(self, summaries: Floats) -> npt.NDArray[np.float32]:
-        """Return how far rows lie from the nearest centre, shape (n_rows,): Mahalanobis', by the root of n_dims.
+        """Return the Mahalanobis distance of rows to the nearest centre, divided by the root of n_dims, shape (n_rows,).
 
-        That of a row that was learnt from is about 1. Raises ValueError if summaries have another number of dimensions.
+        It is about 1 for rows of the training. Raises ValueError if summaries have another number of dimensions.
         """
         n_dims = self.centres.shape[1]
         if summaries.ndim != 2 or summaries.shape[1] != n_dims:
             raise ValueError(
-                f"domain: expected summaries of shape (n_rows, {n_dims}), got {summaries.shape}; use the settings that "
-                "it was fitted with"
+                f"domain: summaries must have the shape (n_rows, {n_dims}): {summaries.shape}; use the settings that it was "
+                "fitted with"
             )
-        # Not as a product of matrices, whose last digits would depend on how many rows there are.
+        # This is not a product of matrices, because its last digits would depend on the number of rows.
         whitening = self.whitening.astype(np.float64)
         rows, centres = (np.einsum("rd,de->re", one.astype(np.float64), whitening) for one in (summaries, self.centres))
         nearest = np.full(len(rows), np.inf)
@@ -196,13 +196,13 @@ class Domain:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Domain:
-        """Return the domain that `to_dict` gave, without believing whoever wrote it; raise ValueError for others."""
+        """Return the domain that `to_dict` gave, after checking it; raise ValueError if it is not one."""
         try:
             saved = msgspec.convert(value, _Saved)
             with np.errstate(over="ignore"):
                 centres, whitening = (np.array(one, np.float32) for one in (saved.centres, saved.whitening))
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"domain: expected what a training writes, got another ({error})") from error
+            raise ValueError(f"domain: it is not as a training writes it ({error})") from error
         return cls(centres, whitening, saved.threshold, saved.n_learnt, saved.n_held_out, saved.flagged)
 
 
@@ -212,17 +212,17 @@ def _measure(one: Heard) -> npt.NDArray[np.float32]:
     loud = np.minimum(np.maximum((_FAINT - depth) / (_FAINT - _LOUD), 0), 1)
     weights = loud / loud.sum()
     share = weights / one.power.sum(axis=1) @ one.power
-    # The loudness of a frame is taken out of its cells, and what is left has no level.
+    # The loudness of a frame is subtracted from its cells, so that the rest has no level.
     bands = one.bands - one.energy[:, np.newaxis]
     np.maximum(bands, -_CELL_RANGE, out=bands)
     cepstra = bands @ _cosines(bands.shape[1])
     mean = weights @ cepstra
-    # From the mean and not from 0, for a difference of squares would not be that of another level.
+    # Deviations are taken from the mean, because a difference of squares would change with the level.
     deviations = np.sqrt(weights @ np.square(cepstra - mean))
     both = np.minimum(loud[1:], loud[:-1])
     change = both @ np.abs(cepstra[1:] - cepstra[:-1]).sum(axis=1) / (1 + both.sum())
     entropy = -float(share @ np.log(share + np.float32(1e-9)))
-    # As `mean` and `std` add, which cost more than the sums.
+    # The sums are written out, because `mean` and `std` cost more.
     n_frames = np.float32(len(depth))
     depth_mean = depth.sum() / n_frames
     depth_deviation = np.sqrt(np.square(depth - depth_mean).sum() / n_frames)
@@ -231,7 +231,7 @@ def _measure(one: Heard) -> npt.NDArray[np.float32]:
 
 
 def _pitch(one: Heard, loud: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """Return the voiced share of what is loud, mean and deviation of the logarithm of F0, and how far it is held."""
+    """Return the voiced share of the loud frames, mean and deviation of the logarithm of F0, and how far it is held."""
     voiced = loud * np.minimum(np.maximum((one.voicing - _UNVOICED) / (_VOICED - _UNVOICED), 0), 1)
     pitch = np.log(np.maximum(one.f0_hz, np.float32(1))) - np.float32(math.log(_NO_PITCH_HZ))
     n_voiced = 1 + voiced.sum()

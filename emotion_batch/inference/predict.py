@@ -21,13 +21,13 @@ from emotion_batch.inference.domain import Domain
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables.schema import label_schema
 
-# Rows at a time of vectors, whose states stay in a core's cache, and of frames.
+# Rows at a time, of vectors and of frames: their states stay in a core's cache.
 _ROWS, _SEGMENTS = 128, 16
-# Rows at a time whose frames are in memory, some 30 MB: among so many, most lengths are there more than once.
+# The frames of this many rows are in memory at a time, some 30 MB. Among so many, most lengths occur more than once.
 _READ_ROWS = 256
 # Frames that the network of the recipe `voices` joins into one step, by three convolutions of stride 2.
 FRAMES_A_STEP = 8
-# Of fewer steps there is no attention to speak of.
+# Attention needs at least this many steps.
 _LEAST_STEPS = 2
 _LOCK = threading.Lock()
 
@@ -35,7 +35,7 @@ _LOCK = threading.Lock()
 class Predictor:
     """A bundle's network, loaded: a graph of ONNX's own operators, which can name no code.
 
-    Raises UsageError if it is not the one that the card names, or does not fit the card.
+    Raises UsageError if it is not the network that the card names, or does not fit the card.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -44,27 +44,27 @@ class Predictor:
             self.domain = Domain.from_dict(bundle.card.domain) if bundle.card.domain else None
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"model {bundle.folder.url}: expected a card of this release, got a domain that is none ({error}); train it again"
+                f"model {bundle.folder.url}: the domain in its card cannot be read ({error}); train it again"
             ) from error
         try:
             self._session = _load_session(read_checked(bundle, EXECUTABLE))
             sides = self._session.get_inputs()[0], self._session.get_outputs()[0]
-            # A length that is open has a name, which depends on what wrote the graph.
+            # An open length has a name, which depends on the writer of the graph.
             found = [[size if isinstance(size, int) else "n_frames" for size in side.shape[1:]] for side in sides]
         except EmotionBatchError:
             raise
         except Exception as error:
             # ONNX Runtime's exceptions share no base class.
             raise UsageError(
-                f"model {bundle.folder.url}: expected a network in {EXECUTABLE}, got none that loads "
-                f"({type(error).__name__}); fetch the bundle again"
+                f"model {bundle.folder.url}: the network in {EXECUTABLE} cannot be loaded ({type(error).__name__}); "
+                "fetch the bundle again"
             ) from error
         settings, n_labels = self.card.feature_settings, len(self.card.labels)
         n_inputs = ["n_frames" if size is None else size for size in recipe_of(settings).input_shape(settings)]
         if found != [n_inputs, [n_labels]]:
             raise UsageError(
-                f"model {bundle.folder.url}: expected a network from {n_inputs} features to {n_labels} labels, "
-                f"got one from {found[0]} to {found[1]}; train it again"
+                f"model {bundle.folder.url}: its card needs a network from {n_inputs} features to {[n_labels]} labels, and its "
+                f"network is from {found[0]} to {found[1]}; train it again"
             )
 
     def predict(self, inputs: Inputs) -> npt.NDArray[np.float32]:
@@ -76,12 +76,12 @@ class Predictor:
 
 
 def execute(graph: bytes, inputs: Inputs) -> npt.NDArray[np.float32]:
-    """Return what an exported network gives for what it reads of rows."""
+    """Return the outputs of an exported network for its inputs."""
     return _run(_load_session(graph), inputs)
 
 
 def fit_frames(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return frames in whole steps of the network: the last seven or fewer are left out, of too few some are silence."""
+    """Return frames in whole steps of the network: up to seven at the end are left out, and silence is added if there are too few."""
     n_frames = len(frames)
     if n_frames < _LEAST_STEPS * FRAMES_A_STEP:
         return np.pad(frames, [(0, _LEAST_STEPS * FRAMES_A_STEP - n_frames), (0, 0)])
@@ -92,7 +92,7 @@ def _load_session(graph: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # The workers are the parallelism; errors are raised and need not be logged as well.
+    # There is one thread, because the workers run in parallel. Errors are raised, so they are not logged.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -103,7 +103,7 @@ def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
     probabilities = np.empty((len(inputs), n_labels), np.float32)
     if isinstance(inputs, list):
         for numbers in group_by_length(inputs, _SEGMENTS):
-            # One row alone is another sum, with other last digits, and a row must not depend on its neighbours.
+            # A single row is computed twice, because its last digits would differ, and a row must not depend on its neighbours.
             laid = np.stack([fit_frames(inputs[number]) for number in (numbers if len(numbers) > 1 else 2 * numbers)])
             (found,) = session.run(None, {name: laid})
             probabilities[numbers] = found[: len(numbers)]
@@ -115,7 +115,7 @@ def _run(session: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
 
 
 def group_by_length(inputs: list[npt.NDArray[np.float32]], most: int) -> Iterator[list[int]]:
-    """Yield the numbers of at most so many rows that are of one length for the network, which hears padding."""
+    """Yield the numbers of at most `most` rows of equal length, because the network hears padding."""
     lengths: dict[int, list[int]] = {}
     for number, frames in enumerate(inputs):
         lengths.setdefault(max(_LEAST_STEPS, len(frames) // FRAMES_A_STEP), []).append(number)
@@ -125,7 +125,7 @@ def group_by_length(inputs: list[npt.NDArray[np.float32]], most: int) -> Iterato
 
 
 def load_predictor(bundle: Bundle) -> Predictor:
-    """Return the bundle's predictor, loaded once in a process however many threads ask."""
+    """Return the bundle's predictor, which a process loads once for all threads."""
     with _LOCK:
         return _load(bundle.folder, bundle.card.model_id, bundle.card.files[EXECUTABLE])
 
@@ -134,18 +134,18 @@ def load_predictor(bundle: Bundle) -> Predictor:
 def _load(folder: Folder, model_id: str, digest: str) -> Predictor:
     bundle = open_bundle(folder)
     if bundle.card.model_id != model_id:
-        raise UsageError(f"model {folder.url}: expected model {model_id}, got {bundle.card.model_id}")
-    # The driver has checked that one, and nothing checks it again.
+        raise UsageError(f"model {folder.url}: it must be the model {model_id}: {bundle.card.model_id}")
+    # The driver has checked the file with this digest, and nothing checks it again.
     if bundle.card.files.get(EXECUTABLE) != digest:
         raise UsageError(f"model {folder.url}: {EXECUTABLE} was replaced during the run; run the same command again")
     return Predictor(bundle)
 
 
 class Labels(NamedTuple):
-    """What a model says of rows that all have features.
+    """A model's labels for rows that all have features.
 
-    `raw` is what the network gives, `probabilities` what calibration makes of it; both have the shape (n_rows, n_labels).
-    `best` is the number of the network's own choice, and `confidence` the probability of that. `is_confident` is false
+    `raw` is the network's output, and `probabilities` is calibrated; both have the shape (n_rows, n_labels). `best` is the
+    number of the network's choice, and `confidence` its probability. `is_confident` is false
     everywhere if the bundle cannot tell. The last three are None if the bundle, or its features, cannot tell.
     """
 
@@ -160,7 +160,7 @@ class Labels(NamedTuple):
 
 
 def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
-    """Return what a model says of rows that all have features, and how far to trust it; of each row by that row alone."""
+    """Return a model's labels for rows that all have features; each depends on its row alone."""
     card = predictor.card
     settings, threshold = card.feature_settings, card.confidence.get("threshold")
     raw = np.empty((usable.num_rows, len(card.labels)), np.float32)
@@ -172,7 +172,7 @@ def predict_labels(usable: pa.Table, predictor: Predictor) -> Labels:
             found.append(domain.summarise(some, settings))
         raw[start : start + _READ_ROWS] = predictor.predict(join(inputs))
     summaries = np.concatenate(found)
-    # The label is the network's own; how sure it is of it is what calibration says.
+    # The label is the network's choice. Calibration only changes how sure it is.
     best = np.argmax(raw, axis=1)
     probabilities = apply_temperature(raw, card.temperature)
     confidence = probabilities[np.arange(len(best)), best]
@@ -196,7 +196,7 @@ def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
     """
     labels = predictor.card.labels
     is_ok = pc.equal(features["status"], Status.OK).to_numpy()
-    # A filter, for the values of missing features are there in the flat arrays of some versions and not of others.
+    # Rows are filtered first, because only some versions of Arrow keep missing features in their flat arrays.
     found = predict_labels(features.filter(pa.array(is_ok)), predictor)
     made: dict[str, npt.NDArray[np.generic] | None] = {
         "emotion": np.array(labels, object)[found.best],

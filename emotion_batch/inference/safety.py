@@ -18,7 +18,7 @@ from emotion_batch.errors import UsageError
 
 Shape = tuple[int, ...]
 
-# The seed's network has less than 1 MB; what is decoded of a file is bounded by the same.
+# The seed's network has less than 1 MB. The same limit holds for what a file unpacks to.
 MAX_NETWORK_BYTES = 2**26
 _MAX_CONFIG_BYTES = 2**20
 _KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
@@ -32,7 +32,7 @@ _KERAS_CLASSES: Mapping[str, frozenset[str]] = {
             *("MaxPooling1D", "Multiply", "ReLU", "Rescaling", "Reshape", "Softmax", "Subtract"),
         }
     ),
-    # For which there is no layer, and what Masking is written as.
+    # There is no layer for these, or Masking is saved as them.
     "keras.src.ops.numpy": frozenset({"Any", "NotEqual", "Sqrt"}),
     "keras.initializers": frozenset(
         {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Orthogonal", "Zeros"}
@@ -43,7 +43,7 @@ _KERAS_CLASSES: Mapping[str, frozenset[str]] = {
     "keras.losses": frozenset({"CategoricalCrossentropy", "SparseCategoricalCrossentropy"}),
     "keras.metrics": frozenset({"CategoricalAccuracy", "SparseCategoricalAccuracy"}),
 }
-# What Keras writes of its own accord, of no module: a layer's input, and a tuple.
+# Keras itself writes these, without a module: a layer's input, and a tuple.
 _KERAS_VALUES = frozenset({"__keras_tensor__", "__tuple__"})
 _ACTIVATIONS = (None, "linear", "relu", "sigmoid", "softmax", "tanh")
 # Filters of HDF5 that are built in: deflate, shuffle, Fletcher's checksum, LZF. Others load a library.
@@ -56,10 +56,10 @@ _OPERATORS = frozenset(
         *("Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
     }
 )
-# The last is named by what tf2onnx writes, which uses none of its operators; it has none of the names above.
+# tf2onnx names the last one, but uses none of its operators. It has no operator with a name above.
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-# The messages of ONNX that weights and operators need, and their fields. What has other fields is refused; inputs, outputs and
-# the types of values are of other messages, which hold nothing that is executed.
+# The messages of ONNX that weights and operators need, and their fields. Other fields are refused. Inputs, outputs and
+# the types of values are in other messages, which hold nothing that is executed.
 _ONNX_FIELDS: Mapping[str, frozenset[str]] = {
     message: frozenset(fields.split())
     for message, fields in {
@@ -71,7 +71,7 @@ _ONNX_FIELDS: Mapping[str, frozenset[str]] = {
         "OperatorSetIdProto": "domain version",
     }.items()
 }
-# What is refused, where a sentence has a better name for it.
+# Errors call these refused fields so.
 _ONNX_REFUSED: Mapping[str, str] = {
     "training_info": "a training",
     "functions": "a function of its own",
@@ -83,11 +83,11 @@ _ONNX_REFUSED: Mapping[str, str] = {
 
 
 class _RefusedError(Exception):
-    """What a file holds is not allowed; the text says what, to go behind "got"."""
+    """A file holds something that is not allowed; the text says what, as the object of "it holds"."""
 
 
 def inspect_keras(data: bytes, thing: str, shapes: Sequence[Shape] | None = None) -> None:
-    """See that a ``.keras`` file, a zip of three members, holds weights and layers of Keras's own that are known here.
+    """Check that a ``.keras`` file, a zip of three members, only holds weights and known layers of Keras itself.
 
     `thing` is what an error calls it; its weights must have the given shapes, in any order. Raises UsageError if it holds
     anything else, is damaged, or is larger than 64 MiB, packed or not.
@@ -96,47 +96,47 @@ def inspect_keras(data: bytes, thing: str, shapes: Sequence[Shape] | None = None
 
 
 def inspect_h5(data: bytes, thing: str) -> None:
-    """See that an HDF5 file holds groups and numbers of its own, without links to elsewhere; else as `inspect_keras`."""
-    _inspect(data, thing, "an HDF5 file with weights of its own", lambda: _read_shapes(data))
+    """Check that an HDF5 file holds groups and numbers itself, without links to elsewhere; else as `inspect_keras`."""
+    _inspect(data, thing, "weights in the HDF5 file itself", lambda: _read_shapes(data))
 
 
 def inspect_onnx(data: bytes, thing: str) -> None:
-    """See that an ONNX file holds weights and operators that are known here.
+    """Check that an ONNX file only holds weights and known operators.
 
-    Only a driver looks: `import onnx` costs 0.1 s and 10 MB. Its workers compare the file's digest with the one that it saw.
+    Only a driver checks, because `import onnx` costs 0.1 s and 10 MB. Its workers compare the file's digest.
     Raises UsageError for another domain's operators, functions, graphs within a node, or weights in other files.
     """
     _inspect(data, thing, "known operators and their weights", lambda: _read_onnx(data))
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Return what JSON says, all of its numbers finite; raise ValueError if it is none or too deep."""
+    """Return the value of JSON; raise ValueError if it is not JSON, is too deep, or has a number that is not finite."""
     try:
         return json.loads(data, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"the number {text} where each must be finite")
+        raise ValueError(f"each number must be finite: {text}")
     return number
 
 
 def _inspect(data: bytes, thing: str, rule: str, read: Callable[[], object]) -> None:
-    """Read a file, and turn whatever is wrong with it into one sentence."""
+    """Read a file, and turn any failure into one sentence."""
     try:
         if len(data) > MAX_NETWORK_BYTES:
             raise _RefusedError(f"more than {MAX_NETWORK_BYTES:,} bytes")
         read()
     except _RefusedError as error:
-        raise UsageError(f"{thing}: expected {rule}, got {error}; use only files whose maker you trust") from error
-    except Exception as error:
-        # What zipfile, json and h5py raise for a file that is damaged on purpose shares no base class.
         raise UsageError(
-            f"{thing}: expected {rule}, got a file that cannot be read ({type(error).__name__}); fetch or make it again"
+            f"{thing}: it holds {error}, and only {rule} are allowed; use only files whose maker you trust"
         ) from error
+    except Exception as error:
+        # The errors of zipfile, json and h5py for a damaged file share no base class.
+        raise UsageError(f"{thing}: it cannot be read ({type(error).__name__}); fetch or make it again") from error
 
 
 def _read_keras(data: bytes, shapes: Sequence[Shape] | None) -> None:
@@ -145,12 +145,12 @@ def _read_keras(data: bytes, shapes: Sequence[Shape] | None) -> None:
         if strangers := [member.filename for member in members if member.filename not in _KERAS_MEMBERS]:
             raise _RefusedError(f"{strangers[0]!r} beside {', '.join(_KERAS_MEMBERS)}")
         if len(members) != len(_KERAS_MEMBERS):
-            raise _RefusedError(f"{len(members)} members where {', '.join(_KERAS_MEMBERS)} must be")
+            raise _RefusedError(f"{len(members)} members instead of {', '.join(_KERAS_MEMBERS)}")
         for member in members:
             limit = MAX_NETWORK_BYTES if member.filename.endswith(".h5") else _MAX_CONFIG_BYTES
             if member.file_size > limit:
                 raise _RefusedError(f"{member.filename!r} of {member.file_size:,} bytes, unpacked")
-        # Of each no more is unpacked than the size that it states.
+        # `read` never unpacks more than the size that a member states.
         config, metadata, weights = (archive.read(name) for name in _KERAS_MEMBERS)
     parse_json(metadata)
     _inspect_config(parse_json(config))
@@ -161,7 +161,7 @@ def _read_keras(data: bytes, shapes: Sequence[Shape] | None) -> None:
 
 
 def _inspect_config(config: Any) -> None:
-    """See that everything that Keras would look up by its name is known; Keras imports what a config names."""
+    """Check that all names in a config are known, because Keras imports what a config names."""
     left = [config]
     while left:
         value = left.pop()
@@ -172,7 +172,7 @@ def _inspect_config(config: Any) -> None:
             if not value.keys().isdisjoint(("class_name", "module", "registered_name")):
                 _inspect_class(value)
             for name, activation in value.items():
-                # One that is a dictionary is looked at as a class is.
+                # An activation that is a dictionary is checked as a class.
                 if name.endswith("activation") and not isinstance(activation, dict) and activation not in _ACTIVATIONS:
                     raise _RefusedError(f"the activation {activation!r}")
 
@@ -186,7 +186,7 @@ def _inspect_class(value: Mapping[str, Any]) -> None:
 
 
 def _read_shapes(data: bytes) -> dict[str, Shape]:
-    """Return the shapes of an HDF5 file's arrays by their paths, having seen that all of them are in it."""
+    """Return the shapes of an HDF5 file's arrays by their paths, and check that all are in the file itself."""
     import h5py
 
     shapes: dict[str, Shape] = {}
@@ -217,7 +217,7 @@ def _read_shapes(data: bytes) -> dict[str, Shape]:
 
 
 def _inspect_array(found: Any, path: str) -> None:
-    """See that an array is one of numbers, and in the file itself."""
+    """Check that an array holds numbers, and is in the file itself."""
     import h5py
 
     if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu" or found.shape is None:
@@ -233,9 +233,9 @@ def _inspect_array(found: Any, path: str) -> None:
 def _read_onnx(data: bytes) -> None:
     import onnx
 
-    # ONNX Runtime tells its own format by these, which a message could have as well.
+    # ONNX Runtime recognises its own format by these bytes, which a message could also have.
     if data[4:8] == b"ORTM":
-        raise _RefusedError("ONNX Runtime's own format")
+        raise _RefusedError("a graph in ONNX Runtime's own format")
     model = onnx.load_model_from_string(data)
     n_bytes = model.ByteSize()
     model.DiscardUnknownFields()

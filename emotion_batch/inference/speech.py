@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
 FILE = "speech.json"
-# A summary farther out, in standard deviations, counts as this far: what was never heard has no more say than the oddest that was.
+# A summary farther out, in standard deviations, counts as this far, so that unknown sounds weigh no more than the oddest known.
 FARTHEST = 5.0
 
 
@@ -51,16 +51,16 @@ class Detector:
         shapes = [one.shape for one in (self.centre, self.scale, self.hidden_bias, self.output)]
         if not n_hidden or shapes != [(n_dims,), (n_dims,), (n_hidden,), (n_hidden,)]:
             raise ValueError(
-                f"{FILE}: expected arrays that fit each other, got shapes {self.hidden.shape} and {shapes}"
+                f"{FILE}: its arrays do not fit each other, their shapes are {self.hidden.shape} and {shapes}"
             )
         arrays = (self.centre, self.scale, self.hidden, self.hidden_bias, self.output, self.threshold)
         if not (all(np.isfinite(one).all() for one in arrays) and (self.scale > 0).all()):
-            raise ValueError(f"{FILE}: expected finite numbers, and a scale above 0, got others")
+            raise ValueError(f"{FILE}: all numbers must be finite, and scale must be above 0")
 
     def score(self, summaries: npt.NDArray[np.floating]) -> Doubles:
-        """Return how much rows are like speech, shape (n_rows,): of each row by that row alone."""
+        """Return how much rows are like speech, shape (n_rows,); each score depends on its row alone."""
         inputs = np.clip((summaries.astype(np.float64) - self.centre) / self.scale, -FARTHEST, FARTHEST)
-        # Not as a product of matrices, whose last digits would depend on how many rows there are.
+        # This is not a product of matrices, because its last digits would depend on the number of rows.
         hidden = np.tanh(np.einsum("rd,dh->rh", inputs, self.hidden) + self.hidden_bias)
         return np.asarray(np.einsum("rh,h->r", hidden, self.output), np.float64)
 
@@ -77,7 +77,7 @@ def read_detector(content: bytes) -> Detector:
             np.array(one, np.float64) for one in (kept.centre, kept.scale, kept.hidden, kept.hidden_bias, kept.output)
         )
     except ValueError as error:
-        raise ValueError(f"{FILE}: expected what models/speech.py writes, got another ({error})") from error
+        raise ValueError(f"{FILE}: it is not as models/speech.py writes it ({error})") from error
     return Detector(centre, scale, hidden, hidden_bias, output, kept.threshold)
 
 

@@ -173,6 +173,10 @@ class Run:
 
     def keep_model(self, bundle: Bundle) -> Bundle:
         """Return the table's own copy of a bundle; missing files of the copy are made."""
+        licence = bundle.card.training.get("data_licence")
+        self.summary.model = (
+            f"model {bundle.card.model_id}{f'; licence of its training data: {licence}' if licence else ''}"
+        )
         return copy_bundle(bundle, self.table.folder(COPY))
 
     def find_witnesses(self, archive: Folder) -> tuple[Entry, ...]:

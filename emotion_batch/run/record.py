@@ -80,8 +80,8 @@ class Summary:
         with the table before.
     left_out
         Number of files of the archive that are not recordings, by suffix.
-    audio_s
-        Seconds of audio that the rows of this run cover.
+    audio_s, recorded_s
+        Seconds of audio that the rows of this run cover, and seconds that their recordings last.
     n_resubmitted
         Shards that were handed out again because a worker or a store failed.
     spent
@@ -90,6 +90,8 @@ class Summary:
         Wall-clock seconds from the call to the end.
     run
         The run's id.
+    model
+        What labelled, with the licence of the recordings that it learnt from; nothing for features.
     n_shards_left
         Shards that were left to a cluster, which does them by itself.
     """
@@ -106,10 +108,12 @@ class Summary:
     n_pruned: int = 0
     left_out: Mapping[str, int] = field(default_factory=dict)
     audio_s: float = 0.0
+    recorded_s: float = 0.0
     n_resubmitted: int = 0
     spent: Spent = field(default_factory=Spent)
     elapsed_s: float = 0.0
     run: str = ""
+    model: str = ""
     n_shards_left: int = 0
 
     @property
@@ -123,6 +127,7 @@ class Summary:
         self.n_shards_done += 1
         self.n_decoded += receipt.made.n_recordings
         self.audio_s += receipt.audio_s
+        self.recorded_s += receipt.recorded_s
         self.spent.add(receipt.spent)
         self.show({status: [example] for status, example in receipt.examples.items()})
 

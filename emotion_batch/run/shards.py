@@ -20,7 +20,7 @@ from emotion_batch.inference.predict import load_predictor
 from emotion_batch.progress import Watcher
 from emotion_batch.run.canary import RECORDINGS
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments
-from emotion_batch.storage.archive import find_base, list_recordings
+from emotion_batch.storage.archive import find_base, list_recordings, name_suffixes
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.file_lists import is_list
 from emotion_batch.storage.folder import Folder, explained, is_url
@@ -249,7 +249,7 @@ def find_left(
         else:
             card, segments = bundle.card, segments or bundle.card.segments
             info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
-        info = replace(info, include=include, exclude=exclude)
+        info = replace(info, include=include, exclude=exclude, suffixes=name_suffixes(suffixes))
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
     manifest = read_manifest(begun, info) if begun is not None and features is None else None
     if features is not None:

@@ -27,7 +27,15 @@ SUFFIXES = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".w64", ".rf64", ".bw64"),
     *(".au", ".caf", ".sph", ".m4a", ".aac", ".mp4", ".3gp", ".amr", ".wma", ".webm", ".mka", ".mkv", ".mov"),
 )
-# A listing says after so many names how far it is.
+
+
+def name_suffixes(suffixes: Iterable[str]) -> tuple[str, ...]:
+    """Return suffixes that differ from the usual ones; none if they do not."""
+    named = tuple(suffixes)
+    return () if named == SUFFIXES else named
+
+
+# A listing reports its progress after this many names.
 _PAGE = 10_000
 _HIDDEN = r"(^|/)\."
 _HERE = r"^(\./+)+"
@@ -40,9 +48,9 @@ class Listing:
     """What was found in an archive.
 
     The names in `entries` (`ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice) are relative to `folder`.
-    `left_out` counts, by suffix, the files that are no recordings by it; `n_duplicates` how often a list named a recording
-    again, in whatever spelling; `n_missing` the recordings that a list on this machine names and that are not there, of which
-    `missing` is the first; `n_unchosen` the recordings that the patterns left out.
+    `left_out` counts, by suffix, the files without a recording's suffix; `n_duplicates` how often a list named a recording
+    again, in any spelling; `n_missing` the recordings that a list on this machine names and that are missing, and `missing`
+    is the first of them; `n_unchosen` the recordings that the patterns left out.
     """
 
     folder: Folder
@@ -57,16 +65,16 @@ class Listing:
         """Yield what a person should know about the listing, a sentence each."""
         if self.left_out:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
-            yield (f"left out {sum(self.left_out.values())} files that are no recordings by their suffix ({kinds})")
+            yield f"left out {_count(sum(self.left_out.values()), 'file')} without a recording's suffix ({kinds})"
         if self.n_unchosen:
-            yield f"left out {self.n_unchosen:,} recordings by --include and --exclude"
+            yield f"left out {_count(self.n_unchosen, 'recording')} by --include and --exclude"
         if self.n_duplicates:
-            yield (f"left out {self.n_duplicates} repetitions of recordings that the list names already")
+            yield f"left out {_count(self.n_duplicates, 'line')} for recordings that the list already names"
         if self.n_missing:
             verb = "is" if self.n_missing == 1 else "are"
             yield (
-                f"{self.n_missing:,} of the {self.entries.num_rows:,} recordings of the list {verb} not there, e.g. "
-                f"{self.missing!r}; names in a list are relative to the folder that the list is in, {self.folder.url}"
+                f"{self.n_missing:,} of the {_count(self.entries.num_rows, 'recording')} in the list {verb} missing, e.g. "
+                f"{self.missing!r}; names in a list are relative to the list's folder {self.folder.url}"
             )
 
 
@@ -95,9 +103,9 @@ def list_recordings(
         pattern with ``/`` is about the whole name, relative to the archive: ``*`` and ``?`` stay within a folder, ``**`` does not.
         One without is about the last part of the name.
     may_be_empty
-        Whether an archive without recordings is an answer, and no error.
+        Whether an archive without recordings is allowed.
     on_listed
-        Takes how many files were seen, now and then.
+        Called now and then with the number of files seen.
     """
     place = Folder.of(archive, options)
     endings = tuple(suffix.lower() if suffix.startswith(".") else f".{suffix.lower()}" for suffix in suffixes)
@@ -116,13 +124,17 @@ def list_recordings(
     if include or exclude:
         listing = _choose(listing, include, exclude)
     if not (listing.entries.num_rows or may_be_empty):
-        others = f", only {sum(listing.left_out.values())} other files" if listing.left_out else ""
+        others = f", only {_count(sum(listing.left_out.values()), 'other file')}" if listing.left_out else ""
         raise UsageError(
-            f"archive {place.url}: expected recordings ({' '.join(endings)}), got none{others}; "
+            f"archive {place.url}: there are no recordings ({' '.join(endings)}){others}; "
             "check the name, or name other endings with --suffix"
             + (", and check the patterns of --include and --exclude" if include or exclude else "")
         )
     return listing
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
 
 
 def _choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
@@ -158,10 +170,10 @@ def is_recording(source: str | os.PathLike[str], options: Mapping[str, Any] | No
 
 
 def _kind(place: Folder) -> tuple[_Kind, Folder]:
-    """Return what an archive is, and what the names of its recordings are relative to; of a list, where it lies."""
+    """Return an archive's kind, and the folder that its names are relative to; for a list, the list's folder."""
     parent, _ = split_file(place)
     with explained(f"archive {place.url}"):
-        # In this order: a name that exists is never taken for a glob.
+        # The glob comes last, because a name that exists is never taken for a glob.
         kind = place.find_kind()
         if kind == "folder":
             return "folder", place
@@ -183,7 +195,7 @@ def _of_pages(
     left_out: Counter[str] = Counter()
     kept: list[pa.RecordBatch] = []
     n_listed = 0
-    # All endings at once; the empty one is any.
+    # One pattern looks for all endings. The empty ending matches every name.
     ending = f"(?i)({'|'.join(re.escape(ending) for ending in endings)})$"
     for page in pages:
         n_listed += page.num_rows
@@ -238,7 +250,7 @@ def _find_one(place: Folder) -> Entry:
 
 def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
     """Return the files of a local archive that are not hidden, names relative to `base`."""
-    # Our own walk, because fsspec's passes over linked folders and over folders that it may not read.
+    # fsspec's walk skips linked folders and folders that it may not read, so it is not used here.
     found = _walk_local(base.url, "", ())
     if kind == "folder":
         return found
@@ -247,7 +259,7 @@ def _find_local(place: Folder, base: Folder, kind: _Kind) -> Iterator[Entry]:
 
 
 def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """Walk a local folder, links to folders included, but never round a ring of them."""
+    """Walk a local folder, with links to folders, but never in a circle."""
     path = os.path.join(root, below) if below else root
     try:
         status = os.stat(path)
@@ -255,10 +267,10 @@ def _walk_local(root: str, below: str, above: tuple[tuple[int, int], ...]) -> It
         if identity in above:
             return
         with os.scandir(path) as found:
-            # In the order of the names that come of it, so that they need not be sorted later.
+            # They are sorted by their later names, so that these need not be sorted again.
             children = sorted(found, key=lambda child: f"{child.name}/" if _is_folder(child) else child.name)
     except FileNotFoundError:
-        # Gone while the folders above it were listed.
+        # The folder was deleted while those above it were listed.
         if below:
             return
         raise
@@ -276,13 +288,13 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
     try:
         return child.is_dir()
     except OSError:
-        # A link to itself: no folder, and its row will say so.
+        # A link to itself is not a folder, and its row will say so.
         return False
 
 
 def _entry_local(name: str, path: str) -> Entry:
     status = None
-    # A dangling link, or a file that is gone since, is listed all the same, so that it gets a row with its reason.
+    # A dangling link, or a file that was deleted since, is still listed, so that it gets a row with its reason.
     with contextlib.suppress(OSError):
         status = os.stat(path)
     return _known(name, status)
@@ -315,7 +327,7 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
         if not base.is_local or pc.all(is_place, min_count=0).as_py():
             on_listed(names.num_rows)
             names = _trimmed(names)
-            # Millions of names, none of them an object of Python's but such as may have secrets in them.
+            # Only names that may hold secrets become Python objects, because there may be millions.
             for name in names["name"].filter(pc.match_substring_regex(names["name"], "://.*[@?]")).to_pylist():
                 refuse_secrets(name)
             table, n_duplicates = distinct(_entries(names))
@@ -353,7 +365,7 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
 
 
 def _trimmed(names: pa.Table) -> pa.Table:
-    """Return names of a store as its keys are: without blanks at their ends and a leading ``./``; all else is literal."""
+    """Return names of a store as keys: without blanks at the ends and a leading ``./``. All else is literal."""
     is_odd = pc.match_substring_regex(names["name"], r"^(\s|\./)|\s$")
     if not pc.any(is_odd, min_count=0).as_py():
         return names
@@ -363,10 +375,10 @@ def _trimmed(names: pa.Table) -> pa.Table:
 
 
 def _without_aliases(table: pa.Table, base: Folder) -> tuple[pa.Table, int]:
-    """Return a list's entries without those that it names relative to its folder as well, and how many these are.
+    """Return a list's entries without those that it also names relative to its folder, and how many these are.
 
-    Which of two names a recording has must not depend on what else is in the list. So a URL stays one, and so does a name
-    that leads out of the folder by ``..``.
+    The name of a recording must not depend on the other lines of the list. So a URL stays a URL, and a name that leaves
+    the folder with ``..`` stays as it is.
     """
     names = table["file"]
     if base.is_local:

@@ -1,7 +1,7 @@
 """Read and write buckets by obstore, at a tenth of the processor time of fsspec's clients.
 
-Only this module and `bucket_options` import obstore, and only when a bucket is opened. Fsspec's own client does what obstore
-cannot do: options that have no counterpart, and names that obstore refuses.
+Only this module and `bucket_options` import obstore, and only when a bucket is opened. Fsspec's own client is
+used for options that obstore does not have, and for names that obstore refuses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from emotion_batch.storage.retry import CLIENT_RETRIES, TRANSIENT_CODES, is_tran
 T = TypeVar("T")
 P = ParamSpec("P")
 _URL = re.compile(r"([A-Za-z0-9]+)://([^/]+)/?(.*)", re.DOTALL)
-# A stalled answer is given up long before a deadline. A large part may take its time to be written: nothing is read meanwhile.
+# A stalled answer ends long before a deadline. Writing has no read timeout, because a large part takes long to send.
 _READING = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "1800s"}
 _WRITING = {"connect_timeout": "5s", "timeout": "600s"}
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist", re.IGNORECASE)
@@ -47,18 +47,18 @@ _CODE = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>|\(code: (\w{1,60})\)")
 _STRANGE = re.compile(r"invalid \w+ response|non-partial response|[Hh]eader missing|parse range|Content-Range")
 _CERTIFICATE = re.compile(r"InvalidCertificate|UnknownIssuer|certificate verify|CertificateError", re.IGNORECASE)
-# Failures that pass, although the answer is a 400.
+# These failures are transient, although the answer is a 400.
 _TRANSIENT_REASONS = {"RequestTimeout", "SlowDown", "InternalError", "ServerBusy", "OperationTimedOut"}
 _DENIED_REASONS = {"AccessDenied", "ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-# An error in obstore's own core is no Exception.
+# An error in obstore's core is a BaseException and not an Exception.
 _PANIC = "PanicException"
-# Listings come by so many names; so many listings are under way at once, each of a prefix.
+# A page of a listing has this many names, and this many prefixes are listed at once.
 PAGE = 1_000
 _N_LISTINGS = 16
-# A folder is worth a listing of its own if it has so many of a page's names; so many levels are looked into for such folders.
+# A folder gets its own listing if a page has this many of its names. Such folders are looked for down to this level.
 _LEAST_FOLDER = 250
 _MOST_LEVELS = 4
-# A page of a listing, or a folder that is listed for itself: its name with a slash, and what gives its pages and folders.
+# A page of a listing, or a folder with its own listing: its name with a slash, and a function that returns its pages.
 _Found: TypeAlias = pa.Table | tuple[str, Callable[[], list[Any]]]
 _stores: dict[tuple[int, str, str, str], BucketStore | None] = {}
 _LOCK = threading.Lock()
@@ -67,14 +67,14 @@ _LOCK = threading.Lock()
 def open_bucket(url: str, options: Mapping[str, Any]) -> tuple[BucketStore, str] | None:
     """Return a bucket's store, one for each process, and the key that a URL such as ``s3://bucket/key`` names in it.
 
-    `options` are those of fsspec's filesystem. None if obstore does not serve the URL, or not with these options; raise
-    StorageError if they cannot be used, or the credentials that they name cannot be read.
+    `options` are those of fsspec's filesystem. None if obstore does not serve the URL with these options; raise StorageError if
+    they cannot be used, or the credentials that they name cannot be read.
     """
     match = _URL.fullmatch(url)
     if match is None or match[1] not in EXTRAS or match[1] == "adl":
         return None
     protocol, bucket, key = match.groups()
-    # A store that is inherited over a fork lacks its threads.
+    # The process is part of the key, because a store loses its threads in a fork.
     name = (os.getpid(), protocol, bucket, json.dumps(options, sort_keys=True, default=id))
     with _LOCK:
         if name not in _stores:
@@ -92,9 +92,9 @@ def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> BucketStore
     try:
         config = configure(protocol, bucket, options)
     except Exception as error:
-        # A profile that is not there, a file of keys that is none: whatever the clouds' own packages say.
+        # The clouds' own packages raise many errors, e.g. for a profile or a key file that does not exist.
         said = scrub(str(error).splitlines()[0] if str(error) else type(error).__name__, options)
-        raise StorageError(f"{protocol}://{bucket}: expected credentials that can be read, got {said}") from None
+        raise StorageError(f"{protocol}://{bucket}: the credentials cannot be read ({said})") from None
     if config is None:
         return None
     kinds = {"s3": obstore.store.S3Store, "gcs": obstore.store.GCSStore, "azure": obstore.store.AzureStore}
@@ -148,14 +148,14 @@ class BucketStore:
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
                 raise
             said = scrub(str(error).splitlines()[0], options)
-            raise StorageError(f"{url}: expected options that fit it, got {said}") from None
+            raise StorageError(f"{url}: these options cannot be used with it ({said})") from None
 
     @_or_fsspec
     def get(self, path: str, start: int = 0, stop: int | None = None, *, version: str | None = None) -> Blob:
         """Return an object's bytes from `start` to `stop`, as far as it has them."""
         options: dict[str, Any] = {}
         if stop is not None and stop <= start:
-            # A range of no bytes is refused.
+            # Stores refuse a range of no bytes.
             options["head"] = True
         elif stop is not None or start:
             options["range"] = {"offset": start} if stop is None else (start, stop)
@@ -165,7 +165,7 @@ class BucketStore:
 
     @_or_fsspec
     def get_end(self, path: str, n_bytes: int) -> Blob:
-        """Return an object's last bytes, in one request where the store can."""
+        """Return an object's last bytes, in one request if the store can."""
         if n_bytes and self._kind != "azure":
             return self._get(path, {"range": {"suffix": n_bytes}})
         size = self._get(path, {"head": True}).size
@@ -187,7 +187,7 @@ class BucketStore:
 
     @_or_fsspec
     def put(self, path: str, data: bytes) -> None:
-        """Write an object in one request, because parts of an upload that is given up stay and cost."""
+        """Write an object in one request, because the parts of an unfinished upload stay and cost money."""
         self._put(path, data, "overwrite")
 
     def _put(self, path: str, data: bytes, mode: Any) -> None:
@@ -196,7 +196,7 @@ class BucketStore:
 
     @_or_fsspec
     def find_mark(self, path: str) -> Mark | None:
-        """Return an object's ETag, and its generation where the store has such."""
+        """Return an object's ETag, and its generation if the store has one."""
         try:
             meta = self._obstore.head(self._store, path)
         except FileNotFoundError as error:
@@ -214,12 +214,12 @@ class BucketStore:
         except (kinds.AlreadyExistsError, kinds.PreconditionError):
             return False
         except kinds.BaseError as error:
-            # A store that cannot replace on a condition.
+            # Some stores cannot replace an object on a condition.
             if over is None or "status code: 501" not in str(error):
                 raise
             self._put(path, data, "overwrite")
         except FileNotFoundError as error:
-            # Some stores say so of an object that is to be replaced.
+            # Some stores say so if the object that must be replaced is gone.
             if over is None or _NO_BUCKET.search(str(error)):
                 raise
             return False
@@ -239,7 +239,7 @@ class BucketStore:
         """Return what there is under a name: an object, or objects below it."""
         is_empty = False
         if path:
-            # Not the head alone, which comes without a reason where it is refused.
+            # A head request gives no reason if it is refused, so a byte is read.
             with contextlib.suppress(FileNotFoundError):
                 if self.get(path, 0, 1).size:
                     return "file"
@@ -250,7 +250,7 @@ class BucketStore:
         return "file" if is_empty else None
 
     def children(self, path: str) -> tuple[pa.Table, list[str]]:
-        """Return the files directly below a prefix, and the names of those that go on."""
+        """Return the files directly below a prefix, and the names of the folders there."""
         return self._call(path, lambda: self._list_children(path), lambda other, root: other.children(root + path))
 
     def _list_children(self, path: str) -> tuple[pa.Table, list[str]]:
@@ -261,8 +261,8 @@ class BucketStore:
     def walk(self, path: str) -> Iterator[pa.Table]:
         """Yield all files below a prefix, sorted by name but for files beside folders.
 
-        Folders are listed side by side if the first page shows that they are large. A listing that breaks goes on from
-        where it was, and what was handed on is not kept.
+        Folders are listed in parallel if the first page shows that they are large. A listing that breaks continues from
+        its last name. Pages that were yielded are not kept.
         """
         if not path and self._kind != "azure":
             # obstore lists a key that begins with `/` without it, as if it were another.
@@ -276,11 +276,11 @@ class BucketStore:
         def found(prefix: str, level: int) -> Iterator[_Found]:
             pages = self._pages(prefix, is_over)
             first = next(pages, LISTED_SCHEMA.empty_table())
-            # One name less may be there, because the marker of the prefix itself is left out.
+            # A full page may lack one name, because the marker of the prefix itself is left out.
             if level and first.num_rows >= PAGE - 1 and _has_large_folders(first["name"]):
-                # None if obstore does not take all names in it: its pages will tell.
+                # It is None if obstore does not take all names in it. Then its pages are used.
                 listed = persistently(lambda: self._call(prefix, lambda: self._list_children(prefix), lambda *_: None))
-                # A page without folders is not what the first page was of.
+                # If there are no folders any more, the first page is used.
                 if listed is not None and listed[1]:
                     names = sorted(f"{name}/" for name in listed[1])
                     places = [f"{prefix}/{name}".lstrip("/")[:-1] for name in names]
@@ -294,12 +294,12 @@ class BucketStore:
         try:
             yield from _in_order("", found(path, _MOST_LEVELS))
         finally:
-            # A caller that gives up does not wait for what is under way.
+            # A caller that stops does not wait for running requests.
             is_over.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _pages(self, prefix: str, is_over: threading.Event) -> Iterator[pa.Table]:
-        """Yield what is below a prefix, names relative to it, until `is_over` is set."""
+        """Yield the files below a prefix, names relative to it, until `is_over` is set."""
         stream: Iterator[Any] | None = None
         last: str | None = None
         ended_at: str | None = ""
@@ -309,7 +309,7 @@ class BucketStore:
             if stream is None:
                 some = self._obstore.list(self._store, prefix or None, offset=last, chunk_size=PAGE, return_arrow=True)
                 stream = iter(some)
-            # A stream that raises is not asked again.
+            # A stream that raised is not used again.
             current, stream = stream, None
             page = next(current, None)
             stream = current
@@ -321,13 +321,13 @@ class BucketStore:
         while not is_over.is_set():
             page, is_last = persistently(lambda: self._call(prefix, next_page, all_pages))
             if page is None:
-                # A page to log in may be read as an end: it is one if there is nothing more after the last name.
+                # A login page may look like the end, so the end is only believed if nothing follows the last name.
                 if ended_at == last:
                     return
                 ended_at, stream = last, None
                 continue
             if is_last:
-                # Names among them that obstore does not take: all of them once more, without those that came before.
+                # Obstore does not take some names, so fsspec listed all, and those that came before are left out.
                 after = pc.greater(page["name"], last.removeprefix(f"{prefix}/")) if last is not None else None
                 yield page if after is None else page.filter(after)
                 return
@@ -336,9 +336,9 @@ class BucketStore:
                 yield _listed(page, prefix)
 
     def _find_keys(self) -> Any:
-        """Return the keys of the moment, and note what was wrong where there are none."""
+        """Return the current keys; if there are none, note why."""
         try:
-            # botocore's session is not for several threads.
+            # botocore's session is not thread-safe.
             with self._lock:
                 keys = self._config.credentials() if self._config.credentials else None
         except Exception as error:
@@ -351,7 +351,7 @@ class BucketStore:
     def _call(self, path: str, function: Callable[[], T], otherwise: Callable[[FsspecStore, str], T]) -> T:
         """Call obstore, or otherwise fsspec's client if obstore does not take `path`; errors become OSErrors."""
         try:
-            # obstore takes that for another name, and says nothing.
+            # obstore would silently drop the leading slash.
             if not path.startswith("/"):
                 return function()
         except FileNotFoundError as error:
@@ -365,18 +365,18 @@ class BucketStore:
         except BaseException as error:
             if type(error).__name__ != _PANIC:
                 raise
-            raise StoreError(f"obstore gave up: {scrub(str(error).splitlines()[0], self._options)}") from None
+            raise StoreError(f"obstore failed: {scrub(str(error).splitlines()[0], self._options)}") from None
         other, root = open_fsspec(self._url, self._options)
         return otherwise(other, f"{root.rstrip('/')}/")
 
     def _translated(self, error: BaseException) -> OSError:
-        """Return what obstore raised as an OSError; its own text has whole requests in it, which may be signed."""
+        """Return what obstore raised as an OSError; its own text holds whole requests, which may be signed."""
         if isinstance(error, StoreError | DeniedError):
             return error
         text = str(error)
         match, reason = _CODE.search(text), _REASON.search(text)
         code = int(match[1]) if match else None
-        # "Generic S3 error: Error performing GET URL in 1 ms - what the matter is", and what is for debugging.
+        # The text is "Generic S3 error: Error performing GET URL in 1 ms - the reason", and then details for debugging.
         first = text.partition("\n\nDebug source")[0].split(" - ")[-1].strip().splitlines() or [type(error).__name__]
         said = scrub(first[0], self._options)
         word = (reason[1] or reason[2]) if reason else None
@@ -397,7 +397,7 @@ class BucketStore:
         is_denied = code in DENIED_CODES or word in _DENIED_REASONS
         is_denied = is_denied or isinstance(error, kinds.UnauthenticatedError | kinds.PermissionDeniedError)
         if self._lack is not None or is_denied:
-            said = f"{self._lack or said}; credentials were looked for in {self._config.looked_in}"
+            said = f"{self._lack or said} (looked for credentials in: {self._config.looked_in})"
             return DeniedError(errno.EACCES, said)
         if _NO_BUCKET.search(text):
             return self._no_bucket()
@@ -406,8 +406,7 @@ class BucketStore:
         return StoreError(said, is_transient=is_passing, code=code)
 
     def _no_bucket(self) -> NoBucketError:
-        where = "where it was looked for; check its name, endpoint and region"
-        return NoBucketError(f"there is no bucket {self._url} {where}")
+        return NoBucketError(f"there is no bucket {self._url}; check its name, endpoint and region")
 
 
 # A client of storage: both have the same methods.
@@ -419,14 +418,14 @@ def _in_order(above: str, found: Iterator[_Found]) -> Iterator[pa.Table]:
     for one in found:
         if isinstance(one, tuple):
             some = one[1]()
-            # Each is taken out of the list, so that nothing keeps what was handed on.
+            # Each page is taken out of the list, so that pages that were yielded are not kept.
             yield from _in_order(f"{above}{one[0]}", (some.pop(0) for _ in range(len(some))))
         elif one.num_rows:
             yield one.set_column(0, "name", pc.binary_join_element_wise(above, one["name"], "")) if above else one
 
 
 def _has_large_folders(names: pa.ChunkedArray) -> bool:
-    """Return whether a page's names are in so few folders that each has many; listing many small ones costs more."""
+    """Return whether a page's names are in few folders with many names each; listing many small ones costs more."""
     folders = pc.struct_field(pc.extract_regex(names, "(?s)^(?P<folder>[^/]*)/"), "folder").drop_null()
     return 0 < len(folders.unique()) <= PAGE // _LEAST_FOLDER
 

@@ -1,7 +1,7 @@
 """Give obstore what the users of s3fs, gcsfs and adlfs write in their options, environment variables and profiles.
 
-Only the options named here are translated. If there is any other one, the answer is None, and fsspec's own client does the work:
-slower, with the same result.
+Only the options named here are translated. If there is another one, the answer is None, and fsspec's own client does the work.
+That is slower, with the same result.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import fsspec
 # botocore renews keys in time if it is asked this often.
 _KEYS_LAST = timedelta(minutes=5)
 _REGION_TIMEOUT_S = 3
-# The names of one client stand together, in fsspec's own order.
+# The names of one client are together, in fsspec's own order.
 _S3, _GCS, _AZURE = _PROTOCOLS = ("s3", "s3a"), ("gs", "gcs"), ("abfs", "az", "abfss")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-# Options that say how fsspec's clients cache, wait and cut: obstore has no use for them.
+# Options for how fsspec's clients cache, wait and split. obstore does not need them.
 _TUNING = {
     *("asynchronous", "loop", "skip_instance_cache", "use_listings_cache", "listings_expiry_time", "max_paths"),
     *("block_size", "blocksize", "default_block_size", "default_cache_type", "default_fill_cache", "cache_type"),
@@ -37,7 +37,7 @@ _TUNING = {
 }
 # Options whose values are options themselves.
 _NESTED = {"client_kwargs", "config_kwargs", "config_kwargs.s3", "s3_additional_kwargs"}
-# Options of s3fs by obstore's names; of two for one name the later one counts.
+# Options of s3fs with obstore's names. If two have the same name, the later one counts.
 _ENDPOINT = "aws_endpoint_url_s3"
 _S3_NAMES = {
     "anon": "skip_signature",
@@ -49,7 +49,7 @@ _S3_NAMES = {
     "s3_additional_kwargs.SSEKMSKeyId": "sse_kms_key_id",
 }
 _S3_OTHERS = {"key", "secret", "token", "profile", "use_ssl", "client_kwargs.verify"}
-# Values that ask for what obstore does anyway.
+# obstore does this anyway.
 _S3_USUAL = (
     ("config_kwargs.signature_version", "s3v4"),
     ("config_kwargs.s3.addressing_style", "auto"),
@@ -111,9 +111,9 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     import botocore.session
 
     config: dict[str, Any] = {
-        # Many at once are refused by an answer that says 200, and by some servers altogether.
+        # Some servers refuse to delete many objects at once, or report the failure in an answer with the code 200.
         "disable_bulk_delete": True,
-        # obstore takes what is not said here from variables that s3fs does not know.
+        # These are always set, because obstore would read them from variables that s3fs does not know.
         "skip_signature": False,
         "virtual_hosted_style_request": False,
         "conditional_put": "etag",
@@ -122,11 +122,11 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     session = botocore.session.Session(profile=left.get("profile"))
     looked_in = "the key and secret of --storage-options"
     if left.get("key") and left.get("secret"):
-        # obstore would complete its own configuration by a token that the environment has for other keys.
+        # Without this, obstore would add a token from the environment that belongs to other keys.
         session.set_credentials(left["key"], left["secret"], left.get("token"))
     else:
         profile = session.get_config_variable("profile") or "default"
-        looked_in = f"--storage-options, AWS_ACCESS_KEY_ID and its like, profile {profile!r} of ~/.aws, and the machine's own role"
+        looked_in = f"--storage-options, AWS_ACCESS_KEY_ID and similar variables, profile {profile!r} of ~/.aws, and the machine's role"
     region = config.get("region") or session.get_config_variable("region") or os.environ.get("AWS_REGION")
     endpoint = config.get(_ENDPOINT) or _boto_endpoint(session)
     if endpoint is None:
@@ -135,8 +135,8 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
         scheme, end = "https" if left.get("use_ssl", True) else "http", ".cn" if region.startswith("cn-") else ""
         endpoint = f"{scheme}://s3.{region}.amazonaws.com{end}"
     if not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"the endpoint {endpoint!r}, without http:// or https://")
-    # obstore prefers what the environment says of the plain `endpoint`.
+        raise ValueError(f"the endpoint must begin with http:// or https://: {endpoint!r}")
+    # For the plain `endpoint` obstore would prefer the environment.
     config |= {_ENDPOINT: endpoint.rstrip("/"), "region": region or "us-east-1"}
     client: dict[str, Any] = {"allow_http": endpoint.startswith("http://")}
     authorities = left.get("client_kwargs.verify", True)
@@ -152,7 +152,7 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
 
 
 def find_region(url: str) -> str | None:
-    """Return the region of a bucket of Amazon's, which tells it to anybody; None if it cannot be asked.
+    """Return the region of a bucket of Amazon's, which needs no credentials; None if it does not answer.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html
     """
@@ -161,7 +161,7 @@ def find_region(url: str) -> str | None:
         with urllib.request.urlopen(request, timeout=_REGION_TIMEOUT_S) as answer:  # noqa: S310 as above
             headers = answer.headers
     except urllib.error.HTTPError as error:
-        # 403 without rights, 301 from another region: both say it.
+        # The answer is 403 without rights and 301 from another region, and both name the region.
         headers = error.headers
     except (OSError, ValueError, http.client.HTTPException):
         return None
@@ -174,7 +174,7 @@ def _find_boto_keys(session: Any) -> dict[str, Any]:
 
     obstore's own provider needs boto3, whose versions exclude those of the botocore that s3fs needs.
     """
-    # The session keeps them.
+    # The session keeps the keys.
     found = session.get_credentials()
     if found is None:
         raise ValueError("no credentials were found")
@@ -198,11 +198,11 @@ def _gcs(left: dict[str, Any]) -> Config | None:
     # https://gcsfs.readthedocs.io/en/latest/api.html#gcsfs.core.GCSFileSystem
     token = left.pop("token", "google_default")
     left.pop("project", None)
-    # Emulators know Google's JSON interface, and obstore writes by the other one.
+    # Emulators only know Google's JSON interface, and obstore writes with the XML interface.
     if left or os.environ.get("STORAGE_EMULATOR_HOST"):
         return None
     if token == "anon":  # noqa: S105 the word for none
-        # obstore would read the file of that variable all the same, and refuse kinds that it does not know.
+        # obstore would still read the file of that variable, and refuse kinds that it does not know.
         is_left = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
         return None if is_left else Config({"skip_signature": True}, {}, None, "--storage-options")
     import google.auth
@@ -211,11 +211,11 @@ def _gcs(left: dict[str, Any]) -> Config | None:
 
     looked_in = "--storage-options"
     if token in ("google_default", "cloud"):
-        looked_in += ", GOOGLE_APPLICATION_CREDENTIALS, gcloud's own, and the machine's service account"
+        looked_in += ", GOOGLE_APPLICATION_CREDENTIALS, gcloud's credentials, and the machine's service account"
         try:
             found, _ = google.auth.default(scopes=_GCS_SCOPES)
         except DefaultCredentialsError:
-            # gcsfs asks without credentials too if it finds none.
+            # gcsfs also sends requests without credentials if it finds none.
             return Config({"skip_signature": True}, {}, None, looked_in)
     elif isinstance(token, dict) and token.get("type") == "service_account":
         found, _ = google.auth.load_credentials_from_dict(token, scopes=_GCS_SCOPES)  # type: ignore[no-untyped-call]
@@ -240,7 +240,7 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
         "account_name", "account_key", "sas_token", "anon", "client_id", "client_secret", "tenant_id"
     )
     if connection:
-        # Only the string counts, as with adlfs: the environment may have another account's key.
+        # Only the string counts, as in adlfs, because the environment may have another account's key.
         account, key, sas = (parts.get(name) for name in ("accountname", "accountkey", "sharedaccesssignature"))
         account = account or urlsplit(parts.get("blobendpoint", "")).netloc.partition(".")[0]
     account = account or host_of_url.partition(".")[0]
@@ -257,13 +257,13 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
         config["endpoint"] = parts.get("blobendpoint", usual).rstrip("/")
         client["allow_http"] = config["endpoint"].startswith("http://")
     credentials: Callable[[], Any] | None = None
-    looked_in = "--storage-options and AZURE_STORAGE_CONNECTION_STRING and its like"
-    # obstore prefers what the environment says of other accounts to a key in its configuration.
+    looked_in = "--storage-options, AZURE_STORAGE_CONNECTION_STRING and similar variables"
+    # The key is not in the configuration, because obstore would prefer another account's from the environment.
     if key:
         try:
             base64.b64decode(key, validate=True)
         except ValueError:
-            raise ValueError("an account key that is no base64") from None
+            raise ValueError("the account key is not base64") from None
         credentials = partial(dict, access_key=key, expires_at=None)
     elif sas:
         credentials = partial(dict, sas_token=sas.removeprefix("?"), expires_at=None)

@@ -18,15 +18,15 @@ from emotion_batch.storage.retry import persistently
 ENTRY_SCHEMA = pa.schema(
     [
         pa.field("file", pa.string(), nullable=False),
-        # The true name where it is not UTF-8, and so not `file`.
+        # The true name if it is not UTF-8. Then `file` is another one.
         pa.field("raw_file", pa.binary()),
-        # Unknown for what a list names and cannot be looked at: such an entry is never `changed`.
+        # Unknown if a list names it and it cannot be looked at. Such an entry is never `changed`.
         pa.field("size", pa.int64()),
         pa.field("version", pa.string()),
     ]
 )
 BATCH = 65_536
-# A listing is sorted in so many stretches at most, found by a sample of so many names.
+# A listing is sorted in at most this many stretches, and a sample of this many names says where they begin.
 _STRETCHES, _SAMPLE = 16, 4_096
 
 
@@ -76,14 +76,14 @@ def peek(archive: Folder, recording: Entry) -> None:
 
 @cache
 def _nothing() -> dict[str, pa.Array]:
-    """Return columns of null. Not at the import: Arrow's first array sets a GiB of addresses aside, also in a worker's child."""
+    """Return columns of null. Made on first use, because Arrow's first array reserves a GiB of addresses."""
     return {field.name: pa.nulls(BATCH, field.type) for field in ENTRY_SCHEMA}
 
 
 def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return some entries as one piece of memory, without what is null throughout.
 
-    Of a piece for each array allocators lose a third on the way; and ten million nulls are as large as numbers.
+    One piece for each array would waste a third of the memory, and ten million nulls are as large as numbers.
     """
     n_rows = len(batch)
     known = batch.select([name for name in ENTRY_SCHEMA.names if batch[name].null_count < n_rows or n_rows > BATCH])
@@ -95,7 +95,7 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def distinct(table: pa.Table) -> tuple[pa.Table, int]:
-    """Return entries sorted and without repetition, and how many were repeated; nothing is copied that is right already."""
+    """Return entries sorted and without repetition, and how many were repeated; entries that are right already are not copied."""
     if (
         not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
         or table["raw_file"].null_count < table.num_rows
@@ -109,9 +109,9 @@ def distinct(table: pa.Table) -> tuple[pa.Table, int]:
 
 
 def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
-    """Yield entries by their names, a stretch of the alphabet after the other.
+    """Yield entries by their names, one stretch of the alphabet after the other.
 
-    Arrow would copy all of them together first, whatever it is to take.
+    If all were sorted at once, Arrow would copy all of them first.
     """
     names = table["file"]
     step = -(-table.num_rows // _SAMPLE) or 1
@@ -135,7 +135,7 @@ def _compared(compare: Callable[..., pa.ChunkedArray], table: pa.Table) -> pa.Ch
 
 
 def _distinct_escapes(table: pa.Table) -> pa.Table:
-    """Escape every byte of a name that is not UTF-8 where its shorter escape is another recording's name."""
+    """Escape every byte of a name that is not UTF-8 if its shorter escape is another recording's name."""
     escaped = pc.is_valid(table["raw_file"])
     if not pc.any(escaped).as_py():
         return table

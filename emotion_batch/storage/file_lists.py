@@ -25,12 +25,12 @@ from emotion_batch.storage.names import as_utf8, bare
 _MARK = b"\xef\xbb\xbf"
 # A file that gzip made begins with this.
 _GZIP = b"\x1f\x8b"
-# A text is read so much at once.
+# This much of a text is split at once.
 _PIECE_BYTES = 2**24
 SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
 _MANIFEST = "manifest.json"
-# As CSV and Parquet spell them: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html
+# CSV and Parquet spell them so: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html
 _BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED = "bucket", "key", "size", "etag", "islatest", "isdeletemarker"
 _COLUMNS = (_BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED)
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -39,7 +39,7 @@ _HEX_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
 @dataclass(frozen=True)
 class ReadyList:
-    """What a list names: `names` (`LISTED_SCHEMA`) are relative to `base`; an inventory has other files, too."""
+    """What a list names: `names` (`LISTED_SCHEMA`) are relative to `base`. An inventory also names other files."""
 
     base: Folder
     names: pa.Table
@@ -52,7 +52,7 @@ def is_list(location: str) -> bool:
 
 
 def read_list(folder: Folder, name: str) -> ReadyList:
-    """Read a list; raise UsageError if it is none.
+    """Read a list; raise UsageError if it is not a list.
 
     Relative names in it are relative to `folder`; those of an inventory to its bucket.
     """
@@ -69,29 +69,29 @@ def read_list(folder: Folder, name: str) -> ReadyList:
             return ReadyList(folder, _names(_lines(data)))
         return _of_csv(folder, name, data)
     except (pa.ArrowException, KeyError, OSError) as error:
-        raise UsageError(f"list {name}: expected a readable table, got {str(error).splitlines()[0]}") from error
+        raise UsageError(f"list {name}: it cannot be read as a table ({str(error).splitlines()[0]})") from error
 
 
 def _read_text(name: str, data: bytes) -> bytes:
-    """Return a list's text in UTF-8, or in whatever the names of a disk are in."""
+    """Return a list's text in UTF-8, or in the encoding of the names on the disk."""
     try:
         data = as_utf8(data)
     except UnicodeDecodeError as error:
-        raise UsageError(f"list {name}: expected text in UTF-8, got UTF-16 that is cut; save it in UTF-8") from error
+        raise UsageError(f"list {name}: its UTF-16 or UTF-32 text is damaged; save it again in UTF-8") from error
     if b"\0" in data:
-        raise UsageError(f"list {name}: expected text in UTF-8, got NUL bytes; is it UTF-16? Save it in UTF-8")
+        raise UsageError(f"list {name}: it has NUL bytes, so it is not text in UTF-8; save it in UTF-8")
     return data
 
 
 def _lines(data: bytes) -> pa.ChunkedArray:
     if data.find(b"\n") in (-1, len(data) - 1):
-        # A text of one line is a text in which a lone CR ends a line.
+        # If there is only one line, each CR ends a line.
         data = data.replace(b"\r", b"\n")
     start = len(_MARK) if data.startswith(_MARK) else 0
     pieces = [pa.array([], pa.binary())]
     while start < len(data):
         stop = data.find(b"\n", start + _PIECE_BYTES) + 1 or len(data)
-        # Ten million names, none of them an object of Python's.
+        # Arrow splits the text, because ten million names would be too many Python objects.
         text = pa.array([data[start:stop].replace(b"\r\n", b"\n")], pa.large_binary())
         lines = pc.split_pattern(text, b"\n").flatten()
         pieces.append(lines.filter(pc.greater(pc.binary_length(lines), 0)).cast(pa.binary()))
@@ -100,19 +100,19 @@ def _lines(data: bytes) -> pa.ChunkedArray:
 
 
 def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> pa.Table:
-    """Return names, and what an inventory says of them, as `LISTED_SCHEMA`; binary where they are not UTF-8."""
+    """Return names, and what an inventory says of them, as `LISTED_SCHEMA`; binary if they are not UTF-8."""
     try:
         names = names.cast(pa.string())
     except pa.ArrowInvalid:
         names = names.cast(pa.binary())
-    # In a list that is no inventory, a column of this name may mean another thing.
+    # Only an inventory is passed as `table`, because in other lists these columns may mean something else.
     nothing = pa.nulls(len(names))
     size = nothing if table is None or _SIZE not in table.column_names else table[_SIZE]
     version = nothing if table is None or _ETAG not in table.column_names else table[_ETAG]
     versions = pc.utf8_trim(version.cast(pa.string()), '"')
     listed = pa.table({"name": names, "size": size.cast(pa.int64()), "version": versions})
     is_named = pc.fill_null(pc.greater(pc.binary_length(listed["name"]), 0), fill_value=False)
-    # A filter copies what may well be right as it is.
+    # A filter copies the table, so it is only used if a name is missing.
     return listed if pc.all(is_named, min_count=0).as_py() else listed.filter(is_named)
 
 
@@ -122,7 +122,11 @@ def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
         return ReadyList(folder, _names(table["file"].cast(pa.string())))
     if {_BUCKET, _KEY} <= set(table.column_names):
         return _inventory(folder, [table])
-    raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+    raise _no_file_column(name, table)
+
+
+def _no_file_column(name: str, table: pa.Table) -> UsageError:
+    return UsageError(f"list {name}: the column 'file' is missing; its columns are {', '.join(table.column_names)}")
 
 
 def _read_parquet(data: bytes) -> pa.Table:
@@ -140,7 +144,7 @@ def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
         and pc.all(pc.equal(table.column(0).cast(pa.string()), table.column_names[0]), min_count=0).as_py()
     )
     if columns is None or not is_inventory:
-        raise UsageError(f"list {name}: expected a column called 'file', got {', '.join(table.column_names)}")
+        raise _no_file_column(name, table)
     return _inventory(folder, [_decoded(_read_csv(data, columns))])
 
 
@@ -148,7 +152,7 @@ def _read_csv(data: bytes, columns: list[str] | None = None) -> pa.Table:
     source: Any = io.BytesIO(data)
     if data.startswith(_GZIP):
         source = pa.CompressedInputStream(source, "gzip")
-    # As written: a name such as 007 is no number.
+    # Names are read as text, because 007 is not a number here.
     named = columns or [name for name in pyarrow.csv.open_csv(io.BytesIO(data)).schema.names if bare(name) == "file"]
     wanted = [column for column in columns or () if column in _COLUMNS]
     return pyarrow.csv.read_csv(
@@ -163,12 +167,12 @@ def _read_csv(data: bytes, columns: list[str] | None = None) -> pa.Table:
 def _guess_inventory(first: list[str]) -> list[str] | None:
     """Return the columns of an inventory's CSV, which has no line of names, by its first line; None if it is none.
 
-    Bucket and key come first, always; the others are whatever was asked for, of which size and ETag show what they are.
+    Bucket and key always come first. The others are the user's choice; size and ETag are recognised by their values.
     """
     if len(first) < 3 or not _BUCKET_NAME.fullmatch(first[0]) or {"bucket", "key"} & set(first):
         return None
     columns = [_BUCKET, _KEY]
-    # With all versions of the objects these two stand here, after the version; other flags are of no matter.
+    # If it lists all versions, these two follow the version. Other flags do not matter.
     has_versions = all(value in ("true", "false") for value in (*first, "", "")[3:5])
     for number, value in enumerate(first[2:]):
         if value.isdigit() and _SIZE not in columns:
@@ -190,12 +194,10 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
         columns = [column.strip().lower() for column in str(about["fileSchema"]).split(",")]
         kind = about["fileFormat"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"list {folder.url}/{_MANIFEST}: expected the manifest of an S3 Inventory, got another file"
-        ) from error
+        raise UsageError(f"list {folder.url}/{_MANIFEST}: it is not the manifest of an S3 Inventory") from error
     if kind not in ("CSV", "Parquet"):
         raise UsageError(
-            f"list {folder.url}/{_MANIFEST}: expected an inventory as CSV or Parquet, got {kind}; ask S3 for one of those"
+            f"list {folder.url}/{_MANIFEST}: the inventory must be CSV or Parquet: {kind}; ask S3 for one of those"
         )
 
     def read(data: bytes) -> pa.Table:
@@ -205,7 +207,7 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
 
 
 def _read_beside(folder: Folder, file: str) -> bytes:
-    """Return a file of an inventory: of the bucket that the manifest lies in, or of the same folders on a disk."""
+    """Return a file of an inventory, from the manifest's bucket, or from the same folders on a disk."""
     if not folder.is_local:
         protocol, _, rest = folder.url.partition("://")
         return Folder(f"{protocol}://{rest.partition('/')[0]}", folder.options).read(file)
@@ -214,7 +216,7 @@ def _read_beside(folder: Folder, file: str) -> bytes:
 
 
 def _decoded(table: pa.Table) -> pa.Table:
-    """Return an inventory's CSV with its keys as they are; there they are written as in a URL."""
+    """Return an inventory's CSV with its keys decoded, because they are written as in a URL."""
 
     def decoded(keys: pa.Array) -> pa.Array:
         is_quoted = pc.match_substring_regex(keys, "[%+]")
@@ -226,7 +228,7 @@ def _decoded(table: pa.Table) -> pa.Table:
 
 
 def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = None) -> ReadyList:
-    """Return the objects of an inventory's tables that are there: the latest versions, without what marks a deletion."""
+    """Return the objects that exist by an inventory's tables: the latest versions, without the markers of deletions."""
     names: list[pa.Table] = []
     for table in tables:
         # Parquet spells the ETag e_tag.
@@ -237,15 +239,13 @@ def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = 
         buckets = pc.unique(table[_BUCKET]).to_pylist()
         bucket = bucket or (buckets[0] if buckets else None)
         if set(buckets) - {bucket}:
-            raise UsageError(
-                f"list {folder.url}: expected the inventory of one bucket, got {', '.join(map(str, buckets))}"
-            )
+            raise UsageError(f"list {folder.url}: the inventory must be of one bucket: {', '.join(map(str, buckets))}")
         blank = table.num_rows and _SIZE in table.column_names and pa.types.is_string(table[_SIZE].type)
         if blank:
             sizes = pc.if_else(pc.equal(table[_SIZE], ""), None, table[_SIZE])
             table = table.set_column(table.column_names.index(_SIZE), _SIZE, sizes)
         names.append(_names(table[_KEY], table))
     if bucket is None:
-        raise UsageError(f"list {folder.url}: expected an inventory of objects, got none in it")
+        raise UsageError(f"list {folder.url}: the inventory names no objects")
     listed = pa.concat_tables([LISTED_SCHEMA.empty_table(), *names])
     return ReadyList(Folder(f"s3://{bucket}", folder.options), listed, is_inventory=True)

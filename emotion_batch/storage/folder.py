@@ -29,8 +29,9 @@ from emotion_batch.storage.retry import is_transient, persistently
 T = TypeVar("T")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*(::[A-Za-z0-9+.-]+)*://")
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
-# The place is full, which is no fault of the call.
+# The place is full, so the call itself is right.
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REASONS = dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is where a folder must be")
 # The hidden names that `publish` writes under.
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 LEFTOVER_AGE_S = 3_600
@@ -59,21 +60,21 @@ def is_sealed(data: bytes) -> bool:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """Return the object that `seal` gave; raise ValueError if it is another one than was sealed, or no JSON object."""
+    """Return the object that `seal` gave; raise ValueError if it was changed, or is not a JSON object."""
     try:
         value = json.loads(data)
     except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{type(value).__name__} where an object must be")
+        raise ValueError(f"the JSON must be an object: {type(value).__name__}")
     if value.pop(_SEAL, None) != _digest(value):
-        raise ValueError("another content than the one that its digest is of")
+        raise ValueError("the content does not match its digest")
     return value
 
 
 def damaged(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:
-    """Return what is to be raised because a file of a table's ledger is not as it was written."""
-    return DamagedError(f"table {table.url}: expected {file} as it was written, got {found}")
+    """Return the error for a file of a table's ledger that is not as it was written."""
+    return DamagedError(f"table {table.url}: {file} is not as it was written ({found})")
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -81,19 +82,19 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def refuse_secrets(location: str) -> None:
-    """Raise UsageError, which does not repeat it, if `location` is a URL with a password or a signature.
+    """Raise UsageError if `location` is a URL with a password or a signature; the error does not repeat it.
 
-    Locations are written into tables and shown, and people who may read those must not get access by it.
+    Locations are written into tables and shown, and the readers of a table must not get access through it.
     """
     if _CREDENTIALS.search(location):
         raise UsageError(
-            f"{_CREDENTIALS.sub('://***@', location)}: expected a URL without a password; "
-            "pass it with --storage-options or through the environment"
+            f"{_CREDENTIALS.sub('://***@', location)}: a URL must not contain a password; "
+            "pass it with --storage-options or in the environment"
         )
     if is_url(location) and is_signed(location):
         raise UsageError(
-            f"{location.partition('?')[0]}?***: expected a URL without a signature or token, got one with it; "
-            "pass what gives the right with --storage-options or through the environment"
+            f"{location.partition('?')[0]}?***: a URL must not contain a signature or a token; "
+            "pass credentials with --storage-options or in the environment"
         )
 
 
@@ -116,7 +117,7 @@ class Folder:
         """
         text = os.fspath(location)
         if not text:
-            raise UsageError("location: expected a path or URL, got nothing")
+            raise UsageError("location: it is empty; name a path or a URL")
         refuse_secrets(text)
         text = text.removeprefix("file://")
         if not is_url(text):
@@ -131,7 +132,7 @@ class Folder:
     def store(self, name: str = "") -> tuple[Store, str]:
         """Return the client of this place, and the path that it knows `name` by, or the folder itself.
 
-        Raise StorageError if there is no client for the URL, or not with these options.
+        Raise StorageError if there is no client for the URL with these options.
         """
         if self.is_local:
             return _LOCAL, os.path.join(self.url, name) if name else self.url
@@ -149,7 +150,7 @@ class Folder:
         return Folder(f"{self.url.rstrip('/')}/{name}", self.options)
 
     def _ask(self, name: str, question: Callable[[Store, str], T]) -> T:
-        """Ask the place about `name`, again if it fails for a passing reason."""
+        """Ask the place about `name`, and ask again after a transient failure."""
         store, path = self.store(name)
         return persistently(lambda: question(store, path))
 
@@ -203,7 +204,7 @@ class Folder:
         return store.walk(path)
 
     def make(self) -> None:
-        """Make the folder, and those above it, where folders are things."""
+        """Make the folder and those above it; buckets need none."""
         if self.is_local:
             os.makedirs(self.url, exist_ok=True)
 
@@ -211,8 +212,8 @@ class Folder:
         """Write `data` as `name` so that it appears whole or not at all, also after a power cut.
 
         Locally: a hidden temporary name beside it, fsync, rename, fsync of the folder. Elsewhere: one put. The folder
-        must be there: a place that was taken away while a run writes to it must not come back half empty. `is_durable` says
-        whether the file must outlast a power cut.
+        must exist, because a folder that was removed during a run must not come back half empty. `is_durable` says whether
+        the file must survive a power cut.
         """
         if not self.is_local:
             self._ask(name, lambda store, path: store.put(path, data))
@@ -224,7 +225,7 @@ class Folder:
             fsync_folder(os.path.dirname(path))
 
     def find_mark(self, name: str) -> Mark | None:
-        """Return what tells the file `name` from others that had or will have that name; None if there is none."""
+        """Return a mark that tells the file `name` from earlier and later ones with that name; None if there is none."""
         return self._ask(name, lambda store, path: store.find_mark(path))
 
     def publish_first(
@@ -232,9 +233,9 @@ class Folder:
     ) -> bool:
         """Publish `data` as `name` unless that is there, or is there as `over`; return whether it was published.
 
-        Of several processes that try at the same time one succeeds: by a link on disk, by If-None-Match, If-Match and their
-        like in a bucket. Where a filesystem has neither, or the file is to be replaced, two in the same instant may both.
-        `over` is the mark of a file to replace. `is_due` is asked directly before, and if it says no, nothing is published.
+        If several processes try at the same time, one succeeds: by a link on disk, by If-None-Match, If-Match or similar in
+        a bucket. If a filesystem has neither, or a file is replaced, two may both succeed in the same instant. `over` is the
+        mark of a file to replace. `is_due` is called directly before, and if it returns False, nothing is published.
         """
         store, path = self.store(name)
         if not self.is_local:
@@ -248,7 +249,7 @@ class Folder:
             except FileExistsError:
                 return False
             except OSError:
-                # exFAT, some shares: no links.
+                # exFAT and some shares have no links.
                 if os.path.exists(path):
                     return False
                 over = {}
@@ -258,13 +259,13 @@ class Folder:
         return True
 
     def try_to_write(self, name: str) -> None:
-        """Raise what the place raises if `name` cannot be written and deleted there; a local one is not tried."""
+        """Write and delete `name` in a store, and raise the store's error; a local folder is not tried."""
         if not self.is_local:
             self.publish(name, b"")
             self.delete(name)
 
     def _put_first(self, store: Store, path: str, data: bytes, over: Mark | None) -> bool:
-        """Put an object unless it is there; an answer that was lost on its way is no other's object."""
+        """Put an object unless it is there. After a lost answer, the object may be our own."""
         n_tries = 0
 
         def put() -> bool:
@@ -276,13 +277,13 @@ class Folder:
         return persistently(put)
 
     def sweep(self) -> None:
-        """Delete what processes that were killed while they published have left here, an hour ago or longer."""
+        """Delete temporary files that killed processes left here an hour ago or longer."""
         if not self.is_local:
             return
         leftovers = [name for name in self.names() if _LEFTOVER.fullmatch(name)]
         if not leftovers:
             return
-        # Ages are by the clock of the place: a machine whose own clock is fast would delete files that others are writing.
+        # The place's own clock gives the ages, because a machine with a fast clock would delete files that others are writing.
         with tempfile.TemporaryFile(dir=self.url, prefix=".") as new:
             now_s = os.fstat(new.fileno()).st_mtime
         for name in leftovers:
@@ -299,7 +300,7 @@ class Folder:
 
 @contextlib.contextmanager
 def writing(location: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Iterator[BinaryIO]:
-    """Give a stream; what was written to it is the file at `location` once the block ends well, and nothing otherwise."""
+    """Give a stream whose content becomes the file at `location` if the block ends without an error."""
     place = Folder.of(location, options)
     if not place.is_local:
         above, name = split_file(place)
@@ -344,25 +345,23 @@ def explained(thing: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise StorageError(f"{thing}: expected it to exist, got nothing there; check the name") from error
+        raise StorageError(f"{thing}: it does not exist; check the name") from error
     except DeniedError as error:
-        raise StorageError(f"{thing}: expected the right to use it, got {error.strerror}") from error
+        raise StorageError(f"{thing}: access was refused: {error.strerror}") from error
     except NoBucketError as error:
-        raise StorageError(f"{thing}: expected its bucket, got none: {error}") from error
+        raise StorageError(f"{thing}: {error}") from error
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else ""
-        raise StorageError(f"{thing}: expected the right to use it, got permission denied{where}") from error
+        raise StorageError(f"{thing}: permission denied{where}; check the permissions") from error
     except Exception as error:
         is_passing = not isinstance(error, StorageError) and is_transient(error)
         if not (is_passing or isinstance(error, OSError)):
             raise
         number = error.errno if isinstance(error, OSError) else None
-        reason = os.strerror(number) if number is not None else str(error)
+        reason = _REASONS.get(number) or os.strerror(number) if number is not None else str(error)
         if isinstance(error, OSError) and isinstance(error.filename, str) and number not in _FULL_ERRNOS:
-            reason = f"{reason} for {error.filename}"
-        raised = StorageError(
-            f"{thing}: expected a place that works, got {reason or type(error).__name__}", is_transient=is_passing
-        )
+            reason = f"{reason} ({error.filename})"
+        raised = StorageError(f"{thing}: it cannot be used: {reason or type(error).__name__}", is_transient=is_passing)
         if number in _FULL_ERRNOS:
             raised.exit_code = 1
         raise raised from error

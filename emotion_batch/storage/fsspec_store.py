@@ -1,7 +1,7 @@
-"""Read and write places by fsspec. What does it for buckets, `storage.bucket`, has the same methods.
+"""Read and write places by fsspec. `storage.bucket` has the same methods for buckets.
 
-Paths are the client's own, without a protocol; every call may be made from any thread. Whatever a client raises leaves here as an `OSError` with a text of our own, because options may hold credentials, and clients put what
-they sent into their errors.
+Paths are the client's own, without a protocol. Every method may be called from any thread. All errors of a client become an `OSError`
+with our own text, because options may hold credentials, and clients write their requests into their errors.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from emotion_batch.storage.retry import find_status_code, is_transient, persiste
 
 T = TypeVar("T")
 DENIED_CODES = {401, 403}
-# A conflict, a precondition that does not hold: another was quicker.
+# A conflict, or a precondition that does not hold, because another process was quicker.
 EXISTS_CODES = {409, 412}
-# Options that say where and how, and not with what right.
+# Options that hold no secret.
 _PLAIN_OPTIONS = {
     *("endpoint_url", "region_name", "region", "profile", "account_name", "account_host", "project", "protocol"),
     *("signature_version", "addressing_style", "ServerSideEncryption", "host", "location", "default_location"),
     "verify",
 }
-# Query parameters that sign a URL, of the three large clouds and usual ones of others.
+# Query parameters that sign a URL, in the three large clouds and elsewhere.
 _SIGNATURE = re.compile(
     r"(?i)([?&](?:sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
     r"awsaccesskeyid|googleaccessid|token|access_token|api_?key|password)=)[^&\s'\"]+"
@@ -47,9 +47,9 @@ EXTRAS = {
 }
 _BATCH = 4_096
 _S3FS_CHUNK_BYTES = 50 * 2**20
-# A proxy or a page to log in may answer in a store's place, with 200 too; then the request is made again.
-STRANGE = "an answer that is not a store's, such as a proxy's or a page to log in; see to the network, and run the same command again"
-# Errors of clients that such an answer leads to.
+# A proxy or a login page may answer instead of the store, even with 200. Then the request is repeated.
+STRANGE = "the answer is not from a store, but e.g. from a proxy or a login page; check the network, and run the same command again"
+# Such an answer leads to these errors of clients.
 _STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
 _ETAGS = ("md5Hash", "ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
@@ -57,30 +57,30 @@ LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("versio
 
 
 class Blob(NamedTuple):
-    """What was read of an object: its bytes, or some of them; the size of the whole, and what changes with its content."""
+    """Some or all bytes of an object, the size of the whole, and a version that changes with its content."""
 
     data: bytes
     size: int
     version: str | None
 
 
-# It tells an object, or a file, from others that had or will have its name; its content is up to the store.
+# It tells an object, or a file, from earlier and later ones with its name. Each store fills it in its own way.
 Mark = Mapping[str, str]
 
 
 def _read_local(path: str, start: int, stop: int | None) -> Blob:
-    """Return bytes of a file; from the end with a `start` below 0. Not by fsspec, which takes three times as long."""
+    """Return bytes of a file; from the end if `start` is below 0. Fsspec would take three times as long."""
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if start:
             stream.seek(start if start > 0 else max(0, size + start))
-        # No more than there is: Python sets aside what is asked for.
+        # The size limits the read, because Python reserves as much memory as it is asked for.
         data = stream.read() if stop is None else stream.read(max(0, min(stop, size) - start))
     return Blob(data, size, None)
 
 
 class FsspecStore:
-    """A filesystem of fsspec's; `options` are what it was made of, because some of them are secret.
+    """A filesystem of fsspec's; `options` are what it was made with; errors must not show their secrets.
 
     All calls raise FileNotFoundError, `DeniedError`, `NoBucketError`, `StoreError` or another OSError.
     """
@@ -106,9 +106,9 @@ class FsspecStore:
             data = bytes(self._call(lambda: self._filesystem.cat_file(path)))
             return Blob(data[start:], len(data), None)
         if version is not None and found not in (None, version):
-            raise ChangedError(f"expected version {version}, got {found}")
+            raise ChangedError(f"the version must be {version}: {found}")
         stop = size if stop is None else min(stop, size)
-        # Many answer a range past the end with an error.
+        # Many servers answer a range past the end with an error.
         data = (
             b"" if start >= stop else bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
         )
@@ -126,12 +126,12 @@ class FsspecStore:
 
     def put(self, path: str, data: bytes, **how: str) -> None:
         """Write an object, whole or not at all, in one request; `how` is what the filesystem's own put of bytes takes."""
-        # s3fs cuts what is larger than two of its chunks, and leaves the pieces where it is killed.
+        # s3fs splits objects that are larger than two chunks, and leaves the pieces in the bucket if it is killed.
         whole = {"chunksize": len(data)} if len(data) > _S3FS_CHUNK_BYTES and self._is_s3 else {}
         self._call(lambda: self._filesystem.pipe_file(path, data, **whole, **how))
 
     def find_mark(self, path: str) -> Mark | None:
-        """Return what changes when other bytes are written under a name; None if there is no object."""
+        """Return a mark that changes when other bytes are written under a name; None if there is no object."""
         try:
             info = self._call(lambda: self._look(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -139,9 +139,9 @@ class FsspecStore:
         return {name: str(info[name]) for name in (*_ETAGS, *_TIMES, "size", "ino") if name in info}
 
     def put_first(self, path: str, data: bytes, over: Mark | None = None) -> bool:
-        """Write an object unless there is one, but for that with the mark `over`; return whether it was written.
+        """Write an object unless there is one with another mark than `over`; return whether it was written.
 
-        Where the filesystem cannot say so, two in the same instant may both.
+        If the filesystem has no such condition, two processes may both write in the same instant.
         """
         if over is not None:
             if self.find_mark(path) != over:
@@ -162,7 +162,7 @@ class FsspecStore:
             self._call(lambda: self._filesystem.rm_file(path))
 
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
-        """Return what there is under a name."""
+        """Return whether a name is a file, a folder, or nothing."""
         try:
             kind = self._call(lambda: self._look(path))["type"]
         except (FileNotFoundError, NotADirectoryError):
@@ -192,13 +192,13 @@ class FsspecStore:
         return bool(self._call(lambda: self._filesystem.find(path, prefix=prefix)))
 
     def _look(self, path: str) -> dict[str, Any]:
-        """Return what is there now, which is not what an earlier listing saw."""
+        """Return what is there now, not what an earlier listing saw."""
         self._forget()
         info: dict[str, Any] = self._filesystem.info(path)
         return info
 
     def _forget(self) -> None:
-        """Let the client look anew; of `invalidate_cache` adlfs takes no notice, and others forget one folder."""
+        """Make the client look again. `invalidate_cache` does nothing in adlfs, and forgets one folder in others."""
         if (kept := getattr(self._filesystem, "dircache", None)) is not None:
             kept.clear()
 
@@ -207,9 +207,9 @@ class FsspecStore:
         try:
             info = self._call(lambda: self._look(path))
         except FileNotFoundError:
-            # fsspec's client of HTTP says so of whatever goes wrong; reading it will tell.
+            # fsspec's HTTP client raises this for any failure. Reading the object will show the true one.
             return None, None
-        # No times, because listings and heads say different ones.
+        # Times are left out, because listings and heads differ in them.
         version = find_version({name: info[name] for name in _ETAGS if name in info})
         is_strange = version is None and self._has_versions and info.get("type") != "directory"
         if is_strange or str(info.get("mimetype")).startswith("text/html"):
@@ -223,7 +223,7 @@ class FsspecStore:
         try:
             return function()
         except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            # fsspec's client of HTTP says so of whatever goes wrong, and why only in the cause.
+            # fsspec's HTTP client raises this for any failure, and gives the reason in the cause.
             cause = error.__cause__
             if isinstance(cause, Exception) and (is_transient(cause) or find_status_code(cause) in DENIED_CODES):
                 raise self._translated(cause) from None
@@ -236,7 +236,7 @@ class FsspecStore:
         said = scrub(f"{type(error).__name__}: {error}".strip().splitlines()[0], self._options)
         if isinstance(error, PermissionError) or code in DENIED_CODES:
             return DeniedError(
-                errno.EACCES, f"{said}; credentials are what fsspec's client finds, and --storage-options"
+                errno.EACCES, f"{said} (looked for credentials in: --storage-options, and what fsspec's client reads)"
             )
         if type(error).__name__ in _STRANGE_NAMES:
             return StoreError(STRANGE, is_transient=True)
@@ -250,31 +250,31 @@ def open_fsspec(url: str, options: Mapping[str, Any]) -> tuple[FsspecStore, str]
     """
     protocol = url.split(":", 1)[0]
     if EXTRAS.get(protocol) == "gcs":
-        # gcsfs would ask the real service of what kind a bucket is, whatever the endpoint; it is only read at import.
+        # gcsfs would ask the real service for a bucket's kind, even with another endpoint. It reads this when it is imported.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        remedy = f"; `pip install 'emotion-batch[{extra}]'`" if extra else ""
-        raise StorageError(f"{url}: expected the client for {protocol}:// to be installed ({error}){remedy}") from error
+        remedy = f"; run `pip install 'emotion-batch[{extra}]'`" if extra else ""
+        raise StorageError(f"{url}: the client for {protocol}:// is not installed ({error}){remedy}") from error
     except (ValueError, TypeError) as error:
         said = scrub(str(error), options)
-        raise StorageError(f"{url}: expected a URL and options that fsspec knows, got {said}") from None
+        raise StorageError(f"{url}: fsspec cannot use this URL with these options ({said})") from None
     return FsspecStore(filesystem, options), path
 
 
 def find_version(info: Mapping[str, Any]) -> str | None:
-    """Return of what fsspec says of a file what changes with its content."""
+    """Return the part of fsspec's information about a file that changes with its content."""
     if info.get("md5Hash"):
-        # As Google's own ETag has it, which is what the client of buckets sees.
+        # The client of buckets sees Google's own ETag, which is this in hexadecimal digits.
         return base64.b64decode(info["md5Hash"]).hex()
     version = next((info[name] for name in (*_ETAGS, *_TIMES) if info.get(name)), None)
     return None if version is None else str(version).strip('"')
 
 
 def scrub(text: str, options: Mapping[str, Any]) -> str:
-    """Return `text` without what is secret: values of `options` and of this process's environment, signatures of URLs."""
+    """Return `text` without secrets: values of `options` and of this process's environment, signatures of URLs."""
     variables = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
     for secret in sorted({*_secrets(options), *variables}, key=len, reverse=True):
         if len(secret) >= _LEAST_SECRET:
@@ -303,7 +303,7 @@ def _secrets(options: Any) -> Iterator[str]:
 def _listed(found: Iterable[tuple[str, Mapping[str, Any]]]) -> pa.Table:
     """Return what fsspec says of files as a table of `LISTED_SCHEMA`."""
     rows = [
-        # A name that is no text is listed as one that shows so, rather than not at all.
+        # A name that is not text is escaped, so that it is listed and not lost.
         {
             "name": name.encode("utf-8", "backslashreplace").decode(),
             "size": info.get("size"),

@@ -13,16 +13,16 @@ import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 
-# Names with these need a look; most have none of them, and are not looked at any further.
+# Only names with these are normalised. Most names have none of them.
 _ODD = re.compile(r"^/|//|(?:^|/)\.{1,2}(?:/|$)|/$")
 _WIDE_MARKS = {
-    # The mark of UTF-16 begins that of UTF-32, which comes first therefore.
+    # UTF-32 comes first, because its mark begins with the mark of UTF-16.
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# Folders whose names are kept at once; one may hold millions.
+# The names in this many folders are kept at once, because one folder may hold millions.
 _N_FOLDERS = 4
 
 
@@ -50,7 +50,7 @@ def bare(text: str) -> str:
 
 
 def find_key(name: str, base: str) -> str:
-    """Return what is equal for all spellings of a recording's name.
+    """Return a key that is equal for all spellings of a recording's name.
 
     `name` is a path, a path relative to `base`, or a URL; `base` is an absolute path or a URL.
     """
@@ -73,7 +73,7 @@ class DiskNames:
         """Return the name by which a recording is found, and its status on disk.
 
         The name is relative to the root if the recording lies below it, or if it was written so, and absolute otherwise.
-        Of a recording that is not there it is the name as it was written, but for blanks, and the status is None.
+        If the recording is not there, the name is as it was written, but for blanks, and the status is None.
         """
         status = self._look(name)
         if status is not None:
@@ -112,7 +112,7 @@ class DiskNames:
         return full if name.startswith("/") else os.path.relpath(full, self._root)
 
     def _find_composed(self, name: str) -> str | None:
-        """Return the name of what is called so in Unicode's composed or decomposed form, folder by folder; None if nothing is."""
+        """Find a name in Unicode's composed or decomposed form, folder by folder; None if there is none."""
         if name.isascii() or self._look(name) is not None:
             return name
         found = "/" if name.startswith("/") else ""
@@ -128,7 +128,7 @@ class DiskNames:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """Yield what may be meant by a name that is not there as it is written."""
+    """Yield other spellings of a name that is not there as it is written."""
     for spelling in dict.fromkeys((name, name.strip(), bare(name))):
         yield spelling
         if "\\" in spelling:
@@ -136,7 +136,7 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def _normalise(path: str) -> str:
-    # POSIX lets two slashes at the beginning mean something else, and so does `normpath`.
+    # `normpath` keeps two slashes at the beginning, because POSIX lets them mean something else.
     return os.path.normpath(re.sub("//+", "/", path))
 
 

@@ -1,4 +1,4 @@
-"""Fetch the next recordings while the processor computes, and of large ones only the stretch that is needed."""
+"""Fetch the next recordings while the processor computes. If one is large, fetch only the stretch that is needed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.fsspec_store import STRANGE, Blob
 from emotion_batch.storage.retry import persistently
 
-# Requests of a worker that are under way at once, and the most that it holds of recordings that are not computed yet.
+# Requests of a worker at the same time, and the most recordings and bytes that it holds before they are computed.
 _N_CONNECTIONS = 64
 _MOST_AHEAD, _MOST_AHEAD_BYTES = 128, 64 * 2**20
-# A recording of so many bytes is fetched whole; of a larger one so many at first, until it is known what is needed here.
+# A recording up to the first size is fetched whole. For a larger one, the other two limit the first request.
 _WHOLE_BYTES, _FIRST_BYTES, _MOST_FIRST_BYTES = 2**18, 2**16, 2**20
 # Further bytes come in blocks. While a decoder reads a recording through, the next block is fetched.
 _BLOCK_BYTES, _THROUGH_BYTES = 2**17, 2**21
@@ -33,9 +33,9 @@ _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype )?html\b",
 
 
 def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, int] | None:
-    """Return where a stretch of a RIFF/WAVE file lies, by its first bytes, so that it can be fetched by itself.
+    """Return where a stretch of a RIFF/WAVE file is, by its first bytes, so that it alone can be fetched.
 
-    It is the stretch's first byte and the first after it, as if the file had no end; None if `head` does not tell.
+    These are the stretch's first byte and the first byte after it, even beyond the file's end; None if `head` does not tell.
     """
     if head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:12] != b"WAVE":
         return None
@@ -56,11 +56,11 @@ def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, 
 
 
 class RemoteFile(io.RawIOBase):
-    """An object as a file that is read where it is asked for.
+    """An object as a file, of which only the parts that are read are fetched.
 
     An object of another `version` is not read. `block_bytes` are fetched at a time, and `pool` fetches the next block while
-    one is read; None for a file that is read here and there. What the store raises is kept in `failure`, because it would not
-    come through a decoder of C: to that, the file ends there. Called with an offset and a size, it returns these bytes.
+    one is read; None for a file that is not read in order. An error of the store is kept in `failure`, because a C decoder
+    would hide it: for the decoder the file ends there. Called with an offset and a size, it returns these bytes.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RemoteFile(io.RawIOBase):
         self.failure: Exception | None = None
 
     def keep(self, start: int, data: bytes) -> None:
-        """Have bytes at hand that were fetched already."""
+        """Keep bytes that were fetched already."""
         self._spans.append((start, data))
 
     def fetch(self, start: int, stop: int) -> bytes:
@@ -96,7 +96,7 @@ class RemoteFile(io.RawIOBase):
         return data
 
     def __call__(self, offset: int, n_bytes: int) -> bytes:
-        """Return bytes from `offset` on, fewer at the file's end, or where its store failed."""
+        """Return bytes from `offset` on; fewer at the file's end, or if its store failed."""
         stop = min(offset + n_bytes, self.size)
         parts = []
         while offset < stop:
@@ -106,14 +106,14 @@ class RemoteFile(io.RawIOBase):
                 self.failure = error
                 break
             if not part:
-                # Shorter than it was said to be.
+                # The object is shorter than its listed size.
                 break
             parts.append(part)
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _at_hand(self, offset: int, stop: int) -> bytes:
-        """Return bytes from `offset` on, up to `stop` or the end of what is at hand."""
+        """Return bytes from `offset` on, up to `stop` or the end of the block that is kept."""
         for start, data in self._spans:
             if start <= offset < start + len(data):
                 return data[offset - start : stop - start]
@@ -186,12 +186,12 @@ class Reader:
         self._pool = pool
 
     def ahead(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Callable[[], Fetched] | None]]:
-        """Yield entries in their order, those of a store with what gives them when they are there, or raises why not."""
+        """Yield entries in order, those of a store with a function that waits for them and returns or raises."""
         waiting: deque[tuple[Entry, Callable[[], Fetched] | None, int]] = deque()
         left = iter(entries)
         n_bytes = 0
         while True:
-            # Half of them are asked for at a time, because each by itself would cost the processor a switch of threads.
+            # Half of them are requested at a time, because single requests would cost a switch of threads each.
             if len(waiting) <= _MOST_AHEAD // 2 and n_bytes <= _MOST_AHEAD_BYTES // 2:
                 for entry in islice(left, _MOST_AHEAD // 2):
                     if is_local(self._archive, entry):
@@ -211,7 +211,7 @@ class Reader:
             yield entry, take
 
     def fetch(self, entry: Entry) -> Fetched:
-        """Fetch of a recording what its segments need; windows are fetched while they are read."""
+        """Fetch the parts of a recording that its segments need; windows are fetched while they are read."""
         store, path = locate_remote(self._archive, entry)
         is_small = entry.size is not None and entry.size <= max(self._whole_bytes, self._first_bytes)
         n_first = entry.size if is_small and entry.size else self._first_bytes
@@ -242,10 +242,10 @@ class Reader:
 
 
 def _is_page(entry: Entry, blob: Blob) -> bool:
-    """Return whether what came is a page of HTML and no recording that was listed, which may be such a page, too."""
+    """Return whether the answer is an HTML page instead of the listed object, which may itself be an HTML page."""
     pairs = ((entry.size, blob.size), (entry.version, blob.version))
     is_other = any(None not in pair and pair[0] != pair[1] for pair in pairs)
-    # No bytes of an object that says it has some: its size is the page's.
+    # If there are no bytes although there is a size, the size is that of the page.
     return is_other and (_PAGE.match(blob.data) is not None if blob.data else blob.size > 0)
 
 
@@ -256,5 +256,5 @@ def reading(archive: Folder, segments: Segments) -> Iterator[Reader]:
     try:
         yield Reader(archive, segments, pool)
     finally:
-        # A request that hangs must not hold up a caller that has given up on it.
+        # A caller must not wait for a request that hangs.
         pool.shutdown(wait=False, cancel_futures=True)

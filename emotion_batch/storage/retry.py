@@ -22,27 +22,27 @@ T = TypeVar("T")
 REQUEST_WAITS_S, REQUEST_PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
 # A store's client makes no retries of its own: `persistently` makes them, and counts them.
 CLIENT_RETRIES = 0
-# A recording that takes its child process with it is decoded again once, because something else may have killed the child.
+# A recording whose child process died is decoded again once, because something else may have killed the child.
 RECORDING_RETRIES = 1
 # A shard is handed out again after these pauses if its worker or a store failed: some three minutes in all, on top of the
 # retries of requests.
 SHARD_WAITS_S = (1.0, 5.0, 15.0, 30.0, 60.0, 60.0)
-# A shard that takes so many times as long as usual, and at least so many seconds, while workers have nothing to do, is begun
-# by one of these too, because no harm is done if it is written twice.
+# If a shard takes this many times as long as usual, and at least this many seconds, an idle worker begins it too, because
+# it does no harm to write a shard twice.
 STRAGGLER_FACTOR, STRAGGLER_S = 3.0, 10.0
-# A worker that cannot do a shard keeps it for so long, because otherwise it would come straight back.
+# A worker that cannot do a shard keeps it for this many seconds, because otherwise it would get it again at once.
 UNFIT_PAUSE_S = 5.0
-# While no shard ends, a run starts each worker again at most so many times, because one that is too small even then stays so.
+# While no shard ends, a run restarts each worker at most this many times, because a worker that is too small stays too small.
 WORKER_STARTS = 3
-# While no shard ends, at most so many workers for each thread may be ended for their memory, because a recording that ends
-# one is decoded in a child afterwards.
+# While no shard ends, at most this many workers for each thread may be ended because of their memory. A recording that ends
+# a worker is decoded in a child afterwards.
 WORKER_ENDS = 4
-# A run looks at most so many times at what is left, if another run was at work on the same table.
+# A run looks at most this many times for shards that are left if another run worked on the same table.
 PASSES = 3
 # The recordings that show whether an archive can still be read, and how many of a shard are tried to find one of them,
 # because any single recording may be gone or refused for a reason of its own.
 WITNESSES, WITNESS_TRIES = 3, 20
-# Faults of a network, a mount or a machine, not of a file.
+# These are faults of a network, a mount or a machine, not of a file.
 _TRANSIENT_ERRNOS = {
     getattr(errno, name)
     for name in (
@@ -50,7 +50,7 @@ _TRANSIENT_ERRNOS = {
         *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "EMFILE", "ENFILE", "ENOMEM"),
     )
 }
-# Request timeout, too many requests, what a server says when it is the one to blame, and a network that wants a login.
+# Request timeout, too many requests, failures of the server, and a network that needs a login.
 TRANSIENT_CODES = {408, 429, 500, 502, 503, 504, 511}
 # Errors of clients for a broken connection. Some of them are no OSError.
 _TRANSIENT_NAMES = {
@@ -74,7 +74,7 @@ def persistently(function: Callable[[], T]) -> T:
             if not is_transient(error) or time.monotonic() + delay_s > until:
                 raise
         usage.current().n_retries += 1
-        # Not all workers at the same time: https://en.wikipedia.org/wiki/Exponential_backoff
+        # A random wait keeps workers from asking at the same time: https://en.wikipedia.org/wiki/Exponential_backoff
         time.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 no secret
     return function()
 
@@ -90,7 +90,7 @@ def hastily() -> Iterator[None]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether `error` says that a network, a store or a machine failed, and not what was asked of it."""
+    """Return whether a network, a store or a machine failed, and the request itself was not wrong."""
     if isinstance(error, StorageError | StoreError):
         return error.is_transient
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
@@ -105,7 +105,7 @@ def is_transient(error: BaseException) -> bool:
 
 def find_status_code(error: BaseException) -> int | None:
     """Return the HTTP status that an error of a client carries, or the one that it was made of."""
-    # aiohttp's and gcsfs's; azure's; requests's and google-auth's hold the answer; botocore's holds it as a mapping.
+    # The names are those of aiohttp and gcsfs, azure, requests and google-auth. botocore has a mapping.
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     for holder, name in ((error, "status"), (error, "status_code"), (response, "status_code"), (error, "code")):

@@ -41,22 +41,31 @@ _SEAL = _SEAL_KEY.encode() + b"\x18\x80\x01"
 _END_BYTES = 2**16
 # For parts on a disk, parsing takes longer than reading. For parts in a bucket, waiting takes longest.
 _REMOTE_READERS, _LOCAL_READERS = 32, 4
+_TRUST = ("is_speech", "is_in_domain", "is_confident")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of recordings, of rows (one for each segment), of rows by status, and of ``ok`` rows by emotion."""
+    """Counts of recordings, of rows (one for each segment), of rows by status, and of ``ok`` rows by emotion.
+
+    `trust` is the number of labels for which ``is_speech``, ``is_in_domain`` and ``is_confident`` are true, if the model can tell.
+    """
 
     n_recordings: int = 0
     n_rows: int = 0
     by_status: Mapping[str, int] = field(default_factory=dict)
     by_label: Mapping[str, int] = field(default_factory=dict)
+    trust: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: pa.Table) -> Counts:
         """Count the rows of one part."""
         by_label = _value_counts(rows["emotion"].drop_null()) if "emotion" in rows.column_names else {}
-        return cls(pc.count_distinct(rows["file"]).as_py(), rows.num_rows, _value_counts(rows["status"]), by_label)
+        trust = {name: pc.sum(rows[name]).as_py() for name in _TRUST if name in rows.column_names}
+        known = {name: n_rows for name, n_rows in trust.items() if n_rows is not None}
+        return cls(
+            pc.count_distinct(rows["file"]).as_py(), rows.num_rows, _value_counts(rows["status"]), by_label, known
+        )
 
     @property
     def n_ok(self) -> int:
@@ -80,6 +89,7 @@ class Counts:
             self.n_rows + other.n_rows,
             _added(self.by_status, other.by_status),
             _added(self.by_label, other.by_label),
+            _added(self.trust, other.trust),
         )
 
 
@@ -96,7 +106,9 @@ class Footer:
         """Return what a part's metadata says; raise PartError if it is not a part of a table of `info`."""
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
-            counts = Counts(about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"])
+            counts = Counts(
+                about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"], about.get("trust", {})
+            )
             footer = cls(about["shard"], about["digest"], counts)
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
         except (KeyError, ValueError, TypeError) as error:
@@ -175,7 +187,7 @@ def publish_part(
         **{
             name: value
             for name, value in info.to_dict().items()
-            if name not in ("source", "feature_settings", "segments", "features", "include", "exclude")
+            if name not in ("source", "feature_settings", "segments", "features", "include", "exclude", "suffixes")
         },
         "shard": shard,
         "digest": digest,
@@ -183,6 +195,7 @@ def publish_part(
         "n_rows": counts.n_rows,
         "by_status": counts.by_status,
         "by_label": counts.by_label,
+        "trust": counts.trust,
     }
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))

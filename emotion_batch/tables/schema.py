@@ -101,6 +101,8 @@ class TableInfo:
         table may differ in it.
     include, exclude
         Patterns of the names that the listing keeps and leaves out: see `archive.list_recordings`.
+    suffixes
+        Suffixes of recordings that were named instead of the usual ones; none if these are meant.
     """
 
     kind: str
@@ -112,6 +114,7 @@ class TableInfo:
     features: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as `table.json` holds it."""
@@ -129,6 +132,7 @@ class TableInfo:
             "features": self.features,
             "include": list(self.include),
             "exclude": list(self.exclude),
+            "suffixes": list(self.suffixes),
         }
 
     @classmethod
@@ -153,6 +157,7 @@ class TableInfo:
             features=value["features"],
             include=tuple(value["include"]),
             exclude=tuple(value["exclude"]),
+            suffixes=tuple(value.get("suffixes", ())),
         )
 
     @property
@@ -182,10 +187,10 @@ class TableInfo:
                 return _differs(f"{option} {value}", f"{option} {theirs[name]}")
         if self.segments != other.segments:
             return _differs(self.segments.to_options(), other.segments.to_options())
-        for name in ("include", "exclude"):
-            here, there = (" ".join(f"--{name} {pattern}" for pattern in getattr(info, name)) for info in (self, other))
+        for option, name in (("--include", "include"), ("--exclude", "exclude"), ("--suffix", "suffixes")):
+            here, there = (" ".join(f"{option} {word}" for word in getattr(info, name)) for info in (self, other))
             if here != there:
-                return _differs(here or f"no --{name}", there or f"no --{name}")
+                return _differs(here or f"no {option}", there or f"no {option}")
         return None
 
     def kept_features(self) -> TableInfo:

@@ -76,7 +76,7 @@ def check_info(table: Folder, info: TableInfo) -> TableInfo | None:
         if not parts:
             return None
         # A part says nothing about these.
-        named, expected = ((one.source, one.include, one.exclude) for one in (there or info, info))
+        named, expected = ((one.source, one.include, one.exclude, one.suffixes) for one in (there or info, info))
         if there is not None and difference and named != expected:
             raise _refusal(table, difference)
         said = None

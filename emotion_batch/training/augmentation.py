@@ -1,7 +1,7 @@
 """Vary stored sequences in voice, pace and room, so that a network does not learn the voices of a few speakers.
 
-It works on what a feature table holds. The ranges are wide on purpose: two speakers of one corpus differ less than each of them
-differs from the next caller.
+It works on the features of a table. The ranges are wide on purpose, because the speakers of one corpus differ less from each other than
+from the next caller.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from emotion_batch.settings import VoicesSettings
 Tracks = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 _SETTINGS = VoicesSettings()
 # Length of the vocal tract: N. Jaitly and G. Hinton, "Vocal Tract Length Perturbation (VTLP) improves speech recognition",
-# ICML workshop 2013; wider, for women's voices alone must stand for men's.
+# ICML workshop 2013. The range here is wider, because a corpus of women must also prepare for the voices of men.
 _VTLP = (0.85, 1.18)
 _TEMPO = (0.8, 1.25)
 _LEAST_FRAMES = 32
-# Deviation in nepers at six points over the bands, of a microphone and a room.
+# The effect of a microphone and a room: a deviation in nepers at six points over the bands.
 _EQUALISER, _N_POINTS = 1.0, 6
-# A room in some segments: seconds until its echo has fallen by 60 dB, and nepers of power by which that is below the voice in all.
+# A room in some segments: seconds until its echo has fallen by 60 dB, and how far its power lies below the voice, in nepers.
 _ROOM_SHARE, _ECHO_S, _ECHO = 0.3, (0.15, 0.9), (-0.5, 3.0)
-# Noise in half of the segments, so many nepers of power below the loudest cell, with a slope over the bands.
+# Noise in half of the segments: its power below the loudest cell in nepers, with a slope over the bands.
 _NOISE_SHARE, _NOISE = 0.5, (5.0, 15.0)
-# Half of the segments begin and end in silence, for so many frames at most, where noise and echoes are heard as well.
+# Half of the segments begin and end with silence of at most this many frames, which also gets noise and echoes.
 _PADDED_SHARE, _MOST_PADDING = 0.5, 150
-# How periodic noise alone is found to be, at any fundamental.
+# The voicing that noise alone gives, at any fundamental.
 _NOISE_VOICING = (0.05, 0.25)
-# The fundamental of a voice is always found in a frame of which the voice has all power but so much.
+# The fundamental of a voice is always found in a frame if all power but this share is the voice's.
 _LEAST_SHARE = 0.3
-# Half of the segments come by telephone: nothing above the first, in Hz, and in most of these a high-pass filter of some order at the
-# second, as telephones begin at 300 Hz.
+# Half of the segments come by telephone: nothing lies above the first range in Hz, and most have a high-pass filter of some order in
+# the second range, because telephones begin at 300 Hz.
 _TELEPHONE_SHARE, _TELEPHONE_HZ, _HIGH_PASS_SHARE, _LOW_HZ, _MOST_ORDER = 0.5, (3_300, 4_000), 0.7, (100, 400), 6
-# Range of the fundamental, and its place against the median.
+# Factor for the range of the fundamental, and deviation of its shift from the median.
 _PITCH_RANGE, _PITCH_SHIFT = (0.8, 1.25), 0.05
 # Masks over bands and over frames: D. Park et al., "SpecAugment", Interspeech 2019.
 _N_MASKS, _MOST_BANDS, _MOST_FRAMES = 2, 10, 20
 
 
 def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return what a network sees of a segment as another voice, in another room, might have said it.
+    """Return the inputs of a network for a segment, as if another voice, in another room, had said it.
 
-    These are frames as `logmel_pitch.make_inputs` gives them, fewer or more: shape (n_frames, `logmel_pitch.N_INPUTS`).
+    They are frames as from `logmel_pitch.make_inputs`, fewer or more of them: shape (n_frames, `logmel_pitch.N_INPUTS`).
     """
     is_noisy = generator.random() < _NOISE_SHARE
-    # Noise is heard where nothing is said, too.
+    # Noise is also heard in pauses, so silence is not removed first.
     heard = None if is_noisy else logmel_pitch.hear(one)
     tracks = (
         (logmel_pitch.to_nepers(one), one.f0_hz, one.voicing)
@@ -96,7 +96,7 @@ def _change_tempo(
 
 
 def _warp(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return bands with their frequencies multiplied, as a longer or shorter vocal tract has them."""
+    """Return bands with their frequencies multiplied by a factor, as a longer or shorter vocal tract does."""
     centres = logmel_pitch.find_centres(_SETTINGS)
     wanted = np.minimum(centres * generator.uniform(*_VTLP), centres[-1])
     at = np.interp(wanted, centres, np.arange(len(centres)))
@@ -123,7 +123,7 @@ def _add_noise(
     voicing: npt.NDArray[np.float32],
     generator: np.random.Generator,
 ) -> Tracks:
-    """Return bands with noise, in which the fundamental is found the more rarely the less of a frame's power is the voice's."""
+    """Return bands with noise; the less of a frame's power is the voice's, the more rarely its fundamental is found."""
     level = logmel.max() - generator.uniform(*_NOISE)
     slope = np.interp(np.arange(logmel.shape[1]), [0, logmel.shape[1] - 1], generator.normal(0, 1, 2))
     # A band's power in a frame of noise is about exponential; a band averages several bins.
@@ -145,7 +145,7 @@ def _add_noise(
 def _telephone(logmel: npt.NDArray[np.float32], generator: np.random.Generator) -> npt.NDArray[np.float32]:
     hertz = logmel_pitch.find_centres(_SETTINGS)
     low_hz = generator.uniform(*_LOW_HZ) if generator.random() < _HIGH_PASS_SHARE else 0.0
-    # S. Butterworth's filter, by its order.
+    # A Butterworth filter of a random order.
     lost = np.log1p((low_hz / hertz) ** (2 * generator.integers(1, _MOST_ORDER + 1)))
     logmel = np.maximum(logmel - lost.astype(np.float32), logmel_pitch.LOWEST)
     logmel[:, hertz > generator.uniform(*_TELEPHONE_HZ)] = logmel_pitch.LOWEST

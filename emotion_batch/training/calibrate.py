@@ -1,4 +1,4 @@
-"""Fit what makes confidence honest: the temperature, the threshold of `is_confident`, and the domain of the training rows."""
+"""Calibrate: fit the temperature, the threshold of `is_confident`, and the domain of the training rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from emotion_batch.inference.domain import CLIP, Domain
 from emotion_batch.training.metrics import measure_confidence
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, Split
 
-# Fewer held-out rows have no 99th percentile to speak of: of 20, it is the farthest.
+# Fewer held-out rows have no useful 99th percentile: with 20 it is already the farthest row.
 LEAST_HELD_OUT = 20
 _QUANTILE = 0.99
-# A normal deviate's standard deviation, in median absolute deviations.
+# The standard deviation of a normal distribution, in median absolute deviations.
 _MADS = 1.4826
-# Learnt rows lie round several centres, for emotions and voices are clusters, and a plane between them is not like any:
-# one for so many rows, up to so many. With 8, a third of pink noise passed for mean MFCC of TESS.
+# Training rows lie round several centres, because emotions and voices form clusters: one centre for this many rows, up to a maximum.
+# With 8 centres, a third of pink noise passed for mean MFCC of TESS.
 _ROWS_A_CENTRE, _MOST_CENTRES = 100, 20
 _TEMPERATURES = (0.05, 20.0)
 # Fewer speakers than this cannot show how much speakers differ.
@@ -37,19 +37,18 @@ def fit_domain(
     flagged: Mapping[str, float] | None = None,
     distances: Floats | None = None,
 ) -> Domain:
-    """Return where learnt rows lie, and how far out rows like them do that were not learnt.
+    """Return the domain of training rows: their centres and scatter, and the distance within which similar rows lie.
 
-    Centres and scales are medians, so that some odd rows move neither; the scatter, of rows brought in to four standard
+    Centres and scales are medians, so that a few odd rows move neither. The scatter, of rows clipped to four standard
     deviations, is shrunk by Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
-    2004, so that it can be inverted however few rows there are. That it is one scatter round several centres is as in
-    Lee et al., "A simple unified framework for detecting out-of-distribution samples", 2018; but the centres are
-    found (k-means, of whitened rows), not given.
+    2004, so that it can be inverted even with few rows. One scatter round several centres is used as in Lee et al., "A simple
+    unified framework for detecting out-of-distribution samples", 2018, but k-means on whitened rows finds the centres.
 
-    `learnt` are summaries of rows that were learnt from, shape (n_rows, n_dims), two or more. `held_out` are those of
-    `LEAST_HELD_OUT` or more rows of the same kind that were not, of which one in a hundred will be flagged: learnt rows lie
-    nearer the centre that was made of them, and would flag more. Or one in a hundred of the rows is flagged of which `distances`
-    are, as `measure_new_voices` gives them. `flagged` has further shares for the card, as `flag_new_voices` gives them. It raises
-    UsageError if there are too few rows, or summaries have no dimensions.
+    `learnt` are summaries of training rows, shape (n_rows, n_dims), two or more. `held_out` are those of `LEAST_HELD_OUT` or more
+    similar rows that were not learnt from. The threshold flags one in a hundred of these, because training rows lie nearer to
+    their own centres. If there are `distances`, as `measure_new_voices` gives them, it flags one in a hundred of those instead.
+    `flagged` has further shares for the card, as `flag_new_voices` gives them. It raises UsageError if there are too few rows, or
+    summaries have no dimensions.
     """
     if len(held_out) < LEAST_HELD_OUT:
         raise UsageError(
@@ -73,7 +72,7 @@ def fit_domain(
     name = "held_out" if distances is None else "new_voices"
     if distances is None:
         distances = draft.distances(held_out)
-    # One of the distances themselves, and above 0 if all are alike.
+    # The threshold is one of the distances, and above 0 even if all are 0.
     threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
     share = float(np.mean(distances > np.float32(threshold)))
     shares = {name: share, **(flagged or {})}
@@ -81,20 +80,20 @@ def fit_domain(
 
 
 def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return what makes deviations alike in all directions, shape (n_dims, n_dims)."""
+    """Return a matrix that makes deviations equally large in all directions, shape (n_dims, n_dims)."""
     from sklearn.covariance import ledoit_wolf
 
     scales = _MADS * np.median(np.abs(deviations), axis=0)
-    # What is the same in most rows has no median deviation, and in all rows none: there a thousandth counts.
+    # A value that is the same in most rows has a median deviation of 0, so the standard deviation, or a thousandth, is used.
     scales = np.where(scales > 0, scales, np.maximum(deviations.std(axis=0), 1e-3))
     covariance, _ = ledoit_wolf(np.clip(deviations / scales, -CLIP, CLIP), assume_centered=True)
     variances, axes = np.linalg.eigh(covariance)
-    # Of rows that are all alike, nothing is left to shrink towards.
+    # If all rows are the same, the variances are 0.
     return np.asarray(axes / np.sqrt(np.maximum(variances, 1e-6)) / scales[:, np.newaxis], np.float64)
 
 
 def measure_new_voices(summaries: Floats, fold_of_row: Integers) -> npt.NDArray[np.float32]:
-    """Return how far rows of voices that were not learnt lie out, each by a domain of the other folds' rows, fold by fold.
+    """Return the distances of rows of new voices, fold by fold, each from a domain of the other folds' rows.
 
     It raises UsageError as `flag_new_voices` does.
     """
@@ -105,10 +104,10 @@ def measure_new_voices(summaries: Floats, fold_of_row: Integers) -> npt.NDArray[
 
 
 def flag_new_voices(summaries: Floats, fold_of_row: Integers, is_held_out: Booleans) -> dict[str, Any]:
-    """Return how many rows of voices that were not learnt are flagged, each by a domain of the other folds' rows.
+    """Return how many rows of new voices are flagged, each by a domain of the other folds' rows.
 
-    `summaries` has the shape (n_rows, n_dims). `is_held_out` says of which rows thresholds are, if their speaker is
-    learnt. It returns ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and
+    `summaries` has the shape (n_rows, n_dims). `is_held_out` says which rows of the other folds fit the
+    threshold. It returns ``n_rows``, ``n_flagged``, ``share``, and ``folds``, a list with ``fold``, ``n_rows`` and
     ``n_flagged``. It raises UsageError if there are fewer than two folds, or too few rows in the others of one.
     """
     folds = []
@@ -122,7 +121,7 @@ def flag_new_voices(summaries: Floats, fold_of_row: Integers, is_held_out: Boole
 
 @dataclass(frozen=True)
 class Temperature:
-    """What logits are divided by, and the mean negative log-likelihood in nats of the fitted rows without and with it.
+    """The divisor of logits, and the mean negative log-likelihood in nats of the fitted rows without and with it.
 
     A temperature above 1 makes the model less sure.
     """
@@ -135,10 +134,10 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The lowest confidence that is enough to believe a label; None if none is.
+    """The lowest confidence at which labels reach the target precision; None if none do.
 
-    Among the rows that it was chosen on, the share `got` of those that reach it is right (None without a threshold),
-    and the share `coverage` of all reaches it. `promised` is the precision that was asked for.
+    In the rows that it was chosen on, the share `coverage` of all rows reaches it, and the share `got` of these is right (None
+    without a threshold). `promised` is the target precision.
     """
 
     value: float | None
@@ -151,9 +150,8 @@ class Threshold:
 def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) -> Temperature:
     """Return the temperature that makes held-out labels most likely (Guo et al., 2017, section 4.2).
 
-    `source` is what the probabilities, shape (n_rows, n_labels), were predicted for. For speakers that were heard, words
-    or random rows held out, the network is nearly always right: they gave temperatures of 0.05, and confidence in
-    nonsense. It raises UsageError if `source` is not speakers or corpora held out, or there are no rows.
+    `source` is the split of the probabilities, shape (n_rows, n_labels). If random rows or words of known speakers are held
+    out, the network is nearly always right: they gave temperatures of 0.05, and high confidence in nonsense. It raises UsageError if `source` is not speakers or corpora held out, or there are no rows.
     """
     if source not in (Split.SPEAKER_HELD_OUT, Split.CORPUS_HELD_OUT):
         raise UsageError(
@@ -172,7 +170,7 @@ def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) 
         total = np.log(np.exp(scale(logits, temperature)).sum(axis=1))
         return float(np.mean(total - (of_target - logits.max(axis=1)) / temperature))
 
-    # Convex in 1 / T, so with one minimum in log T.
+    # The loss is convex in 1 / T, so it has one minimum in log T.
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded")
     raw = loss(0.0)
     if found.fun < raw:
@@ -183,7 +181,7 @@ def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) 
 def calibrate_across_folds(
     probabilities: Floats, targets: Integers, fold_of_row: Integers, *, source: Split
 ) -> dict[str, Any]:
-    """Return what temperatures do to speakers that they were not fitted on, and the one fitted on all.
+    """Return the effect of temperatures on speakers that they were not fitted on, and the temperature fitted on all.
 
     `probabilities`, shape (n_rows, n_labels), are those of the model of the row's fold, and `fold_of_row` has
     `splits.NO_FOLD` for rows to be left out. It raises UsageError if there are fewer than two folds, and as
@@ -191,7 +189,7 @@ def calibrate_across_folds(
 
     Returns
     -------
-    ``temperature``, of all rows, but 1 if those of the other folds made no likelihood better; ``n_rows``; ``raw``
+    ``temperature``, of all rows, but 1 if the other folds' temperatures did not improve the likelihood; ``n_rows``; ``raw``
     and ``calibrated`` with ``nll`` (nats) and ``ece`` over all folds; and ``folds``, a list with ``fold`` (its number),
     ``n_rows``, ``temperature`` (of the other folds' rows), ``raw`` and ``calibrated`` of each.
     """
@@ -222,7 +220,7 @@ def calibrate_across_folds(
 
 
 def take_over(card: Card) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return calibration and confidence of a model that was trained further. They say whose they are, and guarantee nothing."""
+    """Return calibration and confidence of the model that a training started from; they name it, and guarantee nothing."""
     whose = {"taken_from": card.model_id, "names": [], "folds": []}
     calibration = {**card.calibration, **whose} if card.calibration else {}
     return calibration, {**card.confidence, **whose, "is_guaranteed": False} if card.confidence else {}
@@ -231,9 +229,9 @@ def take_over(card: Card) -> tuple[dict[str, Any], dict[str, Any]]:
 def choose_threshold(
     confidence: Floats, is_right: Booleans, *, precision: float = 0.9, min_rows: int = 20
 ) -> Threshold:
-    """Return the lowest confidence at or above which the wanted share of labels is right.
+    """Return the lowest confidence at or above which the target share of labels is right.
 
-    `min_rows` rows must reach it: of fewer, the share is chance. It raises UsageError if `precision` is not above 0 and
+    `min_rows` rows must reach it, because the share of fewer rows is chance. It raises UsageError if `precision` is not above 0 and
     at most 1.
     """
     if not 0 < precision <= 1:
@@ -254,7 +252,7 @@ def choose_threshold(
 
 
 def judge_threshold(threshold: Threshold, confidence: Floats, is_right: Booleans) -> dict[str, Any]:
-    """Return what a threshold does on rows that it was not chosen on.
+    """Return the effect of a threshold on rows that it was not chosen on.
 
     That is ``n_rows``, ``n_confident`` (rows that reach it), ``n_right`` of these, ``got``, their share (None if no row
     reaches it), and ``coverage``, the share of all rows that reach it.
@@ -273,16 +271,16 @@ def judge_threshold_across_folds(
     precision: float = 0.9,
     min_rows: int = 20,
 ) -> dict[str, Any]:
-    """Return what thresholds do on speakers that neither they nor the temperature before them were chosen on.
+    """Return the effect of thresholds on speakers that neither they nor their temperatures were fitted on.
 
     The arguments are those of `calibrate_across_folds` and `choose_threshold`, and it raises UsageError as they do.
     `n_speakers` is the number of speakers in these folds.
 
     Returns
     -------
-    ``promised``, what `judge_threshold` gives over all folds, ``n_speakers``, ``is_guaranteed`` (False below five
-    speakers), and ``folds``, a list with ``fold`` (its number), ``threshold`` (the other folds', or None) and what
-    `judge_threshold` gives of each.
+    ``promised``, the result of `judge_threshold` over all folds, ``n_speakers``, ``is_guaranteed`` (False below five
+    speakers), and ``folds``, a list with ``fold`` (its number), ``threshold`` (the other folds', or None) and the result of
+    `judge_threshold` for each.
     """
     is_right = np.argmax(probabilities, axis=1) == targets
     folds = []
@@ -312,7 +310,7 @@ def _coverage(n_rows: int, n_confident: int, n_right: int) -> dict[str, Any]:
 
 
 def _each_fold(fold_of_row: Integers, thing: str, remedy: str) -> Iterator[tuple[int, Booleans, Booleans]]:
-    """Yield each fold's number, which rows are the others', and which its own."""
+    """Yield each fold's number, the rows of the other folds, and its own rows."""
     is_in_some = fold_of_row != NO_FOLD
     folds = np.unique(fold_of_row[is_in_some]).tolist()
     if len(folds) < 2:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.errors import Status, UsageError
+from emotion_batch.errors import Status, UsageError, counted
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Values
 from emotion_batch.inference.confidence import Floats
@@ -29,7 +29,7 @@ from emotion_batch.training.labels import LabelTable, Reference, describe_voice,
 from emotion_batch.training.metrics import compute_metrics, judge_shortcut, pick
 from emotion_batch.training.splits import Integers, SpeakerFolds, number_words
 
-# Fewer recordings of a label than this are more often a misread name than a class.
+# A label with fewer recordings than this is more likely a misread name than a class.
 _MIN_RECORDINGS = 5
 
 
@@ -40,23 +40,23 @@ class Dataset:
     Attributes
     ----------
     settings
-        What the features are; a spool that was read into has them, by the same numbers.
+        Settings of the features; the spool holds the features under the same row numbers.
     files, targets, speakers
         Name of each row's recording, number of its label, and its speaker, "" if unknown, shape (n_rows,).
     labels
         The words of the labels.
     corpora
-        Name of the corpus of each row, "" if there is one alone, shape (n_rows,).
+        Name of the corpus of each row, "" if there is only one, shape (n_rows,).
     voices
-        Language and sex of each row's speaker, "" where unknown: see `labels.describe_voice`; shape (n_rows, 2).
+        Language and sex of each row's speaker, "" if unknown: see `labels.describe_voice`; shape (n_rows, 2).
     duration_s, level
         Length of each row's recording in seconds, and its level, of no particular unit, shape (n_rows,).
     order
-        Numbers of the rows, sorted by recording and segment: the same whatever parts the table has.
+        Numbers of the rows, sorted by recording and segment, so that the order does not depend on the parts.
     n_failed
-        Rows of the table that hold no features.
+        Number of rows of the table without features.
     left_out
-        Rows with features that are left out: how many by their label, those without one under "".
+        Number of rows with features that are left out, by label, with "" for rows without a label.
     notes
         Sentences about labels without a recording and recordings without a label.
     """
@@ -87,16 +87,16 @@ class Dataset:
         return np.array(sorted(set.intersection(*found)), np.int64)
 
     def add_labels(self, labels: Sequence[str]) -> Dataset:
-        """Return it with further labels, of which it may have no rows; all of them are sorted."""
+        """Return the dataset with further labels, which may have no rows; all labels are sorted."""
         words = tuple(sorted({*self.labels, *labels}))
         numbers = np.array([words.index(word) for word in self.labels])
         return replace(self, labels=words, targets=numbers[self.targets])
 
     def weigh(self, rows: Integers) -> npt.NDArray[np.float64]:
-        """Return how often each of some rows is to be learnt from, as a share, shape (n_rows,).
+        """Return how often to learn from each of some rows, as a share, shape (n_rows,).
 
-        A corpus counts by the root of the number of its speakers, because voices are what a network must not learn by heart; its
-        speakers count alike, and so do the labels of a speaker.
+        A corpus counts by the root of the number of its speakers, because a network must not learn voices by heart; its speakers
+        count equally, and so do the labels of a speaker.
         """
         words = (number_words(self.corpora[rows])[0], number_words(self.speakers[rows])[0])
         keys = np.column_stack([*words, self.targets[rows], np.arange(len(rows))])
@@ -105,12 +105,12 @@ class Dataset:
         return np.asarray(weights / weights.sum(), np.float64)
 
     def judge(self, rows: Integers, probabilities: Floats, predicted: Integers | None = None) -> dict[str, Any]:
-        """Return the figures of some rows, of which alone the other arguments are; see `metrics.compute_metrics`."""
+        """Return the figures of some rows; the other arguments are for these rows only. See `metrics.compute_metrics`."""
         targets, speakers = self.targets[rows], self.speakers[rows]
         return compute_metrics(targets, probabilities, self.labels, speakers=speakers, predicted=predicted)
 
     def judge_common(self, rows: Integers, probabilities: Floats) -> float | None:
-        """Return the unweighted average recall of some rows over the labels that every corpus has, as if there were no others."""
+        """Return the unweighted average recall of some rows over the labels that every corpus has, without all other labels."""
         common, targets = self.common, self.targets[rows]
         is_one = np.isin(targets, common)
         if not is_one.any() or len(common) < 2:
@@ -119,7 +119,7 @@ class Dataset:
         return float(np.mean([is_right[targets[is_one] == word].mean() for word in np.unique(targets[is_one])]))
 
     def judge_voices(self, rows: Integers, probabilities: Floats, predicted: Integers | None = None) -> dict[str, Any]:
-        """Return the figures of some rows by language, and by sex, of the speaker where they are known."""
+        """Return the figures of some rows by language, and by sex, of the speaker, if known."""
         found = {}
         for names in self.voices[rows].T:
             for name in sorted(set(names.tolist()) - {""}):
@@ -129,7 +129,7 @@ class Dataset:
         return found
 
     def describe_corpora(self) -> dict[str, Any]:
-        """Return how many segments and speakers are of each corpus; nothing if there is one alone."""
+        """Return the numbers of segments and speakers of each corpus; empty if there is only one corpus."""
         found = {}
         for name in sorted(set(self.corpora.tolist()) - {""}):
             own = self.corpora == name
@@ -153,7 +153,7 @@ class Source(NamedTuple):
 
 
 def _count_parts(keys: Integers, depth: int) -> Integers:
-    """Return, of each row, how many values the next key has among the rows that agree with it in the first `depth` keys."""
+    """Return, for each row, the number of values of the next key among the rows with the same first `depth` keys."""
     parts = np.unique(keys[:, : depth + 1], axis=0)
     _, counts = np.unique(parts[:, :depth], axis=0, return_counts=True)
     _, of_row = np.unique(keys[:, :depth], axis=0, return_inverse=True)
@@ -175,11 +175,11 @@ def read_dataset(
 ) -> Dataset:
     """Read the rows of a feature table that hold features and have a label, part by part.
 
-    `labels` says where reference labels are from: see `labels.read_labels`. `label_map` says what some of them are called, "" for
-    those to be left out. With `known_labels`, those of a model, the ones without a counterpart are left out, and counted. Labels
-    that look like numbers or dates must be allowed, unless the model or the map has them. `familiar_labels` are those of a model
-    that is trained further, of which few recordings are enough. `spool`, if there is one, takes the features;
-    `on_rows` takes the rows with their features, part by part, in the order of the dataset's numbers.
+    `labels` says where reference labels are from: see `labels.read_labels`. `label_map` renames some of them, and "" leaves one out.
+    With `known_labels`, those of a model, labels without a counterpart are left out, and counted. Labels that look like numbers or
+    dates must be allowed, unless the model or the map has them. `familiar_labels` are those of the model that a training starts
+    from: few recordings of them are enough. `spool`, if there is one, takes the features; `on_rows` takes the rows with their
+    features, part by part, in the order of the dataset's numbers.
 
     Raises
     ------
@@ -203,7 +203,7 @@ def read_dataset(
         rows = parts.require_part(table, info, shard, columns)
         is_ok = pc.equal(rows["status"], Status.OK)
         n_failed += rows.num_rows - pc.sum(is_ok).as_py()
-        # Failed rows count as found: it is no fault of the label table that a recording gave no features.
+        # Failed rows count as found, because the label table did not cause the failure.
         segments = zip(*(rows[name].to_pylist() for name in ("file", "start_s", "end_s")), strict=True)
         found = [one for one, ok in zip(starmap(labeller, segments), is_ok.to_pylist(), strict=True) if ok]
         rows = rows.filter(is_ok)
@@ -218,8 +218,8 @@ def read_dataset(
         unlabelled = unlabelled or next(iter(without), "")
         emotions = ["" if one is None else one.emotion for one in found]
         if known_labels is not None:
-            numbers, counted = map_labels(emotions, label_map or {}, known_labels)
-            left_out.update(counted)
+            numbers, n_by_word = map_labels(emotions, label_map or {}, known_labels)
+            left_out.update(n_by_word)
         else:
             called = [(label_map or {}).get(word, word) for word in emotions]
             left_out.update(word for word, label in zip(emotions, called, strict=True) if not label)
@@ -246,15 +246,15 @@ def read_dataset(
     if isinstance(labeller, LabelTable) and (unfound := labeller.describe_unfound()):
         notes.append(unfound)
     # If each recording has labels, some of its windows may have none.
-    n_without, n_all, things, example = n_unlabelled, n_recordings, "recordings", f", e.g. {unlabelled!r}"
+    n_without, n_all, thing, example = n_unlabelled, n_recordings, "recording", f", e.g. {unlabelled!r}"
     if not n_unlabelled:
-        n_without, n_all, things, example = left_out.get("", 0), n_ok, "segments", ""
+        n_without, n_all, thing, example = left_out.get("", 0), n_ok, "segment", ""
     if n_without:
         verb = "has" if n_without == 1 else "have"
-        notes.append(f"{n_without:,} of {n_all:,} {things} with features {verb} no label{example}")
+        notes.append(f"{n_without:,} of {counted(n_all, thing)} with features {verb} no label{example}")
     if known_labels is None:
         _check_labels(table, labels, list(words), numbers, names, notes, familiar_labels)
-        # Sorted, as scikit-learn's LabelEncoder does.
+        # Labels are sorted, as scikit-learn's LabelEncoder does.
         ranks, known_labels = number_words(list(words))
         numbers = ranks[numbers]
     elif len(set(numbers.tolist())) < 2:
@@ -281,9 +281,9 @@ def read_dataset(
 
 
 def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
-    """Return the rows of several corpora, by their names, as one: speakers of two corpora are two, and so are recordings.
+    """Return the rows of several named corpora as one dataset; equal speakers or recordings of two corpora stay two.
 
-    Rows have the numbers of a spool into which the corpora were read one after the other.
+    Rows are numbered as in a spool into which the corpora were read one after the other.
     """
     labels = sorted({word for one in datasets.values() for word in one.labels})
     parts, n_rows = [], 0
@@ -310,7 +310,7 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
     owners = {word: [name for name, one in datasets.items() if word in one.labels] for word in labels}
     alone = [f"{word} ({names[0]})" for word, names in owners.items() if len(names) == 1]
     said = (
-        [f"labels of one corpus alone: {', '.join(alone)}; use --label-map if others call them otherwise"]
+        [f"labels of one corpus alone: {', '.join(alone)}; if others use another word, use --label-map"]
         if alone
         else []
     )
@@ -343,7 +343,7 @@ def _read_files(table: Folder, info: TableInfo, shards: Sequence[int]) -> Iterat
 def _check_numeric(
     table: Folder, source: str, files: Sequence[str], found: Sequence[Reference | None], expected: Set[str]
 ) -> None:
-    """See that no label looks like a number or a date, but for those that a model or a label map has."""
+    """Raise UsageError if a label looks like a number or a date, and is not in the model or the label map."""
     words = {one.emotion: file for file, one in zip(files, found, strict=True) if one is not None}
     if wrong := sorted(word for word in words.keys() - expected if is_numeric(word)):
         raise UsageError(
@@ -365,7 +365,7 @@ def _check_labels(
     notes: Sequence[str],
     familiar: Sequence[str],
 ) -> None:
-    """See that the labels are classes one can learn, and not what a misread name gives."""
+    """Raise UsageError if there are too few labels, or recordings of one, e.g. because names were misread."""
     if len(words) < 2:
         got = f"only {words[0]!r}" if words else "no label"
         raise UsageError(
@@ -378,21 +378,20 @@ def _check_labels(
         word = min(rare)
         example = files[int(np.argmax(targets == words.index(word)))].as_py()
         raise UsageError(
-            f"labels of {table.url}: {source!r} gives only {rare[word]} of {word!r} ({example!r}), and {len(rare) - 1} more labels are "
-            f"as rare; each needs at least {_MIN_RECORDINGS} recordings, so name another source with --labels, or map them with "
-            "--label-map"
-            f"{_in_brackets(notes)}"
+            f"labels of {table.url}: {source!r} gives {counted(rare[word], 'recording')} of {word!r} ({example!r}), and at least "
+            f"{_MIN_RECORDINGS} of each label are needed ({counted(len(rare), 'label')} with fewer); name another source with --labels, "
+            f"or map them with --label-map{_in_brackets(notes)}"
         )
 
 
 class Spool:
-    """Features of rows, in the order in which they were added, in a file that is gone after the block."""
+    """Features of rows, in the order in which they were added, in a file that is deleted after the block."""
 
     def __init__(self, settings: AnySettings) -> None:
         self._settings = settings
-        # Without a name from the beginning: whatever ends the process, nothing is left of it.
+        # The file has no name, so nothing is left of it, however the process ends.
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 closed by the block
-        # Where rows begin and end in the file, in bytes.
+        # The offsets in bytes at which rows begin and end in the file.
         self._bounds = array("q", [0])
 
     def __enter__(self) -> Spool:
@@ -415,7 +414,7 @@ class Spool:
         found = []
         for start, end in zip(bounds[rows].tolist(), bounds[rows + 1].tolist(), strict=True):
             values = recipes.decode(os.pread(self._file.fileno(), end - start, start), self._settings)
-            # If the disk has lost what was written to it, nothing can go on.
+            # This fails only if the disk has lost data, and then the training cannot continue.
             assert values is not None  # noqa: S101
             found.append(values)
         return found

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-from emotion_batch.errors import RecordingError, StorageError, UsageError
+from emotion_batch.errors import RecordingError, StorageError, UsageError, counted
 from emotion_batch.features import audio, recipes
 from emotion_batch.inference.bundle import check_features, require_safe
 from emotion_batch.inference.card import Card
@@ -35,11 +35,11 @@ from emotion_batch.training.data import Dataset, read_dataset
 from emotion_batch.training.labels import read_label_map
 from emotion_batch.worker.recordings import opened_recording
 
-# What is done to recordings, which ought to change few labels: 12 dB is a step back from a microphone, or a call's other side.
+# The changes to recordings, which should change few labels: 12 dB is a step back from a microphone, or a call's other side.
 _LEVEL_DB, _SILENCE_S = 12.0, 2.0
-# The band of a telephone line, by S. Butterworth's filters of these orders; its rate, and the curve by which it codes: ITU-T G.711.
+# The band of a telephone line, with Butterworth filters of these orders; its rate, and the curve of its code (ITU-T G.711).
 _TELEPHONE_HZ, _ORDERS, _LINE_HZ, _MU = (300.0, 3_400.0), (4, 10), 8_000, 255.0
-# Until an echo has fallen by 60 dB; its power is that of what is heard directly, as in a large room.
+# The time until an echo has fallen by 60 dB; its power equals that of the direct sound, as in a large room.
 _REVERBERATION_S, _SPEED = 0.5, 1.1
 CONDITIONS = (
     *("as_is", "plus_12_db", "minus_12_db", "padded", "telephone", "8_khz", "mu_law"),
@@ -60,23 +60,23 @@ def evaluate(
     robustness: int = 200,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Judge a bundle on a labelled feature table; honest where it has not learnt from these recordings.
+    """Judge a bundle on a labelled feature table; the figures are honest if it has not learnt from these recordings.
 
     Parameters
     ----------
     bundle
-        What is judged.
+        The bundle to judge.
     table
         A feature table with the bundle's features.
     labels
         Where the reference labels are from: see `labels.read_labels`.
     label_map
-        File that says which of them is which of the model's: see `labels.read_label_map`. What has no counterpart is
-        left out, and counted.
+        File that maps these labels to the model's: see `labels.read_label_map`. Labels without a counterpart are left out
+        and counted.
     allow_numeric_labels
         Take labels that look like numbers or dates, which are an error otherwise unless the model or the map has them.
     priors
-        How common each label is elsewhere, for the precision that would be seen there.
+        How common each label is in another archive, for the precision in that archive.
     robustness
         Recordings that are decoded again and changed in the ways of `CONDITIONS`; 0 for none.
     storage_options
@@ -85,7 +85,7 @@ def evaluate(
     Raises
     ------
     UsageError
-        If the bundle is none or not safe, the table's features are others, or its labels are not the model's.
+        If it is no bundle or not safe, or the table's features or labels are not those of the model.
     IncompleteError
         If the table has parts missing.
     """
@@ -100,7 +100,7 @@ def evaluate(
     require_complete(place, info, manifest.shards)
     card = judged.card
     if priors is not None:
-        # Wrong priors are refused before any work: against these counts every label has rows.
+        # Wrong priors are refused before any work; with these counts every label has rows.
         metrics.precision_at_priors(np.eye(len(card.labels), dtype=np.int64).tolist(), card.labels, priors)
     predictor = load_predictor(judged)
     given: list[Labels] = []
@@ -122,7 +122,7 @@ def evaluate(
         allow_numeric_labels=allow_numeric_labels,
         on_rows=predict,
     )
-    # What the bundle cannot tell is None in every part.
+    # A column that the bundle cannot give is None in every part.
     columns: list[Any] = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*given, strict=True)]
     found = Labels(*columns)
     figures = data.judge(np.arange(len(data.targets)), found.raw, found.best)
@@ -158,36 +158,36 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a bundle was found to be worth on a table.
+    """The figures of a bundle on a table.
 
     Attributes
     ----------
     model, model_id, table
-        Which bundle was judged, on what.
+        The bundle that was judged, and the table.
     labels
         The model's labels, in order.
     n_failed, left_out
-        Rows of the table that are not judged: without features; and by their label, those whose label the model has not,
-        those without one under "".
+        Number of rows that are not judged: those without features; and by label, those whose label the model lacks, with
+        "" for rows without a label.
     figures
-        What `metrics.compute_metrics` gives of the network's own probabilities, with ``intervals`` as `metrics.intervals`.
+        Result of `metrics.compute_metrics` on the network's own probabilities, and ``intervals`` from `metrics.intervals`.
     calibration
         ``temperature``, and ``raw`` and ``calibrated`` with ``nll`` (nats) and ``ece``.
     by_speaker
         ``speaker``, ``n_rows``, ``accuracy`` and ``uar`` of each known one, the worst first.
     by_voice
-        ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar`` of each language and sex, where the corpus's names say them.
+        ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar`` of each language and sex, if the corpus's names say them.
     trust
         ``threshold``, ``promised``, ``n_confident``, ``n_right`` of these, ``precision`` and ``coverage`` of
-        ``is_confident``, ``n_speakers``, and the shares ``in_domain`` and ``speech``; None where nothing can be said.
+        ``is_confident``, ``n_speakers``, and the shares ``in_domain`` and ``speech``; None if unknown.
     at_priors
-        ``priors`` as stated and ``precision`` by label at these; None where none were.
+        ``priors`` as stated and ``precision`` by label at these; None without priors.
     shortcuts
         ``duration`` and ``level``, each with ``n_rows``, ``n_speakers``, ``accuracy`` and ``uar`` of a linear model on it
         alone, learnt on this table's other speakers; or ``reason``, a sentence.
     robustness
         ``n_recordings``, ``n_failed``, and for each of `CONDITIONS` ``n_rows``, ``n_speakers``, ``accuracy``, ``uar`` and
-        ``kept``, the share of labels that are those of ``as_is``; or ``reason``, a sentence; None where it was not asked for.
+        ``kept``, the share of labels that are those of ``as_is``; or ``reason``, a sentence; None if it was not wanted.
     warnings
         Sentences that belong to the figures.
     """
@@ -242,7 +242,7 @@ def _judge_trust(card: Card, data: Dataset, found: Labels) -> dict[str, Any]:
 
 
 def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
-    """Return what duration alone, and level alone, give on speakers that they were not learnt on."""
+    """Return the figures of duration alone, and of level alone, on speakers that were held out."""
     try:
         folds = splits.speaker_folds(data.targets, data.speakers)
     except UsageError as error:
@@ -274,7 +274,7 @@ def _judge_robustness(
     try:
         base = find_base(info.source, table.options)
         entries = _find_entries(manifest, files)
-        # As on a worker, so that what is decoded again gives the table's own features.
+        # It decodes as a worker does, so that it gives the table's own features.
         with threadpool_limits(1), reading(base, info.segments) as reader:
             for row, (entry, fetched) in zip(chosen, reader.ahead(entries), strict=True):
                 try:
@@ -285,7 +285,7 @@ def _judge_robustness(
                     continue
                 values = [recipes.compute(samples, rate_hz, settings) for samples, rate_hz in stretches]
                 if not all(np.isfinite(value).all() for one in values for value in one):
-                    reason = reason or f"{entry.file}: changed, its features are not finite"
+                    reason = reason or f"{entry.file}: its features are not finite after a change"
                     continue
                 rows.append(row)
                 probabilities.append(predictor.predict(recipes.prepare(recipes.to_table(values, settings), settings)))
@@ -305,7 +305,7 @@ def _judge_robustness(
 def _choose(data: Dataset, n_recordings: int) -> list[int]:
     """Return the number of one row each of some recordings, in which labels are as common as in all."""
     random = np.random.default_rng(0)
-    # From the order by name, so that the choice is the same whatever parts the table has.
+    # It starts from the order by name, so that the choice does not depend on the table's parts.
     shuffled = random.permutation(data.order)
     recordings, _ = splits.number_words(data.files)
     _, first = np.unique(recordings[shuffled], return_index=True)
@@ -333,8 +333,8 @@ def _find_entries(manifest: Manifest, files: Sequence[str]) -> list[Entry]:
 def _vary(
     recording: audio.Recording, start_s: float, segments: Segments, settings: AnySettings
 ) -> list[tuple[npt.NDArray[np.float32], int]]:
-    """Return a segment's samples and their rate under each of `CONDITIONS`; the louder ones may go beyond 1, and are not clipped."""
-    # First, for it begins earlier.
+    """Return a segment's samples and their rate under each of `CONDITIONS`; louder ones may exceed 1, and are not clipped."""
+    # This is read first, because it begins earlier.
     padded = _read_padded(recording, start_s, segments.duration_s, settings.sample_rate)
     plain = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate).samples
     rate_hz = settings.sample_rate or recording.header.sample_rate_hz
@@ -366,12 +366,12 @@ def _vary(
 
 
 def _back(line: npt.NDArray[np.float32], rate_hz: int, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return samples of a telephone line at the rate that the features are of, if they are of one."""
+    """Return samples of a telephone line at the rate of the features, if they have one rate."""
     return line if settings.sample_rate is None else audio.resample(line, _LINE_HZ, rate_hz)
 
 
 def _code(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return samples as mu-law's 8 bits keep them, the loudest at full scale."""
+    """Return samples after coding in 8 bits of mu-law, with the loudest at full scale."""
     peak = max(float(np.abs(samples).max()), 1e-9)
     curved = np.sign(samples) * np.log1p(_MU * np.abs(samples) / peak) / math.log1p(_MU)
     steps = np.rint(curved * 127) / 127
@@ -381,7 +381,7 @@ def _code(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def _read_padded(
     recording: audio.Recording, start_s: float, duration_s: float, sample_rate: int | None
 ) -> npt.NDArray[np.float32]:
-    """Return the segment of the recording with digital silence before and after, as of a file that has them."""
+    """Return the segment of the recording with digital silence before and after, as if the file had them."""
     rate = recording.header.sample_rate_hz
     start, n_frames = int(start_s * rate), int(duration_s * rate)
     silence = np.zeros(int(_SILENCE_S * rate), np.float32)
@@ -389,7 +389,7 @@ def _read_padded(
     heard = silence[:0]
     if n_before < n_frames:
         first = max(0, start - len(silence))
-        # Half a frame on, for `read` rounds down to whole ones.
+        # It adds half a frame, because `read` rounds down to whole frames.
         stretch = ((first + 0.5) / rate, (n_frames - n_before + 0.5) / rate)
         heard = recording.read(*stretch, sample_rate=rate).samples
     padded = np.concatenate([silence[:n_before], heard, silence])[:n_frames]
@@ -399,25 +399,23 @@ def _read_padded(
 def _warn(card: Card, info: TableInfo, data: Dataset) -> list[str]:
     warnings = []
     if not data.n_speakers:
-        warnings.append("who speaks is unknown here; how much these figures owe to few voices cannot be told")
+        warnings.append("who speaks is unknown here, so these figures may depend on few voices")
     elif data.n_speakers < MIN_SPEAKERS:
         warnings.append(
-            f"these are figures of {data.n_speakers} speakers; how other voices would fare cannot be told from fewer than "
-            f"{MIN_SPEAKERS}"
+            f"these are figures of {counted(data.n_speakers, 'speaker')}; at least {MIN_SPEAKERS} are needed to say anything about other voices"
         )
     learnt = card.training.get("n_learnt")
     source = (
         "the bundle does not say what it learnt from"
         if learnt is None
-        else f"the bundle learnt from {learnt:,} segments of {card.training.get('n_speakers') or 'unknown'} speakers with "
-        f"labels from {card.training.get('labels')!r}, and does not name them"
+        else f"the bundle learnt from {counted(learnt, 'segment')} of {card.training.get('n_speakers') or 'unknown'} speakers with "
+        f"labels from {card.training.get('labels')!r}, and does not name the recordings"
     )
     warnings.append(
-        f"figures are honest only on recordings that the model has not learnt from; {source}: see that these are others"
+        f"figures are honest only on recordings that the model has not learnt from; {source}, so check that these are others"
     )
     if info.segments.duration_s != card.segments.duration_s:
         warnings.append(
-            f"segments last {info.segments.duration_s:g} s, those that the model was trained on "
-            f"{card.segments.duration_s:g} s"
+            f"segments last {info.segments.duration_s:g} s, and those that the model was trained on last {card.segments.duration_s:g} s"
         )
     return [*warnings, *data.notes]

@@ -24,17 +24,17 @@ from emotion_batch.training.data import Dataset, Spool
 from emotion_batch.training.networks import Weights, load_keras
 from emotion_batch.training.splits import Integers, Split
 
-# One cycle: L. Smith and N. Topin, "Super-Convergence", 2018. It rises over this share of the steps, and falls to a share of the peak.
+# The learning rate makes one cycle: it rises over a share of the steps, and falls to a share of the peak (L. Smith and N. Topin,
+# "Super-Convergence", 2018).
 _PEAK_RATE, _RISE, _LEAST_RATE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 0.15, 1e-2, 1.0, 0.1
-# The weights are then the mean of those after each epoch from this share of the epochs on: P. Izmailov et al., "Averaging weights leads
-# to wider optima and better generalization", UAI 2018.
+# The final weights are the mean over the epochs from this share on: P. Izmailov et al., "Averaging weights leads to wider optima and
+# better generalization", UAI 2018.
 _AVERAGED = 0.6
 # Share of the learning rate if a training starts from a bundle.
 _FURTHER_RATE = 0.3
-# Adam's in Keras, with which the notebook learns.
+# The default of Adam in Keras, as in the notebook.
 _ADAM_RATE = 1e-3
-# A batch has so many frames of each segment at least and at most, a stretch of a longer one. Of this many batches at a time, each has
-# segments of about one length.
+# The least and the most frames of each segment in a batch, and the number of batches whose segments are sorted by length at a time.
 _LEAST_FRAMES, _MOST_FRAMES, _SORTED_BATCHES = 32, 384, 10
 _ROWS = 2_048
 Epoch = Callable[[int, Mapping[str, float]], None]
@@ -44,10 +44,9 @@ Epoch = Callable[[int, Mapping[str, float]], None]
 class Fitting:
     """How to fit.
 
-    `seed` decides weights and order: with one machine, one set of versions and one thread count, the same gives the
-    same. If there are validation rows, `patience` is after how many epochs without a better loss on them the fitting
-    ends, with the weights of the best; 0 for none. The fitting begins with the weights `start`, if there are any, and then
-    learns at a lower rate.
+    `seed` decides weights and order: on one machine, with the same versions and threads, it gives the same result. With
+    validation rows, the fitting ends after `patience` epochs without a better loss on them, with the best weights; 0 for
+    none. If there are weights `start`, the fitting begins with them, at a lower learning rate.
     """
 
     epochs: int
@@ -59,9 +58,9 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file with what a stopped fitting goes on from.
+    """A file from which a stopped fitting continues.
 
-    `fingerprint` is one of all that decides the fitting: the checkpoint of another one is not read.
+    `fingerprint` is one of everything that decides the fitting: a checkpoint with another fingerprint is not read.
     """
 
     folder: Folder
@@ -69,12 +68,12 @@ class Checkpoint:
     fingerprint: str
 
     def read(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return what was kept, or None if there is nothing, or another fitting's."""
+        """Return the arrays of the checkpoint, or None if there is none, or it is from another fitting."""
         data = self.folder.read_if_there(self.name)
         if data is None:
             return None
         try:
-            # Numbers alone: no pickle is read.
+            # It reads only numbers, and no pickle.
             with np.load(io.BytesIO(data), allow_pickle=False) as kept:
                 found = dict(kept)
         except (ValueError, OSError, EOFError, KeyError):
@@ -82,7 +81,7 @@ class Checkpoint:
         return found if str(found.get("fingerprint")) == self.fingerprint else None
 
     def write(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Keep arrays."""
+        """Write arrays as the checkpoint."""
         sink = io.BytesIO()
         np.savez(sink, allow_pickle=False, fingerprint=np.array(self.fingerprint), **arrays)
         self.folder.make()
@@ -101,13 +100,15 @@ def fit_network(
     validate: Integers | None = None,
     on_epoch: Epoch = lambda epoch, figures: None,
     checkpoint: Checkpoint | None = None,
+    spare: Any = None,
 ) -> tuple[Any, dict[str, list[float]]]:
-    """Fit a recipe's network: the notebook's as the notebook does, that of sequences with augmentation.
+    """Fit a recipe's network: the notebook's as the notebook does, and that of sequences with augmentation.
 
     `learn` are the numbers of the rows to learn from, and `targets` has the number of the label of each row of the spool.
-    If there are `weights`, shares of those rows, an epoch draws as many of them by these; else it has each once.
-    Rows of `validate` are judged after each epoch, and nothing is learnt from them. `on_epoch` hears the number of an
-    epoch, from 1, and its figures. The fitting goes on from `checkpoint`, and keeps each epoch there.
+    With `weights`, shares of those rows, an epoch draws as many rows by these shares; without, it has each row once.
+    Rows of `validate` are judged after each epoch, and nothing is learnt from them. `on_epoch` gets the number of an
+    epoch, from 1, and its figures. The fitting continues from `checkpoint`, and saves each epoch there. `spare` is a network that was
+    fitted in the same way and is no longer needed: it is reset and used again, because TensorFlow takes seconds to trace a new one.
 
     Returns
     -------
@@ -115,15 +116,25 @@ def fit_network(
     """
     _, keras = load_keras()
     keras.utils.set_random_seed(fitting.seed)
-    network = networks.build(settings, n_labels)
+    network = fresh = networks.build(settings, n_labels)
+    if spare is not None:
+        network = spare
+        for variable, first in zip(network.variables, fresh.variables, strict=True):
+            variable.assign(first)
     is_cycled = networks.find_network(settings).is_cycled
     if fitting.start is not None:
         network.set_weights(fitting.start)
-        # What some rows give as mean and scale is worse than what is there, so these layers stay as they are.
+        # The mean and scale of a few rows are worse than those of the start, so these layers stay as they are.
         for layer in network.layers:
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    _compile(network, fitting, is_cycled=is_cycled)
-    network.optimizer.build(network.trainable_variables)
+    if spare is None:
+        _compile(network, fitting, is_cycled=is_cycled)
+        network.optimizer.build(network.trainable_variables)
+    else:
+        rate = float(network.optimizer.learning_rate) if not is_cycled else 0.0
+        for variable in network.optimizer.variables:
+            variable.assign(np.zeros(variable.shape))
+        network.optimizer.learning_rate = rate
     variables = (*network.variables, *network.optimizer.variables)
     patience = 0 if validate is None else fitting.patience
     history: dict[str, list[float]] = {}
@@ -179,14 +190,14 @@ def fit_network(
 
 
 class Start(NamedTuple):
-    """The model that a training starts from: its card, its weights with an output for each label, and what it gives of each row."""
+    """The model that a training starts from: its card, its weights with an output for each label, and its probabilities by row."""
 
     card: Card
     weights: Weights
     before: npt.NDArray[np.float32]
 
     def describe(self, data_licence: str) -> dict[str, str]:
-        """Return what the card of the training says of it, with the licence of the data of both."""
+        """Return what the new card says about the start, with the licences of the data of both."""
         own, theirs = (one or "not stated" for one in (data_licence, self.card.training.get("data_licence")))
         return {"from_model": self.card.model_id, "data_licence": f"{own}; of the model that it started from: {theirs}"}
 
@@ -196,12 +207,12 @@ class Start(NamedTuple):
         if new := sorted(there - own):
             yield f"labels that model {self.card.model_id} lacks, with new outputs: {', '.join(new)}"
         if absent := sorted(own - there):
-            lost = "they stay, but are given more rarely, and no figure says how right they are"
+            lost = "they stay, but become rarer, and no figure says how often they are right"
             yield f"labels of model {self.card.model_id} that no recording here has: {', '.join(absent)}; {lost}"
 
 
 def open_start(bundle: Bundle, data: Dataset, spool: Spool, seed: int) -> Start:
-    """Return a bundle that `require_safe` has looked at as the start of a training on rows, whose labels include its own."""
+    """Return a bundle that `require_safe` has checked as the start of a training; the labels of `data` include its labels."""
     card = bundle.card
     network, weights = networks.load_network(bundle, data.labels, seed)
     before = np.zeros((len(data.targets), len(data.labels)), np.float32)
@@ -211,7 +222,7 @@ def open_start(bundle: Bundle, data: Dataset, spool: Spool, seed: int) -> Start:
 
 
 def predict_network(network: Any, spool: Spool, settings: AnySettings, rows: Integers) -> npt.NDArray[np.float32]:
-    """Return what Keras gives for rows of a spool: probabilities, shape (n_rows, n_labels)."""
+    """Return Keras's probabilities for rows of a spool, shape (n_rows, n_labels)."""
     found = np.empty((len(rows), network.output_shape[1]), np.float32)
     for start in range(0, len(rows), _ROWS):
         some = rows[start : start + _ROWS]
@@ -220,7 +231,7 @@ def predict_network(network: Any, spool: Spool, settings: AnySettings, rows: Int
 
 
 def prepare_batches(values: Sequence[Values], settings: AnySettings) -> Any:
-    """Return what a network reads of features, as `recipes.prepare` gives it of a table."""
+    """Return the inputs of a network for features, as `recipes.prepare` makes them from a table."""
     return recipes.prepare(recipes.to_table(values, settings), settings)
 
 
@@ -238,7 +249,7 @@ def _compile(network: Any, fitting: Fitting, *, is_cycled: bool) -> None:
 
 
 def _cycle(network: Any, epoch: int, n_steps: int, fitting: Fitting) -> Any:
-    """Return what sets the learning rate before each step of an epoch."""
+    """Return a callback that sets the learning rate before each step of an epoch."""
     _, keras = load_keras()
     peak = _PEAK_RATE * (1 if fitting.start is None else _FURTHER_RATE)
 
@@ -263,10 +274,10 @@ def _dataset(
 ) -> Any:
     """Return an epoch's batches, read and made while the network learns."""
     tensorflow, _ = load_keras()
-    # By seed and epoch alone, so that an epoch is the same whether or not those before it were in this process.
+    # The order depends only on seed and epoch, so that a fitting that continues gives the same as one that was never stopped.
     generator = np.random.default_rng([fitting.seed, epoch])
     order = generator.permutation(learn) if weights is None else generator.choice(learn, len(learn), p=weights)
-    # Of a vector, or of frames, each of so many inputs.
+    # The shape of a vector, or of frames with this many inputs each.
     shape = recipes.recipe_of(settings).input_shape(settings)
     n_inputs = shape[1] if len(shape) > 1 else 0
 
@@ -293,9 +304,9 @@ def _dataset(
 def _cut(
     values: Sequence[Values], settings: AnySettings, batch_size: int, generator: np.random.Generator
 ) -> Iterator[tuple[Integers, npt.NDArray[np.float32]]]:
-    """Yield batches of frames, augmented and cut to the length of the shortest, and which rows they are of, at random.
+    """Yield batches of frames in random order, augmented and cut to the length of the shortest, and the numbers of their rows.
 
-    Rows of about one length are together, because the network hears padding, and a stretch of a row is a row as well.
+    Rows of about the same length are in one batch, because the network hears padding. A stretch of a row is a valid row.
     """
     augment = networks.find_network(settings).augment
     rows = list(prepare_batches(values, settings)) if augment is None else [augment(one, generator) for one in values]
@@ -303,7 +314,7 @@ def _cut(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for number in generator.permutation(len(batches)):
         some = batches[number]
-        # Lengths in whole steps of the network.
+        # Lengths are whole steps of the network.
         shortest = min(max(min(len(rows[one]) for one in some), _LEAST_FRAMES), _MOST_FRAMES)
         n_frames = shortest - shortest % FRAMES_A_STEP
         frames = np.zeros((len(some), n_frames, rows[0].shape[1]), np.float32)
@@ -332,11 +343,11 @@ class TrainingSettings:
     labels
         Where the reference labels are from: see `labels.read_labels`. One for all tables, or as many as there are tables.
     label_map
-        What some of these labels are called in the bundle; "" leaves a label's recordings out.
+        The names of some of these labels in the bundle; "" leaves the recordings of a label out.
     balance
-        Whether each epoch draws corpora, speakers and labels alike, see `data.Dataset.weigh`; None if there are several tables.
+        Whether each epoch draws corpora, speakers and labels equally, see `data.Dataset.weigh`; None: if there are several tables.
     held_out
-        Share of the recordings that is judged and not learnt from; 0 learns from all.
+        Share of the recordings that is held out from training to judge on; 0 learns from all.
     validation
         Which recordings these are: ``stratified``, a share of each label's, or ``seed``, the last by name, as the
         notebook's ``validation_split``.
@@ -345,11 +356,11 @@ class TrainingSettings:
     seed
         Decides the split, the weights and the order.
     patience
-        Epochs without a better loss on the held-out recordings after which to end; 0 for none.
+        End after this many epochs without a better loss on the held-out recordings; 0 for never.
     max_folds
-        Most folds of speakers; each costs a training. 0 for none, which leaves confidence uncalibrated.
+        The most folds of speakers; each needs a training. 0 for none, which leaves confidence uncalibrated.
     precision
-        Share of right labels that ``is_confident`` promises.
+        Target precision of ``is_confident``.
     data_licence
         Licence of the recordings, for the card.
     allow_numeric_labels

@@ -1,4 +1,4 @@
-"""Import the notebook's ``.h5`` file as a bundle. It reads the weights as numbers, and never runs what the file would have Keras build."""
+"""Import the notebook's ``.h5`` file as a bundle. It reads only the weights, as numbers, and never runs code of the file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emotion_batch.training import networks, write_bundle
 from emotion_batch.training.write_bundle import require_new_bundle
 
 _PASSIVE = ("Dropout", "InputLayer")
-# What the notebook's layers compute, in Keras's words. If a file of an older Keras does not state a value, it is this one.
+# The notebook's layers, in Keras's words. If a file of an older Keras does not state a value, it is this one.
 _LSTM = {
     "activation": "tanh",
     "recurrent_activation": "sigmoid",
@@ -41,7 +41,7 @@ LAYERS = (
     ("Dense", {"activation": "relu", "use_bias": True, "units": 32}),
     ("Dense", {"activation": "softmax", "use_bias": True}),
 )
-# Rows of the usual size of MFCC, on which what workers execute is compared with Keras.
+# Number of random rows, as large as MFCC usually are, on which ONNX Runtime is compared with Keras.
 _N_COMPARED = 512
 
 
@@ -54,7 +54,7 @@ def import_h5(
     force: bool = False,
     watcher: Watcher | None = None,
 ) -> Card:
-    """Make a bundle of a network that the notebook saved; the command is ``import``, which Python keeps for itself.
+    """Make a bundle from a network that the notebook saved; the command is ``import``, a reserved word in Python.
 
     Parameters
     ----------
@@ -69,12 +69,12 @@ def import_h5(
     force
         Replace the bundle that is there.
     watcher
-        Hears a note if the notebook's LabelEncoder would not have given these labels in this order.
+        Gets a note if the notebook's LabelEncoder would not have given these labels in this order.
 
     Raises
     ------
     UsageError
-        If the file does not hold the notebook's network, the labels are not as many, or the bundle is there.
+        If the file does not hold the notebook's network, the number of labels is wrong, or the bundle exists already.
     StorageError
         If a place cannot be read or written.
     """
@@ -121,23 +121,23 @@ def import_h5(
 
 
 def _remark(labels: Sequence[str]) -> Iterator[str]:
-    """Yield what the notebook's LabelEncoder would not have given."""
+    """Yield a sentence for each way in which labels differ from those of the notebook's LabelEncoder."""
     if list(labels) != sorted(labels):
         yield (
             f"labels: the notebook's LabelEncoder sorts its labels, {', '.join(sorted(labels))}, but these are in another "
-            "order; see that each stands at the place of its output"
+            "order; check that each label is at the place of its output"
         )
     by_word: dict[str, str] = {}
     for label in labels:
         if (other := by_word.setdefault(label.casefold(), label)) != label:
-            yield f"labels: {other!r} and {label!r} differ only in upper and lower case; see that they are two emotions"
+            yield f"labels: {other!r} and {label!r} differ only in upper and lower case; check that they are two emotions"
 
 
 class SavedNetwork(NamedTuple):
     """The weights of the notebook's network in an ``.h5``, in Keras's order, as `bundle.weight_shapes` has them.
 
-    `keras_version` is "" if the file does not name the Keras that wrote it. `has_config` is whether the file says what its
-    layers compute, which then is what the notebook's do.
+    `keras_version` is "" if the file does not name the Keras that wrote it. `has_config` says whether the file describes its
+    layers, which are then the notebook's.
     """
 
     weights: list[npt.NDArray[np.float32]]
@@ -182,11 +182,11 @@ def read_network(data: bytes, thing: str) -> SavedNetwork:
 
 
 def _check_config(text: str, thing: str) -> None:
-    """See that layers compute what the notebook's do, for weights of the same shapes may be for something else."""
+    """Raise UsageError if layers differ from the notebook's, because other layers may have weights of the same shapes."""
     try:
         config = safety.parse_json(text)
         kind, layers = config["class_name"], config["config"]
-        # Before Keras 2.2.3 the layers were all of it.
+        # Before Keras 2.2.3 the config was the list of layers.
         layers = layers["layers"] if isinstance(layers, dict) else layers
         found = [(layer["class_name"], dict(layer["config"])) for layer in layers]
     except (ValueError, KeyError, TypeError) as error:

@@ -51,7 +51,7 @@ _SAVEE_EMOTIONS = {
 _CREMA_D_EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 # Second word of an nEMO name; https://github.com/amu-cai/nEMO
 _NEMO_EMOTIONS = frozenset({"anger", "fear", "happiness", "neutral", "sadness", "surprise", "surprised"})
-# Language of a corpus, and which of its speakers are men: those whose whole name matches. Names of the others do not say.
+# Language of a corpus, and a pattern for the whole names of its male speakers; None if names do not say who is male.
 _VOICES = {
     "tess": ("English", "(?!)"),
     "ravdess": ("English", r"\d*[13579]"),
@@ -61,11 +61,11 @@ _VOICES = {
     "nemo": ("Polish", None),
 }
 _COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
-# Starts of segments that differ by less than a millisecond are one, and so are ends within what decoders differ by.
+# Starts of segments are equal within a millisecond, and ends within the difference between decoders.
 _STARTS_PER_S, _END_S = 1_000, 0.05
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _BETWEEN = r"[\s.,/_-]*"
-# Dates with letters in them: of ISO 8601 with a time, and with a month's name, as spreadsheets write them.
+# Dates with letters in them: ISO 8601 with a time, and dates with a month's name, as spreadsheets write them.
 _DATE = re.compile(
     rf"\d{{4}}-?\d\d-?\d\d[t ][\d:.]*(z|[+-][\d:]+)?|\d{{1,4}}(st|nd|rd|th)?{_BETWEEN}{_MONTH}({_BETWEEN}\d{{1,4}})?"
     rf"|{_MONTH}{_BETWEEN}\d{{1,4}}({_BETWEEN}\d{{1,4}})?"
@@ -80,17 +80,17 @@ class Reference(NamedTuple):
 
 
 class Labeller(Protocol):
-    """Where reference labels are from."""
+    """Gives the reference labels of recordings."""
 
     def __call__(self, file: str, start_s: float | None = None, end_s: float | None = None) -> Reference | None:
         """Return the label of a segment of a recording, None if there is none."""
 
 
 def read_labels(source: str) -> Labeller:
-    """Return what gives a recording's, or a segment's, reference label, or None where there is none.
+    """Return a function that gives the reference label of a recording or segment, or None if there is none.
 
-    `source` is a corpus whose names say it (``tess``, ``ravdess``, ``emodb``, ``savee``, ``crema-d``, ``nemo``; the words are the
-    corpus's own), ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
+    `source` is a corpus whose file names state labels (``tess``, ``ravdess``, ``emodb``, ``savee``, ``crema-d``, ``nemo``; the words
+    are the corpus's own), ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
     ``file``, ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group
     ``emotion`` and perhaps ``speaker``). It raises UsageError if it is none of these, or its table or pattern cannot be
     used.
@@ -112,7 +112,7 @@ def read_labels(source: str) -> Labeller:
 
 
 def describe_voice(source: str, speaker: str) -> tuple[str, str]:
-    """Return the language of a corpus, and whether its speaker is "female" or "male"; "" where its names do not say."""
+    """Return the language of a corpus, and whether its speaker is "female" or "male"; "" if its names do not say."""
     language, men = _VOICES.get(source, ("", None))
     if men is None or not speaker:
         return language, ""
@@ -140,7 +140,7 @@ _Rows = dict[int | None, list[_TableRow]]
 class LabelTable:
     """Reference labels that a table gives to recordings, or to segments of them.
 
-    A segment is found by the start and, if the table has one, by the end: what was heard of another stretch is no label. A
+    A segment is found by its start and, if the table has one, by its end, because a label of another stretch is no label. A
     row without a start labels all segments of its recording that have no row of their own. `thing` is what an error calls
     the table. It raises UsageError if the table gives one recording or one segment two labels.
     """
@@ -155,9 +155,9 @@ class LabelTable:
         self._rows = [row for row in rows if self._add(self._as_written.setdefault(row.file, {}), row)]
 
     def settle(self, files: Iterable[str], archive: str) -> None:
-        """Take in which recordings there are: a name that one of them has as it is written is that recording's alone.
+        """Use the names of the recordings: a row whose name is exactly that of a recording is for that recording alone.
 
-        `archive` is the path or URL by which absolute names are known. It raises UsageError if two rows are about one
+        `archive` is the path or URL that absolute names begin with. It raises UsageError if two rows are about one
         recording, or one segment, in different spellings, and differ.
         """
         self._base = archive.rpartition("/")[0] if is_list(archive) else archive
@@ -227,7 +227,7 @@ def _find_row(rows: _Rows, start_s: float | None, end_s: float | None) -> _Table
 
 
 def is_numeric(word: str) -> bool:
-    """Return whether a label looks like a number or a date, as of a folder or column that holds something else."""
+    """Return whether a label looks like a number or a date, as if a folder or column held something else than emotions."""
     try:
         float(word.replace(",", "."))
     except ValueError:
@@ -238,7 +238,7 @@ def is_numeric(word: str) -> bool:
 
 
 def read_label_map(location: str) -> dict[str, str]:
-    """Return what a file says that reference labels are called by the model; "" for those to be left out.
+    """Return the model's names for reference labels, as a file gives them; "" leaves a label out.
 
     The file is ``.json`` (an object), ``.csv`` (the columns ``from`` and ``to``), or else text with ``from = to`` lines.
     It raises UsageError if it is none of these, or gives a label two names.
@@ -264,9 +264,9 @@ def read_label_map(location: str) -> dict[str, str]:
 def map_labels(
     emotions: Iterable[str], label_map: Mapping[str, str], known_labels: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], dict[str, int]]:
-    """Return reference labels as numbers of a model's labels, and what had to be left out.
+    """Return reference labels as numbers of a model's labels, and the words that had to be left out.
 
-    A word that `label_map` lacks stays as it is. The numbers have the shape (n_rows,), with -1 where the model has no
+    A word that `label_map` lacks stays as it is. The numbers have the shape (n_rows,), with -1 if the model has no such
     label; the other value counts these rows by word.
     """
     numbers = {names.clean(label): number for number, label in enumerate(known_labels)}
@@ -324,7 +324,7 @@ def _by_emodb_name(file: str) -> Reference | None:
 
 
 def _by_savee_name(file: str) -> Reference | None:
-    """``DC/sa05.wav`` and ``DC_sa05.wav`` are sadness, speaker DC: the letters before the number, and what is before them."""
+    """``DC/sa05.wav`` and ``DC_sa05.wav`` are sadness, speaker DC: the letters before the number, and the two letters before them."""
     found = re.search(r"([A-Z]{2})[/_]([a-z]{1,2})\d+\.[^/.]*$", file)
     return Reference(_SAVEE_EMOTIONS[found[2]], found[1]) if found and found[2] in _SAVEE_EMOTIONS else None
 

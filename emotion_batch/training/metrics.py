@@ -36,14 +36,14 @@ def compute_metrics(
     """Return the figures of some rows.
 
     `targets` and `predicted` are the numbers of each row's reference label and of the label that it was given (by default
-    the most probable one), shape (n_rows,). `probabilities` has the shape (n_rows, n_labels). `speakers` has "" where the
+    the most probable one), shape (n_rows,). `probabilities` has the shape (n_rows, n_labels). `speakers` has "" if the
     speaker is unknown. It raises UsageError if there are no rows.
 
     Returns
     -------
     ``n_rows``, ``n_speakers`` (known ones), ``accuracy``, ``uar`` (unweighted average recall over the labels that the
-    reference has; giving another one is wrong), ``recall`` and ``precision`` by label (None where the reference lacks
-    it, and precision also where no row was given it), ``confusion``, shape (n_labels, n_labels), true labels down,
+    reference has; any other label is wrong), ``recall`` and ``precision`` by label (None if the reference lacks it, and
+    precision also if no row was given it), ``confusion``, shape (n_labels, n_labels), true labels down,
     ``nll`` in nats, and ``ece``.
     """
     from sklearn import metrics
@@ -99,7 +99,7 @@ def expected_calibration_error(targets: Integers, probabilities: Floats, n_bins:
 
 
 def reliability(targets: Integers, probabilities: Floats, n_bins: int = 15) -> dict[str, list[Any]]:
-    """Return what a reliability diagram shows, by bin of confidence: the bins of `expected_calibration_error`.
+    """Return the values of a reliability diagram, by bin of confidence: the bins of `expected_calibration_error`.
 
     They are ``n_rows``, ``confidence`` and ``accuracy``, a list of n_bins each; a mean is None if its bin has no rows.
     """
@@ -128,18 +128,18 @@ def intervals(
     Returns
     -------
     ``level``, ``unit`` (``speaker`` or ``speaker by emotion``), ``n_units``, ``n_resamples``, ``accuracy`` and ``uar``
-    as [lower, upper], None where there is one unit; and ``recording_wise`` with both as if each row were independent of
-    all others, which it is not: to compare with what others report.
+    as [lower, upper], None if there is only one unit; and ``recording_wise`` with both as if each row were independent of
+    all others, which it is not, to compare with the figures of others.
     """
     n_labels = int(max(targets.max(), predicted.max())) + 1
     numbers, words = number_words(speakers)
     is_by_speaker = len(set(words) - {""}) >= _LEAST_RESAMPLED
     unit_of_row = numbers if is_by_speaker else numbers * n_labels + targets
     units, unit_of_row = np.unique(unit_of_row, return_inverse=True)
-    # All that both figures need of a unit: its rows by label, and how many of them are right. Shape (n_units, 2, n_labels).
+    # Both figures need the number of wrong and of right rows of a unit by label. Shape (n_units, 2, n_labels).
     cells = (unit_of_row * 2 + (predicted == targets)) * n_labels + targets
     counts = np.bincount(cells, minlength=len(units) * 2 * n_labels).reshape(len(units), 2, n_labels)
-    # Rows of a label that are right, or wrong, are interchangeable: these are what a draw of single rows draws from.
+    # A draw of single rows draws from these counts, because the right, or wrong, rows of a label are interchangeable.
     kinds = counts.sum(axis=0).ravel()
     each = np.diag(np.ones(len(kinds), np.int64)).reshape(len(kinds), 2, n_labels)
     random = np.random.default_rng(seed)
@@ -170,7 +170,7 @@ def precision_at_priors(
         raise UsageError(f"priors: {unknown[0]!r} is not a label of the model; its labels are {', '.join(labels)}")
     for label, prior in priors.items():
         if not 0 <= prior < math.inf:
-            raise UsageError(f"priors must be 0 or more: {prior!r} for {label!r}")
+            raise UsageError(f"priors must be finite, and 0 or more: {prior!r} for {label!r}")
     shares = np.array([priors.get(label, 0.0) for label in labels])
     if not shares.any():
         raise UsageError("priors: all are 0; say how common each label is")
@@ -187,7 +187,7 @@ def precision_at_priors(
 
 
 def read_priors(text: str) -> dict[str, float]:
-    """Return the class priors that ``angry=0.1,neutral=0.7`` or ``@FILE``, with a JSON object of them, states.
+    """Return the class priors of ``angry=0.1,neutral=0.7``, or of ``@FILE`` with a JSON object.
 
     It raises UsageError if the text is neither, or a label comes twice.
     """
@@ -213,7 +213,7 @@ def judge_shortcut(
     speakers: npt.NDArray[np.object_],
     folds: Iterable[Fold],
 ) -> dict[str, Any]:
-    """Return how well something plain, such as duration alone, gives the labels: the corpus's artefact, not emotion.
+    """Return how well a plain value, e.g. duration alone, gives the labels: an artefact of the corpus, not emotion.
 
     It fits a logistic regression to standardised values, shape (n_rows,) or (n_rows, n_values), on each of the model's
     own folds, and returns the figures of `compute_metrics` over the judged rows of all folds.
@@ -266,7 +266,7 @@ def _percentiles(draws: Sequence[tuple[float, float]], n_units: int) -> dict[str
 
 @contextlib.contextmanager
 def _plain_matplotlib() -> Iterator[None]:
-    """Let matplotlib draw as it is installed: a ``matplotlibrc`` in the current directory or at home changes no picture."""
+    """Let matplotlib draw with its defaults, so that a ``matplotlibrc`` in the current directory or at home changes no picture."""
     matplotlib = load_matplotlib()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -275,7 +275,7 @@ def _plain_matplotlib() -> Iterator[None]:
 
 @_plain_matplotlib()
 def draw_training(history: Mapping[str, Sequence[float]]) -> bytes:
-    """Draw loss and accuracy by epoch, for training and held-out rows, out of Keras's ``history.history``."""
+    """Draw loss and accuracy by epoch, for training and held-out rows, from Keras's ``history.history``."""
     figure = _figure(9.0, 3.6)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for series, words in ((name, "training"), (f"val_{name}", "held out")):
@@ -327,7 +327,7 @@ def draw_reliability(raw: Mapping[str, Sequence[Any]], calibrated: Mapping[str, 
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
-    # Not pyplot, which keeps every figure and picks a window system.
+    # pyplot is not used, because it keeps every figure and picks a window system.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")

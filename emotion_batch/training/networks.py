@@ -31,19 +31,19 @@ from emotion_batch.libraries import find_plugin, keras_out_of_home, load_matplot
 from emotion_batch.settings import AnySettings, fingerprint
 from emotion_batch.training.augmentation import augment
 
-# The first that loads no code: of the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2) it has
-# all, and no archive's members leave their folder (GHSA-hqp4-2352-xf5r).
+# The first version that loads no code: it has the fixes of CVE-2025-1550 (3.8), CVE-2025-9906 (3.11) and CVE-2026-1462 (3.13.2),
+# and members of an archive cannot leave their folder (GHSA-hqp4-2352-xf5r).
 _SAFE_KERAS = (3, 14)
 Weights = list[npt.NDArray[np.float32]]
-# Filters and taps of each convolution, which halves the number of frames.
+# Filters and taps of each convolution; each halves the number of frames.
 _CONVOLUTIONS = ((96, 7), (96, 5), (128, 3))
 _N_UNITS, _N_SCORES, _DROPOUT = 64, 64, 0.2
-# Below a variance of this the deviation of a feature is the same.
+# This is added to the variance of a feature before its root.
 _LEAST_VARIANCE = 1e-5
-# Keras's, of batch normalisation.
+# The default of Keras for batch normalisation.
 _BATCH_EPSILON = 1e-3
 _ROWS = 512
-# Of ONNX: the oldest version that has the operators, for runtimes of years ago.
+# The oldest version of ONNX that has the operators, so that old runtimes can read the graph.
 _OPSET = 14
 
 
@@ -71,7 +71,7 @@ def fingerprint_network(network: Any, labels: Many[str], settings: AnySettings) 
 
 
 def read_training_versions() -> dict[str, str]:
-    """Return the versions that decide what a training gives."""
+    """Return the versions that decide the result of a training."""
     packages = ("keras", "librosa", "numpy", "onnx", "onnxruntime", "scikit-learn", "soxr", "tensorflow", "tf2onnx")
     versions = {package: importlib.metadata.version(package) for package in packages}
     return {"emotion-batch": __version__, "python": platform.python_version(), **versions}
@@ -79,7 +79,7 @@ def read_training_versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def load_keras() -> tuple[ModuleType, ModuleType]:
-    """Import tensorflow and keras: quietly, without a GPU, on as many threads as the process was given."""
+    """Import tensorflow and keras quietly, without a GPU, and with the threads that the process may use."""
     _check_keras(importlib.metadata.version("keras"))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "keras" not in sys.modules:
@@ -89,13 +89,13 @@ def load_keras() -> tuple[ModuleType, ModuleType]:
     with _quiet_stderr(), keras_out_of_home():
         import keras
         import tensorflow
-    # A training makes many networks, each with functions of its own: that they are traced anew is no news.
+    # A training makes many networks, and tensorflow would warn that it traces the functions of each.
     tensorflow.get_logger().setLevel("ERROR")
     if keras.backend.backend() != "tensorflow":
         raise UsageError(
             f"keras: its backend is {keras.backend.backend()}, and tensorflow is needed; set KERAS_BACKEND=tensorflow"
         )
-    # A process that has used tensorflow already keeps what it has.
+    # A process that has already used tensorflow keeps its settings.
     with contextlib.suppress(RuntimeError):
         # The network is so small that a GPU slows it, and its sums would differ from a CPU's.
         tensorflow.config.set_visible_devices([], "GPU")
@@ -116,7 +116,7 @@ def _check_keras(version: str) -> None:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Any:
-    """Keep from stderr what tensorflow's C++ prints while it is imported, which no level silences."""
+    """Keep the messages of tensorflow's C++ during its import from stderr, because no log level silences them."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -130,7 +130,7 @@ def _quiet_stderr() -> Any:
 
 @contextlib.contextmanager
 def _quiet_keras() -> Any:
-    """Keep Keras from warning that ``.h5`` is old: it is what was asked for."""
+    """Keep Keras from warning that ``.h5`` is an old format."""
     import logging
 
     logger = logging.getLogger("absl")
@@ -148,11 +148,11 @@ class Network(NamedTuple):
     Attributes
     ----------
     build
-        Returns it, not compiled, for some settings and a number of labels; its last layer has the outputs.
+        Returns the network, not compiled, for settings and a number of labels; its last layer has the outputs.
     to_export
-        Returns the network that workers execute, which reads what `recipes.prepare` gives; of frames, in batches of one length.
+        Returns the network that workers execute, which reads the output of `recipes.prepare`; frames in batches of one length.
     augment
-        Returns what a network on frames reads of a row's features while it learns, at random; None for no augmentation.
+        Returns random frames from a row's features, for a network to learn from; None for no augmentation.
     is_cycled
         Whether it learns by one cycle of the learning rate, with smoothed labels, rather than as the notebook's does.
     """
@@ -178,10 +178,10 @@ def build(settings: AnySettings, n_labels: int) -> Any:
 
 
 def load_network(bundle: Bundle, labels: Many[str], seed: int) -> tuple[Any, Weights]:
-    """Return the network of a bundle that `require_safe` has looked at, and its weights with outputs for `labels`.
+    """Return the network of a bundle that `require_safe` has checked, and its weights with outputs for `labels`.
 
-    These have the bundle's own among them, which keep their weights; `seed` decides those of new ones. The network is built here, and
-    nothing but weights is read of the file. It raises UsageError if they are not those of the model that the card names.
+    `labels` include the bundle's own, which keep their weights; `seed` decides the weights of new ones. The network is built here, and
+    only weights are read from the file. It raises UsageError if they are not those of the model that the card names.
     """
     card, data = bundle.card, read_checked(bundle, WEIGHTS)
     load_keras()[1].utils.set_random_seed(seed)
@@ -189,7 +189,7 @@ def load_network(bundle: Bundle, labels: Many[str], seed: int) -> tuple[Any, Wei
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, WEIGHTS)
         path.write_bytes(data)
-        # What Keras raises for weights of other shapes is seen below as well: nothing was loaded then.
+        # If Keras raises an error for weights of other shapes, it loads nothing, and the fingerprint below shows that.
         with contextlib.suppress(ValueError, KeyError, OSError):
             network.load_weights(path)
     if fingerprint_network(network, card.labels, card.feature_settings) != card.model_id:
@@ -197,7 +197,7 @@ def load_network(bundle: Bundle, labels: Many[str], seed: int) -> tuple[Any, Wei
             f"model {bundle.folder.url}: its weights are not those of model {card.model_id}; fetch it again"
         )
     weights, places = network.get_weights(), [list(labels).index(word) for word in card.labels]
-    # Outputs are the last layer's, and its weights come last.
+    # The last layer has the outputs, and its weights come last.
     n_last = len(network.layers[-1].get_weights())
     for number, new in enumerate(wider.get_weights()[-n_last:], start=-n_last):
         new[..., places] = weights[number]
@@ -233,8 +233,8 @@ def build_seed(n_features: int, n_labels: int) -> Any:
 def build_voices(n_labels: int) -> Any:
     """Return the network of the recipe ``voices``, not compiled: convolutions, BiLSTM, attentive statistics.
 
-    What it reads are frames, shape (n_frames, `logmel_pitch.N_INPUTS`), in batches of one length, because padding would be heard.
-    The statistics are the mean and the deviation of the steps by attention: K. Okabe et al., "Attentive Statistics Pooling",
+    It reads frames, shape (n_frames, `logmel_pitch.N_INPUTS`), in batches of one length, because padding would change the result.
+    The statistics are the mean and the deviation of the steps, weighted by attention: K. Okabe et al., "Attentive Statistics Pooling",
     Interspeech 2018.
     """
     _, keras = load_keras()
@@ -256,13 +256,13 @@ def build_voices(n_labels: int) -> Any:
 
 
 def read_vectors_alone(network: Any) -> Any:
-    """Return a network on vectors, shape (n_features,), of one that reads them as steps of one value."""
+    """Return a network on vectors, shape (n_features,), from one that reads them as steps of one value."""
     _, keras = load_keras()
     features = keras.Input(network.input_shape[1:2], name="features")
     return keras.Model(features, network(keras.ops.expand_dims(features, -1)))
 
 
-# By the name that a recipe has for it.
+# The networks by the name that a recipe gives them.
 _NETWORKS = {
     "seed-lstm": Network(lambda settings, n_labels: build_seed(settings.n_mfcc, n_labels), read_vectors_alone),
     "voices-lstm": Network(
@@ -275,7 +275,7 @@ _NETWORKS = {
 
 
 def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
-    """Return what Keras gives for what a network reads: probabilities, shape (n_rows, n_labels)."""
+    """Return Keras's probabilities for the inputs of a network, shape (n_rows, n_labels)."""
     if not isinstance(inputs, list):
         return np.asarray(network.predict(inputs[..., np.newaxis], batch_size=2 * _ROWS, verbose=0), np.float32)
     found = np.empty((len(inputs), network.output_shape[1]), np.float32)
@@ -285,11 +285,11 @@ def predict(network: Any, inputs: Inputs) -> npt.NDArray[np.float32]:
 
 
 def export_onnx(network: Any, settings: AnySettings) -> bytes:
-    """Return the graph, in ONNX, of what a network computes of its inputs as `recipes.prepare` gives them."""
+    """Return the ONNX graph of a network, for inputs as `recipes.prepare` makes them."""
     _, keras = load_keras()
     executed = find_network(settings).to_export(network)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # Keras asks NumPy for a name that it has no more.
+        # Keras uses a name that NumPy no longer has.
         warnings.simplefilter("ignore", FutureWarning)
         path = Path(folder, "model.onnx")
         read = keras.InputSpec(shape=executed.input_shape, dtype="float32", name=executed.inputs[0].name)

@@ -22,7 +22,7 @@ NO_FOLD = -1
 
 
 class Split(StrEnum):
-    """What figures were measured on, the whole list."""
+    """The rows that figures were measured on, as a closed list."""
 
     TRAINING = "training"
     SEED = "seed"
@@ -32,7 +32,7 @@ class Split(StrEnum):
 
 
 class Fold(NamedTuple):
-    """Numbers of the rows that one model learns from, of those that it is judged on, and who speaks in these."""
+    """Numbers of the rows that one model learns from, of those that it is judged on, and the name of their speakers."""
 
     learnt: npt.NDArray[np.int64]
     judged: npt.NDArray[np.int64]
@@ -63,7 +63,7 @@ class SpeakerFolds:
 
 
 def number_words(words: Words) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Return the number of each word among the distinct ones, sorted, and these. It hashes because there are many rows."""
+    """Return the number of each word among the sorted distinct words, and these words. It hashes, because rows are many."""
     plain = words.combine_chunks() if isinstance(words, pa.ChunkedArray) else pa.array(words, pa.string())
     encoded = plain.dictionary_encode()
     ranks = pc.rank(encoded.dictionary).to_numpy().astype(np.int64) - 1
@@ -81,7 +81,7 @@ def split_stratified(targets: Integers, files: Words, held_out: float, seed: int
 
     recordings, names = number_words(files)
     labels = targets[np.unique(recordings, return_index=True)[1]]
-    # A label of only one recording, or that comes first in only one, cannot be shared out.
+    # A label that is first in fewer than two recordings cannot be divided, so it counts as the most frequent label here.
     counts = np.bincount(labels)
     labels = np.where(counts[labels] < 2, counts.argmax(), labels)
     try:

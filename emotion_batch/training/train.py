@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import UsageError, counted
 from emotion_batch.features import recipes
 from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import RELIABILITY, Bundle, check_features, find_model, require_safe, sha256
@@ -39,11 +39,11 @@ from emotion_batch.training.metrics import draw_confusion, draw_reliability, dra
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, SpeakerFolds, Split
 from emotion_batch.training.write_bundle import require_new_bundle
 
-# Rows on which what workers execute is compared with Keras, and rows that the domain is made of.
+# Number of rows on which ONNX Runtime is compared with Keras, and of rows that the domain is made from.
 _N_COMPARED, _N_DOMAIN = 4_096, 20_000
-# Files from which a stopped training goes on end in this; they are deleted when the training has ended.
+# The suffix of checkpoints, from which a stopped training continues; they are deleted when the training has ended.
 _KEPT = ".checkpoint"
-# Hears what is trained, the epoch's number, from 1, of how many, and its figures.
+# Gets the name of what is trained, the epoch's number (from 1), the number of epochs, and the epoch's figures.
 _OnEpoch = Callable[[str, int, int, Mapping[str, float]], None]
 
 
@@ -70,24 +70,24 @@ def train(
     settings
         How to train; by default as the notebook does, with a stratified fifth held out.
     from_bundle
-        Bundle whose weights the training starts from, or the name of one that ships; its feature settings are those of the tables.
-        It learns at a lower rate then, and labels that the bundle lacks get new outputs.
+        Bundle whose weights the training starts from, or the name of one that ships; its feature settings must be those of the
+        tables. The learning rate is lower then, and labels that the bundle lacks get new outputs.
     h5
-        File to which the network also goes as the notebook saved it.
+        File to which the network is also saved, in the notebook's format.
     storage_options
         What fsspec's filesystem takes.
     force
         Replace the bundle that is there.
     on_epoch
-        Hears what is trained, the epoch's number, from 1, of how many, and its figures.
+        Gets the name of what is trained, the epoch's number (from 1), the number of epochs, and the epoch's figures.
     watcher
-        Hears notes.
+        Gets notes.
 
     Raises
     ------
     UsageError
-        If a table is none of features or has other settings than the first or `from_bundle`, they cannot be learnt from, the
-        bundle is there, or `from_bundle` is none or not safe.
+        If a table holds no features or has other settings than the first or `from_bundle`, the rows cannot be learnt from,
+        the bundle exists already, or `from_bundle` is no bundle or not safe.
     IncompleteError
         If a table has parts missing.
     """
@@ -126,7 +126,7 @@ def _open_source(table: Folder) -> Source:
 
 
 def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool, familiar: Sequence[str]) -> Dataset:
-    """Read all tables, each with its labels; `familiar` ones are there too, even if no row has them."""
+    """Read all tables, each with its labels; the `familiar` labels are added, even if no row has them."""
     labels = [settings.labels] * len(sources) if isinstance(settings.labels, str) else list(settings.labels)
     if len(labels) != len(sources):
         raise UsageError(
@@ -150,8 +150,8 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool, f
 class _Trainer:
     """Trains a network on the rows to be learnt from, and one for each fold, with checkpoints in `folder`.
 
-    `is_balanced` says whether corpora, speakers and labels are drawn alike. `identity` is a fingerprint of all that decides the
-    training.
+    `is_balanced` says whether corpora, speakers and labels are drawn equally often. `identity` is a fingerprint of everything
+    that decides the training.
     """
 
     data: Dataset
@@ -163,7 +163,7 @@ class _Trainer:
     on_epoch: _OnEpoch
 
     def fit(
-        self, learn: Booleans, validate: Integers | None, phase: str, name: str
+        self, learn: Booleans, validate: Integers | None, phase: str, name: str, spare: Any = None
     ) -> tuple[Any, dict[str, list[float]]]:
         order, epochs = self.data.order, self.fitting.epochs
         rows = order[learn[order]]
@@ -178,6 +178,7 @@ class _Trainer:
             validate=validate,
             on_epoch=lambda epoch, figures: self.on_epoch(phase, epoch, epochs, figures),
             checkpoint=self.keep(name),
+            spare=spare,
         )
 
     def keep(self, name: str) -> Checkpoint:
@@ -187,15 +188,16 @@ class _Trainer:
         return predict_network(network, self.spool, self.data.settings, rows)
 
     def predict_held_out(self, folds: SpeakerFolds, kind: Split) -> npt.NDArray[np.float32]:
-        """Return what networks that have not heard a row's fold give for it, shape (n_rows, n_labels); 0 in no fold."""
+        """Return probabilities for each row from a network that has not heard its fold, shape (n_rows, n_labels); 0 in no fold."""
         held = np.zeros((len(self.data.targets), len(self.data.labels)), np.float32)
+        network = None
         for number, fold in enumerate(folds):
             kept = self.keep(f"{kind}-{number}")
             found = kept.read()
             if found is None:
                 learn = np.zeros(len(held), bool)
                 learn[fold.learnt] = True
-                network, _ = self.fit(learn, None, f"without {fold.name}", f"{kind}-without-{number}")
+                network, _ = self.fit(learn, None, f"without {fold.name}", f"{kind}-without-{number}", network)
                 found = {"probabilities": self.predict(network, fold.judged)}
                 kept.write(found)
             held[fold.judged] = found["probabilities"]
@@ -214,8 +216,8 @@ def train_bundle(
 ) -> Card:
     """Train the network of the tables' recipe, write its bundle, card last, and return the card; see `train`.
 
-    A training that is stopped goes on where it was when it is begun again, and ends as one that was not. `h5` is a folder and a
-    name. It raises UsageError if the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
+    A stopped training continues when it is started again, with the same result as one that was not stopped. `h5` is a folder and
+    a name. It raises UsageError if the rows cannot be learnt from: no labels, one label, or labels with too few recordings.
     """
     info = sources[0].info
     recipe = recipes.recipe_of(info.feature_settings)
@@ -253,8 +255,8 @@ def train_bundle(
             calibrated, confidence, extras[RELIABILITY] = _calibrate(data, judgements, settings.precision)
             if confidence["threshold"] is None:
                 on_note(
-                    f"no confidence with 20 rows or more of what was held out reaches a precision of {settings.precision:g}: "
-                    "is_confident will be false everywhere; a lower --precision may be reached"
+                    f"no threshold with 20 held-out rows or more reaches a precision of {settings.precision:g}, so is_confident will be "
+                    "false everywhere; try a lower --precision"
                 )
         elif begun and not set(data.labels) - set(begun.card.labels):
             calibrated, confidence = calibrate.take_over(begun.card)
@@ -302,7 +304,7 @@ def train_bundle(
 
 
 def _identify(data: Dataset, settings: TrainingSettings, start: Start | None) -> str:
-    """Return a fingerprint of what a training gives: rows, labels, settings and the model that it starts from."""
+    """Return a fingerprint of everything that decides a training: rows, labels, settings and the model that it starts from."""
     names, numbers = data.files.combine_chunks(), data.targets.tobytes()
     return fingerprint(
         {
@@ -329,19 +331,19 @@ def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[st
     try:
         folds = splits.speaker_folds(data.targets, data.speakers, max_folds=settings.max_folds, seed=settings.seed)
     except UsageError as error:
-        # The model may be of use all the same, so a note says that its figures are missing.
+        # The model may still be useful, so a note says that its figures are missing.
         on_note(str(error))
         return None
     if not folds.names:
         on_note(folds.reason)
         return None
     if folds.n_without_speaker:
-        on_note(f"{folds.n_without_speaker:,} segments whose speaker is unknown are in no fold of speakers")
+        on_note(f"in no fold, because the speaker is unknown: {counted(folds.n_without_speaker, 'segment')}")
     return folds
 
 
 def _measure(data: Dataset, rows: Integers, probabilities: Floats, start: Start | None) -> dict[str, Any]:
-    """Return the figures of some rows, with intervals, and as ``before`` those of the model that the training started from."""
+    """Return the figures of some rows, with intervals, and under ``before`` those of the model that the training started from."""
     of_rows = intervals(data.targets[rows], probabilities.argmax(axis=1), data.speakers[rows])
     figures = {**data.judge(rows, probabilities), "intervals": of_rows}
     if start is not None:
@@ -350,7 +352,7 @@ def _measure(data: Dataset, rows: Integers, probabilities: Floats, start: Start 
 
 
 def _judge_folds(data: Dataset, folds: SpeakerFolds, held: Floats, start: Start | None) -> dict[str, Any]:
-    """Return the figures of voices that were not heard, of each fold and of each corpus, and those of what needs no model."""
+    """Return the figures of held-out voices, in all, by fold and by corpus, and those of shortcuts."""
     rows = np.flatnonzero(folds.fold_of_row != NO_FOLD)
     by_fold = [(fold.name, data.judge(fold.judged, held[fold.judged])) for fold in folds]
     corpora = {}
@@ -371,10 +373,10 @@ def _judge_folds(data: Dataset, folds: SpeakerFolds, held: Floats, start: Start 
 def _calibrate(
     data: Dataset, judgements: Sequence[tuple[SpeakerFolds, npt.NDArray[np.float32]]], precision: float
 ) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Return the temperature, the threshold of confidence, with what each does to other voices, and a picture.
+    """Return the temperature and the threshold of confidence, each with its effect on held-out voices, and a picture.
 
-    The temperature is fitted on all that was held out: speakers, and corpora if there are several. The threshold is chosen on
-    the last of these, because it promises a precision for recordings from elsewhere.
+    The temperature is fitted on all held-out rows: speakers, and corpora if there are several. The threshold is chosen on the
+    last of these, because its precision is meant for recordings from elsewhere.
     """
     held = np.concatenate([one for _, one in judgements])
     targets = np.tile(data.targets, len(judgements))
@@ -395,7 +397,7 @@ def _calibrate(
     picture = draw_reliability(reliability(right, raw), reliability(right, sure))
     names = [name for one, _ in judgements for name in one.names]
     if data.corpora.any():
-        # What corpora differ by, few of them cannot show, however many speak in them.
+        # A few corpora cannot show how much corpora differ, even with many speakers.
         judged["is_guaranteed"] = len(folds.names) >= calibrate.MIN_SPEAKERS
     promise = {"threshold": threshold.value, **judged, "names": list(folds.names)}
     return {**found, "names": names}, promise, picture
@@ -410,10 +412,10 @@ def _fit_domain(
     start: Start | None,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Return what tells segments unlike those that were learnt from; what the start has, or nothing, if no recordings could be held out.
+    """Return the domain for the card; that of the start, or an empty one, if no recordings could be held out.
 
-    What one corpus holds out is of the room that was learnt, so a new voice is flagged more often than one in a hundred times. Of
-    several corpora, the voices and the corpora that are left out in turn say how far out a new one lies.
+    Held-out recordings of one corpus are from the same room, so new voices are flagged more often than one in a hundred. With
+    several corpora, the voices and the corpora that are left out in turn show how far away a new one lies.
     """
     chosen = data.order
     if len(chosen) > _N_DOMAIN:
@@ -421,7 +423,7 @@ def _fit_domain(
     held = is_held_out
     try:
         if not held.any():
-            # If the model learns from all, a fifth stands for the others here.
+            # If the model learns from all rows, a fifth of them stand for held-out rows here.
             held = splits.split_stratified(data.targets, data.files, 0.2, settings.seed)
         summaries = domain.summarise_rows(recipes.to_table(spool.read(chosen), data.settings), data.settings)
         held = held[chosen]

@@ -1,4 +1,4 @@
-"""Write a bundle: its files, its card, and a README that says what the card says."""
+"""Write a bundle: its files, its card, and a README made from the card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from emotion_batch.errors import EmotionBatchError, UsageError
+from emotion_batch.errors import EmotionBatchError, UsageError, counted
 from emotion_batch.features import recipes
 from emotion_batch.features.recipes import Inputs
 from emotion_batch.inference import predict
@@ -22,26 +22,26 @@ from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.training import networks
 
-# Both add in float32, each some 4e-6 from what float64 gives on the notebook's corpus: more than this is another network.
+# ONNX Runtime and Keras add in float32, and each differs by some 4e-6 from float64 on the notebook's corpus. A larger difference is
+# an error of the export.
 _EXPORT_TOLERANCE = 1e-4
 _PICTURES = ("training.png", "confusion.png", RELIABILITY)
 FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, "README.md", CARD)
-# What each split's figures are figures of.
 SPLITS = {
-    "training": "these weights, on what they learnt from: says little",
-    "stratified": "these weights, on other recordings of the same speakers, in the same room",
+    "training": "these weights, on the recordings that they learnt from; these figures say little",
+    "stratified": "these weights, on other recordings of the same speakers in the same room",
     "seed": "these weights, on the last fifth of the recordings by name, as the notebook's `validation_split`",
-    "speaker_held_out": "the recipe's, not these weights': each speaker judged by networks that never heard them",
-    "corpus_held_out": "the recipe's, not these weights': each corpus judged by networks that learnt from the others alone",
+    "speaker_held_out": "the recipe, not these weights: networks that never heard a speaker judge that speaker",
+    "corpus_held_out": "the recipe, not these weights: networks that learnt only from the other corpora judge each corpus",
 }
 
 
 def require_new_bundle(bundle: Folder, force: bool) -> None:
-    """Raise UsageError if a bundle, or something else, is where one is to be written."""
+    """Raise UsageError if the folder for a new bundle holds a bundle, or something else."""
     with explained(f"bundle {bundle.url}"):
         if bundle.exists(CARD) and not force:
             raise UsageError(f"bundle {bundle.url}: there is a bundle already; name another folder, or use --force")
-        # What was stopped while it wrote may be written again.
+        # A run that was stopped while it wrote a bundle may write it again.
         strangers = [name for name in bundle.names() if name not in FILES and not name.startswith(".")]
         if not bundle.exists(CARD) and strangers:
             raise UsageError(
@@ -66,9 +66,9 @@ def write_bundle(
 ) -> Card:
     """Write a network's bundle, card last, and return the card.
 
-    `network` is as `networks.build` gives it for the settings. `inputs` is what it reads of some rows, on which what workers
-    execute must give Keras's probabilities, or else EmotionBatchError is raised. `extras` are further files out of
-    `FILES`. Files of an older bundle that this one has not are deleted.
+    `network` is one of `networks.build` for the settings. `inputs` are its inputs for some rows: the graph that workers execute must
+    give Keras's probabilities on them, or else EmotionBatchError is raised. `extras` are further files out of `FILES`. Files of an
+    older bundle that this one lacks are deleted.
     """
     graph, difference = _export(network, feature_settings, inputs)
     files = {WEIGHTS: networks.save_bytes(network, ".keras"), EXECUTABLE: graph, **extras}
@@ -101,7 +101,7 @@ def write_bundle(
 
 
 def describe(card: Card) -> str:
-    """Return the bundle's README, all of it from the card."""
+    """Return the bundle's README, made from the card alone."""
     settings = card.feature_settings
     kind = recipes.recipe_of(settings).describe(settings)
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
@@ -112,7 +112,7 @@ def describe(card: Card) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["number"] = format
+    environment.filters |= {"number": format, "counted": counted}
     template = resources.files(__package__).joinpath("templates", "README.md.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(card=card, about=card.training, features=features, splits=SPLITS)
 

@@ -1,5 +1,5 @@
-"""What one worker does with one shard, and how it stays alive over bad recordings.
+"""The work of one worker on one shard, and its protection from bad recordings.
 
-`shard.Work` is what travels to a worker, and `job.Job` says what it reads and which parts it makes. All of it runs and is tested without Dask. This room
-knows nothing of drivers, clusters, training or analysis.
+A run sends `shard.Work` to its workers, and `job.Job` says what to read and which parts to make. Everything runs and is tested without
+Dask. This room knows nothing of drivers, clusters, training or analysis.
 """

@@ -35,30 +35,30 @@ from emotion_batch.worker import process
 from emotion_batch.worker.recordings import FeatureRow, extract_recording, rows_to_table
 from emotion_batch.worker.watchdog import watched
 
-# Such statuses are given here, and by nobody else: by recordings that took a process with them.
+# Only this module gives these statuses, to recordings that ended their process.
 KILLING = frozenset({Status.CRASHED, Status.TIMEOUT, Status.MEMORY})
 _START_TIMEOUT_S, _END_TIMEOUT_S = 120.0, 10.0
-# What a message is, by its first byte; after it, JSON, and a row's vector after a line's end.
+# The first byte of a message is its kind. JSON follows, and for a row, after a line's end, its features.
 _ROW, _END, _FAILED = b"R", b"E", b"F"
-# A child that has taken so much of its limit, and died or was late, was so because of that.
+# If a child that died or was late had taken this share of its limit, memory was the reason.
 _MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a recording may take.
+    """Limits of one recording.
 
     Attributes
     ----------
     deadline_s
-        Longest time until a recording gives its row, with windows its next row, in seconds.
+        Longest time until a recording gives its row, or its next row with windows, in seconds.
     memory_bytes
-        Memory of the child process that decodes it, once a recording has taken a worker with it.
+        Memory of the child process that decodes it after a recording has ended a worker.
 
     Raises
     ------
     UsageError
-        If the deadline is not a time.
+        If the deadline is out of range.
     """
 
     deadline_s: float = 120.0
@@ -66,12 +66,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not 1 <= self.deadline_s <= 1e6:
-            raise UsageError(f"deadline: expected seconds from 1 to 1e+06, got {self.deadline_s!r}")
+            raise UsageError(f"deadline must be from 1 to 1e+06 seconds: {self.deadline_s!r}")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a child is told, by its parent, at its start."""
+    """The work of a child, which its parent sends at the start."""
 
     entries: tuple[Entry, ...]
     archive: Folder
@@ -88,7 +88,7 @@ def extract_isolated(
     limits: Limits,
     on_failure: Callable[[StorageError], None],
 ) -> pa.Table:
-    """Return what `recordings.extract_rows` does, whatever a recording does to the process that decodes it.
+    """Return the same as `recordings.extract_rows`, even if a recording kills the process that decodes it.
 
     Recordings that killed the child are ``crashed``, ``timeout`` or ``memory``. Raise StorageError if the place of the recordings fails,
     IncompleteError if no child can be started, and UnfitWorkerError if the child runs other code than this process.
@@ -100,9 +100,9 @@ def extract_isolated(
 
 
 def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[FeatureRow]:
-    """Yield the rows of all recordings, from as many children as it takes."""
+    """Yield the rows of all recordings, from as many children as needed."""
     left = job.entries
-    # Children that the first of those left has killed already.
+    # The number of children that the first of these has killed.
     n_killed = 0
     while left:
         rows: list[FeatureRow] = []
@@ -147,7 +147,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
             current().time(left[0].file, time.perf_counter() - asked)
             rest = _rest(left[0], job.segments, rows, *child.cause(job.limits))
         yield from rows
-        # It may have killed when it was closed, after all its rows.
+        # There is no rest if the recording killed the child after all its rows.
         if rest is not None:
             yield rest
         left = left[1:]
@@ -155,7 +155,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
 
 
 def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:
-    """Return the row for what is left of a recording after `rows`; None if nothing is."""
+    """Return the row for the rest of a recording after `rows`; None if there is no rest."""
     start_s = next(islice(segments.starts(), len(rows), None), None)
     duration_s = rows[-1].duration_s if rows else None
     if start_s is None or (rows and duration_s is not None and start_s >= duration_s):
@@ -174,30 +174,30 @@ class _Child:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # One thread, for each of OpenBLAS's takes memory of the limit.
+                # One thread, because each thread of OpenBLAS takes memory of the limit.
                 env={**safe_environment(), "OPENBLAS_NUM_THREADS": "1"},
             )
         self._connection = Connection(ours.detach())
         self.is_late = False
         self._peak_bytes = 0
-        # Whatever a process takes before it begins, as its parent's memory on Linux, is no recording's.
+        # A process has memory before it begins, e.g. its parent's on Linux. That is not a recording's.
         self._first_bytes = 0
         ready = self.receive(_START_TIMEOUT_S)
         if ready is None:
             self.__exit__()
             raise IncompleteError(
-                f"child process: expected one for recordings that may kill it, got none ({self._process.returncode}); "
-                "see the worker's log, and run the same command again"
+                f"child process: the one for recordings that may kill it did not start (exit code {self._process.returncode}); see "
+                "the worker's log, and run the same command again"
             )
         about = json.loads(ready[1:])
         self._first_bytes = about["peak_bytes"]
         if about["source"] != process.SOURCE:
             self.__exit__()
             raise UnfitWorkerError(
-                f"child process: expected emotion-batch source {process.SOURCE}, got {about['source']}, because files of the "
-                "package have changed since the worker was started; start the worker again"
+                f"child process: its emotion-batch source is {about['source']}, and the worker's is {process.SOURCE}, because files "
+                "of the package have changed since the worker was started; start the worker again"
             )
-        # It may have died since: then it says nothing more.
+        # The child may have died since. Then it sends nothing more.
         with contextlib.suppress(OSError):
             self._connection.send(job)
 
@@ -208,7 +208,7 @@ class _Child:
         self._connection.close()
         if self._process.returncode is not None:
             return
-        # Not Popen's, which would take the dead child's figures and forget them.
+        # Popen's kill is not used, because it would lose the dead child's resource usage.
         os.kill(self._process.pid, signal.SIGKILL)
         until = time.monotonic() + _END_TIMEOUT_S
         while time.monotonic() < until:
@@ -218,7 +218,7 @@ class _Child:
                 self._peak_bytes = _bytes(usage)
                 return
             time.sleep(0.002)
-        # The system holds it, in a read that does not end: it will go when that does.
+        # A read that does not end keeps the child in the system. It ends when the read does.
 
     def receive(self, timeout_s: float) -> bytes | None:
         """Return the next message, or None if there will be none: the child is dead, or late.
@@ -226,7 +226,7 @@ class _Child:
         Raises
         ------
         StorageError
-            If that is what happened in the child.
+            If the child raised it.
         """
         try:
             if not self._connection.poll(timeout_s):
@@ -241,10 +241,10 @@ class _Child:
         return message
 
     def cause(self, limits: Limits) -> tuple[Status, str]:
-        """Return what a recording that killed the child gets."""
+        """Return status and reason for a recording that killed the child."""
         code = self._process.returncode
         is_full = self._peak_bytes > max(_MEMORY_SHARE * limits.memory_bytes, self._first_bytes)
-        # The system kills so where memory is short, and a child before its parent.
+        # The system kills with this signal if memory is short, and kills a child before its parent.
         if is_full or (code == -signal.SIGKILL and not self.is_late):
             return Status.MEMORY, f"decoding it took more memory than there is, or than {limits.memory_bytes:,} bytes"
         if self.is_late:
@@ -254,7 +254,7 @@ class _Child:
 
 
 def _encode(row: FeatureRow) -> bytes:
-    """Return a row as a message's bytes: no pickle, for what decodes a hostile recording is not to be trusted."""
+    """Return a row as a message's bytes. It is no pickle, because a hostile recording may control the child."""
     return json.dumps(row[:-1]).encode() + b"\n" + recipes.encode(row.features)
 
 
@@ -266,7 +266,7 @@ def _decode(data: bytes, settings: AnySettings) -> FeatureRow:
 
 
 def serve_parent(descriptor: int) -> None:
-    """Decode what the parent at the other end of a socket asks for, and tell it of each row."""
+    """Decode the recordings that the parent sends over a socket, and send it each row."""
     connection = Connection(descriptor)
     try:
         process.die_with_parent()
@@ -282,14 +282,14 @@ def serve_parent(descriptor: int) -> None:
                         connection.send_bytes(_ROW + _encode(row))
                         beat()
                     peak_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
-                    # Whoever comes next would be blamed for what this one took.
+                    # The child ends if it is full, because the next recording would be blamed for this memory.
                     is_full = peak_bytes > max(_MEMORY_SHARE * job.limits.memory_bytes, first_bytes)
                     end = {"read_bytes": spent.read_bytes, "n_retries": spent.n_retries, "is_full": is_full}
                     connection.send_bytes(_END + json.dumps(end).encode())
     except StorageError as error:
         connection.send_bytes(_FAILED + json.dumps({"text": str(error), "is_transient": error.is_transient}).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        # The parent is gone, and with it whoever wants the rows.
+        # The parent is gone, so the rows are not needed.
         return
 
 
@@ -299,7 +299,7 @@ def _bytes(usage: resource.struct_rusage) -> int:
 
 
 def _limit(memory_bytes: int) -> None:
-    """Let this process fail where it takes too much memory, and be the first to go where the machine has no more."""
+    """Let this process fail if it takes too much memory, and be killed first if the machine has no more."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

@@ -1,4 +1,4 @@
-"""What a worker does with each shard of a run: what it reads, and which parts it makes. It knows nothing of Dask."""
+"""A worker's job for each shard of a run: what it reads, and which parts it makes. It knows nothing of Dask."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from emotion_batch.worker.reuse import carry_over, merge
 from emotion_batch.worker.task import Publish, Receipt, Task
 from emotion_batch.worker.watchdog import watched
 
-# What an archive that went away makes of its recordings. No Arrow array here, which would import pandas at once.
+# Recordings of an archive that went away get these. They are not an Arrow array, because that would import pandas at once.
 _LOST = (Status.VANISHED, Status.UNREADABLE, Status.TIMEOUT)
 
 
 class TablePlace(NamedTuple):
-    """A table: its folder, and what it is."""
+    """A table's folder and description."""
 
     table: Folder
     info: TableInfo
@@ -40,28 +40,28 @@ class TablePlace(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What is read of each shard, and which tables get a part.
+    """The input of each shard, and the tables that get a part.
 
     Attributes
     ----------
     features, labels
         The feature table and the label table that get a part; one of them or both.
     archive
-        What the names of the recordings are relative to; None if rows of `source` are labelled.
+        The folder of the recordings; None if rows of `source` are labelled.
     source
         The finished feature table whose rows are labelled; None if recordings are decoded.
     bundle
-        The model, in the label table's own copy.
+        The label table's own copy of the model.
     limits
-        What a recording may take.
+        Limits of one recording.
     again
-        Statuses whose recordings are done again although they did not change.
+        Recordings with these statuses are done again even if they did not change.
     is_retry
         Whether only finished shards with such recordings are done.
     witnesses
-        Some recordings that could be read when the run began: if none can any more, the archive is gone.
+        Some recordings that could be read when the run began. If none can be read now, the archive is gone.
     longest_s
-        Seconds after which a recording is left with the rows that it has; for a sample.
+        Seconds after which a recording ends with the rows that it has; used for a sample.
     """
 
     features: TablePlace | None = None
@@ -87,7 +87,7 @@ class Job:
 
     @property
     def info(self) -> TableInfo:
-        """What that table is."""
+        """That table's description."""
         return self.outputs[-1].info
 
     def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
@@ -97,14 +97,14 @@ class Job:
             process.settle()
             if self.source is not None:
                 with usage.stage("read"):
-                    features = parts.require_part(*self.source, task.shard, newest=task.entry)
-                made = found = self._predict(features)
+                    heard = parts.require_part(*self.source, task.shard, newest=task.entry)
+                made = found = self._predict(heard)
             else:
                 read = stack.enter_context(task.entries_ahead(self.table))
                 attempt = stack.enter_context(attempts.noted(self.table, task.shard, run_id))
                 entries, known = read()
                 kept, left = carry_over(*self.outputs[0], task.shard, entries, known, self.again)
-                made = self.extract(left, attempt)
+                made = heard = self.extract(left, attempt)
                 if self.features is None:
                     made = self._predict(made)
                 found = merge(entries, kept, made)
@@ -112,7 +112,7 @@ class Job:
                     publish(*self.features, task.shard, task.entry.digest, found)
                     made, found = self._predict(made), self._predict(found)
             counts = publish(*self.outputs[-1], task.shard, task.entry.digest, found)
-            return Receipt.of(counts, made, started, spent)
+            return Receipt.of(counts, made, heard, started, spent)
 
     def extract(self, entries: pa.RecordBatch, attempt: Attempt) -> pa.Table:
         """Return the feature rows of `entries`: in this process, or in a child if they may have killed one.
@@ -120,7 +120,7 @@ class Job:
         Raises
         ------
         StorageError
-            If not the recordings failed, but the archive.
+            If the archive failed, and not the recordings.
         """
         archive = self.archive
         assert archive is not None  # noqa: S101 a job that decodes has one
@@ -143,7 +143,7 @@ class Job:
             return label_rows(features, load_predictor(self.bundle))
 
     def _check_archive(self, failure: StorageError | None) -> None:
-        """Raise StorageError if no witness can be read: a night of rows that say so would be of no use."""
+        """Raise StorageError if no witness can be read, because a run with only failed rows would be useless."""
         if not self.witnesses:
             if failure is not None:
                 raise failure
@@ -163,7 +163,7 @@ class Job:
                     found.append(None)
                     return
 
-        # In a thread that may be left behind, for a place that hangs is as lost as one that refuses.
+        # A thread is used and may be left behind, because a place may also hang.
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
         thread.join(self.limits.deadline_s / 2)
@@ -171,5 +171,5 @@ class Job:
         if len(errors) < len(found):
             return
         if thread.is_alive() or not errors:
-            raise StorageError(f"archive {archive.url}: expected an answer, got none", is_transient=True)
+            raise StorageError(f"archive {archive.url}: it does not answer", is_transient=True)
         raise errors[-1]

@@ -19,10 +19,10 @@ _PREDICTION_PACKAGES = ("onnxruntime",)
 
 
 def read_versions(is_predicting: bool) -> dict[str, str]:
-    """Return the versions here of what decides a row, and the digest of our own source; Python's without its last number."""
+    """Return the versions that decide a row: those of packages, of our own source, and Python's without its last number."""
     packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
     versions = {
-        # In one value, because a worker compares by its own code, and that of earlier releases knows this name alone.
+        # Both are in one value, because workers of earlier releases only compare this name.
         "emotion-batch": f"{__version__} (source {process.SOURCE})",
         "python": ".".join(platform.python_version_tuple()[:2]),
     }
@@ -35,11 +35,11 @@ def read_versions(is_predicting: bool) -> dict[str, str]:
 
 
 def find_other_version(versions: Mapping[str, str]) -> str | None:
-    """Return which of these versions is another here, as the end of a sentence; None if all are the same."""
+    """Return which of these versions differs here, as the end of a sentence; None if all are the same."""
     for package, found in read_versions(is_predicting=set(_PREDICTION_PACKAGES) <= set(versions)).items():
         if found != versions.get(package):
             return (
-                f"expected {package} {versions.get(package)}, as where the command was started, got {found}; install the same, "
+                f"{package} is {found} here, and {versions.get(package)} where the command was started; install the same version, "
                 "and start the worker again"
             )
     return None
@@ -47,10 +47,10 @@ def find_other_version(versions: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Probe:
-    """Tries on a worker what its shards will need.
+    """Checks on a worker that it can read all that its shards need.
 
-    The driver wrote `nonce` under `nonce_name` into `table`, so that a worker that sees another table is found; the recording is one
-    that the driver can read, and `features` are a feature table and the name of a file in it. What is None is not needed.
+    The driver wrote `nonce` under `nonce_name` into `table`, so that a worker with another table is found. The driver can read
+    `recording`. `features` are a feature table and the name of a file in it. Fields that are None are not needed.
     """
 
     table: Folder | None
@@ -63,7 +63,7 @@ class Probe:
     versions: Mapping[str, str]
 
     def __call__(self) -> str | None:
-        """Return what is lacking here, or None."""
+        """Return what this worker lacks, or None."""
         lack = find_other_version(self.versions)
         if lack is not None:
             return lack
@@ -72,7 +72,7 @@ class Probe:
             if self.table is not None:
                 thing = f"the table {self.table.url}"
                 if self.table.read(self.nonce_name) != self.nonce:
-                    return f"expected {thing} of the driver, got another; {remedy}"
+                    return f"{thing} is not the one that the driver sees; {remedy}"
             if self.features is not None:
                 folder, name = self.features
                 thing = f"the feature table {folder.url}"
@@ -84,7 +84,7 @@ class Probe:
             if self.bundle is not None:
                 open_bundle(self.bundle.folder)
         except OSError as error:
-            return f"expected to read {thing}, got {error.strerror or f'{type(error).__name__} {error}'}; {remedy}"
+            return f"cannot read {thing}: {error.strerror or f'{type(error).__name__} {error}'}; {remedy}"
         except UsageError as error:
             return f"cannot read the bundle: {error}"
         return None

@@ -23,22 +23,22 @@ _is_settled = False
 
 
 def _read_source() -> Iterator[bytes]:
-    """Yield names and content of the files of the package that decide rows: a checkout has the same as an installed wheel."""
+    """Yield names and content of the package's files that decide rows; a checkout and a wheel have the same."""
     for path in sorted(Path(__file__).parents[1].rglob("*")):
         if path.suffix in (".py", ".npz"):
             yield f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest()
 
 
-# The digest is taken when this module is imported, as the other modules are: a process that was started before an upgrade
-# goes on with the old code, and so it must go on to name the old digest.
+# The digest is taken at the import, because a process that was started before an upgrade still runs the old code, and must
+# name the old digest.
 SOURCE = hashlib.sha256(b"".join(_read_source())).hexdigest()[:12]
 
 
 def settle() -> None:
-    """Set the process up for shards, once, whichever of its threads comes first.
+    """Set the process up for shards, once, in the first thread that comes.
 
-    The workers are the parallelism, and a row must not depend on a number of threads. Not for a task's time only:
-    of several threads threadpoolctl lets just the first one change OpenBLAS, so that limits by task come and go.
+    One thread is enough, because the workers run in parallel, and a row must not depend on the number of threads. The limit
+    stays, because threadpoolctl lets only the first of several threads change OpenBLAS.
     """
     global _is_settled
     with _LOCK:
@@ -49,26 +49,26 @@ def settle() -> None:
 
 
 def keep_heap() -> bool:
-    """Let malloc keep what was freed, for the rest of the process; return whether it will.
+    """Let malloc keep freed memory for the rest of the process; return whether it will.
 
-    Dask's nanny starts workers with ``MALLOC_TRIM_THRESHOLD_=65536`` (its ``pre-spawn-environ``): every array of a
-    recording then goes back to the system and faults in again, page by page, for a third of the time of all.
+    Dask's nanny starts workers with ``MALLOC_TRIM_THRESHOLD_=65536`` (its ``pre-spawn-environ``): then all
+    arrays go back to the system and are mapped again page by page, which takes a third of the whole time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Other C libraries have none, or one that does nothing and says so.
+    # Other C libraries have no mallopt, or one that does nothing and returns 0.
     return mallopt is not None and bool(
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
     )
 
 
 def give_back_memory() -> None:
-    """Give the system back what this process has freed and kept."""
+    """Give freed memory that this process kept back to the system."""
     pa.default_memory_pool().release_unused()
     if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
 
 def die_with_parent() -> None:
-    """Let the system kill this process when its parent dies, as far as it can."""
+    """Let the system kill this process when its parent dies, if it can."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

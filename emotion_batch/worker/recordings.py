@@ -51,18 +51,18 @@ def extract_rows(
 ) -> pa.Table:
     """Return feature rows for each segment of each recording, in the order of `entries` (of `ENTRY_SCHEMA`).
 
-    A recording that fails has a row with its status. `on_row` is called after each row. `on_failure` takes what the place of a
-    recording raised, and raises it if that was not the recording's own fault; by default it never is. After `longest_s` a recording is
-    left with the rows that it has, for the next one. Raise StorageError if the place fails that recordings are read from.
+    A recording that fails has a row with its status. `on_row` is called after each row. `on_failure` gets the error of a recording's
+    place, and raises it if the recording is not to blame; by default it always raises. After `longest_s` a recording ends with the rows
+    that it has, and the next one begins. Raise StorageError if the place of the recordings fails.
     """
 
     def rows() -> Iterator[FeatureRow]:
         with reading(archive, segments) as reader:
             for entry, fetched in reader.ahead(Entry(**columns) for columns in entries.to_pylist()):
                 began = time.perf_counter()
-                # Twice, if the place failed and then answered for others.
+                # A recording is tried twice if its place failed and then answered for others.
                 for take in (fetched, None if fetched is None else partial(reader.fetch, entry)):
-                    # Together, for what fails on its way is done anew from its beginning.
+                    # Rows are collected first, because a recording that fails midway is done again from its start.
                     found = []
                     try:
                         for row in extract_recording(entry, archive, take, settings, segments):
@@ -106,7 +106,7 @@ def extract_recording(
 ) -> Iterator[FeatureRow]:
     """Yield the rows of one recording: one a segment, and one for the rest if it fails.
 
-    `fetched` gives a recording of a store; it is None for a file. Raise StorageError if the place fails, and not the recording.
+    `fetched` returns a recording of a store; it is None for a file. Raise StorageError if the place fails and not the recording.
     """
     header: audio.Header | None = None
     start_s = next(segments.starts())
@@ -145,12 +145,12 @@ def extract_recording(
     except StorageError as error:
         if error.is_transient or isinstance(error.__cause__, DeniedError | NoBucketError):
             raise
-        # A list may name what no client here can read.
+        # A list may name URLs that no client here can read.
         status, reason = Status.UNREADABLE, str(error)
     except MemoryError:
         status, reason = Status.MEMORY, "the segment does not fit into memory"
     except Exception as error:
-        # One recording in a million finds what nobody thought of: it must cost its own row and no other.
+        # An unknown error of one recording must only cost that recording's row.
         said = str(error).splitlines() or ["no reason given"]
         status, reason = Status.UNREADABLE, f"{type(error).__name__}: {said[0]}"
     yield _row(entry, start_s, header, status=status, reason=reason)
@@ -187,7 +187,7 @@ def _row(
 def _count_bytes(
     source: int | bytes | RemoteFile, n_bytes: int, duration_s: float, header: audio.Header, *, is_first: bool
 ) -> None:
-    """Count what was read of a local recording: of its bytes the share that a stretch has of its duration, if it says that."""
+    """Count the bytes read of a local recording: the stretch's share of its duration, if that is known."""
     if not isinstance(source, int):
         return
     if math.isfinite(header.duration_s) and header.duration_s > 0:
@@ -213,7 +213,7 @@ def _source(
         return
     place = locate_local(archive, entry)
     with _store_errors(archive):
-        # O_NONBLOCK: a named pipe called .wav must not hold up the shard.
+        # O_NONBLOCK, because a named pipe called .wav must not block the shard.
         descriptor = persistently(lambda: os.open(place, os.O_RDONLY | os.O_NONBLOCK))
     try:
         status = os.fstat(descriptor)
@@ -226,7 +226,7 @@ def _source(
 
 
 def _check_store(source: int | bytes | RemoteFile, archive: Folder) -> None:
-    """Raise what reading a recording raised; its decoder took that for the file's end."""
+    """Raise the error of reading a recording, which its decoder took for the end of the file."""
     if isinstance(source, RemoteFile) and source.failure is not None:
         with _store_errors(archive):
             raise source.failure
@@ -234,7 +234,7 @@ def _check_store(source: int | bytes | RemoteFile, archive: Folder) -> None:
 
 @contextlib.contextmanager
 def _store_errors(archive: Folder) -> Iterator[None]:
-    """Turn what the place of a recording raises into RecordingError, or into StorageError if it is the place that failed."""
+    """Turn errors of a recording's place into RecordingError, or into StorageError if the place itself failed."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:

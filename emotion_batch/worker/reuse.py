@@ -1,4 +1,4 @@
-"""Reuse rows of the earlier part of a shard, for recordings that did not change."""
+"""Reuse rows of a shard's earlier part if their recordings did not change."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def carry_over(
     known: Mapping[str, pa.RecordBatch],
     again: frozenset[Status],
 ) -> tuple[pa.Table, pa.RecordBatch]:
-    """Return the rows of a shard's present part that stay, perhaps none, and the entries that are to be done.
+    """Return the rows of a shard's present part that stay, and the entries that are still to be done.
 
-    `known` has the entries that the part may have been made from, by their digest; recordings with a status in `again` are done again.
+    `known` has the entries that the part may have been made from, by digest. Recordings with a status in `again` are done again.
     """
     nothing = info.schema.empty_table(), entries
     if not known:

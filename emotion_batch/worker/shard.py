@@ -1,4 +1,4 @@
-"""Do one shard of a run on a worker: first look whether it still has to be done, then extract or label it."""
+"""Do one shard of a run on a worker: check whether it is still to be done, then extract or label it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from emotion_batch.worker.task import Receipt, Task
 
 @dataclass(frozen=True)
 class Work:
-    """Does the shards of one run; travels to workers.
+    """Does the shards of one run. It is pickled for the workers.
 
-    `run_id` also keeps Dask from taking two runs' calls for one. `versions` are what a worker must have; None compares nothing. They are
-    compared for each shard, because workers join after the preflight, and one that is started again may find other files. `generation`
-    is the manifest's when the shards were handed out.
+    `run_id` also makes the calls of two runs different for Dask. `versions` are those that a worker must have; None skips the check. They
+    are compared for each shard, because workers join after the preflight, and a restarted one may find other files. `generation` is the
+    manifest's when the shards were submitted.
     """
 
     job: Job
@@ -45,7 +45,7 @@ class Work:
     def __call__(self, task: Task) -> Receipt:
         """Do one shard, unless it is done; raise UnfitWorkerError or CancelledError if this worker or the run may not."""
         self.refuse_if_unfit()
-        # All at once, for a table may be far.
+        # These run at the same time, because a table may be far.
         with ThreadPoolExecutor(2) as pool:
             take_done = usage.submit_metered(pool, partial(self._read_done, task))
             take_marks = usage.submit_metered(pool, partial(self._find_marks, task.shard))
@@ -64,11 +64,11 @@ class Work:
             raise UnfitWorkerError(lack)
 
     def refuse_if_cancelled(self) -> None:
-        """Raise CancelledError if somebody has cancelled the run."""
+        """Raise CancelledError if the run was cancelled."""
         with explained(f"table {self.table.url}"):
             data = self.table.read_if_there(lease.cancellation_name(self.run_id))
         if data is not None:
-            # It is there, so the run was cancelled, whatever is still to be read in it.
+            # The file is there, so the run was cancelled, even if its content is damaged.
             where = ""
             with suppress(ValueError, KeyError):
                 where = f" from {unseal(data)['host']}"
@@ -78,9 +78,9 @@ class Work:
             )
 
     def _read_done(self, task: Task) -> Counts | None:
-        """Return what a shard's part holds, if it is none that this task should write over; None if it should.
+        """Return the counts of a shard's part if this task must not replace it, else None.
 
-        Another run may have done the shard, or have frozen newer entries of it and done those: its rows are the better ones.
+        Another run may have done the shard, or newer entries of it. Then its rows are better.
         """
         expected = {task.entry.digest, *([] if task.earlier is None else [task.earlier.digest])}
         with explained(f"table {self.table.url}"):
@@ -94,7 +94,7 @@ class Work:
                 return None
             digests = {footer.digest for footer in footers}
             if digests <= expected:
-                # As the driver saw it, to be done again; or done since.
+                # The part is the one that the driver saw, or was made since.
                 is_done = digests == {task.entry.digest} and (
                     task.earlier is None or task.earlier.digest != task.entry.digest
                 )
@@ -104,7 +104,7 @@ class Work:
         return footers[-1].counts if is_done else None
 
     def _find_marks(self, shard: int) -> dict[str, Mark | None]:
-        """Return the marks of a shard's parts as they are before anything is read for new ones, by the URL of their table."""
+        """Return the marks of a shard's parts before the work begins, by the URL of their table."""
         with explained(f"table {self.table.url}"):
             return {place.url: place.find_mark(parts.part_name(shard)) for place, _ in self.job.outputs}
 
@@ -118,10 +118,10 @@ class Work:
         digest: str,
         rows: pa.Table,
     ) -> Counts:
-        """Publish a part, unless the worker stood still and others went further; return what the part then holds.
+        """Publish a part, unless the worker stood still and another was faster; return the counts of the part.
 
-        If the manifest has other entries of the shard by now, these rows are of no use; and if a part was made of the same entries
-        meanwhile, that may be a later try. Raise `_LateError` if the shard's own part is left as it is.
+        If the manifest has other entries of the shard by now, these rows are useless. If a part was made of the same entries
+        meanwhile, it may be from a later try. Raise `_LateError` if the shard's own part is left as it is.
         """
         late: list[Counts] = []
 
@@ -130,7 +130,7 @@ class Work:
             while not table.publish_first(name, data, mark, lambda: self._find_newest(table, task) == digest):
                 newest, before, mark = self._find_newest(table, task), mark, table.find_mark(name)
                 if (newest, mark) == (digest, before):
-                    # A store that does not compare with what it says itself, such as behind a gateway with weak ETags.
+                    # The store does not accept its own mark, e.g. behind a gateway with weak ETags.
                     table.publish(name, data)
                     return
                 try:
@@ -161,7 +161,7 @@ class Work:
 
 
 class _LateError(Exception):
-    """Others have published a shard's part meanwhile; `counts` is what it holds, nothing if the shard is none any more."""
+    """Another task has published a shard's part; `counts` is that part's, or empty if the shard was removed."""
 
     def __init__(self, counts: Counts) -> None:
         super().__init__("a part was published by others meanwhile")
@@ -170,7 +170,7 @@ class _LateError(Exception):
 
 @cache
 def _find_lack(versions: tuple[tuple[str, str], ...]) -> str | None:
-    """Return which version of this process is another; what is installed does not change under it."""
+    """Return which version differs; cached, because the versions of a process do not change."""
     return find_other_version(dict(versions))
 
 

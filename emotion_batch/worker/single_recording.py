@@ -27,17 +27,17 @@ class SegmentLabel:
     file
         Name of the recording.
     start_s, end_s
-        The segment, in seconds; no end without a label.
+        The segment in seconds; there is no end without a label.
     status, error
-        What became of it, and why it has no label.
+        Its status, and the reason if it has no label.
     emotion, confidence
         The most probable emotion and its probability; None without a label.
     is_confident
-        Whether the label is to be believed; None without one.
+        Whether the label can be trusted; None without a label.
     is_in_domain, is_speech
-        Whether the segment is like what the model was trained on, and speech; None where that cannot be told.
+        Whether the segment is like the training data, and is speech; None if unknown.
     probabilities
-        Of each emotion, in the bundle's order; empty without a label.
+        Probability of each emotion, in the bundle's order; empty without a label.
     """
 
     file: str
@@ -67,11 +67,11 @@ def label_recording(
     recording
         Path or URL of the file.
     model
-        The bundle, or the name of one that ships; by default the one that is meant for voices that it has not heard.
+        The bundle, or the name of a shipped one; by default the one that is meant for new voices.
     segments
-        Which stretches of it; by default those that the model was trained on.
+        Which segments to label; by default as in the model's training.
     storage_options
-        What fsspec's filesystem takes.
+        Options of fsspec's filesystem.
 
     Returns
     -------
@@ -80,11 +80,9 @@ def label_recording(
     bundle = require_safe(find_model(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):
-        raise UsageError(
-            f"recording {place.url}: expected one file, got something else; name a TABLE to label an archive"
-        )
+        raise UsageError(f"recording {place.url}: it is not one file; name a TABLE to label an archive")
     listing = list_recordings(place.url, options=storage_options)
-    # As on a worker, and no longer than this, for the process is the caller's.
+    # One thread as on a worker, and only in this block, because the process is the caller's.
     with threadpool_limits(1):
         features = extract_rows(
             listing.entries.combine_chunks().to_batches()[0],

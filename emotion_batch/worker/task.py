@@ -1,4 +1,4 @@
-"""What travels between driver and workers: the task of a shard, and its receipt."""
+"""The task of a shard, which a driver sends to a worker, and the receipt that it gets back."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Publish = Callable[[Folder, TableInfo, int, str, pa.Table], Counts]
 
 
 class Entries(NamedTuple):
-    """What a shard's recordings are: by the newest entries, and by those that its part may have been made from."""
+    """A shard's recordings: the newest entries, and those that its part may have been made from."""
 
     newest: pa.RecordBatch
     known: Mapping[str, pa.RecordBatch]
 
 
 class Task(NamedTuple):
-    """What one task of a run is told: numbers, never names of recordings.
+    """One task of a run: only numbers, no names of recordings.
 
-    `entry` is where the shard's newest entries stand, and `earlier` where those stand that its present part was made from; None if it
-    has no part, or another's.
+    `entry` says where the shard's newest entries are, and `earlier` where the entries of its present part are; None if it has no
+    part, or another's.
     """
 
     shard: int
@@ -51,48 +51,51 @@ class Task(NamedTuple):
             return Entries(entries, {})
         known = {self.entry.digest: entries}
         if self.earlier.digest not in known:
-            # What is damaged of them says nothing of what could be kept.
+            # If they are damaged, no rows can be kept.
             with suppress(DamagedError):
                 known[self.earlier.digest] = read_entries(table, self.earlier)
         return Entries(entries, known)
 
     @contextmanager
     def entries_ahead(self, table: Folder) -> Iterator[Callable[[], Entries]]:
-        """Have the entries read while the block does something else, for a table may be far; what gives them raises."""
+        """Read the entries while the block does something else, because a table may be far. The yielded function may raise."""
         with ThreadPoolExecutor(1) as pool:
             yield usage.submit_metered(pool, partial(self.read_entries, table))
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a task hands back: small, whatever the shard.
+    """The result of a task; it is small for every shard.
 
     Attributes
     ----------
     counts
-        What the part holds.
+        Counts of the part's rows.
     made
-        Of that, what was made now; the other rows are those of the earlier part.
+        Counts of the rows that were made now. The others are from the earlier part.
     audio_s
-        Seconds of audio that the ``ok`` rows cover which were made now.
+        Seconds of audio in the ``ok`` rows that were made now.
+    recorded_s
+        Seconds that the recordings of these rows last.
     elapsed_s
         Wall-clock seconds that the shard took.
     examples
-        For each status but ``ok`` of what was made now, the first recording and its reason.
+        The first recording and its reason, for each status but ``ok`` that was made now.
     spent
-        On what the time went.
+        How the time was spent.
     """
 
     counts: Counts
     made: Counts = field(default_factory=Counts)
     audio_s: float = 0.0
+    recorded_s: float = 0.0
     elapsed_s: float = 0.0
     examples: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
 
     @classmethod
-    def of(cls, counts: Counts, made: pa.Table, started: float, spent: Spent) -> Receipt:
-        """Return the receipt for the rows `made` now, begun at `started` of `time.perf_counter`."""
+    def of(cls, counts: Counts, made: pa.Table, features: pa.Table, started: float, spent: Spent) -> Receipt:
+        """Return the receipt for the rows `made` now, of `features`, begun at `started` of `time.perf_counter`."""
         failed = made.filter(pc.not_equal(made["status"], Status.OK))
         columns = (failed[name].to_pylist() for name in ("status", "file", "error"))
         examples: dict[str, tuple[str, str]] = {}
@@ -100,4 +103,9 @@ class Receipt:
             examples.setdefault(status, (file, error))
         starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
         audio_s = float(np.nansum(ends - starts))
-        return cls(counts, Counts.of(made), audio_s, time.perf_counter() - started, examples, spent)
+        # All segments of a recording say how long it is.
+        durations = (
+            features.filter(pc.equal(features["status"], Status.OK)).group_by("file").aggregate([("duration_s", "max")])
+        )
+        recorded_s = pc.sum(durations["duration_s_max"]).as_py() or 0.0
+        return cls(counts, Counts.of(made), audio_s, recorded_s, time.perf_counter() - started, examples, spent)

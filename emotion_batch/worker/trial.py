@@ -1,4 +1,4 @@
-"""Time a sample of a run's work on a worker, for `run.plan`: real recordings, in shards, of which nothing stays."""
+"""Time a sample of a run's work on a worker, for `run.plan`: real recordings, in shards, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from emotion_batch.worker.isolation import KILLING
 from emotion_batch.worker.job import Job, TablePlace
 from emotion_batch.worker.task import Task
 
-# The largest shares of the sample's time for one of its shards, and for a recording, which is left then.
+# The largest shares of the sample's time for one of its shards, and for a recording, which then ends.
 _SHARD, _RECORDING = 1 / 4, 1 / 8
 
 
 class Share(NamedTuple):
-    """What one thread does of the sample, as far as it gets: recordings, or shards of a feature table.
+    """The part of the sample for one thread, which may not finish it: recordings, or shards of a feature table.
 
-    The first `n_first` are done twice, because what a thread imports, loads and compiles at first belongs to no recording.
+    The first `n_first` are done twice, because imports, loading and compiling at the start are not part of any recording.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Share(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What one recording took: `share` of it was done, `duration_s` is that of the whole, NaN if it is unknown."""
+    """The time of one recording: `share` of it was done. `duration_s` is that of the whole, or NaN if unknown."""
 
     seconds: float
     n_rows: int
@@ -53,7 +53,7 @@ class Taken(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """What a shard of the sample took. In `waited_s` other processes had the cores; `memory_bytes` is the process's peak."""
+    """The costs of a shard of the sample. For `waited_s` other processes had the cores. `memory_bytes` is the process's peak."""
 
     elapsed_s: float
     waited_s: float
@@ -65,19 +65,19 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """Does shares of a sample; travels to workers."""
+    """Does shares of a sample. It is pickled for the workers."""
 
-    # Folder on each machine for the model, parts and notes of what was begun; `remove` deletes it.
+    # Folder on each machine for the model, parts and notes of attempts. `remove` deletes it.
     root: str
     # The table that the run would make, of a feature table or of an archive.
     info: TableInfo
     source: TablePlace | Folder
-    # A recording that could be read: while it can, another one that cannot is counted as such.
+    # While this recording can be read, others that cannot are counted as failed.
     witness: Entry | None
-    # The model of a labelling, and those of its files that a worker needs.
+    # The model for labels, and the files of it that a worker needs.
     card: Bundle | None
     files: Mapping[str, bytes] = field(repr=False)
-    # About how many seconds a share takes, and how many things make a shard at most.
+    # The seconds that a share takes, about, and the most things in a shard.
     sample_s: float
     n_most: int
 
@@ -97,7 +97,7 @@ class Trial:
         while (start := start + n_next) < len(share.things):
             each_s, n_left = sum(one.elapsed_s for one in done) / start, len(share.things) - start
             left_s = min(_SHARD * self.sample_s, self.sample_s - each_s * start)
-            # If little is left, all of it is done, because then the plan has exact numbers.
+            # If little is left, all of it is done, so that the plan has exact numbers.
             n_in_time = n_left if n_left * each_s <= self.sample_s else int(left_s / each_s)
             n_next = min(2 * n_next, self.n_most, n_in_time)
             if n_next < 1:
@@ -137,13 +137,13 @@ class Trial:
         folder = Folder.of(os.path.join(self.root, "model"))
         if not folder.exists(CARD):
             folder.make()
-            # The card last, because it says that the others are there.
+            # The card is written last, because it shows that the others are there.
             for name, data in {**self.files, CARD: bundle.card.to_json()}.items():
                 folder.publish(name, data, is_durable=False)
         return Bundle(folder, bundle.card)
 
     def _by_recording(self, rows: pa.Table, clock: _Clock) -> Iterator[Taken]:
-        """Yield what each recording of some rows took; its status is that of its first row that is not ``ok``."""
+        """Yield the time of each recording; its status is that of its first row that is not ``ok``."""
         hop_s = self.info.segments.hop_s
         columns = zip(*(rows[name].to_pylist() for name in ("file", "status", "duration_s")), strict=True)
         for file, group in groupby(columns, key=lambda row: str(row[0])):
@@ -157,13 +157,13 @@ class Trial:
             yield Taken(seconds, n_rows, n_rows / n_whole, math.nan if duration_s is None else duration_s, status)
 
     def remove(self) -> None:
-        """Delete what the sample has left on this machine."""
+        """Delete the files of the sample on this machine."""
         shutil.rmtree(self.root, ignore_errors=True)
 
 
 @dataclass
 class _Clock(usage.Spent):
-    """An account that has the seconds of each recording."""
+    """A `Spent` that also keeps the seconds of each recording."""
 
     each_s: dict[str, float] = field(default_factory=dict)
 

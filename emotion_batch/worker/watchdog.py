@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# By number, for sys.stderr may be something without one.
+# The number is used, because sys.stderr may be an object without one.
 _STDERR = 2
 _LOCK = threading.Lock()
-# Of each thread that is watched: when it last gave a sign of life, and how long it may be silent.
+# For each watched thread: when it last gave a sign of life, and how long it may be silent.
 _beats: dict[int, tuple[float, float]] = {}
 _end = 0.0
 
 
 @contextmanager
 def watched(deadline_s: float) -> Iterator[Callable[[], None]]:
-    """Watch the block: the process ends if its thread does not call what is yielded for `deadline_s` seconds.
+    """Watch the block: the process ends if its thread does not call the yielded function for `deadline_s` seconds.
 
-    The timer is one for the whole process and costs more to set than a small recording should. So it is set anew only when it is
-    nearer than a deadline: the end comes between one and two deadlines after a thread's last sign of life.
+    There is one timer for the whole process, and setting it is slow compared with a small recording. So it is only set again if it
+    would end within a deadline. The process ends between one and two deadlines after a thread's last sign of life.
     """
     thread = threading.get_ident()
 
@@ -50,5 +50,5 @@ def _arm() -> None:
     """Set the timer for the thread whose time is up first."""
     global _end
     _end = min(beat_s + 2 * deadline_s for beat_s, deadline_s in list(_beats.values()))
-    # Its own thread of C, which no lock of the interpreter holds up; the traceback says where it hung.
+    # This uses a C thread, which needs no lock of the interpreter. The traceback says where it hung.
     faulthandler.dump_traceback_later(max(_end - time.monotonic(), 0.001), exit=True, file=_STDERR)

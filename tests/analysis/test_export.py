@@ -135,7 +135,7 @@ def test_audformat_reads_its_database(labels: Path, features: Path, made: Path, 
         assert frame["confidence"].between(0, 1).sum() == expected["confidence"].drop_null().length()
         database.save(tmp_path / table.name / "again")
         assert audformat.Database.load(tmp_path / table.name / "again") == database
-    with pytest.raises(UsageError, match="expected a label table, got a feature table"):
+    with pytest.raises(UsageError, match="it takes a label table, and this is a feature table"):
         emotion_batch.export(features, tmp_path / "features", file_format="audformat")
     assert not (tmp_path / "features").exists()
 
@@ -154,19 +154,19 @@ def test_only_its_own_is_replaced(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     emotion_batch.export(made, folder, file_format="csv")
-    with pytest.raises(UsageError, match="got an export; name another, or replace it with --force"):
+    with pytest.raises(UsageError, match="it holds an export already; name another, or use --force to replace it"):
         emotion_batch.export(made, folder)
     emotion_batch.export(made, folder, force=True)
     assert os.listdir(folder) == ["labels-00001.parquet"]
     (folder / "thesis.docx").write_text("mine")
-    with pytest.raises(UsageError, match=r"got 'thesis\.docx' in it; name another"):
+    with pytest.raises(UsageError, match=r"it holds other files than an export, e\.g\. 'thesis\.docx'"):
         emotion_batch.export(made, folder, force=True)
     assert (folder / "thesis.docx").read_text() == "mine"
     assert os.listdir(tmp_path) == ["out"]
-    with pytest.raises(UsageError, match="expected a new or empty folder, got a file"):
+    with pytest.raises(UsageError, match="it is a file; name a new or empty folder"):
         emotion_batch.export(made, folder / "thesis.docx", force=True)
     for within in (made, made / "export", made.parent):
-        with pytest.raises(UsageError, match="expected one outside of the table"):
+        with pytest.raises(UsageError, match=r"it lies in the table .*, or holds it"):
             emotion_batch.export(made, within, force=True)
 
 
@@ -177,7 +177,7 @@ def test_a_table_that_is_not_complete_is_said(copy: Path, tmp_path: Path, capsys
     parts[0].unlink()
     n_rows = sum(pq.read_metadata(part).num_rows for part in parts[1:])
     assert app.run_command(["export", str(copy), str(tmp_path / "out")]) == 1
-    assert f"expected all of its {len(parts)} parts, got 1 missing, damaged or out of date" in capsys.readouterr().err
+    assert f"it is not complete: 1 of {len(parts)} parts missing, damaged or out of date" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert app.run_command(["export", str(copy), str(tmp_path / "out"), "--partial", "--json"]) == 0
     said = capsys.readouterr()
@@ -218,7 +218,7 @@ def test_an_export_that_is_stopped_is_not_there(made: Path, tmp_path: Path, stop
         emotion_batch.export(made, folder, file_format="csv")
         assert os.path.isdir(other.url)
         assert len(os.listdir(tmp_path)) == 2
-        with pytest.raises(UsageError, match="got an export"):
+        with pytest.raises(UsageError, match="it holds an export already"):
             stack.close()
     assert os.listdir(tmp_path) == ["out"]
     assert local_rows(made).num_rows + 1 == (folder / "labels.csv").read_bytes().count(b"\r\n")
@@ -234,8 +234,8 @@ def test_in_a_bucket_the_marker_comes_last(made: Path, s3: Bucket) -> None:
     assert sorted(there) == ["_SUCCESS", "labels-00001.parquet"]
     assert found.n_bytes == len(there["labels-00001.parquet"])
     assert read(there).equals(local_rows(made))
-    with pytest.raises(UsageError, match="got an export"):
+    with pytest.raises(UsageError, match="it holds an export already"):
         emotion_batch.export(made, url, storage_options=s3.options)
     emotion_batch.export(made, url, storage_options=s3.options, force=True)
-    with pytest.raises(UsageError, match="expected one on this machine for csv"):
+    with pytest.raises(UsageError, match="csv can be written only on this machine, not to a URL"):
         emotion_batch.export(made, url, file_format="csv", storage_options=s3.options)

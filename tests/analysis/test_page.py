@@ -163,9 +163,9 @@ def test_what_the_figures_lack_is_no_section(found: Figures) -> None:
     bare = replace(found, portrait=None, moments=(), drawn=(), failures=(), folders=(), columns=())
     page = render(bare, MADE_AT).decode()
     assert "Its card is not in the table" in page
-    assert "Whether it is calibrated cannot be told" in page
+    assert "It is unknown whether confidence is calibrated" in page
     uncalibrated = replace(bare, portrait=replace(found.portrait, calibration=(), promise=None, judged=(), recall={}))
-    assert "Confidence is not calibrated" in render(uncalibrated, MADE_AT).decode()
+    assert "Confidence is uncalibrated" in render(uncalibrated, MADE_AT).decode()
     assert 'id="time"' not in page
     assert 'id="listen"' not in page
     features = replace(bare, info=replace(found.info, labels=()), labels=())
@@ -173,7 +173,7 @@ def test_what_the_figures_lack_is_no_section(found: Figures) -> None:
     nothing = replace(
         bare, coverage=replace(found.coverage, n_ok=0, n_rows=0, n_surveyed=0, n_labelled=0, n_complete=0)
     )
-    assert "are missing, out of date or damaged" in render(nothing, MADE_AT).decode()
+    assert "Missing, out of date or damaged: " in render(nothing, MADE_AT).decode()
 
 
 def test_an_address_is_that_of_the_recording(tmp_path: Path) -> None:

@@ -165,10 +165,10 @@ def test_the_command(labels: Path, features: Path, tmp_path: Path) -> None:
     assert abs(len(page.read_text()) - len(first)) < 100
     (tmp_path / "thesis.html").write_text("<p>mine</p>")
     for output, error, said in (
-        (tmp_path / "thesis.html", UsageError, "expected a new file or an earlier report"),
-        (labels / "page.html", UsageError, "expected a place outside the table"),
-        (tmp_path, UsageError, "expected a file, got the folder"),
-        (tmp_path / "none" / "page.html", StorageError, "expected it to exist"),
+        (tmp_path / "thesis.html", UsageError, "is not an earlier report; name a new file"),
+        (labels / "page.html", UsageError, "lies in the table .*; name a place outside it"),
+        (tmp_path, UsageError, "is a folder, not a file"),
+        (tmp_path / "none" / "page.html", StorageError, "it does not exist"),
     ):
         with pytest.raises(error, match=said):
             emotion_batch.report(labels, output=output)
@@ -188,7 +188,7 @@ def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     n_left = made.figures.coverage.n_listed - made.figures.coverage.n_surveyed
     assert n_left > 0
-    assert page.index("So far, ") < page.index(f"with {n_left} recordings, are missing") < page.index('id="labels"')
+    assert page.index("So far, ") < page.index(f"parts, with {n_left} recordings.") < page.index('id="labels"')
 
 
 def test_a_table_in_a_bucket(s3: servers.Bucket, tmp_path: Path) -> None:

@@ -180,17 +180,17 @@ WRONG: dict[str, tuple[Callable[[list[dict[str, str]]], list[dict[str, str]]], s
     "an unknown label": (
         lambda cells: edit(cells, 3, correct_emotion="furious"),
         (
-            "row 5: expected correct_emotion to be one of angry, happy, sad, none where there is no emotion to hear, or ? "
-            "where one cannot tell, got 'furious'; --new-label allows another word; nothing of the sheet was taken"
+            "row 5: correct_emotion must be one of angry, happy, sad, none if there is no emotion to hear, or ? "
+            "if you cannot tell: 'furious'; --new-label allows another word; nothing of the sheet was taken"
         ),
     ),
     "another file": (
         lambda cells: edit(cells, 0, file="calls/other.wav"),
-        "row 2: expected file, emotion, part, stratum",
+        "row 2: file, emotion, part, stratum, stratum_rows or stratum_drawn is not as it was written",
     ),
     "another emotion": (
         lambda cells: edit(cells, 0, emotion=next(word for word in LABELS if word != cells[0]["emotion"])),
-        "row 2: expected file, emotion, part",
+        "row 2: file, emotion, part, stratum",
     ),
     "another weight": (
         lambda cells: [{**one, "stratum_rows": "7"} if one["part"] == RANDOM else one for one in cells],
@@ -200,7 +200,7 @@ WRONG: dict[str, tuple[Callable[[list[dict[str, str]]], list[dict[str, str]]], s
         lambda cells: edit(
             cells, [one["part"] for one in cells].index(INFORMATIVE), part=RANDOM, stratum=str(STRATA[0])
         ),
-        "expected file, emotion, part, stratum",
+        "file, emotion, part, stratum, stratum_rows or stratum_drawn is not as it was written",
     ),
     "one column sorted by itself": (
         lambda cells: [
@@ -210,28 +210,28 @@ WRONG: dict[str, tuple[Callable[[list[dict[str, str]]], list[dict[str, str]]], s
     ),
     "a key that is cut": (
         lambda cells: edit(cells, 1, key="r2of60"),
-        "row 3: expected its key as it was written, got 'r2of60'",
+        "row 3: its key is not as it was written: 'r2of60'",
     ),
     "a row without a key": (
         lambda cells: [*cells, {**dict.fromkeys(cells[0], ""), "file": "mine.wav", "correct_emotion": "sad"}],
-        "row 62: expected its key",
+        "row 62: its key is not as it was written: ''",
     ),
     "another model": (
         lambda cells: [{**one, "model_id": "0ther"} for one in cells],
-        "row 2: expected a label of model m0del, as the table has, got one of model '0ther' (59 more such rows)",
+        "row 2: its label is from model '0ther', and the labels of the table are from model m0del (59 more such rows)",
     ),
     "a row twice with other answers": (
         lambda cells: [*cells, {**cells[4], "correct_emotion": "none"}],
-        "row 62: expected each row once, got row 6 again with another answer",
+        "row 62: it repeats row 6 with another answer",
     ),
     "nothing filled in": (
         lambda cells: [{**one, "correct_emotion": ""} for one in cells],
-        "expected correct_emotion in one row or more, got none",
+        "correct_emotion is empty in every row",
     ),
-    "no rows": (lambda cells: [dict.fromkeys(cells[0], "")], "expected rows below the names of its columns, got none"),
+    "no rows": (lambda cells: [dict.fromkeys(cells[0], "")], "it has no rows below the names of its columns"),
     "a column less": (
         lambda cells: [{name: cell for name, cell in one.items() if name != "key"} for one in cells],
-        "got no 'key' in its first row",
+        "its first row lacks 'key'",
     ),
 }
 
@@ -254,10 +254,10 @@ def test_a_sheet_that_is_wrong_is_refused_whole(table: Path, tmp_path: Path, kin
 def test_other_bytes_are_no_sheet(table: Path, tmp_path: Path) -> None:
     """What is no CSV of ours, or in no encoding that can be told, is one sentence."""
     for data, sentence in (
-        (b"file;emotion\ngr\xfc\xdfe.wav;sad\n", "expected CSV in UTF-8, got other bytes"),
-        (b"", "expected a sheet that `emotion-batch review` wrote"),
-        (b"PK\x03\x04\x00\x00", "expected"),
-        (b'"' + b"x" * 200_000, "expected CSV, got what is none (field larger than field limit (131072))"),
+        (b"file;emotion\ngr\xfc\xdfe.wav;sad\n", "it is not CSV in UTF-8"),
+        (b"", "name a sheet that `emotion-batch review` wrote"),
+        (b"PK\x03\x04\x00\x00", "name a sheet that `emotion-batch review` wrote"),
+        (b'"' + b"x" * 200_000, "it is not CSV (field larger than field limit (131072))"),
     ):
         (tmp_path / "sheet.csv").write_bytes(data)
         with pytest.raises(UsageError, match=r"^sheet ") as caught:
@@ -309,11 +309,15 @@ def test_a_table_that_has_changed_since(tmp_path: Path) -> None:
     assert (taken.n_gone, taken.n_changed, taken.n_labelled) == (1, 1, whole.n_labelled - 2)
     # Another table of the same model: no recording of the sheet is in it.
     elsewhere = write_table(tmp_path / "elsewhere", [f"mails/{at:03d}.wav" for at in range(300)])
-    with pytest.raises(UsageError, match="got none of its recordings; is it the sheet of another table"):
+    with pytest.raises(
+        UsageError, match="has labels for none of its rows; name the table that the sheet was written for"
+    ):
         emotion_batch.take_review(elsewhere.url, sheet, force=True)
     # And one of another model.
     relabelled = write_table(tmp_path / "relabelled", files, replace(INFO, model_id="n3w"))
-    with pytest.raises(UsageError, match="row 2: expected a label of model n3w"):
+    with pytest.raises(
+        UsageError, match=r"row 2: its label is from model .*, and the labels of the table are from model n3w"
+    ):
         emotion_batch.take_review(relabelled.url, sheet, force=True)
 
 
@@ -389,7 +393,7 @@ def test_speakers_and_new_words(table: Path, tmp_path: Path) -> None:
     cells = [{**one, "correct_emotion": "Bored", "speaker": f"S{at % 2}"} for at, one in enumerate(read_cells(sheet))]
     cells[0]["speaker"] = ""
     write_cells(sheet, cells)
-    with pytest.raises(UsageError, match="got 'Bored'"):
+    with pytest.raises(UsageError, match="if you cannot tell: 'Bored'"):
         emotion_batch.take_review(table, sheet)
     taken = emotion_batch.take_review(table, sheet, new_labels=["bored"])
     assert taken.n_corrected == 60
@@ -527,7 +531,7 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
     assert "angry, happy, sad" in out
     assert out.splitlines()[-1] == f"next: emotion-batch review {table} '{sheet}' --take"
     assert app.run_command(call) == 2
-    assert "expected a new one, got one that is there" in capsys.readouterr().err
+    assert "it exists already; name another, or use --force to replace it" in capsys.readouterr().err
     fill(sheet, answer_truly)
     assert app.run_command([*call, "--take"]) == 0
     out = capsys.readouterr().out
@@ -539,10 +543,10 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
     assert result["n_labelled"] == 60
     assert result["precision"][0]["of"] == "all"
     for options, sentence in (
-        (("--take", "--size", "30"), "--size: expected only where a sheet is written"),
-        (("--labels", "x.csv"), "--labels: expected --take with it"),
-        (("--force", "--size", "10"), "size: expected from 20 to 10,000 rows, got 10"),
-        (("--force", "--random", "5"), "random: expected 0, or from 20 to 100 rows"),
+        (("--take", "--size", "30"), "--size cannot be combined with --take"),
+        (("--labels", "x.csv"), "--labels requires --take"),
+        (("--force", "--size", "10"), "size must be from 20 to 10,000 rows: 10"),
+        (("--force", "--random", "5"), "random must be 0, or from 20 to 100 rows"),
     ):
         assert app.run_command([*call, *options]) == 2
         said = capsys.readouterr()
@@ -551,7 +555,7 @@ def test_the_command_says_what_to_do_next(table: Path, tmp_path: Path, capsys: p
 
 def test_tables_that_cannot_be_reviewed(features: Path, tmp_path: Path) -> None:
     """A feature table, no table, and one without a label are each one sentence; a part that is missing is counted."""
-    with pytest.raises(UsageError, match="expected a label table, got one of features"):
+    with pytest.raises(UsageError, match="it holds features, not labels; label it first"):
         emotion_batch.review(features, tmp_path / "sheet.csv")
     with pytest.raises(UsageError, match="there is no table; check the name"):
         emotion_batch.review(tmp_path / "nothing", tmp_path / "sheet.csv")
@@ -561,7 +565,7 @@ def test_tables_that_cannot_be_reviewed(features: Path, tmp_path: Path) -> None:
     assert emotion_batch.review(place.url, tmp_path / "sheet.csv", size=40).n_parts_missing == 1
     for part in parts[1:]:
         part.unlink()
-    with pytest.raises(IncompleteError, match="expected rows with a label, got none"):
+    with pytest.raises(IncompleteError, match="none of its rows has a label yet"):
         emotion_batch.review(place.url, tmp_path / "other.csv")
 
 

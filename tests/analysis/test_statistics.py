@@ -162,10 +162,10 @@ def test_what_stands_out_is_said(found: Figures) -> None:
     assert [(one.topic, one.text[:34]) for one in cardless] == [("Trust", "The model's card is not in the tab")]
     assert calm.portrait is not None
     unsure = remark(replace(calm, portrait=replace(calm.portrait, promise=None)))
-    assert [one.text[:29] for one in unsure] == ["No label counts as confident:"]
+    assert [one.text[:29] for one in unsure] == ["No label counts as confident,"]
     unfinished = replace(calm, coverage=replace(calm.coverage, n_complete=3, n_surveyed=900))
     assert remark(unfinished)[0].kind == "stop"
-    assert "with 1,100 recordings, are missing" in remark(unfinished)[0].text
+    assert "Missing, out of date or damaged: 15 of 18 parts, with 1,100 recordings." in remark(unfinished)[0].text
     assert headline(unfinished).startswith("So far, ")
     assert "Domain" in {one.topic for one in remark(replace(calm, n_outside=calm.coverage.n_ok // 2))}
     assert "Runs" in {one.topic for one in remark(replace(calm, n_lost=1))}

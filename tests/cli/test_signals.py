@@ -109,7 +109,7 @@ def test_further_signals_do_not_disturb_the_end(
             time.sleep(0.1)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 128 + signals[0], err
-    assert err.decode().endswith("run the same command again to resume\n")
+    assert err.decode().endswith(f"to resume: emotion-batch resume {table}\n")
     assert "Traceback" not in err.decode()
     _require_stopped(table, processes)
 

@@ -165,7 +165,7 @@ def tell() -> None:
     from emotion_batch.cli.console import Grid, Result, Said, next_step, print_result, title
 
     progress = namedtuple("progress", "n_recordings n_done n_failed n_done_here elapsed_s")
-    said = Said(is_quiet=False, is_debug=False, goes_on=True)
+    said = Said(is_quiet=False, is_debug=False, resumed_by="emotion-batch resume labels")
     said.note("a note about [bold]calls[/bold] \x1b[2J")
     for n_files in (10_000, 20_000):
         said.listed(n_files)

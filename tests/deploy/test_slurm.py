@@ -141,5 +141,5 @@ def test_what_is_cancelled_stays_so_and_what_is_wrong_says_so(cluster: Slurm, te
     assert cluster.wait_until(job, "FAILED")["ExitCode"] == "1:0"
     job = cluster.submit(tmp_path, "--", "extract", tmp_path / "nowhere", tmp_path / "third")
     assert cluster.wait_until(job, "FAILED")["ExitCode"] == "2:0"
-    assert "expected it to exist" in (tmp_path / f"{job}.log").read_text()
+    assert "it does not exist; check the name" in (tmp_path / f"{job}.log").read_text()
     assert_nothing_is_left(cluster, tmp_path)

@@ -67,7 +67,7 @@ def test_a_card_with_other_things_in_it_is_refused(tmp_path: Path, part: str, va
     if value is None:
         assert open_bundle(folder).card.confidence == {}
         return
-    with pytest.raises(UsageError, match=r"expected a card of this release, got .*; train it again") as caught:
+    with pytest.raises(UsageError, match=r"this release cannot read its card \(.*\); train it again") as caught:
         open_bundle(folder)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 600
@@ -76,31 +76,37 @@ def test_a_card_with_other_things_in_it_is_refused(tmp_path: Path, part: str, va
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        pytest.param(lambda folder, _: shutil.rmtree(folder), "expected a bundle, got no card.json", id="missing"),
         pytest.param(
-            lambda folder, _: (folder / "card.json").write_text("{"), "expected a card of this release", id="no JSON"
+            lambda folder, _: shutil.rmtree(folder), "it is not a bundle, because it has no card.json", id="missing"
+        ),
+        pytest.param(
+            lambda folder, _: (folder / "card.json").write_text("{"), "this release cannot read its card", id="no JSON"
         ),
         pytest.param(
             lambda folder, card: (folder / "card.json").write_text(json.dumps({**card, "architecture": "lambda"})),
-            "architecture 'lambda' where its features need 'seed-lstm'",
+            "architecture must be 'seed-lstm': 'lambda'",
             id="architecture",
         ),
         pytest.param(
             lambda folder, card: (folder / "card.json").write_text(json.dumps({**card, "labels": ["a", "a"]})),
-            "labels that are not distinct",
+            "labels must be distinct words",
             id="labels",
         ),
         pytest.param(
             lambda folder, _: (folder / "model.onnx").write_bytes(b"other"),
-            "with the SHA-256 that its card names",
+            "does not have the SHA-256 that its card names",
             id="weights",
         ),
         pytest.param(
             lambda folder, card: (folder / "card.json").write_text(json.dumps({**card, "labels": card["labels"][:-1]})),
-            "expected a network from [40] features to 6 labels, got one from [40] to [7]",
+            "needs a network from [40] features to [6] labels, and its network is from [40] to [7]",
             id="shape",
         ),
-        pytest.param(lambda folder, card: replace_graph(folder, card, b""), "got none that loads", id="no graph"),
+        pytest.param(
+            lambda folder, card: replace_graph(folder, card, b""),
+            "the network in model.onnx cannot be loaded",
+            id="no graph",
+        ),
     ],
 )
 def test_a_bundle_that_is_not_right_is_refused(bundle: Path, tmp_path: Path, change, sentence: str) -> None:

@@ -114,8 +114,8 @@ def test_a_worker_that_cannot_see_the_archive_is_named(speech: Path, tmp_path: P
     with shell_cluster(away, 1) as cluster:
         command = [sys.executable, "-P", "-m", "emotion_batch", "extract"]
         for archive, place, words in (
-            (here / "archive", tmp_path / "table", "expected to read the recording"),
-            (speech, here / "table", "expected to read the table"),
+            (here / "archive", tmp_path / "table", "cannot read the recording"),
+            (speech, here / "table", "cannot read the table"),
         ):
             done = subprocess.run(
                 [*command, archive, place, "--scheduler", cluster.address],
@@ -456,7 +456,7 @@ def test_a_machine_without_memory_is_said_in_a_sentence(speech: Path, tmp_path: 
     )
     done = run_command(speech, tmp_path / "table", program=("-P", "-c", program))
     assert done.code == 1
-    assert "emotion-batch: this machine: expected enough" in done.err.splitlines()[-1]
+    assert "emotion-batch: this machine has not enough" in done.err.splitlines()[-1]
 
 
 def test_a_shard_is_one_task() -> None:

@@ -81,7 +81,7 @@ def test_an_odd_archive_is_planned_and_nothing_written(cluster: ShellCluster, tm
     assert plan.n_failed == sum(status != "ok" for status in expected.values())
     assert plan.statuses == {status: list(expected.values()).count(status) for status in sorted(set(expected.values()))}
     assert plan.sample_workers == 2 and [one.workers for one in plan.times] == [1, 2, 4]
-    assert plan.notes == ("left out 1 files that are no recordings by their suffix (1 .txt)",)
+    assert plan.notes == ("left out 1 file without a recording's suffix (1 .txt)",)
     assert plan.due is not None and plan.due.workers == 4
     assert plan.n_shards == plan.n_parts == len(cut(list_recordings(archive).entries, Segments()))
 
@@ -136,8 +136,8 @@ def test_a_worker_tries_what_it_will_read(speech: Path, features: Path) -> None:
     assert probe() is None
     assert tree(speech, features) == before
     gone = recording._replace(file="gone.wav")
-    assert "expected to read the recording 'gone.wav'" in str(replace(probe, recording=gone)())
-    assert "expected to read the feature table" in str(replace(probe, features=(archive, "gone.parquet"))())
+    assert "cannot read the recording 'gone.wav'" in str(replace(probe, recording=gone)())
+    assert "cannot read the feature table" in str(replace(probe, features=(archive, "gone.parquet"))())
 
 
 def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
         (("plan", "{speech}", "--by", "25:00"), "by must be a time such as 07:00: '25:00'"),
         (("plan", "{speech}", "--workers", "0"), "--workers must be a whole number of at least 1"),
         (("plan", "{speech}", "--sample", "0"), "sample must be from 0.5 to 3,600 seconds: 0"),
-        (("plan", "/nowhere"), "expected it to exist"),
-        (("plan", "{speech}", "--model", "/nowhere"), "expected a bundle"),
+        (("plan", "/nowhere"), "it does not exist"),
+        (("plan", "{speech}", "--model", "/nowhere"), "it is not a bundle"),
         (
             ("plan", "{speech}", "--table", "{speech}"),
             "is not a part of a table: name a new or empty folder, or a table; ",

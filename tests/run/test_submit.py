@@ -210,7 +210,7 @@ def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_pat
                 stopped.send_signal(signal.SIGCONT)
     assert process.returncode == 0, said
     assert json.loads(out)["n_resubmitted"] >= 1
-    assert b"expected soxr" in said
+    assert b"soxr is " in said
     assert b"got 0.0.1; install the same, and start the worker again; others do its share" in said
     assert call_command("verify", folder, "--deep").code == 0
 
@@ -437,7 +437,7 @@ def test_an_archive_that_is_gone_stops_a_submitted_run(
     wait_until(lambda: bool(records(folder)))
     (record,) = records(folder)
     assert record["outcome"] == "failed"
-    assert "expected it to exist" in record["error"]
+    assert "it does not exist" in record["error"]
     assert "vanished" not in record["counts"]["by_status"]
     assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 

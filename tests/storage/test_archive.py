@@ -216,7 +216,7 @@ def test_names_of_a_bucket_are_keys(tmp_path: Path) -> None:
 def test_a_list_without_the_column_is_refused(tmp_path: Path) -> None:
     """The sentence names the column that is missing and those that are there."""
     (tmp_path / "list.csv").write_text("path,id\na.wav,1\n")
-    with pytest.raises(UsageError, match="expected a column called 'file', got path, id"):
+    with pytest.raises(UsageError, match="the column 'file' is missing; its columns are path, id"):
         list_recordings(tmp_path / "list.csv")
 
 
@@ -248,12 +248,12 @@ def test_links_are_followed_and_rings_are_not(tmp_path: Path) -> None:
 
 def test_nothing_to_do_is_an_error(tmp_path: Path) -> None:
     """A missing archive, and one without recordings, are one sentence each."""
-    with pytest.raises(StorageError, match="nowhere: expected it to exist"):
+    with pytest.raises(StorageError, match="nowhere: it does not exist"):
         list_recordings(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"expected recordings .* got none"):
+    with pytest.raises(UsageError, match=r"there are no recordings \(\.wav .*\.mov\); check the name"):
         list_recordings(tmp_path)
     touch(tmp_path, "a.txt")
-    with pytest.raises(UsageError, match="only 1 other files"):
+    with pytest.raises(UsageError, match="only 1 other file; check the name"):
         list_recordings(tmp_path)
 
 
@@ -325,11 +325,11 @@ def test_lists_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
     pq.write_table(pa.table({"file": [["a"], ["b"]]}), tmp_path / "lists.parquet")
     (tmp_path / "secret.txt").write_text("s3://key:hunter2@bucket/a.wav\n")
     for name, words in (
-        ("wide.txt", "is it UTF-16"),
-        ("wide.csv", "is it UTF-16"),
-        ("cut.txt", "UTF-16 that is cut"),
-        ("lists.parquet", "a readable table"),
-        ("secret.txt", "without a password"),
+        ("wide.txt", "NUL bytes, so it is not text in UTF-8"),
+        ("wide.csv", "NUL bytes, so it is not text in UTF-8"),
+        ("cut.txt", "its UTF-16 or UTF-32 text is damaged"),
+        ("lists.parquet", "it cannot be read as a table"),
+        ("secret.txt", "must not contain a password"),
     ):
         with pytest.raises(UsageError, match=words):
             list_recordings(tmp_path / name)

@@ -115,9 +115,9 @@ def test_older_versions_and_deletions_are_no_recordings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"name": "my web app"}, "expected the manifest of an S3 Inventory, got another file"),
-        ({"fileFormat": "ORC", "fileSchema": "struct<>", "files": []}, "as CSV or Parquet, got ORC"),
-        ({"fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": []}, "got none in it"),
+        ({"name": "my web app"}, "manifest.json: it is not the manifest of an S3 Inventory"),
+        ({"fileFormat": "ORC", "fileSchema": "struct<>", "files": []}, "must be CSV or Parquet: ORC"),
+        ({"fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": []}, "the inventory names no objects"),
     ],
     ids=["another", "ORC", "empty"],
 )
@@ -131,7 +131,7 @@ def test_what_is_no_inventory_is_one_sentence(tmp_path: Path, about: dict[str, o
 def test_a_table_of_something_else_is_no_inventory(tmp_path: Path) -> None:
     """A CSV without a column of names is refused, whatever its first line looks like."""
     (tmp_path / "a.csv").write_text("path,size,id\na.wav,1,2\n")
-    with pytest.raises(UsageError, match="expected a column called 'file', got path, size, id"):
+    with pytest.raises(UsageError, match="the column 'file' is missing; its columns are path, size, id"):
         list_recordings(tmp_path / "a.csv")
 
 

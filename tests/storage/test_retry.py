@@ -101,7 +101,7 @@ def test_what_does_not_pass_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> None:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
-    with pytest.raises(StorageError, match="expected a place that works, got Connection refused"), explained("place"):
+    with pytest.raises(StorageError, match="it cannot be used: Connection refused"), explained("place"):
         persistently(fails)
     assert len(waits) == len(retry.REQUEST_WAITS_S)
     assert sum(waits) < 30

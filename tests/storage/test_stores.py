@@ -258,7 +258,7 @@ def test_a_missing_bucket_is_no_missing_object(s3: Bucket) -> None:
         with pytest.raises(NoBucketError, match="s3://no-such-bucket"):
             use()
     with (
-        pytest.raises(StorageError, match=r"^table x: expected its bucket, got none: .*check its name") as caught,
+        pytest.raises(StorageError, match=r"^table x: there is no bucket .*; check its name") as caught,
         explained("table x"),
     ):
         folder.read("a")
@@ -272,7 +272,9 @@ def test_credentials_that_are_nowhere_are_said(s3: Bucket, monkeypatch: pytest.M
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     folder = Folder.of(f"{s3.url}/profile", {"endpoint_url": s3.endpoint})
     with (
-        pytest.raises(StorageError, match=r"looked for in --storage-options, AWS_ACCESS_KEY_ID.*'default'"),
+        pytest.raises(
+            StorageError, match=r"looked for credentials in: --storage-options, AWS_ACCESS_KEY_ID.*'default'"
+        ),
         explained("x"),
     ):
         folder.read("a")

@@ -56,7 +56,8 @@ def label_rows(*statuses: str) -> pa.Table:
 def test_a_part_says_what_it_is(tmp_path: Path) -> None:
     """The footer names schema, settings, model, labels, tool, shard, digest and counts; the rows are one row group."""
     counts = parts.publish_part(Folder.of(tmp_path), INFO, 7, "d1gest", label_rows("ok", "empty", "ok"))
-    assert counts == Counts(3, 3, {"empty": 1, "ok": 2}, {"sad": 2})
+    trust = {"is_confident": 0, "is_in_domain": 2}
+    assert counts == Counts(3, 3, {"empty": 1, "ok": 2}, {"sad": 2}, trust)
     metadata = pq.read_metadata(tmp_path / "part-000007.parquet")
     assert metadata.num_row_groups == 1
     footer = json.loads(metadata.metadata[b"emotion_batch"])
@@ -74,6 +75,7 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
         "n_rows": 3,
         "by_status": {"empty": 1, "ok": 2},
         "by_label": {"sad": 2},
+        "trust": trust,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["part-000007.parquet"]
 

@@ -467,7 +467,7 @@ def test_the_only_run_mends(night: Night, tmp_path: Path) -> None:
         night.extract(table)
     other.end()
     night.extract(table)
-    assert any("manifest/000001.json as it was written" in note for note in night.notes)
+    assert any("manifest/000001.json is not as it was written" in note for note in night.notes)
     assert rows(table) == rows(night.features)
 
 
@@ -541,7 +541,7 @@ def test_what_a_person_sees(night: Night, tmp_path: Path) -> None:
     undisturbed = rows(table)
     path = table / "_table" / "manifest" / "000002.json"
     path.write_bytes(flip(path.read_bytes(), random.Random(0)))  # noqa: S311 a seed, no secret
-    sentence = "expected _table/manifest/000002.json as it was written, got a damaged file"
+    sentence = "_table/manifest/000002.json is not as it was written (a damaged file)"
     done = call_command("status", table)
     assert done.code == 1, done.err
     assert done.err.count("\n") == 1, done.err

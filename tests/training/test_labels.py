@@ -283,7 +283,7 @@ def test_labels_that_cannot_be_used(tmp_path: Path) -> None:
         ),
         ("regex:(", UsageError, "is not a regular expression"),
         ("regex:(.*)", UsageError, "needs a group"),
-        (f"table:{tmp_path}/none.csv", StorageError, "expected it to exist"),
+        (f"table:{tmp_path}/none.csv", StorageError, "it does not exist; check the name"),
         (f"table:{tmp_path}/columns.csv", UsageError, "the column 'file' is missing; its columns are path, label"),
         (f"table:{tmp_path}/ragged.csv", UsageError, "row 3 has 3 cells, and the first row has 2"),
         (f"table:{tmp_path}/open.csv", UsageError, "it must be CSV in UTF-8 or Parquet"),
@@ -337,7 +337,7 @@ def test_label_maps_that_cannot_be_used(tmp_path: Path, name: str, content: str,
 
 def test_a_label_map_that_is_not_there(tmp_path: Path) -> None:
     """A wrong path is one sentence."""
-    with pytest.raises(StorageError, match="expected it to exist"):
+    with pytest.raises(StorageError, match="it does not exist; check the name"):
         read_label_map(str(tmp_path / "none.json"))
 
 

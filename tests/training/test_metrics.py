@@ -162,12 +162,12 @@ def test_precision_at_priors_is_bayes_rule() -> None:
     ("priors", "sentence"),
     [
         ({"bored": 1}, "'bored' is not a label of the model; its labels are angry, neutral, sad"),
-        ({"angry": -0.1}, "priors must be 0 or more: -0.1 for 'angry'"),
-        ({"angry": float("nan")}, "got nan for 'angry'"),
-        ({"angry": float("inf")}, "got inf for 'angry'"),
+        ({"angry": -0.1}, "priors must be finite, and 0 or more: -0.1 for 'angry'"),
+        ({"angry": float("nan")}, "priors must be finite, and 0 or more: nan for 'angry'"),
+        ({"angry": float("inf")}, "priors must be finite, and 0 or more: inf for 'angry'"),
         ({"angry": 0}, "priors: all are 0"),
         ({}, "priors: all are 0"),
-        ({"angry": 1, "sad": 1}, "got 'sad', which none has"),
+        ({"angry": 1, "sad": 1}, "no row has the reference label 'sad'"),
     ],
 )
 def test_priors_that_cannot_be(priors: dict[str, float], sentence: str) -> None:
@@ -200,7 +200,7 @@ def test_priors_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("twice", '{"angry": 1, "angry": 2}'),
     ):
         (tmp_path / name).write_text(content)
-    with pytest.raises(UsageError, match=r"^priors: expected "):
+    with pytest.raises(UsageError, match=r"^priors(: a label stands twice| must be LABEL=NUMBER)"):
         metrics.read_priors(text)
 
 

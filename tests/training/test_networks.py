@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,8 +65,9 @@ RECIPES = [pytest.param(FeatureSettings(), id="seed"), pytest.param(VoicesSettin
 def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings, tmp_path: Path) -> None:
     """The same seed gives the same weights, whole or gone on from any epoch; another seed is another training."""
     rows, targets = np.arange(28), np.arange(28) % 7
+    spent: list[Any] = []
 
-    def train(seed: int, name: str = "", stops: tuple[int, ...] = ()) -> str:
+    def train(seed: int, name: str = "", stops: tuple[int, ...] = (), spare: Any = None) -> str:
         class StopError(Exception):
             pass
 
@@ -84,15 +86,19 @@ def test_a_training_is_repeatable_also_when_it_was_stopped(settings: AnySettings
                 fitting=Fitting(3, 16, seed),
                 on_epoch=stop,
                 checkpoint=checkpoint,
+                spare=spare,
             )
         except StopError:
             return train(seed, name, stops[1:])
+        spent.append(network)
         assert [len(values) for values in history.values()] == [3, 3]
         return networks.fingerprint_network(network, ["a"] * 7, settings)
 
     with spool_of(settings, 28) as spool:
         whole = train(3)
         assert train(3, "stopped", stops=(1, 2)) == whole != train(4)
+        # A network that has learnt something else, and is used again, forgets it.
+        assert train(3, spare=spent[-1]) == whole
         # Of another training nothing is gone on from.
         assert Checkpoint(Folder.of(tmp_path), "stopped", "seed 4").read() is None
 

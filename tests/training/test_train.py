@@ -63,8 +63,8 @@ def test_rows_with_features_and_a_label_are_learnt_from(features: Path) -> None:
     ("labels", "sentence"),
     [
         ("ravdess", "'ravdess' gives no label, and at least two are needed"),
-        (r"regex:(?P<emotion>V)\d", "got only 'V'"),
-        (r"regex:(?P<emotion>angry/V\d_\w+)_", "each needs at least 5 recordings"),
+        (r"regex:(?P<emotion>V)\d", "gives only 'V', and at least two are needed"),
+        (r"regex:(?P<emotion>angry/V\d_\w+)_", "at least 5 of each label are needed"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(features: Path, labels: str, sentence: str) -> None:
@@ -100,7 +100,9 @@ def test_labels_without_recordings_and_recordings_without_labels_are_told(
     assert said in judged.warnings
     assert judged.figures["n_rows"] == 80
     table.write_text("file,emotion\nV1 angry/V1_a_angry.wav,angry\n")
-    with pytest.raises(UsageError, match=r"got none; .*1 of its 1 rows found no recording, e.g. 'V1 angry/.*84 of 84"):
+    with pytest.raises(
+        UsageError, match=r"gives no label, .*1 of its 1 rows found no recording, e.g. 'V1 angry/.*84 of 84"
+    ):
         read(features, f"table:{table}")
 
 
@@ -211,7 +213,9 @@ def test_windows_of_one_recording_are_one_recording(tmp_path: Path, n_recordings
     if not is_enough:
         with (
             Spool(info.feature_settings) as spool,
-            pytest.raises(UsageError, match="at least 5 recordings of each from 'tess', got 1 of 'happy'"),
+            pytest.raises(
+                UsageError, match=r"'tess' gives 1 recording of 'happy' .* at least 5 of each label are needed"
+            ),
         ):
             read_dataset(table, info, [0], "tess", spool)
         return
@@ -262,7 +266,7 @@ def test_the_bundle_says_what_it_is(bundle: Path) -> None:
     assert len(card["calibration"]["folds"]) == len(card["confidence"]["folds"]) == 2
     assert (card["confidence"]["promised"], card["confidence"]["is_guaranteed"]) == (0.9, False)
     text = (bundle / "README.md").read_text()
-    for word in (card["model_id"], "the recipe's, not these weights'", "nothing is guaranteed", "Intended use"):
+    for word in (card["model_id"], "the recipe, not these weights:", "nothing is guaranteed", "Intended use"):
         assert word in text
 
 
@@ -314,12 +318,12 @@ def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_p
     shutil.copytree(bundle, there)
     refused = call_command("train", features, there, "--epochs", "1")
     assert refused.code == 2
-    assert "got one with a bundle" in refused.err
+    assert "there is a bundle already; name another folder, or use --force" in refused.err
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     refused = call_command("train", features, tmp_path / "photos", "--epochs", "1")
     assert refused.code == 2
-    assert "got 'a.jpg' in it" in refused.err
+    assert "the folder holds other files, e.g. 'a.jpg'" in refused.err
     assert call_command("train", features, there, "--epochs", "1", "--max-folds", "0", "--force").code == 0
     assert json.loads((there / "card.json").read_text())["training"]["epochs"] == 1
 
@@ -384,7 +388,7 @@ def test_a_training_from_a_bundle_says_where_it_started(features: Path, bundle: 
     assert said in done.out
     readme = (tmp_path / "further" / "README.md").read_text()
     assert f"started from the weights of model {start['model_id']}" in readme
-    assert "which itself has on the same segments a UAR of 0." in readme
+    assert "On the same segments that model has a UAR of 0." in readme
 
 
 def test_without_speakers_a_further_training_keeps_the_calibration(
@@ -408,7 +412,8 @@ def test_without_speakers_a_further_training_keeps_the_calibration(
     assert cards[0].domain == start.domain
     assert any(f"temperature and is_confident are those of model {start.model_id}" in note for note in notes)
     assert any(
-        f"got 5; hold more out, or leave is_in_domain unknown; it stays as model {start.model_id} has it" in note
+        f"domain: 5 rows were held out, and at least 20 are needed; hold more out, or leave is_in_domain unknown; it stays as model {start.model_id} has it"
+        in note
         for note in notes
     )
     assert f"as model {start.model_id} has them" in (tmp_path / "one" / "README.md").read_text()
@@ -419,12 +424,14 @@ def test_what_a_training_cannot_start_from_is_refused(features: Path, bundle: Pa
     """Other feature settings, a damaged file, and weights of another model under a card are one sentence each."""
     refused = call_command("train", features, tmp_path / "new", "--from", "voices-1")
     assert refused.code == 2
-    assert "expected the features of model" in refused.err and "recipe voices, got mfcc-mean" in refused.err
+    assert (
+        "its features are not those of model" in refused.err and "recipe is mfcc-mean instead of voices" in refused.err
+    )
     assert len(refused.err.strip().splitlines()) == 1
     shutil.copytree(bundle, tmp_path / "bad")
     weights = tmp_path / "bad" / "model.keras"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=r"expected model\.keras with the SHA-256 that its card names"):
+    with pytest.raises(UsageError, match=r"model\.keras does not have the SHA-256 that its card names"):
         emotion_batch.train(features, tmp_path / "new", from_bundle=tmp_path / "bad")
     data = networks.save_bytes(networks.build_seed(40, 7), ".keras")
     weights.write_bytes(data)

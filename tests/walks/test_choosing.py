@@ -42,7 +42,7 @@ def test_a_trial_goes_on_to_all(speech: Path, whole: pa.Table, cluster: ShellClu
     assert call_command(*words).code == 0
     assert rows(tmp_path / "table").equals(whole)
     for limit in (0, -1):
-        with pytest.raises(UsageError, match="limit: expected a number of recordings from 1 on"):
+        with pytest.raises(UsageError, match="limit must be a number of recordings of at least 1"):
             emotion_batch.extract(speech, tmp_path / "other", limit=limit)
 
 
@@ -95,7 +95,7 @@ def test_labels_and_kept_features_are_of_the_chosen(speech: Path, cluster: Shell
     assert emotion_batch.verify(labels, deep=True).is_whole
     refused = call_command("label", features, tmp_path / "more", "--model", "tess-seed", "--limit", "5")
     assert refused.code == 2
-    assert "limit: expected an archive as the source" in refused.err
+    assert "limit cannot be combined with the feature table" in refused.err
 
 
 def test_patterns_that_leave_nothing_are_named(speech: Path, tmp_path: Path) -> None:

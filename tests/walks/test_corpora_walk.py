@@ -134,4 +134,4 @@ def test_tables_that_do_not_fit_each_other_are_named(features: Path, nemo: Path,
     assert "its features or segments have other settings than those of" in refused.err
     refused = call_command("train", features, nemo, tmp_path / "bundle", *("--labels", "tess") * 3)
     assert refused.code == 2
-    assert "one for each of 2 tables, got 3" in refused.err
+    assert "labels: 3 sources were named for 2 tables" in refused.err

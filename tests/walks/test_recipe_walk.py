@@ -75,7 +75,7 @@ def test_a_recipe_that_is_not_installed_is_named(made: Path, speech: Path, tmp_p
     assert len(refused.err.splitlines()) == 1
     unknown = call_command("extract", made, tmp_path / "features", "--recipe", NAME)
     assert unknown.code == 2
-    assert "--recipe: expected seed or voices, or a recipe of an installed package, got mfcc-change" in unknown.err
+    assert "--recipe must be seed or voices, or a recipe of an installed package: mfcc-change" in unknown.err
     differing = run_installed("extract", speech, made / "features", "--recipe", "seed")
     assert differing.code == 2
     assert "was made with --recipe mfcc-change, and this call has --recipe seed" in differing.err

@@ -265,7 +265,7 @@ def test_prune_does_not_believe_an_empty_share(archive: Path, tmp_path: Path, cl
     assert [json.loads(path.read_text())["outcome"] for path in table.glob("_table/runs/*")] == ["complete"]
     for path in archive.iterdir():
         path.rename(away / path.name)
-    with pytest.raises(UsageError, match="expected recordings"):
+    with pytest.raises(UsageError, match="there are no recordings"):
         emotion_batch.extract(archive, table, prune=True, **at)
     assert rows(table) == before
     assert emotion_batch.verify(table).is_whole
@@ -319,9 +319,9 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     with pytest.raises(UsageError, match="got labels of the feature table"):
         emotion_batch.retry(labels, **at)
     for options, sentence in (
-        ({"status": ["sad"]}, "status: expected one of changed, crashed, empty"),
+        ({"status": ["sad"]}, "status must be changed or crashed or empty"),
         ({"status": ["ok"]}, "got 'ok'"),
-        ({"deadline_s": 0}, "deadline: expected seconds from 1 to 1e"),
+        ({"deadline_s": 0}, "deadline must be from 1 to 1e"),
     ):
         with pytest.raises(UsageError, match=sentence):
             emotion_batch.retry(features, **options, **at)

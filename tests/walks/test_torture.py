@@ -252,7 +252,7 @@ def test_what_is_taken_away_stops_the_run(speaker: Path, undisturbed: Path, tmp_
     assert process.returncode == 1, err.decode()
     (sentence,) = [line for line in err.decode().splitlines() if line.startswith("emotion-batch: ")]
     assert f"emotion-batch: {what} {moved}" in sentence
-    assert "expected it to exist, got nothing there" in sentence
+    assert "it does not exist; check the name" in sentence
     assert not moved.exists()
     away.rename(moved)
     assert set(statuses(table)) == {"ok"}

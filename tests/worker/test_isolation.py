@@ -157,7 +157,7 @@ def test_a_child_that_cannot_start_blames_nobody(tmp_path: Path, monkeypatch: py
     """No recording gets a status for a child that never was."""
     (tmp_path / "a.wav").touch()
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(IncompleteError, match="expected one for recordings that may kill it, got none"):
+    with pytest.raises(IncompleteError, match="the one for recordings that may kill it did not start"):
         isolated(tmp_path)
 
 
@@ -165,14 +165,14 @@ def test_a_child_with_other_code_decodes_nothing(tmp_path: Path, monkeypatch: py
     """A child imports what is on the disk now; if that is not what its worker has imported, the worker passes the shard on."""
     (tmp_path / "a.wav").touch()
     monkeypatch.setattr("emotion_batch.worker.process.SOURCE", "of before")
-    with pytest.raises(UnfitWorkerError, match="expected emotion-batch source of before, got"):
+    with pytest.raises(UnfitWorkerError, match="and the worker's is of before, because"):
         isolated(tmp_path)
 
 
 @pytest.mark.parametrize("deadline_s", [0, -1, float("nan"), 1e9])
 def test_a_deadline_is_a_time(deadline_s: float) -> None:
     """What is no time is refused before any work."""
-    with pytest.raises(UsageError, match="deadline: expected seconds from 1 to"):
+    with pytest.raises(UsageError, match="deadline must be from 1 to"):
         replace(LIMITS, deadline_s=deadline_s)
 
 

@@ -124,6 +124,13 @@ def test_a_shard_publishes_its_part(tmp_path: Path) -> None:
     done = complete_shards(table, info, manifest.shards)
     assert {shard: footer.counts for shard, footer in done.items()} == {s: r.counts for s, r in receipts.items()}
     parts = pa.concat_tables([read_part(table, shard) for shard in sorted(done)])
+    # How much of the recordings was heard, and how long they are, a recording once.
+    ok = [row for row in parts.to_pylist() if row["status"] == "ok"]
+    assert sum(receipt.audio_s for receipt in receipts.values()) == pytest.approx(
+        sum(row["end_s"] - row["start_s"] for row in ok)
+    )
+    lengths = {row["file"]: row["duration_s"] for row in ok}
+    assert sum(receipt.recorded_s for receipt in receipts.values()) == pytest.approx(sum(lengths.values()))
     assert parts.replace_schema_metadata(None).equals(rows_of(tmp_path / "archive"))
 
 
@@ -261,7 +268,7 @@ def test_an_archive_that_is_gone_raises(job: Job, tmp_path: Path) -> None:
     assert job.extract(gone, Attempt(False, 0.0))["status"].to_pylist() == ["vanished", "vanished"]
     for name in "bc":
         (tmp_path / f"{name}.wav").unlink()
-    with pytest.raises(StorageError, match=r"which was there before.*expected it to exist"):
+    with pytest.raises(StorageError, match=r"which was there before.*it does not exist"):
         job.extract(gone, Attempt(False, 0.0))
     assert replace(job, witnesses=()).extract(gone, Attempt(False, 0.0)).num_rows == 2
 
@@ -269,6 +276,6 @@ def test_an_archive_that_is_gone_raises(job: Job, tmp_path: Path) -> None:
 def test_an_archive_that_hangs_raises(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that never answers is no recording's fault, and nobody waits for it for ever."""
     monkeypatch.setattr("emotion_batch.worker.job.peek", lambda *_: time.sleep(3))
-    with pytest.raises(StorageError, match="expected an answer, got none") as caught:
+    with pytest.raises(StorageError, match="it does not answer") as caught:
         job._check_archive(None)
     assert caught.value.is_transient

@@ -1,0 +1,109 @@
+"""Tests of ``resume``: the run that made a table goes on from what the table itself says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from support.commands import call_command
+
+import emotion_batch
+from emotion_batch.cli.run_commands import _format_summary
+from emotion_batch.errors import UsageError, format_command
+from emotion_batch.run.record import Summary
+from emotion_batch.tables.parts import Counts
+
+
+def rows(table: Path) -> list[dict[str, object]]:
+    """Return the rows of a table, by recording."""
+    return sorted(pq.read_table(table).to_pylist(), key=lambda row: (row["file"], row["start_s"] or 0.0))
+
+
+def test_a_table_resumes_with_its_own_settings(speech: Path, bundle: Path, tmp_path: Path) -> None:
+    """Suffixes, patterns, segments, model and the table of features come from the table, and only what is left is done."""
+    archive, table, kept = tmp_path / "calls", tmp_path / "labels", tmp_path / "kept"
+    shutil.copytree(speech / "V1_sad", archive)
+    for number, path in enumerate(sorted(archive.glob("*.wav"))[:3]):
+        path.rename(path.with_suffix(".call" if number else ".skipped"))
+    first = ("label", archive, table, "--model", bundle, "--keep-features", kept, "--window", "1", "--hop", "0.5")
+    choice = ("--suffix", ".call", "--suffix", ".wav", "--exclude", "*_calm_*")
+    assert call_command(*first, *choice, "--limit", "2").code == 0
+    assert len({row["file"] for row in rows(table)}) == 2
+    done = call_command("resume", table)
+    assert done.code == 0, done.err
+    whole = tmp_path / "whole"
+    assert call_command(*first[:2], whole, *first[3:5], *first[7:], *choice).code == 0
+    assert rows(table) == rows(whole)
+    assert len(rows(kept)) == len(rows(table))
+    assert f"next: emotion-batch query {table} --example mix" in done.out
+    # What it was made with is in the table, and another suffix is another archive.
+    other = call_command(*first, "--exclude", "*_calm_*")
+    assert other.code == 2 and "--suffix .call --suffix .wav" in other.err
+
+
+def test_features_and_labels_of_features_resume(speech: Path, bundle: Path, tmp_path: Path) -> None:
+    """A feature table that has lost a part, and then the labels made from it, are whole again."""
+    features, labels = tmp_path / "features", tmp_path / "labels"
+    emotion_batch.extract(speech, features, segments=emotion_batch.Segments(0.0, 1.0))
+    before = rows(features)
+    emotion_batch.label(features, labels, model=bundle)
+    for table in (features, labels):
+        next(iter(sorted(table.glob("*.parquet")))).unlink()
+    assert emotion_batch.resume(features, workers=1).n_shards_done == 1
+    assert rows(features) == before
+    summary = emotion_batch.resume(labels)
+    assert summary.n_shards_done == 1 and summary.counts.n_recordings == 89
+    status = call_command("status", labels)
+    assert status.code == 0 and "next: emotion-batch resume" not in status.out
+
+
+def test_a_table_without_its_model_does_not_resume(labels: Path, tmp_path: Path) -> None:
+    """One sentence says what is missing; what is no table at all is one as well."""
+    table = tmp_path / "labels"
+    shutil.copytree(labels, table)
+    (table / "_table" / "model" / "card.json").unlink()
+    with pytest.raises(UsageError, match="its copy of the model is damaged or missing"):
+        emotion_batch.resume(table)
+    done = call_command("resume", tmp_path / "nothing")
+    assert done.code == 2 and len(done.err.strip().splitlines()) == 1
+
+
+def test_a_table_says_which_suffixes_it_has(speech: Path, tmp_path: Path) -> None:
+    """`table.json` names them if they are not the usual ones, and nothing otherwise."""
+    for name, suffixes, said in (("usual", None, []), ("named", [".wav"], [".wav"])):
+        keywords = {} if suffixes is None else {"suffixes": suffixes}
+        emotion_batch.extract(speech / "V1_sad", tmp_path / name, workers=1, **keywords)
+        info = json.loads((tmp_path / name / "_table" / "table.json").read_text())
+        assert info["suffixes"] == said
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_found", "said"),
+    [
+        ("/opt/a b/emotion-batch", False, "'/opt/a b/emotion-batch' resume ./-t"),
+        ("/opt/emotion-batch", True, "emotion-batch resume ./-t"),
+        ("/opt/job.py", False, "emotion-batch resume ./-t"),
+    ],
+)
+def test_what_is_printed_runs_as_it_is(typed: str, is_found: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is not on PATH is named by the path by which it was called."""
+    monkeypatch.setattr("sys.argv", [typed])
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if is_found else None)
+    assert format_command("resume", "-t") == said
+
+
+def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
+    """Seconds heard of those recorded, shares of labels in doubt, and nothing where nothing can be told."""
+    counts = Counts(10, 10, {"ok": 8, "empty": 2}, {"ps": 8}, {"is_speech": 6, "is_in_domain": 8, "is_confident": 1})
+    said = str(_format_summary(Summary("labels", counts, audio_s=60, recorded_s=6_000, model="model m"), "go"))
+    assert "  ps (pleasant surprise)  8  100.0%\n" in said
+    assert "  heard: 0:01:00 of 1:40:00 of audio (1%); --window hears all of it, in another table\n" in said
+    assert "  labels: 12.5% confident, 25.0% not speech\n  model m\n" in said
+    assert "10 recordings, 10 rows: 8 ok, 2 failed (empty 2)" in said
+    whole = str(_format_summary(Summary("labels", Counts(1, 1, {"ok": 1}), audio_s=3.0, recorded_s=3.0), "go"))
+    assert "  heard: all of 0:00:03 of audio\n" in whole and "  labels:" not in whole
+    assert "1 recording, 1 row: 1 ok, 0 failed" in whole
+    assert "heard" not in str(_format_summary(Summary("labels", Counts(1, 1, {"empty": 1})), "go"))

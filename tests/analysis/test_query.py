@@ -145,7 +145,7 @@ def test_only_parts_that_verify_count(made: Path, tmp_path: Path) -> None:
     assert found["n"][0].as_py() == n_rows - lost
     assert [note.split(": ", 1)[1].split(";")[0] for note in notes] == [
         f"{len(parts) - 2} of its {len(parts)} parts count, and the others are missing, damaged or out of date",
-        "mine.parquet is in its folder and is not a part of it",
+        "mine.parquet is in its folder and is not a part of it, so it does not count",
     ]
     for part in table.glob("*.parquet"):
         part.unlink()

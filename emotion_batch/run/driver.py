@@ -30,7 +30,7 @@ from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.canary import Canary
 from emotion_batch.run.record import Recorder, Summary, name_outcome, recall_reasons
 from emotion_batch.run.run_options import RunOptions
-from emotion_batch.run.shards import choose_witnesses, find_done, find_relisted, has_damage, order_shards
+from emotion_batch.run.shards import Pace, choose_witnesses, find_done, find_relisted, has_damage, order_shards
 from emotion_batch.storage.archive import Listing
 from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder, explained
@@ -284,8 +284,8 @@ class Run:
         """Have shards done and wait for them; `n_in_all` is the number of all shards of the run."""
         canary = None if self.options.force else Canary(self.info.source)
         begun = time.perf_counter()
-        n_done_here = cost_done = 0
-        cost = sum(task.entry.cost for task in todo)
+        n_done_here = 0
+        pace = Pace(sum(task.entry.cost for task in todo), sum(cluster.threads().values()))
         cancelled: CancelledError | None = None
         failures: list[tuple[int, BaseException]] = []
         n_resubmitted = self.summary.n_resubmitted
@@ -307,10 +307,8 @@ class Run:
             n_done_here += task.entry.n_recordings
             self._lease.done(task.shard)
             self.summary.add(outcome)
-            cost_done += task.entry.cost
             elapsed_s = time.perf_counter() - begun
-            # Neither recordings nor shards, because a long recording takes as long as many short ones.
-            self._tell(n_done_here, elapsed_s, elapsed_s * (cost - cost_done) / max(1, cost_done))
+            self._tell(n_done_here, elapsed_s, pace.estimate_left(task.entry.cost, outcome.elapsed_s, elapsed_s))
             if canary is not None and self.summary.n_shards_done + len(failures) < n_in_all:
                 canary.watch(outcome)
         if cancelled is not None:

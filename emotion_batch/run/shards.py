@@ -106,6 +106,32 @@ def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapp
     return found
 
 
+@dataclass
+class Pace:
+    """How long the rest of a run takes, by what its shards cost: a long recording takes as long as many short ones.
+
+    `cost` is that of all shards of the run, and `n_workers` the number of threads that were there when it began.
+    """
+
+    cost: int
+    n_workers: int
+    cost_done: int = 0
+    worked_s: float = 0.0
+
+    def estimate_left(self, cost: int, worked_s: float, elapsed_s: float) -> float:
+        """Return the seconds that are left after one more shard, of this cost, on which its worker has worked so long."""
+        self.cost_done += cost
+        self.worked_s += worked_s
+        if not self.cost_done:
+            return 0.0
+        # Workers may have joined since.
+        n_workers = max(self.n_workers, self.worked_s / max(elapsed_s, 1e-3))
+        whole_s = self.worked_s * self.cost / self.cost_done / n_workers
+        # Some may have left instead, and then the work lasts longer than all of them would have taken.
+        least_s = self.worked_s * (self.cost - self.cost_done) / self.cost_done / n_workers / 2
+        return max(whole_s - elapsed_s, least_s)
+
+
 def order_shards(costs: Mapping[int, int]) -> list[int]:
     """Order shards: the most costly first, so that the run does not wait for one at the end; then the others, spread.
 

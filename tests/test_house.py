@@ -173,3 +173,14 @@ def test_the_package_offers_what_it_names() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.stdout.strip(), done.stderr) == ("refused", "")
+
+
+def test_sentences_are_plain() -> None:
+    """No message, docstring or help text is made by the moulds that read badly; "1 file(s)" is one of them."""
+    moulds = re.compile(r"\bgot none\b|\bexpected it\b|: expected |\b(whoever|somebody|nobody)\b|\w\(s\)")
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and moulds.search(node.value):
+                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {moulds.search(node.value)[0]}")
+    assert not found

@@ -173,8 +173,8 @@ def label(
     segments = segments or card.segments
     if segments.duration_s != card.segments.duration_s:
         (options.watcher or Watcher()).on_note(
-            f"segments last {segments.duration_s:g} s, those that the model was trained on "
-            f"{card.segments.duration_s:g} s; expect it to be less often right"
+            f"segments last {segments.duration_s:g} s, and those that the model was trained on last {card.segments.duration_s:g} s; "
+            "expect its labels to be right less often"
         )
     kept_at = None if keep_features is None else options.folder(keep_features).url
     named = () if features is not None else name_suffixes(suffixes)

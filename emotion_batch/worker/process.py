@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.resources
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from importlib.resources.abc import Traversable
 
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
@@ -22,16 +23,18 @@ _LOCK = threading.Lock()
 _is_settled = False
 
 
-def _read_source() -> Iterator[bytes]:
-    """Yield names and content of the package's files that decide rows; a checkout and a wheel have the same."""
-    for path in sorted(Path(__file__).parents[1].rglob("*")):
-        if path.suffix in (".py", ".npz"):
-            yield f"{path.name} ".encode() + hashlib.sha256(path.read_bytes()).digest()
+def _read_source(folder: Traversable) -> Iterator[bytes]:
+    """Yield names and content of the package's files that decide rows; a checkout, a wheel and a zip file have the same."""
+    for child in sorted(folder.iterdir(), key=lambda child: child.name):
+        if child.is_dir():
+            yield from _read_source(child)
+        elif child.name.endswith((".py", ".npz")):
+            yield f"{child.name} ".encode() + hashlib.sha256(child.read_bytes()).digest()
 
 
 # The digest is taken at the import, because a process that was started before an upgrade still runs the old code, and must
 # name the old digest.
-SOURCE = hashlib.sha256(b"".join(_read_source())).hexdigest()[:12]
+SOURCE = hashlib.sha256(b"".join(_read_source(importlib.resources.files("emotion_batch")))).hexdigest()[:12]
 
 
 def settle() -> None:

@@ -379,7 +379,7 @@ def test_windows_are_extracted_and_labelled(bundle: Path, tmp_path: Path, cluste
     assert "was made with --window 2.5 --hop 2, and this call has --offset 0.5 --duration 3" in one_sentence(done.err)
     done = call_command("label", table, tmp_path / "labels", "--model", bundle, *at)
     assert done.code == 0, done.err
-    assert "segments last 2.5 s, those that the model was trained on 3 s" in done.err
+    assert "segments last 2.5 s, and those that the model was trained on last 3 s" in done.err
     done = call_command("label", archive, tmp_path / "straight", "--model", bundle, *windows, *at)
     assert done.code == 0, done.err
     assert rows(tmp_path / "labels") == rows(tmp_path / "straight")
@@ -403,7 +403,7 @@ def test_the_canary_stops_a_useless_run(texts: Path, cluster: ShellCluster, tmp_
     at = ("--scheduler", cluster.address)
     stopped = call_command("extract", texts, tmp_path / "table", *at)
     assert stopped.code == 1
-    assert "that are not_audio" in one_sentence(stopped.err)
+    assert "rows are all not_audio" in one_sentence(stopped.err)
     forced = call_command("extract", texts, tmp_path / "table", "--force", "--json", *at)
     assert forced.code == 1
     assert "every recording failed (not_audio, as " in forced.err
@@ -585,7 +585,7 @@ def test_what_is_printed_as_the_next_step_runs_as_printed(
             continue
         done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, check=False)
         # Of a sheet a person has to fill in something first.
-        assert done.returncode == 0 or "fill it in and take it again" in done.stderr, (line, done.stderr)
+        assert done.returncode == 0 or "fill it in and take the sheet again" in done.stderr, (line, done.stderr)
         if command[0] in ("label", "export"):
             assert "angry" in done.stdout
         n_run += 1

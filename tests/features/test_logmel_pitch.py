@@ -199,5 +199,5 @@ def test_features_travel_as_columns_and_as_bytes() -> None:
     back = recipes.decode(recipes.encode(made[1]), SETTINGS)
     assert back is not None
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(back, made[1], strict=True))
-    with pytest.raises(ValueError, match="no frames"):
+    with pytest.raises(ValueError, match="are not frames of the recipe"):
         recipes.decode(b"12345", SETTINGS)

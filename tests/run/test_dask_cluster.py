@@ -452,7 +452,7 @@ def test_a_machine_without_memory_is_said_in_a_sentence(speech: Path, tmp_path: 
         "from emotion_batch.cli.app import run_command; from emotion_batch.run import driver; from emotion_batch import api\n"
         "free = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**20\n"
         "resource.setrlimit(resource.RLIMIT_AS, (free, free))\n"
-        "sys.exit(call_command(['extract', *sys.argv[1:]]))\n"
+        "sys.exit(run_command(['extract', *sys.argv[1:]]))\n"
     )
     done = run_command(speech, tmp_path / "table", program=("-P", "-c", program))
     assert done.code == 1

@@ -210,8 +210,8 @@ def test_a_shard_that_hangs_at_the_end_is_begun_by_another(speech: Path, tmp_pat
                 stopped.send_signal(signal.SIGCONT)
     assert process.returncode == 0, said
     assert json.loads(out)["n_resubmitted"] >= 1
-    assert b"soxr is " in said
-    assert b"got 0.0.1; install the same, and start the worker again; others do its share" in said
+    assert b": soxr is 0.0.1 here, and " in said
+    assert b"install the same version, and start the worker again; others do its share" in said
     assert call_command("verify", folder, "--deep").code == 0
 
 
@@ -474,7 +474,7 @@ def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path
     done = call_command("submit", "extract", speech, tmp_path / "table")
     assert done.code == 2
     assert "`submit` requires --scheduler with the address of a running Dask scheduler" in done.err
-    with pytest.raises(UsageError, match="expected one of extract, label, retry, got 'train'"):
+    with pytest.raises(UsageError, match="submit takes extract, label, resume, retry: 'train'"):
         emotion_batch.submit("train", speech, tmp_path / "bundle")
     emotion_batch.extract(speech, tmp_path / "table")
     with pytest.raises(IncompleteError, match="no run is at work on it, so there is nothing to cancel"):

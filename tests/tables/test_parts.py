@@ -130,7 +130,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StorageError, match="got No space left on device"):
+    with pytest.raises(StorageError, match="it cannot be used: No space left on device"):
         parts.publish_part(Folder.of(tmp_path), INFO, 0, "d", label_rows("ok"))
     assert not list(tmp_path.iterdir())
 

@@ -287,7 +287,7 @@ def test_whatever_reads_a_damaged_part_names_it(
     for table in (copy, tmp_path / "labels"):
         flip_in_footer(table)
         assert app.run_command(["export", str(table), str(tmp_path / "out")]) == 1
-        assert "got 1 missing, damaged or out of date, e.g. part-000001.parquet" in capsys.readouterr().err
+        assert "1 of 3 parts missing, damaged or out of date, e.g. part-000001.parquet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -561,7 +561,7 @@ def test_a_retry_is_advised_only_where_it_could_mend_something(
 def test_what_changed_is_for_the_command_that_lists(tmp_path: Path) -> None:
     """A recording that is not what was listed is read by the same command as before, which lists anew, not by a retry."""
     write_table_of(tmp_path, ("ok", "changed", "vanished"))
-    assert "next: the command that made the table, again" in call_command("status", tmp_path).out
+    assert f"next: emotion-batch resume {tmp_path}" in call_command("status", tmp_path).out
 
 
 def test_labels_of_a_feature_table_are_retried_there(tmp_path: Path, labels: Path, features: Path) -> None:

@@ -250,7 +250,7 @@ def test_other_features_are_refused(bundle: Path, speech: Path, features: Path, 
     assert done.code == 0, done.err
     done = call_command("evaluate", bundle, tmp_path / "other")
     assert done.code == 2
-    assert "n_mels 128, got 64" in done.err
+    assert "n_mels is 64 instead of 128" in done.err
     with pytest.raises(UsageError, match="there is no feature table; make one with `emotion-batch extract`"):
         emotion_batch.evaluate(bundle, tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"of the model's labels .* at least two are needed"):

@@ -70,7 +70,7 @@ def test_a_recipe_that_is_not_installed_is_named(made: Path, speech: Path, tmp_p
     """Without the package, its tables and bundles are refused in one sentence; so is its option, and its package elsewhere."""
     refused = call_command("label", made / "features", tmp_path / "labels", "--model", made / "bundle")
     assert refused.code == 2
-    assert "got 'mfcc-change'" in refused.err
+    assert "recipe must be 'mfcc-mean' or 'voices': 'mfcc-change'" in refused.err
     assert "install the package that has this recipe" in refused.err
     assert len(refused.err.splitlines()) == 1
     unknown = call_command("extract", made, tmp_path / "features", "--recipe", NAME)
@@ -86,7 +86,7 @@ def test_no_recipe_comes_from_the_current_directory(tmp_path: Path, monkeypatch:
     shutil.copytree(INSTALLED, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    with pytest.raises(UsageError, match="got 'mfcc-change'"):
+    with pytest.raises(UsageError, match="recipe must be 'mfcc-mean' or 'voices': 'mfcc-change'"):
         recipes.read_settings({"recipe": NAME})
     assert not any(name.startswith("emotion_batch_change") for name in sys.modules)
 

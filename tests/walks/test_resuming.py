@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.dataset
 import pytest
 import soundfile
-from support.commands import call_command, running, wait_for_parts
+from support.commands import call_command, run_command, running, wait_for_parts
 from support.recordings import tone
 from support.shell_cluster import ShellCluster
 
@@ -316,11 +316,11 @@ def test_retry_does_what_failed_and_nothing_else(bundle: Path, tmp_path: Path, c
     assert (summary.n_shards_done, summary.counts.n_ok) == (1, 29)
     for table in (features, labels):
         assert emotion_batch.verify(table, deep=True).is_whole
-    with pytest.raises(UsageError, match="got labels of the feature table"):
+    with pytest.raises(UsageError, match="has the labels of the feature table"):
         emotion_batch.retry(labels, **at)
     for options, sentence in (
         ({"status": ["sad"]}, "status must be changed or crashed or empty"),
-        ({"status": ["ok"]}, "got 'ok'"),
+        ({"status": ["ok"]}, "or vanished: 'ok'"),
         ({"deadline_s": 0}, "deadline must be from 1 to 1e"),
     ):
         with pytest.raises(UsageError, match=sentence):
@@ -427,7 +427,7 @@ def test_status_and_record_while_a_run_works_and_after_it_was_stopped(
         status = emotion_batch.status(table)
         assert [holder.pid for holder in status.at_work] == [process.pid]
         assert 0 < status.n_done < status.n_recordings == 2_798
-        assert f"is at work, on {status.at_work[0].host}, process {process.pid}" in call_command("status", table).out
+        assert f"is at work, on {status.at_work[0].host}, process {process.pid}" in run_command("status", table).out
         process.terminate()
         _, err = process.communicate(timeout=30)
     assert process.returncode == 143, err

@@ -159,7 +159,7 @@ def test_recordings_that_kill_cost_only_themselves(tess: Path, killers: Path, tm
         done.out.splitlines()[-1]
         == f"{n_good + 3:,} recordings, {n_good + 3:,} rows: {n_good:,} ok, 3 failed (crashed 1, memory 1, timeout 1)"
     )
-    assert "s of work were lost with workers and children" in done.out
+    assert "s of work were lost with workers and child processes" in done.out
     assert call_command("verify", table, "--deep").code == 0
     # What killed may be tried again, and kills no worker then.
     done = run_command("retry", table, "--deadline", "3", "--status", "crashed", "--json", environment=environment)
@@ -266,5 +266,5 @@ def test_a_target_that_cannot_be_written_is_one_sentence(speech: Path) -> None:
     """A read-only place is refused before any work, whoever asks."""
     done = run_command("extract", speech, "/proc/table")
     assert done.code == 2
-    assert done.err.startswith("emotion-batch: table /proc/table: expected")
+    assert done.err.startswith("emotion-batch: table /proc/table: it ")
     assert done.err.count("\n") == 1

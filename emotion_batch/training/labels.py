@@ -211,8 +211,8 @@ class LabelTable:
             rows.setdefault((at, row.channel), []).append(row)
             return True
         if same.reference != row.reference:
-            thing = "recording" if at is None else "segment"
-            raise UsageError(f"{self._thing}: two different labels for the {thing} {row}; keep one of them")
+            thing = f"{'recording' if at is None else 'segment'} {row}"
+            raise UsageError(f"{self._thing}: two different labels for the {thing}; keep one of them")
         self._n_repeated += 1
         return False
 
@@ -274,9 +274,9 @@ def map_labels(
     """
     numbers = {names.clean(label): number for number, label in enumerate(known_labels)}
     words = list(emotions)
-    targets = np.array([numbers.get(label_map.get(word, word), -1) for word in words], np.int64)
+    targets = [numbers.get(label_map.get(word, word), -1) for word in words]
     left_out = Counter(word for word, target in zip(words, targets, strict=True) if target < 0)
-    return targets, dict(sorted(left_out.items()))
+    return np.array(targets, np.int64), dict(sorted(left_out.items()))
 
 
 def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
@@ -289,8 +289,7 @@ def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
             raise ValueError(f"{wrong[0]!r} as a word")
         return value
     if name.lower().endswith(".csv"):
-        rows = csv.DictReader(io.StringIO(text))
-        return [(row["from"], row["to"] or "") for row in rows]
+        return [(row["from"], row["to"] or "") for row in csv.DictReader(io.StringIO(text))]
     pairs = []
     for line in filter(str.strip, text.splitlines()):
         word, equals, label = line.partition("=")

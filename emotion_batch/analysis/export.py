@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.analysis import export_audformat, export_listening
+from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
+from emotion_batch.analysis.listening import label_files
 from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
@@ -31,7 +32,7 @@ from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 
 MARKER = "_SUCCESS"
-FORMATS = ("parquet", "csv", "audformat", *export_listening.FORMATS)
+FORMATS = ("parquet", "csv", "audformat", *label_files.FORMATS)
 # Every name that an export writes.
 _OWN = re.compile(
     r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet|recordings"
@@ -225,20 +226,20 @@ def export(
             f"table {source.url}: it is not complete: {inventory.n_missing:,} of {counted(len(inventory.shards), 'part')} missing, damaged "
             f"or out of date{example}; run the command that made it again, or use --partial to export the others"
         )
-    is_listening = file_format in export_listening.FORMATS
+    is_listening = file_format in label_files.FORMATS
     if min_confidence and not is_listening:
-        raise UsageError(f"min_confidence requires one of the formats {', '.join(export_listening.FORMATS)}")
+        raise UsageError(f"min_confidence requires one of the formats {', '.join(label_files.FORMATS)}")
     if file_format == "audformat":
         export_audformat.require(inventory.info)
     if is_listening:
-        export_listening.require(inventory.info, file_format)
+        label_files.require(inventory.info, file_format)
     write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}.get(file_format)
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
     with replacing(place, _OWN, force=force) as to, contextlib.closing(_rows(inventory, watcher)) as rows:
         if write is None:
-            export_listening.write(to.url, rows, file_format, min_confidence)
+            label_files.write(to.url, rows, file_format, min_confidence)
         else:
             write(to, inventory, rows)
     with explained(f"folder {place.url}"):

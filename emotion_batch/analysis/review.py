@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.analysis import review_sheet
+from emotion_batch.analysis.listening.review_page import write_page
 from emotion_batch.analysis.review_sample import (
     COLUMNS,
     LEAST_RANDOM,
@@ -140,7 +141,7 @@ def review(
     table
         The label table.
     sheet
-        Path or URL of the CSV to write.
+        Path or URL of the CSV to write; or, if it ends with ``.html``, of a page with players that saves the CSV.
     size
         Number of its rows, from 20 to 10,000.
     random
@@ -172,7 +173,10 @@ def review(
         raise IncompleteError(f"table {place.url}: none of its rows has a label yet; run the labelling again")
     data = review_sheet.write_sheet(drawn, str(info.model_id), n_table)
     with explained(f"sheet {folder.url}/{name}"):
-        folder.publish(name, data)
+        if name.lower().endswith((".html", ".htm")):
+            write_page(place, (folder, name), drawn, data, info.labels, (NONE, UNSURE))
+        else:
+            folder.publish(name, data)
     return Sheet(
         table=place.url,
         sheet=os.fspath(sheet),

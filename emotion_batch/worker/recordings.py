@@ -18,7 +18,7 @@ import pyarrow as pa
 from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError, counted
 from emotion_batch.features import audio, recipes
-from emotion_batch.settings import AnySettings, Segments
+from emotion_batch.settings import MIX, AnySettings, Segments
 from emotion_batch.storage.entries import Entry, locate_local
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import Fetched, RemoteFile, reading
@@ -186,13 +186,15 @@ def _find_infinite(samples: npt.NDArray[np.float32], values: recipes.Values, set
 
 
 @contextlib.contextmanager
-def opened_recording(entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None) -> Iterator[audio.Recording]:
-    """Open one recording of an archive, to read stretches of it within the block.
+def opened_recording(
+    entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None, channels: str | Sequence[int] = MIX
+) -> Iterator[audio.Recording]:
+    """Open one recording of an archive, or channels of it, to read stretches within the block.
 
     Raise RecordingError, also within the block, if it is not what was listed or cannot be decoded, and StorageError if the place of
     the recording fails.
     """
-    with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+    with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes, channels) as recording:
         yield recording
         _check_store(source, archive)
 

@@ -81,10 +81,11 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.storage.folder import explained, writing
 
     if options.example == "":
-        examples = query.EXAMPLES.items()
-        print_result(
-            "\n\n".join(f"  {name:<10} {words}\n\n{textwrap.indent(sql, '    ')}" for name, (words, sql) in examples)
-        )
+        examples = [
+            (name, words, textwrap.indent(query.write_example(name), "    "))
+            for name, (words, _) in query.EXAMPLES.items()
+        ]
+        print_result("\n\n".join(f"  {name:<10} {words}\n\n{sql}" for name, words, sql in examples))
         return
     if options.table is None:
         raise UsageError("TABLE is missing; --example alone lists the examples")

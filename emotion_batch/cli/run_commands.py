@@ -247,8 +247,9 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
     blocks += [warn(f"  {reason}") for reason in _reasons(summary)]
     if counts.by_label:
         words = {"ps": "ps (pleasant surprise)"}
-        shares = [(words.get(name, name), f"{n:,}", f"{n / counts.n_ok:.1%}") for name, n in counts.by_label.items()]
-        blocks.append(Grid("<>>", shares))
+        n_of = counts.speech_by_label if counts.is_of_speech else counts.by_label
+        rows = [(words.get(name, name), f"{n_of.get(name, 0):,}", f"{n:.1%}") for name, n in counts.shares.items()]
+        blocks.append(Grid("<>>", rows))
     blocks += [f"  {line}" for line in (*_format_heard(summary), *_format_trust(counts))]
     if summary.model:
         blocks.append(f"  {summary.model}")
@@ -285,6 +286,8 @@ def _format_trust(counts: Counts) -> list[str]:
         if n_doubtful := n_rows - trust.get(name, n_rows):
             share = n_doubtful / n_rows
             said.append(f"{n_doubtful:,} {words}" if share < 0.01 else f"{share:.1%} {words}")
+    if counts.is_of_speech and trust["is_speech"] < n_rows:
+        said[-1] += ", which the shares leave out"
     return [f"labels: {', '.join(said)}"] if said else []
 
 

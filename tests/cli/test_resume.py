@@ -116,6 +116,17 @@ def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
     assert "heard" not in str(_format_summary(Summary("labels", Counts(1, 1, {"empty": 1})), "go"))
 
 
+def test_a_summary_shows_itself() -> None:
+    """It is one line in a console, and a small table in a notebook, where a name is never read as HTML."""
+    counts = Counts(3, 3, {"empty": 1, "ok": 2}, {"sad": 2}, {"is_speech": 2}, {"sad": 2})
+    summary = Summary("<b>labels</b>", counts, n_shards=2, n_shards_done=1, elapsed_s=1.25)
+    assert repr(summary) == "<Summary of <b>labels</b>: 3 recordings, 2 of 3 rows ok; 1 of 2 parts made in 1.2 s>"
+    shown = summary._repr_html_()
+    assert shown.startswith("<table><tr><th>table</th><td>&lt;b&gt;labels&lt;/b&gt;</td></tr>")
+    for row in ("<th>recordings</th><td>3</td>", "<th>empty</th><td>1 row</td>", "<th>sad</th><td>100.0%</td>"):
+        assert row in shown
+
+
 def test_progress_counts_audio(capsys: pytest.CaptureFixture[str]) -> None:
     """A run that hears audio says how fast, and how long the rest takes by its cost; another counts recordings."""
     said = Said()

@@ -281,6 +281,22 @@ def test_only_parts_that_verify_count(made: Path, tmp_path: Path) -> None:
         emotion_batch.query(tmp_path, "FROM labels")
 
 
+def test_notes_are_logged_unless_a_watcher_hears_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A call without a watcher leaves its notes in the caller's log, as they are; with one they are there and not in the log."""
+    write_table(tmp_path / "table", ["a.wav"])
+    (tmp_path / "table" / "100 %s.parquet").touch()
+    said = "100 %s.parquet is in its folder and is not a part of it, so it does not count"
+    notes: list[str] = []
+    with caplog.at_level("INFO", "emotion_batch"):
+        emotion_batch.query(tmp_path / "table", "FROM labels", watcher=Watcher(on_note=notes.append))
+        assert not caplog.records
+        emotion_batch.query(tmp_path / "table", "FROM labels")
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("emotion_batch", "INFO")
+    assert record.getMessage() == notes[0]
+    assert said in notes[0]
+
+
 def test_damage_within_a_part_is_said(made: Path, tmp_path: Path) -> None:
     """A part whose footer is right and whose rows are not is one sentence, and no answer."""
     shutil.copytree(made, tmp_path / "table")

@@ -187,12 +187,25 @@ class Segments:
                 raise UsageError(f"{word} must be from {least:g} to {MAX_S:,.0f} seconds: {value!r}")
             object.__setattr__(self, name, float(value))
         if self.hop_s is not None and self.offset_s:
-            raise UsageError(f"offset must be 0 for windows, which cover the whole recording: {self.offset_s}")
+            raise UsageError(
+                f"offset must be 0 for windows, which cover the whole recording: {self.offset_s}; Segments.windows(WINDOW, HOP) makes them"
+            )
 
     @classmethod
     def windows(cls, window_s: float, hop_s: float | None = None) -> Segments:
         """Return windows of `window_s` seconds, one every `hop_s`; by default each starts at the end of the last."""
         return cls(0.0, window_s, window_s if hop_s is None else hop_s)
+
+    @classmethod
+    def choose(cls, segments: Segments | None, window_s: float | None, hop_s: float | None) -> Segments | None:
+        """Return what a call asks for, as `segments` or as windows; None if it asks for neither, UsageError if for both."""
+        if window_s is None and hop_s is None:
+            return segments
+        if segments is not None:
+            raise UsageError("segments cannot be combined with window or hop, which are segments too")
+        if window_s is None:
+            raise UsageError("hop requires window")
+        return cls.windows(window_s, hop_s)
 
     def starts(self) -> Iterator[float]:
         """Yield the starts of segments in seconds: one, or for windows an endless sequence."""

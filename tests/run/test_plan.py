@@ -23,8 +23,8 @@ import emotion_batch
 from benchmarks.plan import compare, write_copies, write_long, write_mix
 from emotion_batch.errors import UsageError
 from emotion_batch.run import plan as plan_module
-from emotion_batch.run.plan import Outlook, Plan, _extrapolate, _find_hour, _judge, _Work
-from emotion_batch.run.shards import Left, find_witness
+from emotion_batch.run.plan import Plan, _extrapolate, _find_hour, _judge, _Work
+from emotion_batch.run.shards import Left, Outlook, find_witness
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA

@@ -350,12 +350,7 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     UsageError
         If the command is none of these, or no scheduler is named.
     """
-    commands: dict[str, Callable[..., Summary]] = {
-        "extract": extract,
-        "label": label,
-        "resume": resume,
-        "retry": retry,
-    }
+    commands: dict[str, Callable[..., Summary]] = {one.__name__: one for one in (extract, label, resume, retry)}
     if command not in commands:
         raise UsageError(f"submit takes {', '.join(commands)}: {command!r}")
     return commands[command](*arguments, **keywords, leave=True)

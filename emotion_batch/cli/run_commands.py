@@ -32,6 +32,7 @@ from emotion_batch.cli.options import (
     option,
     pick_options,
     positive,
+    require_stretch,
     segments,
 )
 from emotion_batch.errors import UsageError, counted, format_command
@@ -88,10 +89,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.storage import archive
     from emotion_batch.worker import single_recording
 
-    if options.window is None and (options.offset is None) != (options.duration is None):
-        raise UsageError(
-            "--offset and --duration require each other, because together they replace the model's segment"
-        )
+    require_stretch(options)
     if options.table is not None:
         summary = api.label(
             options.source,

@@ -81,7 +81,7 @@ class Due:
 class Plan:
     """What a run would do, and how long it would take.
 
-    Except `n_recordings` and `n_parts`, all is about the work that is left: `n_unsized` recordings have an unknown size, parts will
+    Except `n_recordings` and `n_parts`, all is about the work that is left: segments cover `heard_s` of the audio, `n_unsized` recordings have an unknown size, parts will
     hold `n_rows` and `part_bytes`, a worker process takes at most `memory_bytes`, and `n_failed` recordings have no whole result.
     About the sample: `statuses`, `n_cut` recordings that ended after some windows, `n_lost` shares, and `crowd`, the share of its
     time in which other work had the cores; the range allows that this ends, or doubles. `start_s` are the seconds of a run besides
@@ -97,6 +97,7 @@ class Plan:
     n_unsized: int = 0
     audio_s: Range = field(default_factory=Range)
     is_audio_exact: bool = True
+    heard_s: float = 0.0
     n_shards: int = 0
     n_parts: int = 0
     n_rows: int = 0
@@ -136,6 +137,7 @@ def plan(
     *,
     table: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
+    extract: bool = False,
     settings: AnySettings | None = None,
     segments: Segments | None = None,
     window: float | None = None,
@@ -155,7 +157,9 @@ def plan(
     Parameters
     ----------
     archive, table, model
-        The arguments of `extract` or `label`; or, as `archive`, a table to continue, of which only the rest counts.
+        The arguments of `label`; or, as `archive`, a table to continue, of which only the rest counts.
+    extract
+        Plan what `extract` does with the archive; a `table` that is a feature table says the same.
     settings
         How samples become features, for `extract`; `label` uses the settings of its model.
     segments
@@ -193,7 +197,7 @@ def plan(
     # This is computed now, because the hour may pass while the sample is taken.
     hour = None if by is None else _find_hour(by)
     place, patterns = Folder.of(archive, storage_options), (tuple(include), tuple(exclude))
-    left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher())
+    left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher(), extract=extract)
     found: dict[str, Any] = {}
     outlook, n_here = Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0
     if left.shards:
@@ -277,6 +281,7 @@ class _Work:
     bounds: Numbers
     costs: Floats
     strata: Numbers
+    segments: Segments
 
     @classmethod
     def of(cls, left: Left) -> _Work:
@@ -292,7 +297,7 @@ class _Work:
         # Strata with a small total cost are put together as the last one.
         ranks = np.argsort(np.argsort(-np.bincount(strata, costs), kind="stable"))
         bounds = np.cumsum([0, *(shard.num_rows for shard in left.shards.values())])
-        return cls(entries, left.tasks, bounds, costs, np.minimum(ranks, _MOST_STRATA - 1)[strata])
+        return cls(entries, left.tasks, bounds, costs, np.minimum(ranks, _MOST_STRATA - 1)[strata], segments)
 
     def share_out(self, n_threads: int) -> dict[Share, Numbers]:
         """Return each thread's share, with the numbers of its recordings; wherever it stops, all strata are equally sampled."""
@@ -373,8 +378,10 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
     )
     audio_s, margin = audio_each.sum(), 2 * error * audio_each.sum()
     failed = statuses != Status.OK
+    heard_s = spread(_hear(work.segments, durations_s), np.ones(len(work.costs))).sum()
     return {
         "audio_s": Range(max(0.0, audio_s - margin), audio_s, audio_s + margin),
+        "heard_s": min(float(heard_s), float(audio_s)),
         "is_audio_exact": is_all and not np.isnan(durations[~failed]).any(),
         "n_rows": round(rows_each.sum()),
         "part_bytes": round(len(shards_s) * part_base + rows_by_shard.sum() * part_by_row),
@@ -387,6 +394,14 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
         "n_bytes": pc.sum(work.entries["size"]).as_py() or 0,
         "n_unsized": work.entries["size"].null_count,
     }, Outlook(shards_s, float((1 - crowd) / (1 + half)), float((1 + crowd) * (1 + half)), start_s)
+
+
+def _hear(segments: Segments, durations_s: Floats) -> Floats:
+    """Return how many seconds of recordings of these durations their segments cover."""
+    if segments.hop_s is None:
+        return np.clip(durations_s - segments.offset_s, 0, segments.duration_s)
+    n_hops, rest_s = np.divmod(durations_s, segments.hop_s)
+    return n_hops * min(segments.duration_s, segments.hop_s) + np.minimum(rest_s, segments.duration_s)
 
 
 def _find_hour(text: str) -> datetime:

@@ -281,10 +281,13 @@ def find_left(
     suffixes: Iterable[str],
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     watcher: Watcher,
+    *,
+    extract: bool = False,
 ) -> Left:
     """Return what is left to do in an archive, in a feature table, or in a table to continue.
 
-    `patterns` are the patterns that include and exclude recordings.
+    `patterns` are the patterns that include and exclude recordings. An archive is to be labelled, unless `extract` is set or `table`
+    is a feature table.
     """
     include, exclude = patterns
     options, listed, base = place.options, None, None
@@ -293,7 +296,14 @@ def find_left(
     with explained(f"archive {place.url}"):
         there = read_info(place)
     if there is not None and (model is None or there.kind != schema.FEATURES):
-        for name, value in (("table", table), ("model", model), ("settings", settings), ("segments", segments)):
+        stated = {
+            "table": table,
+            "model": model,
+            "settings": settings,
+            "segments": segments,
+            "extract": extract or None,
+        }
+        for name, value in stated.items():
             if value is not None:
                 raise UsageError(
                     f"{name} cannot be combined with the table {place.url}, which has its own: name an archive"
@@ -303,9 +313,11 @@ def find_left(
         features = None if bundle is None else find_features(origin)
     else:
         origin, features = place, there
-        bundle = _find_bundle(model, goes_on, options)
+        if extract and model is not None:
+            raise UsageError("model cannot be combined with extract, which needs none")
+        bundle = None if extract else _find_bundle(model, goes_on, options)
         if bundle is not None and settings is not None:
-            raise UsageError("settings cannot be combined with a model, which has its own")
+            raise UsageError("settings (--recipe and the like) require extract, because a model has its own")
         if features is None:
             listing = list_recordings(
                 place.url,
@@ -377,16 +389,15 @@ def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
 def _find_bundle(
     model: str | os.PathLike[str] | None, table: Folder | None, options: Mapping[str, Any] | None
 ) -> Bundle | None:
-    """Return the model that was named, or that of the table to continue, and check that it can be loaded."""
-    bundle = None
-    if model is not None:
-        bundle = require_safe(find_model(model, options))
-    elif table is not None:
+    """Return the model that was named, that of the table to continue (a feature table has none), or the default one; see that it loads."""
+    begun = None
+    if model is None and table is not None:
         with explained(f"table {table.url}"):
             begun = read_info(table)
-        bundle = open_copy(table) if begun is not None and begun.kind == schema.LABELS else None
-    if bundle is not None:
-        load_predictor(bundle)
+    if begun is not None and begun.kind == schema.FEATURES:
+        return None
+    bundle = require_safe(find_model(model, options)) if table is None or begun is None else open_copy(table)
+    load_predictor(bundle)
     return bundle
 
 

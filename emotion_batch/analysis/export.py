@@ -26,7 +26,7 @@ from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
 from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
+from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name, writing
 from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 
@@ -143,11 +143,11 @@ class Exported:
     Attributes
     ----------
     folder, file_format
-        Its folder and its format.
+        Its folder, or its file, and its format.
     n_recordings, n_rows
         Counts of the table.
     n_files, n_bytes
-        Counts of the folder.
+        Number and size of its files.
     notes
         One sentence for each thing in the table that the export leaves out.
     """
@@ -165,7 +165,7 @@ def export(
     table: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    file_format: str = "parquet",
+    file_format: str | None = None,
     partial: bool = False,
     force: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -178,15 +178,16 @@ def export(
     table
         A feature or label table.
     folder
-        A new or empty folder. A bucket takes only Parquet; there the object ``_SUCCESS`` comes last.
+        A new or empty folder; or a name that ends in ``.csv`` or ``.parquet``, as the format is, for a single file. A bucket takes
+        only Parquet or a single file; in a folder there the object ``_SUCCESS`` comes last.
     file_format
-        ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
+        By default CSV for a name that ends in ``.csv``, else Parquet. ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
         sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
         (``db.yaml``) with one table of segments, ``emotion``.
     partial
         Export the complete parts of a table that has parts missing.
     force
-        Replace an earlier export in the folder.
+        Replace an earlier export in the folder, or the file.
     storage_options
         What fsspec's filesystem takes, for both.
     watcher
@@ -195,18 +196,24 @@ def export(
     Raises
     ------
     UsageError
-        If the call is wrong, or the folder holds something else.
+        If the call is wrong, the folder holds something else, or the file exists.
     StorageError
         If a place cannot be read or written.
     IncompleteError
         If the table is not complete, or changed meanwhile.
     """
     watcher = watcher or Watcher()
+    file_format = file_format or ("csv" if os.fspath(folder).endswith(".csv") else "parquet")
     if file_format not in FORMATS:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}: {file_format!r}")
     place, source = Folder.of(folder, storage_options), Folder.of(table, storage_options)
     _require_apart(place, source)
-    if not place.is_local and file_format != "parquet":
+    with explained(f"folder {place.url}"):
+        kind = place.find_kind()
+    is_file = file_format != "audformat" and place.url.endswith(f".{file_format}") and kind != "folder"
+    if is_file and kind == "file" and not force:
+        raise UsageError(f"file {place.url}: it exists already; name another, or use --force to replace it")
+    if not (place.is_local or is_file) and file_format != "parquet":
         raise UsageError(
             f"folder {place.url}: {file_format} can be written only on this machine, not to a URL; write it here and copy it there"
         )
@@ -220,16 +227,23 @@ def export(
         )
     if file_format == "audformat":
         export_audformat.require(inventory.info)
-    write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}[file_format]
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
-    with replacing(place, _OWN, force=force) as to, contextlib.closing(_rows(inventory, watcher)) as rows:
-        write(to, inventory, rows)
-    with explained(f"folder {place.url}"):
-        files, _ = place.children()
-    sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
     counts = inventory.counts
+    with contextlib.closing(_rows(inventory, watcher)) as rows:
+        if is_file:
+            with explained(f"file {place.url}"), writing(place.url, storage_options) as stream:
+                schema = inventory.info.schema if file_format == "csv" else _find_schema(inventory)
+                write_all((CsvWriter if file_format == "csv" else ParquetWriter)(stream, schema), rows)
+                sizes = [stream.tell()]
+        else:
+            write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}[file_format]
+            with replacing(place, _OWN, force=force) as to:
+                write(to, inventory, rows)
+            with explained(f"folder {place.url}"):
+                files, _ = place.children()
+            sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
     return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
 
 
@@ -258,12 +272,16 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
         watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
 
 
+def _find_schema(inventory: Inventory) -> pa.Schema:
+    """Return the columns of an export, with what the table is."""
+    about = {name: value for name, value in inventory.info.to_dict().items() if name not in ("source", "features")}
+    about["n_rows"] = inventory.counts.n_rows
+    return inventory.info.schema.with_metadata({"emotion_batch_export": json.dumps(about)})
+
+
 def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
     """Write Parquet files with about the same number of rows each."""
-    info = inventory.info
-    total = inventory.counts.n_rows
-    about = {name: value for name, value in info.to_dict().items() if name not in ("source", "features")}
-    schema = info.schema.with_metadata({"emotion_batch_export": json.dumps({**about, "n_rows": total})})
+    info, schema, total = inventory.info, _find_schema(inventory), inventory.counts.n_rows
     most_rows = max(1, math.ceil(total / max(1, math.ceil(total / _FILE_ROWS))))
     part, n_files = next(rows, info.schema.empty_table()), 0
     while part is not None:

@@ -143,13 +143,17 @@ def _cell(value: Any) -> str:
     "export",
     "Write a table as a few large Parquet files, CSV or audformat",
     TABLE,
-    option("folder", "FOLDER", "A new or empty folder; it appears whole or not at all"),
+    option(
+        "folder",
+        "TARGET",
+        "A new or empty folder, or FILE.csv or FILE.parquet for one file; it appears whole or not at all",
+    ),
     option(
         "--format",
         None,
-        "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments (default parquet)",
+        "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments (default csv for FILE.csv, else "
+        "parquet)",
         choices=("parquet", "csv", "audformat"),
-        default="parquet",
     ),
     switch("--partial", "Export what is there, even if parts of the table are missing"),
     switch("--force", "Replace the export that is there"),
@@ -174,7 +178,7 @@ def _format_export(found: Exported) -> Result:
     next_command = {
         "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
         "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
-    }.get(found.file_format, f"head {folder}/*.csv")
+    }.get(found.file_format, f"head {folder if found.folder.endswith('.csv') else f'{folder}/*.csv'}")
     return Result(
         next_step(next_command),
         title(

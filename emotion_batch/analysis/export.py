@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import math
 import os
@@ -233,14 +232,15 @@ def export(
     counts = inventory.counts
     with contextlib.closing(_rows(inventory, watcher)) as rows:
         if is_file:
-            with explained(f"file {place.url}"), writing(place.url, storage_options) as stream:
-                schema = inventory.info.schema if file_format == "csv" else _find_schema(inventory)
-                write_all((CsvWriter if file_format == "csv" else ParquetWriter)(stream, schema), rows)
-                sizes = [stream.tell()]
+            sizes = [_write_file(place, file_format, inventory, rows)]
         else:
-            write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}[file_format]
             with replacing(place, _OWN, force=force) as to:
-                write(to, inventory, rows)
+                if file_format == "parquet":
+                    _write_parquet(to, inventory, rows)
+                elif file_format == "csv":
+                    _write_file(to.folder(f"{inventory.info.kind}.csv"), file_format, inventory, rows)
+                else:
+                    _write_audformat(to, inventory, rows)
             with explained(f"folder {place.url}"):
                 files, _ = place.children()
             sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
@@ -286,7 +286,7 @@ def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -
     part, n_files = next(rows, info.schema.empty_table()), 0
     while part is not None:
         n_files += 1
-        with _file(to, f"{info.kind}-{n_files:05d}.parquet") as stream:
+        with _writing(to.folder(f"{info.kind}-{n_files:05d}.parquet")) as stream:
             writer, n_rows = ParquetWriter(stream, schema), 0
             while part is not None and n_rows < most_rows and stream.tell() < _FILE_BYTES:
                 some = part.slice(0, most_rows - n_rows)
@@ -296,28 +296,26 @@ def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -
             writer.close()
 
 
-def _write_csv(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
-    """Write one CSV file."""
-    with _file(to, f"{inventory.info.kind}.csv") as stream:
-        write_all(CsvWriter(stream, inventory.info.schema), rows)
+def _write_file(file: Folder, file_format: str, inventory: Inventory, rows: Iterator[pa.Table]) -> int:
+    """Write one file, and return its size in bytes."""
+    with _writing(file) as stream:
+        if file_format == "csv":
+            write_all(CsvWriter(stream, inventory.info.schema), rows)
+        else:
+            write_all(ParquetWriter(stream, _find_schema(inventory)), rows)
+        return stream.tell()
 
 
 def _write_audformat(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
     """Write an audformat database."""
-    with _file(to, export_audformat.TABLE_FILE) as stream:
+    with _writing(to.folder(export_audformat.TABLE_FILE)) as stream:
         writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
         write_all(writer, map(export_audformat.convert, rows))
     export_audformat.write_header(to.url, inventory)
 
 
 @contextlib.contextmanager
-def _file(to: Folder, name: str) -> Iterator[BinaryIO]:
-    """Give a stream that becomes a file of the export."""
-    with explained(f"folder {to.url}"):
-        if to.is_local:
-            with open(os.path.join(to.url, name), "wb") as stream:
-                yield stream
-            return
-        buffer = io.BytesIO()
-        yield buffer
-        to.publish(name, buffer.getvalue())
+def _writing(file: Folder) -> Iterator[BinaryIO]:
+    """Give a stream that becomes a file."""
+    with explained(f"file {file.url}"), writing(file.url, file.options) as stream:
+        yield stream

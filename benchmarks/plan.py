@@ -90,7 +90,19 @@ def compare(archive: Path, table: Path, *options: str, n_workers: int = 2, sampl
     """Plan an extraction, do it, and return what was said and what it took."""
     command = [sys.executable, "-P", "-m", "emotion_batch"]
     by = (datetime.now() + timedelta(minutes=30)).strftime("%H:%M")
-    words = ["plan", archive, *options, "--workers", str(n_workers), "--sample", f"{sample_s:g}", "--by", by, "--json"]
+    words = [
+        "plan",
+        archive,
+        "--extract",
+        *options,
+        "--workers",
+        str(n_workers),
+        "--sample",
+        f"{sample_s:g}",
+        "--by",
+        by,
+        "--json",
+    ]
     done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=True)
     said = json.loads(done.stdout)
     (times,) = (one for one in said["times"] if one["workers"] == n_workers)

@@ -43,6 +43,8 @@ def extract(
     *,
     settings: AnySettings | None = None,
     segments: Segments | None = None,
+    window: float | None = None,
+    hop: float | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -59,9 +61,12 @@ def extract(
         Folder or bucket prefix, glob, list file or one recording.
     table
         Folder or prefix of the feature table: a new one, or one that is to go on.
-    settings, segments
-        How samples become features, by default as in the notebook, and which stretch of each recording, by default the
-        recipe's.
+    settings
+        How samples become features; by default as in the notebook.
+    segments
+        Which stretch of each recording; by default the recipe's.
+    window, hop
+        Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     suffixes
         Endings by which files of a folder are recordings.
     include, exclude
@@ -86,7 +91,7 @@ def extract(
     place, source = options.folder(table), options.folder(archive)
     settings = settings or FeatureSettings()
     include, exclude = tuple(include), tuple(exclude)
-    segments = segments or settings.segments
+    segments = Segments.choose(segments, window, hop) or settings.segments
     named = name_suffixes(suffixes)
     info = TableInfo(schema.FEATURES, source.url, settings, segments, include=include, exclude=exclude, suffixes=named)
     _check_limit(limit)
@@ -112,6 +117,8 @@ def label(
     *,
     model: str | os.PathLike[str] | None = None,
     segments: Segments | None = None,
+    window: float | None = None,
+    hop: float | None = None,
     keep_features: str | os.PathLike[str] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     include: Iterable[str] = (),
@@ -126,7 +133,7 @@ def label(
     Parameters
     ----------
     source
-        An archive, as `extract` takes it, or a feature table.
+        Folder or bucket prefix, glob, list file or one recording; or a feature table.
     table
         Folder or prefix of the label table: a new one, or one that is to go on.
     model
@@ -134,10 +141,20 @@ def label(
         feature settings are those that an archive is read with.
     segments
         Which stretches of an archive's recordings; by default those that the model was trained on.
+    window, hop
+        Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     keep_features
         Feature table into which the features of an archive go as well.
-    suffixes, include, exclude, limit, prune, options, **keywords
-        As in `extract`.
+    suffixes
+        Endings by which files of a folder are recordings.
+    include, exclude
+        Take only recordings whose names match one of these patterns, and none that matches one of those. A table keeps them.
+    limit
+        Take only the first so many recordings, for a trial. The same call without it goes on to all.
+    prune
+        Take recordings that are gone from the archive out of the table.
+    options, **keywords
+        What all runs share: see `RunOptions`. Keywords are its attributes by name, such as ``workers=4``.
 
     Raises
     ------
@@ -149,7 +166,7 @@ def label(
     started = time.perf_counter()
     options = RunOptions.of(options, **keywords)
     include, exclude = tuple(include), tuple(exclude)
-    place, origin = options.folder(table), options.folder(source)
+    place, origin, segments = options.folder(table), options.folder(source), Segments.choose(segments, window, hop)
     # First of all, so that a confusion of the two is not told as a fault of either.
     find_info(place)
     bundle = require_safe(find_model(model, options.storage_options))
@@ -229,7 +246,7 @@ def retry(
         Which failures, by status; by default ``truncated``, ``unreadable``, ``vanished``, ``crashed``, ``timeout`` and
         ``memory``. A recording that is ``changed`` is listed and read anew by the command that made the table.
     options, **keywords
-        As in `extract`.
+        What all runs share: see `RunOptions`. Keywords are its attributes by name, such as ``workers=4``.
 
     Raises
     ------
@@ -289,10 +306,12 @@ def resume(
     ----------
     table
         A feature or label table that a run has begun.
-    limit, prune
-        As in `extract`; a table does not keep them.
+    limit
+        Take only the first so many recordings, for a trial. The same call without it goes on to all.
+    prune
+        Take recordings that are gone from the archive out of the table.
     options, **keywords
-        What all runs share: see `RunOptions`. A table keeps no credentials, so `storage_options` are those of this call.
+        What all runs share: see `RunOptions`. Keywords are its attributes by name, such as ``workers=4``. A table keeps no credentials, so `storage_options` are those of this call.
 
     Raises
     ------
@@ -331,12 +350,7 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     UsageError
         If the command is none of these, or no scheduler is named.
     """
-    commands: dict[str, Callable[..., Summary]] = {
-        "extract": extract,
-        "label": label,
-        "resume": resume,
-        "retry": retry,
-    }
+    commands: dict[str, Callable[..., Summary]] = {one.__name__: one for one in (extract, label, resume, retry)}
     if command not in commands:
         raise UsageError(f"submit takes {', '.join(commands)}: {command!r}")
     return commands[command](*arguments, **keywords, leave=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,13 +41,13 @@ class Watcher:
     Attributes
     ----------
     on_note
-        Takes a sentence that a person should read.
+        Takes a sentence that a person should read. By default it goes to the logger ``emotion_batch``, at level INFO.
     on_progress
         Takes the progress of the run, after each shard.
     on_listed
         Takes the number of files that were seen so far, while the archive is listed.
     """
 
-    on_note: Callable[[str], None] = lambda text: None
+    on_note: Callable[[str], None] = logging.getLogger("emotion_batch").info
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_listed: Callable[[int], None] = lambda n_files: None

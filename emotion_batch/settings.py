@@ -195,7 +195,9 @@ class Segments:
                 raise UsageError(f"{word} must be from {least:g} to {MAX_S:,.0f} seconds: {value!r}")
             object.__setattr__(self, name, float(value))
         if self.hop_s is not None and self.offset_s:
-            raise UsageError(f"offset must be 0 for windows, which cover the whole recording: {self.offset_s}")
+            raise UsageError(
+                f"offset must be 0 for windows, which cover the whole recording: {self.offset_s}; Segments.windows(WINDOW, HOP) makes them"
+            )
 
     @classmethod
     def windows(cls, window_s: float, hop_s: float | None = None) -> Segments:
@@ -205,6 +207,17 @@ class Segments:
     def of_channels(self, channels: str | Sequence[int] | None) -> Segments:
         """Return these segments of some channels; None leaves them as they are."""
         return self if channels is None else dataclasses.replace(self, channels=channels)
+
+    @classmethod
+    def choose(cls, segments: Segments | None, window_s: float | None, hop_s: float | None) -> Segments | None:
+        """Return what a call asks for, as `segments` or as windows; None if it asks for neither, UsageError if for both."""
+        if window_s is None and hop_s is None:
+            return segments
+        if segments is not None:
+            raise UsageError("segments cannot be combined with window or hop, which are segments too")
+        if window_s is None:
+            raise UsageError("hop requires window")
+        return cls.windows(window_s, hop_s)
 
     def starts(self) -> Iterator[float]:
         """Yield the starts of segments in seconds: one, or for windows an endless sequence."""

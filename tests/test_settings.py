@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
 
+import emotion_batch
 from emotion_batch.errors import UsageError
 from emotion_batch.features.recipes import read_settings
 from emotion_batch.settings import FeatureSettings, Segments, VoicesSettings
@@ -43,6 +45,10 @@ def test_every_setting_changes_the_fingerprint(name: str) -> None:
         (lambda: Segments(offset_s=-1), "offset must be from 0 to 1,000,000 seconds: -1"),
         (lambda: Segments(duration_s=float("nan")), "duration must be from 0.01 to 1,000,000 seconds: nan"),
         (
+            lambda: Segments(hop_s=2),
+            "offset must be 0 for windows, which cover the whole recording: 0.5; Segments.windows(WINDOW, HOP) makes them",
+        ),
+        (
             lambda: read_settings({"recipe": "logmel-pitch"}),
             "the recipe voices has replaced sequence; extract the features again",
         ),
@@ -53,6 +59,31 @@ def test_a_setting_out_of_range_is_one_sentence(make, sentence: str) -> None:
     """The error names the setting, its rule and the value."""
     with pytest.raises(UsageError, match=re.escape(sentence)):
         make()
+
+
+def test_windows_are_asked_for_by_their_seconds() -> None:
+    """`window` and `hop` are short for segments."""
+    assert Segments.choose(None, 4, 2) == Segments.windows(4, 2)
+    assert Segments.choose(None, 4, None) == Segments.windows(4, 4)
+    assert Segments.choose(Segments(0, 1), None, None) == Segments(0, 1)
+    assert Segments.choose(None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        partial(emotion_batch.extract, "/nowhere", "/nowhere/table"),
+        partial(emotion_batch.label, "/nowhere", "/nowhere/table"),
+        partial(emotion_batch.label_recording, "/nowhere"),
+        partial(emotion_batch.plan, "/nowhere"),
+    ],
+)
+def test_segments_are_asked_for_once(call: partial[object]) -> None:
+    """Each function that takes segments refuses two ways to say them, before it looks at anything else."""
+    with pytest.raises(UsageError, match="segments cannot be combined with window or hop"):
+        call(segments=Segments(), window=4)
+    with pytest.raises(UsageError, match="hop requires window"):
+        call(hop=2)
 
 
 def test_the_voices_recipe_is_one() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
 from emotion_batch.analysis.listening import label_files
 from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
-from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
+from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name, writing
 from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 
@@ -147,11 +146,11 @@ class Exported:
     Attributes
     ----------
     folder, file_format
-        Its folder and its format.
+        Its folder, or its file, and its format.
     n_recordings, n_rows
         Counts of the table.
     n_files, n_bytes
-        Counts of the folder.
+        Number and size of its files.
     notes
         One sentence for each thing in the table that the export leaves out.
     """
@@ -169,7 +168,7 @@ def export(
     table: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
-    file_format: str = "parquet",
+    file_format: str | None = None,
     min_confidence: float = 0.0,
     partial: bool = False,
     force: bool = False,
@@ -183,9 +182,10 @@ def export(
     table
         A feature or label table.
     folder
-        A new or empty folder. A bucket takes only Parquet; there the object ``_SUCCESS`` comes last.
+        A new or empty folder; or a name that ends in ``.csv`` or ``.parquet``, as the format is, for a single file. A bucket takes
+        only Parquet or a single file; in a folder there the object ``_SUCCESS`` comes last.
     file_format
-        ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
+        By default CSV for a name that ends in ``.csv``, else Parquet. ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
         sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
         (``db.yaml``) with one table of segments, ``emotion``. ``"audacity"``, ``"textgrid"``, ``"vtt"`` and ``"rttm"``: a file for
         each recording of a label table, where its channels are tracks and neighbours with the same label are one stretch.
@@ -194,7 +194,7 @@ def export(
     partial
         Export the complete parts of a table that has parts missing.
     force
-        Replace an earlier export in the folder.
+        Replace an earlier export in the folder, or the file.
     storage_options
         What fsspec's filesystem takes, for both.
     watcher
@@ -203,18 +203,24 @@ def export(
     Raises
     ------
     UsageError
-        If the call is wrong, or the folder holds something else.
+        If the call is wrong, the folder holds something else, or the file exists.
     StorageError
         If a place cannot be read or written.
     IncompleteError
         If the table is not complete, or changed meanwhile.
     """
     watcher = watcher or Watcher()
+    file_format = file_format or ("csv" if os.fspath(folder).endswith(".csv") else "parquet")
     if file_format not in FORMATS:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}: {file_format!r}")
     place, source = Folder.of(folder, storage_options), Folder.of(table, storage_options)
     _require_apart(place, source)
-    if not place.is_local and file_format != "parquet":
+    with explained(f"folder {place.url}"):
+        kind = place.find_kind()
+    is_file = file_format in ("csv", "parquet") and place.url.endswith(f".{file_format}") and kind != "folder"
+    if is_file and kind == "file" and not force:
+        raise UsageError(f"file {place.url}: it exists already; name another, or use --force to replace it")
+    if not (place.is_local or is_file) and file_format != "parquet":
         raise UsageError(
             f"folder {place.url}: {file_format} can be written only on this machine, not to a URL; write it here and copy it there"
         )
@@ -233,24 +239,35 @@ def export(
         export_audformat.require(inventory.info)
     if is_listening:
         label_files.require(inventory.info, file_format)
-    write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}.get(file_format)
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
-    with replacing(place, _OWN, force=force) as to, contextlib.closing(_rows(inventory, watcher)) as rows:
-        if write is None:
-            label_files.write(to.url, rows, file_format, min_confidence)
-        else:
-            write(to, inventory, rows)
-    with explained(f"folder {place.url}"):
-        if place.is_local:
-            found = [os.path.join(above, name) for above, _, names in os.walk(place.url) for name in names]
-            sizes = [os.path.getsize(path) for path in found]
-        else:
-            files, _ = place.children()
-            sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
     counts = inventory.counts
+    with contextlib.closing(_rows(inventory, watcher)) as rows:
+        if is_file:
+            sizes = [_write_file(place, file_format, inventory, rows)]
+        else:
+            with replacing(place, _OWN, force=force) as to:
+                if file_format == "parquet":
+                    _write_parquet(to, inventory, rows)
+                elif file_format == "csv":
+                    _write_file(to.folder(f"{inventory.info.kind}.csv"), file_format, inventory, rows)
+                elif is_listening:
+                    label_files.write(to.url, rows, file_format, min_confidence)
+                else:
+                    _write_audformat(to, inventory, rows)
+            sizes = _measure_files(place)
     return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
+
+
+def _measure_files(place: Folder) -> list[int]:
+    """Return the sizes of an export's files in bytes."""
+    if place.is_local:
+        return [os.path.getsize(os.path.join(above, name)) for above, _, names in os.walk(place.url) for name in names]
+    with explained(f"folder {place.url}"):
+        files, _ = place.children()
+    sizes: list[int] = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
+    return sizes
 
 
 def _require_apart(place: Folder, source: Folder) -> None:
@@ -278,17 +295,21 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
         watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
 
 
+def _find_schema(inventory: Inventory) -> pa.Schema:
+    """Return the columns of an export, with what the table is."""
+    about = {name: value for name, value in inventory.info.to_dict().items() if name not in ("source", "features")}
+    about["n_rows"] = inventory.counts.n_rows
+    return inventory.info.schema.with_metadata({"emotion_batch_export": json.dumps(about)})
+
+
 def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
     """Write Parquet files with about the same number of rows each."""
-    info = inventory.info
-    total = inventory.counts.n_rows
-    about = {name: value for name, value in info.to_dict().items() if name not in ("source", "features")}
-    schema = info.schema.with_metadata({"emotion_batch_export": json.dumps({**about, "n_rows": total})})
+    info, schema, total = inventory.info, _find_schema(inventory), inventory.counts.n_rows
     most_rows = max(1, math.ceil(total / max(1, math.ceil(total / _FILE_ROWS))))
     part, n_files = next(rows, info.schema.empty_table()), 0
     while part is not None:
         n_files += 1
-        with _file(to, f"{info.kind}-{n_files:05d}.parquet") as stream:
+        with _writing(to.folder(f"{info.kind}-{n_files:05d}.parquet")) as stream:
             writer, n_rows = ParquetWriter(stream, schema), 0
             while part is not None and n_rows < most_rows and stream.tell() < _FILE_BYTES:
                 some = part.slice(0, most_rows - n_rows)
@@ -298,28 +319,26 @@ def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -
             writer.close()
 
 
-def _write_csv(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
-    """Write one CSV file."""
-    with _file(to, f"{inventory.info.kind}.csv") as stream:
-        write_all(CsvWriter(stream, inventory.info.schema), rows)
+def _write_file(file: Folder, file_format: str, inventory: Inventory, rows: Iterator[pa.Table]) -> int:
+    """Write one file, and return its size in bytes."""
+    with _writing(file) as stream:
+        if file_format == "csv":
+            write_all(CsvWriter(stream, inventory.info.schema), rows)
+        else:
+            write_all(ParquetWriter(stream, _find_schema(inventory)), rows)
+        return stream.tell()
 
 
 def _write_audformat(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
     """Write an audformat database."""
-    with _file(to, export_audformat.TABLE_FILE) as stream:
+    with _writing(to.folder(export_audformat.TABLE_FILE)) as stream:
         writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
         write_all(writer, map(export_audformat.convert, rows))
     export_audformat.write_header(to.url, inventory)
 
 
 @contextlib.contextmanager
-def _file(to: Folder, name: str) -> Iterator[BinaryIO]:
-    """Give a stream that becomes a file of the export."""
-    with explained(f"folder {to.url}"):
-        if to.is_local:
-            with open(os.path.join(to.url, name), "wb") as stream:
-                yield stream
-            return
-        buffer = io.BytesIO()
-        yield buffer
-        to.publish(name, buffer.getvalue())
+def _writing(file: Folder) -> Iterator[BinaryIO]:
+    """Give a stream that becomes a file."""
+    with explained(f"file {file.url}"), writing(file.url, file.options) as stream:
+        yield stream

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,23 +19,6 @@ from emotion_batch.tables.schema import nullable
 # A row group of this many rows, or of this many bytes if rows are large, is worth one request of a query.
 GROUP_ROWS, GROUP_BYTES = 131_072, 256 * 2**20
 _OBJECTS_BYTES = 2**20
-
-
-class Writer(Protocol):
-    """Writes rows to a file."""
-
-    def write(self, rows: pa.Table) -> None:
-        """Write some more."""
-
-    def close(self) -> None:
-        """Write the end of the file."""
-
-
-def write_all(writer: Writer, tables: Iterable[pa.Table]) -> None:
-    """Write all rows, and close the writer."""
-    for rows in tables:
-        writer.write(rows)
-    writer.close()
 
 
 class CsvWriter:
@@ -122,6 +105,16 @@ class ParquetWriter:
         if self._n_rows:
             self._flush(self._n_rows)
         self._writer.close()
+
+
+Writer = CsvWriter | JsonWriter | ParquetWriter
+
+
+def write_all(writer: Writer, tables: Iterable[pa.Table]) -> None:
+    """Write all rows, and close the writer."""
+    for rows in tables:
+        writer.write(rows)
+    writer.close()
 
 
 def to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

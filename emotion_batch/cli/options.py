@@ -42,21 +42,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {}
 # How help lists them; others follow.
 _ORDER = (
-    *(
-        "plan",
-        "extract",
-        "train",
-        "evaluate",
-        "import",
-        "label",
-        "resume",
-        "status",
-        "verify",
-        "report",
-        "retry",
-        "submit",
-    ),
-    *("cancel", "query", "export", "review", "demo", "completion"),
+    *("plan", "extract", "train", "evaluate", "import", "label", "resume", "status", "verify", "report", "retry"),
+    *("submit", "cancel", "query", "export", "review", "demo", "completion"),
 )
 _SUBMITTED = ("extract", "label", "resume", "retry")
 _SUBMIT = "Leave a run to a running Dask cluster, so that this machine is no longer needed"
@@ -199,6 +186,14 @@ def segments(words: str) -> Add:
             "--hop", "S", "Seconds from the start of one window to the next (default: the length of --window)", number
         ),
     )
+
+
+def require_stretch(options: argparse.Namespace) -> None:
+    """Raise UsageError unless a label run has both ends of a segment, or none of them."""
+    if options.window is None and (options.offset is None) != (options.duration is None):
+        raise UsageError(
+            "--offset and --duration require each other, because together they replace the model's segment"
+        )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,9 @@ from emotion_batch.cli.options import (
     option,
     pick_options,
     positive,
+    require_stretch,
     segments,
+    switch,
 )
 from emotion_batch.errors import counted
 
@@ -32,10 +34,11 @@ _CROWDED = 0.1
 
 @command(
     "plan",
-    "Show what a run would do and how long it would take; writes nothing",
+    "Show what label would do and how long it would take; writes nothing",
     option("archive", "ARCHIVE", "The archive of the run; or a table, to plan the rest of its run"),
     option("--table", "TABLE", "The table of the run: only what is left counts"),
-    option("--model", "BUNDLE", "The model of a label run (default: plan an extract run)"),
+    option("--model", "BUNDLE", "The model of the run (default voices-1)"),
+    switch("--extract", "Show what extract would do instead"),
     option("--by", "HH:MM", "Say whether the run is done by then, and on how many workers"),
     option(
         "--workers",
@@ -46,20 +49,24 @@ _CROWDED = 0.1
     ),
     option("--sample", "S", "Seconds that the timing takes (default 10)", number, default=10.0),
     FEATURES,
-    segments("the default is the notebook's, for a label run what the model was trained on"),
+    segments("the default is what the model was trained on; with --extract, the recipe's"),
     group("run", *SCHEDULER, *CHOICE),
     COMMON,
 )
 def _run_plan(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.run import plan
 
+    if not options.extract:
+        require_stretch(options)
     found = plan.plan(
         options.archive,
         workers=options.workers or (),
         sample_s=options.sample,
         watcher=said.watcher(),
         **options.choice,
-        **pick_options(options, "table", "model", "settings", "segments", "scheduler", "by", "storage_options"),
+        **pick_options(
+            options, "table", "model", "extract", "settings", "segments", "scheduler", "by", "storage_options"
+        ),
     )
     said.answer(found.to_dict(), _format_plan(found))
     return int(found.is_late)
@@ -89,6 +96,7 @@ def _format_plan(found: Plan) -> Result:
         rows.append((f"{one.workers:,}", format_duration(one.likely_s), between, f"{when}{here}"))
     blocks += [
         f"  left    {counted(found.n_left, 'recording')} in {counted(found.n_shards, 'shard')}, {_size(found.n_bytes)}{unsized}, {hours}",
+        *_format_heard(found),
         f"  makes   {counted(found.n_shards, 'part')} with about {counted(found.n_rows, 'row')}, {_size(found.part_bytes)} in all",
         f"  memory  about {_size(found.memory_bytes)} a worker at most",
         *_format_sample(found),
@@ -102,6 +110,13 @@ def _format_plan(found: Plan) -> Result:
     if found.due is not None:
         blocks += ["", title(_format_due(found.due))]
     return Result(*blocks)
+
+
+def _format_heard(found: Plan) -> list[str]:
+    if not found.audio_s.likely:
+        return []
+    share = found.heard_s / found.audio_s.likely
+    return [f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it; --window hears all of it'}"]
 
 
 def _format_sample(found: Plan) -> list[str]:

@@ -32,6 +32,7 @@ from emotion_batch.cli.options import (
     option,
     pick_options,
     positive,
+    require_stretch,
     segments,
 )
 from emotion_batch.errors import UsageError, counted, format_command
@@ -88,10 +89,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.storage import archive
     from emotion_batch.worker import single_recording
 
-    if options.window is None and (options.offset is None) != (options.duration is None):
-        raise UsageError(
-            "--offset and --duration require each other, because together they replace the model's segment"
-        )
+    require_stretch(options)
     if options.table is not None:
         summary = api.label(
             options.source,
@@ -247,8 +245,9 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
     blocks += [warn(f"  {reason}") for reason in _reasons(summary)]
     if counts.by_label:
         words = {"ps": "ps (pleasant surprise)"}
-        shares = [(words.get(name, name), f"{n:,}", f"{n / counts.n_ok:.1%}") for name, n in counts.by_label.items()]
-        blocks.append(Grid("<>>", shares))
+        n_of = counts.speech_by_label if counts.is_of_speech else counts.by_label
+        rows = [(words.get(name, name), f"{n_of.get(name, 0):,}", f"{n:.1%}") for name, n in counts.shares.items()]
+        blocks.append(Grid("<>>", rows))
     blocks += [f"  {line}" for line in (*_format_heard(summary), *_format_trust(counts))]
     if spent.n_mixed:
         whose = f"{counted(spent.n_mixed, 'recording')} with channels that differ"
@@ -288,6 +287,8 @@ def _format_trust(counts: Counts) -> list[str]:
         if n_doubtful := n_rows - trust.get(name, n_rows):
             share = n_doubtful / n_rows
             said.append(f"{n_doubtful:,} {words}" if share < 0.01 else f"{share:.1%} {words}")
+    if counts.is_of_speech and trust["is_speech"] < n_rows:
+        said[-1] += ", which the shares leave out"
     return [f"labels: {', '.join(said)}"] if said else []
 
 

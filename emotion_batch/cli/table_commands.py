@@ -81,10 +81,11 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.storage.folder import explained, writing
 
     if options.example == "":
-        examples = query.EXAMPLES.items()
-        print_result(
-            "\n\n".join(f"  {name:<10} {words}\n\n{textwrap.indent(sql, '    ')}" for name, (words, sql) in examples)
-        )
+        examples = [
+            (name, words, textwrap.indent(query.write_example(name), "    "))
+            for name, (words, _) in query.EXAMPLES.items()
+        ]
+        print_result("\n\n".join(f"  {name:<10} {words}\n\n{sql}" for name, words, sql in examples))
         return
     if options.table is None:
         raise UsageError("TABLE is missing; --example alone lists the examples")
@@ -142,14 +143,17 @@ def _cell(value: Any) -> str:
     "export",
     "Write a table as Parquet, CSV or audformat, or for programs in which people listen",
     TABLE,
-    option("folder", "FOLDER", "A new or empty folder; it appears whole or not at all"),
+    option(
+        "folder",
+        "TARGET",
+        "A new or empty folder, or FILE.csv or FILE.parquet for one file; it appears whole or not at all",
+    ),
     option(
         "--format",
         None,
         "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments; audacity, textgrid, vtt, "
-        "rttm: a file for each recording, with a track for each channel (default parquet)",
+        "rttm: a file for each recording, with a track for each channel (default csv for FILE.csv, else parquet)",
         choices=("parquet", "csv", "audformat", "audacity", "textgrid", "vtt", "rttm"),
-        default="parquet",
     ),
     option(
         "--min-confidence",
@@ -181,7 +185,7 @@ def _format_export(found: Exported) -> Result:
     next_command = {
         "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
         "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
-        "csv": f"head {folder}/*.csv",
+        "csv": f"head {folder if found.folder.endswith('.csv') else f'{folder}/*.csv'}",
     }.get(found.file_format, f"ls -R {folder}")
     return Result(
         next_step(next_command),

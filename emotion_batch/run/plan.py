@@ -6,15 +6,13 @@ and size (the separate ratio estimate of Cochran, Sampling Techniques, 1977, 6.1
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
 import secrets
 import tempfile
 import time
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,7 +28,7 @@ from emotion_batch.inference.bundle import EXECUTABLE, read_checked
 from emotion_batch.progress import Watcher
 from emotion_batch.run.driver import PACKAGE, import_cluster
 from emotion_batch.run.scheduler import Scheduler
-from emotion_batch.run.shards import Left, find_left, find_witness
+from emotion_batch.run.shards import Left, Outlook, Range, find_left, find_witness
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.archive import SUFFIXES
 from emotion_batch.storage.entries import Entry
@@ -48,19 +46,8 @@ _USUAL_WORKERS, _JOIN_TIMEOUT_S = (10, 100), 30
 _MOST_STRATA, _MOST_SAMPLED = 8, 32_768
 # The speed of a machine changes from minute to minute and from day to day, which a sample of seconds does not show.
 _LEAST_DRIFT, _UNKNOWN, _MOST_CROWD = 0.04, 0.5, 0.9
-# The start is measured once, when the caches are warm already.
-_START_LOW, _START_HIGH = 0.7, 1.5
 # Dask and the table's storage take this long for a shard. A process holds its rows as columns, as a table and as a part.
 _BESIDE_S, _COPIES = 0.05, 3
-
-
-@dataclass(frozen=True)
-class Range:
-    """The likely value, and an interval that holds the true one in about 95 % of cases."""
-
-    low: float = 0.0
-    likely: float = 0.0
-    high: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ class Due:
 class Plan:
     """What a run would do, and how long it would take.
 
-    Except `n_recordings` and `n_parts`, all is about the work that is left: `n_unsized` recordings have an unknown size, parts will
+    Except `n_recordings` and `n_parts`, all is about the work that is left: segments cover `heard_s` of the audio, `n_unsized` recordings have an unknown size, parts will
     hold `n_rows` and `part_bytes`, a worker process takes at most `memory_bytes`, and `n_failed` recordings have no whole result.
     About the sample: `statuses`, `n_cut` recordings that ended after some windows, `n_lost` shares, and `crowd`, the share of its
     time in which other work had the cores; the range allows that this ends, or doubles. `start_s` are the seconds of a run besides
@@ -108,8 +95,9 @@ class Plan:
     n_done: int
     n_bytes: int = 0
     n_unsized: int = 0
-    audio_s: Range = Range()
+    audio_s: Range = field(default_factory=Range)
     is_audio_exact: bool = True
+    heard_s: float = 0.0
     n_shards: int = 0
     n_parts: int = 0
     n_rows: int = 0
@@ -124,7 +112,7 @@ class Plan:
     n_lost: int = 0
     crowd: float = 0.0
     start_s: float = 0.0
-    work_s: Range = Range()
+    work_s: Range = field(default_factory=Range)
     times: tuple[Times, ...] = ()
     due: Due | None = None
     notes: tuple[str, ...] = ()
@@ -149,8 +137,11 @@ def plan(
     *,
     table: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
+    extract: bool = False,
     settings: AnySettings | None = None,
     segments: Segments | None = None,
+    window: float | None = None,
+    hop: float | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -166,9 +157,19 @@ def plan(
     Parameters
     ----------
     archive, table, model
-        The arguments of `extract` or `label`; or, as `archive`, a table to continue, of which only the rest counts.
-    settings, segments, suffixes, include, exclude, storage_options, watcher
-        As in `extract`; `label` uses the settings of its model.
+        The arguments of `label`; or, as `archive`, a table to continue, of which only the rest counts.
+    extract
+        Plan what `extract` does with the archive; a `table` that is a feature table says the same.
+    settings
+        How samples become features, for `extract`; `label` uses the settings of its model.
+    segments
+        Which stretch of each recording; by default that of the settings or of the model.
+    window, hop
+        Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
+    suffixes
+        Endings by which files of a folder are recordings.
+    include, exclude
+        Take only recordings whose names match one of these patterns, and none that matches one of those.
     scheduler
         A running Dask scheduler, or its address; the sample is timed on its workers, by default on this machine's cores.
     workers
@@ -177,6 +178,10 @@ def plan(
         A time such as ``07:00``: say whether the run is done by then.
     sample_s
         About how long the timing may take, in seconds.
+    storage_options
+        What fsspec's filesystem takes.
+    watcher
+        Hears notes, and how many files are listed.
 
     Raises
     ------
@@ -184,7 +189,7 @@ def plan(
         If the call is wrong, the run could not begin, or nothing of the sample was done.
     """
     started = time.monotonic()
-    asked = sorted({*workers})
+    asked, segments = sorted({*workers}), Segments.choose(segments, window, hop)
     if asked and asked[0] < 1:
         raise UsageError(f"workers must be whole numbers of at least 1: {asked[0]}")
     if not 0.5 <= sample_s <= 3_600:
@@ -192,7 +197,7 @@ def plan(
     # This is computed now, because the hour may pass while the sample is taken.
     hour = None if by is None else _find_hour(by)
     place, patterns = Folder.of(archive, storage_options), (tuple(include), tuple(exclude))
-    left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher())
+    left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher(), extract=extract)
     found: dict[str, Any] = {}
     outlook, n_here = Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0
     if left.shards:
@@ -276,6 +281,7 @@ class _Work:
     bounds: Numbers
     costs: Floats
     strata: Numbers
+    segments: Segments
 
     @classmethod
     def of(cls, left: Left) -> _Work:
@@ -291,7 +297,7 @@ class _Work:
         # Strata with a small total cost are put together as the last one.
         ranks = np.argsort(np.argsort(-np.bincount(strata, costs), kind="stable"))
         bounds = np.cumsum([0, *(shard.num_rows for shard in left.shards.values())])
-        return cls(entries, left.tasks, bounds, costs, np.minimum(ranks, _MOST_STRATA - 1)[strata])
+        return cls(entries, left.tasks, bounds, costs, np.minimum(ranks, _MOST_STRATA - 1)[strata], segments)
 
     def share_out(self, n_threads: int) -> dict[Share, Numbers]:
         """Return each thread's share, with the numbers of its recordings; wherever it stops, all strata are equally sampled."""
@@ -372,8 +378,10 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
     )
     audio_s, margin = audio_each.sum(), 2 * error * audio_each.sum()
     failed = statuses != Status.OK
+    heard_s = spread(_hear(work.segments, durations_s), np.ones(len(work.costs))).sum()
     return {
         "audio_s": Range(max(0.0, audio_s - margin), audio_s, audio_s + margin),
+        "heard_s": min(float(heard_s), float(audio_s)),
         "is_audio_exact": is_all and not np.isnan(durations[~failed]).any(),
         "n_rows": round(rows_each.sum()),
         "part_bytes": round(len(shards_s) * part_base + rows_by_shard.sum() * part_by_row),
@@ -388,43 +396,12 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
     }, Outlook(shards_s, float((1 - crowd) / (1 + half)), float((1 + crowd) * (1 + half)), start_s)
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """Likely seconds of shards in the order of a run, the factors for both ends of the range, and the seconds besides shards."""
-
-    shards_s: Floats
-    low: float
-    high: float
-    start_s: float
-
-    @property
-    def work_s(self) -> Range:
-        """Seconds that one worker needs for all shards."""
-        total = float(self.shards_s.sum())
-        return Range(self.low * total, total, self.high * total)
-
-    def elapsed_s(self, n_workers: int) -> Range:
-        """Return the seconds from the call to the end with `n_workers` workers.
-
-        At the early end the work is spread evenly, as far as shards can be; at the late end each worker begins a shard too
-        many, because Dask hands them out ahead.
-        """
-        free_s = [0.0] * min(n_workers, max(1, len(self.shards_s)))
-        for seconds in self.shards_s.tolist():
-            heapq.heapreplace(free_s, free_s[0] + seconds)
-        tail_s = float(np.median(self.shards_s)) if len(self.shards_s) > n_workers else 0.0
-        return Range(
-            min(_START_LOW, self.low) * self.start_s
-            + self.low * max(self.shards_s.sum() / n_workers, self.shards_s.max(initial=0.0)),
-            self.start_s + max(free_s),
-            max(_START_HIGH, self.high) * self.start_s + self.high * (max(free_s) + tail_s),
-        )
-
-    def count_workers(self, within_s: float, end: Callable[[Range], float]) -> int | None:
-        """Return the fewest workers with which an end of the range is within `within_s`; None if no number is enough."""
-        numbers = range(1, max(1, len(self.shards_s)) + 1)
-        place = bisect_left(numbers, True, key=lambda n_workers: end(self.elapsed_s(n_workers)) <= within_s)
-        return numbers[place] if place < len(numbers) else None
+def _hear(segments: Segments, durations_s: Floats) -> Floats:
+    """Return how many seconds of recordings of these durations their segments cover."""
+    if segments.hop_s is None:
+        return np.clip(durations_s - segments.offset_s, 0, segments.duration_s)
+    n_hops, rest_s = np.divmod(durations_s, segments.hop_s)
+    return n_hops * min(segments.duration_s, segments.hop_s) + np.minimum(rest_s, segments.duration_s)
 
 
 def _find_hour(text: str) -> datetime:

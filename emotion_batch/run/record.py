@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from emotion_batch._version import __version__
-from emotion_batch.errors import CancelledError
+from emotion_batch.errors import CancelledError, counted
 from emotion_batch.storage.folder import Folder, seal
 from emotion_batch.tables import lease, parts, schema
 from emotion_batch.tables.parts import Counts, Footer
@@ -59,7 +60,7 @@ class Recorder:
         table.publish(lease.record_name(self.run_id), seal(record, indent=2))
 
 
-@dataclass
+@dataclass(repr=False)
 class Summary:
     """The results of a run.
 
@@ -136,6 +137,19 @@ class Summary:
         for status, more in examples.items():
             known = self.examples.setdefault(status, [])
             known += more[: _MOST_EXAMPLES - len(known)]
+
+    def __repr__(self) -> str:
+        counts = self.counts
+        rows = f"{counted(counts.n_recordings, 'recording')}, {counts.n_ok:,} of {counted(counts.n_rows, 'row')} ok"
+        return f"<Summary of {self.table}: {rows}; {self.n_shards_done:,} of {counted(self.n_shards, 'part')} made in {self.elapsed_s:.1f} s>"
+
+    def _repr_html_(self) -> str:
+        """Return it as a small table, which notebooks show."""
+        statuses = [(status, counted(n, "row")) for status, n in self.counts.by_status.items()]
+        shares = [(label, f"{share:.1%}") for label, share in self.counts.shares.items()]
+        rows = [("table", self.table), ("recordings", f"{self.counts.n_recordings:,}"), *statuses, *shares]
+        cells = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
+        return f"<table>{''.join(cells)}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as ``--json`` prints it."""

@@ -44,7 +44,7 @@ class RunOptions:
     leave
         Return as soon as the scheduler has the work, as `submit` does.
     watcher
-        Hears notes and progress.
+        Hears notes and progress; without one, notes go to the logger ``emotion_batch``.
 
     Raises
     ------

@@ -1,9 +1,11 @@
-"""Find which shards of a table a run still has to do, and in which order, from the files in its storage."""
+"""Find which shards of a table a run still has to do, from the files in its storage; in which order, and how long they take."""
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,6 +41,8 @@ from emotion_batch.worker.task import Task
 
 # A shard that costs this many times the usual is begun before the others.
 _HEAVY = 4
+# The start is measured once, when the caches are warm already.
+_START_LOW, _START_HIGH = 0.7, 1.5
 
 
 def find_done(
@@ -130,6 +135,54 @@ class Pace:
         # Some may have left instead, and then the work lasts longer than all of them would have taken.
         least_s = self.worked_s * (self.cost - self.cost_done) / self.cost_done / n_workers / 2
         return max(whole_s - elapsed_s, least_s)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The likely value, and an interval that holds the true one in about 95 % of cases."""
+
+    low: float = 0.0
+    likely: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Likely seconds of shards in the order of a run, the factors for both ends of the range, and the seconds besides shards."""
+
+    shards_s: npt.NDArray[np.float64]
+    low: float
+    high: float
+    start_s: float
+
+    @property
+    def work_s(self) -> Range:
+        """Seconds that one worker needs for all shards."""
+        total = float(self.shards_s.sum())
+        return Range(self.low * total, total, self.high * total)
+
+    def elapsed_s(self, n_workers: int) -> Range:
+        """Return the seconds from the call to the end with `n_workers` workers.
+
+        At the early end the work is spread evenly, as far as shards can be; at the late end each worker begins a shard too
+        many, because Dask hands them out ahead.
+        """
+        free_s = [0.0] * min(n_workers, max(1, len(self.shards_s)))
+        for seconds in self.shards_s.tolist():
+            heapq.heapreplace(free_s, free_s[0] + seconds)
+        tail_s = float(np.median(self.shards_s)) if len(self.shards_s) > n_workers else 0.0
+        return Range(
+            min(_START_LOW, self.low) * self.start_s
+            + self.low * max(self.shards_s.sum() / n_workers, self.shards_s.max(initial=0.0)),
+            self.start_s + max(free_s),
+            max(_START_HIGH, self.high) * self.start_s + self.high * (max(free_s) + tail_s),
+        )
+
+    def count_workers(self, within_s: float, end: Callable[[Range], float]) -> int | None:
+        """Return the fewest workers with which an end of the range is within `within_s`; None if no number is enough."""
+        numbers = range(1, max(1, len(self.shards_s)) + 1)
+        place = bisect_left(numbers, True, key=lambda n_workers: end(self.elapsed_s(n_workers)) <= within_s)
+        return numbers[place] if place < len(numbers) else None
 
 
 def order_shards(costs: Mapping[int, int]) -> list[int]:
@@ -228,10 +281,13 @@ def find_left(
     suffixes: Iterable[str],
     patterns: tuple[tuple[str, ...], tuple[str, ...]],
     watcher: Watcher,
+    *,
+    extract: bool = False,
 ) -> Left:
     """Return what is left to do in an archive, in a feature table, or in a table to continue.
 
-    `patterns` are the patterns that include and exclude recordings.
+    `patterns` are the patterns that include and exclude recordings. An archive is to be labelled, unless `extract` is set or `table`
+    is a feature table.
     """
     include, exclude = patterns
     options, listed, base = place.options, None, None
@@ -240,7 +296,14 @@ def find_left(
     with explained(f"archive {place.url}"):
         there = read_info(place)
     if there is not None and (model is None or there.kind != schema.FEATURES):
-        for name, value in (("table", table), ("model", model), ("settings", settings), ("segments", segments)):
+        stated = {
+            "table": table,
+            "model": model,
+            "settings": settings,
+            "segments": segments,
+            "extract": extract or None,
+        }
+        for name, value in stated.items():
             if value is not None:
                 raise UsageError(
                     f"{name} cannot be combined with the table {place.url}, which has its own: name an archive"
@@ -250,9 +313,11 @@ def find_left(
         features = None if bundle is None else find_features(origin)
     else:
         origin, features = place, there
-        bundle = _find_bundle(model, goes_on, options)
+        if extract and model is not None:
+            raise UsageError("model cannot be combined with extract, which needs none")
+        bundle = None if extract else _find_bundle(model, goes_on, options)
         if bundle is not None and settings is not None:
-            raise UsageError("settings cannot be combined with a model, which has its own")
+            raise UsageError("settings (--recipe and the like) require extract, because a model has its own")
         if features is None:
             listing = list_recordings(
                 place.url,
@@ -324,16 +389,15 @@ def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
 def _find_bundle(
     model: str | os.PathLike[str] | None, table: Folder | None, options: Mapping[str, Any] | None
 ) -> Bundle | None:
-    """Return the model that was named, or that of the table to continue, and check that it can be loaded."""
-    bundle = None
-    if model is not None:
-        bundle = require_safe(find_model(model, options))
-    elif table is not None:
+    """Return the model that was named, that of the table to continue (a feature table has none), or the default one; see that it loads."""
+    begun = None
+    if model is None and table is not None:
         with explained(f"table {table.url}"):
             begun = read_info(table)
-        bundle = open_copy(table) if begun is not None and begun.kind == schema.LABELS else None
-    if bundle is not None:
-        load_predictor(bundle)
+    if begun is not None and begun.kind == schema.FEATURES:
+        return None
+    bundle = require_safe(find_model(model, options)) if table is None or begun is None else open_copy(table)
+    load_predictor(bundle)
     return bundle
 
 

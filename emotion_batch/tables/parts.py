@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -49,6 +49,7 @@ class Counts:
     """Counts of recordings, of rows (one for each segment), of rows by status, and of ``ok`` rows by emotion.
 
     `trust` is the number of labels for which ``is_speech``, ``is_in_domain`` and ``is_confident`` are true, if the model can tell.
+    `speech_by_label` are those of `by_label` that are speech. Parts of earlier releases lack it.
     """
 
     n_recordings: int = 0
@@ -56,15 +57,23 @@ class Counts:
     by_status: Mapping[str, int] = field(default_factory=dict)
     by_label: Mapping[str, int] = field(default_factory=dict)
     trust: Mapping[str, int] = field(default_factory=dict)
+    speech_by_label: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: pa.Table) -> Counts:
         """Count the rows of one part."""
-        by_label = _value_counts(rows["emotion"].drop_null()) if "emotion" in rows.column_names else {}
+        is_labelled = "emotion" in rows.column_names
+        by_label = _value_counts(rows["emotion"].drop_null()) if is_labelled else {}
+        speech = _value_counts(rows["emotion"].filter(rows["is_speech"])) if is_labelled else {}
         trust = {name: pc.sum(rows[name]).as_py() for name in _TRUST if name in rows.column_names}
         known = {name: n_rows for name, n_rows in trust.items() if n_rows is not None}
         return cls(
-            pc.count_distinct(rows["file"]).as_py(), rows.num_rows, _value_counts(rows["status"]), by_label, known
+            pc.count_distinct(rows["file"]).as_py(),
+            rows.num_rows,
+            _value_counts(rows["status"]),
+            by_label,
+            known,
+            speech,
         )
 
     @property
@@ -76,6 +85,17 @@ class Counts:
     def n_failed(self) -> int:
         """Rows that hold a reason for the failure."""
         return self.n_rows - self.n_ok
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each label in speech; in all labels if the model cannot tell speech, or some parts do not count it."""
+        found = self.speech_by_label if self.is_of_speech else self.by_label
+        return {label: found.get(label, 0) / sum(found.values()) for label in self.by_label}
+
+    @property
+    def is_of_speech(self) -> bool:
+        """Whether the parts count what is speech for each label, and there is some."""
+        return 0 < sum(self.speech_by_label.values()) == self.trust.get("is_speech")
 
     @property
     def n_mendable(self) -> int:
@@ -90,6 +110,7 @@ class Counts:
             _added(self.by_status, other.by_status),
             _added(self.by_label, other.by_label),
             _added(self.trust, other.trust),
+            _added(self.speech_by_label, other.speech_by_label),
         )
 
 
@@ -107,7 +128,8 @@ class Footer:
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
             counts = Counts(
-                about["n_recordings"], about["n_rows"], about["by_status"], about["by_label"], about.get("trust", {})
+                *(about[name] for name in ("n_recordings", "n_rows", "by_status", "by_label")),
+                *(about.get(name, {}) for name in ("trust", "speech_by_label")),
             )
             footer = cls(about["shard"], about["digest"], counts)
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
@@ -191,11 +213,7 @@ def publish_part(
         },
         "shard": shard,
         "digest": digest,
-        "n_recordings": counts.n_recordings,
-        "n_rows": counts.n_rows,
-        "by_status": counts.by_status,
-        "by_label": counts.by_label,
-        "trust": counts.trust,
+        **asdict(counts),
     }
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))

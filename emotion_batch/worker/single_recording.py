@@ -61,6 +61,8 @@ def label_recording(
     *,
     model: str | os.PathLike[str] | None = None,
     segments: Segments | None = None,
+    window: float | None = None,
+    hop: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[SegmentLabel]:
     """Label one recording here and now, without Dask and without a table.
@@ -73,6 +75,8 @@ def label_recording(
         The bundle, or the name of a shipped one; by default the one that is meant for new voices.
     segments
         Which segments to label; by default as in the model's training.
+    window, hop
+        Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     storage_options
         Options of fsspec's filesystem.
 
@@ -80,6 +84,7 @@ def label_recording(
     -------
     A label for each segment, or a reason; at least one.
     """
+    segments = Segments.choose(segments, window, hop)
     bundle = require_safe(find_model(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):

@@ -110,6 +110,33 @@ def test_csv_holds_labels_and_features(labels: Path, features: Path, made: Path,
             np.testing.assert_allclose(told, there, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_a_file_is_a_single_file(file_format: str, made: Path, tmp_path: Path, s3: Bucket) -> None:
+    """A name that ends as its format is a file with what the folder would hold; it is replaced only by --force, also in a bucket."""
+    target, folder = tmp_path / f"all.{file_format}", tmp_path / "folder"
+    # The suffix says the format by itself.
+    found = emotion_batch.export(made, target)
+    assert (found.folder, found.file_format, found.n_files) == (str(target), file_format, 1)
+    assert found.n_bytes == target.stat().st_size
+    emotion_batch.export(made, folder, file_format=file_format)
+    if file_format == "csv":
+        assert target.read_bytes() == (folder / "labels.csv").read_bytes()
+    else:
+        assert pq.read_table(target).equals(pq.read_table(folder))
+        assert pq.read_schema(target).metadata == pq.read_schema(folder / "labels-00001.parquet").metadata
+    for place, options in ((target, None), (f"{s3.url}/single-{file_format}/all.{file_format}", s3.options)):
+        emotion_batch.export(made, place, file_format=file_format, force=True, storage_options=options)
+        with pytest.raises(UsageError, match=r"it exists already; name another, or use --force to replace it"):
+            emotion_batch.export(made, place, file_format=file_format, storage_options=options)
+    assert list(s3.read(f"single-{file_format}").values()) == [target.read_bytes()]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([target.name, "folder"])
+    # What is a folder already stays one.
+    place = tmp_path / f"folder.{file_format}"
+    place.mkdir()
+    assert emotion_batch.export(made, place, file_format=file_format).n_files == len(list(place.iterdir())) == 1
+    assert place.is_dir()
+
+
 def test_audformat_reads_its_database(labels: Path, features: Path, made: Path, tmp_path: Path) -> None:
     """Audformat's own package has each segment with its emotion, of the schemes' types, and saves it again as it is."""
     for table in (labels, made):

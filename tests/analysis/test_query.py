@@ -12,21 +12,23 @@ import time
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.commands import running
-from support.review_tables import write_table
+from support.review_tables import rows_of, write_table
 from support.servers import SECRET_KEY, Bucket
 
 import emotion_batch
 from benchmarks.generated import HOSTILE, write_label_table
-from emotion_batch.analysis.query import EXAMPLES
+from emotion_batch.analysis.query import EXAMPLES, write_example
 from emotion_batch.cli import app
 from emotion_batch.errors import IncompleteError, StorageError, UsageError
 from emotion_batch.progress import Watcher
-from emotion_batch.settings import Segments, VoicesSettings
-from emotion_batch.tables.schema import FEATURES, TableInfo
+from emotion_batch.settings import FeatureSettings, Segments, VoicesSettings
+from emotion_batch.tables.schema import FEATURES, LABELS, TableInfo
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_query_is_answered_as_duckdb_answers_it(labels: Path) -> None:
     """The examples, of the view, are what DuckDB gives of the folder's files; the first of them adds up."""
-    for name, (_, sql) in EXAMPLES.items():
+    for name in EXAMPLES:
+        sql = write_example(name, ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad"))
         with duckdb.connect() as connection:
             connection.execute(f"CREATE VIEW labels AS FROM '{labels}/*.parquet'")
             assert (
@@ -50,6 +53,130 @@ def test_a_query_is_answered_as_duckdb_answers_it(labels: Path) -> None:
     assert sum(row["n"] for row in emotion_batch.query(labels, example="failed").to_pylist()) == 5
     # PIVOT is several statements by itself.
     assert emotion_batch.query(labels, "PIVOT (SELECT status FROM labels) ON status USING count(*)").num_rows == 1
+
+
+def summarise(rows: pd.DataFrame, labels: tuple[str, ...]) -> dict[str, object]:
+    """Return what `--example recordings` says of one recording, computed row by row."""
+    heard = rows[rows.status == "ok"].astype({"is_confident": bool})
+    starts, ends = heard.start_s.tolist(), heard.end_s.tolist()
+    seconds = [min(end, after) - start for start, end, after in zip(starts, ends, [*starts, 1e9][1:], strict=True)]
+    heard = heard.assign(seconds=seconds)
+    speech, sure = heard[heard.is_speech.fillna(True).astype(bool)], heard[heard.is_confident]
+    runs: list[list[object]] = []
+    before = None
+    for one in heard.itertuples():
+        if one.Index in speech.index:
+            if before != one.emotion:
+                runs.append([0.0, one.start_s, one.emotion])
+            runs[-1][0] += one.seconds
+        before = one.emotion if one.Index in speech.index else None
+    longest = max(runs, key=lambda run: (run[0], -run[1]), default=[None, None, None])
+
+    def share(some: pd.DataFrame, label: str) -> float | None:
+        return some[some.emotion == label].seconds.sum() / some.seconds.sum() if len(some) else None
+
+    found = {
+        "file": rows.file.iloc[0],
+        "angry_s": sure[sure.emotion == "angry"].seconds.sum(),
+        "heard_s": heard.seconds.sum(),
+        "speech_s": speech.seconds.sum(),
+        "n_confident": len(sure),
+        "first_confident_s": sure.start_s.min() if len(sure) else None,
+        "last_confident_s": sure.start_s.max() if len(sure) else None,
+        "longest_run": longest[2],
+        "longest_run_s": longest[0],
+        "longest_run_start_s": longest[1],
+    }
+    for label in labels:
+        peaks = speech[f"p_{label}"]
+        found |= {
+            f"share_{label}": share(speech, label),
+            f"confident_share_{label}": share(sure, label),
+            f"peak_{label}": float(peaks.max()) if len(speech) else None,
+            f"peak_s_{label}": speech.start_s[peaks.idxmax()] if len(speech) else None,
+        }
+    return found
+
+
+@pytest.mark.parametrize("window_s", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("can_tell_speech", [True, False])
+def test_recordings_are_summed_up(tmp_path: Path, window_s: float, can_tell_speech: bool) -> None:
+    """Shares, peaks and runs are those of a plain computation: with windows that overlap or leave gaps, and labels with quotes."""
+    odd = 'it\'s "sad"'
+    labels, files = ("angry", "happy", odd), [f"calls/{number:02}.wav" for number in range(40)]
+    made = rows_of([name for name in files for _ in range(20)], starts=[float(at) for _ in files for at in range(20)])
+    frame = made.to_pandas()
+    is_bad = (frame.status != "ok") | (frame.file == files[7])
+    frame["status"] = np.where(is_bad, "empty", "ok")
+    frame["emotion"] = frame.emotion.replace("sad", odd)
+    frame["is_confident"] &= frame.is_speech
+    frame["is_speech"] = frame.is_speech if can_tell_speech else None
+    frame["end_s"] = frame.start_s + window_s
+    made_of = [name for name in frame if name not in ("file", "start_s", "status", "error")]
+    frame[made_of] = frame[made_of].astype(object).where(~is_bad, None)
+    frame = frame.rename(columns={"p_sad": f"p_{odd}"})
+    info = TableInfo(LABELS, "/archive", FeatureSettings(), Segments.windows(window_s, 1.0), "m0del", labels)
+    rows = pa.Table.from_pandas(frame, schema=info.schema, preserve_index=False).replace_schema_metadata()
+    write_table(tmp_path / "table", files, info, rows=rows)
+    expected = [summarise(some, labels) for _, some in rows.to_pandas().groupby("file")]
+    angry_s_of = [one.pop("angry_s") for one in expected]
+
+    def near(one: dict[str, object]) -> dict[str, object]:
+        return {
+            name: pytest.approx(value, abs=6e-4) if isinstance(value, float) else value for name, value in one.items()
+        }
+
+    found = emotion_batch.query(tmp_path / "table", example="recordings").to_pylist()
+    for one, wanted in zip(found, expected, strict=True):
+        assert one == near(wanted)
+    angry = [
+        {
+            "file": one["file"],
+            "share": angry_s / one["speech_s"],
+            "peak": one["peak_angry"],
+            "peak_s": one["peak_s_angry"],
+            "speech_s": one["speech_s"],
+        }
+        for one, angry_s in zip(expected, angry_s_of, strict=True)
+        if one["speech_s"]
+    ]
+    angry.sort(key=lambda one: (-round(one["share"], 3), -one["peak"], one["file"]))
+    assert emotion_batch.query(tmp_path / "table", example="angriest").to_pylist() == [near(one) for one in angry[:20]]
+
+
+@pytest.mark.parametrize(
+    ("files", "folders"),
+    [
+        (["a/1.wav", "b/2.wav", "top.wav"], ["", "a", "b"]),
+        (["all/2026/a/1.wav", "all/2026/a/sub/2.wav", "all/2026/b/3.wav"], ["all/2026/a", "all/2026/b"]),
+        (["all/a/1.wav", "all/a-b/2.wav", "all/3.wav"], ["all", "all/a", "all/a-b"]),
+        (["all/2026/1.wav", "all/2026/2.wav"], ["all/2026"]),
+        (["1.wav", "2.wav"], [""]),
+    ],
+)
+def test_folders_are_told_apart_below_what_all_share(tmp_path: Path, files: list[str], folders: list[str]) -> None:
+    """The folders are those of the first depth at which there is more than one; each file counts once."""
+    write_table(tmp_path / "table", files)
+    found = emotion_batch.query(tmp_path / "table", example="folders").to_pylist()
+    assert [row["folder"] for row in found] == folders
+    assert sum(row["n"] for row in found) == len(files)
+
+
+def test_an_example_needs_its_label(tmp_path: Path) -> None:
+    """Without angry among its labels, a table has no angriest recordings, and is told what it has."""
+    info = TableInfo(LABELS, "/archive", FeatureSettings(), Segments(), "m0del", ("calm", "happy"))
+    write_table(tmp_path / "table", [], info, rows=info.schema.empty_table())
+    with pytest.raises(UsageError, match="the table's labels are calm, happy, and angry is not one of them"):
+        emotion_batch.query(tmp_path / "table", example="angriest")
+
+
+def test_a_table_is_called_by_its_name(tmp_path: Path, features: Path) -> None:
+    """A query that calls a table wrongly is told what it is called."""
+    write_table(tmp_path / "table", ["a.wav"])
+    for table, wrong, right in ((tmp_path / "table", "features", "labels"), (features, "labels", "features")):
+        with pytest.raises(UsageError) as caught:
+            emotion_batch.query(table, f"FROM {wrong}")
+        assert f"Table with name {wrong} does not exist! In a query this table is called `{right}`" in str(caught.value)
 
 
 def test_a_query_prints_nothing_by_itself(labels: Path) -> None:
@@ -152,6 +279,22 @@ def test_only_parts_that_verify_count(made: Path, tmp_path: Path) -> None:
     assert emotion_batch.query(table, "FROM labels").num_rows == 0
     with pytest.raises(UsageError, match="there is no table; check the name"):
         emotion_batch.query(tmp_path, "FROM labels")
+
+
+def test_notes_are_logged_unless_a_watcher_hears_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A call without a watcher leaves its notes in the caller's log, as they are; with one they are there and not in the log."""
+    write_table(tmp_path / "table", ["a.wav"])
+    (tmp_path / "table" / "100 %s.parquet").touch()
+    said = "100 %s.parquet is in its folder and is not a part of it, so it does not count"
+    notes: list[str] = []
+    with caplog.at_level("INFO", "emotion_batch"):
+        emotion_batch.query(tmp_path / "table", "FROM labels", watcher=Watcher(on_note=notes.append))
+        assert not caplog.records
+        emotion_batch.query(tmp_path / "table", "FROM labels")
+    [record] = caplog.records
+    assert (record.name, record.levelname) == ("emotion_batch", "INFO")
+    assert record.getMessage() == notes[0]
+    assert said in notes[0]
 
 
 def test_damage_within_a_part_is_said(made: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -105,10 +106,25 @@ def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
     assert "  heard: 0:01:00 of 1:40:00 of audio (1%); --window hears all of it, in another table\n" in said
     assert "  labels: 12.5% confident, 25.0% not speech\n  model m\n" in said
     assert "10 recordings, 10 rows: 8 ok, 2 failed (empty 2)" in said
+    heard = replace(counts, by_label={"ps": 5, "sad": 3}, speech_by_label={"ps": 5, "sad": 1})
+    said = str(_format_summary(Summary("labels", heard), "go"))
+    assert "  ps (pleasant surprise)  5  83.3%\n  sad                     1  16.7%\n" in said
+    assert "  labels: 12.5% confident, 25.0% not speech, which the shares leave out\n" in said
     whole = str(_format_summary(Summary("labels", Counts(1, 1, {"ok": 1}), audio_s=3.0, recorded_s=3.0), "go"))
     assert "  heard: all of 0:00:03 of audio\n" in whole and "  labels:" not in whole
     assert "1 recording, 1 row: 1 ok, 0 failed" in whole
     assert "heard" not in str(_format_summary(Summary("labels", Counts(1, 1, {"empty": 1})), "go"))
+
+
+def test_a_summary_shows_itself() -> None:
+    """It is one line in a console, and a small table in a notebook, where a name is never read as HTML."""
+    counts = Counts(3, 3, {"empty": 1, "ok": 2}, {"sad": 2}, {"is_speech": 2}, {"sad": 2})
+    summary = Summary("<b>labels</b>", counts, n_shards=2, n_shards_done=1, elapsed_s=1.25)
+    assert repr(summary) == "<Summary of <b>labels</b>: 3 recordings, 2 of 3 rows ok; 1 of 2 parts made in 1.2 s>"
+    shown = summary._repr_html_()
+    assert shown.startswith("<table><tr><th>table</th><td>&lt;b&gt;labels&lt;/b&gt;</td></tr>")
+    for row in ("<th>recordings</th><td>3</td>", "<th>empty</th><td>1 row</td>", "<th>sad</th><td>100.0%</td>"):
+        assert row in shown
 
 
 def test_progress_counts_audio(capsys: pytest.CaptureFixture[str]) -> None:

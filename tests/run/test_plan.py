@@ -21,10 +21,11 @@ from support.shell_cluster import ShellCluster
 
 import emotion_batch
 from benchmarks.plan import compare, write_copies, write_long, write_mix
+from emotion_batch.cli.plan_commands import _format_plan
 from emotion_batch.errors import UsageError
 from emotion_batch.run import plan as plan_module
-from emotion_batch.run.plan import Outlook, Plan, _extrapolate, _find_hour, _judge, _Work
-from emotion_batch.run.shards import Left, find_witness
+from emotion_batch.run.plan import Plan, Times, _extrapolate, _find_hour, _hear, _judge, _Work
+from emotion_batch.run.shards import Left, Outlook, Range, find_witness
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.storage.entries import ENTRY_SCHEMA
@@ -74,7 +75,7 @@ def test_an_odd_archive_is_planned_and_nothing_written(cluster: ShellCluster, tm
     archive.mkdir()
     expected = write_odd_archive(archive)
     before = tree(tmp_path)
-    plan = emotion_batch.plan(archive, scheduler=cluster.address, sample_s=1, workers=[1, 4], by="07:00")
+    plan = emotion_batch.plan(archive, extract=True, scheduler=cluster.address, sample_s=1, workers=[1, 4], by="07:00")
     check(plan)
     assert tree(tmp_path) == before
     assert plan.n_recordings == plan.n_sampled == plan.n_rows == len(expected)
@@ -108,8 +109,9 @@ def test_only_what_is_left_of_a_table_counts(cluster: ShellCluster, speech: Path
     assert plan.n_recordings == whole.n_recordings + 1
     assert plan.n_left == known.n_left + 2
     assert plan.n_shards == 3 and plan.n_parts == whole.n_parts + 1
-    with pytest.raises(UsageError, match=r"table cannot be combined with the table .*: name an archive"):
-        emotion_batch.plan(table, table=table)
+    for name, value in (("table", table), ("extract", True)):
+        with pytest.raises(UsageError, match=rf"{name} cannot be combined with the table .*: name an archive"):
+            emotion_batch.plan(table, **{name: value})
 
 
 def test_a_labelling_is_planned(cluster: ShellCluster, speech: Path, features: Path, bundle: Path) -> None:
@@ -124,6 +126,50 @@ def test_a_labelling_is_planned(cluster: ShellCluster, speech: Path, features: P
     assert of_features.n_rows == of_archive.n_rows
     assert of_features.work_s.likely < of_archive.work_s.likely
     assert of_features.audio_s.likely == pytest.approx(of_archive.audio_s.likely, rel=0.2)
+
+
+def test_a_plan_of_an_archive_is_of_its_labels(cluster: ShellCluster, tmp_path: Path) -> None:
+    """Without a model it is what `label` does without one: the same shards, and the share of the audio that is heard."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for number, seconds in enumerate([2, 8, 10, 12] * 10):
+        (archive / f"{number}.wav").write_bytes(_wav(number, seconds))
+    done = call_command("plan", archive, "--sample", "1", "--scheduler", cluster.address, "--json", "--quiet")
+    assert done.code == 0, done.err
+    summary = emotion_batch.label(archive, tmp_path / "labels", scheduler=cluster.address)
+    assert done.result["work"] == "label"
+    assert done.result["n_parts"] == done.result["n_shards"] == summary.n_shards
+    assert done.result["audio_s"]["likely"] == pytest.approx(summary.recorded_s) == 320
+    assert done.result["heard_s"] == pytest.approx(summary.audio_s) == 200
+    assert "\n  hears   62% of it; --window hears all of it\n" in str(_format_plan(Plan(**_read_plan(done.result))))
+
+
+def _read_plan(said: dict[str, object]) -> dict[str, object]:
+    fields = {name: value for name, value in said.items() if name != "n_left"}
+    ranges = {name: Range(**fields[name]) for name in ("audio_s", "work_s")}
+    return {**fields, **ranges, "times": [Times(**one) for one in fields["times"]]}
+
+
+@pytest.mark.parametrize(
+    ("segments", "heard_s"),
+    [
+        (Segments(1.0, 4.0), [0.0, 0.5, 4.0]),
+        (Segments.windows(4.0), [0.5, 1.5, 9.0]),
+        (Segments.windows(4.0, 2.0), [0.5, 1.5, 9.0]),
+        (Segments.windows(1.0, 4.0), [0.5, 1.0, 3.0]),
+    ],
+)
+def test_what_segments_cover_is_heard(segments: Segments, heard_s: list[float]) -> None:
+    """A segment hears from its offset on, windows all but the gaps between them."""
+    assert _hear(segments, np.array([0.5, 1.5, 9.0])).tolist() == heard_s
+
+
+def test_extraction_and_labelling_exclude_each_other(speech: Path, bundle: Path) -> None:
+    """A model is of no use to an extraction, and settings are of none to a model."""
+    with pytest.raises(UsageError, match="model cannot be combined with extract"):
+        emotion_batch.plan(speech, model=bundle, extract=True)
+    with pytest.raises(UsageError, match=r"settings \(--recipe and the like\) require extract"):
+        emotion_batch.plan(speech, model=bundle, settings=FeatureSettings())
 
 
 def test_a_worker_tries_what_it_will_read(speech: Path, features: Path) -> None:
@@ -156,7 +202,9 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
         os.link(archive / "long.wav", archive / f"again-{number:03d}.wav")
     before = tree(tmp_path)
     by = (datetime.now() + timedelta(minutes=2)).strftime("%H:%M")
-    done = call_command("plan", archive, "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet")
+    done = call_command(
+        "plan", archive, "--extract", "--window", "3", "--sample", "2", "--workers", "1", "--by", by, "--quiet"
+    )
     assert tree(tmp_path) == before
     assert done.code == 1, done.err
     last = done.out.splitlines()[-1]
@@ -164,6 +212,7 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
     assert "of them in part" in done.out
     assert "about 867,600 rows" in done.out
     assert "723.0 h of audio" in done.out
+    assert "\n  hears   all of it\n" in done.out
 
 
 @pytest.mark.parametrize(
@@ -174,6 +223,8 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
         (("plan", "{speech}", "--sample", "0"), "sample must be from 0.5 to 3,600 seconds: 0"),
         (("plan", "/nowhere"), "it does not exist"),
         (("plan", "{speech}", "--model", "/nowhere"), "it is not a bundle"),
+        (("plan", "{speech}", "--recipe", "voices"), "settings (--recipe and the like) require extract"),
+        (("plan", "{speech}", "--offset", "1"), "--offset and --duration require each other"),
         (
             ("plan", "{speech}", "--table", "{speech}"),
             "is not a part of a table: name a new or empty folder, or a table; ",
@@ -341,7 +392,7 @@ def test_a_recording_that_kills_is_counted(killers: Path, tmp_path: Path) -> Non
     for number in range(40):
         (archive / f"good-{number}.wav").write_bytes(_wav(number))
     environment = {"PYTHONPATH": os.pathsep.join([os.fspath(killers), os.environ.get("PYTHONPATH", "")])}
-    done = run_command("plan", archive, "--sample", "2", "--json", "--quiet", environment=environment)
+    done = run_command("plan", archive, "--extract", "--sample", "2", "--json", "--quiet", environment=environment)
     assert done.code == 0, done.err
     found = done.result
     assert isinstance(found["statuses"], dict)
@@ -351,13 +402,13 @@ def test_a_recording_that_kills_is_counted(killers: Path, tmp_path: Path) -> Non
     assert found["statuses"]["ok"] > 10
 
 
-def _wav(number: int) -> bytes:
+def _wav(number: int, seconds: float = 2.0) -> bytes:
     import io
 
     import soundfile
 
     stream = io.BytesIO()
-    soundfile.write(stream, tone(2.0, seed=number), 24_414, format="WAV")
+    soundfile.write(stream, tone(seconds, seed=number), 24_414, format="WAV")
     return stream.getvalue()
 
 

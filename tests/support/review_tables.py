@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emotion_batch.analysis import review_sheet
 from emotion_batch.analysis.scan import survey
@@ -106,7 +107,7 @@ def write_table(
     seed: int = 0,
     rows: pa.Table | None = None,
 ) -> Folder:
-    """Write a table of recordings, whole, as a run leaves it: of labels, or of one shard's `rows`."""
+    """Write a table of recordings, whole, as a run leaves it: of labels, or of `rows`."""
     place = Folder.of(folder)
     place.make()
     create_info(place, info)
@@ -119,7 +120,11 @@ def write_table(
         (batch,) = manifest.entries([shard])
         mine = [name for name in batch["file"].to_pylist() for _ in range(n_windows)]
         starts = [float(at) for _ in range(batch.num_rows) for at in range(n_windows)] if n_windows > 1 else None
-        made = rows_of(mine, seed=seed + shard, starts=starts) if rows is None else rows
+        made = (
+            rows_of(mine, seed=seed + shard, starts=starts)
+            if rows is None
+            else rows.filter(pc.is_in(rows["file"], value_set=batch["file"]))
+        )
         publish_part(place, info, shard, entry.digest, made)
     return place
 

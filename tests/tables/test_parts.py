@@ -77,8 +77,23 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
         "by_status": {"empty": 1, "ok": 2},
         "by_label": {"sad": 2},
         "trust": trust,
+        "speech_by_label": {},
     }
     assert [path.name for path in tmp_path.iterdir()] == ["part-000007.parquet"]
+
+
+def test_labels_of_speech_are_counted(tmp_path: Path) -> None:
+    """Shares are of speech alone; if one part does not say what is speech, they are of all labels."""
+    rows = label_rows("ok", "ok", "ok", "empty", "ok")
+    rows = rows.set_column(rows.column_names.index("emotion"), "emotion", [["sad", "sad", "happy", None, "happy"]])
+    rows = rows.set_column(rows.column_names.index("is_speech"), "is_speech", [[True, True, False, None, True]])
+    new = parts.publish_part(Folder.of(tmp_path), INFO, 7, "d1gest", rows.cast(INFO.schema))
+    assert (new.by_label, new.speech_by_label) == ({"happy": 2, "sad": 2}, {"happy": 1, "sad": 2})
+    assert parts.read_footer(Folder.of(tmp_path), INFO, "part-000007.parquet").counts == new
+    assert new.shares == pytest.approx({"happy": 1 / 3, "sad": 2 / 3})
+    early = replace(new, speech_by_label={})
+    assert (new + early).shares == early.shares == {"happy": 0.5, "sad": 0.5}
+    assert parts.Counts(1, 1, {"empty": 1}).shares == {}
 
 
 def test_booleans_without_a_value_select_in_pandas(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from support.shell_cluster import ShellCluster
 
 import emotion_batch
 from emotion_batch.errors import UsageError
+from emotion_batch.settings import Segments
+from emotion_batch.storage.folder import Folder
+from emotion_batch.tables.table import require_table
 
 
 def rows(table: Path) -> pa.Table:
@@ -117,3 +120,17 @@ def test_a_plan_is_of_the_chosen(speech: Path, cluster: ShellCluster, tmp_path: 
     left = call_command("plan", speech, "--table", tmp_path / "table", *choice)
     assert left.code == 0, left.err
     assert left.result["n_left"] == 0
+
+
+def test_windows_are_chosen_by_their_seconds(speech: Path, cluster: ShellCluster, tmp_path: Path) -> None:
+    """`window=1, hop=0.5` is what `Segments.windows(1, 0.5)` is, for a table and for one recording."""
+    calls = speech / "V1_sad"
+    emotion_batch.extract(calls, tmp_path / "table", window=1, hop=0.5, scheduler=cluster.address)
+    assert require_table(Folder.of(tmp_path / "table")).segments == Segments.windows(1, 0.5)
+    recording = sorted(calls.iterdir())[0]
+    starts = emotion_batch.query(
+        tmp_path / "table", f"SELECT start_s FROM features WHERE file = '{recording.name}' ORDER BY 1"
+    )
+    found = emotion_batch.label_recording(recording, window=1, hop=0.5)
+    assert [one.start_s for one in found] == starts["start_s"].to_pylist()
+    assert len(found) > 1

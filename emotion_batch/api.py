@@ -45,6 +45,7 @@ def extract(
     segments: Segments | None = None,
     window: float | None = None,
     hop: float | None = None,
+    channels: str | Sequence[int] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -67,6 +68,9 @@ def extract(
         Which stretch of each recording; by default the recipe's.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
+    channels
+        ``"mix"`` for the mean of a recording's channels, ``"each"`` for rows of each channel, or the numbers of channels from 0; by
+        default as in `segments`.
     suffixes
         Endings by which files of a folder are recordings.
     include, exclude
@@ -91,7 +95,7 @@ def extract(
     place, source = options.folder(table), options.folder(archive)
     settings = settings or FeatureSettings()
     include, exclude = tuple(include), tuple(exclude)
-    segments = Segments.choose(segments, window, hop) or settings.segments
+    segments = (Segments.choose(segments, window, hop) or settings.segments).of_channels(channels)
     named = name_suffixes(suffixes)
     info = TableInfo(schema.FEATURES, source.url, settings, segments, include=include, exclude=exclude, suffixes=named)
     _check_limit(limit)
@@ -119,6 +123,7 @@ def label(
     segments: Segments | None = None,
     window: float | None = None,
     hop: float | None = None,
+    channels: str | Sequence[int] | None = None,
     keep_features: str | os.PathLike[str] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     include: Iterable[str] = (),
@@ -143,6 +148,9 @@ def label(
         Which stretches of an archive's recordings; by default those that the model was trained on.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
+    channels
+        ``"mix"`` for the mean of a recording's channels, ``"each"`` for rows of each channel, or the numbers of channels from 0; by
+        default as in `segments`.
     keep_features
         Feature table into which the features of an archive go as well.
     suffixes
@@ -179,6 +187,7 @@ def label(
         for name, value in (
             ("keep_features", keep_features),
             ("segments or windows", segments),
+            ("channels", channels),
             ("prune", prune or None),
             ("include", include or None),
             ("exclude", exclude or None),
@@ -187,7 +196,7 @@ def label(
             if value is not None:
                 raise UsageError(f"{name} cannot be combined with the feature table {origin.url}, only with an archive")
         segments = features.segments
-    segments = segments or card.segments
+    segments = (segments or card.segments).of_channels(channels)
     if segments.duration_s != card.segments.duration_s:
         (options.watcher or Watcher()).on_note(
             f"segments last {segments.duration_s:g} s, and those that the model was trained on last {card.segments.duration_s:g} s; "

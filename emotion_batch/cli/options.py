@@ -104,6 +104,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number: {text!r}") from None
 
 
+def _channels(text: str) -> str | list[int]:
+    if text in ("mix", "each"):
+        return text
+    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        raise argparse.ArgumentTypeError(f"must be mix, each or numbers from 0, e.g. 0,1: {text!r}")
+    return [int(number) for number in text.split(",")]
+
+
 def _limit(text: str) -> str:
     try:
         is_right = float(text[:-1]) >= 0 if text.endswith("%") else int(text) >= 0
@@ -184,6 +192,12 @@ def segments(words: str) -> Add:
         option("--window", "S", "Cut each recording into windows of this many seconds instead", number),
         option(
             "--hop", "S", "Seconds from the start of one window to the next (default: the length of --window)", number
+        ),
+        option(
+            "--channels",
+            "WHICH",
+            "mix: the mean of a recording's channels; each: rows for each channel; or numbers from 0, e.g. 0,1 (default mix)",
+            _channels,
         ),
     )
 

@@ -65,7 +65,16 @@ def _run_plan(options: argparse.Namespace, said: Said) -> int:
         watcher=said.watcher(),
         **options.choice,
         **pick_options(
-            options, "table", "model", "extract", "settings", "segments", "scheduler", "by", "storage_options"
+            options,
+            "table",
+            "model",
+            "extract",
+            "settings",
+            "segments",
+            "channels",
+            "scheduler",
+            "by",
+            "storage_options",
         ),
     )
     said.answer(found.to_dict(), _format_plan(found))

@@ -62,7 +62,7 @@ def _run_extract(options: argparse.Namespace, said: Said) -> int:
         options.table,
         options=_run_options(options, said),
         **options.choice,
-        **pick_options(options, "settings", "segments", "limit", "prune"),
+        **pick_options(options, "settings", "segments", "channels", "limit", "prune"),
     )
     return finish(summary, options, said, format_command("train", options.table, "BUNDLE"))
 
@@ -96,7 +96,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
             options.table,
             options=_run_options(options, said),
             **options.choice,
-            **pick_options(options, "model", "segments", "keep_features", "limit", "prune"),
+            **pick_options(options, "model", "segments", "channels", "keep_features", "limit", "prune"),
         )
         return finish(summary, options, said, format_command("query", options.table, options=("--example", "mix")))
     if options.leave:
@@ -108,7 +108,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
             f"TABLE is missing: name a folder for the label table; only a single recording needs none, and {options.source} is not one"
         )
     found = single_recording.label_recording(
-        options.source, **pick_options(options, "model", "segments", "storage_options")
+        options.source, **pick_options(options, "model", "segments", "channels", "storage_options")
     )
     said.answer(found, _format_labels(found))
     return int(any(one.status != "ok" for one in found))

@@ -142,6 +142,7 @@ def plan(
     segments: Segments | None = None,
     window: float | None = None,
     hop: float | None = None,
+    channels: str | Sequence[int] | None = None,
     suffixes: Iterable[str] = SUFFIXES,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -166,6 +167,9 @@ def plan(
         Which stretch of each recording; by default that of the settings or of the model.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
+    channels
+        ``"mix"`` for the mean of a recording's channels, ``"each"`` for rows of each channel, or the numbers of channels from 0; by
+        default as in `segments`.
     suffixes
         Endings by which files of a folder are recordings.
     include, exclude
@@ -197,7 +201,18 @@ def plan(
     # This is computed now, because the hour may pass while the sample is taken.
     hour = None if by is None else _find_hour(by)
     place, patterns = Folder.of(archive, storage_options), (tuple(include), tuple(exclude))
-    left = find_left(place, table, model, settings, segments, suffixes, patterns, watcher or Watcher(), extract=extract)
+    left = find_left(
+        place,
+        table,
+        model,
+        settings,
+        segments,
+        suffixes,
+        patterns,
+        watcher or Watcher(),
+        extract=extract,
+        channels=channels,
+    )
     found: dict[str, Any] = {}
     outlook, n_here = Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0
     if left.shards:

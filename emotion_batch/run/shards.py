@@ -283,6 +283,7 @@ def find_left(
     watcher: Watcher,
     *,
     extract: bool = False,
+    channels: str | Sequence[int] | None = None,
 ) -> Left:
     """Return what is left to do in an archive, in a feature table, or in a table to continue.
 
@@ -301,6 +302,7 @@ def find_left(
             "model": model,
             "settings": settings,
             "segments": segments,
+            "channels": channels,
             "extract": extract or None,
         }
         for name, value in stated.items():
@@ -329,16 +331,17 @@ def find_left(
             )
             listed, base = listing.entries, listing.folder
             notes = tuple(listing.remark())
-        elif segments is not None:
-            raise UsageError(f"segments require an archive, and {place.url} is a feature table")
+        elif segments is not None or channels is not None:
+            raise UsageError(f"segments and channels require an archive, and {place.url} is a feature table")
         elif bundle is not None:
             check_features(features, place, bundle)
             segments = features.segments
         if bundle is None:
             settings = settings or FeatureSettings()
-            info = TableInfo(schema.FEATURES, place.url, settings, segments or settings.segments)
+            segments = (segments or settings.segments).of_channels(channels)
+            info = TableInfo(schema.FEATURES, place.url, settings, segments)
         else:
-            card, segments = bundle.card, segments or bundle.card.segments
+            card, segments = bundle.card, (segments or bundle.card.segments).of_channels(channels)
             info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
         info = replace(info, include=include, exclude=exclude, suffixes=name_suffixes(suffixes))
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,6 +63,7 @@ def label_recording(
     segments: Segments | None = None,
     window: float | None = None,
     hop: float | None = None,
+    channels: str | Sequence[int] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[SegmentLabel]:
     """Label one recording here and now, without Dask and without a table.
@@ -77,6 +78,9 @@ def label_recording(
         Which segments to label; by default as in the model's training.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
+    channels
+        ``"mix"`` for the mean of a recording's channels, ``"each"`` for rows of each channel, or the numbers of channels from 0; by
+        default as in `segments`.
     storage_options
         Options of fsspec's filesystem.
 
@@ -96,7 +100,7 @@ def label_recording(
             listing.entries.combine_chunks().to_batches()[0],
             listing.folder,
             bundle.card.feature_settings,
-            segments or bundle.card.segments,
+            (segments or bundle.card.segments).of_channels(channels),
         )
     labels = bundle.card.labels
     return [

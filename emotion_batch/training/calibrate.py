@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from emotion_batch.errors import UsageError
 from emotion_batch.inference.card import Card
-from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm, scale
+from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm
 from emotion_batch.inference.domain import CLIP, Domain
 from emotion_batch.training.metrics import measure_confidence
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, Split
@@ -161,14 +161,13 @@ def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) 
     if not len(targets):
         raise UsageError("temperature: there are no rows to fit it on")
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     logits = logarithm(probabilities)
-    of_target = np.take_along_axis(logits, targets[:, np.newaxis], axis=1)[:, 0]
 
     def loss(log_temperature: float) -> float:
-        temperature = math.exp(log_temperature)
-        total = np.log(np.exp(scale(logits, temperature)).sum(axis=1))
-        return float(np.mean(total - (of_target - logits.max(axis=1)) / temperature))
+        likely = log_softmax(logits / math.exp(log_temperature), axis=1)
+        return -float(np.take_along_axis(likely, targets[:, np.newaxis], axis=1).mean())
 
     # The loss is convex in 1 / T, so it has one minimum in log T.
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded")

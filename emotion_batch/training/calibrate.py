@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -76,7 +77,7 @@ def fit_domain(
     threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
     share = float(np.mean(distances > np.float32(threshold)))
     shares = {name: share, **(flagged or {})}
-    return replace(draft, threshold=threshold, n_held_out=len(distances), flagged=shares)
+    return msgspec.structs.replace(draft, threshold=threshold, n_held_out=len(distances), flagged=shares)
 
 
 def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

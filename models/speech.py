@@ -13,7 +13,6 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import sounds
+from msgspec.structs import asdict, replace
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
@@ -202,7 +202,7 @@ def judge_by_rules(summaries: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 def write(detector: speech.Detector) -> None:
     """Write the detector into the package, in six digits."""
     kept = {
-        name: np.vectorize(lambda one: float(f"{one:.6g}"))(value).tolist() for name, value in vars(detector).items()
+        name: np.vectorize(lambda one: float(f"{one:.6g}"))(value).tolist() for name, value in asdict(detector).items()
     }
     path = Path(emotion_batch.__file__).with_name("inference") / speech.FILE
     path.write_text(json.dumps(kept, indent=None, separators=(",", ":")) + "\n")

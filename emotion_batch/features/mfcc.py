@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -21,6 +20,7 @@ import pyarrow as pa
 import scipy.fft
 
 from emotion_batch.features.recipe import Recipe, read_matrix
+from emotion_batch.features.scratch import scratch
 from emotion_batch.settings import FeatureSettings
 
 FILTERS = "mel_filters.npz"
@@ -32,9 +32,6 @@ _DB_PER_NEPER = 10 / math.log(10)
 _BLOCK_FRAMES = 128
 # A mel filter is zero except for a few neighbouring bins, so this many filters share one product with their bins.
 _BAND_FILTERS = 16
-# The memory for this many padded samples is kept between calls. A longer segment gets its own.
-_KEPT_SAMPLES = 2**18
-_local = threading.local()
 
 
 class Band(NamedTuple):
@@ -55,29 +52,19 @@ class _Constants:
     dct: npt.NDArray[np.float64]
 
 
-class _Buffers:
-    """Memory that a thread computes in, kept between recordings, because new pages cost more than the sums in them."""
-
-    def __init__(self, settings: FeatureSettings) -> None:
-        self.settings = settings
-        self.padded = np.zeros(_KEPT_SAMPLES + settings.n_fft, np.float32)
-        self.frames = np.empty((_BLOCK_FRAMES, settings.n_fft), np.float32)
-        self.power = np.empty((_BLOCK_FRAMES, settings.n_fft // 2 + 1), np.float32)
-
-
 def mean_mfcc(samples: npt.NDArray[np.float32], settings: FeatureSettings) -> npt.NDArray[np.float32]:
     """Return the MFCC of a stretch, shape (n_samples,), at least one, averaged over its frames: shape (n_mfcc,).
 
     Equals ``np.mean(librosa.feature.mfcc(y=samples, sr=sample_rate, n_mfcc=n_mfcc, ...).T, axis=0)`` to within 1e-3. The DCT
     is linear, so it is taken once, of the mean. Not all finite if the samples, or their power, are not.
     """
-    constants, buffers = _constants(settings), _buffers(settings)
+    constants = _constants(settings)
     half = settings.n_fft // 2
     n_padded = len(samples) + 2 * half
-    padded = buffers.padded if n_padded <= len(buffers.padded) else np.empty(n_padded, np.float32)
+    padded = scratch("padded", n_padded)
     padded[:half] = 0
     padded[half : half + len(samples)] = samples
-    padded[half + len(samples) : n_padded] = 0
+    padded[half + len(samples) :] = 0
     n_frames = 1 + (n_padded - settings.n_fft) // settings.hop_length
     stride = padded.itemsize
     # as_strided is not used, because its checks cost as much as a matrix product here.
@@ -87,19 +74,19 @@ def mean_mfcc(samples: npt.NDArray[np.float32], settings: FeatureSettings) -> np
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, n_frames, n_block):
             block = frames[start : start + n_block]
-            power = _power(np.multiply(block, constants.window, out=buffers.frames[: len(block)]), buffers)
+            power = _power(np.multiply(block, constants.window, out=scratch("windowed", *block.shape)))
             rows = log_mel[start : start + n_block]
             for bins, filters, weights in constants.bands:
                 np.matmul(power[:, bins], weights, out=rows[:, filters])
         return np.asarray(constants.dct @ _mean_db(log_mel), np.float32)
 
 
-def _power(windowed: npt.NDArray[np.float32], buffers: _Buffers) -> npt.NDArray[np.float32]:
+def _power(windowed: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the squared magnitude of each frame's spectrum, shape (n_frames, 1 + n_fft // 2)."""
     # Squared as pairs of floats, in place: twice as fast as by real and imaginary parts.
     parts: npt.NDArray[np.float32] = scipy.fft.rfft(windowed, axis=1).view(np.float32)
     np.multiply(parts, parts, out=parts)
-    return np.add(parts[:, 0::2], parts[:, 1::2], out=buffers.power[: len(windowed)])
+    return np.add(parts[:, 0::2], parts[:, 1::2], out=scratch("power", len(windowed), parts.shape[1] // 2))
 
 
 def _mean_db(mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -111,13 +98,6 @@ def _mean_db(mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     # A block is summed in float32, which is fast and exact enough, and the blocks in float64, because there may be many.
     sums = np.add.reduceat(mel, range(0, len(mel), _BLOCK_FRAMES), axis=0)
     return np.asarray(np.sum(sums, axis=0, dtype=np.float64)) * (_DB_PER_NEPER / len(mel))
-
-
-def _buffers(settings: FeatureSettings) -> _Buffers:
-    buffers: _Buffers | None = getattr(_local, "buffers", None)
-    if buffers is None or buffers.settings != settings:
-        _local.buffers = buffers = _Buffers(settings)
-    return buffers
 
 
 @lru_cache(maxsize=8)

@@ -5,11 +5,12 @@ RIFF/WAVE: Multimedia Programming Interface and Data Specifications 1.0 (1991); 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from emotion_batch.features.containers import ReadAt
 from emotion_batch.features.extents import believe, is_chunks
 
 # RIFF/WAVE, Multimedia Programming Interface 1.0 (1991): tag 1 is integer PCM, full scale is 2**15.
@@ -19,39 +20,31 @@ _PCM_SCALE = np.float32(1 / 32_768)
 _MAX_CHANNELS = 1_024
 
 
+@dataclass(slots=True)
 class Wave:
-    """A recording of 16-bit PCM in RIFF/WAVE.
+    """A recording of 16-bit PCM in RIFF/WAVE, whose samples begin `at`.
 
-    Its samples begin `at`. Its header has `promised` bytes of them, and `there` bytes exist.
+    Its header promises `frames` samples a channel, and `there` of them exist.
     """
 
-    def __init__(
-        self,
-        samplerate: int,
-        channels: int,
-        promised: int,
-        there: int,
-        at: int,
-        read_at: Callable[[int, int], bytes],
-    ):
-        self.samplerate = samplerate
-        self.channels = channels
-        self.frames = promised // (2 * channels)
-        self.there = there // (2 * channels)
-        self._at = at
-        self._read_at = read_at
+    samplerate: int
+    channels: int
+    frames: int
+    there: int
+    at: int
+    read_at: ReadAt
 
     def decode(self, start: int, n_frames: int) -> npt.NDArray[np.float32]:
         """Return at most `n_frames` from `start`, shape (n_frames, channels); fewer if the recording ends."""
         n_bytes = 2 * self.channels
         n_frames = max(0, min(n_frames, self.there - start))
-        data = self._read_at(self._at + start * n_bytes, n_frames * n_bytes)
+        data = self.read_at(self.at + start * n_bytes, n_frames * n_bytes)
         values = np.frombuffer(data, "<i2", len(data) // n_bytes * self.channels)
         samples: npt.NDArray[np.float32] = np.multiply(values, _PCM_SCALE, dtype=np.float32)
         return samples.reshape(-1, self.channels)
 
 
-def open_plain(read_at: Callable[[int, int], bytes], n_bytes: int) -> Wave | None:
+def open_plain(read_at: ReadAt, n_bytes: int) -> Wave | None:
     """Return a decoder if this is 16-bit PCM in a RIFF/WAVE file of the usual layout; else None."""
     start = read_at(0, min(36, n_bytes))
     if len(start) < 36 or start[:4] != b"RIFF" or start[8:20] != b"WAVEfmt \x10\x00\x00\x00":
@@ -71,7 +64,7 @@ def open_plain(read_at: Callable[[int, int], bytes], n_bytes: int) -> Wave | Non
                 riff_bytes = int.from_bytes(start[4:8], "little") + 8
                 is_unfilled = not size and not is_chunks(read_at, offset, n_bytes)
                 size = there if is_unfilled else believe(size, offset, n_bytes, riff_bytes)
-            return Wave(rate, channels, size, min(size, there), offset, read_at)
+            return Wave(rate, channels, size // frame_bytes, min(size, there) // frame_bytes, offset, read_at)
         if chunk[:4] not in _CHUNKS_BESIDE_DATA:
             return None
         offset += size + size % 2

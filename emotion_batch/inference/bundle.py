@@ -11,8 +11,9 @@ from typing import Any
 
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import N_INPUTS
+from emotion_batch.features.recipes import recipe_of
 from emotion_batch.inference import safety
-from emotion_batch.inference.card import PLAIN_NAME, Card, architecture_of
+from emotion_batch.inference.card import PLAIN_NAME, Card
 from emotion_batch.inference.safety import Shape
 from emotion_batch.settings import AnySettings
 from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
@@ -171,7 +172,7 @@ def weight_shapes(settings: AnySettings, n_labels: int) -> list[Shape] | None:
 
     The notebook's network has the length of its input in no shape.
     """
-    network, ends = architecture_of(settings), [(n_labels,)]
+    network, ends = recipe_of(settings).network, [(n_labels,)]
     if network == "seed-lstm":
         return [(1, 492), (123, 492), (492,), (123, 64), (64,), (64, 32), (32,), (32, n_labels), *ends]
     if network == "voices-lstm":

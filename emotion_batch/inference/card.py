@@ -20,11 +20,6 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def architecture_of(settings: AnySettings) -> str:
-    """Return the name of the network that reads a recipe's features."""
-    return recipe_of(settings).network
-
-
 @dataclass(frozen=True)
 class Promise:
     """The precision that `is_confident` promises, and its precision on speakers that were not used to choose it."""
@@ -152,8 +147,8 @@ class Card:
         found = {name: value[name] or None for name in ("calibration", "confidence", "domain")}
         msgspec.convert({**value, **found}, _Saved)
         settings = read_settings(value["feature_settings"])
-        if value["architecture"] != architecture_of(settings):
-            raise ValueError(f"architecture must be {architecture_of(settings)!r}: {value['architecture']!r}")
+        if value["architecture"] != recipe_of(settings).network:
+            raise ValueError(f"architecture must be {recipe_of(settings).network!r}: {value['architecture']!r}")
         if len(set(value["labels"])) != len(value["labels"]) or not value["labels"]:
             raise ValueError("labels must be distinct words")
         for name, digest in value["files"].items():

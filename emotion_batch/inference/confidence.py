@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from emotion_batch.errors import UsageError
 
@@ -25,8 +26,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> npt.NDArray[
         raise UsageError(f"temperature must be a number above 0: {temperature!r}")
     if temperature == 1:
         return np.array(probabilities, np.float32)
-    powers = np.exp(scale(logarithm(probabilities), temperature))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+    return np.asarray(softmax(logarithm(probabilities) / temperature, axis=1), np.float32)
 
 
 def margin(probabilities: Floats) -> npt.NDArray[np.float32]:
@@ -45,10 +45,3 @@ def entropy(probabilities: Floats) -> npt.NDArray[np.float32]:
 def logarithm(probabilities: Floats) -> npt.NDArray[np.float64]:
     """Return the logarithms of probabilities; zero counts as the smallest number."""
     return np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
-
-
-def scale(logits: npt.NDArray[np.float64], temperature: float) -> npt.NDArray[np.float64]:
-    """Return logits at a temperature, less the largest of their row, so that exponentials do not overflow."""
-    scaled = logits / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    return scaled

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import scipy.fft
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import Heard
 from emotion_batch.features.recipes import read, recipe_of
-from emotion_batch.inference.speech import load_detector
+from emotion_batch.inference.speech import load_detector, read_numbers
 from emotion_batch.libraries import find_plugin
 from emotion_batch.settings import AnySettings
 
@@ -111,28 +110,14 @@ def _summarise_tracks(heard: list[Heard]) -> npt.NDArray[np.float32]:
     return np.array(measured, np.float32).reshape(-1, _N_CEPSTRA + _N_DEVIATIONS + len(_TRACKS))
 
 
-def _judge_tracks(summaries: Floats) -> Booleans:
-    """Return which rows are speech, by the network of `speech`."""
-    return load_detector().is_speech(summaries)
-
-
 # The keys are the recipes' names for them. A mean over frames does not show movement, so it cannot tell speech.
-_MEASURES = {"mfcc": Measures(_summarise_mfcc), "tracks": Measures(_summarise_tracks, _judge_tracks)}
+_MEASURES = {
+    "mfcc": Measures(_summarise_mfcc),
+    "tracks": Measures(_summarise_tracks, lambda summaries: load_detector().is_speech(summaries)),
+}
 
 
-class _Saved(msgspec.Struct, forbid_unknown_fields=True):
-    """A domain as JSON holds it."""
-
-    centres: list[list[float]]
-    whitening: list[list[float]]
-    threshold: float
-    n_learnt: int
-    n_held_out: int
-    flagged: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Domain:
+class Domain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the rows lie that a model learnt from; ValueError if the arrays do not fit each other, or a number is out of range.
 
     Their summaries lie around the centres, shape (n_centres, n_dims). Multiplied by `whitening`, shape (n_dims, n_dims), their
@@ -191,19 +176,16 @@ class Domain:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the domain as JSON holds it."""
-        arrays = {"centres": self.centres.tolist(), "whitening": self.whitening.tolist()}
-        return {**vars(self), **arrays, "flagged": dict(self.flagged)}
+        value: dict[str, Any] = msgspec.to_builtins(self, enc_hook=np.ndarray.tolist)
+        return value
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Domain:
         """Return the domain that `to_dict` gave, after checking it; raise ValueError if it is not one."""
         try:
-            saved = msgspec.convert(value, _Saved)
-            with np.errstate(over="ignore"):
-                centres, whitening = (np.array(one, np.float32) for one in (saved.centres, saved.whitening))
-        except (ValueError, OverflowError) as error:
+            return msgspec.convert(value, cls, dec_hook=read_numbers)
+        except ValueError as error:
             raise ValueError(f"domain: it is not as a training writes it ({error})") from error
-        return cls(centres, whitening, saved.threshold, saved.n_learnt, saved.n_held_out, saved.flagged)
 
 
 def _measure(one: Heard) -> npt.NDArray[np.float32]:

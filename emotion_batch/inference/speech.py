@@ -6,9 +6,9 @@ measures ``tracks`` of `domain`, and no level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -20,19 +20,7 @@ FILE = "speech.json"
 FARTHEST = 5.0
 
 
-class _Kept(msgspec.Struct, forbid_unknown_fields=True):
-    """A detector as JSON holds it."""
-
-    centre: list[float]
-    scale: list[float]
-    hidden: list[list[float]]
-    hidden_bias: list[float]
-    output: list[float]
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Detector:
+class Detector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A network with one hidden layer; ValueError if its arrays do not fit each other, or a number is out of range.
 
     `centre` and `scale`, shape (n_dims,), make summaries alike in size. `hidden`, shape (n_dims, n_hidden), `hidden_bias` and
@@ -72,13 +60,19 @@ class Detector:
 def read_detector(content: bytes) -> Detector:
     """Return the detector that JSON holds; raise ValueError if it holds something else."""
     try:
-        kept = msgspec.json.decode(content, type=_Kept)
-        centre, scale, hidden, hidden_bias, output = (
-            np.array(one, np.float64) for one in (kept.centre, kept.scale, kept.hidden, kept.hidden_bias, kept.output)
-        )
+        return msgspec.json.decode(content, type=Detector, dec_hook=read_numbers)
     except ValueError as error:
         raise ValueError(f"{FILE}: it is not as models/speech.py writes it ({error})") from error
-    return Detector(centre, scale, hidden, hidden_bias, output, kept.threshold)
+
+
+def read_numbers(kind: Any, value: Any) -> npt.NDArray[Any]:
+    """Return an array of the type that msgspec asks for; raise ValueError if the value from JSON is not made of numbers."""
+    numbers = np.array(value)
+    if numbers.dtype.kind not in "fi":
+        raise ValueError("it must be made of numbers")
+    (dtype,) = get_args(get_args(kind)[1])
+    with np.errstate(over="ignore"):
+        return numbers.astype(dtype)
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import UsageError, counted
 from emotion_batch.storage.entries import BATCH, ENTRY_SCHEMA, Entry, compact, distinct, locate_local
 from emotion_batch.storage.file_lists import ReadyList, is_list, read_list
 from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets, split_file
@@ -65,15 +65,15 @@ class Listing:
         """Yield what a person should know about the listing, a sentence each."""
         if self.left_out:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.left_out.items()))
-            yield f"left out {_count(sum(self.left_out.values()), 'file')} without a recording's suffix ({kinds})"
+            yield f"left out {counted(sum(self.left_out.values()), 'file')} without a recording's suffix ({kinds})"
         if self.n_unchosen:
-            yield f"left out {_count(self.n_unchosen, 'recording')} by --include and --exclude"
+            yield f"left out {counted(self.n_unchosen, 'recording')} by --include and --exclude"
         if self.n_duplicates:
-            yield f"left out {_count(self.n_duplicates, 'line')} for recordings that the list already names"
+            yield f"left out {counted(self.n_duplicates, 'line')} for recordings that the list already names"
         if self.n_missing:
             verb = "is" if self.n_missing == 1 else "are"
             yield (
-                f"{self.n_missing:,} of the {_count(self.entries.num_rows, 'recording')} in the list {verb} missing, e.g. "
+                f"{self.n_missing:,} of the {counted(self.entries.num_rows, 'recording')} in the list {verb} missing, e.g. "
                 f"{self.missing!r}; names in a list are relative to the list's folder {self.folder.url}"
             )
 
@@ -124,17 +124,13 @@ def list_recordings(
     if include or exclude:
         listing = _choose(listing, include, exclude)
     if not (listing.entries.num_rows or may_be_empty):
-        others = f", only {_count(sum(listing.left_out.values()), 'other file')}" if listing.left_out else ""
+        others = f", only {counted(sum(listing.left_out.values()), 'other file')}" if listing.left_out else ""
         raise UsageError(
             f"archive {place.url}: there are no recordings ({' '.join(endings)}){others}; "
             "check the name, or name other endings with --suffix"
             + (", and check the patterns of --include and --exclude" if include or exclude else "")
         )
     return listing
-
-
-def _count(n: int, thing: str) -> str:
-    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
 
 
 def _choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:

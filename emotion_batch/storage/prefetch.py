@@ -8,6 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -55,6 +56,7 @@ def find_stretch(head: bytes, offset_s: float, duration_s: float) -> tuple[int, 
     return None
 
 
+@dataclass(eq=False, repr=False)
 class RemoteFile(io.RawIOBase):
     """An object as a file, of which only the parts that are read are fetched.
 
@@ -63,27 +65,17 @@ class RemoteFile(io.RawIOBase):
     would hide it: for the decoder the file ends there. Called with an offset and a size, it returns these bytes.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        path: str,
-        size: int,
-        version: str | None,
-        *,
-        block_bytes: int = _BLOCK_BYTES,
-        pool: ThreadPoolExecutor | None = None,
-    ) -> None:
-        self._store = store
-        self._path = path
-        self.size = size
-        self._version = version
-        self._block_bytes = block_bytes
-        self._pool = pool
-        self._position = 0
-        self._spans: list[tuple[int, bytes]] = []
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._next: tuple[int, Callable[[], bytes]] | None = None
-        self.failure: Exception | None = None
+    store: Store
+    path: str
+    size: int
+    version: str | None
+    block_bytes: int = _BLOCK_BYTES
+    pool: ThreadPoolExecutor | None = None
+    failure: Exception | None = None
+    _position: int = 0
+    _spans: list[tuple[int, bytes]] = field(default_factory=list)
+    _blocks: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
+    _next: tuple[int, Callable[[], bytes]] | None = None
 
     def keep(self, start: int, data: bytes) -> None:
         """Keep bytes that were fetched already."""
@@ -91,7 +83,7 @@ class RemoteFile(io.RawIOBase):
 
     def fetch(self, start: int, stop: int) -> bytes:
         """Return bytes from the store."""
-        data = persistently(lambda: self._store.get(self._path, start, stop, version=self._version)).data
+        data = persistently(lambda: self.store.get(self.path, start, stop, version=self.version)).data
         usage.current().read_bytes += len(data)
         return data
 
@@ -117,15 +109,15 @@ class RemoteFile(io.RawIOBase):
         for start, data in self._spans:
             if start <= offset < start + len(data):
                 return data[offset - start : stop - start]
-        number, first = divmod(offset, self._block_bytes)
+        number, first = divmod(offset, self.block_bytes)
         return self._block(number)[first : first + stop - offset]
 
     def _block(self, number: int) -> bytes:
         if number in self._blocks:
             self._blocks.move_to_end(number)
             return self._blocks[number]
-        start = number * self._block_bytes
-        after = start + self._block_bytes
+        start = number * self.block_bytes
+        after = start + self.block_bytes
         awaited, self._next = self._next, None
         if awaited is not None and awaited[0] == number:
             with usage.stage("read"):
@@ -133,11 +125,11 @@ class RemoteFile(io.RawIOBase):
         else:
             data = self.fetch(start, min(after, self.size))
         self._blocks[number] = data
-        while len(self._blocks) > (_MOST_BLOCKS if self._pool is None else 2):
+        while len(self._blocks) > (_MOST_BLOCKS if self.pool is None else 2):
             self._blocks.popitem(last=False)
-        if self._pool is not None and after < self.size:
-            job = partial(self.fetch, after, after + self._block_bytes)
-            self._next = number + 1, usage.submit_metered(self._pool, job)
+        if self.pool is not None and after < self.size:
+            job = partial(self.fetch, after, after + self.block_bytes)
+            self._next = number + 1, usage.submit_metered(self.pool, job)
         return data
 
     def readable(self) -> bool:

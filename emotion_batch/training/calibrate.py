@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from emotion_batch.errors import UsageError
 from emotion_batch.inference.card import Card
-from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm, scale
+from emotion_batch.inference.confidence import Floats, apply_temperature, logarithm
 from emotion_batch.inference.domain import CLIP, Domain
 from emotion_batch.training.metrics import measure_confidence
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, Split
@@ -76,7 +77,7 @@ def fit_domain(
     threshold = max(float(np.quantile(distances, _QUANTILE, method="higher")), 1e-6)
     share = float(np.mean(distances > np.float32(threshold)))
     shares = {name: share, **(flagged or {})}
-    return replace(draft, threshold=threshold, n_held_out=len(distances), flagged=shares)
+    return msgspec.structs.replace(draft, threshold=threshold, n_held_out=len(distances), flagged=shares)
 
 
 def _whiten(deviations: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -161,14 +162,13 @@ def fit_temperature(probabilities: Floats, targets: Integers, *, source: Split) 
     if not len(targets):
         raise UsageError("temperature: there are no rows to fit it on")
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     logits = logarithm(probabilities)
-    of_target = np.take_along_axis(logits, targets[:, np.newaxis], axis=1)[:, 0]
 
     def loss(log_temperature: float) -> float:
-        temperature = math.exp(log_temperature)
-        total = np.log(np.exp(scale(logits, temperature)).sum(axis=1))
-        return float(np.mean(total - (of_target - logits.max(axis=1)) / temperature))
+        likely = log_softmax(logits / math.exp(log_temperature), axis=1)
+        return -float(np.take_along_axis(likely, targets[:, np.newaxis], axis=1).mean())
 
     # The loss is convex in 1 / T, so it has one minimum in log T.
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import sys
@@ -23,9 +24,8 @@ import numpy.typing as npt
 from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import N_INPUTS, Sequence
-from emotion_batch.features.recipes import Inputs, Values
+from emotion_batch.features.recipes import Inputs, Values, recipe_of
 from emotion_batch.inference.bundle import WEIGHTS, Bundle, read_checked
-from emotion_batch.inference.card import architecture_of
 from emotion_batch.inference.predict import fit_frames, group_by_length
 from emotion_batch.libraries import find_plugin, keras_out_of_home, load_matplotlib
 from emotion_batch.settings import AnySettings, fingerprint
@@ -49,7 +49,9 @@ _OPSET = 14
 
 def save_bytes(network: Any, suffix: str) -> bytes:
     """Return a network as Keras saves it: ``.keras``, or the notebook's ``.h5``."""
-    with tempfile.TemporaryDirectory() as folder, _quiet_keras():
+    # Keras warns that `.h5` is an old format.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"model{suffix}")
         network.save(path)
         return path.read_bytes()
@@ -62,7 +64,7 @@ def fingerprint_network(network: Any, labels: Many[str], settings: AnySettings) 
         sha.update(np.ascontiguousarray(weights, dtype="<f4").tobytes())
     return fingerprint(
         {
-            "architecture": architecture_of(settings),
+            "architecture": recipe_of(settings).network,
             "weights": sha.hexdigest(),
             "labels": list(labels),
             "feature_id": settings.feature_id,
@@ -128,20 +130,6 @@ def _quiet_stderr() -> Any:
         os.close(kept)
 
 
-@contextlib.contextmanager
-def _quiet_keras() -> Any:
-    """Keep Keras from warning that ``.h5`` is an old format."""
-    import logging
-
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 class Network(NamedTuple):
     """A recipe's network.
 
@@ -165,7 +153,7 @@ class Network(NamedTuple):
 
 def find_network(settings: AnySettings) -> Network:
     """Return the network of a recipe."""
-    name = architecture_of(settings)
+    name = recipe_of(settings).network
     found = _NETWORKS.get(name) or find_plugin("emotion_batch.networks", name, Network)
     if found is None:
         raise UsageError(f"network {name!r} of the recipe {settings.recipe!r}: no installed package registers it")

@@ -13,11 +13,10 @@ import jinja2
 import numpy as np
 
 from emotion_batch.errors import EmotionBatchError, UsageError, counted
-from emotion_batch.features import recipes
-from emotion_batch.features.recipes import Inputs
+from emotion_batch.features.recipes import Inputs, recipe_of
 from emotion_batch.inference import predict
 from emotion_batch.inference.bundle import CARD, EXECUTABLE, RELIABILITY, WEIGHTS, sha256
-from emotion_batch.inference.card import Card, architecture_of
+from emotion_batch.inference.card import Card
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.training import networks
@@ -76,7 +75,7 @@ def write_bundle(
         labels=tuple(labels),
         feature_settings=feature_settings,
         segments=segments,
-        architecture=architecture_of(feature_settings),
+        architecture=recipe_of(feature_settings).network,
         model_id=networks.fingerprint_network(network, labels, feature_settings),
         # The largest difference, on these rows, between the probabilities of workers and of Keras.
         training={**training, "executable_difference": difference},
@@ -103,7 +102,7 @@ def write_bundle(
 def describe(card: Card) -> str:
     """Return the bundle's README, made from the card alone."""
     settings = card.feature_settings
-    kind = recipes.recipe_of(settings).describe(settings)
+    kind = recipe_of(settings).describe(settings)
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701 Markdown is no HTML

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from types import SimpleNamespace
 from typing import Any, BinaryIO, TypeVar
 
@@ -66,98 +67,10 @@ _INTERRUPT_EVERY_S = 0.05
 # DuckDB's message says what is wrong, and then, from here on, where in the query.
 _WHERE = re.compile(r"\n\s*(LINE \d+:|Stack Trace:|This error signals).*", re.DOTALL)
 _ANGRY = "angry"
-_HEARD = """\
--- Only rows with the status ok are heard. Each counts from its start to the next start in its recording, but at most its own length.
--- If the model cannot tell what is speech, all of it counts as speech. What is confident is always speech.
-WITH heard AS (
-  SELECT *, status = 'ok' AS is_heard, is_heard AND coalesce(is_speech, true) AS is_voice,
-    lead(start_s, 1, end_s) OVER (PARTITION BY file, status ORDER BY start_s) AS next_s,
-    CASE WHEN is_heard THEN least(end_s, next_s) - start_s END AS seconds
-  FROM labels)"""
-# Examples for a label table: a description and the SQL of each. {heard} is `_HEARD`; a line with {label} stands
-# once for each label of the table.
-EXAMPLES: Mapping[str, tuple[str, str]] = {
-    "mix": (
-        "rows and mean confidence of each emotion",
-        """\
-SELECT emotion, count(*) AS n, round(count(*) / sum(count(*)) OVER (), 3) AS share,
-  round(avg(confidence), 3) AS confidence, count(*) FILTER (WHERE is_confident) AS n_confident
-FROM labels WHERE status = 'ok' GROUP BY emotion ORDER BY n DESC, emotion""",
-    ),
-    "angriest": (
-        "the recordings with the largest share of confident angry speech, and their peak",
-        """\
-{heard}
--- share: seconds of confident angry speech in a second of speech; peak: the highest p_angry of its speech.
-SELECT file, round(coalesce(sum(seconds) FILTER (WHERE is_confident AND emotion = 'angry'), 0) / sum(seconds), 3) AS share,
-  round(max(p_angry), 3) AS peak, arg_max(start_s, (p_angry, -start_s)) AS peak_s, round(sum(seconds), 3) AS speech_s
-FROM heard WHERE is_voice GROUP BY file ORDER BY share DESC, max(p_angry) DESC, file LIMIT 20""",
-    ),
-    "recordings": (
-        "one row for each recording, with shares and peaks of each label",
-        """\
-{heard},
--- A run is speech with one label, without another label or something that is not speech in between.
-runs AS (
-  SELECT file, emotion, sum(seconds) AS seconds, min(start_s) AS start_s FROM (
-    SELECT *, row_number() OVER (PARTITION BY file ORDER BY start_s)
-      - row_number() OVER (PARTITION BY file, emotion, is_voice ORDER BY start_s) AS run
-    FROM heard WHERE is_heard)
-  WHERE is_voice GROUP BY file, emotion, run),
-longest AS (
-  SELECT file, arg_max(emotion, (seconds, -start_s)) AS run_label, max(seconds) AS run_s,
-    arg_max(start_s, (seconds, -start_s)) AS run_start_s FROM runs GROUP BY file)
--- share: seconds with a label in a second of speech; confident_share: the same in a second of confident speech.
--- peak: the highest probability of a label in speech, and peak_s: the start of that segment.
-SELECT file, round(coalesce(sum(seconds), 0), 3) AS heard_s, round(coalesce(sum(seconds) FILTER (WHERE is_voice), 0), 3) AS speech_s,
-  count(*) FILTER (WHERE is_confident) AS n_confident, min(start_s) FILTER (WHERE is_confident) AS first_confident_s,
-  max(start_s) FILTER (WHERE is_confident) AS last_confident_s, any_value(run_label) AS longest_run,
-  round(any_value(run_s), 3) AS longest_run_s, any_value(run_start_s) AS longest_run_start_s,
-  round(coalesce(sum(seconds) FILTER (WHERE is_voice AND emotion = '{label}'), 0) / sum(seconds) FILTER (WHERE is_voice), 3) AS "share_{label}",
-  round(coalesce(sum(seconds) FILTER (WHERE is_confident AND emotion = '{label}'), 0) / sum(seconds) FILTER (WHERE is_confident), 3) AS "confident_share_{label}",
-  round(max("p_{label}") FILTER (WHERE is_voice), 3) AS "peak_{label}",
-  arg_max(start_s, ("p_{label}", -start_s)) FILTER (WHERE is_voice) AS "peak_s_{label}",
-FROM heard LEFT JOIN longest USING (file) GROUP BY file ORDER BY file""",
-    ),
-    "failed": (
-        "failed rows by status, with an example of each",
-        """\
-SELECT status, count(*) AS n, min(file) AS example, arg_min(error, file) AS error
-FROM labels WHERE status <> 'ok' GROUP BY status ORDER BY n DESC, status""",
-    ),
-    "unsure": (
-        "the labels with the lowest confidence",
-        """\
-SELECT file, start_s, emotion, round(confidence, 3) AS confidence, round(margin, 3) AS margin, is_in_domain, is_speech
-FROM labels WHERE status = 'ok' ORDER BY labels.confidence, file, start_s LIMIT 20""",
-    ),
-    "folders": (
-        "rows, failed rows and most frequent emotion of each folder, below the folders that all recordings share",
-        """\
-WITH places AS (
-  SELECT parse_dirpath(file, 'forward_slash') AS place, emotion, count(*) AS n,
-    count(*) FILTER (WHERE status <> 'ok') AS failed, sum(confidence) AS confidence
-  FROM labels GROUP BY place, emotion),
--- All names share the folders that the first and the last of them share.
-ends AS (SELECT string_split(min(place || '/'), '/') AS first, string_split(max(place || '/'), '/') AS last FROM places),
-shared AS (SELECT len(list_filter(range(1, len(first) + 1), lambda n: first[:n] = last[:n])) AS depth FROM ends)
-SELECT folder, sum(n)::BIGINT AS n, sum(failed)::BIGINT AS n_failed,
-  max((n, emotion)) FILTER (WHERE emotion IS NOT NULL)[2] AS emotion,
-  round(sum(confidence) / nullif(sum(n - failed), 0), 3) AS confidence
-FROM (
-  SELECT array_to_string(string_split(place, '/')[:depth + 1], '/') AS folder, emotion,
-    sum(n) AS n, sum(failed) AS failed, sum(confidence) AS confidence
-  FROM places, shared GROUP BY folder, emotion
-) GROUP BY folder ORDER BY folder""",
-    ),
-    "minutes": (
-        "emotions by minute of the recordings (needs a table made with --window)",
-        """\
-SELECT (start_s // 60)::INT AS minute, emotion, count(*) AS n,
-  round(count(*) / sum(count(*)) OVER (PARTITION BY minute), 3) AS share
-FROM labels WHERE status = 'ok' GROUP BY minute, emotion ORDER BY minute, n DESC, emotion""",
-    ),
-}
+# Queries that are ready for a label table: files of `queries/`.
+EXAMPLES = ("mix", "angriest", "recordings", "failed", "unsure", "folders", "minutes")
+_SUMMED_UP = "recordings"
+_SAYS_SUMMED_UP = re.compile(rf"\b{_SUMMED_UP}\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -243,19 +156,31 @@ def asked(
         yield answer
 
 
+def describe_example(name: str) -> str:
+    """Return what an example gives: the first line of its file."""
+    return _read_sql(name).partition("\n")[0].removeprefix("-- ")
+
+
 def write_example(name: str, labels: Sequence[str] = (_ANGRY,)) -> str:
-    """Return the SQL of an example for a table with these labels; raise UsageError if they lack the label that it is about."""
+    """Return the SQL of an example for a table with these labels; raise UsageError if they lack the label that it is about.
+
+    `{heard}` stands for the seconds of each segment, and a line with `{label}` is repeated for each label.
+    """
     if name == "angriest" and _ANGRY not in labels:
         raise UsageError(
             f"example {name}: the table's labels are {', '.join(labels)}, and {_ANGRY} is not one of them; `emotion-batch query --example` "
             "prints its SQL, in which you can write another label"
         )
     lines: list[str] = []
-    for line in EXAMPLES[name][1].replace("{heard}", _HEARD).splitlines():
+    for line in _read_sql(name).replace("{heard}", _read_sql("heard")).splitlines()[1:]:
         names = labels if "{label}" in line else ("",)
         quoted = ((one.replace("'", "''"), one.replace('"', '""')) for one in names)
         lines += [line.replace("'{label}'", f"'{text}'").replace("{label}", column) for text, column in quoted]
     return "\n".join(lines)
+
+
+def _read_sql(name: str) -> str:
+    return resources.files(__package__).joinpath("queries", f"{name}.sql").read_text(encoding="utf-8").rstrip()
 
 
 def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:
@@ -312,6 +237,9 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
     ):
         for name, source in sources.items():
             connection.register(name, source)
+        if LABELS in views and _SAYS_SUMMED_UP.search(sql):
+            summed_up = write_example(_SUMMED_UP, views[LABELS].info.labels)
+            connection.execute(f"CREATE VIEW {_SUMMED_UP} AS {summed_up}")
         for lock in _LOCKS:
             connection.execute(f"SET {lock}")
 

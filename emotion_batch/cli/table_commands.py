@@ -65,7 +65,9 @@ def _run_verify(options: argparse.Namespace, said: Said) -> int:
     "query",
     "Query a table in SQL with DuckDB, which reads nothing else and changes nothing",
     option("table", "TABLE", "The feature or label table", nargs="?"),
-    option("sql", "SQL", "A SELECT from `labels`, the label table, or from `features`, the feature table", nargs="?"),
+    option(
+        "sql", "SQL", "A SELECT from `labels`, from `recordings`, which sums them up, or from `features`", nargs="?"
+    ),
     option("--example", "NAME", "Use a query that is ready instead; without NAME, list them", nargs="?", const=""),
     option(
         "--format",
@@ -82,8 +84,8 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
 
     if options.example == "":
         examples = [
-            (name, words, textwrap.indent(query.write_example(name), "    "))
-            for name, (words, _) in query.EXAMPLES.items()
+            (name, query.describe_example(name), textwrap.indent(query.write_example(name), "    "))
+            for name in query.EXAMPLES
         ]
         print_result("\n\n".join(f"  {name:<10} {words}\n\n{sql}" for name, words, sql in examples))
         return

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emotion_batch import api
-from emotion_batch.analysis.query import EXAMPLES, query
+from emotion_batch.analysis.query import describe_example, query
 from emotion_batch.errors import UsageError, format_command, quote_argument
 from emotion_batch.example import synthesis
 from emotion_batch.progress import Watcher
@@ -81,7 +81,9 @@ def demo(
     say("5. Any tool that reads Parquet queries the labels; here DuckDB:")
     for name in _QUERIES:
         command = format_command("query", places[3], options=("--example", name))
-        say(f"\n-- {EXAMPLES[name][0]}\n{command}\n\n{query(labels, example=name).to_pandas().to_string(index=False)}")
+        say(
+            f"\n-- {describe_example(name)}\n{command}\n\n{query(labels, example=name).to_pandas().to_string(index=False)}"
+        )
     example = os.fspath(recordings / "V1_angry" / "V1_back_angry.wav")
     say(_CLOSING.format(one=format_command("label", example, options=with_model)))
 

@@ -104,21 +104,27 @@ def test_recordings_are_summed_up(tmp_path: Path, window_s: float, can_tell_spee
     """Shares, peaks and runs are those of a plain computation: with windows that overlap or leave gaps, and labels with quotes."""
     odd = 'it\'s "sad"'
     labels, files = ("angry", "happy", odd), [f"calls/{number:02}.wav" for number in range(40)]
-    made = rows_of([name for name in files for _ in range(20)], starts=[float(at) for _ in files for at in range(20)])
-    frame = made.to_pandas()
+    # The first half have two channels, with ten windows each, and the others are mixed.
+    n_of = [2 if number < 20 else 1 for number in range(40)]
+    starts = [float(at // n) for n in n_of for at in range(20)]
+    frame = rows_of([name for name in files for _ in range(20)], starts=starts).to_pandas()
+    frame["channel"] = pd.array([at % n if n > 1 else None for n in n_of for at in range(20)], "Int16")
     is_bad = (frame.status != "ok") | (frame.file == files[7])
     frame["status"] = np.where(is_bad, "empty", "ok")
     frame["emotion"] = frame.emotion.replace("sad", odd)
     frame["is_confident"] &= frame.is_speech
     frame["is_speech"] = frame.is_speech if can_tell_speech else None
     frame["end_s"] = frame.start_s + window_s
-    made_of = [name for name in frame if name not in ("file", "start_s", "status", "error")]
+    made_of = [name for name in frame if name not in ("file", "channel", "start_s", "status", "error")]
     frame[made_of] = frame[made_of].astype(object).where(~is_bad, None)
     frame = frame.rename(columns={"p_sad": f"p_{odd}"})
     info = TableInfo(LABELS, "/archive", FeatureSettings(), Segments.windows(window_s, 1.0), "m0del", labels)
     rows = pa.Table.from_pandas(frame, schema=info.schema, preserve_index=False).replace_schema_metadata()
     write_table(tmp_path / "table", files, info, rows=rows)
-    expected = [summarise(some, labels) for _, some in rows.to_pandas().groupby("file")]
+    frame = rows.to_pandas()
+    groups = frame.groupby(["file", frame.channel.fillna(-1)])
+    ends = [{"channel": None if channel < 0 else int(channel)} for (_, channel), _ in groups]
+    expected = [{**summarise(some, labels), **one} for one, (_, some) in zip(ends, groups, strict=True)]
     angry_s_of = [one.pop("angry_s") for one in expected]
 
     def near(one: dict[str, object]) -> dict[str, object]:
@@ -132,6 +138,7 @@ def test_recordings_are_summed_up(tmp_path: Path, window_s: float, can_tell_spee
     angry = [
         {
             "file": one["file"],
+            "channel": one["channel"],
             "share": angry_s / one["speech_s"],
             "peak": one["peak_angry"],
             "peak_s": one["peak_s_angry"],
@@ -140,7 +147,10 @@ def test_recordings_are_summed_up(tmp_path: Path, window_s: float, can_tell_spee
         for one, angry_s in zip(expected, angry_s_of, strict=True)
         if one["speech_s"]
     ]
-    angry.sort(key=lambda one: (-round(one["share"], 3), -one["peak"], one["file"]))
+    angry.sort(key=lambda one: (-round(one["share"], 3), -one["peak"], one["file"], one["channel"] or 0))
+    seen = emotion_batch.query(tmp_path / "table", "SELECT file, channel, heard_s FROM recordings ORDER BY ALL")
+    assert seen.num_rows == len(expected) == 60
+    assert seen.to_pylist() == [{name: one[name] for name in ("file", "channel", "heard_s")} for one in found]
     assert emotion_batch.query(tmp_path / "table", example="angriest").to_pylist() == [near(one) for one in angry[:20]]
 
 

@@ -71,6 +71,16 @@ class Tab:
             )
         return done["result"].get("value")
 
+    def press(self, key: str) -> None:
+        """Press and release a key, by its name in JavaScript: a letter, or e.g. ArrowRight."""
+        typed = {"text": key} if len(key) == 1 else {}
+        for kind in ("keyDown", "keyUp"):
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, **(typed if kind == "keyDown" else {}))
+
+    def save_into(self, folder: Path) -> None:
+        """Put what the page lets a person save into a folder."""
+        self._ask("Page.setDownloadBehavior", behavior="allow", downloadPath=os.fspath(folder))
+
     def photograph(self, file: Path, height: int | None = None) -> None:
         """Write a PNG of the page from its top: all of it, or so many pixels."""
         size = self._ask("Page.getLayoutMetrics")["cssContentSize"]

@@ -113,6 +113,7 @@ def _label(files: pa.Array, n_windows: int, generator: np.random.Generator) -> p
     start = 3.0 * window
     columns = {
         "file": files.take(pa.array(file_of)),
+        "channel": pa.nulls(n_rows, pa.int16()),
         "start_s": pa.array(start),
         "end_s": pa.array(start + 3.0, mask=~is_ok),
         "status": pa.array(kinds[kind]),

@@ -91,7 +91,7 @@ def rows_of(entries: pa.RecordBatch, info: TableInfo) -> pa.Table:
     columns = {name: pa.repeat(pa.scalar(value, kinds[name]), n) for name, value in values.items()}
     flat = pa.array(np.zeros(n * kinds["mfcc"].list_size, np.float32))
     columns["mfcc"] = pa.FixedSizeListArray.from_arrays(flat, type=kinds["mfcc"])
-    columns |= {"file": entries["file"], "error": pa.nulls(n, kinds["error"])}
+    columns |= {"file": entries["file"], "error": pa.nulls(n, kinds["error"]), "channel": pa.nulls(n, pa.int16())}
     return pa.table([columns[name] for name in info.schema.names], schema=info.schema)
 
 

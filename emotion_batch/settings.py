@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -18,6 +18,9 @@ from emotion_batch.errors import UsageError
 T = TypeVar("T")
 # The shortest and the longest segment and hop: a few samples of a recording, and eleven days.
 MIN_S, MAX_S = 0.01, 1e6
+# All channels as one, by their mean; and each channel with rows of its own.
+MIX, EACH = "mix", "each"
+_MOST_CHANNELS = 1_024
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
@@ -166,6 +169,8 @@ class Segments:
     hop_s
         Seconds from the start of one window to the next, as long as they start inside the recording; None for one
         segment a recording.
+    channels
+        ``mix`` for the mean of all channels, ``each`` for rows of each channel, or the numbers of channels, from 0.
 
     Raises
     ------
@@ -176,8 +181,11 @@ class Segments:
     offset_s: float = 0.5
     duration_s: float = 3.0
     hop_s: float | None = None
+    channels: str | Sequence[int] = MIX
 
     def __post_init__(self) -> None:
+        if self.channels not in (MIX, EACH):
+            object.__setattr__(self, "channels", _check_channels(self.channels))
         fields = [("offset_s", "offset", 0.0), ("duration_s", "duration", MIN_S)]
         if self.hop_s is not None:
             fields = [fields[0], ("duration_s", "window", MIN_S), ("hop_s", "hop", MIN_S)]
@@ -194,6 +202,10 @@ class Segments:
         """Return windows of `window_s` seconds, one every `hop_s`; by default each starts at the end of the last."""
         return cls(0.0, window_s, window_s if hop_s is None else hop_s)
 
+    def of_channels(self, channels: str | Sequence[int] | None) -> Segments:
+        """Return these segments of some channels; None leaves them as they are."""
+        return self if channels is None else dataclasses.replace(self, channels=channels)
+
     def starts(self) -> Iterator[float]:
         """Yield the starts of segments in seconds: one, or for windows an endless sequence."""
         if self.hop_s is None:
@@ -204,7 +216,8 @@ class Segments:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the segments in the form that JSON holds."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, MIX)}
+        return values if isinstance(self.channels, str) else {**values, "channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Segments:
@@ -218,15 +231,28 @@ class Segments:
 
     def to_options(self) -> str:
         """Return the options of the command line for these segments."""
+        channels = "" if self.channels == MIX else f" --channels {self._say_channels()}"
         if self.hop_s is None:
-            return f"--offset {self.offset_s:g} --duration {self.duration_s:g}"
-        return f"--window {self.duration_s:g} --hop {self.hop_s:g}"
+            return f"--offset {self.offset_s:g} --duration {self.duration_s:g}{channels}"
+        return f"--window {self.duration_s:g} --hop {self.hop_s:g}{channels}"
 
     def __str__(self) -> str:
         """Return the segments in words, for a sentence or a bundle's README."""
+        channels = {MIX: "", EACH: " of each channel"}.get(self._say_channels(), f" of channel {self._say_channels()}")
         if self.hop_s is None:
-            return f"{self.offset_s:g} s to {self.offset_s + self.duration_s:g} s"
-        return f"windows of {self.duration_s:g} s every {self.hop_s:g} s"
+            return f"{self.offset_s:g} s to {self.offset_s + self.duration_s:g} s{channels}"
+        return f"windows of {self.duration_s:g} s every {self.hop_s:g} s{channels}"
+
+    def _say_channels(self) -> str:
+        return self.channels if isinstance(self.channels, str) else ",".join(map(str, self.channels))
+
+
+def _check_channels(channels: str | Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of channels, sorted; raise UsageError if they are none."""
+    numbers = sorted(set(channels)) if not isinstance(channels, str) else []
+    if not numbers or any(type(one) is not int or not 0 <= one < _MOST_CHANNELS for one in numbers):
+        raise UsageError(f"channels must be {MIX}, {EACH} or numbers of channels from 0, e.g. 0,1: {channels!r}")
+    return tuple(numbers)
 
 
 def _construct(cls: type[T], value: Mapping[str, Any]) -> T:

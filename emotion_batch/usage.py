@@ -35,6 +35,8 @@ class Spent:
     n_isolated: int = 0
     # Seconds that workers lost: from an attempt that did not end to the next one, and in children that did not end well.
     lost_s: float = 0.0
+    # Recordings whose channels differ, and were heard as their mean.
+    n_mixed: int = 0
     # Wall-clock seconds and names of the recordings that took longest, the slowest first. Waiting for a store is part of it.
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
@@ -51,6 +53,7 @@ class Spent:
         self.n_retries += other.n_retries
         self.n_isolated += other.n_isolated
         self.lost_s += other.lost_s
+        self.n_mixed += other.n_mixed
         for elapsed_s, file in other.slowest:
             self.time(file, elapsed_s)
 

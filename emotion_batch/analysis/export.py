@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
+from emotion_batch.analysis.listening import label_files
 from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name
@@ -31,9 +32,11 @@ from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 
 MARKER = "_SUCCESS"
-FORMATS = ("parquet", "csv", "audformat")
+FORMATS = ("parquet", "csv", "audformat", *label_files.FORMATS)
 # Every name that an export writes.
-_OWN = re.compile(r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet")
+_OWN = re.compile(
+    r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet|recordings"
+)
 # A Parquet file ends at the first of these limits.
 _FILE_ROWS, _FILE_BYTES = 2**20, 2**29
 # Number of parts that are read while earlier ones are written.
@@ -101,10 +104,11 @@ def _hidden_folder(path: str) -> Iterator[str]:
 
 def _put_in_place(hidden: str, path: str) -> None:
     """Rename a folder; the folder that it replaces is missing for a moment, but never half replaced."""
-    for entry in os.scandir(hidden):
-        with open(entry.path, "rb") as stream:
-            os.fsync(stream.fileno())
-    fsync_folder(hidden)
+    for above, _, names in os.walk(hidden):
+        for name in names:
+            with open(os.path.join(above, name), "rb") as stream:
+                os.fsync(stream.fileno())
+        fsync_folder(above)
     earlier = temporary_name(path)
     if os.path.isdir(path) and os.listdir(path):
         os.rename(path, earlier)
@@ -166,6 +170,7 @@ def export(
     folder: str | os.PathLike[str],
     *,
     file_format: str = "parquet",
+    min_confidence: float = 0.0,
     partial: bool = False,
     force: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -182,7 +187,10 @@ def export(
     file_format
         ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
         sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
-        (``db.yaml``) with one table of segments, ``emotion``.
+        (``db.yaml``) with one table of segments, ``emotion``. ``"audacity"``, ``"textgrid"``, ``"vtt"`` and ``"rttm"``: a file for
+        each recording of a label table, where its channels are tracks and neighbours with the same label are one stretch.
+    min_confidence
+        For these four: leave labels out whose confidence is lower. What is not speech is always left out.
     partial
         Export the complete parts of a table that has parts missing.
     force
@@ -218,17 +226,29 @@ def export(
             f"table {source.url}: it is not complete: {inventory.n_missing:,} of {counted(len(inventory.shards), 'part')} missing, damaged "
             f"or out of date{example}; run the command that made it again, or use --partial to export the others"
         )
+    is_listening = file_format in label_files.FORMATS
+    if min_confidence and not is_listening:
+        raise UsageError(f"min_confidence requires one of the formats {', '.join(label_files.FORMATS)}")
     if file_format == "audformat":
         export_audformat.require(inventory.info)
-    write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}[file_format]
+    if is_listening:
+        label_files.require(inventory.info, file_format)
+    write = {"parquet": _write_parquet, "csv": _write_csv, "audformat": _write_audformat}.get(file_format)
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
     with replacing(place, _OWN, force=force) as to, contextlib.closing(_rows(inventory, watcher)) as rows:
-        write(to, inventory, rows)
+        if write is None:
+            label_files.write(to.url, rows, file_format, min_confidence)
+        else:
+            write(to, inventory, rows)
     with explained(f"folder {place.url}"):
-        files, _ = place.children()
-    sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
+        if place.is_local:
+            found = [os.path.join(above, name) for above, _, names in os.walk(place.url) for name in names]
+            sizes = [os.path.getsize(path) for path in found]
+        else:
+            files, _ = place.children()
+            sizes = files.filter(pc.not_equal(files["name"], MARKER))["size"].to_pylist()
     counts = inventory.counts
     return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
 

@@ -49,7 +49,8 @@ def convert(rows: pa.Table) -> pa.Table:
     for name in rows.column_names:
         if name not in _INDEX:
             column = rows[name]
-            columns[name] = column.cast(pa.float64()) if pa.types.is_floating(column.type) else column
+            wide = {pa.float32(): pa.float64(), pa.int16(): pa.int64()}
+            columns[name] = column.cast(wide.get(column.type, column.type))
     return pa.table(columns)
 
 
@@ -83,6 +84,8 @@ def _scheme(audformat: ModuleType, column: pa.Field, info: TableInfo) -> Any:
         )
     if pa.types.is_boolean(column.type):
         return audformat.Scheme(kind.BOOL)
+    if pa.types.is_integer(column.type):
+        return audformat.Scheme(kind.INTEGER, minimum=0)
     if not pa.types.is_floating(column.type):
         return audformat.Scheme(kind.STRING)
     if column.name == "confidence" or column.name.startswith("p_"):

@@ -122,7 +122,7 @@ def report(
 
 def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: None) -> bytes:
     """Return the page."""
-    style = _read_template("page.css")
+    style = read_template("page.css")
     template = open_templates().get_template("report.html.j2")
     page = template.render(
         figures=figures,
@@ -143,7 +143,7 @@ def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: N
 def open_templates() -> jinja2.Environment:
     """Return the environment of the templates: it escapes every text, and has filters for counts, shares and times."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_template),
+        loader=jinja2.FunctionLoader(read_template),
         autoescape=True,
         finalize=_finalize,
         undefined=jinja2.StrictUndefined,
@@ -164,7 +164,8 @@ def open_templates() -> jinja2.Environment:
     return environment
 
 
-def _read_template(name: str) -> str:
+def read_template(name: str) -> str:
+    """Return the text of a template."""
     return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")
 
 

@@ -6,12 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from emotion_batch.analysis import review_sheet
+from emotion_batch.analysis.listening.review_page import write_page
 from emotion_batch.analysis.review_sample import (
     COLUMNS,
     LEAST_RANDOM,
@@ -24,6 +25,7 @@ from emotion_batch.analysis.review_sample import (
 from emotion_batch.analysis.review_sheet import SheetRow
 from emotion_batch.analysis.scan import read_chunks
 from emotion_batch.errors import IncompleteError, Status, UsageError
+from emotion_batch.settings import MIX
 from emotion_batch.storage import names
 from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.tables import parts, schema
@@ -139,7 +141,7 @@ def review(
     table
         The label table.
     sheet
-        Path or URL of the CSV to write.
+        Path or URL of the CSV to write; or, if it ends with ``.html``, of a page with players that saves the CSV.
     size
         Number of its rows, from 20 to 10,000.
     random
@@ -171,7 +173,10 @@ def review(
         raise IncompleteError(f"table {place.url}: none of its rows has a label yet; run the labelling again")
     data = review_sheet.write_sheet(drawn, str(info.model_id), n_table)
     with explained(f"sheet {folder.url}/{name}"):
-        folder.publish(name, data)
+        if name.lower().endswith((".html", ".htm")):
+            write_page(place, (folder, name), drawn, data, info.labels, (NONE, UNSURE))
+        else:
+            folder.publish(name, data)
     return Sheet(
         table=place.url,
         sheet=os.fspath(sheet),
@@ -247,12 +252,14 @@ def take_review(
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
     labelled = [row for row in valid if answers[row.number] not in apart]
     labelled.sort(key=lambda row: (row.file, found[row.number][1:]))
-    has_segments = info.segments.hop_s is not None
+    has_segments = info.segments.hop_s is not None or info.segments.channels != MIX
     if labelled:
         columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
         if has_segments:
             columns |= {"start_s": [found[row.number][1] for row in labelled]}
             columns |= {"end_s": [found[row.number][2] for row in labelled]}
+        if info.segments.channels != MIX:
+            columns["channel"] = [found[row.number][3] for row in labelled]
         columns["emotion"] = [answers[row.number] for row in labelled]
         if any(row.speaker for row in labelled):
             columns["speaker"] = [row.speaker for row in labelled]
@@ -280,6 +287,15 @@ def take_review(
         n_changed=len(answered) - len(valid),
         precision=tuple(measure_precision(judged, sizes)),
     )
+
+
+class _Found(NamedTuple):
+    """A row of a sheet as the table has it; the label is "" if there is none."""
+
+    emotion: str
+    start_s: float
+    end_s: float | None
+    channel: int | None
 
 
 def _require_labels(place: Folder) -> TableInfo:
@@ -331,15 +347,15 @@ def _read_answers(rows: Sequence[SheetRow], thing: str, labels: Sequence[str]) -
     return answers
 
 
-def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[int, tuple[str, float, float | None]]:
-    """Return a sheet's rows as the table has them, by their number: the label, or "" if there is none, the start and the end.
+def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[int, _Found]:
+    """Return a sheet's rows as the table has them, by their number.
 
     Only the parts of these rows are read. A spreadsheet may have written its own numbers for the start and the end.
     """
     by_shard: dict[int, list[SheetRow]] = {}
     for row in rows:
         by_shard.setdefault(row.shard, []).append(row)
-    columns = ["file", "start_s", "end_s", "status", "emotion"]
+    columns = ["file", "channel", "start_s", "end_s", "status", "emotion"]
 
     def read(shard: int) -> pa.Table | None:
         try:
@@ -347,19 +363,17 @@ def _look_up(place: Folder, info: TableInfo, rows: Sequence[SheetRow]) -> dict[i
         except PartError:
             return None
 
-    found: dict[int, tuple[str, float, float | None]] = {}
+    found: dict[int, _Found] = {}
     for wanted, part in zip(by_shard.values(), parts.read_ahead(read, by_shard, _N_AHEAD), strict=True):
         if part is None:
             continue
         files = pa.array(sorted({row.file for row in wanted}), pa.string())
         mine = part.filter(pc.is_in(part["file"], value_set=files)).to_pydict()
         there = {
-            review_sheet.identify_row(info.model_id, file, start_s): (
-                emotion if status == Status.OK else "",
-                start_s,
-                end_s,
+            review_sheet.identify_row(info.model_id, file, channel, start_s): _Found(
+                emotion if status == Status.OK else "", start_s, end_s, channel
             )
-            for file, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
+            for file, channel, start_s, end_s, status, emotion in zip(*mine.values(), strict=True)
         }
         found |= {row.number: there[row.identity] for row in wanted if row.identity in there}
     return found

@@ -20,7 +20,7 @@ from emotion_batch.errors import UsageError
 # How the intervals are made, for a person.
 METHOD = "stratified sample; 95 % Wilson intervals for its effective size"
 COLUMNS = (
-    *("file", "start_s", "end_s", "status", "emotion", "confidence", "margin"),
+    *("file", "channel", "start_s", "end_s", "status", "emotion", "confidence", "margin"),
     *("is_confident", "is_in_domain", "is_speech"),
 )
 RANDOM, INFORMATIVE = "random", "informative"
@@ -34,7 +34,7 @@ _LEAST_OF_STRATUM = 2
 # Rows with a label, with the number of their stratum, and with a random number from the seed.
 _LABELLED = """
 WITH labelled AS (
-    SELECT *, md5_number_lower(concat_ws('/', $seed, start_s, file)) AS lot, NOT coalesce(is_in_domain, true) AS is_far,
+    SELECT *, md5_number_lower(concat_ws('/', $seed, start_s, channel, file)) AS lot, NOT coalesce(is_in_domain, true) AS is_far,
            2 * len(list_filter($edges, lambda edge: edge <= confidence::DOUBLE)) + coalesce(is_confident, false)::INTEGER AS stratum
     FROM chunk WHERE status = 'ok')"""
 _PARTS = "SELECT count(DISTINCT shard) AS n FROM chunk"
@@ -145,6 +145,7 @@ class Row(NamedTuple):
 
     shard: int
     file: str
+    channel: int | None
     start_s: float
     end_s: float
     emotion: str

@@ -23,7 +23,18 @@ from emotion_batch.errors import UsageError, counted
 from emotion_batch.storage import names
 
 HEADS = (
-    *("file", "start_s", "end_s", "emotion", "confidence", "correct_emotion", "speaker", "margin", "is_in_domain"),
+    *(
+        "file",
+        "channel",
+        "start_s",
+        "end_s",
+        "emotion",
+        "confidence",
+        "correct_emotion",
+        "speaker",
+        "margin",
+        "is_in_domain",
+    ),
     *("part", "stratum", "stratum_rows", "stratum_drawn", "model_id", "key"),
 )
 # The other columns may be missing, because they are not read again.
@@ -60,9 +71,9 @@ class SheetRow:
     speaker: str
 
 
-def identify_row(model_id: str | None, file: str, start_s: float) -> str:
+def identify_row(model_id: str | None, file: str, channel: int | None, start_s: float) -> str:
     """Return the fingerprint of a segment as a model labelled it."""
-    return _digest(model_id, file, float(start_s))[:12]
+    return _digest(model_id, file, float(start_s), *([] if channel is None else [channel]))[:12]
 
 
 def guard(text: str) -> str:
@@ -102,11 +113,12 @@ def write_sheet(drawn: Sequence[DrawnRow], model_id: str, n_table: int) -> bytes
         checked = _digest(
             model_id, n_of, len(drawn), row.shard, n_table, row.file, row.emotion, one.part, stratum, *numbers
         )
-        identity = identify_row(model_id, row.file, row.start_s)
+        identity = identify_row(model_id, row.file, row.channel, row.start_s)
         domain = "" if row.is_in_domain is None else ("yes" if row.is_in_domain else "no")
         writer.writerow(
             [
-                *(guard(row.file), f"{row.start_s:.10g}", f"{row.end_s:.10g}", guard(row.emotion)),
+                *(guard(row.file), "" if row.channel is None else row.channel),
+                *(f"{row.start_s:.10g}", f"{row.end_s:.10g}", guard(row.emotion)),
                 *(f"{row.confidence:.4f}", "", "", f"{row.margin:.4f}", domain, one.part, stratum, *numbers),
                 *(model_id, f"r{n_of}of{len(drawn)}-s{row.shard}-n{n_table}-{identity}-{checked[:8]}"),
             ]

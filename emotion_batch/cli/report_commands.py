@@ -34,9 +34,13 @@ def _run_report(options: argparse.Namespace, said: Said) -> None:
 
 @command(
     "review",
-    "Write a sheet of labels for a person to check, or read it back",
+    "Write a page or a sheet of labels for a person to check, or read it back",
     option("table", "TABLE", "The label table"),
-    option("sheet", "SHEET.csv", "The sheet: a new one, or with --take one that is filled in"),
+    option(
+        "sheet",
+        "SHEET",
+        "PAGE.html with players, which needs no server, or SHEET.csv to write; or with --take the CSV that is filled in",
+    ),
     option("--size", "N", "Number of rows (default 100)", positive),
     option("--random", "N", "How many of them are drawn at random (default: half of them, but at least 20)", whole),
     option("--seed", "N", "Random seed (default 0)", whole),
@@ -83,22 +87,27 @@ def _format_report(made: Report, table: str) -> Result:
 
 def format_sheet(written: Sheet, table: str) -> Result:
     """Return what is to be filled in."""
+    is_page = written.sheet.lower().endswith((".html", ".htm"))
+    sheet = f"{written.sheet.rpartition('.')[0]}.csv" if is_page else written.sheet
+    how = (
+        f"open the page in a browser, press the key of what you hear, and save the sheet as {sheet}"
+        if is_page
+        else f"fill in correct_emotion: {', '.join(written.labels)}, none where there is no emotion to hear, or ? where "
+        "you cannot tell; and speaker, if you know it"
+    )
     lines: list[Line | Grid | str] = [
         title(
             f"{written.sheet}: {written.n_rows:,} of {counted(written.n_table, 'label')} of {written.table}, "
             f"{written.n_random:,} of them drawn at random"
         ),
         f"  the recordings lie below {written.source}",
-        (
-            f"  fill in correct_emotion: {', '.join(written.labels)}, none where there is no emotion to hear, or ? where "
-            "you cannot tell; and speaker, if you know it"
-        ),
+        f"  {how}",
         "  rows may stay empty; if you stop halfway, you have still checked a random sample",
     ]
     if written.n_parts_missing:
         missing = counted(written.n_parts_missing, "part")
         lines.append(warn(f"  missing, out of date or damaged: {missing} of the table; `resume` makes them again"))
-    return Result(*lines, next_step(format_command("review", table, written.sheet, options=("--take",))))
+    return Result(*lines, next_step(format_command("review", table, sheet, options=("--take",))))
 
 
 def format_review(found: Review) -> Result:

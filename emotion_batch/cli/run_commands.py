@@ -250,6 +250,9 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
         shares = [(words.get(name, name), f"{n:,}", f"{n / counts.n_ok:.1%}") for name, n in counts.by_label.items()]
         blocks.append(Grid("<>>", shares))
     blocks += [f"  {line}" for line in (*_format_heard(summary), *_format_trust(counts))]
+    if spent.n_mixed:
+        whose = f"{counted(spent.n_mixed, 'recording')} with channels that differ"
+        blocks.append(warn(f"  {whose} were heard as a mix; --channels each labels each channel, in another table"))
     if summary.model:
         blocks.append(f"  {summary.model}")
     if spent.n_isolated:
@@ -309,8 +312,13 @@ def _format_labels(found: Sequence[SegmentLabel]) -> Result:
     """Return one label with all its probabilities, or a line for each of several."""
     name = found[0].file
     if len(found) > 1:
-        rows = [(f"{one.start_s:.3f}", *_format_segment(one)) for one in found]
-        return Result(title(name), Grid(">><<<", rows))
+        marks = [[] if one.channel is None else [f"channel {one.channel}"] for one in found]
+        n_marks = max(map(len, marks))
+        rows = [
+            (*(mark or [""] * n_marks), f"{one.start_s:.3f}", *_format_segment(one))
+            for mark, one in zip(marks, found, strict=True)
+        ]
+        return Result(title(name), Grid("<" * n_marks + ">><<<", rows))
     (one,) = found
     if one.status != "ok":
         return Result(f"{name}  {one.status}: {one.error}")

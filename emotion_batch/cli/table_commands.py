@@ -22,7 +22,7 @@ from emotion_batch.cli.console import (
     title,
     warn,
 )
-from emotion_batch.cli.options import COMMON, TABLE, command, option, pick_options, switch
+from emotion_batch.cli.options import COMMON, TABLE, command, number, option, pick_options, switch
 from emotion_batch.errors import Status, UsageError, counted, format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -140,15 +140,23 @@ def _cell(value: Any) -> str:
 
 @command(
     "export",
-    "Write a table as a few large Parquet files, CSV or audformat",
+    "Write a table as Parquet, CSV or audformat, or for programs in which people listen",
     TABLE,
     option("folder", "FOLDER", "A new or empty folder; it appears whole or not at all"),
     option(
         "--format",
         None,
-        "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments (default parquet)",
-        choices=("parquet", "csv", "audformat"),
+        "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments; audacity, textgrid, vtt, "
+        "rttm: a file for each recording, with a track for each channel (default parquet)",
+        choices=("parquet", "csv", "audformat", "audacity", "textgrid", "vtt", "rttm"),
         default="parquet",
+    ),
+    option(
+        "--min-confidence",
+        "P",
+        "For the last four: leave out labels with a lower confidence (default 0)",
+        number,
+        default=0.0,
     ),
     switch("--partial", "Export what is there, even if parts of the table are missing"),
     switch("--force", "Replace the export that is there"),
@@ -162,7 +170,7 @@ def _run_export(options: argparse.Namespace, said: Said) -> None:
         options.folder,
         file_format=options.format,
         watcher=said.watcher(),
-        **pick_options(options, "partial", "force", "storage_options"),
+        **pick_options(options, "min_confidence", "partial", "force", "storage_options"),
     )
     said.answer(found, _format_export(found))
 
@@ -173,7 +181,8 @@ def _format_export(found: Exported) -> Result:
     next_command = {
         "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
         "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",
-    }.get(found.file_format, f"head {folder}/*.csv")
+        "csv": f"head {folder}/*.csv",
+    }.get(found.file_format, f"ls -R {folder}")
     return Result(
         next_step(next_command),
         title(

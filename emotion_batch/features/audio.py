@@ -1,7 +1,7 @@
-"""Open a recording by its content, and read stretches of it as mono float32 samples at a given rate.
+"""Open a recording by its content, and read stretches of it, or of its channels, as float32 samples at a given rate.
 
 The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: the mean over channels makes it mono, and soxr ("HQ")
-resamples. A recording sounds like what FFmpeg decodes. If libsndfile decodes the same, it is asked first, because it costs less.
+resamples. A channel is one of ``librosa.load(f, mono=False, ...)``. A recording sounds like what FFmpeg decodes. If libsndfile decodes the same, it is asked first, because it costs less.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from emotion_batch.errors import RecordingError, Status
 from emotion_batch.features import containers, extents, wav
 from emotion_batch.features.containers import ReadAt
 from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder, NamelessFile
+from emotion_batch.settings import MIX
 
 # libsndfile decodes these containers and subtypes completely, with the same samples as FFmpeg:
 # https://libsndfile.github.io/libsndfile/formats.html
@@ -52,6 +53,8 @@ _BLOCK_VALUES = 2**21
 _WHOLE_BYTES, _HEADER_BYTES = 2**18, 2**12
 # No recording has a rate outside these. At a lower rate a few minutes would become years, and millions of windows.
 _MIN_RATE_HZ, _MAX_RATE_HZ = 100, 768_000
+# Channels of a mix differ if the correlation of two of the first few is lower.
+_LEAST_CORRELATION, _MOST_COMPARED = 0.9, 8
 # Each thread keeps the filters of this many rates. An archive rarely has more.
 _MAX_STREAMS = 8
 _local = threading.local()
@@ -67,15 +70,20 @@ class Header:
 
 
 class Stretch(NamedTuple):
-    """Mono samples, shape (n_samples,), at least one, not necessarily finite, and their rate.
+    """The samples of each channel that was asked for, shape (n_samples,), at least one, not necessarily finite, and their rate.
 
-    `start` is the recording's frame at which they begin, and `end_s` where they end in it, in seconds.
+    A mix is one channel. `start` is the recording's frame at which they begin, and `end_s` where they end in it, in seconds.
     """
 
-    samples: npt.NDArray[np.float32]
+    channels: Sequence[npt.NDArray[np.float32]]
     sample_rate_hz: int
     start: int
     end_s: float
+
+    @property
+    def samples(self) -> npt.NDArray[np.float32]:
+        """The samples of the mix, or of the first channel."""
+        return self.channels[0]
 
 
 class _Decoder(Protocol):
@@ -95,7 +103,7 @@ class _StoppedError(Exception):
 
 
 class Recording:
-    """An open recording, which `opened` makes; `header` is what it says of itself.
+    """An open recording, which `opened` makes; `header` is what it says of itself, and `channels` which ones it has of those asked for.
 
     `there` is the number of frames that exist. If only a few of the promised ones are missing, the file does not count as cut.
     The default duration is that of the promised frames. `instead` opens the decoder that continues if the first one stops. A
@@ -108,6 +116,7 @@ class Recording:
         there: int | None = None,
         duration_s: float | None = None,
         instead: Callable[[], _Decoder] | None = None,
+        channels: str | Sequence[int] = MIX,
     ) -> None:
         rate = decoder.samplerate
         _check_rate(rate)
@@ -115,12 +124,18 @@ class Recording:
             decoder.frames = there
         self._decoder = decoder
         self._instead = instead
-        self._kept = np.empty(0, np.float32)
+        self.is_mix = channels == MIX
+        there_are = range(decoder.channels)
+        self.channels = list(there_are) if isinstance(channels, str) else [one for one in channels if one in there_are]
+        n_kept = 1 if self.is_mix else len(self.channels)
+        self._kept = np.empty((n_kept, 0), np.float32)
         self._kept_start = 0
+        # Sums over the frames of a mix: see `has_other_channels`.
+        self._products = np.zeros((1 + min(decoder.channels, _MOST_COMPARED),) * 2)
         self.header = Header(decoder.frames / rate if duration_s is None else duration_s, rate, decoder.channels)
 
     def read(self, start_s: float, duration_s: float, *, sample_rate: int | None) -> Stretch:
-        """Read a stretch as mono samples at a rate in Hz, or the recording's own; it ends early if the recording does.
+        """Read a stretch at a rate in Hz, or the recording's own; it ends early if the recording does.
 
         Stretches are read in the order of their starts. Audio that overlaps is decoded once, and memory depends on the
         length of a stretch, not of the recording. Raises RecordingError: ``empty``, ``too_short``, ``truncated`` or
@@ -129,7 +144,8 @@ class Recording:
         rate = self._decoder.samplerate
         # int() and not round(), because librosa.load does so.
         start, wanted = int(start_s * rate), int(duration_s * rate)
-        mono = self._read_mono(start, start + wanted)
+        samples = self._read_frames(start, start + wanted)
+        n_there = samples.shape[1]
         # Some recordings do not say their length, so the end is known only now.
         n_frames = self._decoder.frames
         if not n_frames:
@@ -139,22 +155,33 @@ class Recording:
                 Status.TOO_SHORT, f"the recording ends at {n_frames / rate:.3f} s, its segment starts at {start_s:g} s"
             )
         end = min(start + wanted, n_frames)
-        n_missing = end - start - len(mono)
-        if n_missing > _MOST_MISSING_S * rate or not len(mono):
+        n_missing = end - start - n_there
+        if n_missing > _MOST_MISSING_S * rate or not n_there:
             raise RecordingError(
                 Status.TRUNCATED,
                 f"the segment goes to {end / rate:.3f} s, the file is cut at {(end - n_missing) / rate:.3f} s",
             )
-        end_s = start_s + duration_s if len(mono) == wanted else (start + len(mono)) / rate
+        end_s = start_s + duration_s if n_there == wanted else (start + n_there) / rate
         read_hz = rate if sample_rate is None else sample_rate
-        return Stretch(resample(mono, rate, read_hz), read_hz, start, end_s)
+        return Stretch([resample(one, rate, read_hz) for one in samples], read_hz, start, end_s)
 
-    def _read_mono(self, start: int, end: int) -> npt.NDArray[np.float32]:
-        """Return frames from `start` to `end`, mixed; frames that the last call decoded are reused."""
+    @property
+    def has_other_channels(self) -> bool:
+        """Whether what was read is a mix of channels that differ: the correlation of the first with another is below 0.9."""
+        n_frames, sums = self._products[0, 0], self._products[0, 1:]
+        spread = self._products[1:, 1:] - np.outer(sums, sums) / max(n_frames, 1)
+        power = np.maximum(np.diagonal(spread), 0)
+        least = _LEAST_CORRELATION * np.sqrt(power[:1] * power)
+        # If one of the channels is silent, they differ; if both are, they do not.
+        is_other = (spread[0] < least) | ((power > 0) != (power[:1] > 0))
+        return bool(is_other[1:].any())
+
+    def _read_frames(self, start: int, end: int) -> npt.NDArray[np.float32]:
+        """Return frames from `start` to `end`, shape (n_channels, n_frames); those that the last call decoded are reused."""
         skipped = start - self._kept_start
-        kept = self._kept[skipped:] if 0 <= skipped < len(self._kept) else self._kept[:0]
+        kept = self._kept[:, skipped:] if 0 <= skipped < self._kept.shape[1] else self._kept[:, :0]
         parts = [kept]
-        at = start + len(kept)
+        at = start + kept.shape[1]
         n_block = max(1, _BLOCK_VALUES // self._decoder.channels)
         while at < (stop := min(end, self._decoder.frames)):
             n_frames = min(n_block, stop - at)
@@ -167,15 +194,28 @@ class Recording:
                     ) from error
                 # The other decoder reads the whole stretch.
                 self._decoder, self._instead = self._instead(), None
-                self._kept = self._kept[:0]
-                return self._read_mono(start, end)
-            parts.append(_mix(block))
+                self._kept = self._kept[:, :0]
+                return self._read_frames(start, end)
+            parts.append(self._pick(block))
             at += len(block)
             if len(block) < n_frames:
                 break
-        mono = parts[1] if len(parts) == 2 and not len(kept) else np.concatenate(parts)[: end - start]
-        self._kept, self._kept_start = mono, start
-        return mono
+        is_one = len(parts) == 2 and not kept.shape[1]
+        frames = parts[1] if is_one else np.concatenate(parts, axis=1)[:, : end - start]
+        self._kept, self._kept_start = frames, start
+        return frames
+
+    def _pick(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the wanted channels of decoded frames, shape (n_channels, n_frames)."""
+        if not self.is_mix:
+            return np.ascontiguousarray(block[:, self.channels].T)
+        if block.shape[1] > 1:
+            some = block[:, :_MOST_COMPARED]
+            sums = np.ones(len(some), np.float32) @ some
+            self._products[0, 0] += len(some)
+            self._products[0, 1:] += sums
+            self._products[1:, 1:] += some.T @ some
+        return _mix(block)[np.newaxis]
 
 
 class _Libsndfile:
@@ -210,8 +250,8 @@ class _Libsndfile:
 
 
 @contextlib.contextmanager
-def opened(source: int | bytes | ReadAt, n_bytes: int) -> Iterator[Recording]:
-    """Open a recording by its content, whatever its name; `n_bytes` is the length of the file.
+def opened(source: int | bytes | ReadAt, n_bytes: int, channels: str | Sequence[int] = MIX) -> Iterator[Recording]:
+    """Open a recording by its content, whatever its name; `n_bytes` is the length of the file, `channels` as in `Segments`.
 
     The source is a file descriptor that is open for reading and stays open, the whole file's bytes, or a function of an offset
     and a size that returns bytes of a file elsewhere, fewer at its end.
@@ -222,10 +262,10 @@ def opened(source: int | bytes | ReadAt, n_bytes: int) -> Iterator[Recording]:
     read_at = _reading(source, n_bytes)
     wave = wav.open_plain(read_at, n_bytes)
     if wave is not None:
-        yield Recording(wave, wave.there)
+        yield Recording(wave, wave.there, channels=channels)
         return
     with contextlib.ExitStack() as stack:
-        yield _open(stack, source, read_at, n_bytes)
+        yield _open(stack, source, read_at, n_bytes, channels)
 
 
 def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
@@ -244,7 +284,13 @@ def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
     return read_at
 
 
-def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: ReadAt, n_bytes: int) -> Recording:
+def _open(
+    stack: contextlib.ExitStack,
+    source: int | bytes | ReadAt,
+    read_at: ReadAt,
+    n_bytes: int,
+    channels: str | Sequence[int],
+) -> Recording:
     """Open a recording that is not a plain WAV; `stack` closes it."""
     start = containers.find_start(read_at)
     if start:
@@ -257,7 +303,7 @@ def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: Re
 
         wave = wav.open_plain(read_at, n_bytes)
         if wave is not None:
-            return Recording(wave, wave.there)
+            return Recording(wave, wave.there, channels=channels)
     container = containers.identify_container(read_at, n_bytes)
 
     def by_ffmpeg() -> FFmpegDecoder:
@@ -274,11 +320,11 @@ def _open(stack: contextlib.ExitStack, source: int | bytes | ReadAt, read_at: Re
         # libsndfile takes a length of 0 that was never filled in for an empty file.
         if sound is not None and (sound.frames or extent is None or not extent.promised):
             instead = None if container is None else by_ffmpeg
-            return Recording(_Libsndfile(sound, extent), sound.frames, instead=instead)
+            return Recording(_Libsndfile(sound, extent), sound.frames, instead=instead, channels=channels)
     if container is None:
         raise containers.not_audio()
     found = by_ffmpeg()
-    return Recording(found, duration_s=found.duration_s)
+    return Recording(found, duration_s=found.duration_s, channels=channels)
 
 
 def _open_libsndfile(

@@ -209,7 +209,7 @@ def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
         **{f"p_{label}": found.probabilities[:, number] for number, label in enumerate(labels)},
     }
     schema = label_schema(labels)
-    columns = {name: features[name] for name in ("file", "start_s", "end_s", "status", "error")}
+    columns = {name: features[name] for name in ("file", "channel", "start_s", "end_s", "status", "error")}
     for name, values in made.items():
         columns[name] = _spread(values, is_ok, schema.field(name).type)
     return pa.table(columns, schema=schema)

@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from emotion_batch.errors import UsageError, counted
 from emotion_batch.settings import Segments
+from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.tables.shard_entries import (
     FOLDER,
@@ -122,6 +124,15 @@ class Manifest:
                 data = memoryview(self._folder.read_range(file, start, stop))
             for where in neighbours:
                 yield decode_entries(self._table, where, data[where.start - start : where.stop - start])
+
+    def find(self, files: Sequence[str], shards: Sequence[int] | None = None) -> list[Entry]:
+        """Return the entries of recordings, in the order in which these are given; `shards` are those that they are in."""
+        wanted = pa.array(sorted({*files}), pa.string())
+        found: dict[str, Entry] = {}
+        for batch in self.entries(sorted(self.shards) if shards is None else shards):
+            for columns in batch.filter(pc.is_in(batch["file"], value_set=wanted)).to_pylist():
+                found[columns["file"]] = Entry(**columns)
+        return [found[file] for file in files]
 
     def grow(
         self,

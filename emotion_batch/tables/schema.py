@@ -18,11 +18,12 @@ from emotion_batch.settings import AnySettings, Segments
 FEATURES = "features"
 LABELS = "labels"
 # The version of each kind's columns.
-SCHEMA_VERSIONS = {FEATURES: 1, LABELS: 2}
+SCHEMA_VERSIONS = {FEATURES: 2, LABELS: 3}
 LEDGER = "_table"
 INFO = f"{LEDGER}/table.json"
 _COMMON = (
     pa.field("file", pa.string(), nullable=False),
+    pa.field("channel", pa.int16()),
     pa.field("start_s", pa.float64()),
     pa.field("end_s", pa.float64()),
     pa.field("status", pa.string(), nullable=False),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.errors import DamagedError, IncompleteError, Status, counted
 from emotion_batch.features import recipes
-from emotion_batch.settings import Segments
+from emotion_batch.settings import MIX, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import find_strangers, require_generations
@@ -187,13 +189,24 @@ def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: 
 
 
 def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
-    """Return which recording lacks a segment or has one twice."""
-    starts: Iterator[float] = iter(())
-    last = None
-    for file, start_s in zip(rows["file"].to_pylist(), rows["start_s"].to_pylist(), strict=True):
-        if file != last:
-            last, starts = file, segments.starts()
-        expected = next(starts, None)
-        if start_s != expected:
-            return f"{file!r} must have each segment once and in order, and has one at {start_s} s"
+    """Return which recording lacks a segment, or a channel of one, or has one twice."""
+    columns = (rows[name].to_pylist() for name in ("file", "start_s", "channel", "status"))
+    for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+        first: list[int | None] | None = None
+        is_ended = False
+        starts = segments.starts()
+        for start_s, here in groupby(own, key=itemgetter(1)):
+            found = [(channel, status) for _, _, channel, status in here]
+            # A recording has a row for each channel that was asked for and that it lacks, at its first start.
+            channels = [one for one, status in found if first is not None or one is None or status != Status.UNREADABLE]
+            first = channels if first is None else first
+            # A row without a channel is that of a mix, or the last one, for the rest of a recording that failed.
+            is_rest = segments.channels != MIX and channels == [None]
+            if is_ended or start_s != next(starts, None) or not (is_rest or channels == first) or _repeats(found):
+                return f"{file!r} must have each segment once and in order, and has one at {start_s} s"
+            is_ended = is_rest
     return None
+
+
+def _repeats(found: list[tuple[int | None, str]]) -> bool:
+    return len({channel for channel, _ in found}) < len(found)

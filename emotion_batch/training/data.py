@@ -190,13 +190,13 @@ def read_dataset(
     labeller = read_labels(labels)
     if isinstance(labeller, LabelTable):
         labeller.settle(_read_files(table, info, shards), info.source)
-    columns = ["file", "start_s", "end_s", "status", "duration_s", *recipes.names(info.feature_settings)]
+    columns = ["file", "channel", "start_s", "end_s", "status", "duration_s", *recipes.names(info.feature_settings)]
     expected = {clean(word) for word in (*(known_labels or familiar_labels), *(label_map or {}))}
     words: dict[str, int] = {}
     left_out: Counter[str] = Counter()
     n_failed = n_ok = n_recordings = n_unlabelled = 0
     unlabelled = ""
-    files, starts, durations, levels = [], [], [], []
+    files, starts, channels, durations, levels = [], [], [], [], []
     targets: list[npt.NDArray[np.int64]] = []
     speakers: list[str] = []
     for shard in shards:
@@ -204,7 +204,7 @@ def read_dataset(
         is_ok = pc.equal(rows["status"], Status.OK)
         n_failed += rows.num_rows - pc.sum(is_ok).as_py()
         # Failed rows count as found, because the label table did not cause the failure.
-        segments = zip(*(rows[name].to_pylist() for name in ("file", "start_s", "end_s")), strict=True)
+        segments = zip(*(rows[name].to_pylist() for name in ("file", "start_s", "end_s", "channel")), strict=True)
         found = [one for one, ok in zip(starmap(labeller, segments), is_ok.to_pylist(), strict=True) if ok]
         rows = rows.filter(is_ok)
         names_here = rows["file"].to_pylist()
@@ -234,13 +234,15 @@ def read_dataset(
         on_rows(rows)
         files += rows["file"].chunks
         starts += rows["start_s"].chunks
+        channels += rows["channel"].chunks
         durations.append(rows["duration_s"].to_numpy().astype(np.float32))
         levels.append(recipes.level(rows, info.feature_settings))
         targets.append(numbers[is_used])
         speakers += [one.speaker or "" for one, used in zip(found, is_used, strict=True) if one is not None and used]
     names = pa.chunked_array(files, pa.string())
-    by_name = pa.table({"file": names, "start_s": pa.chunked_array(starts, pa.float64())})
-    order = pc.sort_indices(by_name, sort_keys=[("file", "ascending"), ("start_s", "ascending")])
+    columns_of = {"start_s": pa.chunked_array(starts, pa.float64()), "channel": pa.chunked_array(channels, pa.int16())}
+    by_name = pa.table({"file": names, **columns_of})
+    order = pc.sort_indices(by_name, sort_keys=[(name, "ascending") for name in by_name.column_names])
     numbers = np.concatenate([np.zeros(0, np.int64), *targets])
     notes = []
     if isinstance(labeller, LabelTable) and (unfound := labeller.describe_unfound()):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import RecordingError, StorageError, UsageError, counted
@@ -21,7 +20,6 @@ from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.archive import find_base
-from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
 from emotion_batch.tables import inventory
@@ -273,7 +271,7 @@ def _judge_robustness(
     reason = ""
     try:
         base = find_base(info.source, table.options)
-        entries = _find_entries(manifest, files)
+        entries = manifest.find(files)
         # It decodes as a worker does, so that it gives the table's own features.
         with threadpool_limits(1), reading(base, info.segments) as reader:
             for row, (entry, fetched) in zip(chosen, reader.ahead(entries), strict=True):
@@ -318,16 +316,6 @@ def _choose(data: Dataset, n_recordings: int) -> list[int]:
         place[is_own] = (np.arange(is_own.sum()) + 0.5) / is_own.sum()
     chosen: list[int] = rows[np.argsort(place, kind="stable")[:n_recordings]].tolist()
     return chosen
-
-
-def _find_entries(manifest: Manifest, files: Sequence[str]) -> list[Entry]:
-    """Return the manifest's entries of recordings, in the order in which these are given."""
-    wanted = pa.array(files, pa.string())
-    found: dict[str, Entry] = {}
-    for batch in manifest.entries(sorted(manifest.shards)):
-        for columns in batch.filter(pc.is_in(batch["file"], value_set=wanted)).to_pylist():
-            found[columns["file"]] = Entry(**columns)
-    return [found[file] for file in files]
 
 
 def _vary(

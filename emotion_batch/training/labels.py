@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ _VOICES = {
     "crema-d": ("English", None),
     "nemo": ("Polish", None),
 }
-_COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s")
+_COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s", "channel")
 # Starts of segments are equal within a millisecond, and ends within the difference between decoders.
 _STARTS_PER_S, _END_S = 1_000, 0.05
 _MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
@@ -79,11 +79,8 @@ class Reference(NamedTuple):
     speaker: str | None
 
 
-class Labeller(Protocol):
-    """Gives the reference labels of recordings."""
-
-    def __call__(self, file: str, start_s: float | None = None, end_s: float | None = None) -> Reference | None:
-        """Return the label of a segment of a recording, None if there is none."""
+# Returns the reference label of a segment, given the name of its recording and perhaps start, end and channel; None if there is none.
+Labeller = Callable[..., Reference | None]
 
 
 def read_labels(source: str) -> Labeller:
@@ -91,7 +88,7 @@ def read_labels(source: str) -> Labeller:
 
     `source` is a corpus whose file names state labels (``tess``, ``ravdess``, ``emodb``, ``savee``, ``crema-d``, ``nemo``; the words
     are the corpus's own), ``folder``, ``table:FILE`` (a `LabelTable`: CSV or Parquet with the columns
-    ``file``, ``emotion`` and perhaps ``speaker``, ``start_s`` and ``end_s``) or ``regex:PATTERN`` (with the group
+    ``file``, ``emotion`` and perhaps ``speaker``, ``start_s``, ``end_s`` and ``channel``) or ``regex:PATTERN`` (with the group
     ``emotion`` and perhaps ``speaker``). It raises UsageError if it is none of these, or its table or pattern cannot be
     used.
     """
@@ -126,22 +123,25 @@ class _TableRow:
     file: str
     start_s: float | None
     end_s: float | None
+    channel: int | None
     reference: Reference
     is_found: bool = False
 
     def __str__(self) -> str:
-        return repr(self.file) + ("" if self.start_s is None else f" at {self.start_s:g} s")
+        channel = "" if self.channel is None else f", channel {self.channel}"
+        return repr(self.file) + ("" if self.start_s is None else f" at {self.start_s:g} s") + channel
 
 
-# The rows about one recording, by where they start in milliseconds; None for the whole of it.
-_Rows = dict[int | None, list[_TableRow]]
+# The rows about one recording, by where they start in milliseconds and their channel; None for the whole of it, and all channels.
+_Rows = dict[tuple[int | None, int | None], list[_TableRow]]
 
 
 class LabelTable:
     """Reference labels that a table gives to recordings, or to segments of them.
 
     A segment is found by its start and, if the table has one, by its end, because a label of another stretch is no label. A
-    row without a start labels all segments of its recording that have no row of their own. `thing` is what an error calls
+    row without a start labels all segments of its recording that have no row of their own, and one without a channel all channels
+    that have none. `thing` is what an error calls
     the table. It raises UsageError if the table gives one recording or one segment two labels.
     """
 
@@ -176,18 +176,21 @@ class LabelTable:
                     continue
             self._rows.append(row)
 
-    def __call__(self, file: str, start_s: float | None = None, end_s: float | None = None) -> Reference | None:
-        """Return the label of a segment of a recording, None if there is none."""
+    def __call__(
+        self, file: str, start_s: float | None = None, end_s: float | None = None, channel: int | None = None
+    ) -> Reference | None:
+        """Return the label of a segment of a recording, or of one of its channels; None if there is none."""
         rows = self._as_written.get(file)
         if rows is None and self._by_key:
             rows = self._by_key.get(names.find_key(file, self._base))
         if rows is None:
             return None
-        found = _find_row(rows, start_s, end_s) or _find_row(rows, None, None)
-        if found is None:
-            return None
-        found.is_found = True
-        return found.reference
+        for stretch in ((start_s, end_s), (None, None)):
+            for one in dict.fromkeys((channel, None)):
+                if (found := _find_row(rows, *stretch, one)) is not None:
+                    found.is_found = True
+                    return found.reference
+        return None
 
     def describe_unfound(self) -> str:
         """Return a sentence about rows that found no recording or segment, or repeat another row; "" if there are none."""
@@ -203,24 +206,24 @@ class LabelTable:
     def _add(self, rows: _Rows, row: _TableRow) -> bool:
         """Add a row to those about its recording, unless it is there; return whether it was not."""
         at = None if row.start_s is None else round(row.start_s * _STARTS_PER_S)
-        same = _find_row(rows, row.start_s, row.end_s)
+        same = _find_row(rows, row.start_s, row.end_s, row.channel)
         if same is None:
-            rows.setdefault(at, []).append(row)
+            rows.setdefault((at, row.channel), []).append(row)
             return True
         if same.reference != row.reference:
-            thing = "recording" if at is None else "segment"
-            raise UsageError(f"{self._thing}: two different labels for the {thing} {row}; keep one of them")
+            thing = f"{'recording' if at is None else 'segment'} {row}"
+            raise UsageError(f"{self._thing}: two different labels for the {thing}; keep one of them")
         self._n_repeated += 1
         return False
 
 
-def _find_row(rows: _Rows, start_s: float | None, end_s: float | None) -> _TableRow | None:
+def _find_row(rows: _Rows, start_s: float | None, end_s: float | None, channel: int | None) -> _TableRow | None:
     """Return the row about a segment, or about the whole recording; one without an end is about any that starts there."""
     if start_s is None:
-        return next(iter(rows.get(None, ())), None)
+        return next(iter(rows.get((None, channel), ())), None)
     at = round(start_s * _STARTS_PER_S)
     for near in (at, at - 1, at + 1):
-        for row in rows.get(near, ()):
+        for row in rows.get((near, channel), ()):
             if row.end_s is None or end_s is None or abs(row.end_s - end_s) <= _END_S:
                 return row
     return None
@@ -271,9 +274,9 @@ def map_labels(
     """
     numbers = {names.clean(label): number for number, label in enumerate(known_labels)}
     words = list(emotions)
-    targets = np.array([numbers.get(label_map.get(word, word), -1) for word in words], np.int64)
+    targets = [numbers.get(label_map.get(word, word), -1) for word in words]
     left_out = Counter(word for word, target in zip(words, targets, strict=True) if target < 0)
-    return targets, dict(sorted(left_out.items()))
+    return np.array(targets, np.int64), dict(sorted(left_out.items()))
 
 
 def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
@@ -286,8 +289,7 @@ def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
             raise ValueError(f"{wrong[0]!r} as a word")
         return value
     if name.lower().endswith(".csv"):
-        rows = csv.DictReader(io.StringIO(text))
-        return [(row["from"], row["to"] or "") for row in rows]
+        return [(row["from"], row["to"] or "") for row in csv.DictReader(io.StringIO(text))]
     pairs = []
     for line in filter(str.strip, text.splitlines()):
         word, equals, label = line.partition("=")
@@ -356,12 +358,8 @@ def _by_pattern(pattern: re.Pattern[str], file: str) -> Reference | None:
     return Reference(match["emotion"], match["speaker"] if "speaker" in pattern.groupindex else None)
 
 
-def _by_name(
-    label: Callable[[str], Reference | None],
-    file: str,
-    start_s: float | None = None,  # noqa: ARG001 as all labellers: a name says the same of all segments
-    end_s: float | None = None,  # noqa: ARG001
-) -> Reference | None:
+def _by_name(label: Callable[[str], Reference | None], file: str, *_segment: object) -> Reference | None:
+    # A name says the same of all segments.
     found = label(file)
     return None if found is None else _clean(found.emotion, found.speaker)
 
@@ -397,8 +395,7 @@ def _take(thing: str, heads: Sequence[str]) -> list[str]:
     """Return the columns that are read; raise UsageError if one that must be there is not."""
     if missing := [column for column in ("file", "emotion") if column not in heads]:
         raise UsageError(
-            f"{thing}: the column {missing[0]!r} is missing; its columns are {', '.join(heads)}, and it may have file, emotion, speaker, "
-            "start_s and end_s"
+            f"{thing}: the column {missing[0]!r} is missing; its columns are {', '.join(heads)}, and it may have {', '.join(_COLUMNS)}"
         )
     return [column for column in _COLUMNS if column in heads]
 
@@ -418,13 +415,17 @@ def _read_columns(thing: str, text: str) -> dict[str, list[str]]:
 
 def _table_rows(thing: str, cells: Iterable[Sequence[str | None]]) -> Iterator[_TableRow]:
     """Yield the rows that have a name and a label."""
-    for file, emotion, speaker, start, end in cells:
+    for file, emotion, speaker, start, end, channel in cells:
         found = _clean(names.bare(emotion or ""), names.bare(speaker or ""))
         if file and file.strip() and found is not None:
-            yield _TableRow(file, _read_seconds(thing, file, start), _read_seconds(thing, file, end), found)
+            number = _read_number(thing, file, channel)
+            if number is not None and number != int(number):
+                raise UsageError(f"{thing}: channel must be a whole number: {channel!r} for {file!r}")
+            start_s, end_s = _read_number(thing, file, start), _read_number(thing, file, end)
+            yield _TableRow(file, start_s, end_s, None if number is None else int(number), found)
 
 
-def _read_seconds(thing: str, file: str, cell: str | None) -> float | None:
+def _read_number(thing: str, file: str, cell: str | None) -> float | None:
     if not (cell or "").strip():
         return None
     try:
@@ -432,7 +433,7 @@ def _read_seconds(thing: str, file: str, cell: str | None) -> float | None:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise UsageError(f"{thing}: start_s and end_s must be seconds: {cell!r} for {file!r}")
+        raise UsageError(f"{thing}: start_s, end_s and channel must be numbers: {cell!r} for {file!r}")
     return seconds
 
 

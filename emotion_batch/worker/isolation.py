@@ -126,6 +126,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
                     about = json.loads(message[1:])
                     current().read_bytes += about["read_bytes"]
                     current().n_retries += about["n_retries"]
+                    current().n_mixed += about["n_mixed"]
                     is_full = about["is_full"]
                     current().time(left[n_done].file, time.perf_counter() - asked)
                     yield from rows
@@ -156,11 +157,11 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
 
 def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:
     """Return the row for the rest of a recording after `rows`; None if there is no rest."""
-    start_s = next(islice(segments.starts(), len(rows), None), None)
+    start_s = next(islice(segments.starts(), len({row.start_s for row in rows}), None), None)
     duration_s = rows[-1].duration_s if rows else None
     if start_s is None or (rows and duration_s is not None and start_s >= duration_s):
         return None
-    return FeatureRow(entry.file, start_s, None, status, reason, None, None, None, None)
+    return FeatureRow(entry.file, None, start_s, None, status, reason, None, None, None, None)
 
 
 class _Child:
@@ -261,7 +262,7 @@ def _encode(row: FeatureRow) -> bytes:
 def _decode(data: bytes, settings: AnySettings) -> FeatureRow:
     head, _, values_bytes = data.partition(b"\n")
     values: list[Any] = json.loads(head)
-    values[3] = Status(values[3])
+    values[4] = Status(values[4])
     return FeatureRow._make([*values, recipes.decode(values_bytes, settings)])
 
 
@@ -284,8 +285,8 @@ def serve_parent(descriptor: int) -> None:
                     peak_bytes = _bytes(resource.getrusage(resource.RUSAGE_SELF))
                     # The child ends if it is full, because the next recording would be blamed for this memory.
                     is_full = peak_bytes > max(_MEMORY_SHARE * job.limits.memory_bytes, first_bytes)
-                    end = {"read_bytes": spent.read_bytes, "n_retries": spent.n_retries, "is_full": is_full}
-                    connection.send_bytes(_END + json.dumps(end).encode())
+                    counts = {name: getattr(spent, name) for name in ("read_bytes", "n_retries", "n_mixed")}
+                    connection.send_bytes(_END + json.dumps({**counts, "is_full": is_full}).encode())
     except StorageError as error:
         connection.send_bytes(_FAILED + json.dumps({"text": str(error), "is_transient": error.is_transient}).encode())
     except (EOFError, BrokenPipeError, ConnectionResetError):

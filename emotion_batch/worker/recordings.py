@@ -7,17 +7,18 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from emotion_batch import usage
-from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError
+from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError, counted
 from emotion_batch.features import audio, recipes
-from emotion_batch.settings import AnySettings, Segments
+from emotion_batch.settings import MIX, AnySettings, Segments
 from emotion_batch.storage.entries import Entry, locate_local
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.storage.prefetch import Fetched, RemoteFile, reading
@@ -30,6 +31,7 @@ class FeatureRow(NamedTuple):
     """One row of a feature table, in its columns' order; the last are as many columns as the recipe has."""
 
     file: str
+    channel: int | None
     start_s: float
     end_s: float | None
     status: Status
@@ -104,7 +106,7 @@ def extract_recording(
     settings: AnySettings,
     segments: Segments,
 ) -> Iterator[FeatureRow]:
-    """Yield the rows of one recording: one a segment, and one for the rest if it fails.
+    """Yield the rows of one recording: one a segment and channel, and one for the rest if it fails.
 
     `fetched` returns a recording of a store; it is None for a file. Raise StorageError if the place fails and not the recording.
     """
@@ -112,8 +114,23 @@ def extract_recording(
     start_s = next(segments.starts())
     read_to_s = 0.0
     try:
-        with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
-            header, windows = recording.header, recipes.Windows(settings)
+        with (
+            _source(entry, archive, fetched) as (source, n_bytes),
+            audio.opened(source, n_bytes, segments.channels) as recording,
+        ):
+            header = recording.header
+            if (
+                lacking := []
+                if recording.is_mix
+                else [one for one in _numbers(segments) if one not in recording.channels]
+            ):
+                lack = f"the recording has {counted(header.channels, 'channel')}, numbered from 0"
+                for number in lacking:
+                    yield _row(entry, start_s, header, channel=number, status=Status.UNREADABLE, reason=lack)
+                if not recording.channels:
+                    return
+            channels: list[int | None] = [None] if recording.is_mix else [*recording.channels]
+            windows = [recipes.Windows(settings) for _ in channels]
             for number, start_s in enumerate(segments.starts()):
                 try:
                     with stage("decode"):
@@ -121,24 +138,22 @@ def extract_recording(
                 except RecordingError as error:
                     _check_store(source, archive)
                     if number and error.status == Status.TOO_SHORT:
-                        return
+                        break
                     raise
                 _check_store(source, archive)
-                with stage("features"):
-                    values = windows.compute(stretch.samples, stretch.sample_rate_hz, stretch.start)
                 _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header, is_first=not number)
                 read_to_s = stretch.end_s
-                is_finite = (
-                    recipes.recipe_of(settings).sees_every_sample(settings) or np.isfinite(stretch.samples).all()
-                )
-                if is_finite and all(np.isfinite(value).all() for value in values):
-                    yield _row(entry, start_s, header, stretch.end_s, values)
-                elif np.isfinite(stretch.samples).all():
-                    reason = "the samples are too large for finite features"
-                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
-                else:
-                    reason = "the segment has samples that are NaN or infinite"
-                    yield _row(entry, start_s, header, status=Status.NOT_FINITE, reason=reason)
+                # The rows of all channels are made before the first is given, so that a start has all of them or none.
+                rows = []
+                for channel, samples, window in zip(channels, stretch.channels, windows, strict=True):
+                    with stage("features"):
+                        values = window.compute(samples, stretch.sample_rate_hz, stretch.start)
+                    row = _row(entry, start_s, header, stretch.end_s, values, channel=channel)
+                    if (infinite := _find_infinite(samples, values, settings)) is not None:
+                        row = _row(entry, start_s, header, channel=channel, status=Status.NOT_FINITE, reason=infinite)
+                    rows.append(row)
+                yield from rows
+            usage.current().n_mixed += recording.has_other_channels
         return
     except RecordingError as error:
         status, reason = error.status, error.reason
@@ -156,14 +171,30 @@ def extract_recording(
     yield _row(entry, start_s, header, status=status, reason=reason)
 
 
+def _numbers(segments: Segments) -> Sequence[int]:
+    return () if isinstance(segments.channels, str) else segments.channels
+
+
+def _find_infinite(samples: npt.NDArray[np.float32], values: recipes.Values, settings: AnySettings) -> str | None:
+    """Return why a segment has no finite features; None if they are finite."""
+    is_seen = recipes.recipe_of(settings).sees_every_sample(settings)
+    if (is_seen or np.isfinite(samples).all()) and all(np.isfinite(value).all() for value in values):
+        return None
+    if np.isfinite(samples).all():
+        return "the samples are too large for finite features"
+    return "the segment has samples that are NaN or infinite"
+
+
 @contextlib.contextmanager
-def opened_recording(entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None) -> Iterator[audio.Recording]:
-    """Open one recording of an archive, to read stretches of it within the block.
+def opened_recording(
+    entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None, channels: str | Sequence[int] = MIX
+) -> Iterator[audio.Recording]:
+    """Open one recording of an archive, or channels of it, to read stretches within the block.
 
     Raise RecordingError, also within the block, if it is not what was listed or cannot be decoded, and StorageError if the place of
     the recording fails.
     """
-    with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes) as recording:
+    with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes, channels) as recording:
         yield recording
         _check_store(source, archive)
 
@@ -176,12 +207,13 @@ def _row(
     values: recipes.Values | None = None,
     status: Status = Status.OK,
     reason: str | None = None,
+    channel: int | None = None,
 ) -> FeatureRow:
     about: tuple[float | None, int | None, int | None] = (None, None, None)
     if header is not None:
         duration_s = header.duration_s if math.isfinite(header.duration_s) else None
         about = (duration_s, header.sample_rate_hz, header.channels)
-    return FeatureRow(entry.file, start_s, end_s, status, reason, *about, values)
+    return FeatureRow(entry.file, channel, start_s, end_s, status, reason, *about, values)
 
 
 def _count_bytes(

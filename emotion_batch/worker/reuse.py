@@ -55,5 +55,6 @@ def merge(entries: pa.RecordBatch, kept: pa.Table, made: pa.Table) -> pa.Table:
     if not kept.num_rows:
         return made
     rows = pa.concat_tables([kept, made])
-    order = pa.table({"recording": pc.index_in(rows["file"], value_set=entries["file"]), "start_s": rows["start_s"]})
-    return rows.take(pc.sort_indices(order, sort_keys=[("recording", "ascending"), ("start_s", "ascending")]))
+    recording = pc.index_in(rows["file"], value_set=entries["file"])
+    order = pa.table({"recording": recording, "start_s": rows["start_s"], "channel": rows["channel"]})
+    return rows.take(pc.sort_indices(order, sort_keys=[(name, "ascending") for name in order.column_names]))

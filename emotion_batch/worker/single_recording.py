@@ -26,6 +26,8 @@ class SegmentLabel:
     ----------
     file
         Name of the recording.
+    channel
+        Its channel, from 0; None for the mean of all.
     start_s, end_s
         The segment in seconds; there is no end without a label.
     status, error
@@ -41,6 +43,7 @@ class SegmentLabel:
     """
 
     file: str
+    channel: int | None
     start_s: float
     end_s: float | None
     status: str

@@ -103,9 +103,8 @@ class Receipt:
             examples.setdefault(status, (file, error))
         starts, ends = (made[name].to_numpy() for name in ("start_s", "end_s"))
         audio_s = float(np.nansum(ends - starts))
-        # All segments of a recording say how long it is.
-        durations = (
-            features.filter(pc.equal(features["status"], Status.OK)).group_by("file").aggregate([("duration_s", "max")])
-        )
+        # All segments of a recording, or of one of its channels, say how long it is.
+        is_ok = pc.equal(features["status"], Status.OK)
+        durations = features.filter(is_ok).group_by(["file", "channel"]).aggregate([("duration_s", "max")])
         recorded_s = pc.sum(durations["duration_s_max"]).as_py() or 0.0
         return cls(counts, Counts.of(made), audio_s, recorded_s, time.perf_counter() - started, examples, spent)

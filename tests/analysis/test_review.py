@@ -67,7 +67,9 @@ def test_a_sheet_is_written_and_taken_back(table: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.csv"
     written = emotion_batch.review(table, sheet, size=200, seed=3)
     assert (written.n_rows, written.n_random, written.n_parts_missing) == (200, 100, 0)
-    assert sheet.read_bytes().startswith(b"\xef\xbb\xbffile,start_s,end_s,emotion,confidence,correct_emotion,speaker")
+    assert sheet.read_bytes().startswith(
+        b"\xef\xbb\xbffile,channel,start_s,end_s,emotion,confidence,correct_emotion,speaker"
+    )
     cells = read_cells(sheet)
     assert Counter(one["part"] for one in cells) == {INFORMATIVE: 100, RANDOM: 100}
     assert len({one["file"] for one in cells}) == 200

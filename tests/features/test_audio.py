@@ -54,12 +54,12 @@ def test_a_descriptor_and_the_bytes_give_the_same(tmp_path: Path) -> None:
     try:
         with audio.opened(descriptor, len(data)) as recording:
             assert recording.header == audio.Header(2.0, 24_414, 1)
-            samples, _, _, end_s = recording.read(0.5, 3.0, sample_rate=22_050)
-            assert end_s == 2.0
+            found = recording.read(0.5, 3.0, sample_rate=22_050)
+            assert found.end_s == 2.0
         os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    np.testing.assert_array_equal(samples, read(data))
+    np.testing.assert_array_equal(found.samples, read(data))
 
 
 WHOLE = encode(tone(3.0, 16_000), 16_000)

@@ -79,6 +79,7 @@ def rows_of(files: Sequence[str], *, seed: int = 0, starts: Sequence[float] | No
     start = np.full(n, 0.5) if starts is None else np.asarray(starts, float)
     columns: dict[str, object] = {
         "file": list(files),
+        "channel": pa.nulls(n, pa.int16()),
         "start_s": start,
         "end_s": pa.array(start + 3, mask=failed),
         "status": np.where(failed, "empty", "ok"),

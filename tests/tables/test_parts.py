@@ -35,6 +35,7 @@ def label_rows(*statuses: str) -> pa.Table:
     ok = [status == "ok" for status in statuses]
     columns = {
         "file": [f"{number}.wav" for number in range(n)],
+        "channel": [None] * n,
         "start_s": [0.5] * n,
         "end_s": [1.0 if good else None for good in ok],
         "status": statuses,
@@ -63,7 +64,7 @@ def test_a_part_says_what_it_is(tmp_path: Path) -> None:
     footer = json.loads(metadata.metadata[b"emotion_batch"])
     assert footer.pop("tool_version")
     assert footer == {
-        "schema_version": 2,
+        "schema_version": 3,
         "kind": "labels",
         "feature_id": FeatureSettings().feature_id,
         "segment_id": Segments().segment_id,
@@ -189,7 +190,7 @@ def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     create_info(table, INFO)
     path = tmp_path / "_table" / "table.json"
     path.write_bytes(seal({**unseal(path.read_bytes()), "schema_version": 99}))
-    with pytest.raises(UsageError, match="it has schema version 99, and this version of emotion-batch reads 2"):
+    with pytest.raises(UsageError, match="it has schema version 99, and this version of emotion-batch reads 3"):
         create_info(table, INFO)
 
 

@@ -337,12 +337,12 @@ def test_only_reading_finds_some_damage(copy: Path) -> None:
         (0, "file", [files[1], *files[1:]], "its rows are not those that its footer counts"),
         (0, "file", [*reversed(files)], "its recordings, or their order, are not those"),
         (
-            1,
+            2,
             "start_s",
             [9.0] * len(files),
             f"{files[0]!r} must have each segment once and in order, and has one at 9.0 s",
         ),
-        (4, "error", ["but why"] * len(files), "error is missing in a row that is not ok, or there in a row that is"),
+        (5, "error", ["but why"] * len(files), "error is missing in a row that is not ok, or there in a row that is"),
     ):
         changed = rows.set_column(at, rows.schema.field(name), [values])
         pq.write_table(changed.replace_schema_metadata(metadata), part)

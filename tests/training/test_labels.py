@@ -207,7 +207,7 @@ def test_labels_of_segments(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UsageError, match=r"two different labels for the segment 'a.wav' at 0 s"):
         read_labels(f"table:{path.with_suffix('.csv')}")
     path.with_suffix(".csv").write_text("file,emotion,start_s\na.wav,sad,soon\n")
-    with pytest.raises(UsageError, match=r"start_s and end_s must be seconds: 'soon' for 'a.wav'"):
+    with pytest.raises(UsageError, match=r"start_s, end_s and channel must be numbers: 'soon' for 'a.wav'"):
         read_labels(f"table:{path.with_suffix('.csv')}")
 
 

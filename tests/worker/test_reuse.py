@@ -35,7 +35,7 @@ def rows(*found: tuple[str, float, str]) -> pa.Table:
     )
     files, starts, statuses = zip(*found, strict=True) if found else ((), (), ())
     empty = [None] * n
-    columns = [files, starts, empty, statuses, empty, empty, empty, empty, vectors]
+    columns = [files, empty, starts, empty, statuses, empty, empty, empty, empty, vectors]
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, field.type)
         for column, field in zip(columns, INFO.schema, strict=True)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import buckets, cold_start, kernel, labelling, ledger, rates, worker
+from benchmarks import buckets, cold_start, command_help, kernel, labelling, ledger, rates, worker
 from benchmarks.measuring import describe, render
 from emotion_batch.example import synthesis
 from emotion_batch.storage.archive import list_recordings
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results.json"
 MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
-PARTS = ("kernel", "rates", "worker", "ledger", "labelling", "buckets", "cold-start")
+PARTS = ("kernel", "rates", "worker", "ledger", "labelling", "buckets", "cold-start", "help")
 
 
 def main() -> None:
@@ -92,6 +92,8 @@ def measure(archive: str, parts: list[str] | tuple[str, ...], n_rounds: int, fol
         figures += buckets.measure(archive, n_rounds)
     if "cold-start" in parts:
         figures += cold_start.measure(archive, max(1, n_rounds // 4))
+    if "help" in parts:
+        figures += command_help.measure(n_rounds)
     listing = list_recordings(archive)
     return {
         "archive": f"{listing.entries.num_rows:,} recordings",

@@ -26,6 +26,7 @@ PACKAGES = (
     "soundfile",
     "soxr",
     "tensorflow",
+    "typer",
 )
 # One thread for each that computes: CPU time is then one core's.
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL", "NUMBA")}

@@ -29,6 +29,8 @@ GROUND = {
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 HEAVY = (
     "tensorflow",
+    "duckdb",
+    "onnxruntime",
     "keras",
     "librosa",
     "dask",
@@ -158,6 +160,22 @@ def test_a_start_imports_only_what_it_uses(start: str, absent: tuple[str, ...]) 
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "emotion_batch" in imported
     assert imported & set(absent) == set()
+
+
+def test_no_help_imports_a_library() -> None:
+    """The help of the program, of each command and of each command that can be submitted imports none of them."""
+    code = (
+        "import sys\n"
+        "from emotion_batch.__main__ import main\n"
+        "from emotion_batch.cli import app, options\n"
+        "_, parsers, submitted = options.make_parsers()\n"
+        "calls = [[], *([name] for name in parsers), *(['submit', name] for name in submitted)]\n"
+        "assert [main([*call, '--help']) for call in calls] == [0] * len(calls)\n"
+        "print(len(calls), sorted(set(sys.argv[1:]) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *HEAVY], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.count("usage: emotion-batch") == 23
+    assert done.stdout.splitlines()[-1] == "23 []"
 
 
 def test_the_package_offers_what_it_names() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from emotion_batch.progress import Progress, Watcher
     from emotion_batch.tables.parts import Counts
 
+_NEXT = "next:"
 _MANY_FILES = 10_000
 _PROGRESS_EVERY_S = 10.0
 # A bar moves no more often, because a person would not see it.
@@ -33,6 +35,8 @@ _USUAL_WIDTH, _LEAST_WIDTH = 80, 20
 _LEAST_BAR = 8
 # Columns before a row, and between columns.
 _INDENT, _GAP = 2, 2
+# A long line is broken only between these: commands, what stands in backquotes, words. So each of them can be copied.
+_UNBROKEN = re.compile(r" *(?:(?<=: )\S*emotion-batch .*|`[^`]*`\S*|\S+)")
 # A head may be broken into pieces of this length, a cell never.
 _LEAST_HEAD = 4
 
@@ -88,7 +92,7 @@ def warn(text: str) -> Line:
 
 def next_step(words: str) -> Line:
     """Return the line that says what to do next."""
-    return Line(f" {words}", "bold cyan", "next:")
+    return Line(f" {words}", "bold cyan", _NEXT)
 
 
 def format_counts(counts: Counts) -> Line:
@@ -144,12 +148,12 @@ class Said:
             self.end_line()
             self._say(Line(text))
 
-    def error(self, text: str) -> None:
+    def error(self, text: str, program: str = "emotion-batch") -> None:
         """Say what went wrong, in one sentence."""
         self.end_line()
         if self.is_debug:
             self._write(traceback.format_exc)
-        self._say(Line(f" {text}", "bold red", "emotion-batch:"))
+        self._say(Line(f" {text}", "bold red", f"{program}:"))
 
     def progress(self, progress: Progress) -> None:
         """Say how far a run is."""
@@ -345,10 +349,27 @@ def _render(stream: TextIO, *blocks: Line | Grid) -> str:
                 _print_grid(console, block)
             else:
                 head = (shown(block.head), block.style)
-                text = (shown(block.text), "" if block.head else block.style)
-                # Not broken by us, so that a path or command can be copied.
+                text = (_fill(block, console.width), "" if block.head else block.style)
                 console.print(Text.assemble(head, text), soft_wrap=True)
     return captured.get()
+
+
+def _fill(line: Line, width: int) -> str:
+    """Return a line's text, broken between words for a terminal's width; the next step stays whole."""
+    from rich.cells import cell_len
+
+    text, column = shown(line.text), cell_len(shown(line.head))
+    if line.head == _NEXT or column + cell_len(text) <= width:
+        return text
+    indent = "" if line.head else " " * (len(text) - len(text.lstrip()))
+    filled = ""
+    for piece in _UNBROKEN.findall(text):
+        if filled and column + cell_len(piece) > width:
+            piece, column = indent + piece.lstrip(), 0
+            filled += "\n"
+        filled += piece
+        column += cell_len(piece)
+    return filled
 
 
 def _render_progress(stream: TextIO, share: float | None, texts: Sequence[str]) -> str:
@@ -386,11 +407,11 @@ def _print_grid(console: Console, grid: Grid) -> None:
     room = console.width - _INDENT - _GAP * len(columns)
     if sum(least) > room:
         for row in rows:
-            first, *others = columns
-            console.print(Text(f"  {row[first]}", "bold"), soft_wrap=True)
-            for at in others:
-                if row[at]:
-                    console.print(Text(f"    {heads[at]} {row[at]}" if heads[at] else f"    {row[at]}"), soft_wrap=True)
+            for number, at in enumerate(columns):
+                if row[at] or not number:
+                    words = " ".join(filter(None, (heads[at], row[at])))
+                    text = _fill(Line(f"{'    ' if number else '  '}{words}"), console.width)
+                    console.print(Text(text, "" if number else "bold"), soft_wrap=True)
         return
     # By hand, because rich would break cells to leave heads whole.
     while (left := room - sum(least)) and (short := [at for at, width in enumerate(least) if width < wanted[at]]):

@@ -222,7 +222,8 @@ class _Parser(argparse.ArgumentParser):
             message = f"{missing} {'are' if ',' in missing else 'is'} missing"
         message = re.sub(r": invalid choice: (.*) \(choose from (.*)\)", _name_choices, message)
         message = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        Said().error(f"{message}; see `{self.prog} --help`", self.prog)
+        self.exit(2)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse would pass over a help that cannot be written.

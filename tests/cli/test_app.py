@@ -25,9 +25,7 @@ from support.recordings import tone, write_odd_archive
 from support.shell_cluster import ShellCluster
 
 import emotion_batch
-from emotion_batch import errors
 from emotion_batch.cli import app
-from emotion_batch.cli.options import read_arguments
 from emotion_batch.example import synthesis
 from emotion_batch.progress import Watcher
 
@@ -537,62 +535,6 @@ def test_calls_that_are_wrong_are_one_sentence(
         assert sentence in said.err, (call, said.err)
         assert len(said.err.strip().splitlines()) == 1, (call, said.err)
         assert not new.exists(), call
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["""it's [1] *? "two" $HOME/year=2024/emotion=sad/""", "-lead"],
-    ids=["odd characters and a slash at the end", "a leading dash"],
-)
-def test_what_is_printed_as_the_next_step_runs_as_printed(
-    name: str,
-    features: Path,
-    labels: Path,
-    bundle: Path,
-    tmp_path: Path,
-    cluster: ShellCluster,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A shell runs every next step for tables of any name, and the table is what it names."""
-    monkeypatch.chdir(tmp_path)
-    program = tmp_path / "bin" / "emotion-batch"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m emotion_batch.cli.app "$@"\n')
-    program.chmod(0o755)
-    python = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": python, "PYTHONPATH": os.fspath(ROOT)}
-    Path(name).mkdir(parents=True)
-    shutil.copytree(labels, Path(f"{name}labels"))
-    end = "/" if name.endswith("/") else ""
-    table, made = f"{name}labels{end}", f"{name}made{end}"
-    dash = ("--",)
-    n_run = 0
-    for command in (
-        ("label", "--model", bundle, "--scheduler", cluster.address, *dash, features, made),
-        ("status", *dash, made),
-        ("verify", *dash, made),
-        ("report", "--output", f"{tmp_path}/page.html", *dash, table),
-        ("review", *dash, table, f"{name}sheet.csv"),
-        ("export", *dash, table, f"{name}exported"),
-    ):
-        assert app.run_command([os.fspath(one) for one in command]) == 0, capsys.readouterr()
-        out = capsys.readouterr().out
-        (line,) = [line.removeprefix("next: ") for line in out.splitlines() if line.startswith("next: ")]
-        # The features are shared with other tests, which read their status.
-        if "retry" in line:
-            assert shlex.split(line) == ["emotion-batch", "retry", os.fspath(features)]
-            continue
-        done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, check=False)
-        # Of a sheet a person has to fill in something first.
-        assert done.returncode == 0 or "fill it in and take the sheet again" in done.stderr, (line, done.stderr)
-        if command[0] in ("label", "export"):
-            assert "angry" in done.stdout
-        n_run += 1
-    assert n_run == 5
-    # What `extract` ends with takes too long to be run here.
-    words = shlex.split(errors.format_command("train", table, "BUNDLE"))[1:]
-    assert [os.path.normpath(one) for one in read_arguments(words).table] == [os.path.normpath(table)]
 
 
 def test_an_unreachable_scheduler_is_one_sentence(speech: Path, tmp_path: Path) -> None:

@@ -2,118 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import inspect
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from support.commands import ROOT, run_command
 from support.review_tables import HOSTILE, answer_truly, fill, write_table
+from support.terminal import SEQUENCE, UNSET, VARIABLES, Looking, Screen
 
 import emotion_batch
 from emotion_batch.cli import app, console
 from emotion_batch.cli.console import Grid, Line, Result, print_result
 from emotion_batch.cli.report_commands import format_review, format_sheet
-
-# A sequence of escape: colours, erasures, movements.
-_SEQUENCE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
-
-
-class Screen:
-    """What a terminal of a width shows of what was written to it, as far as we write to one.
-
-    Attributes
-    ----------
-    lines
-        What each of its lines shows.
-    kinds
-        The final letters of the sequences that came.
-    n_wrapped
-        Lines that went on in the next because they were too long.
-    """
-
-    def __init__(self, data: bytes, width: int) -> None:
-        self.lines, self.kinds, self.n_wrapped = [""], set[str](), 0
-        self._width, self._row, self._column = width, 0, 0
-        text = data.decode()
-        at = 0
-        while at < len(text):
-            if text[at] == "\x1b":
-                match = _SEQUENCE.match(text, at)
-                assert match is not None, text[at : at + 20]
-                self.kinds.add(match[2])
-                if match[2] == "K":
-                    assert match[1] in ("", "0")
-                    self.lines[self._row] = self.lines[self._row][: self._column]
-                else:
-                    # Neither does anything move up, nor is the cursor hidden, which a kill would leave so.
-                    assert match[2] == "m", match[0]
-                at = match.end()
-                continue
-            self._put(text[at])
-            at += 1
-
-    def _put(self, character: str) -> None:
-        if character == "\r":
-            self._column = 0
-        elif character == "\n":
-            self._next_line()
-        else:
-            assert character.isprintable(), repr(character)
-            if self._column == self._width:
-                self.n_wrapped += 1
-                self._next_line()
-                self._column = 0
-            line = self.lines[self._row].ljust(self._column)
-            self.lines[self._row] = line[: self._column] + character + line[self._column + 1 :]
-            self._column += 1
-
-    def _next_line(self) -> None:
-        self._row += 1
-        if self._row == len(self.lines):
-            self.lines.append("")
-
-    @property
-    def text(self) -> str:
-        """All lines, without blanks at their ends."""
-        return "\n".join(line.rstrip() for line in self.lines)
-
-
-class Looking:
-    """A person at a terminal: what came there so far, read beside, for a terminal holds but little."""
-
-    def __init__(self, width: int) -> None:
-        self._ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-        self._data = b""
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        # At its end reading fails.
-        with contextlib.suppress(OSError):
-            while chunk := os.read(self._ours, 65_536):
-                self._data += chunk
-
-    def end(self) -> bytes:
-        """Return all that came, once nobody writes any more."""
-        self._reader.join(60)
-        os.close(self._ours)
-        return self._data
-
-
-_UNSET = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "COLORTERM")
-_TERMINAL = {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
 
 
 def look(
@@ -125,9 +30,9 @@ def look(
 ) -> bytes:
     """Do something in this process whose streams are a terminal; return what came there."""
     looking = Looking(width)
-    variables = {**_TERMINAL, **(environment or {})}
+    variables = {**VARIABLES, **(environment or {})}
     with monkeypatch.context() as patch:
-        for name in _UNSET:
+        for name in UNSET:
             patch.delenv(name, raising=False)
         for name, value in variables.items():
             patch.setenv(name, value)
@@ -191,7 +96,7 @@ def test_a_bar_moves_in_place(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert bar.startswith("━━━━━━━━")
     assert len(bar) < width
     # Each of the steps was shown in that line, and the bar grew.
-    frames = [_SEQUENCE.sub("", frame) for frame in data.decode().split("\r\x1b[K")]
+    frames = [SEQUENCE.sub("", frame) for frame in data.decode().split("\r\x1b[K")]
     steps = [frame for frame in frames if " left" in frame]
     assert len(steps) == 11
     assert all(len(frame.split("\r\n")[0]) < width for frame in steps)
@@ -203,7 +108,7 @@ def test_a_bar_moves_in_place(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[5] < lengths[-1]
-    text = screen.text.replace("\n", "")
+    text = " ".join(" ".join(screen.written).split())
     assert r"a note about [bold]calls[/bold] \x1b[2J" in text
     assert "emotion-batch: calls: there are no recordings; [link=http://127.0.0.1]look[/link]" in text
     assert "[red]labels[/red]: 3 parts" in text
@@ -232,7 +137,7 @@ def test_a_table_fits_its_terminal(width: int, tmp_path: Path, monkeypatch: pyte
             (row,) = [one for one in shown.lines if one.strip().startswith(of + " ")]
             assert re.split(r"\s{2,}", row.strip()) == [of, *cells]
         else:
-            at = next(number for number, one in enumerate(shown.lines) if one.strip() == of)
+            at = next(number for number, one in enumerate(shown.lines) if one.strip() == f"confidence {of}")
             for cell in cells:
                 assert any(one.rstrip().endswith(f" {cell}") for one in shown.lines[at + 1 : at + 5]), (
                     cell,
@@ -326,12 +231,12 @@ def test_a_process_on_a_terminal(tmp_path: Path) -> None:
     """The command itself, started on a terminal, shows its progress, its result and an error there."""
     write_table(tmp_path / "t", [f"{at:04d}.wav" for at in range(100)])
     looking = Looking(80)
-    variables = {name: value for name, value in os.environ.items() if name not in _UNSET}
+    variables = {name: value for name, value in os.environ.items() if name not in UNSET}
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "emotion_batch", "review", tmp_path / "t", tmp_path / "s"],
         **dict.fromkeys(("stdin", "stdout", "stderr"), looking.theirs),
         cwd=ROOT,
-        env={**variables, **_TERMINAL},
+        env={**variables, **VARIABLES},
     )
     os.close(looking.theirs)
     assert process.wait(60) == 0
@@ -352,7 +257,7 @@ def test_hostile_names_are_text_on_a_terminal(name: str) -> None:
     )
     text = console._render(sys.__stdout__, *blocks) + console._render_progress(sys.__stdout__, 0.5, [name])
     for part in text.split("\n"):
-        assert _SEQUENCE.sub("", part).isprintable()
+        assert SEQUENCE.sub("", part).isprintable()
     assert set(re.findall(r"\x1b\[[0-9;]*(.)", text)) <= {"m"}
     assert text.count(console.shown(name)) >= 3
 

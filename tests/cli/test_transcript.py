@@ -9,9 +9,15 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from support.review_tables import write_table
+from support.terminal import UNSET, Looking, Screen
 
 from emotion_batch.cli import app
 
@@ -77,6 +83,34 @@ report calls
 retry features --status tired
 demo calls
 """
+# The calls that a terminal is tried with: help, lines, tables, notes, progress and errors. `grüße` is a table of hostile names.
+SHOWN = """
+--help
+label --help
+status labels
+verify features
+query labels --example mix
+query labels --example failed
+query grüße "SELECT file, emotion FROM labels ORDER BY file"
+review labels sheet.csv --size 20 --force
+export labels exported --format csv --force
+label calls new other
+labl grüße
+label labels other --model bundle
+status grüße/nowhere
+"""
+# It gives each call in one process, because to start thirteen takes as many seconds. No glob and no blank is in the names.
+_GIVE = """
+import sys
+from emotion_batch.__main__ import main
+for line in sys.argv[1].strip().splitlines():
+    print(f"$ {line}", flush=True)
+    main(__import__("shlex").split(line))
+    sys.stderr.flush()
+"""
+# What cannot be broken: one word, a command, or what stands in backquotes.
+_UNBROKEN = re.compile(r"\s*\S+|next: .*|emotion-batch [a-z]+ .*|\s*`[^`]*`\S*")
+_PROGRESS = re.compile(r".*( left| parts read)")
 # What differs from run to run or from machine to machine.
 _VOLATILE = (
     (r"\d{8}T\d{6}Z-[0-9a-f]{8}", "RUN"),
@@ -126,3 +160,57 @@ def test_what_a_person_reads(desk: Path, features: Path, speech: Path, capsys: p
     if os.environ.get("WRITE_TRANSCRIPT"):
         GOLDEN.write_text(found, encoding="utf-8")
     assert found == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def hostile(desk: Path) -> Path:
+    """The same folder with a label table of names that are not plain ASCII."""
+    write_table(desk / "grüße", ["Müller/größer.wav", "naïve – 2.wav", "[red]x[/red].wav", "a\tb.wav"])
+    return desk
+
+
+def give(folder: Path, width: int | None, environment: Mapping[str, str]) -> tuple[list[str], bytes]:
+    """Give the calls of `SHOWN` on a terminal of a width, or into a pipe; return the lines that were written, and all bytes."""
+    variables = {name: value for name, value in os.environ.items() if name not in UNSET} | dict(environment)
+    command = [sys.executable, "-P", "-c", _GIVE, SHOWN]
+    if width is None:
+        done = subprocess.run(
+            command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True
+        )
+        return done.stdout.decode().splitlines(), done.stdout
+    looking = Looking(width)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), looking.theirs)
+    process = subprocess.Popen(command, cwd=folder, env={**variables, "TERM": "xterm-256color"}, **streams)
+    os.close(looking.theirs)
+    assert process.wait(60) == 0
+    data = looking.end()
+    return Screen(data, width).written, data
+
+
+def count_words(lines: Sequence[str]) -> Counter[str]:
+    """Return each word of lines and how often it stands there, without progress and the rules below heads."""
+    kept = "\n".join(line for line in lines if not _PROGRESS.fullmatch(line) and set(line) - set(" -"))
+    for pattern, words in _VOLATILE:
+        kept = re.sub(pattern, words, kept, flags=re.MULTILINE)
+    return Counter(kept.split())
+
+
+def test_a_terminal_shows_what_a_pipe_gets(hostile: Path) -> None:
+    """On 80 and on 200 columns no word is missing, and no line is too long unless it is a path or a command."""
+    piped, data = give(hostile, None, {"COLUMNS": "80"})
+    assert b"\x1b" not in data
+    assert "  Müller/größer.wav  " in "\n".join(piped)
+    for width in (80, 200):
+        shown, _ = give(hostile, width, {})
+        assert [line for line in shown if len(line) > width and not _UNBROKEN.fullmatch(line)] == []
+        assert count_words(piped) - count_words(shown) == Counter()
+
+
+def test_the_locale_c_and_no_colour_take_nothing_away(hostile: Path) -> None:
+    """`LC_ALL=C` changes no byte of what is printed, and with `NO_COLOR` a terminal gets the same words without colours."""
+    lines, _ = give(hostile, None, {"COLUMNS": "78"})
+    plain, _ = give(hostile, None, {"COLUMNS": "78", "LC_ALL": "C", "LANG": "C"})
+    assert count_words(lines) == count_words(plain)
+    shown, data = give(hostile, 80, {"LC_ALL": "C", "LANG": "C", "NO_COLOR": "1"})
+    assert set(re.findall(rb"\x1b\[[0-9;]*([A-Za-z])", data)) == {b"K"}
+    assert count_words(plain) - count_words(shown) == Counter()

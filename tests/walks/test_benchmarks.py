@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.commands import run_command
 
-from benchmarks import against, scale
+from benchmarks import against, command_help, scale
 from benchmarks.__main__ import MARKS, README, RESULTS
 from benchmarks.measuring import render
 from emotion_batch.storage.archive import list_recordings
@@ -27,6 +27,11 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
     by_name = {(one["what"], one["against"]): one["value"] for one in report["figures"]}
     assert by_name["largest difference of a feature", "the notebook's loop"] < 1e-3
     assert all(value > 0 for value in by_name.values())
+
+
+def test_what_help_costs_is_the_time_of_a_process() -> None:
+    """The help of the command is printed by a process that ends well, and it costs CPU time."""
+    assert 0 < command_help.measure_help("ours") < 60
 
 
 def test_the_readme_has_the_figures_of_the_last_run() -> None:

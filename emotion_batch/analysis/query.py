@@ -250,12 +250,12 @@ def write_example(name: str, labels: Sequence[str] = (_ANGRY,)) -> str:
             f"example {name}: the table's labels are {', '.join(labels)}, and {_ANGRY} is not one of them; `emotion-batch query --example` "
             "prints its SQL, in which you can write another label"
         )
-    lines: list[str] = []
-    for line in EXAMPLES[name][1].replace("{heard}", _HEARD).splitlines():
-        names = labels if "{label}" in line else ("",)
-        quoted = ((one.replace("'", "''"), one.replace('"', '""')) for one in names)
-        lines += [line.replace("'{label}'", f"'{text}'").replace("{label}", column) for text, column in quoted]
-    return "\n".join(lines)
+    quoted = [(one.replace("'", "''"), one.replace('"', '""')) for one in labels]
+
+    def fill(line: re.Match[str]) -> str:
+        return "".join(line[0].replace("'{label}'", f"'{text}'").replace("{label}", column) for text, column in quoted)
+
+    return re.sub(r".*\{label\}.*\n", fill, EXAMPLES[name][1].replace("{heard}", _HEARD))
 
 
 def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:

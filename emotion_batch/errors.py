@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from enum import StrEnum
 
 _SHORTAGES = {
@@ -160,6 +161,23 @@ class DeniedError(PermissionError):
 def counted(n_things: int, thing: str) -> str:
     """Return how many things there are, e.g. "1 file" or "2,000 files"."""
     return f"{n_things:,} {thing}{'' if n_things == 1 else 's'}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as people say it, e.g. "40 ms", "3.2 s", "5 min 12 s" or "2 h 5 min"."""
+    if 0 < seconds < 0.95:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{round(seconds, 1):g} s"
+    minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
+    hours, minutes = divmod(round(minutes + seconds / 60) if minutes >= 60 else minutes, 60)
+    first, then = ((hours, "h"), (minutes, "min")) if hours else ((minutes, "min"), (seconds, "s"))
+    return " ".join(f"{n:,} {unit}" for n, unit in (first, then) if n)
+
+
+def format_time(time: datetime) -> str:
+    """Return a time as a clock here shows it, with its zone."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def find_shortage(error: BaseException) -> str | None:

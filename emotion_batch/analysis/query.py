@@ -171,12 +171,13 @@ def write_example(name: str, labels: Sequence[str] = (_ANGRY,)) -> str:
             f"example {name}: the table's labels are {', '.join(labels)}, and {_ANGRY} is not one of them; `emotion-batch query --example` "
             "prints its SQL, in which you can write another label"
         )
-    lines: list[str] = []
-    for line in _read_sql(name).replace("{heard}", _read_sql("heard")).splitlines()[1:]:
-        names = labels if "{label}" in line else ("",)
-        quoted = ((one.replace("'", "''"), one.replace('"', '""')) for one in names)
-        lines += [line.replace("'{label}'", f"'{text}'").replace("{label}", column) for text, column in quoted]
-    return "\n".join(lines)
+    sql = _read_sql(name).replace("{heard}", _read_sql("heard")).partition("\n")[2]
+    quoted = [(one.replace("'", "''"), one.replace('"', '""')) for one in labels]
+
+    def fill(line: re.Match[str]) -> str:
+        return "".join(line[0].replace("'{label}'", f"'{text}'").replace("{label}", column) for text, column in quoted)
+
+    return re.sub(r".*\{label\}.*\n", fill, sql)
 
 
 def _read_sql(name: str) -> str:

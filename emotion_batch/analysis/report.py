@@ -21,16 +21,8 @@ import jinja2
 from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.scan import Drawn, survey
-from emotion_batch.analysis.statistics import (
-    Figures,
-    gather,
-    show_count,
-    show_duration,
-    show_label,
-    show_roughly,
-    show_share,
-)
-from emotion_batch.errors import EmotionBatchError, UsageError, counted
+from emotion_batch.analysis.statistics import Figures, gather, show_count, show_label, show_roughly, show_share
+from emotion_batch.errors import EmotionBatchError, UsageError, counted, format_duration, format_time
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.inference.card import Portrait, read_portrait
 from emotion_batch.storage.archive import find_base
@@ -130,7 +122,8 @@ def render(figures: Figures, made_at: datetime, locate: Locate = lambda drawn: N
         headline=headline(figures),
         summary=summarise_table(figures),
         remarks=remark(figures),
-        made_at=made_at,
+        made_at=format_time(made_at),
+        format_time=lambda text: format_time(datetime.fromisoformat(text)),
         locate=locate,
         version=__version__,
         mark=MARK,
@@ -155,7 +148,7 @@ def open_templates() -> jinja2.Environment:
         "colour": lambda number: f"l{number % _N_COLOURS}",
         "count_of": show_count,
         "counted": counted,
-        "duration": show_duration,
+        "duration": format_duration,
         "label": show_label,
         "percent": lambda value: f"{100 * min(1.0, max(0.0, value)):.2f}%",
         "roughly": show_roughly,

@@ -402,16 +402,3 @@ def show_roughly(part: float, whole: float = 1.0) -> str:
     """Return a share in percent for a sentence: whole percents from 10 on."""
     value = part / whole if whole else 0.0
     return f"{value:.0%}" if 0.1 <= value < 0.995 else show_share(part, whole).replace(".0%", "%")
-
-
-def show_duration(seconds: float) -> str:
-    """Return a time in words for a person."""
-    if seconds < 1:
-        return f"{seconds * 1000:,.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02d} min"

@@ -81,7 +81,7 @@ def explain(error: BaseException, said: Said) -> int:
     said.error(
         f"unexpected {type(error).__name__}: {error}; with --debug there is a traceback to report"
         if shortage is None
-        else f"this machine has not enough {shortage} ({str(error) or type(error).__name__}); end other programs, or "
+        else f"this machine does not have enough {shortage} ({str(error) or type(error).__name__}); end other programs, or "
         "raise the limit (`ulimit -a` shows it), then run the same command again"
     )
     return 1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
-from emotion_batch.errors import OutputError, counted
+from emotion_batch.errors import OutputError, counted, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,11 +103,13 @@ def format_counts(counts: Counts) -> Line:
     return title(f"{found}: {counts.n_ok:,} ok, {failed}")
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds."""
-    minutes, seconds = divmod(round(min(seconds, 3.6e8)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+def format_size(n_bytes: float) -> str:
+    """Return a size as people say it, e.g. "12.3 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
 
 
 def shown(text: str) -> str:
@@ -135,6 +137,7 @@ class Said:
         self._last: Progress | None = None
         self._said_at = -_PROGRESS_EVERY_S
         self._is_in_line = False
+        self._phase = ("", 0, 0.0)
 
     def watcher(self) -> Watcher:
         """Return what a run tells its notes and progress to."""
@@ -190,7 +193,13 @@ class Said:
     def epoch(self, phase: str, epoch: int, n_epochs: int, figures: Mapping[str, float]) -> None:
         """Show how far a training is: the network, or one of its folds."""
         found = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        at = f"epoch {epoch} of {n_epochs}"
+        now = time.monotonic()
+        if self._phase[0] != phase or epoch <= self._phase[1]:
+            self._phase = (phase, epoch, now)
+        _, first, since_s = self._phase
+        left_s = (now - since_s) / max(1, epoch - first) * (n_epochs - epoch)
+        left = f", {format_duration(left_s)} left" if epoch > first else ""
+        at = f"epoch {epoch} of {n_epochs}{left}"
         self._line(f"{phase}: {at}: {found}", f"{phase}: {at}", at, share=epoch / n_epochs)
 
     def how_far(self) -> str:

@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from emotion_batch.cli.console import Grid, Line, Result, Said, format_duration, title, warn
+from emotion_batch.cli.console import Grid, Line, Result, Said, format_size, title, warn
 from emotion_batch.cli.options import (
     CHOICE,
     COMMON,
@@ -23,7 +23,7 @@ from emotion_batch.cli.options import (
     segments,
     switch,
 )
-from emotion_batch.errors import counted
+from emotion_batch.errors import counted, format_duration
 
 if TYPE_CHECKING:
     from emotion_batch.run.plan import Due, Plan
@@ -93,9 +93,10 @@ def _format_plan(found: Plan) -> Result:
     if not found.n_left:
         return Result(*blocks, "nothing is left to do")
     audio, unsized = found.audio_s, f", without {found.n_unsized:,} of unknown size" if found.n_unsized else ""
-    hours = f"{audio.likely / 3600:,.1f} h of audio"
+    hours = f"{format_duration(audio.likely)} of audio"
     if not found.is_audio_exact:
-        hours = f"about {hours} ({audio.low / 3600:,.1f} to {audio.high / 3600:,.1f})"
+        hours = f"about {hours} ({format_duration(audio.low)} to {format_duration(audio.high)})"
+    share = found.heard_s / audio.likely if audio.likely else 1.0
     rows = []
     now = time.time()
     for one in found.times:
@@ -104,13 +105,13 @@ def _format_plan(found: Plan) -> Result:
         when = f"{_clock(now + one.low_s)} to {_clock(now + one.high_s)}"
         rows.append((f"{one.workers:,}", format_duration(one.likely_s), between, f"{when}{here}"))
     blocks += [
-        f"  left    {counted(found.n_left, 'recording')} in {counted(found.n_shards, 'shard')}, {_size(found.n_bytes)}{unsized}, {hours}",
-        *_format_heard(found),
-        f"  makes   {counted(found.n_shards, 'part')} with about {counted(found.n_rows, 'row')}, {_size(found.part_bytes)} in all",
-        f"  memory  about {_size(found.memory_bytes)} a worker at most",
+        f"  left    {counted(found.n_left, 'recording')} in {counted(found.n_shards, 'shard')}, {format_size(found.n_bytes)}{unsized}, {hours}",
+        f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it; --window hears all of it'}",
+        f"  makes   {counted(found.n_shards, 'part')} with about {counted(found.n_rows, 'row')}, {format_size(found.part_bytes)} in all",
+        f"  memory  about {format_size(found.memory_bytes)} a worker at most",
         *_format_sample(found),
         "",
-        Grid(">><<", rows, ("workers", "likely", "between", "done")),
+        Grid(">><<", rows, ("workers", "likely", "between", f"done ({datetime.now().astimezone():%Z})")),
     ]
     if found.times[-1].workers > found.n_shards:
         blocks.append(
@@ -119,13 +120,6 @@ def _format_plan(found: Plan) -> Result:
     if found.due is not None:
         blocks += ["", title(_format_due(found.due))]
     return Result(*blocks)
-
-
-def _format_heard(found: Plan) -> list[str]:
-    if not found.audio_s.likely:
-        return []
-    share = found.heard_s / found.audio_s.likely
-    return [f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it; --window hears all of it'}"]
 
 
 def _format_sample(found: Plan) -> list[str]:
@@ -151,19 +145,11 @@ def _format_due(due: Due) -> str:
         "perhaps": "perhaps done: the hour is within the range",
         "no": "not done, even at the early end of the range",
     }
-    words = f"by {due.at[11:16]}, in {format_duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
+    words = f"by {datetime.fromisoformat(due.at).astimezone():%H:%M %Z}, in {format_duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
     if due.workers_likely is None:
         return f"{words}; nor on any number of workers, because a single shard takes longer"
     sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"
     return f"{words}; likely on {due.workers_likely:,} workers, {sure}"
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
 
 
 def _clock(time_s: float) -> str:

@@ -6,18 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emotion_batch.cli.console import (
-    Grid,
-    Line,
-    Result,
-    Said,
-    format_counts,
-    format_duration,
-    next_step,
-    print_result,
-    title,
-    warn,
-)
+from emotion_batch.cli.console import Grid, Line, Result, Said, format_counts, next_step, print_result, title, warn
 from emotion_batch.cli.options import (
     CLUSTER,
     COMMON,
@@ -35,7 +24,7 @@ from emotion_batch.cli.options import (
     require_stretch,
     segments,
 )
-from emotion_batch.errors import UsageError, counted, format_command
+from emotion_batch.errors import UsageError, counted, format_command, format_duration
 
 if TYPE_CHECKING:
     from emotion_batch.run.record import Summary
@@ -114,13 +103,7 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     return int(any(one.status != "ok" for one in found))
 
 
-@command(
-    "resume",
-    "Continue the run that made a table",
-    TABLE,
-    group("run", *CLUSTER, *SCOPE),
-    COMMON,
-)
+@command("resume", "Continue the run that made a table", TABLE, group("run", *CLUSTER, *SCOPE), COMMON)
 def _run_resume(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import api
 
@@ -238,9 +221,7 @@ def _reasons(summary: Summary) -> list[str]:
 
 def _format_summary(summary: Summary, next_words: str) -> Result:
     counts, spent = summary.counts, summary.spent
-    made = (
-        f"{counted(summary.n_shards, 'part')}, {summary.n_shards_done:,} of them made now in {summary.elapsed_s:.1f} s"
-    )
+    made = f"{counted(summary.n_shards, 'part')}, {summary.n_shards_done:,} of them made now in {format_duration(summary.elapsed_s)}"
     blocks: list[Line | Grid | str] = [title(f"{summary.table}: {made}")]
     blocks += [warn(f"  {reason}") for reason in _reasons(summary)]
     if counts.by_label:

@@ -15,7 +15,7 @@ from emotion_batch.cli.console import (
     Result,
     Said,
     format_counts,
-    format_duration,
+    format_size,
     next_step,
     print_result,
     print_stream,
@@ -23,7 +23,15 @@ from emotion_batch.cli.console import (
     warn,
 )
 from emotion_batch.cli.options import COMMON, TABLE, command, number, option, pick_options, switch
-from emotion_batch.errors import Status, UsageError, counted, format_command, quote_argument
+from emotion_batch.errors import (
+    Status,
+    UsageError,
+    counted,
+    format_command,
+    format_duration,
+    format_time,
+    quote_argument,
+)
 
 if TYPE_CHECKING:
     from emotion_batch.analysis.export import Exported
@@ -193,7 +201,7 @@ def _format_export(found: Exported) -> Result:
         next_step(next_command),
         title(
             f"{found.folder}: {counted(found.n_recordings, 'recording')}, {counted(found.n_rows, 'row')} "
-            f"as {found.file_format}, {counted(found.n_files, 'file')}, {found.n_bytes / 1e6:,.1f} MB"
+            f"as {found.file_format}, {counted(found.n_files, 'file')}, {format_size(found.n_bytes)}"
         ),
     )
 
@@ -222,7 +230,7 @@ def format_status(found: TableStatus, table: str) -> Result:
     if found.rate:
         blocks.append(f"  {found.rate:,.0f} recordings a second, {format_duration(n_left / found.rate)} left")
     for holder in found.lost:
-        heard = datetime.fromtimestamp(holder.renewed_s, UTC).isoformat(timespec="seconds")
+        heard = format_time(datetime.fromtimestamp(holder.renewed_s, UTC))
         blocks.append(
             warn(f"run {holder.run} on {holder.host} has ended without a word; its last heartbeat was at {heard}")
         )
@@ -230,7 +238,8 @@ def format_status(found: TableStatus, table: str) -> Result:
     if last is not None:
         rate = f", {last['n_decoded'] / last['elapsed_s']:,.0f} recordings a second" if last.get("n_decoded") else ""
         reason = f": {last['error']}" if last.get("error") else ""
-        blocks.append(f"last run {last['run']}: {last['outcome']}, ended {last.get('ended', 'unknown')}{rate}{reason}")
+        ended = format_time(datetime.fromisoformat(last["ended"])) if "ended" in last else "unknown"
+        blocks.append(f"last run {last['run']}: {last['outcome']}, ended {ended}{rate}{reason}")
     if found.at_work:
         blocks.append(f"to stop it: {format_command('cancel', table)}")
         words = format_command("status", table)

@@ -318,7 +318,7 @@ class Run:
             # An error of this package says itself what to do.
             is_known = isinstance(first, EmotionBatchError)
             shortage = find_shortage(first)
-            reason = f"its worker had not enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
+            reason = f"its worker did not have enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
             raise IncompleteError(
                 f"table {self.table.url}: {len(failures):,} of its {counted(len(self.manifest.shards), 'shard')} could not be done"
                 + (

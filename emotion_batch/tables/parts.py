@@ -104,14 +104,9 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         """Return the sums."""
-        return Counts(
-            self.n_recordings + other.n_recordings,
-            self.n_rows + other.n_rows,
-            _added(self.by_status, other.by_status),
-            _added(self.by_label, other.by_label),
-            _added(self.trust, other.trust),
-            _added(self.speech_by_label, other.speech_by_label),
-        )
+        names = ("by_status", "by_label", "trust", "speech_by_label")
+        sums = (_added(getattr(self, name), getattr(other, name)) for name in names)
+        return Counts(self.n_recordings + other.n_recordings, self.n_rows + other.n_rows, *sums)
 
 
 @dataclass(frozen=True)
@@ -127,10 +122,8 @@ class Footer:
         """Return what a part's metadata says; raise PartError if it is not a part of a table of `info`."""
         try:
             about = json.loads((metadata or {})[_FOOTER_KEY])
-            counts = Counts(
-                *(about[name] for name in ("n_recordings", "n_rows", "by_status", "by_label")),
-                *(about.get(name, {}) for name in ("trust", "speech_by_label")),
-            )
+            sums = (about["by_status"], about["by_label"], about.get("trust", {}), about.get("speech_by_label", {}))
+            counts = Counts(about["n_recordings"], about["n_rows"], *sums)
             footer = cls(about["shard"], about["digest"], counts)
             found = [about[name] for name in ("feature_id", "segment_id", "model_id")]
         except (KeyError, ValueError, TypeError) as error:

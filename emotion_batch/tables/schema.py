@@ -148,18 +148,9 @@ class TableInfo:
         settings, segments = recipes.read_settings(value["feature_settings"]), Segments.from_dict(value["segments"])
         if (value["feature_id"], value["segment_id"]) != (settings.feature_id, segments.segment_id):
             raise ValueError("settings that are not those of their fingerprints")
-        return cls(
-            kind=value["kind"],
-            source=value["source"],
-            feature_settings=settings,
-            segments=segments,
-            model_id=value["model_id"],
-            labels=tuple(value["labels"]),
-            features=value["features"],
-            include=tuple(value["include"]),
-            exclude=tuple(value["exclude"]),
-            suffixes=tuple(value.get("suffixes", ())),
-        )
+        known: dict[str, Any] = {name: value[name] for name in ("kind", "source", "model_id", "features")}
+        known |= {name: tuple(value[name]) for name in ("labels", "include", "exclude")}
+        return cls(feature_settings=settings, segments=segments, suffixes=tuple(value.get("suffixes", ())), **known)
 
     @property
     def schema(self) -> pa.Schema:

@@ -19,7 +19,8 @@ from support.review_tables import figures_of
 from benchmarks.generated import write_label_table
 from emotion_batch.analysis.report import locate_beside, open_templates, render
 from emotion_batch.analysis.scan import Drawn
-from emotion_batch.analysis.statistics import Figures, show_duration, show_roughly, show_share
+from emotion_batch.analysis.statistics import Figures, show_roughly, show_share
+from emotion_batch.errors import format_duration
 from emotion_batch.inference.bundle import find_model, open_bundle, read_reliability
 from emotion_batch.tables.status import RunFigures
 
@@ -73,7 +74,7 @@ def test_shares_do_not_round_to_all_or_nothing() -> None:
         "12.3%",
     ]
     assert [show_roughly(n, 1_000) for n in (0, 40, 123, 999, 1_000)] == ["0%", "4%", "12%", "99.9%", "100%"]
-    assert [show_duration(s) for s in (0.01, 3, 61, 7_325)] == ["10 ms", "3.0 s", "1 min 01 s", "2 h 02 min"]
+    assert [format_duration(s) for s in (0.01, 3, 61, 7_325)] == ["10 ms", "3 s", "1 min 1 s", "2 h 2 min"]
     assert show_share(1, 0) == "–"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,12 +14,15 @@ import pytest
 from support.commands import call_command
 
 import emotion_batch
-from emotion_batch.cli.console import Said
+from emotion_batch.cli.console import Said, format_size
 from emotion_batch.cli.run_commands import _format_summary
-from emotion_batch.errors import UsageError, format_command
+from emotion_batch.cli.table_commands import format_status
+from emotion_batch.errors import UsageError, format_command, format_duration, format_time
 from emotion_batch.progress import Progress
 from emotion_batch.run.record import Summary
+from emotion_batch.tables.lease import Holder
 from emotion_batch.tables.parts import Counts
+from emotion_batch.tables.status import TableStatus
 
 
 def rows(table: Path) -> list[dict[str, object]]:
@@ -103,7 +108,7 @@ def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
     counts = Counts(10, 10, {"ok": 8, "empty": 2}, {"ps": 8}, {"is_speech": 6, "is_in_domain": 8, "is_confident": 1})
     said = str(_format_summary(Summary("labels", counts, audio_s=60, recorded_s=6_000, model="model m"), "go"))
     assert "  ps (pleasant surprise)  8  100.0%\n" in said
-    assert "  heard: 0:01:00 of 1:40:00 of audio (1%); --window hears all of it, in another table\n" in said
+    assert "  heard: 1 min of 1 h 40 min of audio (1%); --window hears all of it, in another table\n" in said
     assert "  labels: 12.5% confident, 25.0% not speech\n  model m\n" in said
     assert "10 recordings, 10 rows: 8 ok, 2 failed (empty 2)" in said
     heard = replace(counts, by_label={"ps": 5, "sad": 3}, speech_by_label={"ps": 5, "sad": 1})
@@ -111,9 +116,55 @@ def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
     assert "  ps (pleasant surprise)  5  83.3%\n  sad                     1  16.7%\n" in said
     assert "  labels: 12.5% confident, 25.0% not speech, which the shares leave out\n" in said
     whole = str(_format_summary(Summary("labels", Counts(1, 1, {"ok": 1}), audio_s=3.0, recorded_s=3.0), "go"))
-    assert "  heard: all of 0:00:03 of audio\n" in whole and "  labels:" not in whole
+    assert "  heard: all of 3 s of audio\n" in whole and "  labels:" not in whole
     assert "1 recording, 1 row: 1 ok, 0 failed" in whole
     assert "heard" not in str(_format_summary(Summary("labels", Counts(1, 1, {"empty": 1})), "go"))
+
+
+def test_sizes_durations_and_times_are_what_people_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two units at most, no zeros, and a time of day as clocks here show it, with its zone."""
+    durations = (0, 0.04, 3.21, 9.96, 59.6, 312, 3_599.6, 5_751, 7_199.9, 90_000, 3.6e7)
+    assert [format_duration(seconds) for seconds in durations] == [
+        *("0 s", "40 ms", "3.2 s", "10 s", "1 min", "5 min 12 s"),
+        *("1 h", "1 h 36 min", "2 h", "25 h", "10,000 h"),
+    ]
+    sizes = (0, 12, 999.6, 1_234_567, 999_700_000, 5e12)
+    assert [format_size(one) for one in sizes] == ["0 bytes", "12 bytes", "1 kB", "1.23 MB", "1 GB", "5.0 TB"]
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        said = format_time(datetime(2026, 7, 1, 22, 30, tzinfo=UTC))
+        counts = {"counts": Counts(), "at_work": (), "cancelled": ()}
+        lost = Holder("r", "other", 1, 0.0, 1_790_000_000.0)
+        last = {"run": "r", "outcome": "complete", "ended": "2026-01-01T08:00:00+00:00"}
+        shown = str(
+            format_status(TableStatus("t", "labels", "a", 1, 1, 1, 1, lost=(lost,), last_run=last, **counts), "t")
+        )
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert said == "2026-07-02 00:30:00 CEST"
+    assert "its last heartbeat was at 2026-09-21 16:13:20 CEST" in shown
+    assert "last run r: complete, ended 2026-01-01 09:00:00 CET" in shown
+
+
+def test_an_epoch_says_how_long_the_rest_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pace is that of the epochs that were seen of this network; another network begins anew."""
+    said, now = Said(), 1_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for phase, epoch in (("fold 1", 3), ("fold 1", 4), ("fold 1", 6), ("fold 2", 7), ("fold 2", 1), ("fold 2", 2)):
+        now += 20.0
+        said.epoch(phase, epoch, 9, {"loss": 0.5})
+    assert capsys.readouterr().err.splitlines() == [
+        "fold 1: epoch 3 of 9: loss 0.500",
+        "fold 1: epoch 4 of 9, 1 min 40 s left: loss 0.500",
+        "fold 1: epoch 6 of 9, 40 s left: loss 0.500",
+        "fold 2: epoch 7 of 9: loss 0.500",
+        "fold 2: epoch 1 of 9: loss 0.500",
+        "fold 2: epoch 2 of 9, 2 min 20 s left: loss 0.500",
+    ]
 
 
 def test_a_summary_shows_itself() -> None:
@@ -131,7 +182,7 @@ def test_progress_counts_audio(capsys: pytest.CaptureFixture[str]) -> None:
     """A run that hears audio says how fast, and how long the rest takes by its cost; another counts recordings."""
     said = Said()
     said.progress(Progress(1_000, 990, 1, 990, 10.0, audio_s=4_000.0, left_s=600.0))
-    assert capsys.readouterr().err == "990 of 1,000 recordings, 1 failed, 400 x real time, 0:10:00 left\n"
+    assert capsys.readouterr().err == "990 of 1,000 recordings, 1 failed, 400 x real time, 10 min left\n"
     said = Said()
     said.progress(Progress(1_000, 500, 0, 500, 10.0))
-    assert capsys.readouterr().err == "500 of 1,000 recordings, 0 failed, 50 a second, 0:00:10 left\n"
+    assert capsys.readouterr().err == "500 of 1,000 recordings, 0 failed, 50 a second, 10 s left\n"

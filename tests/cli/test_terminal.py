@@ -206,7 +206,7 @@ def test_a_pipe_gets_no_escape_sequence() -> None:
     assert done.err.splitlines()[:3] == [
         r"a note about [bold]calls[/bold] \x1b[2J",
         "10,000 files listed",
-        "1,000,000 of 1,000,000 recordings, 1,000 failed, 1,234 a second, 0:00:00 left",
+        "1,000,000 of 1,000,000 recordings, 1,000 failed, 1,234 a second, 0 s left",
     ]
     assert done.out.splitlines()[-1] == "next: emotion-batch verify labels"
 

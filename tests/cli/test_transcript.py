@@ -38,6 +38,9 @@ verify features --deep
 query labels --example mix
 query labels "SELECT emotion, count(*) AS n FROM labels WHERE status = 'ok' GROUP BY emotion ORDER BY emotion LIMIT 3"
 export labels exported --format csv
+export labels labels.csv
+export labels labels.csv
+plan --recipe voices calls
 review labels sheet.csv --size 20
 report labels --output report.html
 cancel labels
@@ -115,16 +118,16 @@ _PROGRESS = re.compile(r".*( left| parts read)")
 _VOLATILE = (
     (r"\d{8}T\d{6}Z-[0-9a-f]{8}", "RUN"),
     (r"model [0-9a-f]{16}", "model ID"),
-    (r"made now in \d+\.\d s", "made now in N s"),
+    (r"made now in [\d.]+ m?s\b", "made now in N s"),
     (r"\d+,?\d* recordings a second", "N recordings a second"),
-    (r"for \d+:\d\d:\d\d", "for TIME"),
+    (r"for [\d.]+ m?s\b", "for TIME"),
     (r"127\.0\.0\.1:\d{4,}", "127.0.0.1:PORT"),
     (r"[\d,]+ a second", "N a second"),
     (r"[\d,]+ x real time", "N x real time"),
     (r"^.*N (a second|x real time), \d.* left\n", ""),
-    (r"\d+\.\d MB", "N MB"),
+    (r"\d[\d.]* [kM]B\b", "N MB"),
     (r"(\d\.\d\d)\d+", r"\1.."),
-    (r"\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*", "TIME"),
+    (r"\d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d [A-Z+-]?\w+", "TIME"),
 )
 
 

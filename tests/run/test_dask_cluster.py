@@ -456,7 +456,7 @@ def test_a_machine_without_memory_is_said_in_a_sentence(speech: Path, tmp_path: 
     )
     done = run_command(speech, tmp_path / "table", program=("-P", "-c", program))
     assert done.code == 1
-    assert "emotion-batch: this machine has not enough" in done.err.splitlines()[-1]
+    assert "emotion-batch: this machine does not have enough" in done.err.splitlines()[-1]
 
 
 def test_a_shard_is_one_task() -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib.metadata import EntryPoint
 from types import ModuleType
@@ -24,32 +25,28 @@ T = TypeVar("T")
 
 def load_matplotlib() -> ModuleType:
     """Import matplotlib and its font manager, and keep the list of fonts that it writes only in a temporary folder."""
-    with _matplotlib_out_of_home():
+    configuration = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    has_place = os.path.isdir(os.path.join(configuration, "matplotlib")) or "matplotlib.font_manager" in sys.modules
+    # Pictures use the font that matplotlib brings. Without a PATH it does not start fc-list, which would write a cache of all
+    # the system's fonts; an empty PATH would be the current directory.
+    with _out_of_home("MPLCONFIGDIR", has_place, {"PATH": os.devnull}):
         import matplotlib
         import matplotlib.font_manager
     return matplotlib
 
 
-@contextlib.contextmanager
-def _matplotlib_out_of_home() -> Iterator[None]:
-    configuration = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    has_place = "MPLCONFIGDIR" in os.environ or os.path.isdir(os.path.join(configuration, "matplotlib"))
-    if has_place or "matplotlib.font_manager" in sys.modules:
-        yield
-        return
-    # Pictures use the font that matplotlib brings. Without a PATH it does not start fc-list, which would write a cache of all
-    # the system's fonts; an empty PATH would be the current directory.
-    with tempfile.TemporaryDirectory() as folder, _variables({"MPLCONFIGDIR": folder, "PATH": os.devnull}):
-        yield
-
-
-@contextlib.contextmanager
-def keras_out_of_home() -> Iterator[None]:
+def keras_out_of_home() -> AbstractContextManager[None]:
     """Within the block, let Keras write the settings file that it makes on import into a temporary folder."""
-    if "KERAS_HOME" in os.environ or os.path.exists(os.path.expanduser("~/.keras/keras.json")):
+    return _out_of_home("KERAS_HOME", os.path.exists(os.path.expanduser("~/.keras/keras.json")), {})
+
+
+@contextlib.contextmanager
+def _out_of_home(variable: str, has_place: bool, others: Mapping[str, str]) -> Iterator[None]:
+    """Let an environment variable name a temporary folder for a block, unless it is set or the library has a place already."""
+    if has_place or variable in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder, _variables({"KERAS_HOME": folder}):
+    with tempfile.TemporaryDirectory() as folder, _variables({variable: folder, **others}):
         yield
 
 

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import dask
 import dask.bag
@@ -41,14 +41,10 @@ def do_partition(
     try:
         receipt = function(task)
     except UnfitWorkerError as error:
-        _pass_on(error, topic)
+        worker = get_worker()
+        worker.log_event(topic, {"worker": worker.address, "said": str(error)})
+        logging.getLogger(__name__).warning("%s", error)
+        time.sleep(UNFIT_PAUSE_S)
+        # This worker stays, because other work may need it.
+        raise Reschedule from error
     return [(time.monotonic() - started, receipt)]
-
-
-def _pass_on(error: UnfitWorkerError, topic: str) -> NoReturn:
-    """Give a shard back, for another worker. This worker stays, because other work may need it."""
-    worker = get_worker()
-    worker.log_event(topic, {"worker": worker.address, "said": str(error)})
-    logging.getLogger(__name__).warning("%s", error)
-    time.sleep(UNFIT_PAUSE_S)
-    raise Reschedule from error

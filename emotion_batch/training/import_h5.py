@@ -15,6 +15,7 @@ from emotion_batch.inference import safety
 from emotion_batch.inference.bundle import sha256, weight_shapes
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.safety import MAX_NETWORK_BYTES
+from emotion_batch.libraries import require_training
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.folder import Folder, explained, split_file
@@ -78,6 +79,7 @@ def import_h5(
     StorageError
         If a place cannot be read or written.
     """
+    require_training()
     file, to = Folder.of(h5, storage_options), Folder.of(bundle, storage_options)
     require_new_bundle(to, force)
     folder, name = split_file(file)

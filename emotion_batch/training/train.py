@@ -16,6 +16,7 @@ from emotion_batch.inference import domain
 from emotion_batch.inference.bundle import RELIABILITY, Bundle, check_features, find_model, require_safe, sha256
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.confidence import Floats, apply_temperature
+from emotion_batch.libraries import require_training
 from emotion_batch.progress import Watcher
 from emotion_batch.settings import fingerprint
 from emotion_batch.storage.folder import Folder, explained, split_file
@@ -91,6 +92,7 @@ def train(
     IncompleteError
         If a table has parts missing.
     """
+    require_training()
     tables = [table] if isinstance(table, str | os.PathLike) else list(table)
     if not tables:
         raise UsageError("tables: name one feature table or more to learn from")

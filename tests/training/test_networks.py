@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from support.recordings import tone
 
+import emotion_batch
+from emotion_batch.errors import UsageError
 from emotion_batch.features import recipes
 from emotion_batch.inference import predict, safety
 from emotion_batch.inference.bundle import open_bundle, weight_shapes
@@ -162,3 +165,19 @@ def test_the_exported_graph_is_the_network(n_features: int, n_labels: int) -> No
     found = predict.execute(networks.export_onnx(network, FeatureSettings()), features)
     np.testing.assert_allclose(found, network.predict(features[..., np.newaxis], verbose=0), atol=1e-5)
     assert found.std(axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("lacking", ["keras", "tensorflow", "tf2onnx", "matplotlib"])
+def test_training_names_what_it_lacks(lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra that brings its packages, a training says so in one sentence, before it reads anything."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == lacking else find(name))
+    sentence = f"{lacking} is not installed, and training needs it: `pip install 'emotion-batch\\[train\\]'`"
+    for call in (
+        lambda: emotion_batch.train(tmp_path / "none", tmp_path / "bundle"),
+        lambda: emotion_batch.import_h5(tmp_path / "none.h5", tmp_path / "bundle", labels=["a", "b"]),
+        lambda: emotion_batch.demo(tmp_path / "demo"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            call()
+    assert not list(tmp_path.iterdir())

@@ -137,7 +137,7 @@ def awkward() -> Path:
     """Awkward recordings; skips where they are absent."""
     if not AWKWARD.exists():
         if MUST_HAVE_DATA:
-            pytest.fail(f"{AWKWARD.name}: expected the awkward recordings beside the checkout, got nothing")
+            pytest.fail(f"{AWKWARD.name} is missing: put the awkward recordings beside the checkout")
         pytest.skip("the awkward recordings are not beside this checkout")
     return AWKWARD
 

@@ -60,7 +60,7 @@ def kill(process: object) -> None:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Scheduler:
-    """Certificates that everybody in the cluster shows; the address is not known yet."""
+    """Certificates that all processes of the cluster show; the address is not known yet."""
     return Scheduler("tls://", *write_authority(tmp_path_factory.mktemp("certificates")))
 
 
@@ -493,6 +493,6 @@ def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path
     ],
 )
 def test_an_open_scheduler_beyond_loopback_is_a_risk(address: str, is_risk: bool) -> None:
-    """Plain TCP to another machine is warned of, for whoever reaches the scheduler runs code there."""
+    """Plain TCP to another machine gives a warning, because anyone who reaches the scheduler can run code there."""
     risk = Scheduler(address).find_risk()
     assert (risk is not None) == is_risk

@@ -49,7 +49,7 @@ from emotion_batch.storage.fsspec_store import FsspecStore, open_fsspec
     ]
 )
 def place(request: pytest.FixtureRequest) -> Iterator[tuple[Store, str]]:
-    """A store, and a path in it that nobody else writes to."""
+    """A store, and a path in it that only this test writes to."""
     protocol, _, client = request.param.partition(" by ")
     name = request.node.name.translate(str.maketrans("[] ", "---"))
     if protocol == "memory":
@@ -125,7 +125,7 @@ def test_every_name_is_listed_once(place: tuple[Store, str], request: pytest.Fix
 
 
 def test_another_version_is_not_read(place: tuple[Store, str]) -> None:
-    """Whoever reads on in an object that was replaced is told so."""
+    """Reading on in an object that was replaced is an error that says so."""
     store, root = place
     store.put(f"{root}/a", b"first" * 10)
     version = store.get(f"{root}/a", 0, 5).version
@@ -329,7 +329,7 @@ def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypat
         # An answer that was lost on its way is no other's object.
         assert all(firsts)
     assert proxy.n_failed > 5
-    # s3fs asks again by itself, where nobody counts.
+    # s3fs retries by itself, and its retries are not counted.
     assert spent.n_retries > 0 or client == "fsspec"
 
 

@@ -178,7 +178,7 @@ def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sente
 
 
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:
-    """Parts are never put among files that are somebody else's."""
+    """Parts are never put among files that are not a table's."""
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UsageError, match=r"holds 'holiday.jpg', which is not a part of a table"):
         create_info(Folder.of(tmp_path), INFO)

@@ -491,7 +491,7 @@ def test_settings_are_written_anew_only_where_parts_are_of_them(night: Night, tm
 
 
 def test_a_damaged_cancellation_is_one(night: Night, tmp_path: Path) -> None:
-    """Whatever is in the file, a run that somebody cancelled begins no further shard."""
+    """A run that was cancelled begins no further shard, whatever is in the file."""
     place = Folder.of(tmp_path)
     (tmp_path / "_table" / "runs").mkdir(parents=True)
     info = read_info(Folder.of(night.features))

@@ -31,7 +31,7 @@ MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
 
 
 class Hostile:
-    """A copy of a bundle, to be changed by an author who computes the digests anew.
+    """A copy of a bundle, to be changed by an author who computes the digests again.
 
     Attributes
     ----------

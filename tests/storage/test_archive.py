@@ -368,7 +368,7 @@ print(pa.default_memory_pool().max_memory() / N)
 
 
 def test_a_folder_is_walked_in_the_order_of_its_names(tmp_path: Path) -> None:
-    """Ten million recordings need not be sorted, whatever stands before and after a folder's stroke."""
+    """Ten million recordings need not be sorted, whatever characters stand around a folder's slash."""
     names = sorted(
         f"{one}{two}{three}.wav" for one in ("a", "a-b", "é") for two in "/-. 0" for three in ("b", "b/c", "b-c")
     )

@@ -97,7 +97,7 @@ def test_a_store_keeps_its_promises(place: tuple[Store, str]) -> None:
 
 
 def test_every_name_is_listed_once(place: tuple[Store, str], request: pytest.FixtureRequest) -> None:
-    """Children and all below are listed with sizes, whatever their names, and read by these."""
+    """Children and everything below are listed with sizes, whatever their names are, and can be read by these names."""
     store, root = place
     # adlfs takes what follows a question mark for a version.
     names = [name for name in ODD_NAMES if "?" not in name or "az by fsspec" not in request.node.name]
@@ -204,7 +204,7 @@ def test_keys_that_begin_with_a_slash_are_recordings_of_their_own(gcs: Bucket) -
 
 
 def test_a_server_without_ranges_is_read_right(tmp_path: Path) -> None:
-    """A web server that sends all of a file gives the bytes that were asked for all the same."""
+    """A web server that sends all of a file still gives the bytes that were asked for."""
     (tmp_path / "a.bin").write_bytes(bytes(range(200)))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=os.fspath(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -195,7 +195,7 @@ def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_changes_nothing_or_is_named(tmp_path: Path) -> None:
-    """A part of which any one bit is another is refused whatever is read of it, with the error that says so."""
+    """A part in which any single bit has changed is refused, whatever is read from it, with an error that says so."""
     table, name = Folder.of(tmp_path), parts.part_name(0)
     rows = label_rows("ok", "empty", "ok")
     parts.publish_part(table, INFO, 0, "d", rows)

@@ -184,7 +184,7 @@ def test_windows_end_where_the_recording_does(tmp_path: Path) -> None:
 
 
 def test_a_sample_between_frames_is_not_overlooked(tmp_path: Path) -> None:
-    """With a hop longer than a frame, NaN that no frame holds is found all the same."""
+    """With a hop longer than a frame, NaN that no frame holds is still found."""
     samples = tone(2.0)
     samples[30_000] = np.nan
     _write_wav(tmp_path / "a.wav", samples, "FLOAT")

@@ -1,1 +1,1 @@
-"""What things cost, each side by side with what it is measured against: ``python -m benchmarks --help``."""
+"""What each thing costs, side by side with what it is compared to: ``python -m benchmarks --help``."""

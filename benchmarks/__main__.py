@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def merge(before: list[dict[str, object]], now: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Return figures with those that were measured anew in their old places, and those that are new behind them."""
+    """Return figures with those that were measured again in their old places, and those that are new behind them."""
     found = {(one["what"], one["against"]): one for one in before}
     return list((found | {(one["what"], one["against"]): one for one in now}).values())
 

@@ -149,7 +149,7 @@ class _Channel:
         end = time.monotonic() + _TIMEOUT_S
         while not is_done():
             if time.monotonic() > end:
-                raise TimeoutError(f"browser: expected {what} within {_TIMEOUT_S:g} s, got nothing")
+                raise TimeoutError(f"browser: {what} did not come within {_TIMEOUT_S:g} s")
             self._hear(1.0)
 
     def _hear(self, timeout_s: float) -> None:
@@ -157,7 +157,7 @@ class _Channel:
             return
         data = os.read(self._from, 2**16)
         if not data:
-            raise RuntimeError("browser: expected it to live, got its end")
+            raise RuntimeError("the browser has ended")
         *messages, self._buffer = (self._buffer + data).split(b"\0")
         for text in messages:
             message = json.loads(text)
@@ -175,7 +175,7 @@ def opened_tab(folder: Path) -> Iterator[Tab]:
     """Start Chromium with a new empty profile in `folder`, and end it with the block."""
     program = find_chromium()
     if program is None:
-        raise FileNotFoundError("Chromium: expected it to be installed, got none; `apt-get install chromium`")
+        raise FileNotFoundError("Chromium is not installed; run `apt-get install chromium`")
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     # The browser reads from 3 and writes to 4, whatever these are called here.

@@ -35,7 +35,7 @@ N_WORKERS = 2
 LATENCY_S = 0.05
 # Recordings that are read at a time: a shard of a large archive.
 N_TOGETHER = 1_024
-# What S3 calls an object of which nobody said more. What is said to be audio, SeaweedFS keeps packed and unpacks each time.
+# The type that S3 gives an object without a stated one. SeaweedFS compresses objects that are said to be audio, and unpacks them each time.
 MIME_TYPE = "binary/octet-stream"
 
 

@@ -109,7 +109,7 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args}: expected an answer, got its end")
+            raise RuntimeError(f"{self._process.args} ended without an answer")
         return json.loads(line)
 
     def do(self, block: object) -> Any:

@@ -60,7 +60,7 @@ def tess(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TESS, unpacked; skips where it is absent."""
     if not TESS_UNPACKER.exists():
         if MUST_HAVE_DATA:
-            pytest.fail(f"{TESS_UNPACKER.name}: expected TESS beside the checkout, got nothing")
+            pytest.fail(f"{TESS_UNPACKER.name} is missing: put TESS beside the checkout")
         pytest.skip("the TESS recordings are not beside this checkout")
 
     def make(folder: Path) -> None:

@@ -202,3 +202,15 @@ def test_sentences_are_plain() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and moulds.search(node.value):
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {moulds.search(node.value)[0]}")
     assert not found
+
+
+def test_other_texts_are_plain_too() -> None:
+    """README, CONTRIBUTING, CHANGELOG, tests, benchmarks, jobs and deploy name who acts."""
+    moulds = re.compile(r"\b(Who|who|Some|some|No|no)(ever|body)\b|\bgot\s+none\b|\bexpected\s+it\b")
+    folders = [path for name in ("tests", "benchmarks", "jobs", "deploy") for path in (ROOT / name).rglob("*")]
+    found = []
+    for path in sorted([*ROOT.glob("*.md"), *folders]):
+        if path.suffix in (".py", ".md", ".sh", ".sbatch", ".yaml"):
+            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            found += [f"{path.relative_to(ROOT)}:{number}" for number, line in lines if moulds.search(line)]
+    assert not found

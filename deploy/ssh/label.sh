@@ -3,14 +3,14 @@
 #
 #   deploy/ssh/label.sh alpha,beta:8,user@gamma SOURCE TABLE --model BUNDLE
 #
-# First the machines, each with its number of worker processes if not one a core; then the arguments of
-# `emotion-batch label`, or, with extract or retry before them, of that command. The scheduler and the command run here, the
-# workers there; ssh asks for no password, archive and table are at the same paths everywhere, and so is the folder that
-# `emotion-batch` is in (EMOTION_BATCH_BIN names another one). Machines reach each other at ports that they choose freely.
-# What ssh has to know stands in its own configuration (EMOTION_BATCH_SSH_CONFIG names another file).
+# Name the machines first, each with its number of worker processes (default: one for each core). Then give the arguments of
+# `emotion-batch label`; with extract or retry before them, those of that command. The scheduler and the command run on this
+# machine, the workers on the others. ssh must need no password. The archive, the table and the folder of `emotion-batch` must be
+# at the same paths everywhere (EMOTION_BATCH_BIN names another folder). The machines reach each other at ports that are chosen at
+# random. Options of ssh stand in its own configuration (EMOTION_BATCH_SSH_CONFIG names another file).
 #
-# The exit code is that of the command. When it has ended, been stopped or killed, workers and scheduler end too, and the
-# same command goes on with what is left.
+# The exit code is that of the command. When the command has ended, or was stopped or killed, workers and scheduler end too. The
+# same call then continues with the rest.
 # shellcheck disable=SC2329 # traps call them
 set -euo pipefail
 
@@ -26,7 +26,7 @@ case "$1" in
 esac
 for program in emotion-batch dask openssl python3 scp setpriv ssh; do
   if ! command -v "$program" >/dev/null; then
-    echo "label.sh: $program: expected it on PATH, got nothing; install it" >&2
+    echo "label.sh: $program is not on PATH; install it" >&2
     exit 2
   fi
 done
@@ -43,7 +43,7 @@ here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 bin=${EMOTION_BATCH_BIN:-$(dirname "$(command -v emotion-batch)")}
 options=(-o BatchMode=yes -o ConnectTimeout=20 -o ServerAliveInterval=30)
 if [[ -n ${EMOTION_BATCH_SSH_CONFIG:-} ]]; then options+=(-F "$EMOTION_BATCH_SSH_CONFIG"); fi
-# What the kernel ends with this script, also when it is killed.
+# The kernel ends these processes with this script, also if the script is killed.
 tied=(setpriv --pdeathsig TERM --)
 
 folder=$(mktemp --directory)
@@ -64,7 +64,7 @@ end() {
 clean_up() {
   trap '' TERM INT HUP
   end "$driver"
-  # With its connection a machine's workers end.
+  # The workers of a machine end with its connection.
   for connection in "${connections[@]}"; do end "$connection"; done
   end "$scheduler"
   rm -rf "$folder"
@@ -79,7 +79,7 @@ trap clean_up EXIT
 trap 'stop TERM 143' TERM HUP
 trap 'stop INT 130' INT
 
-# Whoever reaches a scheduler without TLS runs code as this user, here and on all the machines.
+# Anyone who reaches a scheduler without TLS can run code as this user, here and on all the machines.
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj "/CN=emotion-batch" \
   -addext "keyUsage=critical,digitalSignature,keyCertSign" \
   -keyout "$folder/key.pem" -out "$folder/certificate.pem" 2>"$folder/openssl.log" ||
@@ -93,7 +93,7 @@ for part in SCHEDULER CLIENT; do
   export "DASK_DISTRIBUTED__COMM__TLS__${part}__KEY=$folder/key.pem"
 done
 export DASK_LOGGING__DISTRIBUTED="${DASK_LOGGING__DISTRIBUTED:-warning}"
-# The dashboard speaks without TLS, and so on loopback alone.
+# The dashboard has no TLS, so it listens on loopback only.
 export DASK_DISTRIBUTED__DASHBOARD__LINK="http://127.0.0.1:{port}/status"
 
 # The address that this machine speaks to the first of the others from.
@@ -112,16 +112,16 @@ until [[ -s $folder/scheduler.json ]]; do
 done
 url=$(python3 -I -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$folder/scheduler.json")
 
-# Nobody writes into it; that it ends tells a machine that its connection has.
+# Nothing is written into it. When it ends, a machine knows that its connection has ended.
 mkfifo "$folder/held"
 exec 3<>"$folder/held"
 for host in "${hosts[@]}"; do
   n_processes=0
   if [[ $host == *:* ]]; then n_processes=${host##*:}; fi
   host=${host%%:*}
-  # mktemp makes it for that user alone.
+  # Only that user can read what mktemp makes.
   if ! there=$(ssh "${options[@]}" "$host" mktemp -d /tmp/emotion-batch-XXXXXX); then
-    echo "label.sh: $host: expected ssh to reach it without a password, got the above; try \`ssh $host true\`" >&2
+    echo "label.sh: $host: ssh cannot reach it without a password (see above); try \`ssh $host true\`" >&2
     exit 2
   fi
   scp -q -p "${options[@]}" "$folder"/{key.pem,certificate.pem,worker.sh} "$host:$there"
@@ -133,7 +133,7 @@ done
 driver=$!
 code=0
 while is_running "$driver"; do
-  # A signal ends the wait, and not what is waited for.
+  # A signal ends the wait, but not the command.
   code=0
   wait "$driver" || code=$?
 done

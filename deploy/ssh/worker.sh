@@ -1,9 +1,9 @@
 #!/bin/bash
-# On a machine of label.sh: workers for as long as the connection that started it stays, and then nothing of them.
+# Runs workers on a machine of label.sh, for as long as the connection that started it stays; then it removes everything.
 #
 #   worker.sh BIN SCHEDULER PROCESSES
 #
-# The certificate lies beside it, in a folder of its own that ends with it.
+# The certificate lies beside this script. Their folder is removed at the end.
 set -euo pipefail
 bin=$1 url=$2 n_processes=$3
 folder=$(dirname "$(realpath "${BASH_SOURCE[0]}")")

@@ -90,7 +90,7 @@ def demo(
     say(_CLOSING.format(one=format_command("label", example, options=with_model)))
 
 
-_CLOSING = """\
+_CLOSING = """
 This model knows two synthetic voices. With recordings of your own whose emotions are known, in TESS's naming or
 in a folder for each emotion:
 

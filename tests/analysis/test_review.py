@@ -98,7 +98,7 @@ def test_a_sheet_is_written_and_taken_back(table: Path, tmp_path: Path) -> None:
 
 
 def test_hostile_names_come_back(tmp_path: Path) -> None:
-    """Recordings whatever they are called are the same recordings after a spreadsheet had the sheet, as CSV and as Parquet."""
+    """A spreadsheet may save the sheet, as CSV or Parquet: recordings of any name are still the same recordings."""
     place = write_table(tmp_path / "labels", HOSTILE)
     sheet, labels = tmp_path / "sheet.csv", tmp_path / "mine.parquet"
     emotion_batch.review(place.url, sheet, size=40, random=0)

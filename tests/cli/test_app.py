@@ -82,7 +82,7 @@ def test_an_odd_archive_is_labelled_whole(odd: tuple[Path, dict[str, str]], bund
 def test_too_many_failures_are_exit_code_1(
     odd: tuple[Path, dict[str, str]], tmp_path: Path, cluster: ShellCluster
 ) -> None:
-    """`--max-failed` turns failures into an exit code, in numbers and in shares; the table is there all the same."""
+    """`--max-failed` turns failures into an exit code, in numbers and in shares; the table is still there."""
     archive, expected = odd
     n_failed = sum(status != "ok" for status in expected.values())
     table = tmp_path / "features"
@@ -110,7 +110,7 @@ def test_features_and_archive_give_the_same_labels(
 
 
 def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cluster: ShellCluster) -> None:
-    """A neighbour that changed does not cost a gone recording its features; a late one is looked at anew."""
+    """A neighbour that changed does not cost a gone recording its features; a late one is looked at again."""
     archive, table = tmp_path / "archive", tmp_path / "table"
     synthesis.write_archive(tmp_path / "made", n_words=1)
     archive.mkdir()
@@ -136,7 +136,7 @@ def test_what_is_gone_keeps_its_row_and_what_arrives_gets_one(tmp_path: Path, cl
 
 
 def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: Path, tmp_path: Path) -> None:
-    """With stdout or stderr closed the work is done all the same, and the exit code says how it went."""
+    """With stdout or stderr closed the work is still done, and the exit code says how it went."""
     table = shutil.copytree(features, tmp_path / "table")
     command = [sys.executable, "-P", "-m", "emotion_batch", "extract", speech, table, "--max-failed", "0"]
     for streams in ({"stdout": "closed", "stderr": None}, {"stdout": None, "stderr": "closed"}):
@@ -259,7 +259,7 @@ def test_a_dask_configuration_for_other_clusters_is_no_matter_of_the_local_one(
 
 @pytest.mark.parametrize("kind", [pytest.param("Scheduler", marks=pytest.mark.torture), "Nanny"])
 def test_a_local_cluster_that_is_not_on_loopback_does_no_work(speech: Path, tmp_path: Path, kind: str) -> None:
-    """If Dask listens on all addresses all the same, as it does for a websocket, the run is refused in one sentence."""
+    """If Dask listens on all addresses nevertheless, as it does for a websocket, the run is refused in one sentence."""
     (tmp_path / "sitecustomize.py").write_text(f"""
 import sys
 

@@ -168,5 +168,5 @@ def test_a_machine_out_of_reach_is_named(configuration: Path, speech: Path, tmp_
     with label(configuration, tmp_path, "alpha:1,nowhere.invalid", speech, tmp_path / "table") as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "label.sh: nowhere.invalid: expected ssh to reach it" in err.decode()
+    assert "label.sh: nowhere.invalid: ssh cannot reach it without a password" in err.decode()
     assert_nothing_is_left(tmp_path)

@@ -137,7 +137,7 @@ def awkward() -> Path:
     """Awkward recordings; skips where they are absent."""
     if not AWKWARD.exists():
         if MUST_HAVE_DATA:
-            pytest.fail(f"{AWKWARD.name}: expected the awkward recordings beside the checkout, got nothing")
+            pytest.fail(f"{AWKWARD.name} is missing: put the awkward recordings beside the checkout")
         pytest.skip("the awkward recordings are not beside this checkout")
     return AWKWARD
 
@@ -207,7 +207,7 @@ def test_a_stretch_far_inside_is_that_of_the_whole(kind: str) -> None:
         found = read(data, start_s, 3.0)
         assert found.end_s == start_s + 3.0
         expected = whole[int(start_s * RATE) :][: len(found.samples)]
-        # The resampler's filter begins anew at the stretch.
+        # The resampler's filter begins again at the stretch.
         np.testing.assert_allclose(found.samples[200:-200], expected[200:-200], atol=2e-3)
 
 

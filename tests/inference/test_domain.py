@@ -1,4 +1,4 @@
-"""Tests of domains: summaries without level, sounds that nobody speaks, thresholds of what was held out, safe reading."""
+"""Tests of domains: summaries without level, sounds that are not speech, thresholds of what was held out, safe reading."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ UNSPOKEN: dict[str, Maker] = {
 
 @cache
 def unspoken(settings: AnySettings) -> tuple[pa.Table, np.ndarray]:
-    """Return rows of sounds that nobody speaks, at three levels and two durations, and what each is."""
+    """Return rows of sounds that are not speech, at three levels and two durations, and what each is."""
     sounds, names = [], []
     for name, make in UNSPOKEN.items():
         for seed, duration_s in enumerate((2.0, 3.5)):

@@ -31,7 +31,7 @@ MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
 
 
 class Hostile:
-    """A copy of a bundle, to be changed by somebody who computes the digests anew.
+    """A copy of a bundle, to be changed by an author who computes the digests again.
 
     Attributes
     ----------
@@ -368,7 +368,7 @@ def test_the_command_refuses_before_any_work(features: Path, bundle: Path, tmp_p
 
 
 def test_a_bundle_is_not_refused_for_its_neighbours(bundle: Path, tmp_path: Path) -> None:
-    """A trained bundle is safe; notes and hidden files beside its own are nobody's business."""
+    """A trained bundle is safe, and notes and hidden files beside its own do no harm."""
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)
     for name in ("notes.txt", ".gitattributes"):

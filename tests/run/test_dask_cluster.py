@@ -280,7 +280,7 @@ def test_what_the_cluster_loses_is_handed_out_again(tmp_path: Path) -> None:
     folder = os.fspath(tmp_path)
     with dask_cluster.connect(None, 2) as connected:
         found = dict(connected.run(do, ["kills", "stumbles", "full", "good"]))
-        # At the fourth death Dask condemns a task; whoever was beside it may have died with it before it stumbled.
+        # At the fourth death Dask gives a task up; a task beside it may have died with it before it stumbled.
         assert connected.n_resubmitted >= 1
     assert (found["kills"], found["stumbles"], found["good"]) == ("kills done", "stumbles done", "good done")
     assert isinstance(found["full"], StorageError)

@@ -51,7 +51,7 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def kill(process: object) -> None:
-    """Kill a worker and the nanny that would start it anew."""
+    """Kill a worker and the nanny that would start it again."""
     nanny = psutil.Process(process.pid)
     for one in [nanny, *nanny.children(recursive=True)]:
         one.kill()
@@ -60,7 +60,7 @@ def kill(process: object) -> None:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Scheduler:
-    """Certificates that everybody in the cluster shows; the address is not known yet."""
+    """Certificates that all processes of the cluster show; the address is not known yet."""
     return Scheduler("tls://", *write_authority(tmp_path_factory.mktemp("certificates")))
 
 
@@ -254,7 +254,7 @@ def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alon
 @pytest.mark.torture
 @pytest.mark.parametrize("ahead_s", [900, -900])
 def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp_path: Path, ahead_s: int) -> None:
-    """One worker's clock and that of another machine are wrong: there the run is seen and cancelled all the same."""
+    """One worker's clock and that of another machine are wrong: the run is still seen and cancelled there."""
     folder, wrong = tmp_path / "table", {"PYTHONPATH": os.fspath(tmp_path)}
     (tmp_path / "sitecustomize.py").write_text(
         f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
@@ -302,7 +302,7 @@ def driver_of(folder: Path) -> int:
 def test_the_worker_of_the_driver_is_killed_five_times(
     secured: ShellCluster, tls: Scheduler, speech: Path, alone: Path, tmp_path: Path
 ) -> None:
-    """Dask condemns a task after four such deaths, and the run ends all the same with an undisturbed table and one record."""
+    """Dask gives a task up after four such deaths, and the run still ends with an undisturbed table and one record."""
     folder = tmp_path / "table"
     scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
     summary = emotion_batch.submit(
@@ -493,6 +493,6 @@ def test_a_run_can_be_left_to_no_cluster_of_its_own(speech: Path, tmp_path: Path
     ],
 )
 def test_an_open_scheduler_beyond_loopback_is_a_risk(address: str, is_risk: bool) -> None:
-    """Plain TCP to another machine is warned of, for whoever reaches the scheduler runs code there."""
+    """Plain TCP to another machine gives a warning, because anyone who reaches the scheduler can run code there."""
     risk = Scheduler(address).find_risk()
     assert (risk is not None) == is_risk

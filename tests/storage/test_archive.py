@@ -336,7 +336,7 @@ def test_lists_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_look_at_a_recording_waits_for_nobody(tmp_path: Path) -> None:
-    """The first byte of what can be read is read; a named pipe holds nobody up, and what is missing is said."""
+    """The first byte of what can be read is read; a named pipe holds up no run, and a missing recording is named."""
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     (tmp_path / "folder.wav").mkdir()
@@ -368,7 +368,7 @@ print(pa.default_memory_pool().max_memory() / N)
 
 
 def test_a_folder_is_walked_in_the_order_of_its_names(tmp_path: Path) -> None:
-    """Ten million recordings need not be sorted, whatever stands before and after a folder's stroke."""
+    """Ten million recordings need not be sorted, whatever characters stand around a folder's slash."""
     names = sorted(
         f"{one}{two}{three}.wav" for one in ("a", "a-b", "é") for two in "/-. 0" for three in ("b", "b/c", "b-c")
     )

@@ -338,7 +338,7 @@ def test_of_a_far_store_many_are_on_their_way(s3: Bucket, archive: Path) -> None
 
 
 class WithoutRanges(http.server.BaseHTTPRequestHandler):
-    """Sends all of an object, whatever is asked for."""
+    """Sends the whole object, whatever part is asked for."""
 
     protocol_version = "HTTP/1.1"
 

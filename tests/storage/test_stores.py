@@ -49,7 +49,7 @@ from emotion_batch.storage.fsspec_store import FsspecStore, open_fsspec
     ]
 )
 def place(request: pytest.FixtureRequest) -> Iterator[tuple[Store, str]]:
-    """A store, and a path in it that nobody else writes to."""
+    """A store, and a path in it that only this test writes to."""
     protocol, _, client = request.param.partition(" by ")
     name = request.node.name.translate(str.maketrans("[] ", "---"))
     if protocol == "memory":
@@ -97,7 +97,7 @@ def test_a_store_keeps_its_promises(place: tuple[Store, str]) -> None:
 
 
 def test_every_name_is_listed_once(place: tuple[Store, str], request: pytest.FixtureRequest) -> None:
-    """Children and all below are listed with sizes, whatever their names, and read by these."""
+    """Children and everything below are listed with sizes, whatever their names are, and can be read by these names."""
     store, root = place
     # adlfs takes what follows a question mark for a version.
     names = [name for name in ODD_NAMES if "?" not in name or "az by fsspec" not in request.node.name]
@@ -125,7 +125,7 @@ def test_every_name_is_listed_once(place: tuple[Store, str], request: pytest.Fix
 
 
 def test_another_version_is_not_read(place: tuple[Store, str]) -> None:
-    """Whoever reads on in an object that was replaced is told so."""
+    """Reading on in an object that was replaced is an error that says so."""
     store, root = place
     store.put(f"{root}/a", b"first" * 10)
     version = store.get(f"{root}/a", 0, 5).version
@@ -204,7 +204,7 @@ def test_keys_that_begin_with_a_slash_are_recordings_of_their_own(gcs: Bucket) -
 
 
 def test_a_server_without_ranges_is_read_right(tmp_path: Path) -> None:
-    """A web server that sends all of a file gives the bytes that were asked for all the same."""
+    """A web server that sends all of a file still gives the bytes that were asked for."""
     (tmp_path / "a.bin").write_bytes(bytes(range(200)))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=os.fspath(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -329,7 +329,7 @@ def test_what_fails_in_passing_is_asked_again(s3: Bucket, client: str, monkeypat
         # An answer that was lost on its way is no other's object.
         assert all(firsts)
     assert proxy.n_failed > 5
-    # s3fs asks again by itself, where nobody counts.
+    # s3fs retries by itself, and its retries are not counted.
     assert spent.n_retries > 0 or client == "fsspec"
 
 

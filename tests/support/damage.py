@@ -25,7 +25,7 @@ def find_footer(part: Path) -> int:
 
 
 def seal_part(part: Path) -> None:
-    """Give a part that was written anew, with the metadata of the one before, the digests of its own bytes."""
+    """Give a part that was written again, with the metadata of the one before, the digests of its own bytes."""
     data, key = bytearray(part.read_bytes()), b"emotion_batch_sha256\x18\x80\x01"
     footer, at = find_footer(part), data.rindex(key) + len(key)
     data[at : at + 128] = b"0" * 128

@@ -31,7 +31,7 @@ class Network:
         return ("nsenter", f"--target={self.process}", "--net", "--mount", "--uts", "--")
 
     def names(self) -> set[str]:
-        """Return the names that somebody in the network has looked up."""
+        """Return the names that processes in the network have looked up."""
         return set(self.log.read_text().split()) - {"ready"}
 
 

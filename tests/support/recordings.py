@@ -115,7 +115,7 @@ def _opened(self, file, *arguments, **options):
     while head == b"FILL!!":
         taken.append(bytearray(b"x") * 2**26)
     if head == b"ONCE!!":
-        # As somebody's kill: whoever has not been here yet.
+        # As a kill from outside, which comes once.
         flag = os.environ["KILLED_ONCE"]
         if not os.path.exists(flag):
             os.close(os.open(flag, os.O_CREAT))

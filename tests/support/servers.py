@@ -84,7 +84,7 @@ class Bucket:
 
 
 def write_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """Write a certificate for loopback that nobody trusts yet; return it, and what serves by it."""
+    """Write a certificate for loopback that no client trusts yet; return it, and the context of a server that shows it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -150,7 +150,7 @@ def write_authority(folder: Path) -> tuple[str, str, str]:
 def missing(what: str) -> None:
     """Skip, or fail where the server must be there."""
     if MUST_HAVE:
-        pytest.fail(f"{what}: expected it to be installed, got nothing")
+        pytest.fail(f"{what} is not installed, and this test run requires it")
     pytest.skip(f"{what} is not installed")
 
 
@@ -251,7 +251,7 @@ def free_ports(n_ports: int, also: int = 0) -> int:
             for port in wanted:
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
-    raise AssertionError("expected free ports, got none")
+    raise AssertionError("there are no free ports")
 
 
 @contextlib.contextmanager

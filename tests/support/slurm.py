@@ -141,7 +141,7 @@ class Slurm:
 
 @contextlib.contextmanager
 def slurm(folder: Path) -> Iterator[Slurm]:
-    """Start a Slurm; end it with the block, and whatever of its jobs still runs."""
+    """Start a Slurm; end it with the block, and the jobs that still run."""
     path = f"{os.environ['PATH']}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
     absent = [program for program in _PROGRAMS if shutil.which(program, path=path) is None]
     if absent:

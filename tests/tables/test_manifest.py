@@ -199,7 +199,7 @@ def test_a_listing_is_compared_recording_by_recording(chunk: int, prune: bool, t
 
 
 def test_a_manifest_grows_by_generations(tmp_path: Path) -> None:
-    """New recordings make new shards, changed ones only their own anew, gone ones stay and are counted."""
+    """New recordings make new shards, changed ones only their own again, gone ones stay and are counted."""
     table = Folder.of(tmp_path)
     manifest = Manifest(table)
     assert manifest.grow(listing(names(100)), ONE) == Growth(n_new=100)

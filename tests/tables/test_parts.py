@@ -193,7 +193,7 @@ def test_a_table_takes_no_other_settings(tmp_path: Path, other: TableInfo, sente
 
 
 def test_a_folder_with_other_things_is_no_table(tmp_path: Path) -> None:
-    """Parts are never put among files that are somebody else's."""
+    """Parts are never put among files that are not a table's."""
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UsageError, match=r"holds 'holiday.jpg', which is not a part of a table"):
         create_info(Folder.of(tmp_path), INFO)
@@ -210,7 +210,7 @@ def test_a_table_of_another_schema_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_changes_nothing_or_is_named(tmp_path: Path) -> None:
-    """A part of which any one bit is another is refused whatever is read of it, with the error that says so."""
+    """A part in which any single bit has changed is refused, whatever is read from it, with an error that says so."""
     table, name = Folder.of(tmp_path), parts.part_name(0)
     rows = label_rows("ok", "empty", "ok")
     parts.publish_part(table, INFO, 0, "d", rows)

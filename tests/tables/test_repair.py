@@ -345,7 +345,7 @@ def test_the_archive_changed_since(night: Night, tmp_path: Path, damage: Callabl
         assert rows(table) == expected
         assert emotion_batch.verify(table, deep=True).problems == ()
         assert night.extract(table).n_shards_done == 0
-        # As if the run had ended before the last file of what it wrote anew was there.
+        # As if the run had ended before the last file of what it wrote again was there.
         max((table / "_table" / "manifest").glob("*.json")).unlink()
         night.extract(table)
         assert rows(table) == expected
@@ -454,7 +454,7 @@ def test_kept_features_stay_with_their_labels(
 
 
 def test_the_only_run_mends(night: Night, tmp_path: Path) -> None:
-    """While another run is at work on a table, its manifest is not written anew: one sentence says what to wait for."""
+    """While another run is at work on a table, its manifest is not written again: one sentence says what to wait for."""
     table = tmp_path / "table"
     shutil.copytree(night.features, table)
     path = table / "_table" / "manifest" / "000001.json"
@@ -491,7 +491,7 @@ def test_settings_are_written_anew_only_where_parts_are_of_them(night: Night, tm
 
 
 def test_a_damaged_cancellation_is_one(night: Night, tmp_path: Path) -> None:
-    """Whatever is in the file, a run that somebody cancelled begins no further shard."""
+    """A run that was cancelled begins no further shard, whatever is in the file."""
     place = Folder.of(tmp_path)
     (tmp_path / "_table" / "runs").mkdir(parents=True)
     info = read_info(Folder.of(night.features))

@@ -486,7 +486,7 @@ place.sweep()
 
 
 def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
-    """A run that gives signs is at work, seen from any clock, and one that gives none is dead, whatever the clocks say."""
+    """A run that renews its lease is at work, and one that does not is dead, whatever the clocks say."""
     place = Folder.of(copy)
 
     def start(program: str, ahead_s: int) -> subprocess.Popen[str]:
@@ -559,7 +559,7 @@ def test_a_retry_is_advised_only_where_it_could_mend_something(
 
 
 def test_what_changed_is_for_the_command_that_lists(tmp_path: Path) -> None:
-    """A recording that is not what was listed is read by the same command as before, which lists anew, not by a retry."""
+    """A recording that differs from its listing is read by the same command as before, which lists it again, and not by a retry."""
     write_table_of(tmp_path, ("ok", "changed", "vanished"))
     assert f"next: emotion-batch resume {tmp_path}" in call_command("status", tmp_path).out
 

@@ -91,7 +91,7 @@ def test_probabilities_are_keras_own(notebook: Path) -> None:
 
 
 def test_the_bundle_says_that_it_was_imported(notebook: Path, imported: Finished) -> None:
-    """The card has the notebook's settings and no figures; nobody reads figures out of README or command."""
+    """The card has the notebook's settings and no figures, and neither README nor command shows any."""
     folder = notebook / "bundle"
     card = require_safe(Folder.of(folder)).card
     assert {path.name for path in folder.iterdir()} == {"card.json", "README.md", "model.keras", "model.onnx"}
@@ -115,7 +115,7 @@ def test_a_recording_is_labelled_by_it(notebook: Path, speech: Path) -> None:
 
 
 def test_a_bundle_is_replaced_only_on_demand(notebook: Path, bundle: Path, tmp_path: Path) -> None:
-    """A model that is there is somebody's; what replaces it leaves none of its figures behind."""
+    """A model that is there is kept unless --force is given; what replaces it leaves none of its figures behind."""
     there = tmp_path / "there"
     shutil.copytree(bundle, there)
     h5 = notebook / "emotion_audio_model.h5"

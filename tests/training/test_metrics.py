@@ -22,7 +22,7 @@ def certain(predicted: np.ndarray, n_labels: int = 3) -> np.ndarray:
     return probabilities
 
 
-def nobody(n_rows: int) -> np.ndarray:
+def unknown_speakers(n_rows: int) -> np.ndarray:
     return np.array([""] * n_rows, object)
 
 
@@ -46,7 +46,7 @@ def test_figures_are_those_computed_by_hand() -> None:
 def test_uar_is_over_the_labels_that_are_there() -> None:
     """A label without reference rows has no recall and no part in UAR; giving it is wrong."""
     targets, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 1])
-    figures = metrics.compute_metrics(targets, certain(predicted), LABELS, speakers=nobody(4))
+    figures = metrics.compute_metrics(targets, certain(predicted), LABELS, speakers=unknown_speakers(4))
     assert figures["uar"] == 0.75
     assert figures["recall"] == {"angry": 0.5, "neutral": 1.0, "sad": None}
     assert figures["precision"] == {"angry": 1.0, "neutral": 1.0, "sad": None}
@@ -55,7 +55,7 @@ def test_uar_is_over_the_labels_that_are_there() -> None:
 
 def test_a_label_that_is_never_given_has_no_precision() -> None:
     """Its recall is 0; its precision is unknown, not 0."""
-    figures = metrics.compute_metrics(np.array([0, 1]), certain(np.array([0, 0])), LABELS, speakers=nobody(2))
+    figures = metrics.compute_metrics(np.array([0, 1]), certain(np.array([0, 0])), LABELS, speakers=unknown_speakers(2))
     assert figures["recall"]["neutral"] == 0
     assert figures["precision"] == {"angry": 0.5, "neutral": None, "sad": None}
 
@@ -63,14 +63,16 @@ def test_a_label_that_is_never_given_has_no_precision() -> None:
 def test_labels_that_were_given_are_judged_instead_of_the_most_probable() -> None:
     """What a row was given counts, where it is said."""
     targets = np.array([0, 1])
-    figures = metrics.compute_metrics(targets, certain(1 - targets), LABELS, speakers=nobody(2), predicted=targets)
+    figures = metrics.compute_metrics(
+        targets, certain(1 - targets), LABELS, speakers=unknown_speakers(2), predicted=targets
+    )
     assert figures["accuracy"] == 1
 
 
 def test_no_rows_have_no_figures() -> None:
     """Nothing to judge is one sentence, not a division by zero."""
     with pytest.raises(UsageError, match="figures: there are no rows to judge"):
-        metrics.compute_metrics(np.array([], int), np.zeros((0, 3)), LABELS, speakers=nobody(0))
+        metrics.compute_metrics(np.array([], int), np.zeros((0, 3)), LABELS, speakers=unknown_speakers(0))
 
 
 def test_calibration_error_is_that_computed_by_hand() -> None:
@@ -141,7 +143,7 @@ def test_recording_wise_intervals_are_the_binomial_ones() -> None:
     """Of 1,000 rows, 600 right, the interval is 0.6 +- 1.96 * sqrt(0.6 * 0.4 / 1,000)."""
     targets = np.zeros(1_000, int)
     predicted = (np.arange(1_000) >= 600).astype(int)
-    found = metrics.intervals(targets, predicted, nobody(1_000))
+    found = metrics.intervals(targets, predicted, unknown_speakers(1_000))
     assert found["recording_wise"]["accuracy"] == pytest.approx([0.5696, 0.6304], abs=0.005)
     # One speaker and one emotion are one unit, which says nothing of others.
     assert (found["n_units"], found["accuracy"], found["uar"]) == (1, None, None)
@@ -215,7 +217,7 @@ def test_a_shortcut_is_judged_on_the_same_folds() -> None:
     assert (told["n_rows"], told["n_speakers"]) == (450, 3)
     blind = metrics.judge_shortcut(random.normal(size=(600, 2)), targets, LABELS, speakers, folds)
     assert blind["uar"] == pytest.approx(1 / 3, abs=0.08)
-    # A label that nobody has keeps its place.
+    # A label without a row keeps its place.
     assert len(metrics.judge_shortcut(targets, targets, (*LABELS, "ps"), speakers, folds)["confusion"]) == 4
     with pytest.raises(UsageError, match="shortcut: there is no fold"):
         metrics.judge_shortcut(targets, targets, LABELS, speakers, [])

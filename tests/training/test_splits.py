@@ -25,7 +25,7 @@ def test_a_stratified_split_is_even_and_repeatable() -> None:
 
 
 def test_a_stratified_split_does_not_depend_on_the_order_of_rows() -> None:
-    """Rows in another order are held out all the same, with all segments of their recording."""
+    """Rows in another order are held out alike, with all segments of their recording."""
     targets = np.repeat([0, 1], 30)
     files = words(*(f"{number // 3}.wav" for number in range(60)))
     order = np.random.default_rng(0).permutation(60)

@@ -115,7 +115,7 @@ NUMERIC = {
 
 @pytest.mark.parametrize("kind", NUMERIC)
 def test_labels_that_look_like_numbers_must_be_allowed(tmp_path: Path, kind: str) -> None:
-    """Folders 01 to 02 are no emotions unless somebody says so, wherever the labels are from; nor for `evaluate`."""
+    """Folders 01 to 02 are no emotions unless the caller says so, wherever the labels are from; nor for `evaluate`."""
     names = [f"{number:02}/{take}.wav" for number in (1, 2) for take in range(5)]
     table = write_features(tmp_path, names)
     (tmp_path / "labels.csv").write_text("file,emotion\n" + "".join(f"{name},{name[:2]}\n" for name in names))
@@ -125,7 +125,7 @@ def test_labels_that_look_like_numbers_must_be_allowed(tmp_path: Path, kind: str
     assert f"'01' from {source!r}, of '01/4.wav', looks like a number or a date" in str(caught.value)
     assert "--allow-numeric-labels" in str(caught.value)
     assert read_dataset(*table, [0], source, None, allow_numeric_labels=True).labels == ("01", "02")
-    # Of a model or a map that has them somebody has said so.
+    # A model or a map that has them says so.
     assert len(read_dataset(*table, [0], source, None, known_labels=("01", "02")).targets) == 10
     label_map = {"01": "sad", "02": "happy"}
     assert (
@@ -313,7 +313,7 @@ def test_a_training_that_is_killed_ends_as_one_that_was_not(features: Path, tmp_
 
 
 def test_a_bundle_is_replaced_only_on_demand(features: Path, bundle: Path, tmp_path: Path) -> None:
-    """A model that is there is somebody's; so is a folder with other things."""
+    """A model that is there is not replaced, nor is a folder with other things."""
     there = tmp_path / "there"
     shutil.copytree(bundle, there)
     refused = call_command("train", features, there, "--epochs", "1")

@@ -183,14 +183,14 @@ def test_what_is_killed_leaves_nothing_half_in_a_bucket(
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 0.3))
-        everybody = driver.children(recursive=True)
+        processes = driver.children(recursive=True)
         for one in victims(driver, victim):
             one.kill()
         process.communicate(timeout=120)
-    for one in everybody:
+    for one in processes:
         if one.is_running():
             one.kill()
-    psutil.wait_procs(everybody, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
     done = call_command(*arguments)
     assert done.code == 0, done.err
     done = call_command("verify", f"{s3.url}/{name}/table", "--deep", "--storage-options", options)

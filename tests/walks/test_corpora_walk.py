@@ -108,7 +108,7 @@ def test_a_model_of_several_corpora_says_what_it_is_worth_elsewhere(features: Pa
 
 
 def test_two_tables_of_one_name_are_two_corpora(features: Path, tmp_path: Path) -> None:
-    """Tables whose names, or labels, are the same keep their rows apart; without known speakers corpora are held out all the same."""
+    """Tables whose names, or labels, are the same keep their rows apart; without known speakers corpora are still held out."""
     for name in ("a", "b"):
         shutil.copytree(features, tmp_path / name / "features")
     done = call_command(

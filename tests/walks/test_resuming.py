@@ -85,7 +85,7 @@ def test_only_what_changed_is_decoded(
         soundfile.write(archive / f"{number:03d} new.wav", tone(1.4, 8_000, hertz=50 + number), 8_000)
         (archive / f"{number + 1:03d}.wav").unlink()
     fresh = run("fresh")
-    # As if they had never been decoded: whoever does it again finds nothing in them.
+    # As if they had never been decoded: decoding them again finds nothing in them.
     for path in archive.iterdir():
         if int(path.stem[:3]) % (N_RECORDINGS // 10):
             spoil(path)

@@ -105,7 +105,7 @@ def test_what_is_killed_goes_on(request: pytest.FixtureRequest, tmp_path: Path, 
     table = tmp_path / "table"
     with running("extract", speaker, table) as process:
         driver = psutil.Process(process.pid)
-        everybody: list[psutil.Process] = []
+        processes: list[psutil.Process] = []
         if number % 2:
             time.sleep(chance.uniform(0, 2))
             wait_for_write(table, process)
@@ -114,17 +114,17 @@ def test_what_is_killed_goes_on(request: pytest.FixtureRequest, tmp_path: Path, 
         else:
             wait_for_parts(table, 1 + number % 3, process)
             time.sleep(chance.uniform(0, 1))
-        everybody = driver.children(recursive=True)
+        processes = driver.children(recursive=True)
         killed = victims(driver, victim)
         assert killed
         for one in killed:
             one.kill()
         _, err = process.communicate(timeout=120)
     # What a killed driver's cluster has begun must not go on beside the next command, not even for a moment.
-    for one in everybody:
+    for one in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(everybody, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
     assert process.returncode == {"driver": -signal.SIGKILL, "scheduler": 1}.get(victim, 0)
     if victim == "scheduler":
         (sentence,) = [line for line in err.decode().splitlines() if line.startswith("emotion-batch: ")]
@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_sentence_and_resumable(speaker: Path, undisturbed: P
     size = sum(len(data) for data in parts(undisturbed).values())
     done = run_on_small_disk(table, size // 2 // 1024, "extract", speaker, table)
     if done.returncode == 99 or b"unshare" in done.stderr:
-        pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr.decode().strip()}")
+        pytest.skip(f"this machine does not allow a small disk to be mounted: {done.stderr.decode().strip()}")
     assert done.returncode == 1, done.stderr
     sentences = [line for line in done.stderr.decode().splitlines() if line.startswith("emotion-batch: ")]
     assert len(sentences) == 1
@@ -263,7 +263,7 @@ def test_what_is_taken_away_stops_the_run(speaker: Path, undisturbed: Path, tmp_
 
 
 def test_a_target_that_cannot_be_written_is_one_sentence(speech: Path) -> None:
-    """A read-only place is refused before any work, whoever asks."""
+    """A read-only place is refused before any work, also for root."""
     done = run_command("extract", speech, "/proc/table")
     assert done.code == 2
     assert done.err.startswith("emotion-batch: table /proc/table: it ")

@@ -79,7 +79,7 @@ def test_what_kills_the_child_has_its_status(killers: Path, tmp_path: Path, monk
 
 
 def test_one_death_may_be_an_accident(killers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that somebody kills once is started again at the same recording, which is not blamed."""
+    """A child that is killed once from outside is started again at the same recording, which is not blamed."""
     monkeypatch.syspath_prepend(os.fspath(killers))
     monkeypatch.setenv("KILLED_ONCE", os.fspath(tmp_path / "flag"))
     archive = tmp_path / "archive"
@@ -146,7 +146,7 @@ def test_an_archive_that_fails_is_no_recordings_fault(tmp_path: Path, monkeypatc
     with pytest.raises(StorageError, match="archive: gone") as caught:
         isolated(tmp_path)
     assert caught.value.is_transient
-    # Unless somebody knows that the archive is there all the same.
+    # Unless the caller knows that the archive is there.
     heard: list[StorageError] = []
     (tmp_path / "b.wav").touch()
     assert isolated(tmp_path, on_failure=heard.append)["status"].to_pylist() == ["unreadable"] * 2

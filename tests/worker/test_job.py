@@ -184,7 +184,7 @@ def test_windows_end_where_the_recording_does(tmp_path: Path) -> None:
 
 
 def test_a_sample_between_frames_is_not_overlooked(tmp_path: Path) -> None:
-    """With a hop longer than a frame, NaN that no frame holds is found all the same."""
+    """With a hop longer than a frame, NaN that no frame holds is still found."""
     samples = tone(2.0)
     samples[30_000] = np.nan
     _write_wav(tmp_path / "a.wav", samples, "FLOAT")
@@ -254,7 +254,7 @@ def entries_of(*names: str) -> pa.RecordBatch:
 def test_a_place_that_fails_for_one_recording_is_its_own_fault(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording that its store refuses for good has a row that says so, as long as others can be read."""
     monkeypatch.setattr(retry, "REQUEST_WAITS_S", (0.01,))
-    # Nobody listens at the discard port, and no client is called so.
+    # No process listens at the discard port, and no client has the other name.
     names = ("a.wav", "http://127.0.0.1:9/x.wav", "odd://host/x.wav", "c.wav")
     found = job.extract(entries_of(*names), Attempt(False, 0.0))
     assert found["status"].to_pylist() == ["ok", "unreadable", "unreadable", "ok"]
@@ -274,7 +274,7 @@ def test_an_archive_that_is_gone_raises(job: Job, tmp_path: Path) -> None:
 
 
 def test_an_archive_that_hangs_raises(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place that never answers is no recording's fault, and nobody waits for it for ever."""
+    """A place that never answers is no recording's fault, and the worker does not wait for it forever."""
     monkeypatch.setattr("emotion_batch.worker.job.peek", lambda *_: time.sleep(3))
     with pytest.raises(StorageError, match="it does not answer") as caught:
         job._check_archive(None)

@@ -165,8 +165,10 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
     )
     centres_hz = np.clip(phonemes[:, 6] * tract_scale, 1, 9_000)
     bands = _scale(1 / np.hypot(1, 1.5 * (_HERTZ / centres_hz - centres_hz / _HERTZ)), axis=0)
-    breath = _scale(_split(rng.standard_normal(n_samples)))
-    voiced = (_scale(_split(pulses)) + said.breath * breath) * tract * voicing
+    pulse_steps, breath = (
+        _scale(signal.stft(one, nperseg=_WINDOW)[2]) for one in (pulses, rng.standard_normal(n_samples))
+    )
+    voiced = (pulse_steps + said.breath * breath) * tract * voicing
     # Frication follows the effort of the emotion: there is less of it if the voice is slack and dark.
     friction = 2 * (tilt_hz / 2_000) ** 0.35 * breath * bands[:, now] * noise
     speech = signal.istft(_scale(voiced) + friction, nperseg=_WINDOW)[1]
@@ -179,11 +181,6 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
 def _scale(values: npt.NDArray[Any], axis: int | None = None) -> npt.NDArray[Any]:
     """Return values, or those along an axis, with an RMS of 1."""
     return np.asarray(values / np.sqrt(np.mean(np.abs(values) ** 2, axis=axis)))
-
-
-def _split(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.complex128]:
-    """Return the spectrum of each step, shape (len(_HERTZ), n_steps + 1)."""
-    return np.asarray(signal.stft(samples, nperseg=_WINDOW)[2])
 
 
 def _pulse(f0_hz: npt.NDArray[np.float64], jitter: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -200,10 +197,9 @@ def _resonate(
     centres_hz: npt.NDArray[np.float64], bandwidths_hz: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.complex128]:
     """Return the response of formants in a row, shape (n_steps, n_formants), by frequency and step."""
-    response = np.ones((len(_HERTZ), len(centres_hz)), np.complex128)
-    for centre_hz, bandwidth_hz in zip(centres_hz.T, np.ravel(bandwidths_hz), strict=True):
-        response /= 1 - (_HERTZ / centre_hz) ** 2 + 1j * _HERTZ * bandwidth_hz / centre_hz**2
-    return response
+    hertz = _HERTZ[..., np.newaxis]
+    poles = 1 - (hertz / centres_hz) ** 2 + 1j * hertz * bandwidths_hz / centres_hz**2
+    return np.asarray(1 / poles.prod(axis=2))
 
 
 def write_archive(folder: str | os.PathLike[str], *, n_words: int = 40, seed: int = 0) -> int:

@@ -16,7 +16,7 @@ from emotion_batch.inference import safety
 from emotion_batch.inference.card import PLAIN_NAME, Card
 from emotion_batch.inference.safety import Shape
 from emotion_batch.settings import AnySettings
-from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
+from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.tables.schema import TableInfo
 
 CARD = "card.json"
@@ -64,7 +64,7 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
 def open_bundle(folder: Folder, *, is_copy: bool = False) -> Bundle:
     """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads.
 
-    The card of a table's copy must have its digest, by which `Card.from_json` knows damage.
+    The card of a table's copy must have its digest.
     """
     with explained(f"model {folder.url}"):
         # At most one byte more than the limit is read.
@@ -76,8 +76,8 @@ def open_bundle(folder: Folder, *, is_copy: bool = False) -> Bundle:
     try:
         if len(data) > _MAX_CARD_BYTES:
             raise ValueError(f"it has more than {_MAX_CARD_BYTES:,} bytes")
-        if is_copy and not is_sealed(data):
-            raise ValueError("it has no digest")
+        if is_copy:
+            unseal(data)
         return Bundle(folder, Card.from_json(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"model {folder.url}: this release cannot read its card ({error}); train it again") from error

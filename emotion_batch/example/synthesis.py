@@ -29,7 +29,7 @@ from scipy.ndimage import gaussian_filter1d
 
 SAMPLE_RATE_HZ = 24_414  # TESS's, so that the demo resamples as a real run does
 _WINDOW = 512  # samples that are filtered at once; they overlap by half, so the formants move every 10 ms
-_HERTZ = np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE_HZ)[:, np.newaxis]
+_HERTZ = np.maximum(np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE_HZ), 1)[:, np.newaxis]
 _DURATION_S = (1.4, 2.6)
 _LEAD_S, _TAIL_S = 0.08, 0.12  # silence before and after the speech
 _ROOM_NOISE = 10 ** (-72 / 20)  # RMS, so that silence is not digital zero, as in no real recording
@@ -73,49 +73,38 @@ VOICES: tuple[str, ...] = tuple(_VOICES)
 _SCHWA = np.array([500.0, 1500.0, 2500.0])
 _BANDWIDTHS_HZ = np.array([70.0, 90.0, 150.0])
 # F1 to F3 of vowels are Peterson & Barney's (1952, means of men), of consonants Klatt's (1980) but for NG and
-# HH; durations, voicing and noise are ours.
-_VOWELS = {
+# HH; durations, voicing and noise are ours. Columns: F1, F2 and F3 in Hz, duration in s, voicing, noise relative to a vowel, its
+# centre in Hz, share of the duration before a burst. A row ends where the rest is as in vowels.
+_VOWEL = (0.2, 1.0, 0.0, 0.0, 0.0)
+_PHONEMES = {
     "IY": (270, 2290, 3010), "IH": (390, 1990, 2550), "EH": (530, 1840, 2480), "AE": (660, 1720, 2410),
     "AA": (730, 1090, 2440), "AO": (570, 840, 2410), "UH": (440, 1020, 2240), "UW": (300, 870, 2240),
     "AH": (640, 1190, 2390), "ER": (490, 1350, 1690),
-}  # fmt: skip
-_DIPHTHONGS = {
-    "EY": ("EH", "IY"), "AY": ("AA", "IH"), "OW": ("AO", "UH"), "AW": ("AA", "UH"), "OY": ("AO", "IH"),
-}  # fmt: skip
-_CONSONANTS = {
-    # F1, F2, F3, duration_s, voicing, noise relative to a vowel, its centre in Hz, share of the duration before a burst
-    "W": (290, 610, 2150, 0.1, 0.6, 0, 0, 0), "Y": (260, 2070, 3020, 0.09, 0.6, 0, 0, 0),
-    "R": (310, 1060, 1380, 0.1, 0.6, 0, 0, 0), "L": (310, 1050, 2880, 0.1, 0.6, 0, 0, 0),
-    "M": (480, 1270, 2130, 0.11, 0.4, 0, 0, 0), "N": (480, 1340, 2470, 0.11, 0.4, 0, 0, 0),
-    "NG": (480, 2000, 2900, 0.12, 0.4, 0, 0, 0), "HH": (500, 1500, 2500, 0.09, 0.05, 0.15, 1600, 0),
-    "F": (340, 1100, 2080, 0.14, 0, 0.12, 7500, 0), "V": (220, 1100, 2080, 0.1, 0.3, 0.06, 7500, 0),
-    "TH": (320, 1290, 2540, 0.14, 0, 0.1, 6500, 0), "DH": (270, 1290, 2540, 0.07, 0.4, 0.05, 6500, 0),
-    "S": (320, 1390, 2530, 0.16, 0, 0.4, 6800, 0), "Z": (240, 1390, 2530, 0.13, 0.3, 0.25, 6800, 0),
-    "SH": (300, 1840, 2750, 0.16, 0, 0.45, 3300, 0), "CH": (350, 1800, 2820, 0.17, 0, 0.5, 3500, 0.45),
-    "JH": (260, 1800, 2820, 0.14, 0.2, 0.35, 3300, 0.5), "P": (400, 1100, 2150, 0.13, 0, 0.3, 1100, 0.6),
-    "B": (200, 1100, 2150, 0.1, 0.2, 0.25, 1000, 0.75), "T": (400, 1600, 2600, 0.13, 0, 0.5, 4300, 0.6),
-    "D": (200, 1600, 2600, 0.1, 0.2, 0.35, 4000, 0.75), "K": (300, 1990, 2850, 0.14, 0, 0.45, 2100, 0.6),
+    "W": (290, 610, 2150, 0.1, 0.6), "Y": (260, 2070, 3020, 0.09, 0.6), "R": (310, 1060, 1380, 0.1, 0.6),
+    "L": (310, 1050, 2880, 0.1, 0.6), "M": (480, 1270, 2130, 0.11, 0.4), "N": (480, 1340, 2470, 0.11, 0.4),
+    "NG": (480, 2000, 2900, 0.12, 0.4), "HH": (500, 1500, 2500, 0.09, 0.05, 0.15, 1600),
+    "F": (340, 1100, 2080, 0.14, 0.0, 0.12, 7500), "V": (220, 1100, 2080, 0.1, 0.3, 0.06, 7500),
+    "TH": (320, 1290, 2540, 0.14, 0.0, 0.1, 6500), "DH": (270, 1290, 2540, 0.07, 0.4, 0.05, 6500),
+    "S": (320, 1390, 2530, 0.16, 0.0, 0.4, 6800), "Z": (240, 1390, 2530, 0.13, 0.3, 0.25, 6800),
+    "SH": (300, 1840, 2750, 0.16, 0.0, 0.45, 3300), "CH": (350, 1800, 2820, 0.17, 0.0, 0.5, 3500, 0.45),
+    "JH": (260, 1800, 2820, 0.14, 0.2, 0.35, 3300, 0.5), "P": (400, 1100, 2150, 0.13, 0.0, 0.3, 1100, 0.6),
+    "B": (200, 1100, 2150, 0.1, 0.2, 0.25, 1000, 0.75), "T": (400, 1600, 2600, 0.13, 0.0, 0.5, 4300, 0.6),
+    "D": (200, 1600, 2600, 0.1, 0.2, 0.35, 4000, 0.75), "K": (300, 1990, 2850, 0.14, 0.0, 0.45, 2100, 0.6),
     "G": (200, 1990, 2850, 0.1, 0.2, 0.35, 2000, 0.7),
 }  # fmt: skip
-# Formants where each phoneme begins and where it ends, and the other values of a consonant.
-_PHONEMES = {
-    **{name: (*formants, *formants, 0.20, 1.0, 0, 0, 0) for name, formants in _VOWELS.items()},
-    **{name: (*_VOWELS[a], *_VOWELS[b], 0.25, 1.0, 0, 0, 0) for name, (a, b) in _DIPHTHONGS.items()},
-    **{name: (*row[:3], *row) for name, row in _CONSONANTS.items()},
-}
 
-_CARRIER = "S EY DH AH W ER D"
-# Words and their phonemes in ARPABET; the first forty alone hold every vowel.
+_CARRIER = "S EH Y DH AH W ER D"
+# Words and their phonemes in ARPABET, a diphthong as a vowel and a glide; the first forty alone hold every vowel.
 _LEXICON = """
-    back B AE K, bean B IY N, boat B OW T, book B UH K, calm K AA M, chair CH EH R, cause K AO Z, dog D AO G,
-    door D AO R, fall F AO L, fish F IH SH, food F UW D, gate G EY T, girl G ER L, good G UH D, half HH AE F,
-    home HH OW M, jar JH AA R, keep K IY P, king K IH NG, learn L ER N, long L AO NG, mouse M AW S,
-    mud M AH D, name N EY M, nice N AY S, page P EY JH, pole P OW L, rain R EY N, road R OW D, rush R AH SH,
-    shout SH AW T, soap S OW P, sun S AH N, teeth T IY TH, thin TH IH N, time T AY M, voice V OY S,
-    wash W AA SH, young Y AH NG, bird B ER D, cap K AE P, cheese CH IY Z, deep D IY P, dime D AY M,
-    five F AY V, goose G UW S, hat HH AE T, hill HH IH L, judge JH AH JH, lake L EY K, leg L EH G,
-    moon M UW N, neck N EH K, noise N OY Z, pool P UW L, rock R AA K, sheep SH IY P, sit S IH T, tape T EY P,
-    town T AW N, wire W AY R, wood W UH D, yes Y EH S
+    back B AE K, bean B IY N, boat B AO W T, book B UH K, calm K AA M, chair CH EH R, cause K AO Z, dog D AO G,
+    door D AO R, fall F AO L, fish F IH SH, food F UW D, gate G EH Y T, girl G ER L, good G UH D, half HH AE F,
+    home HH AO W M, jar JH AA R, keep K IY P, king K IH NG, learn L ER N, long L AO NG, mouse M AA W S, mud M AH D,
+    name N EH Y M, nice N AA Y S, page P EH Y JH, pole P AO W L, rain R EH Y N, road R AO W D, rush R AH SH,
+    shout SH AA W T, soap S AO W P, sun S AH N, teeth T IY TH, thin TH IH N, time T AA Y M, voice V AO Y S,
+    wash W AA SH, young Y AH NG, bird B ER D, cap K AE P, cheese CH IY Z, deep D IY P, dime D AA Y M, five F AA Y V,
+    goose G UW S, hat HH AE T, hill HH IH L, judge JH AH JH, lake L EH Y K, leg L EH G, moon M UW N, neck N EH K,
+    noise N AO Y Z, pool P UW L, rock R AA K, sheep SH IY P, sit S IH T, tape T EH Y P, town T AA W N,
+    wire W AA Y R, wood W UH D, yes Y EH S
 """
 _PRONUNCIATIONS = dict(entry.strip().split(maxsplit=1) for entry in _LEXICON.split(","))
 WORDS: tuple[str, ...] = tuple(_PRONUNCIATIONS)
@@ -136,14 +125,13 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
     rng = np.random.default_rng([seed, *f"{voice}/{emotion}/{word}".encode()])
     f0_hz, tract_scale = _VOICES[voice]
     said = _PROSODY[emotion]
-    phonemes = np.array([_PHONEMES[name] for name in f"{_CARRIER} {_PRONUNCIATIONS[word]}".split()])
+    rows = (_PHONEMES[name] for name in f"{_CARRIER} {_PRONUNCIATIONS[word]}".split())
+    phonemes = np.array([(*row, *_VOWEL[len(row) - 3 :]) for row in rows])
     is_word = np.arange(len(phonemes)) >= len(_CARRIER.split())
 
     # People never say a sentence twice in the same way, so durations and what follows are random. A word before a pause is longer.
-    durations_s = (
-        phonemes[:, 6] * said.stretch * np.exp(rng.normal(0, 0.06, len(phonemes))) * np.where(is_word, 1.35, 1)
-    )
-    durations_s *= np.exp(rng.normal(0, 0.05))
+    durations_s = phonemes[:, 3] * said.stretch * np.where(is_word, 1.35, 1)
+    durations_s *= np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.06, len(phonemes)))
     shortest_s, longest_s = (limit_s - _LEAD_S - _TAIL_S for limit_s in _DURATION_S)
     durations_s *= np.clip(durations_s.sum(), shortest_s + 0.02, longest_s - 0.02) / durations_s.sum()
     starts_s = _LEAD_S + np.cumsum(durations_s) - durations_s
@@ -155,11 +143,10 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
     now = np.clip(np.searchsorted(starts_s, step_s, side="right") - 1, 0, None)
     along = (step_s - starts_s[now]) / durations_s[now]
     is_speech = (along >= 0) & (along < 1)
-    formants_hz = phonemes[now, :3] + np.clip(along, 0, 1)[:, np.newaxis] * (phonemes[now, 3:6] - phonemes[now, :3])
-    formants_hz = _SCHWA + said.vowel_space * (gaussian_filter1d(formants_hz, 1.8, axis=0) - _SCHWA)
+    formants_hz = _SCHWA + said.vowel_space * (gaussian_filter1d(phonemes[now, :3], 3.0, axis=0) - _SCHWA)
     accent = 10 ** (np.where(is_word, said.accent_db + rng.normal(0, 0.7), 0) / 20)
-    voicing = gaussian_filter1d((phonemes[:, 7] * accent)[now] * is_speech, 1.0)
-    noise = gaussian_filter1d(phonemes[now, 8] * (is_speech & (along >= phonemes[now, 10])), 0.5)
+    voicing = gaussian_filter1d((phonemes[:, 4] * accent)[now] * is_speech, 1.0)
+    noise = gaussian_filter1d(phonemes[now, 5] * (is_speech & (along >= phonemes[now, 7])), 0.5)
 
     contour_st = np.array(said.contour_st) * np.exp(rng.normal(0, 0.15)) + rng.normal(0, 0.4, len(_KNOTS))
     drift_st = 1.2 * gaussian_filter1d(rng.standard_normal(len(step_s)), 6.0)
@@ -176,13 +163,14 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
     tract = (
         _resonate(formants_hz, _BANDWIDTHS_HZ) * _resonate(higher_hz, 0.06 * higher_hz) / (1 + 1j * _HERTZ / tilt_hz)
     )
-    centres_hz = np.clip(phonemes[:, 9] * tract_scale, 1, 9_000)
-    hertz = np.maximum(_HERTZ, 1)
-    bands = _scale(1 / np.hypot(1, 1.5 * (hertz / centres_hz - centres_hz / hertz)), axis=0)
-    breath = _scale(_split(rng.standard_normal(n_samples)))
-    voiced = (_scale(_split(pulses)) + said.breath * breath) * tract * voicing
+    centres_hz = np.clip(phonemes[:, 6] * tract_scale, 1, 9_000)
+    bands = _scale(1 / np.hypot(1, 1.5 * (_HERTZ / centres_hz - centres_hz / _HERTZ)), axis=0)
+    pulse_steps, breath = (
+        _scale(signal.stft(one, nperseg=_WINDOW)[2]) for one in (pulses, rng.standard_normal(n_samples))
+    )
+    voiced = (pulse_steps + said.breath * breath) * tract * voicing
     # Frication follows the effort of the emotion: there is less of it if the voice is slack and dark.
-    friction = 1.5 * (tilt_hz / 2_000) ** 0.35 * breath * bands[:, now] * noise
+    friction = 2 * (tilt_hz / 2_000) ** 0.35 * breath * bands[:, now] * noise
     speech = signal.istft(_scale(voiced) + friction, nperseg=_WINDOW)[1]
     speech = 10 ** ((said.level_db + rng.normal(0, 1.2)) / 20) * _scale(speech)
     speech += _ROOM_NOISE * rng.standard_normal(n_samples)
@@ -195,11 +183,6 @@ def _scale(values: npt.NDArray[Any], axis: int | None = None) -> npt.NDArray[Any
     return np.asarray(values / np.sqrt(np.mean(np.abs(values) ** 2, axis=axis)))
 
 
-def _split(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.complex128]:
-    """Return the spectrum of each step, shape (len(_HERTZ), n_steps + 1)."""
-    return np.asarray(signal.stft(samples, nperseg=_WINDOW)[2])
-
-
 def _pulse(f0_hz: npt.NDArray[np.float64], jitter: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Return the derivative of the glottal flow (so with the lips' radiation) for F0 at each sample."""
     cycle = np.cumsum(f0_hz).astype(int) // SAMPLE_RATE_HZ
@@ -207,17 +190,16 @@ def _pulse(f0_hz: npt.NDArray[np.float64], jitter: float, rng: np.random.Generat
     phase = np.cumsum(f0_hz * (1 + irregular)) / SAMPLE_RATE_HZ % 1
     # The flow rises slowly, falls fast, and is 0 while the glottis is closed. This is the difference of the sampled flow, because
     # in the sampled derivative the jump at closure would alias.
-    return np.diff((1 + 5 * irregular) * np.interp(phase, (0, 0.4, 0.6, 1), (0, 1, 0, 0)), prepend=0.0)
+    return np.diff((1 + 5 * irregular) * np.interp(phase, (0, 0.45, 0.5, 1), (0, 1, 0, 0)), prepend=0.0)
 
 
 def _resonate(
     centres_hz: npt.NDArray[np.float64], bandwidths_hz: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.complex128]:
     """Return the response of formants in a row, shape (n_steps, n_formants), by frequency and step."""
-    response = np.ones((len(_HERTZ), len(centres_hz)), np.complex128)
-    for centre_hz, bandwidth_hz in zip(centres_hz.T, np.ravel(bandwidths_hz), strict=True):
-        response /= 1 - (_HERTZ / centre_hz) ** 2 + 1j * _HERTZ * bandwidth_hz / centre_hz**2
-    return response
+    hertz = _HERTZ[..., np.newaxis]
+    poles = 1 - (hertz / centres_hz) ** 2 + 1j * hertz * bandwidths_hz / centres_hz**2
+    return np.asarray(1 / poles.prod(axis=2))
 
 
 def write_archive(folder: str | os.PathLike[str], *, n_words: int = 40, seed: int = 0) -> int:

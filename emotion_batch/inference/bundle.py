@@ -16,7 +16,7 @@ from emotion_batch.inference import safety
 from emotion_batch.inference.card import PLAIN_NAME, Card
 from emotion_batch.inference.safety import Shape
 from emotion_batch.settings import AnySettings
-from emotion_batch.storage.folder import Folder, explained, is_sealed, seal
+from emotion_batch.storage.folder import Folder, explained, seal, unseal
 from emotion_batch.tables.schema import TableInfo
 
 CARD = "card.json"
@@ -61,8 +61,11 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
     return Folder.of(name, options)
 
 
-def open_bundle(folder: Folder) -> Bundle:
-    """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads."""
+def open_bundle(folder: Folder, *, is_copy: bool = False) -> Bundle:
+    """Read a bundle's card, not its weights; raise UsageError if the folder holds no bundle that this release reads.
+
+    The card of a table's copy must have its digest.
+    """
     with explained(f"model {folder.url}"):
         # At most one byte more than the limit is read.
         data = folder.read_if_there(CARD, _MAX_CARD_BYTES + 1)
@@ -73,18 +76,20 @@ def open_bundle(folder: Folder) -> Bundle:
     try:
         if len(data) > _MAX_CARD_BYTES:
             raise ValueError(f"it has more than {_MAX_CARD_BYTES:,} bytes")
+        if is_copy:
+            unseal(data)
         return Bundle(folder, Card.from_json(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"model {folder.url}: this release cannot read its card ({error}); train it again") from error
 
 
-def require_safe(folder: Folder) -> Bundle:
+def require_safe(folder: Folder, *, is_copy: bool = False) -> Bundle:
     """Read a bundle's card and check all its files before anything of it is used.
 
     Raises UsageError if there is no bundle that this release reads, a file is not the one that the card names or holds
     more than known layers and weights of the card's shapes, or there is a pickle.
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, is_copy=is_copy)
     with explained(f"model {folder.url}"):
         pickles = [name for name in folder.names() if name.lower().endswith(_PICKLES)]
     if pickles:
@@ -116,8 +121,7 @@ def copy_bundle(bundle: Bundle, to: Folder) -> Bundle:
 def open_copy(table: Folder) -> Bundle:
     """Return a table's own copy of its model, checked as `require_safe` does; raise UsageError if it is damaged."""
     try:
-        _require_digest(table.folder(COPY))
-        return require_safe(table.folder(COPY))
+        return require_safe(table.folder(COPY), is_copy=True)
     except UsageError as error:
         raise UsageError(
             f"table {table.url}: its copy of the model is damaged or missing ({error}); run the command that made the table again, "
@@ -129,8 +133,7 @@ def find_copy_damage(table: Folder) -> str | None:
     """Return the damage in a label table's copy of its model, by the digests of its files; None if there is none."""
     folder = table.folder(COPY)
     try:
-        _require_digest(folder)
-        files = open_bundle(folder).card.files
+        files = open_bundle(folder, is_copy=True).card.files
     except UsageError:
         return f"{COPY}/{CARD}: the card of the model is damaged or missing"
     for name in (WEIGHTS, EXECUTABLE, RELIABILITY):
@@ -138,14 +141,6 @@ def find_copy_damage(table: Folder) -> str | None:
         if (data is not None or name != RELIABILITY) and sha256(data or b"") != files.get(name):
             return f"{COPY}/{name}: it is missing, or is not the file that the model's card names"
     return None
-
-
-def _require_digest(copy: Folder) -> None:
-    """Raise UsageError unless the card of a copy has its digest, by which `Card.from_json` knows damage."""
-    with explained(f"model {copy.url}"):
-        data = copy.read_if_there(CARD)
-    if data is None or not is_sealed(data):
-        raise UsageError(f"model {copy.url}: its card is missing, or has no digest")
 
 
 def read_checked(bundle: Bundle, name: str) -> bytes:

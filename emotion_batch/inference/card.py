@@ -13,7 +13,7 @@ import msgspec
 from emotion_batch.features.recipes import read_settings, recipe_of
 from emotion_batch.inference import safety
 from emotion_batch.settings import AnySettings, Segments
-from emotion_batch.storage.folder import is_sealed, unseal
+from emotion_batch.storage.folder import SEAL, unseal
 
 CARD_VERSION = 3
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -138,7 +138,7 @@ class Card:
     def from_json(cls, data: bytes) -> Card:
         """Return the card that `to_json` gave; raise ValueError, KeyError, TypeError or UsageError if it did not."""
         value = safety.parse_json(data)
-        if is_sealed(data):
+        if SEAL in value:
             # A table's copy is sealed.
             unseal(data)
         if value["card_version"] != CARD_VERSION:

@@ -69,7 +69,8 @@ def close(client: Client) -> None:
 def open_client(scheduler: Scheduler) -> Client:
     """Return a client of a scheduler; raise ClusterError if there is none, or if the client cannot talk to it."""
     security = Security()
-    if scheduler.has_tls_files:
+    # Without certificates, Dask's own configuration counts.
+    if scheduler.tls_ca is not None:
         security = Security(
             tls_ca_file=scheduler.tls_ca,
             tls_client_cert=scheduler.tls_cert,

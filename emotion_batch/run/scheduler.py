@@ -57,11 +57,6 @@ class Scheduler:
         """Return a scheduler for what a caller named: an address, or a scheduler; None stays None."""
         return cls(scheduler) if isinstance(scheduler, str) else scheduler
 
-    @property
-    def has_tls_files(self) -> bool:
-        """Whether certificates were named; otherwise Dask's configuration counts."""
-        return self.tls_ca is not None
-
     def find_risk(self) -> str | None:
         """Return a sentence if anyone who reaches the scheduler can run code there; None if not."""
         parts = urlsplit(self.address if "://" in self.address else f"tcp://{self.address}")

@@ -61,13 +61,14 @@ def read_list(folder: Folder, name: str) -> ReadyList:
         return _read_inventory(folder, data)
     try:
         if name.lower().endswith(".parquet"):
-            return _of_parquet(folder, name, data)
+            return _find_names(folder, name, _read_parquet(data))
         if name.lower().endswith(".gz"):
             data = pa.CompressedInputStream(pa.BufferReader(data), "gzip").read()
         data = _read_text(name, data)
         if name.lower().endswith(".txt"):
             return ReadyList(folder, _names(_lines(data)))
-        return _of_csv(folder, name, data)
+        table = _read_csv(data)
+        return _find_names(folder, name, table.rename_columns(list(map(bare, table.column_names))), data)
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UsageError(f"list {name}: it cannot be read as a table ({str(error).splitlines()[0]})") from error
 
@@ -116,36 +117,22 @@ def _names(names: pa.Array | pa.ChunkedArray, table: pa.Table | None = None) -> 
     return listed if pc.all(is_named, min_count=0).as_py() else listed.filter(is_named)
 
 
-def _of_parquet(folder: Folder, name: str, data: bytes) -> ReadyList:
-    table = _read_parquet(data)
-    if "file" in table.column_names:
-        return ReadyList(folder, _names(table["file"].cast(pa.string())))
-    if {_BUCKET, _KEY} <= set(table.column_names):
-        return _inventory(folder, [table])
-    raise _no_file_column(name, table)
-
-
-def _no_file_column(name: str, table: pa.Table) -> UsageError:
-    return UsageError(f"list {name}: the column 'file' is missing; its columns are {', '.join(table.column_names)}")
-
-
 def _read_parquet(data: bytes) -> pa.Table:
     return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
 
 
-def _of_csv(folder: Folder, name: str, data: bytes) -> ReadyList:
-    table = _read_csv(data)
-    table = table.rename_columns([bare(column) for column in table.column_names])
-    if "file" in table.column_names:
-        return ReadyList(folder, _names(table["file"]))
-    columns = _guess_inventory(table.column_names)
-    is_inventory = (
-        columns is not None
-        and pc.all(pc.equal(table.column(0).cast(pa.string()), table.column_names[0]), min_count=0).as_py()
-    )
-    if columns is None or not is_inventory:
-        raise _no_file_column(name, table)
-    return _inventory(folder, [_decoded(_read_csv(data, columns))])
+def _find_names(folder: Folder, name: str, table: pa.Table, csv: bytes = b"") -> ReadyList:
+    """Return what a list names that is Parquet, or the table of a CSV; it may be a part of an inventory."""
+    columns = table.column_names
+    if "file" in columns:
+        return ReadyList(folder, _names(table["file"].cast(pa.string())))
+    if not csv and {_BUCKET, _KEY} <= set(columns):
+        return _inventory(folder, [table])
+    guessed = _guess_inventory(columns) if csv else None
+    # The first line of such a CSV is no line of names, so each line has the same bucket.
+    if guessed and pc.all(pc.equal(table.column(0).cast(pa.string()), columns[0]), min_count=0).as_py():
+        return _inventory(folder, [_decoded(_read_csv(csv, guessed))])
+    raise UsageError(f"list {name}: the column 'file' is missing; its columns are {', '.join(columns)}")
 
 
 def _read_csv(data: bytes, columns: list[str] | None = None) -> pa.Table:

@@ -37,7 +37,7 @@ _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}" + re.escape(".tmp"))
 LEFTOVER_AGE_S = 3_600
 _LOCAL = FsspecStore(LocalFileSystem(), {})
 # The key under which a sealed JSON file holds the digest of everything else in it.
-_SEAL = "sha256"
+SEAL = "sha256"
 
 
 def is_url(location: str) -> bool:
@@ -47,16 +47,7 @@ def is_url(location: str) -> bool:
 
 def seal(value: Mapping[str, Any], *, indent: int | None = None) -> bytes:
     """Return an object as JSON with a digest of its content, because a flipped digit is still valid JSON."""
-    return json.dumps({**value, _SEAL: _digest(value)}, indent=indent).encode()
-
-
-def is_sealed(data: bytes) -> bool:
-    """Return whether this is a JSON object with a digest, whatever the digest is."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and _SEAL in value
+    return json.dumps({**value, SEAL: _digest(value)}, indent=indent).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any]:
@@ -67,7 +58,7 @@ def unseal(data: bytes) -> dict[str, Any]:
         raise ValueError("the JSON is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"the JSON must be an object: {type(value).__name__}")
-    if value.pop(_SEAL, None) != _digest(value):
+    if value.pop(SEAL, None) != _digest(value):
         raise ValueError("the content does not match its digest")
     return value
 

@@ -269,7 +269,6 @@ def judge_threshold_across_folds(
     source: Split,
     n_speakers: int,
     precision: float = 0.9,
-    min_rows: int = 20,
 ) -> dict[str, Any]:
     """Return the effect of thresholds on speakers that neither they nor their temperatures were fitted on.
 
@@ -287,7 +286,7 @@ def judge_threshold_across_folds(
     for fold, others, own in _each_fold(fold_of_row, "calibration", "leave it uncalibrated"):
         temperature = fit_temperature(probabilities[others], targets[others], source=source).value
         confidence = apply_temperature(probabilities, temperature).max(axis=1)
-        threshold = choose_threshold(confidence[others], is_right[others], precision=precision, min_rows=min_rows)
+        threshold = choose_threshold(confidence[others], is_right[others], precision=precision)
         judged = judge_threshold(threshold, confidence[own], is_right[own])
         folds.append({"fold": fold, "threshold": threshold.value, **judged})
     return {

@@ -333,6 +333,8 @@ def _vary(
     sides = (_TELEPHONE_HZ[0] / hertz) ** (2 * _ORDERS[0]), (hertz / _TELEPHONE_HZ[1]) ** (2 * _ORDERS[1])
     band = np.fft.rfft(plain) / np.sqrt((1 + sides[0]) * (1 + sides[1]))
     line = audio.resample(plain, rate_hz, _LINE_HZ)
+    # The samples of a telephone line keep its rate, unless the features have one rate.
+    line_hz = _LINE_HZ if settings.sample_rate is None else rate_hz
     # The amplitude falls to a thousandth.
     at_s = np.arange(int(_REVERBERATION_S * rate_hz)) / rate_hz
     echo = random.normal(size=len(at_s)) * np.exp(-math.log(1_000) / _REVERBERATION_S * at_s)
@@ -342,20 +344,12 @@ def _vary(
     faster, slower = (audio.resample(plain, round(rate_hz * speed), rate_hz) for speed in (_SPEED, 1 / _SPEED))
     varied = (
         *(plain, plain * gain, plain / gain, padded, np.fft.irfft(band, len(plain))),
-        *(_back(line, rate_hz, settings), _back(_code(line), rate_hz, settings)),
+        *(audio.resample(one, _LINE_HZ, line_hz) for one in (line, _code(line))),
         *(plain + noise * np.float32(10 ** (-snr_db / 20)) for snr_db in (20, 10)),
         *(room / echo[0], faster, slower),
     )
-    is_line = [name in ("8_khz", "mu_law") and settings.sample_rate is None for name in CONDITIONS]
-    return [
-        (np.asarray(one, np.float32), _LINE_HZ if narrow else rate_hz)
-        for one, narrow in zip(varied, is_line, strict=True)
-    ]
-
-
-def _back(line: npt.NDArray[np.float32], rate_hz: int, settings: AnySettings) -> npt.NDArray[np.float32]:
-    """Return samples of a telephone line at the rate of the features, if they have one rate."""
-    return line if settings.sample_rate is None else audio.resample(line, _LINE_HZ, rate_hz)
+    rates_hz = [line_hz if name in ("8_khz", "mu_law") else rate_hz for name in CONDITIONS]
+    return [(np.asarray(one, np.float32), its_hz) for one, its_hz in zip(varied, rates_hz, strict=True)]
 
 
 def _code(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -219,6 +219,11 @@ class Segments:
             raise UsageError("hop requires window")
         return cls.windows(window_s, hop_s)
 
+    @property
+    def is_one_row(self) -> bool:
+        """Whether each recording gets exactly one row."""
+        return self.hop_s is None and (self.channels == MIX or (self.channels != EACH and len(self.channels) == 1))
+
     def starts(self) -> Iterator[float]:
         """Yield the starts of segments in seconds: one, or for windows an endless sequence."""
         if self.hop_s is None:

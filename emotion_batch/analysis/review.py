@@ -252,7 +252,7 @@ def take_review(
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
     labelled = [row for row in valid if answers[row.number] not in apart]
     labelled.sort(key=lambda row: (row.file, found[row.number][1:]))
-    has_segments = info.segments.hop_s is not None or info.segments.channels != MIX
+    has_segments = not info.segments.is_one_row or info.segments.channels != MIX
     if labelled:
         columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
         if has_segments:

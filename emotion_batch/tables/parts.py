@@ -135,8 +135,9 @@ class Footer:
         unknown = set(counts.by_status) - set(Status)
         if unknown:
             raise PartError(f"it has statuses that this version does not know: {', '.join(sorted(unknown))}")
-        is_one_each = info.segments.hop_s is None
-        if (is_one_each and counts.n_rows != counts.n_recordings) or sum(counts.by_status.values()) != counts.n_rows:
+        if (info.segments.is_one_row and counts.n_rows != counts.n_recordings) or sum(
+            counts.by_status.values()
+        ) != counts.n_rows:
             rows = f"{counted(counts.n_rows, 'row')} for {counted(counts.n_recordings, 'recording')}"
             raise PartError(f"its footer counts {rows}, and each segment must have one row")
         return footer

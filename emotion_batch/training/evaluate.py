@@ -18,7 +18,7 @@ from emotion_batch.features import audio, recipes
 from emotion_batch.inference.bundle import check_features, require_safe
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
-from emotion_batch.settings import AnySettings, Segments
+from emotion_batch.settings import MIX, AnySettings, Segments
 from emotion_batch.storage.archive import find_base
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
@@ -103,10 +103,12 @@ def evaluate(
     predictor = load_predictor(judged)
     given: list[Labels] = []
     starts: list[npt.NDArray[np.float64]] = []
+    channels: list[int | None] = []
 
     def predict(rows: pa.Table) -> None:
         given.append(predict_labels(rows, predictor))
         starts.append(rows["start_s"].to_numpy())
+        channels.extend(rows["channel"].to_pylist())
 
     # Each part is predicted when it is read, and only numbers of its rows are kept.
     data = read_dataset(
@@ -147,7 +149,9 @@ def evaluate(
             "precision": metrics.precision_at_priors(figures["confusion"], card.labels, priors),
         },
         shortcuts=_judge_shortcuts(data),
-        robustness=_judge_robustness(place, info, manifest, predictor, data, np.concatenate(starts), robustness)
+        robustness=_judge_robustness(
+            place, info, manifest, predictor, data, np.concatenate(starts), channels, robustness
+        )
         if robustness
         else None,
         warnings=_warn(card, info, data),
@@ -260,6 +264,7 @@ def _judge_robustness(
     predictor: Predictor,
     data: Dataset,
     starts: npt.NDArray[np.float64],
+    channels: Sequence[int | None],
     n_recordings: int,
 ) -> dict[str, Any]:
     """Return the figures of some recordings under each of `CONDITIONS`; or why there are none."""
@@ -276,7 +281,9 @@ def _judge_robustness(
         with threadpool_limits(1), reading(base, info.segments) as reader:
             for row, (entry, fetched) in zip(chosen, reader.ahead(entries), strict=True):
                 try:
-                    with opened_recording(entry, base, fetched) as recording:
+                    channel = channels[row]
+                    heard = MIX if channel is None else [channel]
+                    with opened_recording(entry, base, fetched, heard) as recording:
                         stretches = _vary(recording, float(starts[row]), info.segments, settings)
                 except RecordingError as error:
                     reason = reason or f"{entry.file}: {error.reason}"

@@ -145,14 +145,14 @@ class Trial:
     def _by_recording(self, rows: pa.Table, clock: _Clock) -> Iterator[Taken]:
         """Yield the time of each recording; its status is that of its first row that is not ``ok``."""
         hop_s = self.info.segments.hop_s
-        columns = zip(*(rows[name].to_pylist() for name in ("file", "status", "duration_s")), strict=True)
+        columns = zip(*(rows[name].to_pylist() for name in ("file", "status", "duration_s", "channel")), strict=True)
         for file, group in groupby(columns, key=lambda row: str(row[0])):
-            _, statuses, (duration_s, *_) = zip(*group, strict=True)
+            _, statuses, (duration_s, *_), channels = zip(*group, strict=True)
             n_rows, status = len(statuses), next((one for one in statuses if one != Status.OK), str(Status.OK))
             n_whole = n_rows
             if hop_s is not None and duration_s is not None and status == Status.OK:
-                # There is a window for each start inside the recording.
-                n_whole = max(n_rows, math.ceil(round(duration_s / hop_s, 9)))
+                # There is a window for each start inside the recording, and for each of its channels.
+                n_whole = max(n_rows, len({*channels}) * math.ceil(round(duration_s / hop_s, 9)))
             seconds = clock.each_s.get(file, 0.0)
             yield Taken(seconds, n_rows, n_rows / n_whole, math.nan if duration_s is None else duration_s, status)
 

@@ -149,17 +149,48 @@ def test_channels_at_scale(tmp_path: Path) -> None:
         soundfile.write(archive / f"{number}.wav", np.roll(SPREAD, 500 * number, axis=0), RATE)
     soundfile.write(archive / "mono.wav", CUSTOMER, RATE)
     (archive / "text.wav").write_text("no audio")
-    segments = Segments.windows(2).of_channels("each")
-    tables = []
-    for workers in (1, 2):
-        table = tmp_path / f"labels-{workers}"
-        summary = emotion_batch.label(archive, table, segments=segments, workers=workers)
-        assert summary.counts.by_status == {"ok": 8 * 6 + 3, "not_audio": 1}
-        assert emotion_batch.verify(table, deep=True).is_whole
-        tables.append(emotion_batch.query(table, "SELECT * FROM labels ORDER BY file, start_s, channel"))
-    assert tables[0].equals(tables[1])
+    for window, n_ok in ((2, 8 * 6 + 3), (None, 8 * 2 + 1)):
+        tables = []
+        for workers in (1, 2):
+            table = tmp_path / f"labels-{workers}-{window}"
+            summary = emotion_batch.label(archive, table, window=window, channels="each", workers=workers)
+            assert summary.counts.by_status == {"ok": n_ok, "not_audio": 1}
+            assert emotion_batch.verify(table, deep=True).is_whole
+            tables.append(emotion_batch.query(table, "SELECT * FROM labels ORDER BY file, start_s, channel"))
+        assert tables[0].equals(tables[1])
+        report = emotion_batch.report(table, output=tmp_path / "report.html")
+        assert report.figures.coverage.n_labelled == 9
     mixed = emotion_batch.label(archive, tmp_path / "mixed", workers=1)
     assert mixed.spent.n_mixed == 8
+    one = emotion_batch.label(archive, tmp_path / "one", channels=[1], workers=1)
+    assert one.counts.by_status == {"ok": 8, "not_audio": 1, "unreadable": 1}
+    planned = emotion_batch.plan(archive, channels="each", sample_s=1)
+    assert planned.n_recordings == 10
+
+
+def test_a_model_is_judged_on_channels(tmp_path: Path) -> None:
+    """Labels of channels are learnt and judged by channel, and what is changed for robustness is the channel itself."""
+    archive, lines = tmp_path / "calls", ["file,channel,emotion,speaker"]
+    archive.mkdir()
+    for number in range(12):
+        angry, calm = tone(3.0, RATE, hertz=220 + number), 0.2 * tone(3.0, RATE, hertz=110 + number)
+        sides = [angry, calm] if number % 2 else [calm, angry]
+        soundfile.write(archive / f"{number}.wav", np.stack(sides, axis=1), RATE)
+        lines += [
+            f"{number}.wav,{channel},{'angry' if side is angry else 'calm'},{number % 3}"
+            for channel, side in enumerate(sides)
+        ]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    emotion_batch.extract(archive, tmp_path / "features", channels="each", workers=1)
+    settings = emotion_batch.TrainingSettings(labels=f"table:{tmp_path}/labels.csv", held_out=0, max_folds=0, epochs=60)
+    card = emotion_batch.train(tmp_path / "features", tmp_path / "bundle", settings=settings)
+    assert card.training["n_by_label"] == {"angry": 12, "calm": 12}
+    assert card.metrics["training"]["uar"] > 0.9
+    found = emotion_batch.evaluate(
+        tmp_path / "bundle", tmp_path / "features", labels=f"table:{tmp_path}/labels.csv", robustness=12
+    )
+    assert found.robustness is not None
+    assert found.robustness["as_is"]["uar"] > 0.9
 
 
 def test_settings_of_channels() -> None:

@@ -29,6 +29,7 @@ from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name, writing
 from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
+from emotion_batch.tables.schema import LABELS
 
 MARKER = "_SUCCESS"
 FORMATS = ("parquet", "csv", "audformat", *label_files.FORMATS)
@@ -235,10 +236,12 @@ def export(
     is_listening = file_format in label_files.FORMATS
     if min_confidence and not is_listening:
         raise UsageError(f"min_confidence requires one of the formats {', '.join(label_files.FORMATS)}")
+    if inventory.info.kind != LABELS and file_format not in ("parquet", "csv"):
+        raise UsageError(
+            f"format {file_format}: it takes a label table, and this is a feature table; use --format parquet"
+        )
     if file_format == "audformat":
-        export_audformat.require(inventory.info)
-    if is_listening:
-        label_files.require(inventory.info, file_format)
+        export_audformat.load_package()
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
@@ -255,7 +258,10 @@ def export(
                 elif is_listening:
                     label_files.write(to.url, rows, file_format, min_confidence)
                 else:
-                    _write_audformat(to, inventory, rows)
+                    with _writing(to.folder(export_audformat.TABLE_FILE)) as stream:
+                        writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
+                        write_all(writer, map(export_audformat.convert, rows))
+                    export_audformat.write_header(to.url, inventory)
             sizes = _measure_files(place)
     return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
 
@@ -327,14 +333,6 @@ def _write_file(file: Folder, file_format: str, inventory: Inventory, rows: Iter
         else:
             write_all(ParquetWriter(stream, _find_schema(inventory)), rows)
         return stream.tell()
-
-
-def _write_audformat(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
-    """Write an audformat database."""
-    with _writing(to.folder(export_audformat.TABLE_FILE)) as stream:
-        writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
-        write_all(writer, map(export_audformat.convert, rows))
-    export_audformat.write_header(to.url, inventory)
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.errors import Status, StorageError, UsageError
+from emotion_batch.errors import Status, StorageError
 from emotion_batch.tables.inventory import Inventory
-from emotion_batch.tables.schema import LABELS, TableInfo
+from emotion_batch.tables.schema import TableInfo
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -25,20 +25,13 @@ HEADER_FILE, TABLE_FILE = "db.yaml", f"db.{TABLE}.parquet"
 _INDEX = ("file", "start_s", "end_s")
 
 
-def require(info: TableInfo) -> None:
-    """Raise an error if the table has no labels, or the package is not installed."""
-    if info.kind != LABELS:
-        raise UsageError("format audformat: it takes a label table, and this is a feature table; use --format parquet")
-    _package()
-
-
 def find_schema(inventory: Inventory) -> pa.Schema:
     """Return the columns of the table's file, with the metadata that the package needs."""
     # audb compares this hash to see whether a table changed. The rows do not exist yet, so it is made from their sources.
     about = [inventory.info.to_dict(), [(one.digest, one.counts.by_status) for one in inventory.footers.values()]]
     metadata = {
         "hash": hashlib.md5(json.dumps(about, default=str).encode(), usedforsecurity=False).hexdigest(),
-        "audformat-version": _package().__version__,
+        "audformat-version": load_package().__version__,
     }
     return convert(inventory.info.schema.empty_table()).schema.with_metadata(metadata)
 
@@ -56,7 +49,7 @@ def convert(rows: pa.Table) -> pa.Table:
 
 def write_header(folder: str, inventory: Inventory) -> None:
     """Write the header, which describes the columns and their values."""
-    audformat = _package()
+    audformat = load_package()
     info = inventory.info
     database = audformat.Database(
         inventory.table.url.rpartition("/")[2] or "labels",
@@ -98,7 +91,8 @@ def _as_duration(seconds: pa.ChunkedArray) -> pa.ChunkedArray:
     return nanoseconds.cast(pa.int64()).cast(pa.duration("ns"))
 
 
-def _package() -> ModuleType:
+def load_package() -> ModuleType:
+    """Import and return the package; raise StorageError if it is not installed."""
     try:
         import audformat
     except ImportError as error:

@@ -61,26 +61,22 @@ class JsonWriter:
         self._stream.write(b"[]\n" if self._begin == "[" else b"]\n")
 
 
-class _ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]
-    """Writes nothing when it is dropped after an error, because its stream is closed by then."""
-
-    def __del__(self) -> None:
-        self.is_open = False
-
-
-class ParquetWriter:
+class ParquetWriter(pq.ParquetWriter):  # type: ignore[misc]
     """Parquet with large row groups: each has at least `GROUP_ROWS` or `GROUP_BYTES`, except the only group of a small file."""
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
-        self.schema = nullable(schema)
         try:
-            self._writer = _ParquetWriter(stream, self.schema, compression="zstd", write_page_checksum=True)
+            super().__init__(stream, nullable(schema), compression="zstd", write_page_checksum=True)
         except pa.ArrowNotImplementedError as error:
             raise UsageError(
                 f"--format parquet: Parquet cannot hold a column ({error}); cast it in the query"
             ) from error
         self._waiting: list[pa.Table] = []
         self._n_rows = self._n_bytes = 0
+
+    def __del__(self) -> None:
+        # It writes nothing when it is dropped after an error, because its stream is closed by then.
+        self.is_open = False
 
     def write(self, rows: pa.Table) -> None:
         """Write some more rows, or keep them until they make a group."""
@@ -96,7 +92,7 @@ class ParquetWriter:
 
     def _flush(self, n_rows: int) -> None:
         waiting = pa.concat_tables(self._waiting)
-        self._writer.write_table(waiting.slice(0, n_rows), row_group_size=max(1, n_rows))
+        self.write_table(waiting.slice(0, n_rows), row_group_size=max(1, n_rows))
         rest = waiting.slice(n_rows)
         self._waiting, self._n_rows, self._n_bytes = [rest], rest.num_rows, rest.nbytes
 
@@ -104,7 +100,7 @@ class ParquetWriter:
         """Write what is left."""
         if self._n_rows:
             self._flush(self._n_rows)
-        self._writer.close()
+        super().close()
 
 
 Writer = CsvWriter | JsonWriter | ParquetWriter

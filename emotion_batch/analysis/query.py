@@ -13,7 +13,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from types import SimpleNamespace
@@ -34,7 +33,7 @@ from emotion_batch.storage.retry import persistently
 from emotion_batch.tables import parts
 from emotion_batch.tables.inventory import Inventory, take_inventory
 from emotion_batch.tables.schema import FEATURES, LABELS, nullable
-from emotion_batch.tables.table import read_info
+from emotion_batch.tables.table import find_features
 
 T = TypeVar("T")
 _SAYS_FEATURES = re.compile(rf"\b{FEATURES}\b", re.IGNORECASE)
@@ -71,14 +70,6 @@ _ANGRY = "angry"
 EXAMPLES = ("mix", "angriest", "recordings", "failed", "unsure", "folders", "minutes")
 _SUMMED_UP = "recordings"
 _SAYS_SUMMED_UP = re.compile(rf"\b{_SUMMED_UP}\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer of a query: its columns, and its rows as they come, which can be read once and only within the block."""
-
-    schema: pa.Schema
-    batches: Iterator[pa.RecordBatch]
 
 
 def query(
@@ -118,8 +109,7 @@ def query(
         If the table cannot be read, or the answer does not fit.
     """
     with asked(table, sql, example=example, storage_options=storage_options, watcher=watcher) as answer:
-        found = pa.Table.from_batches(answer.batches, answer.schema)
-        return found.replace_schema_metadata(nullable(answer.schema).metadata)
+        return answer.read_all().replace_schema_metadata(nullable(answer.schema).metadata)
 
 
 @contextlib.contextmanager
@@ -130,8 +120,8 @@ def asked(
     example: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     watcher: Watcher | None = None,
-) -> Iterator[Answer]:
-    """Answer a query as `query` does, but give the rows as they come, within the block."""
+) -> Iterator[pa.RecordBatchReader]:
+    """Answer a query as `query` does, but give the rows as they come; they can be read once, and only within the block."""
     if (sql is None) == (example is None):
         raise UsageError(f"SQL: give either a query or one of the examples {', '.join(EXAMPLES)}")
     if example is not None and example not in EXAMPLES:
@@ -147,8 +137,8 @@ def asked(
     views = {kind: inventory}
     # The feature table is read only if the query names it, because its inventory takes as long as the table's own.
     if kind == LABELS and _SAYS_FEATURES.search(text):
-        features = _find_feature_inventory(inventory)
-        views |= {} if features is None else {FEATURES: features}
+        features = Folder(inventory.info.features or inventory.info.source, inventory.table.options)
+        views |= {} if find_features(features) is None else {FEATURES: take_inventory(features)}
     for one in views.values():
         for note in one.notes():
             (watcher or Watcher()).on_note(note)
@@ -184,7 +174,7 @@ def _read_sql(name: str) -> str:
     return resources.files(__package__).joinpath("queries", f"{name}.sql").read_text(encoding="utf-8").rstrip()
 
 
-def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:
+def write(answer: pa.RecordBatchReader, file_format: str, stream: BinaryIO) -> None:
     """Write an answer as ``csv``, ``json`` or ``parquet``, as it comes."""
     # Programs of a shell read lines that end as theirs.
     writers: Mapping[str, Callable[[BinaryIO, pa.Schema], Writer]] = {
@@ -193,14 +183,14 @@ def write(answer: Answer, file_format: str, stream: BinaryIO) -> None:
         "parquet": ParquetWriter,
     }
     writer = writers[file_format](stream, answer.schema)
-    write_all(writer, (pa.Table.from_batches([batch]) for batch in answer.batches))
+    write_all(writer, (pa.Table.from_batches([batch]) for batch in answer))
 
 
-def first_rows(answer: Answer, n_rows: int) -> tuple[list[list[Any]], bool]:
+def first_rows(answer: pa.RecordBatchReader, n_rows: int) -> tuple[list[list[Any]], bool]:
     """Return the first rows of an answer as a person may see them, and whether there are more; of lists the beginning."""
     rows: list[list[Any]] = []
     is_nested = [pa.types.is_nested(field.type) for field in answer.schema]
-    for batch in answer.batches:
+    for batch in answer:
         first = batch.slice(0, n_rows - len(rows))
         texts = (to_text(pa.chunked_array([column])).to_pylist() for column in first.columns)
         for row in zip(*texts, strict=True):
@@ -214,19 +204,8 @@ def _shortened(text: str | None) -> str | None:
     return text if text is None or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
-def _find_feature_inventory(labels: Inventory) -> Inventory | None:
-    """Return the feature table of a label table: its source, or the one that keeps its features; None if there is none."""
-    info = labels.info
-    place = Folder(info.features or info.source, labels.table.options)
-    with explained(f"feature table {place.url}"):
-        found = read_info(place)
-    if found is None or found.kind != FEATURES:
-        return None
-    return take_inventory(place)
-
-
 @contextlib.contextmanager
-def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
+def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[pa.RecordBatchReader]:
     """Answer one query within the block, by a locked DuckDB that sees each table under its name in queries."""
     sources = {name: _Parts(one) for name, one in views.items()}
     with (
@@ -269,7 +248,7 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[Answer]:
 
         reader = work(lambda: _begin(connection, sql))
         try:
-            yield Answer(reader.schema, batches())
+            yield pa.RecordBatchReader.from_batches(reader.schema, batches())
         finally:
             # DuckDB does not compute the rows that were not read.
             work(reader.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,11 +91,12 @@ def read_throughput(table: Folder) -> Throughput:
     spent = usage.Spent()
     runs: list[RunFigures] = []
     slowest: dict[str, float] = {}
-    for name in names[:_MOST_RUNS]:
+    for record in _read_records(table, names[:_MOST_RUNS]):
+        # A record may be one of another release.
         with contextlib.suppress(ValueError):
-            record = unseal(table.read(f"{lease.FOLDER}/{name}"))
-            run, its = _read_run(record)
-            runs.append(run)
+            its = msgspec.convert(record.get("spent") or {}, usage.Spent)
+            told = {"n_retries": its.n_retries, "lost_s": its.lost_s, "n_shards": record.get("n_shards_done", 0)}
+            runs.append(msgspec.convert({**record, **told, "error": record.get("error") or ""}, RunFigures))
             spent.add(its)
             for elapsed_s, file in its.slowest:
                 slowest[file] = max(elapsed_s, slowest.get(file, 0.0))
@@ -110,18 +111,6 @@ def read_throughput(table: Folder) -> Throughput:
         stages_s=dict(sorted(spent.stages_s.items(), key=lambda one: order.get(one[0], len(order)))),
         slowest=tuple(sorted(((s, file) for file, s in slowest.items()), key=lambda one: (-one[0], one[1]))[:10]),
     )
-
-
-def _read_run(record: Mapping[str, Any]) -> tuple[RunFigures, usage.Spent]:
-    spent = msgspec.convert(record.get("spent") or {}, usage.Spent)
-    known = {
-        **record,
-        "error": record.get("error") or "",
-        "n_shards": record.get("n_shards_done", 0),
-        "n_retries": spent.n_retries,
-        "lost_s": spent.lost_s,
-    }
-    return msgspec.convert(known, RunFigures), spent
 
 
 @dataclass(frozen=True)
@@ -185,7 +174,8 @@ def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
         entries = read_manifest(place, info)
         done = parts.complete_shards(place, info, entries.shards)
         cancelled = [holder.run for holder in living if place.exists(lease.cancellation_name(holder.run))]
-        last = _last_run(place, {holder.run for holder in living})
+        own = {holder.run for holder in living}
+        last = next((record for record in _read_records(place, _record_names(place)) if record["run"] not in own), None)
         features_url = find_kept_features(place, info)
     shards = entries.shards
     return TableStatus(
@@ -205,18 +195,14 @@ def status(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
     )
 
 
-def _last_run(table: Folder, living: Container[str]) -> Mapping[str, Any] | None:
-    """Return the record of the run that ended last, by its name, which begins with the time. Skip runs that live."""
-    for name in _record_names(table):
-        # A damaged record is skipped.
+def _read_records(table: Folder, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the records of runs; damaged ones are skipped."""
+    for name in names:
         with contextlib.suppress(ValueError):
-            record = unseal(table.read(f"{lease.FOLDER}/{name}"))
-            if record["run"] not in living:
-                return record
-    return None
+            yield unseal(table.read(f"{lease.FOLDER}/{name}"))
 
 
 def _record_names(table: Folder) -> list[str]:
-    """Return the names of the records of runs, the newest first."""
+    """Return the names of the records of runs, which begin with the time, the newest first."""
     names = table.folder(lease.FOLDER).names()
     return [name for name in reversed(names) if name.endswith(".json") and RUN_NAME.match(name)]

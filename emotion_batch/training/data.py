@@ -29,6 +29,8 @@ from emotion_batch.training.labels import LabelTable, Reference, describe_voice,
 from emotion_batch.training.metrics import compute_metrics, judge_shortcut, pick
 from emotion_batch.training.splits import Integers, SpeakerFolds, number_words
 
+# Columns of which all rows stay in memory.
+_USED = ["file", "channel", "start_s", "duration_s"]
 # A label with fewer recordings than this is more likely a misread name than a class.
 _MIN_RECORDINGS = 5
 
@@ -196,8 +198,9 @@ def read_dataset(
     left_out: Counter[str] = Counter()
     n_failed = n_ok = n_recordings = n_unlabelled = 0
     unlabelled = ""
-    files, starts, channels, durations, levels = [], [], [], [], []
-    targets: list[npt.NDArray[np.int64]] = []
+    # Without a row, these have the columns or the type of none.
+    used = [info.schema.empty_table().select(_USED)]
+    levels, targets = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
     speakers: list[str] = []
     for shard in shards:
         rows = parts.require_part(table, info, shard, columns)
@@ -232,19 +235,13 @@ def read_dataset(
         if spool is not None:
             spool.add(rows)
         on_rows(rows)
-        files += rows["file"].chunks
-        starts += rows["start_s"].chunks
-        channels += rows["channel"].chunks
-        durations.append(rows["duration_s"].to_numpy().astype(np.float32))
+        used.append(rows.select(_USED))
         levels.append(recipes.level(rows, info.feature_settings))
         targets.append(numbers[is_used])
         speakers += [one.speaker or "" for one, used in zip(found, is_used, strict=True) if one is not None and used]
-    names = pa.chunked_array(files, pa.string())
-    columns_of = {"start_s": pa.chunked_array(starts, pa.float64()), "channel": pa.chunked_array(channels, pa.int16())}
-    by_name = pa.table({"file": names, **columns_of})
-    order = pc.sort_indices(by_name, sort_keys=[(name, "ascending") for name in by_name.column_names])
-    numbers = np.concatenate([np.zeros(0, np.int64), *targets])
-    notes = []
+    rows = pa.concat_tables(used)
+    order = pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in ("file", "start_s", "channel")])
+    numbers, notes = np.concatenate(targets), []
     if isinstance(labeller, LabelTable) and (unfound := labeller.describe_unfound()):
         notes.append(unfound)
     # If each recording has labels, some of its windows may have none.
@@ -255,7 +252,7 @@ def read_dataset(
         verb = "has" if n_without == 1 else "have"
         notes.append(f"{n_without:,} of {counted(n_all, thing)} with features {verb} no label{example}")
     if known_labels is None:
-        _check_labels(table, labels, list(words), numbers, names, notes, familiar_labels)
+        _check_labels(table, labels, list(words), numbers, rows["file"], notes, familiar_labels)
         # Labels are sorted, as scikit-learn's LabelEncoder does.
         ranks, known_labels = number_words(list(words))
         numbers = ranks[numbers]
@@ -267,14 +264,14 @@ def read_dataset(
         )
     return Dataset(
         settings=info.feature_settings,
-        files=names,
+        files=rows["file"],
         targets=numbers,
         labels=tuple(known_labels),
         speakers=np.array(speakers, object),
-        corpora=np.full(len(names), "", object),
+        corpora=np.full(len(speakers), "", object),
         voices=np.array([describe_voice(labels, one) for one in speakers], object).reshape(-1, 2),
-        duration_s=np.nan_to_num(np.concatenate([np.zeros(0, np.float32), *durations])),
-        level=np.concatenate([np.zeros(0, np.float32), *levels]),
+        duration_s=np.nan_to_num(rows["duration_s"].to_numpy().astype(np.float32)),
+        level=np.concatenate(levels),
         order=order.to_numpy().astype(np.int64),
         n_failed=n_failed,
         left_out=dict(sorted(left_out.items())),
@@ -290,49 +287,31 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
     labels = sorted({word for one in datasets.values() for word in one.labels})
     parts, n_rows = [], 0
     for name, one in datasets.items():
-        speakers = np.array([f"{name}/{speaker}" if speaker else "" for speaker in one.speakers], object)
-        files = pc.binary_join_element_wise(name, one.files, "/")
-        corpora = np.full(len(files), name, object)
-        notes = tuple(f"{name}: {note}" for note in one.notes)
-        order = one.order + n_rows
         parts.append(
             replace(
                 one.add_labels(labels),
-                files=files,
-                speakers=speakers,
-                corpora=corpora,
-                order=order,
-                notes=notes,
+                files=pc.binary_join_element_wise(name, one.files, "/"),
+                speakers=np.array([f"{name}/{speaker}" if speaker else "" for speaker in one.speakers], object),
+                corpora=np.full(len(one.files), name, object),
+                order=one.order + n_rows,
+                notes=tuple(f"{name}: {note}" for note in one.notes),
             )
         )
-        n_rows += len(files)
-    left_out: Counter[str] = Counter()
-    for one in parts:
-        left_out.update(one.left_out)
+        n_rows += len(one.files)
+    notes = [note for one in parts for note in one.notes]
     owners = {word: [name for name, one in datasets.items() if word in one.labels] for word in labels}
-    alone = [f"{word} ({names[0]})" for word, names in owners.items() if len(names) == 1]
-    said = (
-        [f"labels of one corpus alone: {', '.join(alone)}; if others use another word, use --label-map"]
-        if alone
-        else []
-    )
-
-    def stack(name: str) -> Any:
-        return np.concatenate([getattr(one, name) for one in parts])
-
+    if alone := [f"{word} ({names[0]})" for word, names in owners.items() if len(names) == 1]:
+        notes.append(f"labels of one corpus alone: {', '.join(alone)}; if others use another word, use --label-map")
+    left_out = sum((Counter(one.left_out) for one in parts), Counter[str]())
+    by_row = ("targets", "speakers", "corpora", "voices", "duration_s", "level", "order")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in parts]) for name in by_row}
     return replace(
         parts[0],
         files=pa.chunked_array([chunk for one in parts for chunk in one.files.chunks], pa.string()),
         n_failed=sum(one.n_failed for one in parts),
         left_out=dict(sorted(left_out.items())),
-        notes=(*(note for one in parts for note in one.notes), *said),
-        targets=stack("targets"),
-        speakers=stack("speakers"),
-        corpora=stack("corpora"),
-        voices=stack("voices"),
-        duration_s=stack("duration_s"),
-        level=stack("level"),
-        order=stack("order"),
+        notes=tuple(notes),
+        **columns,
     )
 
 

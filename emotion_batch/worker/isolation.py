@@ -30,7 +30,7 @@ from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
 from emotion_batch.storage.retry import RECORDING_RETRIES
-from emotion_batch.usage import current, metered, stage
+from emotion_batch.usage import Spent, current, metered, stage
 from emotion_batch.worker import process
 from emotion_batch.worker.recordings import FeatureRow, extract_recording, rows_to_table
 from emotion_batch.worker.watchdog import watched
@@ -105,38 +105,29 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
     # The number of children that the first of these has killed.
     n_killed = 0
     while left:
-        rows: list[FeatureRow] = []
-        n_done = 0
         is_full = False
         failure: StorageError | None = None
         began = time.perf_counter()
         with _Child(replace(job, entries=left)) as child:
             asked = time.perf_counter()
-            while n_done < len(left) and not is_full:
+            while left and not is_full:
+                rows: list[FeatureRow] = []
                 try:
-                    message = child.receive(job.limits.deadline_s)
+                    while (message := child.receive(job.limits.deadline_s)) is not None and message[:1] == _ROW:
+                        rows.append(_decode(message[1:], job.settings))
                 except StorageError as error:
-                    failure = error
-                    break
+                    failure, message = error, None
                 if message is None:
                     break
-                if message[:1] == _ROW:
-                    rows.append(_decode(message[1:], job.settings))
-                else:
-                    about = json.loads(message[1:])
-                    current().read_bytes += about["read_bytes"]
-                    current().n_retries += about["n_retries"]
-                    current().n_mixed += about["n_mixed"]
-                    is_full = about["is_full"]
-                    current().time(left[n_done].file, time.perf_counter() - asked)
-                    yield from rows
-                    rows = []
-                    n_done += 1
-                    n_killed = 0
-                    began = asked = time.perf_counter()
-        left = left[n_done:]
-        if is_full or not left:
-            continue
+                about = json.loads(message[1:])
+                is_full = about.pop("is_full")
+                current().add(Spent(**about))
+                current().time(left[0].file, time.perf_counter() - asked)
+                yield from rows
+                left, n_killed = left[1:], 0
+                began = asked = time.perf_counter()
+            else:
+                continue
         if failure is not None:
             on_failure(failure)
             rest = _rest(left[0], job.segments, rows, Status.UNREADABLE, str(failure))
@@ -151,8 +142,7 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
         # There is no rest if the recording killed the child after all its rows.
         if rest is not None:
             yield rest
-        left = left[1:]
-        n_killed = 0
+        left, n_killed = left[1:], 0
 
 
 def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:

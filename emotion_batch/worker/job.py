@@ -150,7 +150,8 @@ class Job:
             return
         archive = self.archive
         assert archive is not None  # noqa: S101 as above
-        found: list[StorageError | None] = []
+        errors: list[StorageError] = []
+        is_there = threading.Event()
 
         def look() -> None:
             for witness in self.witnesses:
@@ -158,17 +159,16 @@ class Job:
                     with explained(f"archive {archive.url} ({witness.file!r}, which was there before)"):
                         peek(archive, witness)
                 except StorageError as error:
-                    found.append(error)
+                    errors.append(error)
                 else:
-                    found.append(None)
+                    is_there.set()
                     return
 
         # A thread is used and may be left behind, because a place may also hang.
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
         thread.join(self.limits.deadline_s / 2)
-        errors = [error for error in found if error is not None]
-        if len(errors) < len(found):
+        if is_there.is_set():
             return
         if thread.is_alive() or not errors:
             raise StorageError(f"archive {archive.url}: it does not answer", is_transient=True)

@@ -133,12 +133,9 @@ def test_a_clip_is_the_recording_there(table: Path, calls: Path, tmp_path: Path)
     name = "03 call.wav"
     whole, _ = soundfile.read(calls / name, dtype="int16", always_2d=True)
     one, two = clips.cut_clips(Folder.of(table), None, [Excerpt(name, 1, 2.0, 4.0), Excerpt(name, None, 1.5, 2.0)])
-    samples, rate = soundfile.read(io.BytesIO(clips.to_wav(one)), dtype="int16")
-    assert rate == RATE
-    np.testing.assert_array_equal(samples, whole[2 * RATE : 4 * RATE, 1])
+    assert (one.rate_hz, two.rate_hz) == (RATE, RATE)
+    np.testing.assert_array_equal(one.samples * 2**15, whole[2 * RATE : 4 * RATE, 1])
     np.testing.assert_allclose(two.samples, whole[RATE * 3 // 2 : 2 * RATE].mean(axis=1) / 2**15, atol=1e-6)
-    floats, _ = soundfile.read(io.BytesIO(clips.to_wav(two)), dtype="float32")
-    np.testing.assert_array_equal(floats, two.samples)
     moved = calls / name
     kept = moved.read_bytes()
     moved.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,20 +66,8 @@ def cut_clips(
                 yield Clip(np.zeros(0, np.float32), 1, getattr(error, "reason", str(error)))
 
 
-def to_wav(clip: Clip) -> bytes:
-    """Return a clip as WAV with exactly its samples: of 16 bits if they are, else as floats."""
-    steps = clip.samples * np.float32(2**15)
-    is_whole = bool(np.all(np.abs(steps) <= 2**15 - 1) and np.array_equal(steps, np.rint(steps)))
-    samples: Any = steps.astype(np.int16) if is_whole else clip.samples
-    return _encode(samples, clip.rate_hz, format="WAV", subtype="PCM_16" if is_whole else "FLOAT")
-
-
 def to_opus(clip: Clip) -> bytes:
     """Return a clip as Ogg Opus, which browsers play; its rate is one that Opus has, such as 16 kHz."""
-    return _encode(np.clip(clip.samples, -1, 1), clip.rate_hz, format="OGG", subtype="OPUS")
-
-
-def _encode(samples: Any, rate_hz: int, **how: str) -> bytes:
     sink = io.BytesIO()
-    soundfile.write(sink, samples, rate_hz, **how)
+    soundfile.write(sink, np.clip(clip.samples, -1, 1), clip.rate_hz, format="OGG", subtype="OPUS")
     return sink.getvalue()

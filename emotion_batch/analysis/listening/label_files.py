@@ -16,8 +16,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from emotion_batch.errors import Status, UsageError
-from emotion_batch.tables.schema import LABELS, TableInfo
+from emotion_batch.errors import Status
 
 # Everything is written below this folder, at the recording's own path.
 FOLDER = "recordings"
@@ -40,14 +39,6 @@ class LabelSpan(NamedTuple):
 
 # The stretches of each channel, in order; the key is None for a mix.
 Tracks = Mapping[int | None, Sequence[LabelSpan]]
-
-
-def require(info: TableInfo, file_format: str) -> None:
-    """Raise UsageError if the table has no labels."""
-    if info.kind != LABELS:
-        raise UsageError(
-            f"format {file_format}: it takes a label table, and this is a feature table; use --format parquet"
-        )
 
 
 def write(folder: str, rows: Iterator[pa.Table], file_format: str, min_confidence: float) -> None:

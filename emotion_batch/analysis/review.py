@@ -252,14 +252,13 @@ def take_review(
     apart = {NONE, UNSURE} - {*info.labels, *new_labels}
     labelled = [row for row in valid if answers[row.number] not in apart]
     labelled.sort(key=lambda row: (row.file, found[row.number][1:]))
-    has_segments = not info.segments.is_one_row or info.segments.channels != MIX
+    has_channels = info.segments.channels != MIX
+    has_segments = info.segments.hop_s is not None or has_channels
     if labelled:
         columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
-        if has_segments:
-            columns |= {"start_s": [found[row.number][1] for row in labelled]}
-            columns |= {"end_s": [found[row.number][2] for row in labelled]}
-        if info.segments.channels != MIX:
-            columns["channel"] = [found[row.number][3] for row in labelled]
+        for name, is_used in (("start_s", has_segments), ("end_s", has_segments), ("channel", has_channels)):
+            if is_used:
+                columns[name] = [getattr(found[row.number], name) for row in labelled]
         columns["emotion"] = [answers[row.number] for row in labelled]
         if any(row.speaker for row in labelled):
             columns["speaker"] = [row.speaker for row in labelled]

@@ -16,25 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
 from emotion_batch.analysis.review_sample import INFORMATIVE, RANDOM, STRATA, DrawnRow, Stratum
 from emotion_batch.errors import UsageError, counted
 from emotion_batch.storage import names
 
 HEADS = (
-    *(
-        "file",
-        "channel",
-        "start_s",
-        "end_s",
-        "emotion",
-        "confidence",
-        "correct_emotion",
-        "speaker",
-        "margin",
-        "is_in_domain",
-    ),
+    *("file", "channel", "start_s", "end_s", "emotion", "confidence"),
+    *("correct_emotion", "speaker", "margin", "is_in_domain"),
     *("part", "stratum", "stratum_rows", "stratum_drawn", "model_id", "key"),
 )
 # The other columns may be missing, because they are not read again.
@@ -227,13 +217,7 @@ def _digest(*values: object) -> str:
 
 def encode_labels(name: str, columns: Mapping[str, list[Any]]) -> bytes:
     """Return the labels as `labels.read_labels` reads them, by the suffix of their name."""
-    if name.lower().endswith(".parquet"):
-        sink = io.BytesIO()
-        pq.write_table(pa.table(dict(columns)), sink, write_page_checksum=True)
-        return sink.getvalue()
-    text = io.StringIO(newline="")
-    # All cells are quoted, because a name may hold a line end of any kind.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
+    sink, rows = io.BytesIO(), pa.table(dict(columns))
+    is_parquet = name.lower().endswith(".parquet")
+    write_all(ParquetWriter(sink, rows.schema) if is_parquet else CsvWriter(sink, rows.schema, eol="\n"), [rows])
+    return sink.getvalue()

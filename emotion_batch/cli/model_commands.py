@@ -12,10 +12,10 @@ from emotion_batch.cli.options import (
     COMMON,
     LABEL_SOURCES,
     LABELS,
+    call,
     command,
     number,
     option,
-    pick_options,
     positive,
     switch,
 )
@@ -69,14 +69,12 @@ _FORCE = switch("--force", "Replace the bundle that is there")
         "SHARE",
         "Share of the recordings to judge the model by, which it does not learn from (default 0.2)",
         number,
-        default=0.2,
     ),
     option(
         "--validation",
         None,
         "Which recordings these are: a share of each label's, or the last by name as in the notebook (default stratified)",
         choices=("stratified", "seed"),
-        default="stratified",
     ),
     option("--from", "BUNDLE", "Start from the weights of this bundle and adapt them", dest="from_bundle"),
     option("--epochs", "N", "Passes over the rows (default: 100 for seed, 24 for voices)", positive),
@@ -86,42 +84,34 @@ _FORCE = switch("--force", "Replace the bundle that is there")
         "N",
         "Stop after this many epochs without a better loss on the held-out recordings (default 0: never)",
         int,
-        default=0,
     ),
     option(
         "--max-folds",
         "N",
         "Maximum number of speaker folds, each of which costs a training; 0 leaves confidence uncalibrated (default 10)",
         int,
-        default=10,
     ),
-    option("--precision", "SHARE", "Target precision of is_confident (default 0.9)", number, default=0.9),
-    option("--data-licence", "TEXT", "Licence of the recordings, for the card", default=""),
-    option("--seed", "N", "Random seed of the split, the weights and the order (default 0)", int, default=0),
+    option("--precision", "SHARE", "Target precision of is_confident (default 0.9)", number),
+    option("--data-licence", "TEXT", "Licence of the recordings, for the card"),
+    option("--seed", "N", "Random seed of the split, the weights and the order (default 0)", int),
     option("--h5", "FILE", "Also save the network to this file, as the notebook did"),
     _FORCE,
     COMMON,
 )
 def _run_train(options: argparse.Namespace, said: Said) -> None:
-    from dataclasses import fields
-
     from emotion_batch.training.fit import TrainingSettings
     from emotion_batch.training.labels import read_label_map
     from emotion_batch.training.train import train
 
-    found = pick_options(options, *(field.name for field in fields(TrainingSettings)))
     labels = options.labels or ["tess"]
-    found["labels"] = labels[0] if len(labels) == 1 else labels
-    found["label_map"] = read_label_map(options.label_map) if options.label_map else {}
-    found["balance"] = options.balance and options.balance == "alike"
-    card = train(
-        options.table,
-        options.bundle,
-        settings=TrainingSettings(**found),
-        on_epoch=said.epoch,
-        watcher=said.watcher(),
-        **pick_options(options, "from_bundle", "h5", "storage_options", "force"),
+    settings = call(
+        TrainingSettings,
+        options,
+        labels=labels[0] if len(labels) == 1 else labels,
+        label_map=read_label_map(options.label_map) if options.label_map else {},
+        balance=options.balance and options.balance == "alike",
     )
+    card = call(train, options, settings=settings, on_epoch=said.epoch, watcher=said.watcher())
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
 
@@ -142,7 +132,6 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
         "N",
         "Recordings to judge again by telephone, in noise, in a room and louder; 0 for none (default 200)",
         int,
-        default=200,
     ),
     COMMON,
 )
@@ -150,12 +139,8 @@ def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training import metrics
     from emotion_batch.training.evaluate import evaluate
 
-    found = evaluate(
-        options.bundle,
-        options.table,
-        priors=None if options.priors is None else metrics.read_priors(options.priors),
-        **pick_options(options, "labels", "label_map", "allow_numeric_labels", "robustness", "storage_options"),
-    )
+    priors = None if options.priors is None else metrics.read_priors(options.priors)
+    found = call(evaluate, options, priors=priors)
     said.answer(found.to_dict(), format_evaluation(found, options.bundle))
 
 
@@ -173,13 +158,8 @@ def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
 def _run_import(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training.import_h5 import import_h5
 
-    card = import_h5(
-        options.h5,
-        options.bundle,
-        labels=[label.strip() for label in options.labels.split(",")],
-        watcher=said.watcher(),
-        **pick_options(options, "storage_options", "force"),
-    )
+    labels = [label.strip() for label in options.labels.split(",")]
+    card = call(import_h5, options, labels=labels, watcher=said.watcher())
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
 
@@ -249,8 +229,7 @@ def format_evaluation(found: Evaluation, bundle: str = "BUNDLE") -> Result:
         *_format_trust(found.trust),
         "",
         *_format_beside(found),
-        *_format_speakers(found),
-        *_format_voices(found),
+        *_format_groups(found),
         "",
         *(warn(f"note: {warning}") for warning in found.warnings),
         next_step(format_command("label", "RECORDINGS", "TABLE", options=("--model", quote_argument(bundle)))),
@@ -265,23 +244,17 @@ def _format_left_out(found: Evaluation) -> list[str]:
     return [f"  left out: {'; '.join([*reasons, f'{found.n_failed:,} without features'])}"]
 
 
-def _format_speakers(found: Evaluation) -> list[Line | Grid]:
-    """Return the figures of each speaker, of many the worst."""
-    if not found.by_speaker:
-        return []
+def _format_groups(found: Evaluation) -> list[Line | Grid | str]:
+    """Return the figures of each speaker, of many the worst, and those by language and sex, where they are known."""
+    blocks: list[Line | Grid | str] = []
     shown = found.by_speaker[:_MOST_SPEAKERS]
-    rows = [(str(one["speaker"]), *_show(one, "n_rows", "accuracy", "uar")) for one in shown]
-    blocks: list[Line | Grid] = [Line(""), Grid("<>>>", rows, ("speaker", "segments", "accuracy", "UAR"))]
-    if len(found.by_speaker) > _MOST_SPEAKERS:
-        n_more = len(found.by_speaker) - _MOST_SPEAKERS
-        blocks.append(Line(f"  and {n_more:,} speakers with a higher UAR; all of them with --json"))
+    if rows := [(str(one["speaker"]), *_show(one, "n_rows", "accuracy", "uar")) for one in shown]:
+        blocks += ["", Grid("<>>>", rows, ("speaker", "segments", "accuracy", "UAR"))]
+    if n_more := len(found.by_speaker) - len(shown):
+        blocks.append(f"  and {n_more:,} speakers with a higher UAR; all of them with --json")
+    if rows := [(name, *_show(one, "n_rows", "n_speakers", "accuracy", "uar")) for name, one in found.by_voice.items()]:
+        blocks += ["", Grid("<>>>>", rows, ("voices", "segments", "speakers", "accuracy", "UAR"))]
     return blocks
-
-
-def _format_voices(found: Evaluation) -> list[Line | Grid]:
-    """Return the figures by language and sex, where they are known."""
-    rows = [(name, *_show(one, "n_rows", "n_speakers", "accuracy", "uar")) for name, one in found.by_voice.items()]
-    return [Line(""), Grid("<>>>>", rows, ("voices", "segments", "speakers", "accuracy", "UAR"))] if rows else []
 
 
 def _format_by_label(found: Evaluation) -> Grid:

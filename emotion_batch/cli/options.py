@@ -12,7 +12,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from emotion_batch._version import __version__
 from emotion_batch.cli.console import Said, print_result
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from emotion_batch.run.scheduler import Scheduler
     from emotion_batch.settings import AnySettings, Segments
 
+T = TypeVar("T")
 # It returns its exit code, or None for 0.
 Run = Callable[[argparse.Namespace, Said], int | None]
 # It adds an option, or a group of them, to a parser.
@@ -91,9 +93,7 @@ def whole(text: str, least: int = 0) -> int:
     return value
 
 
-def positive(text: str) -> int:
-    """Return a whole number from 1 on."""
-    return whole(text, 1)
+positive = partial(whole, least=1)
 
 
 def number(text: str) -> float:
@@ -128,7 +128,7 @@ LABEL_SOURCES = (
     "table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (default tess)"
 )
 ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "Accept labels that look like numbers or dates")
-LABELS = (option("--labels", "SOURCE", LABEL_SOURCES, default="tess"), ALLOW_NUMERIC_LABELS)
+LABELS = (option("--labels", "SOURCE", LABEL_SOURCES), ALLOW_NUMERIC_LABELS)
 FEATURES = group(
     "features (the defaults are the notebook's)",
     option(
@@ -143,11 +143,12 @@ FEATURES = group(
     option("--hop-length", "N", "Samples from one frame to the next (default 512)", positive),
     option("--n-mels", "N", "Number of mel bands (default 128)", positive),
 )
+_SUFFIX = "Suffix of the recordings, instead of the usual ones; can be repeated"
 _NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; can be repeated"
 CHOICE = (
-    option("--suffix", ".EXT", "Suffix of the recordings, instead of the usual ones; can be repeated", action="append"),
-    option("--include", "GLOB", f"Take only {_NAMES}", action="append", default=[]),
-    option("--exclude", "GLOB", f"Leave out {_NAMES}", action="append", default=[]),
+    option("--suffix", ".EXT", _SUFFIX, action="append", dest="suffixes"),
+    option("--include", "GLOB", f"Take only {_NAMES}", action="append"),
+    option("--exclude", "GLOB", f"Leave out {_NAMES}", action="append"),
 )
 _PEM = "in PEM (default: Dask's configuration)"
 SCHEDULER = (
@@ -160,7 +161,7 @@ _DEADLINE = "Seconds after which a recording, or one of its windows, gets the st
 CLUSTER = (
     *SCHEDULER,
     option("--workers", "N", "Worker processes of the local cluster (default: one for each core)", positive),
-    option("--deadline", "S", _DEADLINE, number, default=120.0),
+    option("--deadline", "S", _DEADLINE, number, dest="deadline_s"),
     option("--max-failed", "N|P%", "Exit with code 1 if more rows than this have failed, e.g. 10 or 5%%", _limit),
 )
 _LIMIT = "Take only the first N recordings, for a trial; the same command without it continues with the rest"
@@ -200,14 +201,6 @@ def segments(words: str) -> Add:
             _channels,
         ),
     )
-
-
-def require_stretch(options: argparse.Namespace) -> None:
-    """Raise UsageError unless a label run has both ends of a segment, or none of them."""
-    if options.window is None and (options.offset is None) != (options.duration is None):
-        raise UsageError(
-            "--offset and --duration require each other, because together they replace the model's segment"
-        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -303,9 +296,12 @@ def _suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def pick_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return values of these names, for a function that calls them the same."""
-    return {name: getattr(options, name) for name in names}
+def call(function: Callable[..., T], options: argparse.Namespace, /, **others: Any) -> T:
+    """Call a function of the API with each option that was given and has the name of a parameter, and with `others`."""
+    import inspect
+
+    names = inspect.signature(function).parameters.keys() & vars(options).keys()
+    return function(**{name: value for name in names if (value := getattr(options, name)) is not None} | others)
 
 
 def read_values(options: argparse.Namespace) -> None:
@@ -318,11 +314,6 @@ def read_values(options: argparse.Namespace) -> None:
         options.segments = _read_segments(options)
     if "scheduler" in options:
         options.scheduler = _read_scheduler(options)
-    if "suffix" in options:
-        from emotion_batch.storage.archive import SUFFIXES
-
-        suffixes = tuple(options.suffix or SUFFIXES)
-        options.choice = {"suffixes": suffixes, "include": options.include, "exclude": options.exclude}
 
 
 def _read_scheduler(options: argparse.Namespace) -> Scheduler | None:
@@ -352,18 +343,21 @@ def _read_settings(options: argparse.Namespace) -> AnySettings | None:
 
 
 def _read_segments(options: argparse.Namespace) -> Segments | None:
-    """Return the segments that were asked for; None if nothing was said of them."""
+    """Return the segments that were asked for; None for windows, which the API makes, and if nothing was said of them."""
     from emotion_batch.settings import Segments
 
     stretch = {"offset_s": options.offset, "duration_s": options.duration}
     said = {name: value for name, value in stretch.items() if value is not None}
-    if options.window is None:
-        if options.hop is not None:
-            raise UsageError("--hop requires --window")
-        return Segments(**said) if said else None
-    if said:
+    if options.window is None and options.hop is not None:
+        raise UsageError("--hop requires --window")
+    if said and options.window is not None:
         raise UsageError("--window cannot be combined with --offset or --duration, because windows start at 0")
-    return Segments.windows(options.window, options.hop)
+    is_of_model = options.command == "label" or (options.command == "plan" and not options.extract)
+    if len(said) == 1 and is_of_model:
+        raise UsageError(
+            "--offset and --duration require each other, because together they replace the model's segment"
+        )
+    return Segments(**said) if said else None
 
 
 def _read_storage_options(text: str | None) -> dict[str, Any]:

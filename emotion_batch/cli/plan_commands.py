@@ -13,13 +13,12 @@ from emotion_batch.cli.options import (
     COMMON,
     FEATURES,
     SCHEDULER,
+    call,
     command,
     group,
     number,
     option,
-    pick_options,
     positive,
-    require_stretch,
     segments,
     switch,
 )
@@ -47,7 +46,7 @@ _CROWDED = 0.1
         positive,
         action="append",
     ),
-    option("--sample", "S", "Seconds that the timing takes (default 10)", number, default=10.0),
+    option("--sample", "S", "Seconds that the timing takes (default 10)", number, dest="sample_s"),
     FEATURES,
     segments("the default is what the model was trained on; with --extract, the recipe's"),
     group("run", *SCHEDULER, *CHOICE),
@@ -56,27 +55,7 @@ _CROWDED = 0.1
 def _run_plan(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.run import plan
 
-    if not options.extract:
-        require_stretch(options)
-    found = plan.plan(
-        options.archive,
-        workers=options.workers or (),
-        sample_s=options.sample,
-        watcher=said.watcher(),
-        **options.choice,
-        **pick_options(
-            options,
-            "table",
-            "model",
-            "extract",
-            "settings",
-            "segments",
-            "channels",
-            "scheduler",
-            "by",
-            "storage_options",
-        ),
-    )
+    found = call(plan.plan, options, watcher=said.watcher())
     said.answer(found.to_dict(), _format_plan(found))
     return int(found.is_late)
 
@@ -115,7 +94,7 @@ def _format_plan(found: Plan) -> Result:
     ]
     if found.times[-1].workers > found.n_shards:
         blocks.append(
-            f"  at most {counted(found.n_shards, 'worker')} can something to do, because a shard is never divided"
+            f"  at most {counted(found.n_shards, 'worker')} can have something to do, because a shard is never divided"
         )
     if found.due is not None:
         blocks += ["", title(_format_due(found.due))]

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, command, option, pick_options, positive, switch, whole
+from emotion_batch.cli.options import COMMON, call, command, option, positive, switch, whole
 from emotion_batch.errors import UsageError, counted, format_command
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ _PRECISION = ("confidence", "labels", "checked", "right", "95 %", "")
     "Write an HTML page about a table, in a single file",
     option("table", "TABLE", "The label or feature table"),
     option("--output", "FILE", "File or URL to write (default: TABLE-report.html in the current folder)"),
-    option("--seed", "N", "Random seed of the recordings to listen to (default 0)", int, default=0),
+    option("--seed", "N", "Random seed of the recordings to listen to (default 0)", int),
     COMMON,
 )
 def _run_report(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.report import report
 
-    made = report(options.table, **pick_options(options, "output", "seed", "storage_options"))
+    made = call(report, options)
     said.answer(made.to_dict(), _format_report(made, options.table))
 
 
@@ -57,17 +57,12 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
         if getattr(options, name) is not None:
             wrong = "cannot be combined with" if options.take else "requires"
             raise UsageError(f"--{name.replace('_', '-')} {wrong} --take")
-    table, sheet = options.table, options.sheet
-    places = pick_options(options, "storage_options", "force")
     if options.take:
-        taken = take_review(table, sheet, labels=options.labels, new_labels=options.new_label or (), **places)
+        taken = call(take_review, options, new_labels=options.new_label or ())
         said.answer(taken, format_review(taken))
         return
-    size = 100 if options.size is None else options.size
-    written = review(
-        table, sheet, size=size, random=options.random, seed=options.seed or 0, on_rows=said.read, **places
-    )
-    said.answer(written, format_sheet(written, table))
+    written = call(review, options, on_rows=said.read)
+    said.answer(written, format_sheet(written, options.table))
 
 
 def _format_report(made: Report, table: str) -> Result:

@@ -15,25 +15,32 @@ from emotion_batch.cli.options import (
     SCOPE,
     TABLE,
     TALK,
+    call,
     command,
     group,
     make_parsers,
     option,
-    pick_options,
     positive,
-    require_stretch,
     segments,
 )
 from emotion_batch.errors import UsageError, counted, format_command, format_duration
 
 if TYPE_CHECKING:
     from emotion_batch.run.record import Summary
-    from emotion_batch.run.run_options import RunOptions
     from emotion_batch.tables.parts import Counts
     from emotion_batch.worker.single_recording import SegmentLabel
 
 
-@command(
+def _run(options: argparse.Namespace, said: Said) -> int:
+    """Call the function of the API that has the name of the command."""
+    from emotion_batch import api
+    from emotion_batch.run.run_options import RunOptions
+
+    run = call(RunOptions, options, watcher=said.watcher())
+    return finish(call(getattr(api, options.command), options, options=run), options, said)
+
+
+command(
     "extract",
     "Make a feature table of recordings",
     option("archive", "ARCHIVE", "Folder, bucket prefix, glob, list file or recording"),
@@ -42,18 +49,7 @@ if TYPE_CHECKING:
     segments("the default is the notebook's: 0.5 s to 3.5 s"),
     RUN,
     COMMON,
-)
-def _run_extract(options: argparse.Namespace, said: Said) -> int:
-    from emotion_batch import api
-
-    summary = api.extract(
-        options.archive,
-        options.table,
-        options=_run_options(options, said),
-        **options.choice,
-        **pick_options(options, "settings", "segments", "channels", "limit", "prune"),
-    )
-    return finish(summary, options, said, format_command("train", options.table, "BUNDLE"))
+)(_run)
 
 
 @command(
@@ -74,20 +70,11 @@ def _run_extract(options: argparse.Namespace, said: Said) -> int:
     COMMON,
 )
 def _run_label(options: argparse.Namespace, said: Said) -> int:
-    from emotion_batch import api
     from emotion_batch.storage import archive
     from emotion_batch.worker import single_recording
 
-    require_stretch(options)
     if options.table is not None:
-        summary = api.label(
-            options.source,
-            options.table,
-            options=_run_options(options, said),
-            **options.choice,
-            **pick_options(options, "model", "segments", "channels", "keep_features", "limit", "prune"),
-        )
-        return finish(summary, options, said, format_command("query", options.table, options=("--example", "mix")))
+        return _run(options, said)
     if options.leave:
         raise UsageError(
             "TABLE is missing; only here, and not on a cluster, is a single recording labelled without a table"
@@ -96,23 +83,13 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
         raise UsageError(
             f"TABLE is missing: name a folder for the label table; only a single recording needs none, and {options.source} is not one"
         )
-    found = single_recording.label_recording(
-        options.source, **pick_options(options, "model", "segments", "channels", "storage_options")
-    )
+    found = call(single_recording.label_recording, options, recording=options.source)
     said.answer(found, _format_labels(found))
     return int(any(one.status != "ok" for one in found))
 
 
-@command("resume", "Continue the run that made a table", TABLE, group("run", *CLUSTER, *SCOPE), COMMON)
-def _run_resume(options: argparse.Namespace, said: Said) -> int:
-    from emotion_batch import api
-
-    summary = api.resume(options.table, options=_run_options(options, said), **pick_options(options, "limit", "prune"))
-    step = ("query", ("--example", "mix")) if summary.counts.by_label else ("verify", ())
-    return finish(summary, options, said, format_command(step[0], options.table, options=step[1]))
-
-
-@command(
+command("resume", "Continue the run that made a table", TABLE, group("run", *CLUSTER, *SCOPE), COMMON)(_run)
+command(
     "retry",
     "Do failed recordings again that may succeed now",
     TABLE,
@@ -124,19 +101,14 @@ def _run_resume(options: argparse.Namespace, said: Said) -> int:
     ),
     group("run", *CLUSTER),
     COMMON,
-)
-def _run_retry(options: argparse.Namespace, said: Said) -> int:
-    from emotion_batch import api
-
-    summary = api.retry(options.table, status=options.status or (), options=_run_options(options, said))
-    return finish(summary, options, said, format_command("status", options.table))
+)(_run)
 
 
 @command("cancel", "Stop the runs that work on a table, submitted or not", TABLE, COMMON)
 def _run_cancel(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.run.submit import cancel
 
-    cancelled = cancel(options.table, storage_options=options.storage_options)
+    cancelled = call(cancel, options)
     lines = [f"run {run} starts no more shards; those that it works on are finished and kept" for run in cancelled]
     result = Result(*lines, next_step(format_command("status", options.table)))
     said.answer({"table": options.table, "cancelled": cancelled}, result)
@@ -145,15 +117,15 @@ def _run_cancel(options: argparse.Namespace, said: Said) -> None:
 @command(
     "demo",
     "Run the whole pipeline on a synthetic archive",
-    option("folder", "FOLDER", "Folder to write (default demo)", nargs="?", default="demo"),
-    option("--words", "N", "Words for each voice and emotion (default 40)", positive, default=40),
+    option("folder", "FOLDER", "Folder to write (default demo)", nargs="?"),
+    option("--words", "N", "Words for each voice and emotion (default 40)", positive, dest="n_words"),
     option("--workers", "N", "Worker processes (default: one for each core)", positive),
     group("common", *TALK),
 )
 def _run_demo(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.example.demo import demo
 
-    demo(options.folder, n_words=options.words, workers=options.workers, watcher=said.watcher(), say=print_result)
+    call(demo, options, watcher=said.watcher(), say=print_result)
 
 
 @command(
@@ -168,27 +140,13 @@ def _run_completion(options: argparse.Namespace, said: Said) -> None:  # noqa: A
     print_result(shtab.complete(make_parsers()[0], options.shell))
 
 
-def _run_options(options: argparse.Namespace, said: Said) -> RunOptions:
-    from emotion_batch.run.run_options import RunOptions
-
-    return RunOptions(
-        deadline_s=options.deadline,
-        # A retry has no such option, because it goes on in any case.
-        force=getattr(options, "force", False),
-        watcher=said.watcher(),
-        **pick_options(options, "scheduler", "workers", "storage_options", "leave"),
-    )
-
-
-def finish(summary: Summary, options: argparse.Namespace, said: Said, next_command: str) -> int:
+def finish(summary: Summary, options: argparse.Namespace, said: Said) -> int:
     """Print what a run left behind, and return the exit code."""
     counts = summary.counts
-    if summary.is_all_failed:
-        next_command = format_command("status", options.table)
     if options.leave:
         said.answer(summary.to_dict(), _format_submission(summary, options.table, options.scheduler.address))
     else:
-        said.answer(summary.to_dict(), _format_summary(summary, next_command))
+        said.answer(summary.to_dict(), _format_summary(summary, _find_next(summary, options)))
     if summary.is_all_failed:
         reasons = "; ".join(_reasons(summary))
         # The same command does not look again at what is listed as before, such as files whose rights were wrong.
@@ -199,7 +157,8 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
             f"table {summary.table}: every recording failed ({reasons}); check the archive, then run the same command{again}"
         )
         return 1
-    if _exceeds(options.max_failed, counts):
+    limit = options.max_failed or "100%"
+    if counts.n_failed > (float(limit[:-1]) / 100 * counts.n_rows if limit.endswith("%") else int(limit)):
         said.error(
             f"{counts.n_failed:,} of {counts.n_rows:,} rows failed, and --max-failed allows {options.max_failed}"
         )
@@ -207,11 +166,14 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said, next_comma
     return 0
 
 
-def _exceeds(limit: str | None, counts: Counts) -> bool:
-    if limit is None:
-        return False
-    most = float(limit[:-1]) / 100 * counts.n_rows if limit.endswith("%") else int(limit)
-    return counts.n_failed > most
+def _find_next(summary: Summary, options: argparse.Namespace) -> str:
+    """Return the command that follows a run."""
+    if summary.is_all_failed or options.command == "retry":
+        return format_command("status", options.table)
+    if summary.counts.by_label or options.command == "label":
+        return format_command("query", options.table, options=("--example", "mix"))
+    step = ("train", options.table, "BUNDLE") if options.command == "extract" else ("verify", options.table)
+    return format_command(*step)
 
 
 def _reasons(summary: Summary) -> list[str]:

@@ -12,7 +12,6 @@ from emotion_batch.cli.app import explain, run_command, stoppable
 from emotion_batch.cli.console import Said, flush_stderr, open_streams
 from emotion_batch.cli.model_commands import format_card
 from emotion_batch.cli.run_commands import finish
-from emotion_batch.errors import format_command
 
 if TYPE_CHECKING:
     from emotion_batch.inference.card import Card
@@ -49,13 +48,8 @@ class Script:
         from emotion_batch.run.record import Summary
 
         if isinstance(found, Summary):
-            next_step = (
-                format_command("train", found.table, "BUNDLE")
-                if self._command == "extract"
-                else format_command("query", found.table, options=("--example", "mix"))
-            )
-            options = argparse.Namespace(table=found.table, leave=False, max_failed=None)
-            self._code = finish(found, options, self._said, next_step)
+            options = argparse.Namespace(command=self._command, table=found.table, leave=False, max_failed=None)
+            self._code = finish(found, options, self._said)
         else:
             self._said.answer({}, format_card(found, bundle))
 

@@ -22,7 +22,7 @@ from emotion_batch.cli.console import (
     title,
     warn,
 )
-from emotion_batch.cli.options import COMMON, TABLE, command, number, option, pick_options, switch
+from emotion_batch.cli.options import COMMON, TABLE, call, command, number, option, switch
 from emotion_batch.errors import (
     Status,
     UsageError,
@@ -47,7 +47,7 @@ _MOST_PROBLEMS = 20
 def _run_status(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.tables.status import status
 
-    found = status(options.table, storage_options=options.storage_options)
+    found = call(status, options)
     said.answer(found.to_dict(), format_status(found, options.table))
 
 
@@ -62,7 +62,7 @@ def _run_status(options: argparse.Namespace, said: Said) -> None:
 def _run_verify(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import api
 
-    found = api.verify(options.table, deep=options.deep, repair=options.repair, storage_options=options.storage_options)
+    found = call(api.verify, options)
     said.answer(found.to_dict(), _format_verification(found, options.table))
     if not found.is_whole:
         said.error(f"table {found.table} is not complete: {counted(len(found.problems), 'problem')}")
@@ -100,10 +100,7 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
     if options.table is None:
         raise UsageError("TABLE is missing; --example alone lists the examples")
     file_format, places = _format(options), options.storage_options
-    asked = query.asked(
-        options.table, options.sql, example=options.example, storage_options=places, watcher=said.watcher()
-    )
-    with asked as answer:
+    with call(query.asked, options, watcher=said.watcher()) as answer:
         if options.output is not None:
             with explained(f"output {options.output}"), writing(options.output, places) as stream:
                 query.write(answer, file_format, stream)
@@ -170,7 +167,6 @@ def _cell(value: Any) -> str:
         "P",
         "For the last four: leave out labels with a lower confidence (default 0)",
         number,
-        default=0.0,
     ),
     switch("--partial", "Export what is there, even if parts of the table are missing"),
     switch("--force", "Replace the export that is there"),
@@ -179,13 +175,7 @@ def _cell(value: Any) -> str:
 def _run_export(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.export import export
 
-    found = export(
-        options.table,
-        options.folder,
-        file_format=options.format,
-        watcher=said.watcher(),
-        **pick_options(options, "min_confidence", "partial", "force", "storage_options"),
-    )
+    found = call(export, options, file_format=options.format, watcher=said.watcher())
     said.answer(found, _format_export(found))
 
 

@@ -195,8 +195,10 @@ class Run:
             done, todo = self._look(job, features) if number else self._choose(job, features)
             self._do(job, done, todo)
             recall_reasons(self.summary, self.table, self.info, done)
+            with explained(f"table {self.table.url}"):
+                came = run_ids(self.table) - self._known_runs - {self.id}
             # Another run may have frozen more since, or replaced some of these parts by parts of an older listing.
-            if self.summary.n_shards_left or not (job.is_retry or self._has_company()):
+            if self.summary.n_shards_left or not (job.is_retry or self._others or came):
                 return self.summary
         _, missing = self._look(job, features)
         if missing:
@@ -234,12 +236,6 @@ class Run:
             # The other run begins at the other end of the order.
             order.reverse()
         return make_tasks(self.manifest, order, present)
-
-    def _has_company(self) -> bool:
-        """Return whether another run was at work on the table while this one was."""
-        with explained(f"table {self.table.url}"):
-            came = run_ids(self.table) - self._known_runs - {self.id}
-        return bool(self._others or came)
 
     def _do(self, job: Job, done: Mapping[int, Footer], todo: list[Task]) -> None:
         shards = {task.shard for task in todo}
@@ -315,17 +311,17 @@ class Run:
             raise cancelled
         if failures:
             shard, first = failures[0]
+            said = f": {first}"
             # An error of this package says itself what to do.
-            is_known = isinstance(first, EmotionBatchError)
-            shortage = find_shortage(first)
-            reason = f"its worker did not have enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
-            raise IncompleteError(
-                f"table {self.table.url}: {len(failures):,} of its {counted(len(self.manifest.shards), 'shard')} could not be done"
-                + (
-                    f": {first}"
-                    if is_known
-                    else f" (shard {shard}: {reason}); run the same command again to do what is left"
+            if not isinstance(first, EmotionBatchError):
+                shortage = find_shortage(first)
+                reason = (
+                    f"its worker did not have enough {shortage}" if shortage else f"{type(first).__name__}: {first}"
                 )
+                said = f" (shard {shard}: {reason}); run the same command again to do what is left"
+            n_shards = counted(len(self.manifest.shards), "shard")
+            raise IncompleteError(
+                f"table {self.table.url}: {len(failures):,} of its {n_shards} could not be done{said}"
             )
 
     def _check(self) -> None:

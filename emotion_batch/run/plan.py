@@ -200,19 +200,9 @@ def plan(
         raise UsageError(f"sample must be from 0.5 to 3,600 seconds: {sample_s:g}")
     # This is computed now, because the hour may pass while the sample is taken.
     hour = None if by is None else _find_hour(by)
-    place, patterns = Folder.of(archive, storage_options), (tuple(include), tuple(exclude))
-    left = find_left(
-        place,
-        table,
-        model,
-        settings,
-        segments,
-        suffixes,
-        patterns,
-        watcher or Watcher(),
-        extract=extract,
-        channels=channels,
-    )
+    place, watcher = Folder.of(archive, storage_options), watcher or Watcher()
+    choice = {"suffixes": tuple(suffixes), "include": tuple(include), "exclude": tuple(exclude)}
+    left = find_left(place, table, model, settings, segments, choice, watcher, extract=extract, channels=channels)
     found: dict[str, Any] = {}
     outlook, n_here = Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0
     if left.shards:
@@ -325,11 +315,8 @@ class _Work:
             things = [self.tasks[place] for place in order]
             members = [np.arange(*self.bounds[place : place + 2]) for place in order]
         else:
-            mixed, ranks, n_first = (
-                generator.permutation(len(self.costs)),
-                self.costs.copy(),
-                int(self.strata.max()) + 1,
-            )
+            mixed, ranks = generator.permutation(len(self.costs)), self.costs.copy()
+            n_first = int(self.strata.max()) + 1
             for stratum in range(n_first):
                 mine = mixed[self.strata[mixed] == stratum]
                 # First each thread gets two of a stratum; then the order is by the share of its cost that is done after each.

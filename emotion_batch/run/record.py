@@ -180,17 +180,14 @@ def name_outcome(error: BaseException | None) -> tuple[str, str | None]:
         return "complete", None
     if isinstance(error, CancelledError):
         return "cancelled", None
-    seen: list[BaseException] = []
-    causes: list[BaseException | None] = [error]
-    # A library may have made a ring of causes.
-    while causes:
-        cause = causes.pop()
-        if cause is None or any(cause is one for one in seen):
-            continue
+    causes = [error]
+    # The list grows while it is read, and takes each cause once, because a library may have made a ring of causes.
+    for cause in causes:
         if not isinstance(cause, Exception | GeneratorExit | asyncio.CancelledError) or not isinstance(
             error, Exception
         ):
             return "stopped", None
-        seen.append(cause)
-        causes += [cause.__cause__, cause.__context__]
+        for further in (cause.__cause__, cause.__context__):
+            if further is not None and all(further is not one for one in causes):
+                causes.append(further)
     return "failed", f"{type(error).__name__}: {error}"

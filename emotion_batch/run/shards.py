@@ -6,7 +6,7 @@ import heapq
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -278,8 +278,7 @@ def find_left(
     model: str | os.PathLike[str] | None,
     settings: AnySettings | None,
     segments: Segments | None,
-    suffixes: Iterable[str],
-    patterns: tuple[tuple[str, ...], tuple[str, ...]],
+    choice: Mapping[str, Any],
     watcher: Watcher,
     *,
     extract: bool = False,
@@ -287,10 +286,9 @@ def find_left(
 ) -> Left:
     """Return what is left to do in an archive, in a feature table, or in a table to continue.
 
-    `patterns` are the patterns that include and exclude recordings. An archive is to be labelled, unless `extract` is set or `table`
+    `choice` has the suffixes and the patterns that `archive.list_recordings` takes. An archive is to be labelled, unless `extract` is set or `table`
     is a feature table.
     """
-    include, exclude = patterns
     options, listed, base = place.options, None, None
     goes_on = None if table is None else Folder.of(table, options)
     notes: tuple[str, ...] = ()
@@ -321,14 +319,7 @@ def find_left(
         if bundle is not None and settings is not None:
             raise UsageError("settings (--recipe and the like) require extract, because a model has its own")
         if features is None:
-            listing = list_recordings(
-                place.url,
-                options=options,
-                suffixes=suffixes,
-                include=include,
-                exclude=exclude,
-                on_listed=watcher.on_listed,
-            )
+            listing = list_recordings(place.url, options=options, on_listed=watcher.on_listed, **choice)
             listed, base = listing.entries, listing.folder
             notes = tuple(listing.remark())
         elif segments is not None or channels is not None:
@@ -343,7 +334,7 @@ def find_left(
         else:
             card, segments = bundle.card, (segments or bundle.card.segments).of_channels(channels)
             info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
-        info = replace(info, include=include, exclude=exclude, suffixes=name_suffixes(suffixes))
+        info = replace(info, **{**choice, "suffixes": name_suffixes(choice["suffixes"])})
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
     manifest = read_manifest(begun, info) if begun is not None and features is None else None
     if features is not None:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _PART = re.compile(r"part-([0-9]{6,})\.parquet")
 _FOOTER_KEY = b"emotion_batch"
+# What a footer says about the table.
+_TOLD = ("schema_version", "tool_version", "kind", "feature_id", "segment_id", "model_id", "labels")
 # The key of a part's digests: 64 hexadecimal digits for all bytes before the footer, and 64 for the footer with zeros there.
 _SEAL_KEY = "emotion_batch_sha256"
 # How the key is written in a footer, before its value: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
@@ -199,16 +201,8 @@ def publish_part(
     `Folder.publish` by default.
     """
     counts = Counts.of(rows)
-    about = {
-        **{
-            name: value
-            for name, value in info.to_dict().items()
-            if name not in ("source", "feature_settings", "segments", "features", "include", "exclude", "suffixes")
-        },
-        "shard": shard,
-        "digest": digest,
-        **asdict(counts),
-    }
+    told = info.to_dict()
+    about = {name: told[name] for name in _TOLD} | {"shard": shard, "digest": digest, **asdict(counts)}
     sink = io.BytesIO()
     schema = nullable(info.schema.with_metadata({_FOOTER_KEY: json.dumps(about).encode()}))
     # One row group, because a query needs a request for each.

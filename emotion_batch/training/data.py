@@ -6,7 +6,7 @@ import os
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import starmap
 from typing import Any, NamedTuple
@@ -191,7 +191,8 @@ def read_dataset(
     """
     labeller = read_labels(labels)
     if isinstance(labeller, LabelTable):
-        labeller.settle(_read_files(table, info, shards), info.source)
+        names = (parts.require_part(table, info, shard, ["file"])["file"] for shard in shards)
+        labeller.settle((file for one in names for file in pc.unique(one).to_pylist()), info.source)
     columns = ["file", "channel", "start_s", "end_s", "status", "duration_s", *recipes.names(info.feature_settings)]
     expected = {clean(word) for word in (*(known_labels or familiar_labels), *(label_map or {}))}
     words: dict[str, int] = {}
@@ -313,12 +314,6 @@ def join_corpora(datasets: Mapping[str, Dataset]) -> Dataset:
         notes=tuple(notes),
         **columns,
     )
-
-
-def _read_files(table: Folder, info: TableInfo, shards: Sequence[int]) -> Iterator[str]:
-    """Yield the names of a table's recordings, failed ones too."""
-    for shard in shards:
-        yield from pc.unique(parts.require_part(table, info, shard, ["file"])["file"]).to_pylist()
 
 
 def _check_numeric(

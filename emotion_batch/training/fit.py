@@ -138,16 +138,16 @@ def fit_network(
     variables = (*network.variables, *network.optimizer.variables)
     patience = 0 if validate is None else fitting.patience
     history: dict[str, list[float]] = {}
-    best: list[npt.NDArray[Any]] = []
-    mean: list[npt.NDArray[Any]] = []
+    # The weights for the end: those of the best epoch, or the mean of the last ones.
+    final: list[npt.NDArray[Any]] = []
+    kind = "best" if patience else "mean"
     first_averaged = int(_AVERAGED * fitting.epochs)
     kept = None if checkpoint is None else checkpoint.read()
     if kept is not None:
         history = {name.removeprefix("history_"): kept[name].tolist() for name in kept if name.startswith("history_")}
         for number, variable in enumerate(variables):
             variable.assign(kept[f"variable_{number}"])
-        numbers = range(len(network.get_weights()))
-        best, mean = ([kept[f"{name}_{n}"] for n in numbers if f"{name}_{n}" in kept] for name in ("best", "mean"))
+        final = [kept[name] for n in range(len(network.get_weights())) if (name := f"{kind}_{n}") in kept]
     n_steps = math.ceil(len(learn) / fitting.batch_size)
     done = len(next(iter(history.values()), []))
     for epoch in range(done, fitting.epochs):
@@ -165,26 +165,21 @@ def fit_network(
         for name, value in figures.items():
             history.setdefault(name, []).append(value)
         if patience and min(history["val_loss"]) == figures["val_loss"]:
-            best = network.get_weights()
-        if is_cycled and epoch >= first_averaged:
-            share = np.float32(1 / (epoch - first_averaged + 1))
-            mean = (
-                [one + share * (new - one) for one, new in zip(mean, network.get_weights(), strict=True)]
-                if mean
-                else (network.get_weights())
-            )
+            final = network.get_weights()
+        elif is_cycled and epoch >= first_averaged and not patience:
+            share, newest = np.float32(1 / (epoch - first_averaged + 1)), network.get_weights()
+            final = [one + share * (new - one) for one, new in zip(final or newest, newest, strict=True)]
         if checkpoint is not None:
             checkpoint.write(
                 {
                     **{f"history_{name}": np.array(values) for name, values in history.items()},
                     **{f"variable_{number}": value for number, value in enumerate(map(np.asarray, variables))},
-                    **{f"best_{number}": value for number, value in enumerate(best)},
-                    **{f"mean_{number}": value for number, value in enumerate(mean)},
+                    **{f"{kind}_{number}": value for number, value in enumerate(final)},
                 }
             )
         on_epoch(epoch + 1, figures)
-    if found := best if patience else mean:
-        network.set_weights(found)
+    if final:
+        network.set_weights(final)
     network.trainable = True
     return network, history
 

@@ -233,7 +233,10 @@ def train_bundle(
         how = Fitting(epochs, batch_size, settings.seed, settings.patience, begun.weights if begun else None)
         is_balanced = len(sources) > 1 if settings.balance is None else settings.balance
         trainer = _Trainer(data, spool, how, bundle, is_balanced, _identify(data, settings, begun), on_epoch)
-        is_held_out = _hold_out(data, settings)
+        if settings.held_out and settings.validation == Split.SEED:
+            is_held_out = splits.split_seed(data.files, settings.held_out)
+        else:
+            is_held_out = splits.split_stratified(data.targets, data.files, settings.held_out, settings.seed)
         learnt, judged = np.flatnonzero(~is_held_out), data.order[is_held_out[data.order]]
         network, history = trainer.fit(~is_held_out, judged if len(judged) else None, "network", "network")
         shown = Split.TRAINING.value
@@ -319,12 +322,6 @@ def _identify(data: Dataset, settings: TrainingSettings, start: Start | None) ->
             "versions": networks.read_training_versions(),
         }
     )
-
-
-def _hold_out(data: Dataset, settings: TrainingSettings) -> Booleans:
-    if settings.held_out and settings.validation == Split.SEED:
-        return splits.split_seed(data.files, settings.held_out)
-    return splits.split_stratified(data.targets, data.files, settings.held_out, settings.seed)
 
 
 def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[str], None]) -> SpeakerFolds | None:

@@ -123,7 +123,6 @@ class Work:
         If the manifest has other entries of the shard by now, these rows are useless. If a part was made of the same entries
         meanwhile, it may be from a later try. Raise `_LateError` if the shard's own part is left as it is.
         """
-        late: list[Counts] = []
 
         def publish(name: str, data: bytes) -> None:
             mark = marks[table.url]
@@ -133,21 +132,19 @@ class Work:
                     # The store does not accept its own mark, e.g. behind a gateway with weak ETags.
                     table.publish(name, data)
                     return
-                try:
+                with suppress(PartError):
                     footer = parts.read_footer(table, info, name)
-                except PartError:
-                    footer = None
-                if footer is not None and (footer.shard, footer.digest) == (shard, newest):
-                    late.append(footer.counts)
-                elif newest != digest:
-                    late.append(Counts())
-                if late:
-                    return
+                    if (footer.shard, footer.digest) == (shard, newest):
+                        raise _LateError(footer.counts)
+                if newest != digest:
+                    raise _LateError(Counts())
 
-        counts = parts.publish_part(table, info, shard, digest, rows, publish)
-        if late and table.url == self.table.url:
-            raise _LateError(late[0])
-        return late[0] if late else counts
+        try:
+            return parts.publish_part(table, info, shard, digest, rows, publish)
+        except _LateError as error:
+            if table.url == self.table.url:
+                raise
+            return error.counts
 
     def _find_newest(self, table: Folder, task: Task) -> str | None:
         """Return the digest of a shard's newest entries; None if it was pruned."""

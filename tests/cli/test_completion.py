@@ -16,7 +16,7 @@ from support.commands import call_command
         (("emotion-batch", "re"), ["resume", "report", "retry", "review"]),
         (("emotion-batch", "label", "--keep"), ["--keep-features"]),
         (("emotion-batch", "submit", "ret"), ["retry"]),
-        (("emotion-batch", "export", "--format", "au"), ["audformat"]),
+        (("emotion-batch", "export", "--format", "au"), ["audacity", "audformat"]),
     ],
 )
 def test_bash_completes(typed: tuple[str, ...], found: list[str], tmp_path: Path) -> None:

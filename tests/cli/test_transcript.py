@@ -194,7 +194,8 @@ def count_words(lines: Sequence[str]) -> Counter[str]:
     """Return each word of lines and how often it stands there, without progress and the rules below heads."""
     kept = "\n".join(line for line in lines if not _PROGRESS.fullmatch(line) and set(line) - set(" -"))
     for pattern, words in _VOLATILE:
-        kept = re.sub(pattern, words, kept, flags=re.MULTILINE)
+        # A narrow terminal may break a line at any blank.
+        kept = re.sub(pattern.replace(" ", r"\s+"), words, kept, flags=re.MULTILINE)
     return Counter(kept.split())
 
 

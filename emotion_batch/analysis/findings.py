@@ -75,6 +75,7 @@ def _failed(figures: Figures) -> Iterator[Remark]:
     coverage = figures.coverage
     if figures.failures and coverage.n_failed >= _FAILED * max(1, coverage.n_surveyed):
         words = ", ".join(f"{one.status} {show_count(one.n_rows)}" for one in figures.failures[:3])
+        words += f" and {len(figures.failures) - 3} more" if len(figures.failures) > 3 else ""
         words = words if figures.info.segments.is_one_row else f"by rows: {words}"
         text = f"{show_roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words})"
         if any(one.status in MENDABLE for one in figures.failures):

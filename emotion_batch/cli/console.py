@@ -165,7 +165,7 @@ class Said:
         left_s = progress.left_s
         if left_s is None:
             left_s = (progress.n_recordings - progress.n_done) / max(rate, 1e-9)
-        left = format_duration(left_s)
+        left = format_duration(round(left_s))
         speed = f"{rate:,.0f} a second"
         if progress.audio_s:
             speed = f"{progress.audio_s / max(progress.elapsed_s, 1e-9):,.0f} x real time"

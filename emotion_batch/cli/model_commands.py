@@ -118,7 +118,7 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
 @command(
     "evaluate",
     "Judge a bundle on a labelled feature table",
-    option("bundle", "BUNDLE", "The bundle to judge"),
+    option("bundle", "BUNDLE", "The bundle to judge, or one that ships with the program"),
     option("table", "TABLE", "Feature table of recordings that the bundle has not learnt from"),
     *LABELS,
     option(

@@ -85,7 +85,7 @@ def _format_plan(found: Plan) -> Result:
         rows.append((f"{one.workers:,}", format_duration(one.likely_s), between, f"{when}{here}"))
     blocks += [
         f"  left    {counted(found.n_left, 'recording')} in {counted(found.n_shards, 'shard')}, {format_size(found.n_bytes)}{unsized}, {hours}",
-        f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it; --window hears all of it'}",
+        f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it; use --window to hear all of it'}",
         f"  makes   {counted(found.n_shards, 'part')} with about {counted(found.n_rows, 'row')}, {format_size(found.part_bytes)} in all",
         f"  memory  about {format_size(found.memory_bytes)} a worker at most",
         *_format_sample(found),
@@ -94,7 +94,7 @@ def _format_plan(found: Plan) -> Result:
     ]
     if found.times[-1].workers > found.n_shards:
         blocks.append(
-            f"  at most {counted(found.n_shards, 'worker')} can have something to do, because a shard is never divided"
+            f"  at most {counted(found.n_shards, 'worker')} can be used, because a shard is never divided"
         )
     if found.due is not None:
         blocks += ["", title(_format_due(found.due))]

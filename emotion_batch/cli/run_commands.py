@@ -217,7 +217,7 @@ def _format_heard(summary: Summary) -> list[str]:
     if heard > 0.99 * recorded:
         return [f"heard: all of {format_duration(recorded)} of audio"]
     share = f"heard: {format_duration(heard)} of {format_duration(recorded)} of audio ({heard / recorded:.0%})"
-    return [f"{share}; --window hears all of it, in another table"]
+    return [f"{share}; to hear all of it, name a new table and use --window"]
 
 
 def _format_trust(counts: Counts) -> list[str]:

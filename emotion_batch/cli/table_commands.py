@@ -208,7 +208,7 @@ def format_status(found: TableStatus, table: str) -> Result:
         f"  left  {n_left:>12,}",
     ]
     if found.counts.by_status:
-        rows = [(status, f"{n:,}", "rows") for status, n in found.counts.by_status.items()]
+        rows = [(status, f"{n:,}", "row" if n == 1 else "rows") for status, n in found.counts.by_status.items()]
         blocks.append(Grid("<><", rows))
     for holder in found.at_work:
         where = f"on {holder.host}, process {holder.pid}"

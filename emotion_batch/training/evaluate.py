@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import RecordingError, StorageError, UsageError, counted
 from emotion_batch.features import audio, recipes
-from emotion_batch.inference.bundle import check_features, require_safe
+from emotion_batch.inference.bundle import check_features, find_model, require_safe
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
 from emotion_batch.settings import MIX, AnySettings, Segments
@@ -63,7 +63,7 @@ def evaluate(
     Parameters
     ----------
     bundle
-        The bundle to judge.
+        The bundle to judge, or the name of one that ships.
     table
         A feature table with the bundle's features.
     labels
@@ -90,7 +90,7 @@ def evaluate(
     if robustness < 0:
         raise UsageError(f"robustness must be a number of recordings, or 0: {robustness}")
     place = Folder.of(table, storage_options)
-    judged = require_safe(Folder.of(bundle, storage_options))
+    judged = require_safe(find_model(bundle, storage_options))
     info = require_features(place)
     check_features(info, place, judged)
     words = None if label_map is None else read_label_map(os.fspath(label_map))

@@ -363,3 +363,9 @@ def _move_source(table: Path, old: str, new: str) -> None:
         about = {key: value.replace(old.encode(), new.encode()) for key, value in metadata.items()}
         pq.write_table(pa.table(part.columns, schema=part.schema.with_metadata(about)), path)
         seal_part(path)
+
+
+def test_a_model_that_ships_is_judged_by_its_name(features: Path) -> None:
+    """A name that is no folder here is that of a model that comes with the program, as for `label`."""
+    found = emotion_batch.evaluate("tess-seed", features, robustness=0)
+    assert found.model.endswith("/models/tess-seed")

@@ -93,9 +93,7 @@ def _format_plan(found: Plan) -> Result:
         Grid(">><<", rows, ("workers", "likely", "between", f"done ({datetime.now().astimezone():%Z})")),
     ]
     if found.times[-1].workers > found.n_shards:
-        blocks.append(
-            f"  at most {counted(found.n_shards, 'worker')} can be used, because a shard is never divided"
-        )
+        blocks.append(f"  at most {counted(found.n_shards, 'worker')} can be used, because a shard is never divided")
     if found.due is not None:
         blocks += ["", title(_format_due(found.due))]
     return Result(*blocks)
@@ -124,11 +122,11 @@ def _format_due(due: Due) -> str:
         "perhaps": "perhaps done: the hour is within the range",
         "no": "not done, even at the early end of the range",
     }
-    words = f"by {datetime.fromisoformat(due.at).astimezone():%H:%M %Z}, in {format_duration(max(0.0, due.within_s))}, on {due.workers:,} workers: {answers[due.is_done]}"
+    words = f"by {datetime.fromisoformat(due.at).astimezone():%H:%M %Z}, in {format_duration(max(0.0, due.within_s))}, on {counted(due.workers, 'worker')}: {answers[due.is_done]}"
     if due.workers_likely is None:
         return f"{words}; nor on any number of workers, because a single shard takes longer"
     sure = "surely on no number" if due.workers_sure is None else f"surely on {due.workers_sure:,}"
-    return f"{words}; likely on {due.workers_likely:,} workers, {sure}"
+    return f"{words}; likely on {counted(due.workers_likely, 'worker')}, {sure}"
 
 
 def _clock(time_s: float) -> str:

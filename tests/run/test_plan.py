@@ -141,7 +141,9 @@ def test_a_plan_of_an_archive_is_of_its_labels(cluster: ShellCluster, tmp_path: 
     assert done.result["n_parts"] == done.result["n_shards"] == summary.n_shards
     assert done.result["audio_s"]["likely"] == pytest.approx(summary.recorded_s) == 320
     assert done.result["heard_s"] == pytest.approx(summary.audio_s) == 200
-    assert "\n  hears   62% of it; use --window to hear all of it\n" in str(_format_plan(Plan(**_read_plan(done.result))))
+    assert "\n  hears   62% of it; use --window to hear all of it\n" in str(
+        _format_plan(Plan(**_read_plan(done.result)))
+    )
 
 
 def _read_plan(said: dict[str, object]) -> dict[str, object]:
@@ -208,7 +210,7 @@ def test_the_command_says_when_it_is_too_late(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
     assert done.code == 1, done.err
     last = done.out.splitlines()[-1]
-    assert last.startswith(f"by {by}") and "on 1 workers: not done, even at the early end" in last
+    assert last.startswith(f"by {by}") and "on 1 worker: not done, even at the early end" in last
     assert "of them in part" in done.out
     assert "about 867,600 rows" in done.out
     assert "723 h of audio" in done.out

@@ -95,10 +95,10 @@ def test_every_reader_counts_the_same_rows(tables: Path) -> None:
     assert set(sizes.values()) == {2_798}, sizes
     assert duckdb.sql(f"SELECT count(DISTINCT file) FROM '{folder}/*.parquet'").fetchall() == [(2_798,)]
     pd.testing.assert_frame_equal(pd.read_parquet(folder).sort_values("file", ignore_index=True), expected)
-    columns = ["file", "start_s", "end_s", "status", "error", "emotion", "confidence", "margin", "entropy"]
+    columns = ["file", "channel", "start_s", "end_s", "status", "error", "emotion", "confidence", "margin", "entropy"]
     columns += ["is_confident", "is_in_domain", "domain_distance", "is_speech"]
-    assert list(expected.columns[:13]) == columns
-    assert [str(kind) for kind in pq.read_schema(next(folder.glob("*.parquet"))).types][5:8] == [
+    assert list(expected.columns[:14]) == columns
+    assert [str(kind) for kind in pq.read_schema(next(folder.glob("*.parquet"))).types][6:9] == [
         "string",
         "float",
         "float",

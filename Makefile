@@ -36,10 +36,12 @@ SIZE ?=
 scale: .venv/installed-bench
 	$(BIN)/python -m benchmarks.scale $(if $(SIZE),--recordings $(SIZE))
 
-# TESS, unpacked: make evaluate TESS=FOLDER
+# TESS, unpacked, and the other corpora of `voices-1`, three hours: make evaluate TESS=FOLDER VOICES=FOLDER; without VOICES, TESS alone.
 TESS ?= tess
+VOICES ?=
 evaluate: .venv/installed-bench
 	$(BIN)/python -m benchmarks.recipes $(TESS)
+	$(if $(VOICES),$(BIN)/python -m models.evaluate $(TESS) $(VOICES))
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emotion-batch needs Python 3.11 or later; name one with make PYTHON=...")'

@@ -23,6 +23,8 @@ LICENCES = {
     "emodb": "free to use, cite Burkhardt et al. 2005 (EmoDB, http://emodb.bilderbar.info)",
     "nemo": "CC BY-NC-SA 4.0 (nEMO, https://github.com/amu-cai/nEMO)",
 }
+# The folds of speakers, and the precision that `is_confident` promises.
+MAX_FOLDS, PRECISION = 4, 0.75
 # The words of other corpora in those of TESS, which has no word for boredom.
 WORDS = {
     "anger": "angry",
@@ -56,8 +58,8 @@ def train(model: str, archives: dict[str, Path], features: FeatureSettings | Voi
         labels=list(archives) if len(archives) > 1 else next(iter(archives)),
         label_map=WORDS,
         held_out=0,
-        max_folds=4,
-        precision=0.75,
+        max_folds=MAX_FOLDS,
+        precision=PRECISION,
         data_licence="; ".join(LICENCES[name] for name in archives),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -125,7 +125,7 @@ def _limit(text: str) -> str:
 TABLE = option("table", "TABLE", "The feature or label table")
 LABEL_SOURCES = (
     "Where the reference labels are: a corpus whose file names say them (tess, ravdess, emodb, savee, crema-d, nemo), folder, "
-    "table:FILE (file,emotion[,speaker][,start_s,end_s]) or regex:PATTERN with (?P<emotion>...) (default tess)"
+    "table:FILE (file,emotion[,speaker][,start_s,end_s][,channel]) or regex:PATTERN with (?P<emotion>...) (default tess)"
 )
 ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "Accept labels that look like numbers or dates")
 LABELS = (option("--labels", "SOURCE", LABEL_SOURCES), ALLOW_NUMERIC_LABELS)

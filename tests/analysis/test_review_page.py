@@ -20,6 +20,7 @@ import emotion_batch
 from benchmarks.browser import Tab, find_chromium, opened_tab
 from emotion_batch.analysis.listening import clips
 from emotion_batch.analysis.listening.clips import Excerpt
+from emotion_batch.errors import StorageError
 from emotion_batch.settings import Segments
 from emotion_batch.storage.folder import Folder
 
@@ -152,3 +153,15 @@ def test_a_clip_is_the_recording_there(table: Path, calls: Path, tmp_path: Path)
         io.BytesIO(base64.b64decode(next(row["audio"] for row in data["rows"] if not row["reason"]).partition(",")[2]))
     )
     assert rate == RATE and abs(len(sound) - 2 * RATE) < RATE // 10
+    kept = [(path, path.read_bytes()) for path in calls.iterdir()]
+    for path, _ in kept:
+        path.unlink()
+    try:
+        with pytest.raises(
+            StorageError, match=r"none of the recordings can be heard, e\.g\. '.*': the file was listed and is not"
+        ):
+            emotion_batch.review(table, tmp_path / "none.html", size=20)
+    finally:
+        for path, data in kept:
+            path.write_bytes(data)
+    assert not (tmp_path / "none.html").exists()

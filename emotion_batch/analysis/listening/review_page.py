@@ -19,7 +19,7 @@ import numpy as np
 from emotion_batch.analysis.listening.clips import Clip, Excerpt, cut_clips, to_opus
 from emotion_batch.analysis.report import open_templates, read_template
 from emotion_batch.analysis.review_sample import DrawnRow
-from emotion_batch.errors import format_command
+from emotion_batch.errors import StorageError, format_command
 from emotion_batch.storage.folder import Folder
 
 # Speech is heard well at this rate, and a clip is small.
@@ -59,6 +59,8 @@ def write_page(
                 row["audio"] = quote(f"{stem}-clips/{number:05d}.ogg")
                 beside.publish(f"{number:05d}.ogg", sound)
         rows.append({"cells": cells, **row})
+    if all(row["reason"] for row in rows):
+        raise StorageError(f"none of the recordings can be heard, e.g. {drawn[0].row.file!r}: {rows[0]['reason']}")
     data = {"heads": heads, "rows": rows, "labels": list(labels), "further": list(further), "sheet": f"{stem}.csv"}
     template = open_templates().get_template("review.html.j2")
     page = template.render(

@@ -21,6 +21,7 @@ from support.commands import MUST_HAVE_DATA, TESS_UNPACKER, Finished, run_comman
 from support.recordings import KILLER_CODE
 from support.shell_cluster import ShellCluster, shell_cluster
 
+from benchmarks.browser import Tab, find_chromium, opened_tab
 from emotion_batch.example import synthesis
 
 # Files that take minutes each, by a few tests: begun first, so that the other process is not waited for at the end.
@@ -67,6 +68,15 @@ def tess(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run([sys.executable, TESS_UNPACKER, folder], check=True, capture_output=True)
 
     return make_once(tmp_path_factory, "tess", make)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    """A page of a browser; skips without Chromium."""
+    if find_chromium() is None:
+        servers.missing("Chromium")
+    with opened_tab(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

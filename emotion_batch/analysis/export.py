@@ -186,8 +186,8 @@ def export(
         A new or empty folder; or a name that ends in ``.csv`` or ``.parquet``, as the format is, for a single file. A bucket takes
         only Parquet or a single file; in a folder there the object ``_SUCCESS`` comes last.
     file_format
-        By default CSV for a name that ends in ``.csv``, else Parquet. ``"parquet"``: files of up to a million rows, in row groups of at least 131,072 rows, or fewer if rows are large, as with
-        sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
+        By default CSV for a name that ends in ``.csv``, else Parquet. ``"parquet"``: files of up to a million rows, in row groups
+        of at least 131,072 rows, or fewer if rows are large, as with sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
         (``db.yaml``) with one table of segments, ``emotion``. ``"audacity"``, ``"textgrid"``, ``"vtt"`` and ``"rttm"``: a file for
         each recording of a label table, where its channels are tracks and neighbours with the same label are one stretch.
     min_confidence

@@ -1,7 +1,8 @@
 """Open a recording by its content, and read stretches of it, or of its channels, as float32 samples at a given rate.
 
 The samples are those of ``librosa.load(f, sr=..., offset=..., duration=...)``: the mean over channels makes it mono, and soxr ("HQ")
-resamples. A channel is one of ``librosa.load(f, mono=False, ...)``. A recording sounds like what FFmpeg decodes. If libsndfile decodes the same, it is asked first, because it costs less.
+resamples. A channel is one of ``librosa.load(f, mono=False, ...)``. A recording sounds like what FFmpeg decodes. If libsndfile
+decodes the same, it is asked first, because it costs less.
 """
 
 from __future__ import annotations

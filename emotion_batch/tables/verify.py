@@ -199,7 +199,11 @@ def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
             found = [(channel, status) for _, _, channel, status in here]
             # A recording has a row for each channel that was asked for and that it lacks, at its first start.
             channels = [one for one, status in found if first is not None or one is None or status != Status.UNREADABLE]
-            first = channels if first is None else first
+            if first is None:
+                # All that were asked for are there, or all from 0 on, or the row for the rest.
+                asked = range(len(found)) if isinstance(segments.channels, str) else segments.channels
+                is_ended = None not in channels and [one for one, _ in found] != [*asked]
+                first = channels
             # A row without a channel is that of a mix, or the last one, for the rest of a recording that failed.
             is_rest = segments.channels != MIX and channels == [None]
             if is_ended or start_s != next(starts, None) or not (is_rest or channels == first) or _repeats(found):

@@ -113,22 +113,22 @@ def extract_recording(
     header: audio.Header | None = None
     start_s = next(segments.starts())
     read_to_s = 0.0
+    lacking: list[FeatureRow] = []
     try:
         with (
             _source(entry, archive, fetched) as (source, n_bytes),
             audio.opened(source, n_bytes, segments.channels) as recording,
         ):
             header = recording.header
-            if (
-                lacking := []
-                if recording.is_mix
-                else [one for one in _numbers(segments) if one not in recording.channels]
-            ):
-                lack = f"the recording has {counted(header.channels, 'channel')}, numbered from 0"
-                for number in lacking:
-                    yield _row(entry, start_s, header, channel=number, status=Status.UNREADABLE, reason=lack)
-                if not recording.channels:
-                    return
+            lack = f"the recording has {counted(header.channels, 'channel')}, numbered from 0"
+            lacking = [
+                _row(entry, start_s, header, channel=number, status=Status.UNREADABLE, reason=lack)
+                for number in _numbers(segments)
+                if number not in recording.channels
+            ]
+            if not recording.channels:
+                yield from lacking
+                return
             channels: list[int | None] = [None] if recording.is_mix else [*recording.channels]
             windows = [recipes.Windows(settings) for _ in channels]
             for number, start_s in enumerate(segments.starts()):
@@ -144,7 +144,7 @@ def extract_recording(
                 _count_bytes(source, n_bytes, stretch.end_s - max(start_s, read_to_s), header, is_first=not number)
                 read_to_s = stretch.end_s
                 # The rows of all channels are made before the first is given, so that a start has all of them or none.
-                rows = []
+                rows, lacking = lacking, []
                 for channel, samples, window in zip(channels, stretch.channels, windows, strict=True):
                     with stage("features"):
                         values = window.compute(samples, stretch.sample_rate_hz, stretch.start)
@@ -152,7 +152,7 @@ def extract_recording(
                     if (infinite := _find_infinite(samples, values, settings)) is not None:
                         row = _row(entry, start_s, header, channel=channel, status=Status.NOT_FINITE, reason=infinite)
                     rows.append(row)
-                yield from rows
+                yield from sorted(rows, key=lambda row: row.channel or 0)
             usage.current().n_mixed += recording.has_other_channels
         return
     except RecordingError as error:
@@ -168,6 +168,7 @@ def extract_recording(
         # An unknown error of one recording must only cost that recording's row.
         said = str(error).splitlines() or ["no reason given"]
         status, reason = Status.UNREADABLE, f"{type(error).__name__}: {said[0]}"
+    yield from lacking
     yield _row(entry, start_s, header, status=status, reason=reason)
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +17,7 @@ from support.commands import call_command
 from support.recordings import write_odd_archive
 
 import emotion_batch
-from benchmarks.browser import Tab, find_chromium, opened_tab
+from benchmarks.browser import Tab
 from benchmarks.generated import write_label_table
 from emotion_batch.analysis.report import MARK, Report
 from emotion_batch.errors import StorageError, UsageError
@@ -48,15 +47,6 @@ def night(tess: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, R
         shutil.copyfile(path, archive / name / f"{name}.wav")
     emotion_batch.label(archive, folder / "labels", segments=emotion_batch.Segments.windows(1.0), workers=2)
     return folder, emotion_batch.report(folder / "labels", output=folder / "pages.html")
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    """A browser."""
-    if find_chromium() is None:
-        servers.missing("Chromium")
-    with opened_tab(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
 
 
 @pytest.mark.tess

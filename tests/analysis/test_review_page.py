@@ -6,18 +6,16 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from support import servers
 from support.recordings import tone
 from support.review_tables import read_cells
 
 import emotion_batch
-from benchmarks.browser import Tab, find_chromium, opened_tab
+from benchmarks.browser import Tab
 from emotion_batch.analysis.listening import clips
 from emotion_batch.analysis.listening.clips import Excerpt
 from emotion_batch.errors import StorageError
@@ -46,14 +44,6 @@ def table(calls: Path) -> Path:
     folder = calls.parent / "labels"
     emotion_batch.label(calls, folder, model="tess-seed", segments=Segments.windows(2).of_channels("each"), workers=1)
     return folder
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    if find_chromium() is None:
-        servers.missing("Chromium")
-    with opened_tab(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
 
 
 def wait_for(tab: Tab, expression: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import soundfile
 from support.encoding import encode
@@ -16,8 +18,10 @@ from emotion_batch import usage
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import AnySettings, FeatureSettings, Segments, VoicesSettings
 from emotion_batch.storage.archive import list_recordings
+from emotion_batch.tables.verify import _wrong_starts
 from emotion_batch.worker import isolation, recordings
 from emotion_batch.worker.isolation import Limits
+from emotion_batch.worker.reuse import merge
 
 RATE = 16_000
 AGENT, CUSTOMER = tone(5.3, RATE, hertz=120, seed=1), tone(5.3, RATE, hertz=210, seed=2)
@@ -92,10 +96,11 @@ def test_numbers_of_channels(tmp_path: Path) -> None:
         ("meeting.wav", 11, 0.0, "ok"),
         ("meeting.wav", 0, 1.0, "ok"),
         ("meeting.wav", 11, 1.0, "ok"),
-        ("mono.wav", 11, 0.0, "unreadable"),
+        ("mono.wav", 0, 0.0, "ok"),
     ]
-    assert rows[4]["error"] == "the recording has 1 channel, numbered from 0"
-    assert [(row["channel"], row["status"]) for row in rows[5:11]] == [(0, "ok")] * 6
+    assert (rows[5]["channel"], rows[5]["status"]) == (11, "unreadable")
+    assert rows[5]["error"] == "the recording has 1 channel, numbered from 0"
+    assert [(row["channel"], row["status"]) for row in rows[6:11]] == [(0, "ok")] * 5
     assert [(row["channel"], row["status"]) for row in rows[11:]] == [(None, "not_audio")]
     rows, _ = extract(tmp_path, Segments(0.5, 3, channels=[1]))
     assert [row["status"] for row in rows] == ["ok", "unreadable", "not_audio"]
@@ -191,6 +196,46 @@ def test_a_model_is_judged_on_channels(tmp_path: Path) -> None:
     )
     assert found.robustness is not None
     assert found.robustness["as_is"]["uar"] > 0.9
+
+
+def test_rows_that_are_kept_have_their_places(tmp_path: Path) -> None:
+    """Rows of channels that are kept and rows that are made give the order of rows that are all made, those of lacking channels too."""
+    soundfile.write(tmp_path / "call.wav", SPREAD, RATE)
+    soundfile.write(tmp_path / "mono.wav", AGENT, RATE)
+    data = encode(SPREAD, RATE, "wav", "pcm_s16le")
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
+    listing = list_recordings(tmp_path)
+    (entries,) = listing.entries.to_batches()
+    for channels in ("each", (0, 1), (1, 5)):
+        rows = recordings.extract_rows(
+            entries, listing.folder, FeatureSettings(), Segments.windows(2).of_channels(channels)
+        )
+        is_kept = pc.equal(rows["file"], "call.wav")
+        assert merge(entries, rows.filter(is_kept), rows.filter(pc.invert(is_kept))).equals(rows.combine_chunks())
+
+
+@pytest.mark.parametrize("channels", ["each", (0, 1)])
+@pytest.mark.parametrize(
+    "is_lost",
+    [
+        lambda row: row["channel"] == 1,
+        lambda row: row["channel"] == 0,
+        lambda row: (row["channel"], row["start_s"]) == (1, 2.0),
+        lambda row: row["start_s"] == 2.0,
+    ],
+    ids=["a channel", "the first channel", "one window of a channel", "a window"],
+)
+def test_a_row_that_is_lost_is_found(channels: object, is_lost: Callable[[dict], bool], tmp_path: Path) -> None:
+    """Of a table whose channels are known, each row that a part lacks is found; of all channels, only the last may be lost whole."""
+    soundfile.write(tmp_path / "call.wav", SPREAD, RATE)
+    listing = list_recordings(tmp_path)
+    (entries,) = listing.entries.to_batches()
+    segments = Segments.windows(2).of_channels(channels)
+    rows = recordings.extract_rows(entries, listing.folder, FeatureSettings(), segments)
+    assert _wrong_starts(segments, rows) is None
+    left = rows.filter(pa.array([not is_lost(row) for row in rows.to_pylist()]))
+    is_whole_channel = channels == "each" and 1 not in left["channel"].to_pylist()
+    assert (_wrong_starts(segments, left) is None) == is_whole_channel
 
 
 def test_settings_of_channels() -> None:

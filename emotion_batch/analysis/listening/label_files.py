@@ -47,9 +47,9 @@ def write(folder: str, rows: Iterator[pa.Table], file_format: str, min_confidenc
     for some in rows:
         columns = (some[name].to_pylist() for name in _COLUMNS)
         for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
-            tracks = _find_tracks([row[1:] for row in own], min_confidence)
-            for suffix, text in encode(_escape(file), tracks):
-                path = os.path.join(folder, FOLDER, f"{_escape(file)}{suffix}")
+            name = _escape(file)
+            for suffix, text in encode(name, _find_tracks([row[1:] for row in own], min_confidence)):
+                path = os.path.join(folder, FOLDER, f"{name}{suffix}")
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open(path, "w", encoding="utf-8", newline="\n") as stream:
                     stream.write(text)

@@ -20,12 +20,15 @@ from emotion_batch.inference.card import Card
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.training import networks
+from emotion_batch.training.labels import describe_voice
 
 # ONNX Runtime and Keras add in float32, and each differs by some 4e-6 from float64 on the notebook's corpus. A larger difference is
 # an error of the export.
 _EXPORT_TOLERANCE = 1e-4
+# The terms of the weights. Models that ship have it; a training writes none, because it does not know them.
+LICENSE = "LICENSE"
 _PICTURES = ("training.png", "confusion.png", RELIABILITY)
-FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, "README.md", CARD)
+FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, LICENSE, "README.md", CARD)
 SPLITS = {
     "training": "these weights, on the recordings that they learnt from; these figures say little",
     "stratified": "these weights, on other recordings of the same speakers in the same room",
@@ -33,6 +36,8 @@ SPLITS = {
     "speaker_held_out": "the recipe, not these weights: networks that never heard a speaker judge that speaker",
     "corpus_held_out": "the recipe, not these weights: networks that learnt only from the other corpora judge each corpus",
 }
+# ISO 639-1, which model hubs read.
+_LANGUAGES = {"English": "en", "German": "de", "Polish": "pl"}
 
 
 def require_new_bundle(bundle: Folder, force: bool) -> None:
@@ -100,8 +105,10 @@ def write_bundle(
 
 
 def describe(card: Card) -> str:
-    """Return the bundle's README, made from the card alone."""
-    settings = card.feature_settings
+    """Return the bundle's README, made from the card alone, with the head that model hubs read."""
+    settings, labels = card.feature_settings, card.training.get("labels", [])
+    sources = [labels] if isinstance(labels, str) else labels
+    spoken = {source: describe_voice(source, "")[0] for source in sources}
     kind = recipe_of(settings).describe(settings)
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
     environment = jinja2.Environment(
@@ -113,7 +120,14 @@ def describe(card: Card) -> str:
     )
     environment.filters |= {"number": format, "counted": counted}
     template = resources.files(__package__).joinpath("templates", "README.md.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(card=card, about=card.training, features=features, splits=SPLITS)
+    return environment.from_string(template).render(
+        card=card,
+        about=card.training,
+        features=features,
+        splits=SPLITS,
+        sources=sources,
+        languages={source: _LANGUAGES[language] for source, language in spoken.items() if language},
+    )
 
 
 def format_history(history: Mapping[str, Sequence[float]]) -> bytes:

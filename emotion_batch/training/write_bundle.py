@@ -25,8 +25,7 @@ from emotion_batch.training.labels import describe_voice
 # ONNX Runtime and Keras add in float32, and each differs by some 4e-6 from float64 on the notebook's corpus. A larger difference is
 # an error of the export.
 _EXPORT_TOLERANCE = 1e-4
-# The terms of the weights. Models that ship have it; a training writes none, because it does not know them.
-LICENSE = "LICENSE"
+LICENSE = "LICENSE"  # of models that ship; a training does not know the terms of its weights
 _PICTURES = ("training.png", "confusion.png", RELIABILITY)
 FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, LICENSE, "README.md", CARD)
 SPLITS = {
@@ -36,8 +35,6 @@ SPLITS = {
     "speaker_held_out": "the recipe, not these weights: networks that never heard a speaker judge that speaker",
     "corpus_held_out": "the recipe, not these weights: networks that learnt only from the other corpora judge each corpus",
 }
-# ISO 639-1, which model hubs read.
-_LANGUAGES = {"English": "en", "German": "de", "Polish": "pl"}
 
 
 def require_new_bundle(bundle: Folder, force: bool) -> None:
@@ -106,9 +103,7 @@ def write_bundle(
 
 def describe(card: Card) -> str:
     """Return the bundle's README, made from the card alone, with the head that model hubs read."""
-    settings, labels = card.feature_settings, card.training.get("labels", [])
-    sources = [labels] if isinstance(labels, str) else labels
-    spoken = {source: describe_voice(source, "")[0] for source in sources}
+    settings = card.feature_settings
     kind = recipe_of(settings).describe(settings)
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
     environment = jinja2.Environment(
@@ -120,14 +115,8 @@ def describe(card: Card) -> str:
     )
     environment.filters |= {"number": format, "counted": counted}
     template = resources.files(__package__).joinpath("templates", "README.md.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        card=card,
-        about=card.training,
-        features=features,
-        splits=SPLITS,
-        sources=sources,
-        languages={source: _LANGUAGES[language] for source, language in spoken.items() if language},
-    )
+    known = {"card": card, "about": card.training, "features": features, "splits": SPLITS, "voice": describe_voice}
+    return environment.from_string(template).render(known)
 
 
 def format_history(history: Mapping[str, Sequence[float]]) -> bytes:

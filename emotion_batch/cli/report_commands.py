@@ -100,11 +100,18 @@ def format_review(found: Review) -> Result:
     labels = f"{found.labels}: {things}, {found.n_corrected:,} of them corrected"
     labels_option = ("--labels", f"table:{found.labels}")
     train = format_command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
+    rows = [
+        (one.label, f"{one.given:.3f}", f"{one.share:.3f}", f"{one.low:.3f} to {one.high:.3f}") for one in found.shares
+    ]
+    shares: list[Line | Grid | str] = (
+        ["", Grid("<>><", rows, ("share of labels", "given", "by ear", "95 %"))] if rows else []
+    )
     return Result(
         title(labels if found.labels else f"{found.sheet}: no row gives a label"),
         *left_out,
         "",
         Grid("<>>><<", [_precision_row(one) for one in found.precision if one.n_rows + one.n_unknown], _PRECISION),
+        *shares,
         f"  ({found.method}; of the rows drawn at random alone)",
         next_step(train if found.labels else "fill in more of the sheet"),
     )

@@ -26,8 +26,10 @@ N_BINS = 20
 _CHUNK_ROWS = 2**18
 # Number of rows to draw for each label and stratum, and for each status other than ``ok``.
 N_LOTS = 5
+# Number of recordings with the most of one label.
+N_CALLS = 12
 _COLUMNS = (
-    *("file", "start_s", "end_s", "status", "error"),
+    *("file", "channel", "start_s", "end_s", "status", "error"),
     *("emotion", "confidence", "is_confident", "is_in_domain", "is_speech"),
 )
 
@@ -65,7 +67,8 @@ class Survey:
     ----------
     connection
         Has the tables `found`, the shards of these parts; `cells`, the number of rows by status, label and flags; `folders`, by
-        folder; `times`, of ``ok`` rows by window number, if there are windows; and `drawn`, rows drawn at random.
+        folder; `times`, of ``ok`` rows by window number, if there are windows; `hours`, the seconds heard by channel and label; `calls`, the
+        segments of the recordings with the most of one label, if it was named; and `drawn`, rows drawn at random.
     complete
         Shards of these parts.
     n_recordings, n_labelled
@@ -83,12 +86,25 @@ class Survey:
 
 
 @contextlib.contextmanager
-def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0) -> Iterator[Survey]:
-    """Give the survey of a table; parts count if they match `shards`, the manifest's newest entries."""
+def survey(
+    table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0, about: str | None = None
+) -> Iterator[Survey]:
+    """Give the survey of a table, and of the recordings with the most of the label `about`.
+
+    Parts count if they match `shards`, the manifest's newest entries.
+    """
     hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
-    sums = {name: sql for name, sql in read_queries("survey").items() if name != "times" or hop_s is not None}
-    chunks = read_chunks(table, info, shards, _COLUMNS)
-    with add_up(chunks, sums, seed=seed, n_lots=N_LOTS, n_bins=N_BINS, hop_s=hop_s) as connection:
+    is_left_out = {"times": hop_s is None, "calls": about is None}
+    heard, probability = read_sql("heard").replace("FROM labels", "FROM chunk"), f"p_{about}"
+    quoted = '"' + probability.replace('"', '""') + '"'
+    sums = {
+        name: sql.replace("{heard}", heard).replace("{probability}", quoted)
+        for name, sql in read_queries("survey").items()
+        if not is_left_out.get(name)
+    }
+    chunks = read_chunks(table, info, shards, _COLUMNS if about is None else (*_COLUMNS, probability))
+    limits = {"n_lots": N_LOTS, "n_bins": N_BINS, "n_calls": N_CALLS}
+    with add_up(chunks, sums, seed=seed, hop_s=hop_s, about=about, **limits) as connection:
         found = dict(connection.sql("SELECT shard, n_labelled FROM found").fetchall())
         n_recordings = sum(shards[shard].n_recordings for shard in found)
         yield Survey(connection, found.keys(), n_recordings, sum(found.values()))
@@ -125,7 +141,7 @@ def read_chunks(
     `names` are columns of a label table; a feature table has null in those that it lacks. `on_part` gets the number of parts read and
     of all parts.
     """
-    fields = [schema.label_schema(()).field(name) for name in names]
+    fields = [schema.label_schema(info.labels).field(name) for name in names]
     nothing = pa.schema([*fields, pa.field("shard", pa.int64())]).empty_table()
     columns = [name for name in names if name in info.schema.names]
     chunk = [nothing]

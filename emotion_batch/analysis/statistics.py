@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from emotion_batch.analysis.calls import CallFigures, ChannelFigures, add_up_channels, find_calls
 from emotion_batch.analysis.scan import N_BINS, N_LOTS, Drawn, Survey, read_queries
 from emotion_batch.errors import Status
 from emotion_batch.inference.card import Portrait
@@ -162,6 +163,10 @@ class Figures:
         they fit; and their number.
     moments
         Labels over time within recordings; empty without windows.
+    channels
+        Seconds heard, by channel.
+    about, calls
+        The label that the report is about, if one was named, and the recordings with the most of it.
     drawn
         Rows to listen to, by label and stratum.
     throughput
@@ -187,11 +192,14 @@ class Figures:
     columns: tuple[FolderFigures, ...]
     n_folders: int
     moments: tuple[Moment, ...]
+    channels: tuple[ChannelFigures, ...]
     drawn: tuple[Drawn, ...]
     throughput: Throughput
     portrait: Portrait | None
     n_at_work: int = 0
     n_lost: int = 0
+    about: str | None = None
+    calls: tuple[CallFigures, ...] = ()
 
 
 def gather(
@@ -204,6 +212,7 @@ def gather(
     *,
     n_at_work: int = 0,
     n_lost: int = 0,
+    about: str | None = None,
 ) -> Figures:
     """Return the figures of a table from what was read of it."""
     by_status = dict(survey.ask(_SQL["statuses"]))
@@ -255,11 +264,14 @@ def gather(
         columns=tuple(folders) if len(folders) <= _N_COLUMNS else (),
         n_folders=n_folders,
         moments=_moments(survey, info),
+        channels=add_up_channels(survey, info.labels),
         drawn=tuple(one for one in lots if one.emotion is not None),
         throughput=throughput,
         portrait=portrait,
         n_at_work=n_at_work,
         n_lost=n_lost,
+        about=about,
+        calls=() if about is None else find_calls(survey, info.labels, about),
     )
 
 

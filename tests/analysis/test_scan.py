@@ -209,6 +209,11 @@ def test_a_table_without_parts_has_nothing(tmp_path: Path, n_windows: int) -> No
         pytest.param(
             [f"2026/{month}/{day}/a.wav" for month in "ab" for day in range(20)], {"2026/a", "2026/b"}, id="two"
         ),
+        pytest.param(
+            [f"calls/2026-{month:02d}-{day:02d}/a.wav" for month in (1, 2) for day in range(1, 29)],
+            {"calls/2026/01", "calls/2026/02"},
+            id="dates",
+        ),
     ],
 )
 def test_the_level_is_one_that_can_be_shown(names: list[str], expected: set[str] | None) -> None:

@@ -41,3 +41,10 @@ FROM counted JOIN totals USING (folder) WHERE emotion IS NOT NULL GROUP BY ALL
 -- name: moments
 SELECT moment, {by_label} FROM range($n_moments) AS moments(moment) LEFT JOIN times ON window_number // $step = moment
 GROUP BY moment ORDER BY moment
+
+-- name: hours
+SELECT channel, emotion, sum(heard_s), sum(speech_s) FROM hours GROUP BY channel, emotion ORDER BY channel
+
+-- name: calls
+WITH best AS (SELECT DISTINCT file, share, peak FROM calls ORDER BY share DESC, peak DESC, file LIMIT $n_calls)
+SELECT calls.* FROM calls SEMI JOIN best USING (file) ORDER BY share DESC, peak DESC, file, channel, start_s

@@ -110,7 +110,8 @@ def measure_shares(
         checked.setdefault(stratum, Counter())[answer] += 1
     found = []
     for label in dict.fromkeys([*given, *sorted({answer for _, answer in answers})] if answers else []):
-        counts = [(sizes[stratum], own.total(), own[label]) for stratum, own in checked.items()]
+        # In the order of the strata, so that the order of a sheet's rows changes no digit.
+        counts = [(sizes[one], checked[one].total(), checked[one][label]) for one in STRATA if one in checked]
         found.append(HeardShare(label, given.get(label, 0.0), *estimate_share(counts)))
     return found
 

@@ -195,6 +195,12 @@ def segments(words: str) -> Add:
             "--hop", "S", "Seconds from the start of one window to the next (default: the length of --window)", number
         ),
         option(
+            "--segments",
+            "WHICH",
+            "speech: stretches of speech; or a list of segments: CSV or Parquet with file,start_s,end_s[,channel][,speaker], RTTM (a file "
+            "or a folder), or a table of audformat",
+        ),
+        option(
             "--channels",
             "WHICH",
             "mix: the mean of a recording's channels; each: rows for each channel; or numbers from 0, e.g. 0,1 (default mix)",
@@ -342,12 +348,19 @@ def _read_settings(options: argparse.Namespace) -> AnySettings | None:
     return settings
 
 
-def _read_segments(options: argparse.Namespace) -> Segments | None:
+def _read_segments(options: argparse.Namespace) -> Segments | str | None:
     """Return the segments that were asked for; None for windows, which the API makes, and if nothing was said of them."""
     from emotion_batch.settings import Segments
 
     stretch = {"offset_s": options.offset, "duration_s": options.duration}
     said = {name: value for name, value in stretch.items() if value is not None}
+    others = ("offset", "duration", "window", "hop")
+    if options.segments is not None and (
+        named := [f"--{name}" for name in others if getattr(options, name) is not None]
+    ):
+        raise UsageError(f"--segments cannot be combined with {named[0]}, because it says which stretches are taken")
+    if options.segments is not None:
+        return str(options.segments)
     if options.window is None and options.hop is not None:
         raise UsageError("--hop requires --window")
     if said and options.window is not None:

@@ -99,7 +99,7 @@ def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapp
     is_looked_at = is_list(info.source) or not is_url(info.source) or info.segments.is_listed
     for shard, entries in zip(vanished, manifest.entries(vanished), strict=True):
         missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
-        gone, n_vanished = manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
+        gone, n_vanished = manifest.gone.get(shard, pa.array([], pa.string())), counts[shard][Status.VANISHED]
         # A recording of a list of segments has a row for each of them.
         if n_vanished > len(missing) + len(gone) and not info.segments.is_listed:
             found.append(shard)

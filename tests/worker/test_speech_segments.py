@@ -186,7 +186,8 @@ def test_a_table_of_speech(speech: Path, tmp_path: Path) -> None:
     assert found[0].equals(found[1])
     assert emotion_batch.resume(table, workers=1).n_shards_done == 0
     with pytest.raises(
-        UsageError, match=r"was made with --segments speech --channels each, and this call has --segments speech$"
+        UsageError,
+        match=r"was made with --segments speech --channels each, and this call has --segments speech; name a new",
     ):
         emotion_batch.label(tmp_path / "calls", table, segments="speech")
     planned = emotion_batch.plan(tmp_path / "calls", segments="speech", channels="each", sample_s=1)

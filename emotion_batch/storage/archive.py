@@ -157,15 +157,9 @@ def _with_segments(listing: Listing, place: Folder, segments: Segments) -> Listi
             f"segments {place.url}: there are no RTTM files ({RTTM}); name a list of segments, or a folder of RTTM files"
         )
     with explained(f"segments {place.url}"):
-        joined = join_segments(files, listing.entries, listing.folder, segments.channels)
-    return replace(
-        listing,
-        entries=joined.entries,
-        n_missing=len(joined.missing),
-        missing=next(iter(joined.missing), ""),
-        n_unlisted=joined.n_unlisted,
-        root="the archive",
-    )
+        entries, missing, n_unlisted = join_segments(files, listing.entries, listing.folder, segments.channels)
+    listing = replace(listing, entries=entries, n_unlisted=n_unlisted, root="the archive")
+    return replace(listing, n_missing=len(missing), missing=missing[0]) if missing else listing
 
 
 def _choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,20 +33,13 @@ _COLUMNS = {"file": _WORDS, "start_s": pa.float64(), "end_s": pa.float64(), "cha
 _DURATION = r"^(?:(?P<d>\d+) days?,? ?)?(?P<h>\d+):(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)$"
 
 
-@dataclass(frozen=True)
-class Joined:
-    """The recordings of a list of segments (`SEGMENTED_SCHEMA`), which of them a listing lacks, and how many of it the list lacks."""
+def join_segments(
+    files: Iterable[tuple[Folder, str]], listed: pa.Table, base: Folder, channels: object
+) -> tuple[pa.Table, list[str], int]:
+    """Return the recordings whose segments some files list, which of them a listing lacks, and how many of it these do not name.
 
-    entries: pa.Table
-    missing: Sequence[str]
-    n_unlisted: int
-
-
-def join_segments(files: Iterable[tuple[Folder, str]], listed: pa.Table, base: Folder, channels: object) -> Joined:
-    """Return the recordings whose segments some files list, with these segments in their order.
-
-    `listed` has `ENTRY_SCHEMA`, its names are relative to `base`, and `channels` is that of `Segments`. Raise UsageError if the files
-    are not a list of segments.
+    The recordings have `SEGMENTED_SCHEMA`, and their segments are in the order of the files. `listed` has `ENTRY_SCHEMA`, its names
+    are relative to `base`, and `channels` is that of `Segments`. Raise UsageError if the files are not a list of segments.
     """
     rows, is_rttm = _read_files(files)
     _check(rows)
@@ -90,7 +82,7 @@ def join_segments(files: Iterable[tuple[Folder, str]], listed: pa.Table, base: F
 
     texts = pa.chunked_array(encode(), pa.string())
     entries = found.append_column(SEGMENTED_SCHEMA.field("segments"), texts)
-    return Joined(entries, list(missing), listed.num_rows - known.num_rows)
+    return entries, list(missing), listed.num_rows - known.num_rows
 
 
 def _split_words(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:

@@ -197,22 +197,14 @@ def _wrong_listed(entries: pa.RecordBatch, rows: pa.Table) -> str | None:
     groups = groupby(zip(*columns, strict=True), key=itemgetter(0))
     for entry, (file, group) in zip(entries.to_pylist(), groups, strict=True):
         # A recording that was gone when the manifest was written anew has lost its list.
-        if (listed := Entry(**entry).read_segments()) and entry["segments"]:
-            own = [row[1:] for row in group]
+        if entry["segments"]:
+            listed, own = Entry(**entry).read_segments(), [row[1:] for row in group]
             counts = count_rows(listed, [(start_s, channel) for start_s, channel, _ in own])
             speakers = [one.speaker for one, n_rows in zip(listed, counts, strict=False) for _ in range(n_rows)]
-            at = (
-                [sum(counts[:number]) for number in range(len(counts))]
-                if None in {one.channel for one in listed}
-                else []
-            )
-            # Where channels have rows of their own, each segment has all of them.
-            widths = {
-                n_rows
-                for one, n_rows, first in zip(listed, counts, at, strict=False)
-                if one.channel is None and own[first][1] is not None
-            }
-            if len(counts) < len(listed) or speakers != [row[2] for row in own] or len(widths) > 1:
+            # Where each channel has its rows, each segment has all of them, unless the recording failed midway.
+            widths = {n_rows for one, n_rows in zip(listed, counts, strict=False) if one.channel is None}
+            is_uneven = len(widths) > 1 and None not in {channel for _, channel, _ in own}
+            if len(counts) < len(listed) or speakers != [row[2] for row in own] or is_uneven:
                 return f"{file!r} must have the rows of its {counted(len(listed), 'listed segment')}, in their order"
     return None
 

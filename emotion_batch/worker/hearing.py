@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import NamedTuple
 
@@ -73,7 +74,8 @@ class Hearing:
         settings: AnySettings,
         segments: Segments,
     ) -> None:
-        self._entry, self._archive, self._source, self._n_bytes = entry, archive, source, n_bytes
+        self._archive, self._source, self._n_bytes = archive, source, n_bytes
+        self._row = partial(make_row, entry, recording.header)
         self._recording, self._header = recording, recording.header
         self._settings, self._segments = settings, segments
         self._channels: list[int | None] = [None] if recording.is_mix else [*recording.channels]
@@ -83,15 +85,7 @@ class Hearing:
     def lack(self, start_s: float, number: int, speaker: str | None = None) -> FeatureRow:
         """Return the row of a channel that the recording lacks."""
         reason = f"the recording has {counted(self._header.channels, 'channel')}, numbered from 0"
-        return self._fail(start_s, number, (Status.UNREADABLE, reason), speaker)
-
-    def _fail(
-        self, start_s: float, channel: int | None, failure: tuple[Status, str], speaker: str | None = None
-    ) -> FeatureRow:
-        status, reason = failure
-        return make_row(
-            self._entry, start_s, self._header, status=status, reason=reason, channel=channel, speaker=speaker
-        )
+        return self._row(start_s, channel=number, speaker=speaker, failure=(Status.UNREADABLE, reason))
 
     def hear(self, lacking: list[FeatureRow]) -> Iterator[FeatureRow]:
         """Yield the rows of segments at fixed times; those of lacking channels, which are taken, come with the first."""
@@ -185,7 +179,7 @@ class Hearing:
             stretch = self._read(one.start_s, duration_s, self._settings.sample_rate) if self._channels else None
         except Exception as error:
             failure = explain_failure(error)
-            return [self._fail(one.start_s, channel, failure, one.speaker) for channel in asked]
+            return [self._row(one.start_s, channel=channel, speaker=one.speaker, failure=failure) for channel in asked]
         rows = []
         for channel in asked:
             if stretch is None or channel not in self._channels:
@@ -217,8 +211,8 @@ class Hearing:
         with stage("features"):
             values = self._windows[place].compute(samples, stretch.sample_rate_hz, stretch.start)
         if (infinite := _find_infinite(samples, values, self._settings)) is not None:
-            return self._fail(start_s, channel, (Status.NOT_FINITE, infinite))
-        return make_row(self._entry, start_s, self._header, stretch.end_s, values, channel=channel)
+            return self._row(start_s, channel=channel, failure=(Status.NOT_FINITE, infinite))
+        return self._row(start_s, stretch.end_s, channel=channel, values=values)
 
 
 def _place(row: FeatureRow) -> tuple[float, int]:
@@ -242,20 +236,21 @@ def _find_infinite(samples: npt.NDArray[np.float32], values: recipes.Values, set
 
 def make_row(
     entry: Entry,
-    start_s: float,
     header: audio.Header | None,
+    start_s: float,
     end_s: float | None = None,
-    values: recipes.Values | None = None,
-    status: Status = Status.OK,
-    reason: str | None = None,
+    *,
     channel: int | None = None,
     speaker: str | None = None,
+    values: recipes.Values | None = None,
+    failure: tuple[Status, str | None] = (Status.OK, None),
 ) -> FeatureRow:
     """Return a row of a recording, which `header` is about if it could be opened."""
     about: tuple[float | None, int | None, int | None] = (None, None, None)
     if header is not None:
         duration_s = header.duration_s if math.isfinite(header.duration_s) else None
         about = (duration_s, header.sample_rate_hz, header.channels)
+    status, reason = failure
     return FeatureRow(entry.file, channel, start_s, end_s, speaker, status, reason, *about, values)
 
 

@@ -153,7 +153,7 @@ def rest_rows(
         n_made = len({row.start_s for row in made})
         places = [(start_s, None, None) for start_s in islice(segments.starts(), n_made, n_made + 1)]
     return [
-        make_row(entry, start_s, header, status=status, reason=reason, channel=channel, speaker=speaker)
+        make_row(entry, header, start_s, channel=channel, speaker=speaker, failure=(status, reason))
         for start_s, channel, speaker in places
     ]
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture buckets lint format bench scale evaluate clean
+.PHONY: demo test test-lowest torture buckets docs lint format bench scale evaluate clean
 
 demo: .venv/installed
 	$(BIN)/emotion-batch demo
@@ -12,11 +12,19 @@ test: .venv/installed-test
 	@echo "running some 2,200 tests, which takes about a quarter of an hour"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# With the oldest version of each library that pyproject.toml allows, in an environment of its own.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 torture: .venv/installed-test
 	$(BIN)/python -m pytest -m torture
 
 buckets: .venv/installed-test
 	$(BIN)/python -m pytest -m "not spark" tests/walks/test_bucket_walk.py tests/storage/test_stores.py
+
+# The site, strictly: a warning is an error. It lies in site/ then, and any server of files shows it.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check .
@@ -54,10 +62,16 @@ evaluate: .venv/installed-bench
 	touch $@
 
 .venv/installed-test: .venv/installed tests/servers.txt tests/jobs.txt
-	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats (a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,s3,gcs,azure]'
+	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats, mkdocs (a minute)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
+	touch $@
+
+# The site needs none of what trains and labels, only the parsers of commands, and the words of functions as text.
+.venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing emotion-batch without training, and mkdocs with its theme (1.3 GB, a minute)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv/installed-lint: .venv/installed-test
@@ -70,5 +84,13 @@ evaluate: .venv/installed-bench
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
+.venv-lowest/installed: pyproject.toml tests/servers.txt
+	@echo "installing the oldest versions into .venv-lowest (some 3 GB, a few minutes)"
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-lowest/bin/python --editable '.[train,test,s3,gcs,azure]'
+	.venv-lowest/bin/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
+	touch $@
+
 clean:
-	rm -rf .venv demo build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest demo build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -19,9 +19,9 @@ from emotion_batch.example import synthesis
 from emotion_batch.storage.archive import list_recordings
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "explanation" / "costs.md"
 RESULTS = ROOT / "benchmarks" / "results.json"
-MARKS = ("<!-- figures: python -m benchmarks TESS --readme -->", "<!-- end of figures -->")
+MARKS = ("<!-- figures: python -m benchmarks TESS --page -->", "<!-- end of figures -->")
 PARTS = ("kernel", "rates", "worker", "ledger", "labelling", "buckets", "cold-start", "help")
 
 
@@ -39,9 +39,9 @@ def main() -> None:
     parser.add_argument("--name", default="", help="what to call the archive in the table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
-        "--readme",
+        "--page",
         action="store_true",
-        help="keep the figures, and put the table into the README; with --only, the others stay as they were",
+        help="keep the figures, and put the table into docs/explanation/costs.md; with --only, the others stay as they were",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -54,12 +54,12 @@ def main() -> None:
     print(render(report))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    if options.readme:
+    if options.page:
         if options.only:
             report["figures"] = merge(json.loads(RESULTS.read_text())["figures"], report["figures"])
         RESULTS.write_text(json.dumps(report, indent=2) + "\n")
-        before, rest = README.read_text().split(MARKS[0])
-        README.write_text(f"{before}{MARKS[0]}\n\n{render(report)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+        before, rest = PAGE.read_text().split(MARKS[0])
+        PAGE.write_text(f"{before}{MARKS[0]}\n\n{render(report)}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
 
 
 def merge(before: list[dict[str, object]], now: list[dict[str, object]]) -> list[dict[str, object]]:

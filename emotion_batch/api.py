@@ -19,6 +19,7 @@ from emotion_batch.errors import MENDABLE, UNLISTED, Status, UsageError, format_
 from emotion_batch.inference.bundle import Bundle, check_features, find_copy_damage, find_model, open_copy, require_safe
 from emotion_batch.inference.predict import load_predictor
 from emotion_batch.progress import Watcher
+from emotion_batch.run.canary import find_unheard
 from emotion_batch.run.driver import Run
 from emotion_batch.run.record import Summary
 from emotion_batch.run.run_options import RunKeywords, RunOptions
@@ -177,7 +178,7 @@ def label(
     include, exclude = tuple(include), tuple(exclude)
     place, origin, asked = options.folder(table), options.folder(source), Segments.choose(segments, window, hop)
     # First of all, so that a confusion of the two is not told as a fault of either.
-    find_info(place)
+    begun = find_info(place)
     bundle = require_safe(find_model(model, options.storage_options))
     card = bundle.card
     # As workers will, for what they cannot load costs a night.
@@ -220,6 +221,8 @@ def label(
         while not run.freeze(*listed, prune=prune, limit=limit):
             listed = relist()
         base = listed[0].folder
+        if begun is None and (said := find_unheard(listed[0], bundle, stretches)):
+            run.watcher.on_note(said)
         # Its ten million names are in the manifest now.
         del listed
         if kept is not None:
@@ -367,9 +370,7 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
 
 def _kept_features(table: Folder, info: TableInfo) -> TablePlace | None:
     """Return the feature table that keeps the features of a label table; None if none does."""
-    if info.features is None:
-        return None
-    return TablePlace(Folder(info.features, table.options), info.kept_features())
+    return None if info.features is None else TablePlace(Folder(info.features, table.options), info.kept_features())
 
 
 def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInfo) -> Summary:

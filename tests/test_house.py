@@ -205,9 +205,9 @@ def test_sentences_are_plain() -> None:
 
 
 def test_other_texts_are_plain_too() -> None:
-    """README, CONTRIBUTING, CHANGELOG, tests, benchmarks, jobs and deploy name who acts."""
+    """README, CONTRIBUTING, CHANGELOG, the pages of docs, tests, benchmarks, jobs and deploy name who acts."""
     moulds = re.compile(r"\b(Who|who|Some|some|No|no)(ever|body)\b|\bgot\s+none\b|\bexpected\s+it\b")
-    folders = [path for name in ("tests", "benchmarks", "jobs", "deploy") for path in (ROOT / name).rglob("*")]
+    folders = [path for name in ("docs", "tests", "benchmarks", "jobs", "deploy") for path in (ROOT / name).rglob("*")]
     found = []
     for path in sorted([*ROOT.glob("*.md"), *folders]):
         if path.suffix in (".py", ".md", ".sh", ".sbatch", ".yaml"):

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.analysis import export_audformat
 from emotion_batch.analysis.formats import CsvWriter, ParquetWriter, write_all
-from emotion_batch.analysis.listening import label_files
+from emotion_batch.analysis.listening import clips, label_files
 from emotion_batch.errors import IncompleteError, UsageError, counted
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.storage.folder import LEFTOVER_AGE_S, Folder, explained, fsync_folder, temporary_name, writing
@@ -32,13 +32,14 @@ from emotion_batch.tables.inventory import Inventory, take_inventory
 from emotion_batch.tables.schema import LABELS
 
 MARKER = "_SUCCESS"
-FORMATS = ("parquet", "csv", "audformat", *label_files.FORMATS)
+FORMATS = ("parquet", "csv", "audformat", *label_files.FORMATS, "clips")
 # Every name that an export writes.
 _OWN = re.compile(
-    r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet|recordings"
+    r"(features|labels)-[0-9]{5}\.parquet|(features|labels)\.csv|db\.yaml|db\.emotion\.parquet|recordings|clips|clips\.csv"
 )
 # A Parquet file ends at the first of these limits.
 _FILE_ROWS, _FILE_BYTES = 2**20, 2**29
+_MOST_PAD_S = 600.0
 # Number of parts that are read while earlier ones are written.
 _N_AHEAD = 4
 
@@ -149,7 +150,7 @@ class Exported:
     folder, file_format
         Its folder, or its file, and its format.
     n_recordings, n_rows
-        Counts of the table.
+        Counts of the table, or of the clips.
     n_files, n_bytes
         Number and size of its files.
     notes
@@ -171,6 +172,9 @@ def export(
     *,
     file_format: str | None = None,
     min_confidence: float = 0.0,
+    where: str | None = None,
+    most: int | None = None,
+    pad_s: float | None = None,
     partial: bool = False,
     force: bool = False,
     storage_options: Mapping[str, Any] | None = None,
@@ -189,9 +193,13 @@ def export(
         By default CSV for a name that ends in ``.csv``, else Parquet. ``"parquet"``: files of up to a million rows, in row groups
         of at least 131,072 rows, or fewer if rows are large, as with sequences. ``"csv"``: one file after RFC 4180, features as JSON lists. ``"audformat"``: a label table as a database
         (``db.yaml``) with one table of segments, ``emotion``. ``"audacity"``, ``"textgrid"``, ``"vtt"`` and ``"rttm"``: a file for
-        each recording of a label table, where its channels are tracks and neighbours with the same label are one stretch.
+        each recording of a label table, where its channels are tracks and neighbours with the same label are one stretch. ``"clips"``:
+        WAV of single rows of a label table, cut out of the recordings, with an index ``clips.csv``.
     min_confidence
-        For these four: leave labels out whose confidence is lower. What is not speech is always left out.
+        For the files of recordings: leave labels out whose confidence is lower. What is not speech is always left out.
+    where, most, pad_s
+        For clips: a condition in SQL on the columns of `labels` (by default all rows with a label), the largest number of clips (100), of
+        which those with the highest confidence are taken, and how many seconds to add before and after each (0).
     partial
         Export the complete parts of a table that has parts missing.
     force
@@ -236,6 +244,10 @@ def export(
     is_listening = file_format in label_files.FORMATS
     if min_confidence and not is_listening:
         raise UsageError(f"min_confidence requires one of the formats {', '.join(label_files.FORMATS)}")
+    if file_format != "clips" and (where, most, pad_s) != (None, None, None):
+        raise UsageError("where, most and pad require the format clips")
+    if (most is not None and most < 1) or not 0 <= (pad_s or 0.0) <= _MOST_PAD_S:
+        raise UsageError(f"most must be at least 1, and pad from 0 to {_MOST_PAD_S:g} seconds: {most} and {pad_s}")
     if inventory.info.kind != LABELS and file_format not in ("parquet", "csv"):
         raise UsageError(
             f"format {file_format}: it takes a label table, and this is a feature table; use --format parquet"
@@ -245,7 +257,7 @@ def export(
     notes = tuple(inventory.notes())
     for note in notes:
         watcher.on_note(note)
-    counts = inventory.counts
+    n_recordings, n_rows = inventory.counts.n_recordings, inventory.counts.n_rows
     with contextlib.closing(_rows(inventory, watcher)) as rows:
         if is_file:
             sizes = [_write_file(place, file_format, inventory, rows)]
@@ -255,6 +267,8 @@ def export(
                     _write_parquet(to, inventory, rows)
                 elif file_format == "csv":
                     _write_file(to.folder(f"{inventory.info.kind}.csv"), file_format, inventory, rows)
+                elif file_format == "clips":
+                    n_recordings, n_rows = clips.write_clips(source, to.url, where or "true", most or 100, pad_s or 0.0)
                 elif is_listening:
                     label_files.write(to.url, rows, file_format, min_confidence)
                 else:
@@ -263,7 +277,7 @@ def export(
                         write_all(writer, map(export_audformat.convert, rows))
                     export_audformat.write_header(to.url, inventory)
             sizes = _measure_files(place)
-    return Exported(place.url, file_format, counts.n_recordings, counts.n_rows, len(sizes), sum(sizes), notes)
+    return Exported(place.url, file_format, n_recordings, n_rows, len(sizes), sum(sizes), notes)
 
 
 def _measure_files(place: Folder) -> list[int]:

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from importlib import resources
 from types import SimpleNamespace
 from typing import Any, BinaryIO, TypeVar
 
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text, write_all
+from emotion_batch.analysis.scan import read_sql
 from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError, counted
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
@@ -56,8 +56,6 @@ _CONFIG = {
     "python_enable_replacements": "false",
 }
 _LOCKS = (
-    # DuckDB would print it to stdout, among the results.
-    "enable_progress_bar = false",
     "allow_extension_repositories = 'forbidden'",
     "enable_external_access = false",
     "lock_configuration = true",
@@ -148,7 +146,7 @@ def asked(
 
 def describe_example(name: str) -> str:
     """Return what an example gives: the first line of its file."""
-    return _read_sql(name).partition("\n")[0].removeprefix("-- ")
+    return read_sql(name).partition("\n")[0].removeprefix("-- ")
 
 
 def write_example(name: str, labels: Sequence[str] = (_ANGRY,)) -> str:
@@ -161,17 +159,13 @@ def write_example(name: str, labels: Sequence[str] = (_ANGRY,)) -> str:
             f"example {name}: the table's labels are {', '.join(labels)}, and {_ANGRY} is not one of them; `emotion-batch query --example` "
             "prints its SQL, in which you can write another label"
         )
-    sql = _read_sql(name).replace("{heard}", _read_sql("heard")).partition("\n")[2]
+    sql = read_sql(name).replace("{heard}", read_sql("heard")).partition("\n")[2]
     quoted = [(one.replace("'", "''"), one.replace('"', '""')) for one in labels]
 
     def fill(line: re.Match[str]) -> str:
         return "".join(line[0].replace("'{label}'", f"'{text}'").replace("{label}", column) for text, column in quoted)
 
     return re.sub(r".*\{label\}.*\n", fill, sql)
-
-
-def _read_sql(name: str) -> str:
-    return resources.files(__package__).joinpath("queries", f"{name}.sql").read_text(encoding="utf-8").rstrip()
 
 
 def write(answer: pa.RecordBatchReader, file_format: str, stream: BinaryIO) -> None:

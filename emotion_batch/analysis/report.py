@@ -68,6 +68,7 @@ def report(
     *,
     output: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    about: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Report:
     """Write one HTML page about a table, which needs no other file, and return its figures.
@@ -80,18 +81,24 @@ def report(
         File to write, or URL; by default ``<table>-report.html`` in the current folder. An earlier report is replaced.
     seed
         Random seed for the choice of recordings to listen to.
+    about
+        A label of the table: the page also shows the recordings with the most of it, with times and players.
     storage_options
         What fsspec's filesystem takes.
 
     Raises
     ------
     UsageError
-        If there is no table, or `output` lies in it or is a file other than a report.
+        If there is no table or it lacks the label, or `output` lies in it or is a file other than a report.
     StorageError
         If the table cannot be read, or the page not be written.
     """
     place = Folder.of(table, storage_options)
     info = require_table(place)
+    if about is not None and about not in info.labels:
+        raise UsageError(
+            f"about must be one of the table's labels, {', '.join(info.labels) or 'and it has none'}: {about!r}"
+        )
     page = Folder.of(
         output if output is not None else f"{place.url.rsplit('/', 1)[1] or 'table'}-report.html", storage_options
     )
@@ -101,9 +108,12 @@ def report(
         at_work, lost = lease.find_runs(place)
         throughput = read_throughput(place)
     portrait = _read_card(place, info.model_id)
-    with survey(place, info, manifest.shards, seed=seed) as seen:
+    with survey(place, info, manifest.shards, seed=seed, about=about) as seen:
         figures = gather(
-            place.url, info, manifest, seen, throughput, portrait, n_at_work=len(at_work), n_lost=len(lost)
+            *(place.url, info, manifest, seen, throughput, portrait),
+            n_at_work=len(at_work),
+            n_lost=len(lost),
+            about=about,
         )
     data = render(figures, datetime.now(UTC), _locate(page, info.source, storage_options))
     folder, name = split_file(page)

@@ -18,9 +18,11 @@ from emotion_batch.analysis.review_sample import (
     LEAST_RANDOM,
     METHOD,
     RANDOM,
+    HeardShare,
     Precision,
     draw,
     measure_precision,
+    measure_shares,
 )
 from emotion_batch.analysis.review_sheet import SheetRow
 from emotion_batch.analysis.scan import read_chunks
@@ -96,8 +98,10 @@ class Review:
         Number of answers about rows that the table no longer has, or has with another label; they are left out.
     precision
         How often labels are right: all labels, confident ones, and by range of confidence.
+    shares
+        How common each label is in the table by ear, beside the share of rows that it was given to.
     method
-        How the intervals of `precision` were made.
+        How the intervals of `precision` and `shares` were made.
     """
 
     table: str
@@ -116,6 +120,7 @@ class Review:
     n_gone: int
     n_changed: int
     precision: tuple[Precision, ...] = ()
+    shares: tuple[HeardShare, ...] = ()
     method: str = METHOD
 
 
@@ -266,7 +271,7 @@ def take_review(
             to_folder.publish(to_name, review_sheet.encode_labels(to_name, columns))
     told = [row for row in valid if answers[row.number] not in apart - {NONE}]
     sizes = {row.stratum: row.n_stratum for row in rows if row.stratum is not None}
-    judged = [(row.stratum, answers[row.number] == row.emotion) for row in told if row.stratum is not None]
+    random = [(row.stratum, row.emotion, answers[row.number]) for row in told if row.stratum is not None]
     counts = Counter(answers[row.number] for row in valid)
     return Review(
         table=place.url,
@@ -284,7 +289,8 @@ def take_review(
         n_repeated=n_repeated,
         n_gone=len(answers) - len(answered),
         n_changed=len(answered) - len(valid),
-        precision=tuple(measure_precision(judged, sizes)),
+        precision=tuple(measure_precision([(one, heard == given) for one, given, heard in random], sizes)),
+        shares=tuple(measure_shares([(one, heard) for one, _, heard in random], sizes, _find_shares(place, info))),
     )
 
 
@@ -302,6 +308,14 @@ def _require_labels(place: Folder) -> TableInfo:
     if info.kind != schema.LABELS:
         raise UsageError(f"table {place.url}: it holds {info.kind}, not labels; label it first")
     return info
+
+
+def _find_shares(place: Folder, info: TableInfo) -> dict[str, float]:
+    """Return the share of each label in the rows of complete parts, as their footers count them."""
+    with explained(f"table {place.url}"):
+        footers = parts.complete_shards(place, info, read_manifest(place, info).shards)
+    counts = sum((footer.counts for footer in footers.values()), parts.Counts())
+    return {label: counts.by_label.get(label, 0) / max(1, counts.n_ok) for label in info.labels}
 
 
 def _require_new(folder: Folder, name: str, force: bool) -> None:

@@ -6,6 +6,7 @@ Some rows are drawn at random, by stratum, and only they count for the estimate.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from emotion_batch.analysis.scan import add_up
+from emotion_batch.analysis.scan import add_up, read_queries
 from emotion_batch.analysis.statistics import wilson_interval
 from emotion_batch.errors import UsageError
 
@@ -31,21 +32,6 @@ LEAST_RANDOM = 20
 MOST_ROWS = 10_000
 # A single row cannot show how rows of its stratum differ.
 _LEAST_OF_STRATUM = 2
-# Rows with a label, with the number of their stratum, and with a random number from the seed.
-_LABELLED = """
-WITH labelled AS (
-    SELECT *, md5_number_lower(concat_ws('/', $seed, start_s, channel, file)) AS lot, NOT coalesce(is_in_domain, true) AS is_far,
-           2 * len(list_filter($edges, lambda edge: edge <= confidence::DOUBLE)) + coalesce(is_confident, false)::INTEGER AS stratum
-    FROM chunk WHERE status = 'ok')"""
-_PARTS = "SELECT count(DISTINCT shard) AS n FROM chunk"
-_SIZES = f"{_LABELLED} FROM labelled SELECT stratum, count(*) AS n GROUP BY stratum"
-_RANDOM = f"""{_LABELLED}
-FROM labelled QUALIFY row_number() OVER (PARTITION BY stratum ORDER BY lot, file, start_s) <= $n_random"""
-# Rows with the smallest margin, one from each recording. Sound that is not speech has no emotion to learn.
-_INFORMATIVE = f"""{_LABELLED}, speech AS (
-    FROM labelled WHERE coalesce(is_speech, true)
-    QUALIFY row_number() OVER (PARTITION BY emotion, is_far, file ORDER BY margin, lot, start_s) = 1)
-FROM speech QUALIFY row_number() OVER (PARTITION BY emotion, is_far ORDER BY margin, lot, file) <= $n_rows"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +83,35 @@ def measure_precision(answers: Iterable[tuple[Stratum, bool]], sizes: Mapping[St
         n_rows, n_checked, n_right = map(sum, zip(*counts, strict=True)) if counts else (0, 0, 0)
         estimate = estimate_share(counts) if counts else (None, None, None)
         found.append(Precision(name, n_rows, sum(there.values()) - n_rows, n_checked, n_right, *estimate))
+    return found
+
+
+@dataclass(frozen=True)
+class HeardShare:
+    """How common a label is: `given` to rows of the table, and by ear, `share` with its 95 % interval."""
+
+    label: str
+    given: float
+    share: float
+    low: float
+    high: float
+
+
+def measure_shares(
+    answers: Sequence[tuple[Stratum, str]], sizes: Mapping[Stratum, int], given: Mapping[str, float]
+) -> list[HeardShare]:
+    """Return how common each label of `given`, and each other answer, is by ear, in strata in which one row or more was checked.
+
+    It is the stratified estimate (Cochran, "Sampling Techniques", 1977, section 5.3), which has no bias however wrong the labels are.
+    `answers` has the stratum and the answer of each row that was drawn at random, and `sizes` the rows of each stratum in the table.
+    """
+    checked: dict[Stratum, Counter[str]] = {}
+    for stratum, answer in answers:
+        checked.setdefault(stratum, Counter())[answer] += 1
+    found = []
+    for label in dict.fromkeys([*given, *sorted({answer for _, answer in answers})] if answers else []):
+        counts = [(sizes[stratum], own.total(), own[label]) for stratum, own in checked.items()]
+        found.append(HeardShare(label, given.get(label, 0.0), *estimate_share(counts)))
     return found
 
 
@@ -189,9 +204,9 @@ def draw(chunks: Iterable[pa.Table], n_rows: int, n_random: int, seed: int) -> t
         )
     if seed < 0:
         raise UsageError(f"seed must be a whole number of 0 or more: {seed}")
-    queries = {"parts": _PARTS, "sizes": _SIZES, "random": _RANDOM}
-    if n_rows > n_random:
-        queries["informative"] = _INFORMATIVE
+    queries = read_queries("sample")
+    labelled = queries.pop("labelled")
+    queries = {name: sql.replace("{labelled}", labelled) for name, sql in queries.items()}
     with add_up(chunks, queries, edges=EDGES[1:-1], seed=seed, n_rows=n_rows, n_random=n_random) as connection:
         counts = dict(connection.sql("SELECT stratum, sum(n)::BIGINT FROM sizes GROUP BY stratum").fetchall())
         sizes = [counts.get(number, 0) for number in range(len(STRATA))]
@@ -199,7 +214,7 @@ def draw(chunks: Iterable[pa.Table], n_rows: int, n_random: int, seed: int) -> t
         for number, n_drawn in enumerate(allocate(sizes, n_random)):
             found = connection.execute(_OF_STRATUM, {"stratum": number, "n_drawn": n_drawn}).fetchall()
             drawn += [DrawnRow(Row(*row), STRATA[number], sizes[number], n_drawn) for row in found]
-        candidates = connection.sql(_CANDIDATES).fetchall() if n_rows > n_random else []
+        candidates = connection.sql(_CANDIDATES).fetchall()
         ((n_parts,),) = connection.sql("SELECT sum(n)::BIGINT FROM parts").fetchall()
     # The recordings of random rows are left out here, because a person listens to them anyway.
     chosen = _choose([Row(*row) for row in candidates], {one.row.file for one in drawn}, n_rows - n_random)

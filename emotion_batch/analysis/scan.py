@@ -10,6 +10,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import duckdb
@@ -25,33 +26,23 @@ N_BINS = 20
 _CHUNK_ROWS = 2**18
 # Number of rows to draw for each label and stratum, and for each status other than ``ok``.
 N_LOTS = 5
+# Number of recordings with the most of one label.
+N_CALLS = 12
 _COLUMNS = (
-    *("file", "start_s", "end_s", "status", "error"),
+    *("file", "channel", "start_s", "end_s", "status", "error"),
     *("emotion", "confidence", "is_confident", "is_in_domain", "is_speech"),
 )
-_FOUND = "SELECT shard, count(DISTINCT file) FILTER (status = 'ok') AS n_labelled FROM chunk GROUP BY shard"
-_CELLS = """
-SELECT status, emotion, greatest(0, least($n_bins - 1, ceil(confidence * $n_bins)::INTEGER - 1)) AS bin,
-       is_confident, is_in_domain, is_speech, count(*) AS n, sum(confidence) AS total
-FROM chunk GROUP BY ALL"""
-_FOLDERS = """
-SELECT parse_dirpath(file, 'forward_slash') AS folder, status = 'ok' AS is_ok, emotion, count(*) AS n,
-       count(*) FILTER (NOT is_in_domain) AS n_outside
-FROM chunk GROUP BY ALL"""
-_TIMES = """
-SELECT round(start_s / $hop_s)::BIGINT AS window_number, emotion, count(*) AS n
-FROM chunk WHERE status = 'ok' GROUP BY ALL"""
-# Random rows of each label and stratum, or of each status other than ``ok``.
-_DRAWN = """
-WITH lots AS (
-    SELECT *, hash(file, start_s, $seed) AS lot,
-           CASE WHEN status <> 'ok' THEN status WHEN NOT is_in_domain THEN 'outside'
-                WHEN is_confident THEN 'confident' ELSE 'unsure' END AS stratum
-    FROM chunk WHERE status <> 'ok' OR emotion IS NOT NULL)
-SELECT emotion, stratum, unnest(arg_min(struct_pack(
-    lot := lot, file := file, start_s := start_s, end_s := end_s, confidence := confidence, error := error), lot, $n_lots),
-    recursive := true)
-FROM lots GROUP BY emotion, stratum"""
+
+
+def read_sql(name: str) -> str:
+    """Return the text of a file of `queries/`."""
+    return resources.files(__package__).joinpath("queries", f"{name}.sql").read_text(encoding="utf-8").rstrip()
+
+
+def read_queries(name: str) -> dict[str, str]:
+    """Return the queries of a file of `queries/` that has several, each below a line with its name."""
+    pieces = read_sql(name).split("-- name: ")[1:]
+    return {key: query for key, _, query in (piece.partition("\n") for piece in pieces)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,8 @@ class Survey:
     ----------
     connection
         Has the tables `found`, the shards of these parts; `cells`, the number of rows by status, label and flags; `folders`, by
-        folder; `times`, of ``ok`` rows by window number, if there are windows; and `drawn`, rows drawn at random.
+        folder; `times`, of ``ok`` rows by window number, if there are windows; `hours`, the seconds heard by channel and label; `calls`, the
+        segments of the recordings with the most of one label, if it was named; and `drawn`, rows drawn at random.
     complete
         Shards of these parts.
     n_recordings, n_labelled
@@ -94,14 +86,25 @@ class Survey:
 
 
 @contextlib.contextmanager
-def survey(table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0) -> Iterator[Survey]:
-    """Give the survey of a table; parts count if they match `shards`, the manifest's newest entries."""
+def survey(
+    table: Folder, info: TableInfo, shards: Mapping[int, ShardEntry], *, seed: int = 0, about: str | None = None
+) -> Iterator[Survey]:
+    """Give the survey of a table, and of the recordings with the most of the label `about`.
+
+    Parts count if they match `shards`, the manifest's newest entries.
+    """
     hop_s = info.segments.hop_s if info.kind == schema.LABELS else None
-    sums = {"found": _FOUND, "cells": _CELLS, "folders": _FOLDERS, "drawn": _DRAWN}
-    if hop_s is not None:
-        sums["times"] = _TIMES
-    chunks = read_chunks(table, info, shards, _COLUMNS)
-    with add_up(chunks, sums, seed=seed, n_lots=N_LOTS, n_bins=N_BINS, hop_s=hop_s) as connection:
+    is_left_out = {"times": hop_s is None, "calls": about is None}
+    heard, probability = read_sql("heard").replace("FROM labels", "FROM chunk"), f"p_{about}"
+    quoted = '"' + probability.replace('"', '""') + '"'
+    sums = {
+        name: sql.replace("{heard}", heard).replace("{probability}", quoted)
+        for name, sql in read_queries("survey").items()
+        if not is_left_out.get(name)
+    }
+    chunks = read_chunks(table, info, shards, _COLUMNS if about is None else (*_COLUMNS, probability))
+    limits = {"n_lots": N_LOTS, "n_bins": N_BINS, "n_calls": N_CALLS}
+    with add_up(chunks, sums, seed=seed, hop_s=hop_s, about=about, **limits) as connection:
         found = dict(connection.sql("SELECT shard, n_labelled FROM found").fetchall())
         n_recordings = sum(shards[shard].n_recordings for shard in found)
         yield Survey(connection, found.keys(), n_recordings, sum(found.values()))
@@ -114,8 +117,7 @@ def add_up(
     """Give a database with a table for each query, which holds its results on every `chunk`; ``$NAME`` stands for one of `values`."""
     with tempfile.TemporaryDirectory() as spilled, duckdb.connect() as connection:
         connection.execute("SET temp_directory = ?", [spilled])
-        # DuckDB would print it to stdout.
-        connection.execute("SET enable_progress_bar = false")
+        hide_progress(connection)
         for number, chunk in enumerate(chunks):
             connection.register("chunk", chunk)
             for name, query in queries.items():
@@ -124,6 +126,12 @@ def add_up(
                 connection.execute(f"{begin} {query}", known)
             connection.unregister("chunk")
         yield connection
+
+
+def hide_progress(connection: duckdb.DuckDBPyConnection) -> None:
+    """Keep DuckDB's progress bar off stdout; in a notebook without ipywidgets there is none, and DuckDB refuses to set it."""
+    if connection.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        connection.execute("SET enable_progress_bar = false")
 
 
 def read_chunks(
@@ -138,7 +146,7 @@ def read_chunks(
     `names` are columns of a label table; a feature table has null in those that it lacks. `on_part` gets the number of parts read and
     of all parts.
     """
-    fields = [schema.label_schema(()).field(name) for name in names]
+    fields = [schema.label_schema(info.labels).field(name) for name in names]
     nothing = pa.schema([*fields, pa.field("shard", pa.int64())]).empty_table()
     columns = [name for name in names if name in info.schema.names]
     chunk = [nothing]

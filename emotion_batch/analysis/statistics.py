@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from emotion_batch.analysis.scan import N_BINS, N_LOTS, Drawn, Survey
+from emotion_batch.analysis.calls import CallFigures, ChannelFigures, add_up_channels, find_calls
+from emotion_batch.analysis.scan import N_BINS, N_LOTS, Drawn, Survey, read_queries
 from emotion_batch.errors import Status
 from emotion_batch.inference.card import Portrait
 from emotion_batch.tables.manifest import Manifest
@@ -27,40 +28,7 @@ _N_DRAWN = 4
 _DEEPEST = 8
 # If one level has more folders than this, only the largest are counted.
 _MOST_FOLDERS = 20_000
-
-_STATUSES = "SELECT status, sum(n)::BIGINT AS n FROM cells GROUP BY status ORDER BY n DESC, status"
-# The row whose label is null counts all labels. A sum is null if the column is null in all rows.
-_LABELS = """
-SELECT emotion, sum(n)::BIGINT, sum(total) / sum(n), sum(if(is_confident, n, 0))::BIGINT,
-       sum(if(is_in_domain, 0, n)) FILTER (is_in_domain IS NOT NULL)::BIGINT,
-       sum(if(is_speech, 0, n)) FILTER (is_speech IS NOT NULL)::BIGINT
-FROM cells WHERE emotion IS NOT NULL GROUP BY ROLLUP (emotion)"""
-_BINS = """
-SELECT sum(if(is_confident, n, 0))::BIGINT, sum(if(is_confident, 0, coalesce(n, 0)))::BIGINT
-FROM range($n_bins) AS bins(bin) LEFT JOIN (FROM cells WHERE emotion IS NOT NULL) USING (bin) GROUP BY bin ORDER BY bin"""
-_LOTS = """
-SELECT lot, emotion, stratum, file, start_s, end_s, confidence, error FROM drawn
-QUALIFY row_number() OVER (PARTITION BY emotion, stratum ORDER BY lot, file, start_s) <= if(emotion IS NULL, $n_lots, $n_drawn)
-ORDER BY emotion, stratum, lot"""
-# The number of folders at each level.
-_LEVELS = """
-SELECT level, count(DISTINCT list_slice(string_split(folder, '/'), 1, level)) AS n
-FROM (SELECT DISTINCT folder FROM folders), range(1, $deepest + 1) AS levels(level) GROUP BY level ORDER BY level"""
-_AT_LEVEL = """
-FROM (
-    SELECT array_to_string(list_slice(string_split(folder, '/'), 1, $level), '/') AS name, sum(n)::BIGINT AS n_rows,
-           sum(if(is_ok, 0, n))::BIGINT, sum(n_outside)::BIGINT, {by_label}
-    FROM folders GROUP BY name ORDER BY n_rows DESC, name LIMIT $most)
-ORDER BY name"""
-_CLUSTERS = """
-WITH counted AS (SELECT folder, emotion, sum(n)::DOUBLE AS n FROM folders WHERE is_ok GROUP BY ALL),
-     totals AS (SELECT folder, sum(n) AS n FROM counted GROUP BY ALL)
-SELECT emotion, (SELECT count(*) FROM totals) AS n_folders, sum(counted.n * counted.n) AS of_label,
-       sum(counted.n * totals.n) AS of_both, (SELECT sum(n * n) FROM totals) AS of_all
-FROM counted JOIN totals USING (folder) WHERE emotion IS NOT NULL GROUP BY ALL"""
-_MOMENTS = """
-SELECT moment, {by_label} FROM range($n_moments) AS moments(moment) LEFT JOIN times ON window_number // $step = moment
-GROUP BY moment ORDER BY moment"""
+_SQL = read_queries("report")
 
 
 @dataclass(frozen=True)
@@ -195,6 +163,10 @@ class Figures:
         they fit; and their number.
     moments
         Labels over time within recordings; empty without windows.
+    channels
+        Seconds heard, by channel.
+    about, calls
+        The label that the report is about, if one was named, and the recordings with the most of it.
     drawn
         Rows to listen to, by label and stratum.
     throughput
@@ -220,11 +192,14 @@ class Figures:
     columns: tuple[FolderFigures, ...]
     n_folders: int
     moments: tuple[Moment, ...]
+    channels: tuple[ChannelFigures, ...]
     drawn: tuple[Drawn, ...]
     throughput: Throughput
     portrait: Portrait | None
     n_at_work: int = 0
     n_lost: int = 0
+    about: str | None = None
+    calls: tuple[CallFigures, ...] = ()
 
 
 def gather(
@@ -237,18 +212,19 @@ def gather(
     *,
     n_at_work: int = 0,
     n_lost: int = 0,
+    about: str | None = None,
 ) -> Figures:
     """Return the figures of a table from what was read of it."""
-    by_status = dict(survey.ask(_STATUSES))
+    by_status = dict(survey.ask(_SQL["statuses"]))
     n_ok = by_status.pop(Status.OK, 0)
-    confident, others = zip(*survey.ask(_BINS, n_bins=N_BINS), strict=True)
-    lots = [Drawn(*row) for row in survey.ask(_LOTS, n_lots=N_LOTS, n_drawn=_N_DRAWN)]
-    clusters = {emotion: FolderCluster(*spread) for emotion, *spread in survey.ask(_CLUSTERS)}
+    confident, others = zip(*survey.ask(_SQL["bins"], n_bins=N_BINS), strict=True)
+    lots = [Drawn(*row) for row in survey.ask(_SQL["lots"], n_lots=N_LOTS, n_drawn=_N_DRAWN)]
+    clusters = {emotion: FolderCluster(*spread) for emotion, *spread in survey.ask(_SQL["clusters"])}
     n_clusters = next((one.n_folders for one in clusters.values() if one.n_folders >= _LEAST_FOLDERS), None)
-    level, n_folders = _choose_level(survey.ask(_LEVELS, deepest=_DEEPEST))
+    level, n_folders = _choose_level(survey.ask(_SQL["levels"], deepest=_DEEPEST))
     folders = _folders(survey, info.labels, level)
     shown = folders if len(folders) <= N_FOLDERS else sorted(folders, key=lambda one: -one.distance)[:N_FOLDERS]
-    by_label = {emotion: sums for emotion, *sums in survey.ask(_LABELS)}
+    by_label = {emotion: sums for emotion, *sums in survey.ask(_SQL["labels"])}
     _, _, n_confident, n_outside, n_silent = by_label.pop(None)
     # Windows of one recording are not independent.
     n_effective = float(min(n_ok, survey.n_labelled))
@@ -288,11 +264,14 @@ def gather(
         columns=tuple(folders) if len(folders) <= _N_COLUMNS else (),
         n_folders=n_folders,
         moments=_moments(survey, info),
+        channels=add_up_channels(survey, info.labels),
         drawn=tuple(one for one in lots if one.emotion is not None),
         throughput=throughput,
         portrait=portrait,
         n_at_work=n_at_work,
         n_lost=n_lost,
+        about=about,
+        calls=() if about is None else find_calls(survey, info.labels, about),
     )
 
 
@@ -342,7 +321,7 @@ def _choose_level(levels: list[tuple[int, int]]) -> tuple[int, int]:
 def _folders(survey: Survey, labels: tuple[str, ...], level: int) -> list[FolderFigures]:
     """Return the folders of a level by name, each with the distance of its labels and failures from those of all."""
     by_label, values = _count_labels(labels)
-    found = survey.ask(_AT_LEVEL.format(by_label=by_label), level=level, most=_MOST_FOLDERS, **values)
+    found = survey.ask(_SQL["at_level"].format(by_label=by_label), level=level, most=_MOST_FOLDERS, **values)
     if not found:
         return []
     # Without labels, all ok rows count as one label.
@@ -366,7 +345,9 @@ def _moments(survey: Survey, info: TableInfo) -> tuple[Moment, ...]:
     ((n_windows,),) = survey.ask("SELECT coalesce(max(window_number) + 1, 0) FROM times")
     step = max(1, math.ceil(n_windows / _N_MOMENTS))
     by_label, values = _count_labels(info.labels)
-    found = survey.ask(_MOMENTS.format(by_label=by_label), step=step, n_moments=math.ceil(n_windows / step), **values)
+    found = survey.ask(
+        _SQL["moments"].format(by_label=by_label), step=step, n_moments=math.ceil(n_windows / step), **values
+    )
     return tuple(Moment(at * step * hop_s, (at + 1) * step * hop_s, tuple(n_of)) for at, n_of in found)
 
 

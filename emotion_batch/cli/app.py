@@ -52,7 +52,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     with stoppable():
         try:
             read_values(options)
-            return COMMANDS[options.command].run(options, said) or 0
+            return COMMANDS[options.command](options, said) or 0
         except BaseException as error:
             return explain(error, said)
         finally:

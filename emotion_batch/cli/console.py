@@ -278,7 +278,9 @@ def _writing_out() -> Iterator[None]:
     """Give stdout up if it cannot be written within the block; raise OutputError unless only its reader has gone."""
     try:
         yield
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        # Its frames would live until the process ends, from Python 3.13 on. DuckDB then prints which of its objects they hold.
+        error.__traceback__ = None
         _give_up(sys.stdout)
     except OSError as error:
         _give_up(sys.stdout)

@@ -7,18 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import (
-    ALLOW_NUMERIC_LABELS,
-    COMMON,
-    LABEL_SOURCES,
-    LABELS,
-    call,
-    command,
-    number,
-    option,
-    positive,
-    switch,
-)
+from emotion_batch.cli.options import call, command
 from emotion_batch.errors import format_command, quote_argument
 
 if TYPE_CHECKING:
@@ -42,62 +31,9 @@ _BESIDE = {
     "faster": "10 % faster",
     "slower": "10 % slower",
 }
-_BUNDLE = option("bundle", "BUNDLE", "Folder of the new bundle")
-_FORCE = switch("--force", "Replace the bundle that is there")
 
 
-@command(
-    "train",
-    "Train a model from feature tables",
-    option("table", "TABLE", "The feature table, or those of several corpora", nargs="+"),
-    _BUNDLE,
-    option("--labels", "SOURCE", f"{LABEL_SOURCES}; once, or once for each table", action="append"),
-    ALLOW_NUMERIC_LABELS,
-    option(
-        "--label-map",
-        "FILE",
-        "File that maps the reference labels to those of the bundle: JSON, CSV (from,to) or lines 'from = to'; nothing after = leaves a label out",
-    ),
-    option(
-        "--balance",
-        None,
-        "Draw corpora, speakers and labels equally often, or each segment once (default: alike if there are several tables)",
-        choices=("alike", "once"),
-    ),
-    option(
-        "--held-out",
-        "SHARE",
-        "Share of the recordings to judge the model by, which it does not learn from (default 0.2)",
-        number,
-    ),
-    option(
-        "--validation",
-        None,
-        "Which recordings these are: a share of each label's, or the last by name as in the notebook (default stratified)",
-        choices=("stratified", "seed"),
-    ),
-    option("--from", "BUNDLE", "Start from the weights of this bundle and adapt them", dest="from_bundle"),
-    option("--epochs", "N", "Passes over the rows (default: 100 for seed, 24 for voices)", positive),
-    option("--batch-size", "N", "Rows in a step (default: 512 for seed, 32 for voices)", positive),
-    option(
-        "--patience",
-        "N",
-        "Stop after this many epochs without a better loss on the held-out recordings (default 0: never)",
-        int,
-    ),
-    option(
-        "--max-folds",
-        "N",
-        "Maximum number of speaker folds, each of which costs a training; 0 leaves confidence uncalibrated (default 10)",
-        int,
-    ),
-    option("--precision", "SHARE", "Target precision of is_confident (default 0.9)", number),
-    option("--data-licence", "TEXT", "Licence of the recordings, for the card"),
-    option("--seed", "N", "Random seed of the split, the weights and the order (default 0)", int),
-    option("--h5", "FILE", "Also save the network to this file, as the notebook did"),
-    _FORCE,
-    COMMON,
-)
+@command("train")
 def _run_train(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training.fit import TrainingSettings
     from emotion_batch.training.labels import read_label_map
@@ -115,26 +51,7 @@ def _run_train(options: argparse.Namespace, said: Said) -> None:
     said.answer(card.to_json().decode(), format_card(card, options.bundle))
 
 
-@command(
-    "evaluate",
-    "Judge a bundle on a labelled feature table",
-    option("bundle", "BUNDLE", "The bundle to judge, or one that ships with the program"),
-    option("table", "TABLE", "Feature table of recordings that the bundle has not learnt from"),
-    *LABELS,
-    option(
-        "--label-map",
-        "FILE",
-        "File that maps your labels to the model's: JSON, CSV (from,to) or lines 'from = to'; others are left out",
-    ),
-    option("--priors", "L=N,...|@FILE", "How common each label is in your archive, to give the precision there"),
-    option(
-        "--robustness",
-        "N",
-        "Recordings to judge again by telephone, in noise, in a room and louder; 0 for none (default 200)",
-        int,
-    ),
-    COMMON,
-)
+@command("evaluate")
 def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training import metrics
     from emotion_batch.training.evaluate import evaluate
@@ -144,17 +61,7 @@ def _run_evaluate(options: argparse.Namespace, said: Said) -> None:
     said.answer(found.to_dict(), format_evaluation(found, options.bundle))
 
 
-@command(
-    "import",
-    "Make a bundle of the notebook's saved network",
-    option("h5", "MODEL.h5", "File that the notebook's model.save wrote"),
-    _BUNDLE,
-    option(
-        "--labels", "A,B,...", "Emotions in the order of the network's outputs; the notebook sorts them", required=True
-    ),
-    _FORCE,
-    COMMON,
-)
+@command("import")
 def _run_import(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.training.import_h5 import import_h5
 

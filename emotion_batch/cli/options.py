@@ -1,7 +1,7 @@
-"""Declare commands for argparse, and each option that several of them share once, to be used by its name.
+"""Read command lines as `commands.json` declares them: every command, and each option that several of them share once.
 
-`command` declares a command above the function that runs it. `read_arguments` reads a command line; `read_values` turns
-what it says into the values that the API takes.
+`command` stands above the function that runs a command. `read_arguments` reads a command line; `read_values` turns what it says
+into the values that the API takes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from emotion_batch._version import __version__
 from emotion_batch.cli.console import Said, print_result
@@ -26,64 +27,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # It returns its exit code, or None for 0.
 Run = Callable[[argparse.Namespace, Said], int | None]
-# It adds an option, or a group of them, to a parser.
-Add = Callable[[Any], object]
-
-
 Parsers = dict[str, argparse.ArgumentParser]
 
-
-class Command(NamedTuple):
-    """A command: what it does in a few words, what it takes, and the function that runs it."""
-
-    words: str
-    options: Sequence[Add]
-    run: Run
-
-
-COMMANDS: dict[str, Command] = {}
-# How help lists them; others follow.
-_ORDER = (
-    *("plan", "extract", "train", "evaluate", "import", "label", "resume", "status", "verify", "report", "retry"),
-    *("submit", "cancel", "query", "export", "review", "demo", "completion"),
-)
+# The functions that run the commands, by name; `commands.json` has their words and options.
+COMMANDS: dict[str, Run] = {}
 _SUBMITTED = ("extract", "label", "resume", "retry")
-_SUBMIT = "Leave a run to a running Dask cluster, so that this machine is no longer needed"
 
 
-def command(name: str, words: str, *options: Add) -> Callable[[Run], Run]:
-    """Declare that a function runs a command."""
-
-    def declare(run: Run) -> Run:
-        COMMANDS[name] = Command(words, options, run)
-        return run
-
-    return declare
+def command(name: str) -> Callable[[Run], Run]:
+    """Declare that a function runs a command of `commands.json`."""
+    return lambda run: COMMANDS.setdefault(name, run)
 
 
-def option(name: str, metavar: str | None, words: str, read: Callable[[str], Any] = str, **settings: Any) -> Add:
-    """Return an argument, or an option if its name begins with dashes, whose value `read` reads."""
-    return lambda parser: parser.add_argument(name, metavar=metavar, help=words, type=read, **settings)
-
-
-def switch(name: str, words: str, *short: str) -> Add:
-    """Return an option without a value, and perhaps a short name."""
-    return lambda parser: parser.add_argument(*short, name, action="store_true", help=words)
-
-
-def group(title: str, *options: Add) -> Add:
-    """Return options that help shows below a title."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        place = parser.add_argument_group(title)
-        for one in options:
-            one(place)
-
-    return add
-
-
-def whole(text: str, least: int = 0) -> int:
-    """Return a whole number from `least` on."""
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
@@ -93,11 +49,7 @@ def whole(text: str, least: int = 0) -> int:
     return value
 
 
-positive = partial(whole, least=1)
-
-
-def number(text: str) -> float:
-    """Return a number."""
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -122,91 +74,16 @@ def _limit(text: str) -> str:
     return text
 
 
-TABLE = option("table", "TABLE", "The feature or label table")
-LABEL_SOURCES = (
-    "Where the reference labels are: a corpus whose file names say them (tess, ravdess, emodb, savee, crema-d, nemo), folder, "
-    "table:FILE (file,emotion[,speaker][,start_s,end_s][,channel]) or regex:PATTERN with (?P<emotion>...) (default tess)"
-)
-ALLOW_NUMERIC_LABELS = switch("--allow-numeric-labels", "Accept labels that look like numbers or dates")
-LABELS = (option("--labels", "SOURCE", LABEL_SOURCES), ALLOW_NUMERIC_LABELS)
-FEATURES = group(
-    "features (the defaults are the notebook's)",
-    option(
-        "--recipe",
-        "NAME",
-        "How recordings become features: seed (mean MFCC as in the notebook), voices (bands and pitch by frame, which work better on "
-        "other speakers), or the recipe of an installed package (default seed)",
-    ),
-    option("--sample-rate", "N", "Sample rate in Hz (default 22050)", positive),
-    option("--n-mfcc", "N", "Number of coefficients (default 40)", positive),
-    option("--n-fft", "N", "Samples in a frame (default 2048)", positive),
-    option("--hop-length", "N", "Samples from one frame to the next (default 512)", positive),
-    option("--n-mels", "N", "Number of mel bands (default 128)", positive),
-)
-_SUFFIX = "Suffix of the recordings, instead of the usual ones; can be repeated"
-_NAMES = "recordings whose name matches, e.g. '2024/**' or '*_test.wav'; can be repeated"
-CHOICE = (
-    option("--suffix", ".EXT", _SUFFIX, action="append", dest="suffixes"),
-    option("--include", "GLOB", f"Take only {_NAMES}", action="append"),
-    option("--exclude", "GLOB", f"Leave out {_NAMES}", action="append"),
-)
-_PEM = "in PEM (default: Dask's configuration)"
-SCHEDULER = (
-    option("--scheduler", "ADDRESS", "Address of a running Dask scheduler (default: start a local cluster)"),
-    option("--tls-ca", "FILE", f"Certificate of the authority that signed the cluster's certificates, {_PEM}"),
-    option("--tls-cert", "FILE", f"Certificate to show to the scheduler, {_PEM}"),
-    option("--tls-key", "FILE", f"Key of that certificate, {_PEM}"),
-)
-_DEADLINE = "Seconds after which a recording, or one of its windows, gets the status timeout (default 120)"
-CLUSTER = (
-    *SCHEDULER,
-    option("--workers", "N", "Worker processes of the local cluster (default: one for each core)", positive),
-    option("--deadline", "S", _DEADLINE, number, dest="deadline_s"),
-    option("--max-failed", "N|P%", "Exit with code 1 if more rows than this have failed, e.g. 10 or 5%%", _limit),
-)
-_LIMIT = "Take only the first N recordings, for a trial; the same command without it continues with the rest"
-# What a table does not keep, because it is about one run.
-SCOPE = (
-    option("--limit", "N", _LIMIT, positive),
-    switch("--prune", "Remove recordings from the table that the archive no longer has"),
-    switch(
-        "--force",
-        "Continue even if the first results are all the same; with --prune, even if more than a tenth is gone",
-    ),
-)
-RUN = group("run", *CLUSTER, *CHOICE, *SCOPE)
-TALK = (switch("--quiet", "Print no notes and no progress", "-q"), switch("--debug", "Print the traceback of an error"))
-COMMON = group(
-    "common",
-    option("--storage-options", "JSON|@FILE", "Options of the storage, as fsspec's filesystem takes them"),
-    switch("--json", "Print the result as JSON"),
-    *TALK,
-)
-
-
-def segments(words: str) -> Add:
-    """Return the options of segments, with what their defaults are."""
-    return group(
-        f"segments ({words})",
-        option("--offset", "S", "Where the segment of each recording starts, in seconds (default 0.5)", number),
-        option("--duration", "S", "How long the segment is at most, in seconds (default 3)", number),
-        option("--window", "S", "Cut each recording into windows of this many seconds instead", number),
-        option(
-            "--hop", "S", "Seconds from the start of one window to the next (default: the length of --window)", number
-        ),
-        option(
-            "--segments",
-            "WHICH",
-            "speech: stretches of speech; or a list of segments: CSV or Parquet with file,start_s,end_s[,channel][,speaker], RTTM (a file "
-            "or a folder), or a table of audformat",
-        ),
-        option(
-            "--channels",
-            "WHICH",
-            "mix: the mean of a recording's channels; each: rows for each channel; or numbers from 0, e.g. 0,1 (default mix)",
-            _channels,
-        ),
-    )
+# The functions that read the value of an option, by their names in `commands.json`.
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "text": str,
+    "int": int,
+    "number": _number,
+    "whole": partial(_whole, least=0),
+    "positive": partial(_whole, least=1),
+    "channels": _channels,
+    "limit": _limit,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -255,24 +132,38 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def make_parsers() -> tuple[argparse.ArgumentParser, Parsers, Parsers]:
     """Return the parser of the program, those of its commands, and those of the commands that can be submitted."""
+    declared = json.loads(resources.files(__package__).joinpath("commands.json").read_bytes())
     parser = _Parser(prog="emotion-batch", description="Label the emotions in a whole archive of recordings.")
     parser.add_argument("-V", "--version", action="version", version=f"emotion-batch {__version__}")
-    parsers = _add_commands(parser, (*_ORDER, *(name for name in COMMANDS if name not in _ORDER)), leave=False)
-    return parser, parsers, _add_commands(parsers["submit"], _SUBMITTED, leave=True)
+    parsers = _add_commands(parser, declared, declared["commands"], leave=False)
+    return parser, parsers, _add_commands(parsers["submit"], declared, _SUBMITTED, leave=True)
 
 
-def _add_commands(parser: argparse.ArgumentParser, names: Sequence[str], *, leave: bool) -> Parsers:
+def _add_commands(parser: argparse.ArgumentParser, declared: Any, names: Iterable[str], *, leave: bool) -> Parsers:
     """Add commands, which hand a run over if they are to `leave` it; return their parsers by name."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parsers: Parsers = {}
     for name in names:
-        words = _SUBMIT if name == "submit" else COMMANDS[name].words
+        words = declared["commands"][name]["words"]
         one = parsers[name] = commands.add_parser(name, help=words, description=f"{words[:1].upper()}{words[1:]}.")
         if name != "submit":
             one.set_defaults(command=name, leave=leave)
-            for add in COMMANDS[name].options:
-                add(one)
+            _add_options(one, declared["commands"][name]["options"], declared["shared"])
     return parsers
+
+
+def _add_options(place: Any, options: Sequence[Any], shared: Mapping[str, Any]) -> None:
+    """Add options to a parser or a group: each is a name of shared ones, a group with a title, or what argparse takes."""
+    for one in options:
+        if isinstance(one, str):
+            _add_options(place, shared[one], shared)
+        elif "group" in one:
+            _add_options(place.add_argument_group(one["group"]), one["options"], shared)
+        else:
+            settings = {key: value for key, value in one.items() if key not in ("name", "short", "read")}
+            if "action" not in one or "metavar" in one:
+                settings["type"] = _READERS[one.get("read", "text")]
+            place.add_argument(*filter(None, (one.get("short"), one["name"])), **settings)
 
 
 def _require_command(parser: argparse.ArgumentParser, words: Sequence[str], known: Iterable[str]) -> None:

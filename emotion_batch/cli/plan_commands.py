@@ -8,20 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, format_size, title, warn
-from emotion_batch.cli.options import (
-    CHOICE,
-    COMMON,
-    FEATURES,
-    SCHEDULER,
-    call,
-    command,
-    group,
-    number,
-    option,
-    positive,
-    segments,
-    switch,
-)
+from emotion_batch.cli.options import call, command
 from emotion_batch.errors import counted, format_duration
 
 if TYPE_CHECKING:
@@ -31,27 +18,7 @@ if TYPE_CHECKING:
 _CROWDED = 0.1
 
 
-@command(
-    "plan",
-    "Show what label would do and how long it would take; writes nothing",
-    option("archive", "ARCHIVE", "The archive of the run; or a table, to plan the rest of its run"),
-    option("--table", "TABLE", "The table of the run: only what is left counts"),
-    option("--model", "BUNDLE", "The model of the run (default voices-1)"),
-    switch("--extract", "Show what extract would do instead"),
-    option("--by", "HH:MM", "Say whether the run is done by then, and on how many workers"),
-    option(
-        "--workers",
-        "N",
-        "Say how long the run takes on this many workers; can be repeated (default: 10, 100 and those that are there)",
-        positive,
-        action="append",
-    ),
-    option("--sample", "S", "Seconds that the timing takes (default 10)", number, dest="sample_s"),
-    FEATURES,
-    segments("the default is what the model was trained on; with --extract, the recipe's"),
-    group("run", *SCHEDULER, *CHOICE),
-    COMMON,
-)
+@command("plan")
 def _run_plan(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.run import plan
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
-from emotion_batch.cli.options import COMMON, call, command, option, positive, switch, whole
+from emotion_batch.cli.options import call, command
 from emotion_batch.errors import UsageError, counted, format_command
 
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 _PRECISION = ("confidence", "labels", "checked", "right", "95 %", "")
 
 
-@command(
-    "report",
-    "Write an HTML page about a table, in a single file",
-    option("table", "TABLE", "The label or feature table"),
-    option("--output", "FILE", "File or URL to write (default: TABLE-report.html in the current folder)"),
-    option("--seed", "N", "Random seed of the recordings to listen to (default 0)", int),
-    COMMON,
-)
+@command("report")
 def _run_report(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.report import report
 
@@ -32,24 +25,7 @@ def _run_report(options: argparse.Namespace, said: Said) -> None:
     said.answer(made.to_dict(), _format_report(made, options.table))
 
 
-@command(
-    "review",
-    "Write a page or a sheet of labels for a person to check, or read it back",
-    option("table", "TABLE", "The label table"),
-    option(
-        "sheet",
-        "SHEET",
-        "PAGE.html with players, which needs no server, or SHEET.csv to write; or with --take the CSV that is filled in",
-    ),
-    option("--size", "N", "Number of rows (default 100)", positive),
-    option("--random", "N", "How many of them are drawn at random (default: half of them, but at least 20)", whole),
-    option("--seed", "N", "Random seed (default 0)", whole),
-    switch("--take", "Read a sheet that is filled in: write its labels and print the precision"),
-    option("--labels", "FILE", "CSV or Parquet file for the labels, with --take (default SHEET.labels.csv)"),
-    option("--new-label", "WORD", "An emotion that the model does not know; can be repeated", action="append"),
-    switch("--force", "Replace the file if it is there"),
-    COMMON,
-)
+@command("review")
 def _run_review(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.review import review, take_review
 
@@ -124,11 +100,18 @@ def format_review(found: Review) -> Result:
     labels = f"{found.labels}: {things}, {found.n_corrected:,} of them corrected"
     labels_option = ("--labels", f"table:{found.labels}")
     train = format_command("train", found.features or "FEATURES", "BUNDLE", options=labels_option)
+    rows = [
+        (one.label, f"{one.given:.3f}", f"{one.share:.3f}", f"{one.low:.3f} to {one.high:.3f}") for one in found.shares
+    ]
+    shares: list[Line | Grid | str] = (
+        ["", Grid("<>><", rows, ("share of labels", "given", "by ear", "95 %"))] if rows else []
+    )
     return Result(
         title(labels if found.labels else f"{found.sheet}: no row gives a label"),
         *left_out,
         "",
         Grid("<>>><<", [_precision_row(one) for one in found.precision if one.n_rows + one.n_unknown], _PRECISION),
+        *shares,
         f"  ({found.method}; of the rows drawn at random alone)",
         next_step(train if found.labels else "fill in more of the sheet"),
     )

@@ -7,22 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, format_counts, next_step, print_result, title, warn
-from emotion_batch.cli.options import (
-    CLUSTER,
-    COMMON,
-    FEATURES,
-    RUN,
-    SCOPE,
-    TABLE,
-    TALK,
-    call,
-    command,
-    group,
-    make_parsers,
-    option,
-    positive,
-    segments,
-)
+from emotion_batch.cli.options import call, command, make_parsers
 from emotion_batch.errors import UsageError, counted, format_command, format_duration
 
 if TYPE_CHECKING:
@@ -40,35 +25,10 @@ def _run(options: argparse.Namespace, said: Said) -> int:
     return finish(call(getattr(api, options.command), options, options=run), options, said)
 
 
-command(
-    "extract",
-    "Make a feature table of recordings",
-    option("archive", "ARCHIVE", "Folder, bucket prefix, glob, list file or recording"),
-    option("table", "TABLE", "Folder of the feature table: a new one, or one to continue"),
-    FEATURES,
-    segments("the default is the notebook's: 0.5 s to 3.5 s"),
-    RUN,
-    COMMON,
-)(_run)
+command("extract")(_run)
 
 
-@command(
-    "label",
-    "Make a label table of recordings or of a feature table",
-    option(
-        "source",
-        "SOURCE",
-        "An archive or a feature table; or one recording, whose label is printed if there is no TABLE",
-    ),
-    option("table", "TABLE", "Folder of the label table: a new one, or one to continue", nargs="?"),
-    option(
-        "--model", "BUNDLE", "A bundle, or one that ships with the program: voices-1 or tess-seed (default voices-1)"
-    ),
-    option("--keep-features", "TABLE", "Also write the features to this table"),
-    segments("the default is what the model was trained on"),
-    RUN,
-    COMMON,
-)
+@command("label")
 def _run_label(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch.storage import archive
     from emotion_batch.worker import single_recording
@@ -88,23 +48,11 @@ def _run_label(options: argparse.Namespace, said: Said) -> int:
     return int(any(one.status != "ok" for one in found))
 
 
-command("resume", "Continue the run that made a table", TABLE, group("run", *CLUSTER, *SCOPE), COMMON)(_run)
-command(
-    "retry",
-    "Do failed recordings again that may succeed now",
-    TABLE,
-    option(
-        "--status",
-        "S",
-        "Take only failures with this status; can be repeated (default: truncated, unreadable, vanished, crashed, timeout and memory)",
-        action="append",
-    ),
-    group("run", *CLUSTER),
-    COMMON,
-)(_run)
+command("resume")(_run)
+command("retry")(_run)
 
 
-@command("cancel", "Stop the runs that work on a table, submitted or not", TABLE, COMMON)
+@command("cancel")
 def _run_cancel(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.run.submit import cancel
 
@@ -114,26 +62,14 @@ def _run_cancel(options: argparse.Namespace, said: Said) -> None:
     said.answer({"table": options.table, "cancelled": cancelled}, result)
 
 
-@command(
-    "demo",
-    "Run the whole pipeline on a synthetic archive",
-    option("folder", "FOLDER", "Folder to write (default demo)", nargs="?"),
-    option("--words", "N", "Words for each voice and emotion (default 40)", positive, dest="n_words"),
-    option("--workers", "N", "Worker processes (default: one for each core)", positive),
-    group("common", *TALK),
-)
+@command("demo")
 def _run_demo(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.example.demo import demo
 
     call(demo, options, watcher=said.watcher(), say=print_result)
 
 
-@command(
-    "completion",
-    "Print what lets a shell complete commands and options",
-    option("shell", "SHELL", "bash, zsh or tcsh", choices=("bash", "zsh", "tcsh")),
-    group("common", *TALK),
-)
+@command("completion")
 def _run_completion(options: argparse.Namespace, said: Said) -> None:  # noqa: ARG001 as all commands
     import shtab
 

@@ -22,7 +22,7 @@ from emotion_batch.cli.console import (
     title,
     warn,
 )
-from emotion_batch.cli.options import COMMON, TABLE, call, command, number, option, switch
+from emotion_batch.cli.options import call, command
 from emotion_batch.errors import (
     Status,
     UsageError,
@@ -43,7 +43,7 @@ _MOST_ROWS = 1_000
 _MOST_PROBLEMS = 20
 
 
-@command("status", "Show a table's progress (needs no cluster)", TABLE, COMMON)
+@command("status")
 def _run_status(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.tables.status import status
 
@@ -51,14 +51,7 @@ def _run_status(options: argparse.Namespace, said: Said) -> None:
     said.answer(found.to_dict(), format_status(found, options.table))
 
 
-@command(
-    "verify",
-    "Check that a table is complete; exit code 0 only if it is",
-    TABLE,
-    switch("--deep", "Read every row, not only the footers of the parts"),
-    switch("--repair", "Read every row and remove damaged parts; `resume` then makes them again"),
-    COMMON,
-)
+@command("verify")
 def _run_verify(options: argparse.Namespace, said: Said) -> int:
     from emotion_batch import api
 
@@ -69,23 +62,7 @@ def _run_verify(options: argparse.Namespace, said: Said) -> int:
     return int(not found.is_whole)
 
 
-@command(
-    "query",
-    "Query a table in SQL with DuckDB, which reads nothing else and changes nothing",
-    option("table", "TABLE", "The feature or label table", nargs="?"),
-    option(
-        "sql", "SQL", "A SELECT from `labels`, from `recordings`, which sums them up, or from `features`", nargs="?"
-    ),
-    option("--example", "NAME", "Use a query that is ready instead; without NAME, list them", nargs="?", const=""),
-    option(
-        "--format",
-        None,
-        "Format of the result (default: table, or the suffix of FILE)",
-        choices=("table", "csv", "json", "parquet"),
-    ),
-    option("--output", "FILE", "Write the result to this file, whole or not at all"),
-    COMMON,
-)
+@command("query")
 def _run_query(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis import query
     from emotion_batch.storage.folder import explained, writing
@@ -146,32 +123,7 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-@command(
-    "export",
-    "Write a table as Parquet, CSV or audformat, or for programs in which people listen",
-    TABLE,
-    option(
-        "folder",
-        "TARGET",
-        "A new or empty folder, or FILE.csv or FILE.parquet for one file; it appears whole or not at all",
-    ),
-    option(
-        "--format",
-        None,
-        "parquet: files of up to a million rows; csv: one file; audformat: a database of labelled segments; audacity, textgrid, vtt, "
-        "rttm: a file for each recording, with a track for each channel (default csv for FILE.csv, else parquet)",
-        choices=("parquet", "csv", "audformat", "audacity", "textgrid", "vtt", "rttm"),
-    ),
-    option(
-        "--min-confidence",
-        "P",
-        "For the last four: leave out labels with a lower confidence (default 0)",
-        number,
-    ),
-    switch("--partial", "Export what is there, even if parts of the table are missing"),
-    switch("--force", "Replace the export that is there"),
-    COMMON,
-)
+@command("export")
 def _run_export(options: argparse.Namespace, said: Said) -> None:
     from emotion_batch.analysis.export import export
 

@@ -18,6 +18,8 @@ References
 from __future__ import annotations
 
 import os
+import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,61 +55,17 @@ class _Prosody(NamedTuple):
 # The points along the speech that `contour_st` gives values for; the word is about the last two fifths.
 _KNOTS = (0.0, 0.2, 0.45, 0.7, 1.0)
 
-# Directions are those of Scherer (2003) and Juslin & Laukka (2003); disgust, which neither has, is Murray &
-# Arnott's (1993), surprise Cahn's (1990). The amounts are ours, set by measuring what came out.
-_PROSODY = {
-    "angry": _Prosody(4.0, (2.0, -2.0, 3.0, 5.0, -6.0), 0.84, -17.0, 4.0, 5200, 0.02, 0.012, 1.03, 1.15),
-    "disgust": _Prosody(-3.0, (2.5, 0.5, 0.0, 1.0, -4.5), 1.20, -24.5, 1.0, 1900, 0.08, 0.020, 0.93, 0.95),
-    "fear": _Prosody(7.0, (-0.5, 0.0, 0.5, 0.5, 1.0), 0.80, -27.5, 0.0, 1500, 0.16, 0.024, 1.00, 0.90),
-    "happy": _Prosody(5.5, (-3.0, 5.0, -4.0, 6.0, -2.0), 0.90, -19.5, 2.5, 3400, 0.04, 0.006, 1.07, 1.10),
-    "neutral": _Prosody(0.0, (1.0, 0.5, 0.0, 0.5, -2.0), 1.00, -24.0, 0.5, 2000, 0.04, 0.005, 1.00, 1.00),
-    "ps": _Prosody(8.5, (-3.5, -2.5, -2.0, 2.0, 7.0), 1.02, -22.5, 3.0, 2400, 0.12, 0.006, 1.03, 1.05),
-    "sad": _Prosody(-1.5, (1.0, 0.5, 0.0, -0.5, -1.5), 1.28, -32.0, -1.5, 850, 0.30, 0.010, 0.97, 0.78),
-}
+_SPOKEN = tomllib.loads(resources.files(__package__).joinpath("synthesis.toml").read_text(encoding="utf-8"))
+_PROSODY = {emotion: _Prosody(**values) for emotion, values in _SPOKEN["prosody"].items()}
 EMOTIONS: tuple[str, ...] = tuple(_PROSODY)
-
-# Mean F0 in Hz when neutral, and the scale of Peterson & Barney's formants of men (women's: about 1.16).
-_VOICES = {"V1": (112.0, 1.0), "V2": (196.0, 1.16)}
-VOICES: tuple[str, ...] = tuple(_VOICES)
+VOICES: tuple[str, ...] = tuple(_SPOKEN["voices"])
+WORDS: tuple[str, ...] = tuple(_SPOKEN["words"])
 
 _SCHWA = np.array([500.0, 1500.0, 2500.0])
 _BANDWIDTHS_HZ = np.array([70.0, 90.0, 150.0])
-# F1 to F3 of vowels are Peterson & Barney's (1952, means of men), of consonants Klatt's (1980) but for NG and
-# HH; durations, voicing and noise are ours. Columns: F1, F2 and F3 in Hz, duration in s, voicing, noise relative to a vowel, its
-# centre in Hz, share of the duration before a burst. A row ends where the rest is as in vowels.
+# What a row of a phoneme says behind its formants, if it is a vowel.
 _VOWEL = (0.2, 1.0, 0.0, 0.0, 0.0)
-_PHONEMES = {
-    "IY": (270, 2290, 3010), "IH": (390, 1990, 2550), "EH": (530, 1840, 2480), "AE": (660, 1720, 2410),
-    "AA": (730, 1090, 2440), "AO": (570, 840, 2410), "UH": (440, 1020, 2240), "UW": (300, 870, 2240),
-    "AH": (640, 1190, 2390), "ER": (490, 1350, 1690),
-    "W": (290, 610, 2150, 0.1, 0.6), "Y": (260, 2070, 3020, 0.09, 0.6), "R": (310, 1060, 1380, 0.1, 0.6),
-    "L": (310, 1050, 2880, 0.1, 0.6), "M": (480, 1270, 2130, 0.11, 0.4), "N": (480, 1340, 2470, 0.11, 0.4),
-    "NG": (480, 2000, 2900, 0.12, 0.4), "HH": (500, 1500, 2500, 0.09, 0.05, 0.15, 1600),
-    "F": (340, 1100, 2080, 0.14, 0.0, 0.12, 7500), "V": (220, 1100, 2080, 0.1, 0.3, 0.06, 7500),
-    "TH": (320, 1290, 2540, 0.14, 0.0, 0.1, 6500), "DH": (270, 1290, 2540, 0.07, 0.4, 0.05, 6500),
-    "S": (320, 1390, 2530, 0.16, 0.0, 0.4, 6800), "Z": (240, 1390, 2530, 0.13, 0.3, 0.25, 6800),
-    "SH": (300, 1840, 2750, 0.16, 0.0, 0.45, 3300), "CH": (350, 1800, 2820, 0.17, 0.0, 0.5, 3500, 0.45),
-    "JH": (260, 1800, 2820, 0.14, 0.2, 0.35, 3300, 0.5), "P": (400, 1100, 2150, 0.13, 0.0, 0.3, 1100, 0.6),
-    "B": (200, 1100, 2150, 0.1, 0.2, 0.25, 1000, 0.75), "T": (400, 1600, 2600, 0.13, 0.0, 0.5, 4300, 0.6),
-    "D": (200, 1600, 2600, 0.1, 0.2, 0.35, 4000, 0.75), "K": (300, 1990, 2850, 0.14, 0.0, 0.45, 2100, 0.6),
-    "G": (200, 1990, 2850, 0.1, 0.2, 0.35, 2000, 0.7),
-}  # fmt: skip
-
 _CARRIER = "S EH Y DH AH W ER D"
-# Words and their phonemes in ARPABET, a diphthong as a vowel and a glide; the first forty alone hold every vowel.
-_LEXICON = """
-    back B AE K, bean B IY N, boat B AO W T, book B UH K, calm K AA M, chair CH EH R, cause K AO Z, dog D AO G,
-    door D AO R, fall F AO L, fish F IH SH, food F UW D, gate G EH Y T, girl G ER L, good G UH D, half HH AE F,
-    home HH AO W M, jar JH AA R, keep K IY P, king K IH NG, learn L ER N, long L AO NG, mouse M AA W S, mud M AH D,
-    name N EH Y M, nice N AA Y S, page P EH Y JH, pole P AO W L, rain R EH Y N, road R AO W D, rush R AH SH,
-    shout SH AA W T, soap S AO W P, sun S AH N, teeth T IY TH, thin TH IH N, time T AA Y M, voice V AO Y S,
-    wash W AA SH, young Y AH NG, bird B ER D, cap K AE P, cheese CH IY Z, deep D IY P, dime D AA Y M, five F AA Y V,
-    goose G UW S, hat HH AE T, hill HH IH L, judge JH AH JH, lake L EH Y K, leg L EH G, moon M UW N, neck N EH K,
-    noise N AO Y Z, pool P UW L, rock R AA K, sheep SH IY P, sit S IH T, tape T EH Y P, town T AA W N,
-    wire W AA Y R, wood W UH D, yes Y EH S
-"""
-_PRONUNCIATIONS = dict(entry.strip().split(maxsplit=1) for entry in _LEXICON.split(","))
-WORDS: tuple[str, ...] = tuple(_PRONUNCIATIONS)
 
 
 def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDArray[np.float32]:
@@ -123,9 +81,9 @@ def synthesize(voice: str, emotion: str, word: str, *, seed: int = 0) -> npt.NDA
     if seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0: {seed!r}")
     rng = np.random.default_rng([seed, *f"{voice}/{emotion}/{word}".encode()])
-    f0_hz, tract_scale = _VOICES[voice]
+    f0_hz, tract_scale = _SPOKEN["voices"][voice]
     said = _PROSODY[emotion]
-    rows = (_PHONEMES[name] for name in f"{_CARRIER} {_PRONUNCIATIONS[word]}".split())
+    rows = (_SPOKEN["phonemes"][name] for name in f"{_CARRIER} {_SPOKEN['words'][word]}".split())
     phonemes = np.array([(*row, *_VOWEL[len(row) - 3 :]) for row in rows])
     is_word = np.arange(len(phonemes)) >= len(_CARRIER.split())
 

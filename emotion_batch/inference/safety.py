@@ -1,7 +1,7 @@
 """Check what the files of a network hold, before anything loads them.
 
-A digest shows damage, but the author of a hostile bundle computes its digests too. So an allow-list names the weights and operators
-that a file may hold, because a block-list can never be complete.
+A digest shows damage, but the author of a hostile bundle computes its digests too. So an allow-list, `allowed.toml`, names the layers and
+operators that a file may hold, because a block-list can never be complete.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import io
 import json
 import math
 import posixpath
+import tomllib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib import resources
 from typing import Any
 
 from emotion_batch.errors import UsageError
@@ -22,64 +25,16 @@ Shape = tuple[int, ...]
 MAX_NETWORK_BYTES = 2**26
 _MAX_CONFIG_BYTES = 2**20
 _KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
-_KERAS_CLASSES: Mapping[str, frozenset[str]] = {
-    "keras": frozenset({"DTypePolicy", "Functional", "Sequential"}),
-    "keras.src.models.functional": frozenset({"Functional"}),
-    "keras.layers": frozenset(
-        {
-            *("Activation", "Add", "BatchNormalization", "Bidirectional", "Concatenate", "Conv1D", "Dense", "Dot"),
-            *("Dropout", "GlobalAveragePooling1D", "InputLayer", "LSTM", "LayerNormalization", "Masking"),
-            *("MaxPooling1D", "Multiply", "ReLU", "Rescaling", "Reshape", "Softmax", "Subtract"),
-        }
-    ),
-    # There is no layer for these, or Masking is saved as them.
-    "keras.src.ops.numpy": frozenset({"Any", "NotEqual", "Sqrt"}),
-    "keras.initializers": frozenset(
-        {"Constant", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform", "Ones", "Orthogonal", "Zeros"}
-    ),
-    "keras.regularizers": frozenset({"L1", "L1L2", "L2"}),
-    "keras.optimizers": frozenset({"Adam", "AdamW", "RMSprop", "SGD"}),
-    "keras.optimizers.schedules": frozenset({"CosineDecay", "ExponentialDecay", "PiecewiseConstantDecay"}),
-    "keras.losses": frozenset({"CategoricalCrossentropy", "SparseCategoricalCrossentropy"}),
-    "keras.metrics": frozenset({"CategoricalAccuracy", "SparseCategoricalAccuracy"}),
-}
 # Keras itself writes these, without a module: a layer's input, and a tuple.
 _KERAS_VALUES = frozenset({"__keras_tensor__", "__tuple__"})
 _ACTIVATIONS = (None, "linear", "relu", "sigmoid", "softmax", "tanh")
 # Filters of HDF5 that are built in: deflate, shuffle, Fletcher's checksum, LZF. Others load a library.
 _HDF5_FILTERS = frozenset({1, 2, 3, 32_000})
-_OPERATORS = frozenset(
-    {
-        *("Add", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Expand", "Gather"),
-        *("Gemm", "Identity", "LSTM", "MatMul", "Max", "MaxPool", "Mul", "Pow"),
-        *("ReduceMax", "ReduceMean", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice"),
-        *("Softmax", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
-    }
-)
-# tf2onnx names the last one, but uses none of its operators. It has no operator with a name above.
-_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-# The messages of ONNX that weights and operators need, and their fields. Other fields are refused. Inputs, outputs and
-# the types of values are in other messages, which hold nothing that is executed.
-_ONNX_FIELDS: Mapping[str, frozenset[str]] = {
-    message: frozenset(fields.split())
-    for message, fields in {
-        "ModelProto": "ir_version producer_name producer_version domain model_version doc_string graph opset_import",
-        "GraphProto": "node name initializer doc_string input output value_info",
-        "NodeProto": "input output name op_type attribute doc_string domain",
-        "AttributeProto": "name f i s t floats ints strings tensors doc_string type",
-        "TensorProto": "dims data_type float_data int32_data int64_data double_data uint64_data raw_data name doc_string",
-        "OperatorSetIdProto": "domain version",
-    }.items()
-}
-# Errors call these refused fields so.
-_ONNX_REFUSED: Mapping[str, str] = {
-    "training_info": "a training",
-    "functions": "a function of its own",
-    "g": "a graph within a node",
-    "graphs": "graphs within a node",
-    "external_data": "weights in another file",
-    "data_location": "weights in another file",
-}
+
+
+@lru_cache(maxsize=1)
+def _read_allowed() -> Any:
+    return tomllib.loads(resources.files(__package__).joinpath("allowed.toml").read_text(encoding="utf-8"))
 
 
 class _RefusedError(Exception):
@@ -181,7 +136,7 @@ def _inspect_class(value: Mapping[str, Any]) -> None:
     module, name, registered = (value.get(key) for key in ("module", "class_name", "registered_name"))
     if not (isinstance(name, str) and isinstance(module, str | None) and registered in (None, name)):
         raise _RefusedError(f"the class {registered or name!r}")
-    if name not in (_KERAS_VALUES if module is None else _KERAS_CLASSES.get(module, ())):
+    if name not in (_KERAS_VALUES if module is None else _read_allowed()["keras_classes"].get(module, ())):
         raise _RefusedError(f"the class {name!r} of {module!r}")
 
 
@@ -241,16 +196,18 @@ def _read_onnx(data: bytes) -> None:
     model.DiscardUnknownFields()
     if model.ByteSize() != n_bytes:
         raise _RefusedError("fields that this version of ONNX does not know")
+    allowed = _read_allowed()
+    operators, domains, fields = allowed["onnx"]["operators"], allowed["onnx"]["domains"], allowed["onnx_fields"]
     left = [model]
     while left:
         message = left.pop()
         kind = message.DESCRIPTOR.name
         for field, value in message.ListFields():
-            if field.name not in _ONNX_FIELDS[kind]:
-                raise _RefusedError(_ONNX_REFUSED.get(field.name, f"{field.name} in a {kind}"))
-            if field.name == "op_type" and value not in _OPERATORS:
+            if field.name not in fields[kind]:
+                raise _RefusedError(allowed["onnx_refused"].get(field.name, f"{field.name} in a {kind}"))
+            if field.name == "op_type" and value not in operators:
                 raise _RefusedError(f"the operator {value!r}")
-            if field.name == "domain" and kind != "ModelProto" and value not in _DOMAINS:
+            if field.name == "domain" and kind != "ModelProto" and value not in domains:
                 raise _RefusedError(f"the domain {value!r}")
-            if field.message_type is not None and field.message_type.name in _ONNX_FIELDS:
+            if field.message_type is not None and field.message_type.name in fields:
                 left += [value] if hasattr(value, "ListFields") else value

@@ -25,7 +25,15 @@ from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.names import clean
 from emotion_batch.tables import parts
 from emotion_batch.tables.schema import TableInfo
-from emotion_batch.training.labels import LabelTable, Reference, describe_voice, is_numeric, map_labels, read_labels
+from emotion_batch.training.labels import (
+    Labeller,
+    LabelTable,
+    Reference,
+    describe_voice,
+    is_numeric,
+    map_labels,
+    read_labels,
+)
 from emotion_batch.training.metrics import compute_metrics, judge_shortcut, pick
 from emotion_batch.training.splits import Integers, SpeakerFolds, number_words
 
@@ -173,21 +181,23 @@ def read_dataset(
     familiar_labels: Sequence[str] = (),
     label_map: Mapping[str, str] | None = None,
     allow_numeric_labels: bool = False,
+    whole: bool = True,
     on_rows: Callable[[pa.Table], None] = lambda rows: None,
 ) -> Dataset:
     """Read the rows of a feature table that hold features and have a label, part by part.
 
     `labels` says where reference labels are from: see `labels.read_labels`. `label_map` renames some of them, and "" leaves one out.
     With `known_labels`, those of a model, labels without a counterpart are left out, and counted. Labels that look like numbers or
-    dates must be allowed, unless the model or the map has them. `familiar_labels` are those of the model that a training starts
+    dates must be allowed, unless the model or the map has them; so must, with `whole`, the label of a recording for several of its
+    segments. `familiar_labels` are those of the model that a training starts
     from: few recordings of them are enough. `spool`, if there is one, takes the features; `on_rows` takes the rows with their
     features, part by part, in the order of the dataset's numbers.
 
     Raises
     ------
     UsageError
-        If fewer than two labels remain, one looks like a number or a date, or, if they are learnt, one of them has too
-        few recordings.
+        If fewer than two labels remain, one looks like a number or a date or is that of several segments, or, if they are learnt, one
+        of them has too few recordings.
     """
     labeller = read_labels(labels)
     if isinstance(labeller, LabelTable):
@@ -214,6 +224,9 @@ def read_dataset(
         names_here = rows["file"].to_pylist()
         if not allow_numeric_labels:
             _check_numeric(table, labels, names_here, found, expected)
+        if not whole:
+            has_label = pa.array([one is not None for one in found], pa.bool_())
+            _check_whole(table, labels, labeller, rows.select(["file", "channel"]).filter(has_label))
         labelled = {file for file, one in zip(names_here, found, strict=True) if one is not None}
         without = [file for file in dict.fromkeys(names_here) if file not in labelled]
         n_ok += len(names_here)
@@ -325,6 +338,18 @@ def _check_numeric(
         raise UsageError(
             f"labels of {table.url}: {wrong[0]!r} from {source!r}, of {words[wrong[0]]!r}, looks like a number or a date and "
             "not like an emotion; name the source of the emotions with --labels, or use --allow-numeric-labels if it is one"
+        )
+
+
+def _check_whole(table: Folder, source: str, labeller: Labeller, labelled: pa.Table) -> None:
+    """Raise UsageError if several segments of a recording, or of one of its channels, get the label of the whole recording."""
+    segments = Counter(zip(*(column.to_pylist() for column in labelled.columns), strict=True))
+    # A name is about the whole recording; a table may also name segments.
+    n_spread = labeller.n_spread if isinstance(labeller, LabelTable) else segments
+    if wide := next((one for one in segments if n_spread[one] > 1), None):
+        raise UsageError(
+            f"labels of {table.url}: {source!r} labels {wide[0]!r} as a whole, and {n_spread[wide]:,} of its segments would get that "
+            "label; name the segments in a table with start_s and end_s, or use --whole if the label holds for each of them"
         )
 
 

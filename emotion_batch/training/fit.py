@@ -360,6 +360,8 @@ class TrainingSettings:
         Licence of the recordings, for the card.
     allow_numeric_labels
         Take labels that look like numbers or dates, which are an error otherwise.
+    whole
+        Give the label of a whole recording to each of its windows, which is an error otherwise.
 
     Raises
     ------
@@ -380,6 +382,7 @@ class TrainingSettings:
     precision: float = 0.9
     data_licence: str = ""
     allow_numeric_labels: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out < 1:

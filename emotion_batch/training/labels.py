@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -24,42 +26,6 @@ from emotion_batch.storage import names
 from emotion_batch.storage.file_lists import is_list
 from emotion_batch.storage.folder import Folder, explained, split_file
 
-# Third number of a RAVDESS name; https://zenodo.org/records/1188976
-_RAVDESS_WORDS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
-_RAVDESS_EMOTIONS = {f"{number:02}": word for number, word in enumerate(_RAVDESS_WORDS, start=1)}
-# Sixth letter of an EmoDB name, of German words; http://emodb.bilderbar.info/index-1280.html
-_EMODB_EMOTIONS = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "T": "sadness",
-    "N": "neutral",
-}
-# Letters before the number in a SAVEE name; http://kahlan.eps.surrey.ac.uk/savee/
-_SAVEE_EMOTIONS = {
-    "a": "anger",
-    "d": "disgust",
-    "f": "fear",
-    "h": "happiness",
-    "n": "neutral",
-    "sa": "sadness",
-    "su": "surprise",
-}
-# Third word of a CREMA-D name; https://github.com/CheyneyComputerScience/CREMA-D
-_CREMA_D_EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
-# Second word of an nEMO name; https://github.com/amu-cai/nEMO
-_NEMO_EMOTIONS = frozenset({"anger", "fear", "happiness", "neutral", "sadness", "surprise", "surprised"})
-# Language of a corpus, and a pattern for the whole names of its male speakers; None if names do not say who is male.
-_VOICES = {
-    "tess": ("English", "(?!)"),
-    "ravdess": ("English", r"\d*[13579]"),
-    "emodb": ("German", "03|10|11|12|15"),
-    "savee": ("English", ".*"),
-    "crema-d": ("English", None),
-    "nemo": ("Polish", None),
-}
 _COLUMNS = ("file", "emotion", "speaker", "start_s", "end_s", "channel")
 # Starts of segments are equal within a millisecond, and ends within the difference between decoders.
 _STARTS_PER_S, _END_S = 1_000, 0.05
@@ -70,6 +36,23 @@ _DATE = re.compile(
     rf"\d{{4}}-?\d\d-?\d\d[t ][\d:.]*(z|[+-][\d:]+)?|\d{{1,4}}(st|nd|rd|th)?{_BETWEEN}{_MONTH}({_BETWEEN}\d{{1,4}})?"
     rf"|{_MONTH}{_BETWEEN}\d{{1,4}}({_BETWEEN}\d{{1,4}})?"
 )
+
+
+class Corpus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the names of a corpus's files say emotion and speaker: see `corpora.toml`."""
+
+    pattern: str
+    words: dict[str, str] | None = None
+    speakers: dict[str, str] = {}
+    language: str = ""
+    men: str | None = None
+
+
+_BY_NAME = msgspec.toml.decode(
+    resources.files(__package__).joinpath("corpora.toml").read_bytes(), type=dict[str, Corpus]
+)
+# The corpora whose names say emotion and speaker.
+CORPORA = frozenset(_BY_NAME) - {"folder"}
 
 
 class Reference(NamedTuple):
@@ -94,7 +77,7 @@ def read_labels(source: str) -> Labeller:
     """
     kind, _, argument = source.partition(":")
     if kind in _BY_NAME and not argument:
-        return partial(_by_name, _BY_NAME[kind])
+        return partial(_by_corpus, _BY_NAME[kind])
     if kind == "table" and argument:
         return _read_table(argument)
     if kind == "regex" and argument:
@@ -104,16 +87,16 @@ def read_labels(source: str) -> Labeller:
             raise UsageError(f"labels: {argument!r} is not a regular expression ({error})") from error
         if "emotion" not in pattern.groupindex:
             raise UsageError(f"labels: the pattern {argument!r} needs a group (?P<emotion>...)")
-        return partial(_by_name, partial(_by_pattern, pattern))
+        return partial(_by_pattern, pattern)
     raise UsageError(f"labels must be {', '.join(_BY_NAME)}, table:FILE or regex:PATTERN: {source!r}")
 
 
 def describe_voice(source: str, speaker: str) -> tuple[str, str]:
     """Return the language of a corpus, and whether its speaker is "female" or "male"; "" if its names do not say."""
-    language, men = _VOICES.get(source, ("", None))
-    if men is None or not speaker:
-        return language, ""
-    return language, "male" if re.fullmatch(men, speaker) else "female"
+    corpus = _BY_NAME.get(source, Corpus(""))
+    if corpus.men is None or not speaker:
+        return corpus.language, ""
+    return corpus.language, "male" if re.fullmatch(corpus.men, speaker) else "female"
 
 
 @dataclass
@@ -141,8 +124,8 @@ class LabelTable:
 
     A segment is found by its start and, if the table has one, by its end, because a label of another stretch is no label. A
     row without a start labels all segments of its recording that have no row of their own, and one without a channel all channels
-    that have none. `thing` is what an error calls
-    the table. It raises UsageError if the table gives one recording or one segment two labels.
+    that have none. `n_spread` counts the segments of a recording, or of a channel of it, that got the label of the whole. `thing` is
+    what an error calls the table. It raises UsageError if the table gives one recording or one segment two labels.
     """
 
     def __init__(self, thing: str, rows: Iterable[_TableRow]) -> None:
@@ -152,6 +135,7 @@ class LabelTable:
         self._by_key: dict[str, _Rows] = {}
         self._base = ""
         self._n_repeated = 0
+        self.n_spread: Counter[tuple[str, int | None]] = Counter()
         self._rows = [row for row in rows if self._add(self._as_written.setdefault(row.file, {}), row)]
 
     def settle(self, files: Iterable[str], archive: str) -> None:
@@ -189,6 +173,7 @@ class LabelTable:
             for one in dict.fromkeys((channel, None)):
                 if (found := _find_row(rows, *stretch, one)) is not None:
                     found.is_found = True
+                    self.n_spread[file, channel] += found.start_s is None
                     return found.reference
         return None
 
@@ -299,69 +284,20 @@ def _read_pairs(name: str, text: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _by_tess_name(file: str) -> Reference | None:
-    """``OAF_back_angry.wav`` is OAF, angry: the last word of the stem, in lower case, and the first."""
-    stem = file.rsplit("/", 1)[-1].split(".")[0]
-    words = stem.split("_")
-    if len(words) < 2 or not words[-1]:
+def _by_corpus(corpus: Corpus, file: str, *_segment: object) -> Reference | None:
+    """Return what a recording's name says, which is the same for all of its segments."""
+    above, slash, name = file.rpartition("/")
+    found = re.search(rf"(?:^|/)(?:{corpus.pattern})\Z", above + slash + name.split(".")[0])
+    if found is None:
         return None
-    # One recording of the corpus, OA_bite_neutral, lacks a letter of its speaker.
-    return Reference(words[-1].lower(), {"OA": "OAF"}.get(words[0], words[0]))
+    emotion, speaker = found["emotion"], found.groupdict().get("speaker")
+    word = emotion.lower() if corpus.words is None else corpus.words.get(emotion)
+    return _clean(word, corpus.speakers.get(speaker or "", speaker))
 
 
-def _by_ravdess_name(file: str) -> Reference | None:
-    """``03-01-05-01-02-01-12.wav`` is angry, actor 12: the third number of seven, and the last."""
-    numbers = file.rsplit("/", 1)[-1].split(".")[0].split("-")
-    if len(numbers) != 7 or numbers[2] not in _RAVDESS_EMOTIONS:
-        return None
-    return Reference(_RAVDESS_EMOTIONS[numbers[2]], numbers[6])
-
-
-def _by_emodb_name(file: str) -> Reference | None:
-    """``16a02Fb.wav`` is happiness, speaker 16: the sixth letter of seven, and the first two."""
-    stem = file.rsplit("/", 1)[-1].split(".")[0]
-    if len(stem) != 7 or not stem[:2].isdigit() or stem[5] not in _EMODB_EMOTIONS:
-        return None
-    return Reference(_EMODB_EMOTIONS[stem[5]], stem[:2])
-
-
-def _by_savee_name(file: str) -> Reference | None:
-    """``DC/sa05.wav`` and ``DC_sa05.wav`` are sadness, speaker DC: the letters before the number, and the two letters before them."""
-    found = re.search(r"([A-Z]{2})[/_]([a-z]{1,2})\d+\.[^/.]*$", file)
-    return Reference(_SAVEE_EMOTIONS[found[2]], found[1]) if found and found[2] in _SAVEE_EMOTIONS else None
-
-
-def _by_crema_d_name(file: str) -> Reference | None:
-    """``1001_DFA_ANG_XX.wav`` is anger, actor 1001: the third word of four, and the first."""
-    words = file.rsplit("/", 1)[-1].split(".")[0].split("_")
-    return (
-        Reference(_CREMA_D_EMOTIONS[words[2]], words[0]) if len(words) == 4 and words[2] in _CREMA_D_EMOTIONS else None
-    )
-
-
-def _by_nemo_name(file: str) -> Reference | None:
-    """``EB0_anger_14.wav`` is anger, speaker EB0: the second word of three, and the first."""
-    words = file.rsplit("/", 1)[-1].split(".")[0].split("_")
-    return Reference(words[1], words[0]) if len(words) == 3 and words[1] in _NEMO_EMOTIONS else None
-
-
-def _by_folder(file: str) -> Reference | None:
-    """``calls/Angry/1.wav`` is angry: the folder that the recording is in, in lower case."""
-    folders = file.split("/")[:-1]
-    return Reference(folders[-1].lower(), None) if folders else None
-
-
-def _by_pattern(pattern: re.Pattern[str], file: str) -> Reference | None:
-    match = pattern.search(file)
-    if match is None or not match["emotion"]:
-        return None
-    return Reference(match["emotion"], match["speaker"] if "speaker" in pattern.groupindex else None)
-
-
-def _by_name(label: Callable[[str], Reference | None], file: str, *_segment: object) -> Reference | None:
-    # A name says the same of all segments.
-    found = label(file)
-    return None if found is None else _clean(found.emotion, found.speaker)
+def _by_pattern(pattern: re.Pattern[str], file: str, *_segment: object) -> Reference | None:
+    found = pattern.search(file)
+    return None if found is None else _clean(found["emotion"], found.groupdict().get("speaker"))
 
 
 def _clean(emotion: str | None, speaker: str | None) -> Reference | None:
@@ -435,16 +371,3 @@ def _read_number(thing: str, file: str, cell: str | None) -> float | None:
     if not math.isfinite(seconds):
         raise UsageError(f"{thing}: start_s, end_s and channel must be numbers: {cell!r} for {file!r}")
     return seconds
-
-
-_BY_NAME: dict[str, Callable[[str], Reference | None]] = {
-    "tess": _by_tess_name,
-    "ravdess": _by_ravdess_name,
-    "emodb": _by_emodb_name,
-    "savee": _by_savee_name,
-    "crema-d": _by_crema_d_name,
-    "nemo": _by_nemo_name,
-    "folder": _by_folder,
-}
-# The corpora whose names say emotion and speaker.
-CORPORA = frozenset(_BY_NAME) - {"folder"}

@@ -144,6 +144,7 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool, f
             familiar_labels=familiar,
             label_map={clean(word): clean(label) for word, label in settings.label_map.items()},
             allow_numeric_labels=settings.allow_numeric_labels,
+            whole=settings.whole,
         )
     return (join_corpora(found) if len(found) > 1 else next(iter(found.values()))).add_labels(familiar)
 

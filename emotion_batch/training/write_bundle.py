@@ -20,12 +20,14 @@ from emotion_batch.inference.card import Card
 from emotion_batch.settings import AnySettings, Segments
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.training import networks
+from emotion_batch.training.labels import describe_voice
 
 # ONNX Runtime and Keras add in float32, and each differs by some 4e-6 from float64 on the notebook's corpus. A larger difference is
 # an error of the export.
 _EXPORT_TOLERANCE = 1e-4
+LICENSE = "LICENSE"  # of models that ship; a training does not know the terms of its weights
 _PICTURES = ("training.png", "confusion.png", RELIABILITY)
-FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, "README.md", CARD)
+FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, LICENSE, "README.md", CARD)
 SPLITS = {
     "training": "these weights, on the recordings that they learnt from; these figures say little",
     "stratified": "these weights, on other recordings of the same speakers in the same room",
@@ -100,7 +102,7 @@ def write_bundle(
 
 
 def describe(card: Card) -> str:
-    """Return the bundle's README, made from the card alone."""
+    """Return the bundle's README, made from the card alone, with the head that model hubs read."""
     settings = card.feature_settings
     kind = recipe_of(settings).describe(settings)
     features = f"Features {settings.feature_id}: {kind} {card.segments} of each recording."
@@ -113,7 +115,8 @@ def describe(card: Card) -> str:
     )
     environment.filters |= {"number": format, "counted": counted}
     template = resources.files(__package__).joinpath("templates", "README.md.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(card=card, about=card.training, features=features, splits=SPLITS)
+    known = {"card": card, "about": card.training, "features": features, "splits": SPLITS, "voice": describe_voice}
+    return environment.from_string(template).render(known)
 
 
 def format_history(history: Mapping[str, Sequence[float]]) -> bytes:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import praatio.textgrid
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 import webvtt
 from pyannote.database.util import load_rttm
+from support.commands import call_command
+from support.recordings import tone
 from support.review_tables import INFO, write_table
 
 import emotion_batch
-from emotion_batch.errors import UsageError
+from emotion_batch.errors import EmotionBatchError, UsageError
 from emotion_batch.settings import Segments
 from emotion_batch.tables.schema import FEATURES
 
@@ -131,6 +137,78 @@ def test_names_stay_below_the_folder_and_apart(table: Path, tmp_path: Path) -> N
     assert len(names) == 3 and len(names[2].encode()) < 255
     captions = webvtt.read(tmp_path / "out" / "recordings" / names[1])
     assert [(one.start, one.text) for one in captions] == [("00:00:00.000", "happy"), ("01:00:01.500", "angry")]
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of a call on two channels, of a recording in a folder and of one that was lost since; beside it, their labels."""
+    folder = tmp_path_factory.mktemp("calls") / "archive"
+    (folder / "2024").mkdir(parents=True)
+    voices = [tone(7.3, 8_000, hertz=110 + 60 * channel, seed=channel) for channel in (0, 1)]
+    soundfile.write(folder / "2024" / 'a "call".wav', np.stack(voices, axis=1), 8_000)
+    soundfile.write(folder / "one.flac", tone(5.0, 22_050, hertz=150), 22_050)
+    soundfile.write(folder / "lost.wav", tone(3.0, 16_000, hertz=130), 16_000)
+    segments = Segments.windows(2).of_channels("each")
+    emotion_batch.label(folder, folder.parent / "labels", model="tess-seed", segments=segments, workers=1)
+    (folder / "lost.wav").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("pad_s", [None, 0.25])
+def test_a_clip_is_what_the_recording_has_there(pad_s: float | None, calls: Path, tmp_path: Path) -> None:
+    """Its samples are the recording's, one by one, and the index says of each row what it is, and why one cannot be heard."""
+    made = emotion_batch.export(calls.parent / "labels", tmp_path / "out", file_format="clips", pad_s=pad_s)
+    index = pyarrow.csv.read_csv(tmp_path / "out" / "clips.csv").to_pylist()
+    rows = pq.read_table(calls.parent / "labels").to_pylist()
+    assert (made.n_recordings, made.n_rows, made.n_files) == (3, len(rows), len(rows) - 1)
+    assert sorted((one["file"], one["channel"], one["start_s"]) for one in index) == sorted(
+        (row["file"], row["channel"], row["start_s"]) for row in rows
+    )
+    assert [one["confidence"] for one in index] == sorted((one["confidence"] for one in index), reverse=True)
+    for rank, one in enumerate(index, 1):
+        if one["file"] == "lost.wav":
+            assert not one["clip"] and "is not there" in one["error"]
+            continue
+        samples, rate_hz = soundfile.read(tmp_path / "out" / one["clip"], dtype="float32")
+        whole, of_recording_hz = soundfile.read(calls / one["file"], dtype="float32", always_2d=True)
+        start_s = max(0.0, one["start_s"] - (pad_s or 0))
+        # As in a window, a sample of which a part lies before the start is the first one.
+        start = int(start_s * rate_hz)
+        end = start + round((one["end_s"] + (pad_s or 0) - start_s) * rate_hz - 1e-3)
+        assert (rate_hz, one["clip_start_s"]) == (of_recording_hz, start_s)
+        assert np.array_equal(samples, whole[start:end, one["channel"]])
+        about = f"{rank:04d}-{one['emotion']}-{one['file'].replace('/', '_')}"
+        name = f"clips/{about}-channel-{one['channel']}-{one['start_s']:.3f}s.wav"
+        assert one["clip"] == name.replace('"', "%22")
+    there = {f"clips/{path.name}" for path in (tmp_path / "out" / "clips").iterdir()}
+    assert there == {one["clip"] for one in index if one["clip"]}
+
+
+def test_clips_are_chosen(calls: Path, tmp_path: Path) -> None:
+    """A condition and a number choose rows, the surest first; what holds for none, or is no condition, is one sentence."""
+    labels = calls.parent / "labels"
+    options = ("--where", "channel = 1 -- the caller", "--most", "2", "--json")
+    made = call_command("export", labels, tmp_path / "out", "--format", "clips", *options)
+    assert made.code == 0, made.err
+    rows = [row for row in pq.read_table(labels).to_pylist() if row["channel"] == 1]
+    rows.sort(key=lambda row: -row["confidence"])
+    index = pyarrow.csv.read_csv(tmp_path / "out" / "clips.csv").to_pylist()
+    assert [one["start_s"] for one in index] == [row["start_s"] for row in rows[:2]]
+    assert (made.result["n_recordings"], made.result["n_rows"], made.result["n_files"]) == (1, 2, 3)
+    for where, said in (
+        ("emotion = 'bored'", "there is no label in the table .* for which this holds: emotion = 'bored'"),
+        ("feeling = 'sad'", "DuckDB cannot answer this query"),
+        ("file = 'lost.wav'", "none of the recordings can be heard, e.g. 'lost.wav'"),
+    ):
+        with pytest.raises(EmotionBatchError, match=said):
+            emotion_batch.export(labels, tmp_path / "none", file_format="clips", where=where)
+        assert not (tmp_path / "none").exists()
+    for wrong in ({"file_format": "vtt", "where": "true"}, {"file_format": "csv", "most": 3}, {"pad_s": 1.0}):
+        with pytest.raises(UsageError, match="where, most and pad require the format clips"):
+            emotion_batch.export(labels, tmp_path / "none", **wrong)
+    for wrong in ({"most": 0}, {"pad_s": -1.0}, {"pad_s": float("nan")}):
+        with pytest.raises(UsageError, match="most must be at least 1, and pad from 0 to 600 seconds"):
+            emotion_batch.export(labels, tmp_path / "none", file_format="clips", **wrong)
 
 
 def test_calls_that_are_wrong(table: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from support.commands import ROOT
 from support.review_tables import figures_of
 
 from benchmarks.generated import write_label_table
+from emotion_batch.analysis.calls import CallFigures, Span
 from emotion_batch.analysis.report import locate_beside, open_templates, render
 from emotion_batch.analysis.scan import Drawn
 from emotion_batch.analysis.statistics import Figures, show_roughly, show_share
@@ -92,6 +93,8 @@ def test_hostile_words_stay_words(found: Figures) -> None:
         columns=(),
         failures=tuple(replace(one, status=HOSTILE, examples=(evil,)) for one in found.failures),
         drawn=(evil,),
+        about=HOSTILE,
+        calls=(CallFigures(evil, 0.5, 3.0, ((None, (Span(0.0, 3.0, 0, True),)),)),),
         portrait=replace(
             found.portrait,
             licence=HOSTILE,

@@ -95,6 +95,15 @@ def test_a_sheet_is_written_and_taken_back(table: Path, tmp_path: Path) -> None:
     assert overall.low < overall.share < overall.high
     assert [one.of for one in taken.precision[2:]] == ["0 to 0.5", "0.5 to 0.7", "0.7 to 0.9", "0.9 to 1"]
     assert sum(one.n_checked for one in taken.precision[2:]) == overall.n_checked == 100
+    rows = [row for row in pq.read_table(table).to_pylist() if row["status"] == "ok"]
+    shares = {one.label: one for one in taken.shares}
+    assert set(LABELS) <= shares.keys()
+    for label, one in shares.items():
+        assert one.given == pytest.approx(sum(row["emotion"] == label for row in rows) / len(rows))
+        heard = sum(weight for weight, cell in zip(weights, drawn, strict=True) if answer_truly(cell) == label)
+        assert one.share == pytest.approx(heard / sum(weights))
+        assert one.low <= one.share <= one.high
+    assert sum(one.share for one in shares.values()) == pytest.approx(1)
 
 
 def test_hostile_names_come_back(tmp_path: Path) -> None:
@@ -510,6 +519,33 @@ def test_the_estimate_has_no_bias_and_its_interval_holds() -> None:
         assert abs(np.mean(estimates[name]) - value) < 3 * error, name
         assert 0.92 <= held[name] / n_drawings <= 1, name
     assert abs(np.mean(estimates["naive"]) - truths["all"]) > 10 * np.std(estimates["naive"]) / np.sqrt(n_whole)
+
+
+def test_the_share_of_a_label_by_ear_has_no_bias_and_its_interval_holds() -> None:
+    """A label that is given far too often has its true share by ear, however confident the model is, and 95 % intervals hold it."""
+    rng = np.random.default_rng(8)
+    sizes = dict(zip(STRATA, (3_000, 40, 900, 600, 0, 1_500, 0, 200), strict=True))
+    # How often a row of each stratum is angry, and how often the model says so.
+    true, said = rng.uniform(0.02, 0.5, len(STRATA)), rng.uniform(0.5, 0.9, len(STRATA))
+    angry = {one: rng.random(size) < share for (one, size), share in zip(sizes.items(), true, strict=True)}
+    truth = sum(one.sum() for one in angry.values()) / sum(sizes.values())
+    given = float(np.dot(said, list(sizes.values())) / sum(sizes.values()))
+    estimates, n_held, n_drawings = [], 0, 400
+    for _ in range(n_drawings):
+        answers = []
+        for stratum, n_drawn in zip(STRATA, allocate(list(sizes.values()), 60), strict=True):
+            heard = rng.choice(angry[stratum], n_drawn, replace=False) if n_drawn else []
+            answers += [(stratum, "angry" if one else "none") for one in heard]
+        shares = review_sample.measure_shares(answers, sizes, {"angry": given, "sad": 1 - given})
+        assert [one.label for one in shares] == ["angry", "sad", "none"]
+        assert shares[1].share == shares[1].low == 0 < shares[1].high
+        assert shares[0].share + shares[2].share == pytest.approx(1)
+        estimates.append(shares[0].share)
+        n_held += shares[0].low <= truth <= shares[0].high
+    assert abs(np.mean(estimates) - truth) < 3 * np.std(estimates) / np.sqrt(n_drawings)
+    assert n_held / n_drawings >= 0.93
+    assert given - truth > 5 * np.std(estimates)
+    assert review_sample.measure_shares([], sizes, {"angry": given}) == []
 
 
 @pytest.mark.parametrize(("n", "right"), [(10, 10), (10, 0), (1, 1), (25, 24)])

@@ -117,7 +117,7 @@ def test_folders_are_what_pandas_counts(table: Path) -> None:
         outside = rows[rows["folder"] == one.name]["is_in_domain"].dropna().astype(bool)
         assert one.n_outside == (~outside).sum()
     with look(table) as seen:
-        clusters = {emotion: spread for emotion, *spread in seen.ask(statistics._CLUSTERS)}
+        clusters = {emotion: spread for emotion, *spread in seen.ask(statistics._SQL["clusters"])}
     ok = rows[rows["status"] == "ok"]
     of_all = ok.groupby("folder").size()
     for label in ("angry", "sad"):
@@ -209,20 +209,25 @@ def test_a_table_without_parts_has_nothing(tmp_path: Path, n_windows: int) -> No
         pytest.param(
             [f"2026/{month}/{day}/a.wav" for month in "ab" for day in range(20)], {"2026/a", "2026/b"}, id="two"
         ),
+        pytest.param(
+            [f"calls/2026-{month:02d}-{day:02d}/a.wav" for month in (1, 2) for day in range(1, 29)],
+            {"calls/2026/01", "calls/2026/02"},
+            id="dates",
+        ),
     ],
 )
 def test_the_level_is_one_that_can_be_shown(names: list[str], expected: set[str] | None) -> None:
     """Folders are told apart as deep as they can all be shown, or else at the first level that has several."""
-    from emotion_batch.analysis.scan import _FOLDERS
-    from emotion_batch.analysis.statistics import _AT_LEVEL, _LEVELS, _choose_level
+    from emotion_batch.analysis.scan import read_queries
+    from emotion_batch.analysis.statistics import _SQL, _choose_level
 
     with duckdb.connect() as connection:
         rows = pd.DataFrame({"file": names, "status": "ok", "emotion": "sad", "is_in_domain": True})
         connection.register("chunk", rows)
-        connection.execute(f"CREATE TABLE folders AS {_FOLDERS}")
-        levels = connection.execute(_LEVELS, {"deepest": 8}).fetchall()
+        connection.execute(f"CREATE TABLE folders AS {read_queries('survey')['folders']}")
+        levels = connection.execute(_SQL["levels"], {"deepest": 8}).fetchall()
         level, n = _choose_level(levels)
-        at_level = _AT_LEVEL.format(by_label="[]")
+        at_level = _SQL["at_level"].format(by_label="[]")
         found = {row[0] for row in connection.execute(at_level, {"level": level, "most": 100}).fetchall()}
     assert len(found) == n
     assert found == (expected or {name.rpartition("/")[0] for name in names})

@@ -26,6 +26,7 @@ from support.shell_cluster import ShellCluster
 
 import emotion_batch
 from emotion_batch.cli import app
+from emotion_batch.cli.options import COMMANDS
 from emotion_batch.example import synthesis
 from emotion_batch.progress import Watcher
 
@@ -619,6 +620,19 @@ def test_a_stopped_run_says_how_to_go_on(tess: Path, tmp_path: Path, number: sig
         "_table",
         *(path.name for path in (tmp_path / "table").glob("*.parquet")),
     }
+
+
+def test_each_command_is_declared_and_runs() -> None:
+    """`commands.json` has each command that a function runs and no other, and each of its shared options is used."""
+    declared = json.loads((ROOT / "emotion_batch/cli/commands.json").read_text(encoding="utf-8"))
+
+    def named(options: list[object]) -> set[object]:
+        inside = [named(one["options"]) for one in options if isinstance(one, dict) and "group" in one]
+        return {one for one in options if isinstance(one, str)}.union(*inside)
+
+    lists = [*(one.get("options", []) for one in declared["commands"].values()), *declared["shared"].values()]
+    assert declared["commands"].keys() - {"submit"} == COMMANDS.keys()
+    assert set().union(*map(named, lists)) == declared["shared"].keys()
 
 
 def test_hostile_names_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:

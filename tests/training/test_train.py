@@ -205,6 +205,32 @@ def test_segments_have_labels_of_their_own(tmp_path: Path) -> None:
             read_dataset(*table, [0], source, None)
 
 
+def test_a_label_of_a_whole_recording_goes_to_windows_only_with_whole(tmp_path: Path) -> None:
+    """One window of a recording may have its label; several need `whole`, unless rows of their own say it of all but one."""
+    names = [f"V{number}_a_{emotion}.wav" for emotion in ("happy", "sad") for number in range(5)]
+    for name in ("1", "3"):
+        (tmp_path / name).mkdir()
+    one, many = (write_features(tmp_path / str(n), names, tuple(3.0 * at for at in range(n))) for n in (1, 3))
+    for table in (one, many):
+        rows = [f"{name},{name[5:-4]},," for name in names]
+        rows += [f"{name},{name[5:-4]},{at},{at + 3}" for name in names[1:] for at in (0, 3) if table is many]
+        path = tmp_path / "labels.csv"
+        for source, lines in (("tess", []), (f"table:{path}", rows[: len(names)]), (f"table:{path}", rows)):
+            path.write_text("\n".join(["file,emotion,start_s,end_s", *lines]))
+            if table is one:
+                assert len(read_dataset(*table, [0], source, None, whole=False).targets) == 10
+                continue
+            assert len(read_dataset(*table, [0], source, None).targets) == 30
+            with pytest.raises(
+                UsageError, match=r"labels 'V0_a_happy.wav' as a whole, and 3 of its segments .*--whole"
+            ):
+                read_dataset(*table, [0], source, None, whole=False)
+    # With rows of its own, the first recording too spreads its label over one window alone.
+    lines = [*rows, *(f"{names[0]},happy,{at},{at + 3}" for at in (0, 3))]
+    path.write_text("\n".join(["file,emotion,start_s,end_s", *lines]))
+    assert len(read_dataset(*many, [0], f"table:{path}", None, whole=False).targets) == 30
+
+
 @pytest.mark.parametrize(("n_recordings", "is_enough"), [(1, False), (5, True)])
 def test_windows_of_one_recording_are_one_recording(tmp_path: Path, n_recordings: int, is_enough: bool) -> None:
     """A label needs recordings, not rows, and all windows of a recording are held out together."""

@@ -10,7 +10,7 @@ import pytest
 from support.commands import run_command
 
 from benchmarks import against, command_help, scale
-from benchmarks.__main__ import MARKS, README, RESULTS
+from benchmarks.__main__ import MARKS, PAGE, RESULTS
 from benchmarks.measuring import render
 from emotion_batch.storage.archive import list_recordings
 
@@ -34,9 +34,9 @@ def test_what_help_costs_is_the_time_of_a_process() -> None:
     assert 0 < command_help.measure_help("ours") < 60
 
 
-def test_the_readme_has_the_figures_of_the_last_run() -> None:
-    """The table in the README is the one that the benchmarks made, not one that was typed."""
-    table = README.read_text().split(MARKS[0])[1].split(MARKS[1])[0].strip()
+def test_the_page_of_costs_has_the_figures_of_the_last_run() -> None:
+    """The table in docs/explanation/costs.md is the one that the benchmarks made, not one that was typed."""
+    table = PAGE.read_text().split(MARKS[0])[1].split(MARKS[1])[0].strip()
     assert table == render(json.loads(RESULTS.read_text()))
 
 

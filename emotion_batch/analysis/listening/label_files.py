@@ -47,7 +47,7 @@ def write(folder: str, rows: Iterator[pa.Table], file_format: str, min_confidenc
     for some in rows:
         columns = (some[name].to_pylist() for name in _COLUMNS)
         for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
-            name = _escape(file)
+            name = escape(file)
             for suffix, text in encode(name, _find_tracks([row[1:] for row in own], min_confidence)):
                 path = os.path.join(folder, FOLDER, f"{name}{suffix}")
                 os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -76,7 +76,7 @@ def _find_tracks(rows: Sequence[Sequence[Any]], min_confidence: float) -> dict[i
     return tracks
 
 
-def _escape(file: str) -> str:
+def escape(file: str) -> str:
     """Return a recording's name as a path below a folder; what a file system reads otherwise is percent-escaped."""
     words = []
     for word in filter(None, file.split("/")):

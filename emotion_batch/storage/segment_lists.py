@@ -29,6 +29,8 @@ _BATCH = 65_536
 # Ten million names are far fewer words.
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 _COLUMNS = {"file": _WORDS, "start_s": pa.float64(), "end_s": pa.float64(), "channel": pa.float64(), "speaker": _WORDS}
+# Names with these may have another spelling as their key.
+_ODD = r"[^\x00-\x7f]|^[./'\"\s]|[/'\"\s]$|/[./]|\\|://"
 # As pandas writes a duration in a CSV, e.g. `0 days 00:00:01.500000`.
 _DURATION = r"^(?:(?P<d>\d+) days?,? ?)?(?P<h>\d+):(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)$"
 
@@ -104,30 +106,31 @@ def _find_files(
     others = written.filter(is_other).to_pylist()
     if not others:
         return written, {}
-    known = listed.to_pylist()
-    spelled = {find_key(name, base): name for name in known}
+    for name in others:
+        refuse_secrets(name)
+    plain = [unquote(name) if is_rttm else name for name in others]
+    # All spellings of a missing recording are one.
+    keys = [find_key(name, base).removeprefix(f"{base}/") for name in plain]
+    is_there = pc.is_in(pa.array(keys, pa.string()), value_set=listed).to_pylist()
+    # Other names are their own keys, and there may be millions.
+    odd = listed.filter(pc.match_substring_regex(listed, _ODD)).to_pylist()
+    spelled = {find_key(name, base).removeprefix(f"{base}/"): name for name in odd}
     stems: list[dict[str, str | None]] = [{}, {}]
-    for key, name in spelled.items() if is_rttm else ():
-        stem = os.path.splitext(key)[0]
+    for name in listed.to_pylist() if is_rttm else ():
+        stem = os.path.splitext(name)[0]
         for found, word in zip(stems, (stem, os.path.basename(stem)), strict=True):
             # A stem that two recordings have means none of them.
             found[word] = None if word in found else name
     missing: dict[str, None] = {}
-    for number, name in enumerate(others):
-        refuse_secrets(name)
-        plain = unquote(name) if is_rttm else name
-        key = find_key(plain, base)
-        # All spellings of a missing recording are one.
-        others[number] = spelled.get(key) or key.removeprefix(f"{base}/")
-        for found, word in zip(stems, (key, plain), strict=True):
-            if key not in spelled and word in found:
-                if (one := found[word]) is None:
-                    raise UsageError(f"segments: {name!r} may be several recordings of {base}; write their whole names")
-                others[number] = one
-                break
-        else:
-            if key not in spelled:
-                missing[others[number]] = None
+    for number, key in enumerate(keys):
+        stem_of = next((found[key] for found in stems if key in found), key)
+        if stem_of is None and not is_there[number]:
+            raise UsageError(
+                f"segments: {others[number]!r} may be several recordings of {base}; write their whole names"
+            )
+        others[number] = key if is_there[number] else spelled.get(key) or stem_of
+        if not is_there[number] and key not in spelled and stem_of == key:
+            missing[key] = None
     return pc.replace_with_mask(written, is_other, pa.array(others, pa.string())), missing
 
 

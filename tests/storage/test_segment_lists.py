@@ -117,6 +117,9 @@ def test_names_may_be_spelled_otherwise(archive: Path, tmp_path: Path) -> None:
         "b/e.mp3": [2.0, 3.0],
         "x.wav": [4.0, 5.0],
     }
+    # A name in another form of Unicode is the same recording.
+    (archive / "cafe\u0301.wav").write_bytes(b"sound")
+    assert list(read(archive, write(path, [("caf\u00e9.wav", 0.0, 1.0, None, None)]))) == ["cafe\u0301.wav"]
 
 
 def rttm(file: str, channel: int | str, start_s: float, duration_s: float, speaker: str) -> str:

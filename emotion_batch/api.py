@@ -43,7 +43,7 @@ def extract(
     table: str | os.PathLike[str],
     *,
     settings: AnySettings | None = None,
-    segments: Segments | None = None,
+    segments: Segments | str | os.PathLike[str] | None = None,
     window: float | None = None,
     hop: float | None = None,
     channels: str | Sequence[int] | None = None,
@@ -66,7 +66,8 @@ def extract(
     settings
         How samples become features; by default as in the notebook.
     segments
-        Which stretch of each recording; by default the recipe's.
+        Which stretches of each recording; by default the recipe's. ``"speech"`` for stretches of speech, or a list of segments: CSV or
+        Parquet with ``file,start_s,end_s[,channel][,speaker]``, RTTM or a table of audformat.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     channels
@@ -96,9 +97,9 @@ def extract(
     place, source = options.folder(table), options.folder(archive)
     settings = settings or FeatureSettings()
     include, exclude = tuple(include), tuple(exclude)
-    segments = (Segments.choose(segments, window, hop) or settings.segments).of_channels(channels)
+    stretches = settings.segments.replaced_by(Segments.choose(segments, window, hop), channels)
     named = name_suffixes(suffixes)
-    info = TableInfo(schema.FEATURES, source.url, settings, segments, include=include, exclude=exclude, suffixes=named)
+    info = TableInfo(schema.FEATURES, source.url, settings, stretches, include=include, exclude=exclude, suffixes=named)
     _check_limit(limit)
     check_table(place, info)
     relist = partial(_list, source, place, info, options, prune=prune)
@@ -121,7 +122,7 @@ def label(
     table: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | None = None,
-    segments: Segments | None = None,
+    segments: Segments | str | os.PathLike[str] | None = None,
     window: float | None = None,
     hop: float | None = None,
     channels: str | Sequence[int] | None = None,
@@ -146,7 +147,7 @@ def label(
         The bundle, or the name of one that ships; by default the one that is meant for voices that it has not heard. Its
         feature settings are those that an archive is read with.
     segments
-        Which stretches of an archive's recordings; by default those that the model was trained on.
+        Which stretches of an archive's recordings, as in `extract`; by default those that the model was trained on.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     channels
@@ -175,7 +176,7 @@ def label(
     started = time.perf_counter()
     options = RunOptions.of(options, **keywords)
     include, exclude = tuple(include), tuple(exclude)
-    place, origin, segments = options.folder(table), options.folder(source), Segments.choose(segments, window, hop)
+    place, origin, asked = options.folder(table), options.folder(source), Segments.choose(segments, window, hop)
     # First of all, so that a confusion of the two is not told as a fault of either.
     begun = find_info(place)
     bundle = require_safe(find_model(model, options.storage_options))
@@ -187,7 +188,7 @@ def label(
         check_features(features, origin, bundle)
         for name, value in (
             ("keep_features", keep_features),
-            ("segments or windows", segments),
+            ("segments or windows", asked),
             ("channels", channels),
             ("prune", prune or None),
             ("include", include or None),
@@ -196,16 +197,15 @@ def label(
         ):
             if value is not None:
                 raise UsageError(f"{name} cannot be combined with the feature table {origin.url}, only with an archive")
-        segments = features.segments
-    segments = (segments or card.segments).of_channels(channels)
-    if segments.duration_s != card.segments.duration_s:
+    stretches = card.segments.replaced_by(asked, channels) if features is None else features.segments
+    if stretches.duration_s != card.segments.duration_s:
         (options.watcher or Watcher()).on_note(
-            f"segments last {segments.duration_s:g} s, and those that the model was trained on last {card.segments.duration_s:g} s; "
+            f"segments last {stretches.duration_s:g} s, and those that the model was trained on last {card.segments.duration_s:g} s; "
             "expect its labels to be right less often"
         )
     kept_at = None if keep_features is None else options.folder(keep_features).url
     named = () if features is not None else name_suffixes(suffixes)
-    about = (card.feature_settings, segments, card.model_id, card.labels, kept_at, include, exclude, named)
+    about = (card.feature_settings, stretches, card.model_id, card.labels, kept_at, include, exclude, named)
     info = TableInfo(schema.LABELS, origin.url, *about)
     _check_limit(limit)
     check_table(place, info)
@@ -221,7 +221,7 @@ def label(
         while not run.freeze(*listed, prune=prune, limit=limit):
             listed = relist()
         base = listed[0].folder
-        if begun is None and (said := find_unheard(listed[0], bundle, segments)):
+        if begun is None and (said := find_unheard(listed[0], bundle, stretches)):
             run.watcher.on_note(said)
         # Its ten million names are in the manifest now.
         del listed
@@ -399,6 +399,7 @@ def _list(
             suffixes=info.suffixes or SUFFIXES,
             include=info.include,
             exclude=info.exclude,
+            segments=info.segments,
             may_be_empty=prune and options.force,
             on_listed=(options.watcher or Watcher()).on_listed,
         )

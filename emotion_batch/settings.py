@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
@@ -20,7 +21,9 @@ T = TypeVar("T")
 MIN_S, MAX_S = 0.01, 1e6
 # All channels as one, by their mean; and each channel with rows of its own.
 MIX, EACH = "mix", "each"
-_MOST_CHANNELS = 1_024
+MOST_CHANNELS = 1_024
+# Segments that are stretches of speech.
+SPEECH = "speech"
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
@@ -171,6 +174,9 @@ class Segments:
         segment a recording.
     channels
         ``mix`` for the mean of all channels, ``each`` for rows of each channel, or the numbers of channels, from 0.
+    source
+        ``speech`` for stretches of speech, each at most `duration_s` long; else the path or URL of a list of segments. None for
+        stretches at fixed times.
 
     Raises
     ------
@@ -182,8 +188,11 @@ class Segments:
     duration_s: float = 3.0
     hop_s: float | None = None
     channels: str | Sequence[int] = MIX
+    source: str | None = None
 
     def __post_init__(self) -> None:
+        if self.source is not None and (self.hop_s is not None or self.offset_s):
+            raise UsageError("segments of speech or of a list have no offset and no hop")
         if self.channels not in (MIX, EACH):
             object.__setattr__(self, "channels", _check_channels(self.channels))
         fields = [("offset_s", "offset", 0.0), ("duration_s", "duration", MIN_S)]
@@ -208,11 +217,28 @@ class Segments:
         """Return these segments of some channels; None leaves them as they are."""
         return self if channels is None else dataclasses.replace(self, channels=channels)
 
+    def replaced_by(self, asked: Segments | None, channels: str | Sequence[int] | None) -> Segments:
+        """Return what a call asks for instead of these, and of which channels; stretches of speech are no longer than these."""
+        chosen = self if asked is None else asked
+        if chosen.source is not None:
+            chosen = dataclasses.replace(chosen, duration_s=min(chosen.duration_s, self.duration_s))
+        return chosen.of_channels(channels)
+
     @classmethod
-    def choose(cls, segments: Segments | None, window_s: float | None, hop_s: float | None) -> Segments | None:
-        """Return what a call asks for, as `segments` or as windows; None if it asks for neither, UsageError if for both."""
+    def choose(
+        cls, segments: Segments | str | os.PathLike[str] | None, window_s: float | None, hop_s: float | None
+    ) -> Segments | None:
+        """Return what a call asks for, as `segments`, as ``speech`` or a list's place, or as windows; None if it asks for nothing.
+
+        Raise UsageError if it asks for two of them.
+        """
         if window_s is None and hop_s is None:
-            return segments
+            if segments is None or isinstance(segments, Segments):
+                return segments
+            place = os.fspath(segments)
+            # A table names the list, so the name must not depend on the current folder.
+            is_name = place == SPEECH or "://" in place
+            return cls(0.0, MAX_S, source=place if is_name else os.path.abspath(os.path.expanduser(place)))
         if segments is not None:
             raise UsageError("segments cannot be combined with window or hop, which are segments too")
         if window_s is None:
@@ -220,12 +246,31 @@ class Segments:
         return cls.windows(window_s, hop_s)
 
     @property
+    def is_listed(self) -> bool:
+        """Whether a list names the segments."""
+        return self.source not in (None, SPEECH)
+
+    @property
+    def is_speech(self) -> bool:
+        """Whether the segments are stretches of speech."""
+        return self.source == SPEECH
+
+    @property
+    def is_one_stretch(self) -> bool:
+        """Whether each recording, or channel of it, has one segment, at a fixed time."""
+        return self.hop_s is None and self.source is None
+
+    def without_list(self) -> Segments:
+        """Return the segments for other recordings than those of a list: their beginnings, instead of the list's segments."""
+        return dataclasses.replace(self, source=None) if self.is_listed else self
+
+    @property
     def is_one_row(self) -> bool:
         """Whether each recording gets exactly one row."""
-        return self.hop_s is None and (self.channels == MIX or (self.channels != EACH and len(self.channels) == 1))
+        return self.is_one_stretch and (self.channels == MIX or (self.channels != EACH and len(self.channels) == 1))
 
     def starts(self) -> Iterator[float]:
-        """Yield the starts of segments in seconds: one, or for windows an endless sequence."""
+        """Yield the starts of segments at fixed times, in seconds: one, or for windows an endless sequence."""
         if self.hop_s is None:
             yield self.offset_s
         else:
@@ -250,6 +295,8 @@ class Segments:
     def to_options(self) -> str:
         """Return the options of the command line for these segments."""
         channels = "" if self.channels == MIX else f" --channels {self._say_channels()}"
+        if self.source is not None:
+            return f"--segments {self.source}{channels}"
         if self.hop_s is None:
             return f"--offset {self.offset_s:g} --duration {self.duration_s:g}{channels}"
         return f"--window {self.duration_s:g} --hop {self.hop_s:g}{channels}"
@@ -257,6 +304,8 @@ class Segments:
     def __str__(self) -> str:
         """Return the segments in words, for a sentence or a bundle's README."""
         channels = {MIX: "", EACH: " of each channel"}.get(self._say_channels(), f" of channel {self._say_channels()}")
+        if self.source is not None:
+            return f"{'the segments of a list' if self.is_listed else f'stretches of speech of at most {self.duration_s:g} s'}{channels}"
         if self.hop_s is None:
             return f"{self.offset_s:g} s to {self.offset_s + self.duration_s:g} s{channels}"
         return f"windows of {self.duration_s:g} s every {self.hop_s:g} s{channels}"
@@ -268,7 +317,7 @@ class Segments:
 def _check_channels(channels: str | Sequence[int]) -> tuple[int, ...]:
     """Return the numbers of channels, sorted; raise UsageError if they are none."""
     numbers = sorted(set(channels)) if not isinstance(channels, str) else []
-    if not numbers or any(type(one) is not int or not 0 <= one < _MOST_CHANNELS for one in numbers):
+    if not numbers or any(type(one) is not int or not 0 <= one < MOST_CHANNELS for one in numbers):
         raise UsageError(f"channels must be {MIX}, {EACH} or numbers of channels from 0, e.g. 0,1: {channels!r}")
     return tuple(numbers)
 

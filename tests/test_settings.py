@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
+from support.commands import call_command
 
 import emotion_batch
 from emotion_batch.errors import UsageError
@@ -67,6 +69,40 @@ def test_windows_are_asked_for_by_their_seconds() -> None:
     assert Segments.choose(None, 4, None) == Segments.windows(4, 4)
     assert Segments.choose(Segments(0, 1), None, None) == Segments(0, 1)
     assert Segments.choose(None, None, None) is None
+
+
+def test_segments_of_speech_and_of_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are named by a word or a place, have an identity of their own, and are no longer than the model's."""
+    monkeypatch.chdir(tmp_path)
+    asked = {
+        "speech": ("speech", "stretches of speech of at most 6 s of each channel"),
+        "turns.csv": (f"{tmp_path}/turns.csv", "the segments of a list of each channel"),
+        "./speech": (f"{tmp_path}/speech", "the segments of a list of each channel"),
+        "s3://calls/turns.rttm": ("s3://calls/turns.rttm", "the segments of a list of each channel"),
+    }
+    seen = set()
+    for place, (source, words) in asked.items():
+        found = VoicesSettings().segments.replaced_by(Segments.choose(place, None, None), "each")
+        assert (found.offset_s, found.duration_s, found.source, str(found)) == (0.0, 6.0, source, words)
+        assert found.to_options() == f"--segments {source} --channels each"
+        assert Segments.from_dict(found.to_dict()) == found
+        assert not (found.is_one_row or found.is_one_stretch)
+        assert found.is_listed == (source != "speech")
+        assert found.without_list().is_one_stretch == found.is_listed
+        seen.add(found.segment_id)
+    assert len(seen) == 4
+    shorter = Segments(0.0, 2.0, source="speech")
+    assert VoicesSettings().segments.replaced_by(shorter, None) == shorter
+    with pytest.raises(UsageError, match="segments of speech or of a list have no offset and no hop"):
+        Segments(0.5, 3.0, source="speech")
+
+
+@pytest.mark.parametrize("name", ["offset", "duration", "window", "hop"])
+def test_segments_stand_alone(name: str) -> None:
+    """Segments of speech or of a list cannot be combined with other stretches."""
+    done = call_command("label", "/nowhere", "/nowhere/table", "--segments", "speech", f"--{name}", "1")
+    assert done.code == 2
+    assert f"--segments cannot be combined with --{name}, because it says which stretches are taken" in done.err
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def take_review(
     labelled = [row for row in valid if answers[row.number] not in apart]
     labelled.sort(key=lambda row: (row.file, found[row.number][1:]))
     has_channels = info.segments.channels != MIX
-    has_segments = info.segments.hop_s is not None or has_channels
+    has_segments = not info.segments.is_one_stretch or has_channels
     if labelled:
         columns: dict[str, list[Any]] = {"file": [row.file for row in labelled]}
         for name, is_used in (("start_s", has_segments), ("end_s", has_segments), ("channel", has_channels)):

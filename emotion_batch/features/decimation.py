@@ -6,15 +6,18 @@ the other weights of its column are 0. So the outputs for some samples do not de
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from emotion_batch.features.scratch import scratch
-
 # Outputs a row. With a whole number of sixteens, a row of a product does not depend on how many rows there are.
 _N_OUTPUTS = 16
+# Each thread keeps memory to compute in, because new memory costs more than the sums in it; larger arrays are not kept.
+_KEPT_VALUES = 2**20
+_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,14 @@ def decimate(samples: npt.NDArray[np.float32], by: Decimator) -> npt.NDArray[np.
     rows = scratch("decimate rows", n_rows, width)
     rows[:] = np.ndarray((n_rows, width), np.float32, laid, 0, (step * laid.itemsize, laid.itemsize))
     return (rows @ by.weights).reshape(-1)[:n_outputs]
+
+
+def scratch(name: str, *shape: int) -> npt.NDArray[np.float32]:
+    """Return an array with any values. The next call with this name in this thread returns the same memory."""
+    n_values = math.prod(shape)
+    if n_values > _KEPT_VALUES:
+        return np.empty(shape, np.float32)
+    kept: dict[str, npt.NDArray[np.float32]] = _local.__dict__
+    if name not in kept or len(kept[name]) < n_values:
+        kept[name] = np.empty(n_values, np.float32)
+    return kept[name][:n_values].reshape(shape)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.fft
 
+from emotion_batch.features.decimation import scratch
 from emotion_batch.features.recipe import Recipe, read_matrix
-from emotion_batch.features.scratch import scratch
 from emotion_batch.settings import FeatureSettings
 
 FILTERS = "mel_filters.npz"

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
-from emotion_batch.features.decimation import Decimator, decimate, design
-from emotion_batch.features.scratch import scratch
+from emotion_batch.features.decimation import Decimator, decimate, design, scratch
 
 # The rate in Hz near which the fundamental is looked for, and the samples of a frame there: 64 ms, four periods of the lowest.
 _RATE_HZ, _WINDOW = 4_000, 256

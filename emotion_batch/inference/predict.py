@@ -208,8 +208,8 @@ def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
         "entropy": entropy(found.probabilities),
         **{f"p_{label}": found.probabilities[:, number] for number, label in enumerate(labels)},
     }
-    schema = label_schema(labels)
-    columns = {name: features[name] for name in ("file", "channel", "start_s", "end_s", "status", "error")}
+    schema = label_schema(labels, is_listed="speaker" in features.column_names)
+    columns = {name: features[name] for name in schema.names if name in features.column_names}
     for name, values in made.items():
         columns[name] = _spread(values, is_ok, schema.field(name).type)
     return pa.table(columns, schema=schema)

@@ -49,7 +49,7 @@ def find_unheard(listing: Listing, bundle: Bundle, segments: Segments) -> str | 
     """
     entries, card = listing.entries, bundle.card
     n_bytes = pc.sum(entries["size"]).as_py() or 0
-    if segments.hop_s is not None or n_bytes < _LEAST_BYTES:
+    if not segments.is_one_stretch or n_bytes < _LEAST_BYTES:
         return None
     n_looked = min(_N_LOOKED, entries.num_rows)
     numbers = [entries.num_rows * number // n_looked for number in range(n_looked)]

@@ -139,7 +139,7 @@ def plan(
     model: str | os.PathLike[str] | None = None,
     extract: bool = False,
     settings: AnySettings | None = None,
-    segments: Segments | None = None,
+    segments: Segments | str | os.PathLike[str] | None = None,
     window: float | None = None,
     hop: float | None = None,
     channels: str | Sequence[int] | None = None,
@@ -164,7 +164,7 @@ def plan(
     settings
         How samples become features, for `extract`; `label` uses the settings of its model.
     segments
-        Which stretch of each recording; by default that of the settings or of the model.
+        Which stretches of each recording, as in `extract`; by default that of the settings or of the model.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     channels
@@ -193,7 +193,7 @@ def plan(
         If the call is wrong, the run could not begin, or nothing of the sample was done.
     """
     started = time.monotonic()
-    asked, segments = sorted({*workers}), Segments.choose(segments, window, hop)
+    asked, stretches = sorted({*workers}), Segments.choose(segments, window, hop)
     if asked and asked[0] < 1:
         raise UsageError(f"workers must be whole numbers of at least 1: {asked[0]}")
     if not 0.5 <= sample_s <= 3_600:
@@ -202,7 +202,7 @@ def plan(
     hour = None if by is None else _find_hour(by)
     place, watcher = Folder.of(archive, storage_options), watcher or Watcher()
     choice = {"suffixes": tuple(suffixes), "include": tuple(include), "exclude": tuple(exclude)}
-    left = find_left(place, table, model, settings, segments, choice, watcher, extract=extract, channels=channels)
+    left = find_left(place, table, model, settings, stretches, choice, watcher, extract=extract, channels=channels)
     found: dict[str, Any] = {}
     outlook, n_here = Outlook(np.zeros(0), 1.0, 1.0, 0.0), 0
     if left.shards:
@@ -292,7 +292,7 @@ class _Work:
     def of(cls, left: Left) -> _Work:
         entries, segments = pa.concat_tables(left.shards.values()), left.info.segments
         # All rows of a feature table cost the same.
-        is_even = left.tasks and segments.hop_s is None
+        is_even = left.tasks and segments.is_one_stretch
         costs = np.ones(entries.num_rows) if is_even else estimate_costs(entries, segments)
         ends = pc.utf8_lower(pc.utf8_slice_codeunits(entries["file"], -4, None))
         kinds = ends.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
@@ -334,7 +334,7 @@ class _Work:
 def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: float) -> tuple[dict[str, Any], Outlook]:
     """Return what the shards of a sample, with the numbers of their recordings, say about all recordings."""
     taken = [one for shard in shards for one in shard.taken]
-    seconds, n_rows, done, durations, statuses = (np.array(column) for column in zip(*taken, strict=True))
+    seconds, n_rows, done, durations, statuses, heard = (np.array(column) for column in zip(*taken, strict=True))
     where = np.repeat(np.arange(len(shards)), [len(one.taken) for one in shards])
     elapsed_s, waited_s, part_bytes, row_bytes, memory_bytes = (np.array([one[n] for one in shards]) for n in range(5))
     shard_rows = np.bincount(where, n_rows)
@@ -380,7 +380,8 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
     )
     audio_s, margin = audio_each.sum(), 2 * error * audio_each.sum()
     failed = statuses != Status.OK
-    heard_s = spread(_hear(work.segments, durations_s), np.ones(len(work.costs))).sum()
+    heard = heard / done if work.segments.source is not None else _hear(work.segments, durations_s)
+    heard_s = spread(heard, np.ones(len(work.costs))).sum()
     return {
         "audio_s": Range(max(0.0, audio_s - margin), audio_s, audio_s + margin),
         "heard_s": min(float(heard_s), float(audio_s)),
@@ -399,7 +400,7 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
 
 
 def _hear(segments: Segments, durations_s: Floats) -> Floats:
-    """Return how many seconds of recordings of these durations their segments cover."""
+    """Return how many seconds of recordings of these durations their segments at fixed times cover."""
     if segments.hop_s is None:
         return np.clip(durations_s - segments.offset_s, 0, segments.duration_s)
     n_hops, rest_s = np.divmod(durations_s, segments.hop_s)

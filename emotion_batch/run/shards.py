@@ -96,11 +96,12 @@ def find_relisted(table: Folder, info: TableInfo, manifest: Manifest, done: Mapp
     found = [shard for shard, by_status in counts.items() if Status.CHANGED in by_status]
     vanished = [shard for shard in counts.keys() - set(found) if Status.VANISHED in counts[shard]]
     # A list may name missing recordings, and a folder may have links that lead nowhere.
-    is_looked_at = is_list(info.source) or not is_url(info.source)
+    is_looked_at = is_list(info.source) or not is_url(info.source) or info.segments.is_listed
     for shard, entries in zip(vanished, manifest.entries(vanished), strict=True):
         missing = entries["file"].filter(pc.and_(entries["size"].is_null(), is_looked_at)).to_pylist()
-        gone, n_vanished = manifest.gone.get(shard, ()), counts[shard][Status.VANISHED]
-        if n_vanished > len(missing) + len(gone):
+        gone, n_vanished = manifest.gone.get(shard, pa.array([], pa.string())), counts[shard][Status.VANISHED]
+        # A recording of a list of segments has a row for each of them.
+        if n_vanished > len(missing) + len(gone) and not info.segments.is_listed:
             found.append(shard)
         elif n_vanished > len(missing):
             # The rows show which of them vanished, because a recording that is gone may still have good rows.
@@ -318,22 +319,24 @@ def find_left(
         bundle = None if extract else _find_bundle(model, goes_on, options)
         if bundle is not None and settings is not None:
             raise UsageError("settings (--recipe and the like) require extract, because a model has its own")
+        default = (settings or FeatureSettings()).segments if bundle is None else bundle.card.segments
+        stretches = default.replaced_by(segments, channels)
         if features is None:
-            listing = list_recordings(place.url, options=options, on_listed=watcher.on_listed, **choice)
+            listing = list_recordings(
+                place.url, options=options, segments=stretches, on_listed=watcher.on_listed, **choice
+            )
             listed, base = listing.entries, listing.folder
             notes = tuple(listing.remark())
         elif segments is not None or channels is not None:
             raise UsageError(f"segments and channels require an archive, and {place.url} is a feature table")
         elif bundle is not None:
             check_features(features, place, bundle)
-            segments = features.segments
+            stretches = features.segments
         if bundle is None:
-            settings = settings or FeatureSettings()
-            segments = (segments or settings.segments).of_channels(channels)
-            info = TableInfo(schema.FEATURES, place.url, settings, segments)
+            info = TableInfo(schema.FEATURES, place.url, settings or FeatureSettings(), stretches)
         else:
-            card, segments = bundle.card, (segments or bundle.card.segments).of_channels(channels)
-            info = TableInfo(schema.LABELS, place.url, card.feature_settings, segments, card.model_id, card.labels)
+            card = bundle.card
+            info = TableInfo(schema.LABELS, place.url, card.feature_settings, stretches, card.model_id, card.labels)
         info = replace(info, **{**choice, "suffixes": name_suffixes(choice["suffixes"])})
     begun = goes_on if goes_on is not None and check_info(goes_on, info) is not None else None
     manifest = read_manifest(begun, info) if begun is not None and features is None else None

@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 from fsspec.utils import glob_translate
 
 from emotion_batch.errors import UsageError, counted
+from emotion_batch.settings import Segments
 from emotion_batch.storage.entries import BATCH, ENTRY_SCHEMA, Entry, compact, distinct, locate_local
 from emotion_batch.storage.file_lists import ReadyList, is_list, read_list
 from emotion_batch.storage.folder import Folder, explained, is_url, refuse_secrets, split_file
 from emotion_batch.storage.names import DiskNames
 from emotion_batch.storage.retry import persistently
+from emotion_batch.storage.segment_lists import RTTM, join_segments
 
 # Common suffixes of files that libsndfile and FFmpeg decode. How a recording is read depends on its content.
 SUFFIXES = (
@@ -50,7 +52,8 @@ class Listing:
     The names in `entries` (`ENTRY_SCHEMA`, sorted by the bytes of ``file``, no name twice) are relative to `folder`.
     `left_out` counts, by suffix, the files without a recording's suffix; `n_duplicates` how often a list named a recording
     again, in any spelling; `n_missing` the recordings that a list on this machine names and that are missing, and `missing`
-    is the first of them; `n_unchosen` the recordings that the patterns left out.
+    is the first of them; `n_unchosen` the recordings that the patterns left out, and `n_unlisted` those without a listed segment.
+    `root` says for a person what names in the list are relative to.
     """
 
     folder: Folder
@@ -60,6 +63,8 @@ class Listing:
     n_missing: int = 0
     missing: str = ""
     n_unchosen: int = 0
+    n_unlisted: int = 0
+    root: str = "the list's folder"
 
     def remark(self) -> Iterator[str]:
         """Yield what a person should know about the listing, a sentence each."""
@@ -68,13 +73,15 @@ class Listing:
             yield f"left out {counted(sum(self.left_out.values()), 'file')} without a recording's suffix ({kinds})"
         if self.n_unchosen:
             yield f"left out {counted(self.n_unchosen, 'recording')} by --include and --exclude"
+        if self.n_unlisted:
+            yield f"left out {counted(self.n_unlisted, 'recording')} without a segment in the list of segments"
         if self.n_duplicates:
             yield f"left out {counted(self.n_duplicates, 'line')} for recordings that the list already names"
         if self.n_missing:
             verb = "is" if self.n_missing == 1 else "are"
             yield (
                 f"{self.n_missing:,} of the {counted(self.entries.num_rows, 'recording')} in the list {verb} missing, e.g. "
-                f"{self.missing!r}; names in a list are relative to the list's folder {self.folder.url}"
+                f"{self.missing!r}; names in a list are relative to {self.root} {self.folder.url}"
             )
 
 
@@ -85,6 +92,7 @@ def list_recordings(
     suffixes: Iterable[str] = SUFFIXES,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    segments: Segments | None = None,
     may_be_empty: bool = False,
     on_listed: Callable[[int], None] = lambda n_files: None,
 ) -> Listing:
@@ -102,6 +110,8 @@ def list_recordings(
         Patterns. A recording is listed if its name matches one of `include`, when there are any, and none of `exclude`. A
         pattern with ``/`` is about the whole name, relative to the archive: ``*`` and ``?`` stay within a folder, ``**`` does not.
         One without is about the last part of the name.
+    segments
+        If a list names them, only recordings with a listed segment are listed, also such as are missing, with `SEGMENTED_SCHEMA`.
     may_be_empty
         Whether an archive without recordings is allowed.
     on_listed
@@ -121,6 +131,8 @@ def list_recordings(
             patterns = place.url[len(base.url) :].lstrip("/").split("/")
             pages = base.walk() if kind == "folder" else _match(base, patterns)
             listing = _of_pages(base, map(_entries, pages), endings, on_listed)
+    if segments is not None and segments.is_listed:
+        listing = _with_segments(listing, Folder.of(str(segments.source), options), segments)
     if include or exclude:
         listing = _choose(listing, include, exclude)
     if not (listing.entries.num_rows or may_be_empty):
@@ -131,6 +143,23 @@ def list_recordings(
             + (", and check the patterns of --include and --exclude" if include or exclude else "")
         )
     return listing
+
+
+def _with_segments(listing: Listing, place: Folder, segments: Segments) -> Listing:
+    """Return the recordings whose segments a list names: one file, or a folder or a glob of RTTM files."""
+    kind, _ = _kind(place, "segments")
+    files = [split_file(place)]
+    if kind in ("folder", "glob"):
+        found = list_recordings(place.url, options=place.options, suffixes=(RTTM,), may_be_empty=True)
+        files = [(found.folder, name) for name in found.entries["file"].to_pylist()]
+    if not files:
+        raise UsageError(
+            f"segments {place.url}: there are no RTTM files ({RTTM}); name a list of segments, or a folder of RTTM files"
+        )
+    with explained(f"segments {place.url}"):
+        entries, missing, n_unlisted = join_segments(files, listing.entries, listing.folder, segments.channels)
+    listing = replace(listing, entries=entries, n_unlisted=n_unlisted, root="the archive")
+    return replace(listing, n_missing=len(missing), missing=missing[0]) if missing else listing
 
 
 def _choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
@@ -165,10 +194,10 @@ def is_recording(source: str | os.PathLike[str], options: Mapping[str, Any] | No
     return _kind(Folder.of(source, options))[0] == "recording"
 
 
-def _kind(place: Folder) -> tuple[_Kind, Folder]:
+def _kind(place: Folder, thing: str = "archive") -> tuple[_Kind, Folder]:
     """Return an archive's kind, and the folder that its names are relative to; for a list, the list's folder."""
     parent, _ = split_file(place)
-    with explained(f"archive {place.url}"):
+    with explained(f"{thing} {place.url}"):
         # The glob comes last, because a name that exists is never taken for a glob.
         kind = place.find_kind()
         if kind == "folder":
@@ -403,5 +432,5 @@ def _batches(entries: Iterable[Entry], n_rows: int) -> Iterator[pa.RecordBatch]:
     left = iter(entries)
     while chunk := list(islice(left, n_rows)):
         columns = zip(*chunk, strict=True)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=False)]
         yield compact(pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, reduce
 from typing import NamedTuple
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,9 +26,20 @@ ENTRY_SCHEMA = pa.schema(
         pa.field("version", pa.string()),
     ]
 )
+# Where segments are listed, an entry also has those of its recording, as JSON: a list of `ListedSegment`.
+SEGMENTED_SCHEMA = ENTRY_SCHEMA.append(pa.field("segments", pa.string()))
 BATCH = 65_536
 # A listing is sorted in at most this many stretches, and a sample of this many names says where they begin.
 _STRETCHES, _SAMPLE = 16, 4_096
+
+
+class ListedSegment(NamedTuple):
+    """A segment as a list names it; without `end_s` it lasts to the end of the recording."""
+
+    start_s: float
+    end_s: float | None
+    channel: int | None
+    speaker: str | None
 
 
 class Entry(NamedTuple):
@@ -42,6 +54,33 @@ class Entry(NamedTuple):
     raw_file: bytes | None
     size: int | None
     version: str | None
+    segments: str | None = None
+
+    def read_segments(self) -> list[ListedSegment]:
+        """Return the recording's segments in the order of their list; none if no list names them."""
+        return [ListedSegment(*one) for one in msgspec.json.decode(self.segments or "[]")]
+
+
+def count_rows(listed: Sequence[ListedSegment], rows: Sequence[tuple[float, int | None]]) -> list[int]:
+    """Return how many of a recording's rows, (start_s, channel) in order, each listed segment has; it ends before one without a row.
+
+    A segment without a channel may have a row for each channel of its recording.
+    """
+    counts: list[int] = []
+    at = 0
+    for one in listed:
+        first = at
+        while at < len(rows) and rows[at][0] == one.start_s:
+            channel, before = rows[at][1], rows[at - 1][1]
+            if at > first and (one.channel is not None or channel is None or before is None or channel <= before):
+                break
+            if one.channel not in (None, channel):
+                break
+            at += 1
+        if at == first:
+            break
+        counts.append(at - first)
+    return counts
 
 
 def is_local(folder: Folder, entry: Entry) -> bool:

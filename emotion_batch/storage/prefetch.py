@@ -172,7 +172,7 @@ class Reader:
     def __init__(self, archive: Folder, segments: Segments, pool: ThreadPoolExecutor) -> None:
         self._archive = archive
         self._segments = segments
-        self._is_through = segments.hop_s is not None
+        self._is_through = not segments.is_one_stretch
         self._whole_bytes = _THROUGH_BYTES if self._is_through else _WHOLE_BYTES
         self._first_bytes = _THROUGH_BYTES if self._is_through else _FIRST_BYTES
         self._pool = pool

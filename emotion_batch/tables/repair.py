@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.storage.entries import ENTRY_SCHEMA
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import attempts, lease, parts, shard_entries
 from emotion_batch.tables.inventory import find_strangers, has_listed, part_shards
@@ -60,7 +59,7 @@ def rebuild(table: Folder, info: TableInfo, listed: pa.Table) -> Manifest:
         gone, digest = its.filter(at.is_null()), footers[shard].digest
         entries = listed.take(at.drop_null())
         if len(gone):
-            entries = pa.table([gone, *(pa.nulls(len(gone), kind) for kind in ENTRY_SCHEMA.types[1:])], ENTRY_SCHEMA)
+            entries = pa.table([gone, *(pa.nulls(len(gone), kind) for kind in listed.schema.types[1:])], listed.schema)
         shards[shard] = entries, shard_entries.digest(shard_entries.as_batch(entries))
         for place, what in reversed(places) if len(gone) else ():
             with contextlib.suppress(PartError):

@@ -26,6 +26,8 @@ _COMMON = (
     pa.field("channel", pa.int16()),
     pa.field("start_s", pa.float64()),
     pa.field("end_s", pa.float64()),
+    # Only where a list names the segments.
+    pa.field("speaker", pa.string()),
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", pa.string()),
 )
@@ -49,11 +51,15 @@ def nullable(schema: pa.Schema) -> pa.Schema:
     return schema.with_metadata({**(schema.metadata or {}), b"pandas": json.dumps(about).encode()})
 
 
-def feature_schema(settings: AnySettings) -> pa.Schema:
-    """Return the columns of a feature table."""
+def _common(*, is_listed: bool) -> list[pa.Field]:
+    return [field for field in _COMMON if is_listed or field.name != "speaker"]
+
+
+def feature_schema(settings: AnySettings, *, is_listed: bool = False) -> pa.Schema:
+    """Return the columns of a feature table; `is_listed` says whether a list names its segments."""
     return pa.schema(
         [
-            *_COMMON,
+            *_common(is_listed=is_listed),
             pa.field("duration_s", pa.float64()),
             pa.field("sample_rate_hz", pa.int32()),
             pa.field("channels", pa.int16()),
@@ -62,12 +68,12 @@ def feature_schema(settings: AnySettings) -> pa.Schema:
     )
 
 
-def label_schema(labels: Sequence[str]) -> pa.Schema:
-    """Return the columns of a label table; `labels` in the order of the bundle's card."""
+def label_schema(labels: Sequence[str], *, is_listed: bool = False) -> pa.Schema:
+    """Return the columns of a label table; `labels` in the order of the bundle's card, `is_listed` as in `feature_schema`."""
     probabilities = [pa.field(f"p_{label}", pa.float32()) for label in labels]
     return pa.schema(
         [
-            *_COMMON,
+            *_common(is_listed=is_listed),
             pa.field("emotion", pa.string()),
             pa.field("confidence", pa.float32()),
             pa.field("margin", pa.float32()),
@@ -155,7 +161,10 @@ class TableInfo:
     @property
     def schema(self) -> pa.Schema:
         """The columns of its parts."""
-        return feature_schema(self.feature_settings) if self.kind == FEATURES else label_schema(self.labels)
+        is_listed = self.segments.is_listed
+        if self.kind == FEATURES:
+            return feature_schema(self.feature_settings, is_listed=is_listed)
+        return label_schema(self.labels, is_listed=is_listed)
 
     def difference(self, other: TableInfo) -> str | None:
         """Return how `other`, a table that a call asks for, first differs from this one, as the rest of a sentence; None if it does not.

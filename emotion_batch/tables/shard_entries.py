@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from emotion_batch.errors import DamagedError
 from emotion_batch.settings import Segments
-from emotion_batch.storage.entries import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA, SEGMENTED_SCHEMA
 from emotion_batch.storage.folder import Folder, damaged, explained
 from emotion_batch.tables.sharding import estimate_costs
 
@@ -27,8 +28,8 @@ FOLDER = "_table/manifest"
 _FILE_BYTES = 2**24
 # An Arrow file begins and ends with these: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format
 _MAGIC_START, MAGIC = b"ARROW1\0\0", b"ARROW1"
-# The version of the digest, written before it.
-_DIGEST = "2:"
+# The version of the digest, written before it: of entries without and with segments. It says which columns there are.
+_DIGEST, _SEGMENTED = "2:", "3:"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class ShardEntry:
 
 
 @cache
-def _stream_start() -> bytes:
+def _stream_start(schema: pa.Schema) -> bytes:
     """Return the first bytes of a stream of entries."""
-    return bytes(ENTRY_SCHEMA.serialize())
+    return bytes(schema.serialize())
 
 
 def read_entries(table: Folder, shard: ShardEntry) -> pa.RecordBatch:
@@ -63,7 +64,8 @@ def decode_entries(table: Folder, shard: ShardEntry, data: bytes | memoryview) -
     """Return a shard's entries from the bytes of its record batch."""
     try:
         # A stream of one batch, because only a stream can be read without threads: half the time, or a tenth on busy cores.
-        stream = pa.py_buffer(_stream_start() + data)
+        schema = SEGMENTED_SCHEMA if shard.digest.startswith(_SEGMENTED) else ENTRY_SCHEMA
+        stream = pa.py_buffer(_stream_start(schema) + data)
         batch = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
         # This comes first, because with damaged offsets Arrow would read outside the buffer.
         batch.validate(full=True)
@@ -93,13 +95,13 @@ def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
                 with suppress(pa.ArrowException, OSError):
                     entries = file.get_batch(number)
                     entries.validate(full=True)
-                    if entries.schema == ENTRY_SCHEMA:
+                    if entries.schema in (ENTRY_SCHEMA, SEGMENTED_SCHEMA):
                         found[digest(entries)] = pa.Table.from_batches([entries])
     return {name: entries for name, entries in found.items() if name in wanted}
 
 
 def digest(entries: pa.RecordBatch) -> str:
-    """Return a version and 32 hexadecimal digits, which change if a name, size or version of the entries changes."""
+    """Return a version and 32 hexadecimal digits, which change if a name, size, version or segment of the entries changes."""
     sha = hashlib.sha256()
     for column in entries.columns:
         there = column.drop_null()
@@ -117,7 +119,7 @@ def digest(entries: pa.RecordBatch) -> str:
         sha.update(pc.binary_length(there).to_numpy().astype("<i4", copy=False).tobytes())
         # Only this stretch is hashed, because an array may be a stretch of another array's memory.
         sha.update(memoryview(data)[first:last] if data is not None else b"")
-    return f"{_DIGEST}{sha.hexdigest()[:32]}"
+    return f"{_SEGMENTED if 'segments' in entries.schema.names else _DIGEST}{sha.hexdigest()[:32]}"
 
 
 class Change(NamedTuple):
@@ -145,7 +147,8 @@ def compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> Ch
     is_gone = pa.array(place < 0)
     gone = batch["file"].filter(is_gone)
     now = listed.take(pa.array(place, mask=place < 0))
-    is_changed = pc.or_(_differs(batch, now, "size"), _differs(batch, now, "version"))
+    schema = batch.schema
+    is_changed = reduce(pc.or_, (_differs(batch, now, name) for name in schema.names[2:]))
     n_changed = pc.sum(is_changed).as_py() or 0
     if not (n_changed or (prune and len(gone))):
         return Change(is_new, n_changed, gone, None)
@@ -153,17 +156,17 @@ def compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> Ch
         # This shares the listing's memory, because in a copied archive all recordings are changed.
         return Change(is_new, n_changed, gone, listed)
     columns = [
-        pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(ENTRY_SCHEMA.field(name).type)
-        for name in ENTRY_SCHEMA.names
+        pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(schema.field(name).type)
+        for name in schema.names
     ]
-    changed = pa.Table.from_arrays(columns, schema=ENTRY_SCHEMA)
+    changed = pa.Table.from_arrays(columns, schema=schema)
     return Change(is_new, n_changed, gone, changed.filter(pc.invert(is_gone)) if prune else changed)
 
 
 def as_batch(entries: pa.Table) -> pa.RecordBatch:
     """Return entries, also if there are none, as the one record batch of a shard."""
     batches = entries.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=ENTRY_SCHEMA)
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=entries.schema)
 
 
 def _differs(known: pa.RecordBatch, listed: pa.Table, name: str) -> pa.Array:
@@ -189,12 +192,15 @@ def reading_entries(table: Folder, file: str) -> Iterator[None]:
 
 def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str, Any]) -> bytes:
     """Return a file of entries with as many of the shards as fit into one file; no bytes if no shard is left."""
+    first = next(left, None)
+    if first is None:
+        return b""
     sink = io.BytesIO()
     # Arrow writes the beginning of a file with its first batch.
-    start = len(_MAGIC_START) + len(_stream_start())
+    start = len(_MAGIC_START) + len(_stream_start(first.schema))
     n_batches = 0
-    with pa.ipc.new_file(sink, ENTRY_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        for entries in left:
+    with pa.ipc.new_file(sink, first.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for entries in chain([first], left):
             batch = as_batch(entries)
             writer.write_batch(batch)
             # With these bounds, a worker reads its shard by one request.
@@ -205,8 +211,6 @@ def write_entries(left: Iterator[pa.Table], segments: Segments, index: dict[str,
             n_batches += 1
             if start > _FILE_BYTES:
                 break
-    if not n_batches:
-        return b""
     index["n_batches"].append(n_batches)
     return sink.getvalue()
 

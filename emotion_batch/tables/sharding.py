@@ -20,6 +20,8 @@ _MOST_RECORDINGS, _MOST_BYTES = 1_024, 2**30
 _COST_BATCH = 65_536
 # Costs in bytes of PCM: to open a recording, of a usual recording, and of a second of audio at most (48 kHz, stereo, 32 bit).
 _OPENING_BYTES, _USUAL_BYTES, _SECOND_BYTES = 16_384, 100_000, 384_000
+# A segment of a list is about twenty letters of an entry.
+_LETTER_BYTES = 1_000
 # Encoded audio is about this many times smaller than PCM.
 _COMPRESSION = {".mp3": 10, ".ogg": 10, ".opus": 12, ".flac": 2}
 
@@ -56,14 +58,17 @@ def _whole_costs(batch: pa.RecordBatch, segments: Segments) -> npt.NDArray[np.in
 def estimate_costs(entries: pa.Table | pa.RecordBatch, segments: Segments) -> npt.NDArray[np.float64]:
     """Return what each recording will cost, in bytes of PCM that are read and processed, shape (n_recordings,).
 
-    One segment costs its own length. Windows cost the whole recording, several times if they overlap.
+    One segment costs its own length. Windows cost the whole recording, several times if they overlap; other segments cost the whole
+    recording, and those of a list also some by themselves.
     """
     sizes: npt.NDArray[np.float64] = entries["size"].fill_null(_USUAL_BYTES).to_numpy().astype(np.float64)
-    if segments.hop_s is None:
+    if segments.is_one_stretch:
         return _OPENING_BYTES + np.minimum(sizes, segments.duration_s * _SECOND_BYTES)
     for suffix, factor in _COMPRESSION.items():
         sizes[pc.ends_with(entries["file"], suffix, ignore_case=True).to_numpy(zero_copy_only=False)] *= factor
-    return _OPENING_BYTES + sizes * max(1.0, segments.duration_s / segments.hop_s)
+    if segments.is_listed and "segments" in entries.schema.names:
+        sizes += _LETTER_BYTES * pc.binary_length(entries["segments"]).fill_null(0).to_numpy()
+    return _OPENING_BYTES + sizes * max(1.0, segments.duration_s / (segments.hop_s or segments.duration_s))
 
 
 def count_shards(n_recordings: int, cost: int) -> int:

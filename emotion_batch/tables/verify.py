@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from emotion_batch.errors import DamagedError, IncompleteError, Status, counted
 from emotion_batch.features import recipes
 from emotion_batch.settings import MIX, Segments
+from emotion_batch.storage.entries import Entry, count_rows
 from emotion_batch.storage.folder import Folder, explained
 from emotion_batch.tables import parts, schema
 from emotion_batch.tables.inventory import find_strangers, require_generations
@@ -185,7 +186,40 @@ def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: 
                 return f"{name} has numbers that are not finite"
     if not pc.all(pc.equal(pc.is_null(rows["error"]), is_ok)).as_py():
         return "error is missing in a row that is not ok, or there in a row that is ok"
-    return _wrong_starts(info.segments, rows)
+    if info.segments.is_listed:
+        return _wrong_listed(entries, rows)
+    return _wrong_speech(info.segments, rows) if info.segments.is_speech else _wrong_starts(info.segments, rows)
+
+
+def _wrong_listed(entries: pa.RecordBatch, rows: pa.Table) -> str | None:
+    """Return which recording has other rows than its list of segments says."""
+    columns = (rows[name].to_pylist() for name in ("file", "start_s", "channel", "speaker"))
+    groups = groupby(zip(*columns, strict=True), key=itemgetter(0))
+    for entry, (file, group) in zip(entries.to_pylist(), groups, strict=True):
+        # A recording that was gone when the manifest was written anew has lost its list.
+        if entry["segments"]:
+            listed, own = Entry(**entry).read_segments(), [row[1:] for row in group]
+            counts = count_rows(listed, [(start_s, channel) for start_s, channel, _ in own])
+            speakers = [one.speaker for one, n_rows in zip(listed, counts, strict=False) for _ in range(n_rows)]
+            # Where each channel has its rows, each segment has all of them, unless the recording failed midway.
+            widths = {n_rows for one, n_rows in zip(listed, counts, strict=False) if one.channel is None}
+            is_uneven = len(widths) > 1 and None not in {channel for _, channel, _ in own}
+            if len(counts) < len(listed) or speakers != [row[2] for row in own] or is_uneven:
+                return f"{file!r} must have the rows of its {counted(len(listed), 'listed segment')}, in their order"
+    return None
+
+
+def _wrong_speech(segments: Segments, rows: pa.Table) -> str | None:
+    """Return which recording has stretches of speech that overlap, are too long or not in order."""
+    columns = (rows[name].to_pylist() for name in ("file", "start_s", "channel", "end_s"))
+    for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+        last_s, ends = 0.0, dict[int | None, float]()
+        for _, start_s, channel, end_s in own:
+            is_long = end_s is not None and end_s - start_s > segments.duration_s + 1e-6
+            if is_long or start_s < max(last_s, ends.get(channel, 0.0) - 1e-6):
+                return f"{file!r} must have stretches of speech in their order, and has one at {start_s} s"
+            last_s, ends[channel] = start_s, end_s or start_s
+    return None
 
 
 def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:

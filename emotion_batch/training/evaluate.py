@@ -18,7 +18,7 @@ from emotion_batch.features import audio, recipes
 from emotion_batch.inference.bundle import check_features, find_model, require_safe
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
-from emotion_batch.settings import MIX, AnySettings, Segments
+from emotion_batch.settings import MIX, AnySettings
 from emotion_batch.storage.archive import find_base
 from emotion_batch.storage.folder import Folder
 from emotion_batch.storage.prefetch import reading
@@ -107,7 +107,7 @@ def evaluate(
 
     def predict(rows: pa.Table) -> None:
         given.append(predict_labels(rows, predictor))
-        starts.append(rows["start_s"].to_numpy())
+        starts.append(np.stack([rows["start_s"].to_numpy(), rows["end_s"].to_numpy()], axis=1))
         channels.extend(rows["channel"].to_pylist())
 
     # Each part is predicted when it is read, and only numbers of its rows are kept.
@@ -284,7 +284,10 @@ def _judge_robustness(
                     channel = channels[row]
                     heard = MIX if channel is None else [channel]
                     with opened_recording(entry, base, fetched, heard) as recording:
-                        stretches = _vary(recording, float(starts[row]), info.segments, settings)
+                        start_s, end_s = starts[row].tolist()
+                        # Stretches of speech, and those of a list, have lengths of their own.
+                        duration_s = info.segments.duration_s if info.segments.source is None else end_s - start_s
+                        stretches = _vary(recording, start_s, round(duration_s, 9), settings)
                 except RecordingError as error:
                     reason = reason or f"{entry.file}: {error.reason}"
                     continue
@@ -326,12 +329,12 @@ def _choose(data: Dataset, n_recordings: int) -> list[int]:
 
 
 def _vary(
-    recording: audio.Recording, start_s: float, segments: Segments, settings: AnySettings
+    recording: audio.Recording, start_s: float, duration_s: float, settings: AnySettings
 ) -> list[tuple[npt.NDArray[np.float32], int]]:
     """Return a segment's samples and their rate under each of `CONDITIONS`; louder ones may exceed 1, and are not clipped."""
     # This is read first, because it begins earlier.
-    padded = _read_padded(recording, start_s, segments.duration_s, settings.sample_rate)
-    plain = recording.read(start_s, segments.duration_s, sample_rate=settings.sample_rate).samples
+    padded = _read_padded(recording, start_s, duration_s, settings.sample_rate)
+    plain = recording.read(start_s, duration_s, sample_rate=settings.sample_rate).samples
     rate_hz = settings.sample_rate or recording.header.sample_rate_hz
     gain = np.float32(10 ** (_LEVEL_DB / 20))
     random = np.random.default_rng(0)

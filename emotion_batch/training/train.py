@@ -272,7 +272,7 @@ def train_bundle(
             network,
             labels=data.labels,
             feature_settings=info.feature_settings,
-            segments=info.segments,
+            segments=info.segments.without_list(),
             training={
                 **asdict(settings),
                 **(begun.describe(settings.data_licence) if begun else {}),

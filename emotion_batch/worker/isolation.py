@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,7 +31,8 @@ from emotion_batch.storage.prefetch import reading
 from emotion_batch.storage.retry import RECORDING_RETRIES
 from emotion_batch.usage import Spent, current, metered, stage
 from emotion_batch.worker import process
-from emotion_batch.worker.recordings import FeatureRow, extract_recording, rows_to_table
+from emotion_batch.worker.hearing import FeatureRow
+from emotion_batch.worker.recordings import extract_recording, rest_rows, rows_to_table
 from emotion_batch.worker.watchdog import watched
 
 # Only this module gives these statuses, to recordings that ended their process.
@@ -96,7 +96,7 @@ def extract_isolated(
     current().n_isolated += 1
     with stage("isolated"):
         job = _Job(tuple(Entry(**row) for row in entries.to_pylist()), archive, settings, segments, limits)
-        return rows_to_table(_extract(job, on_failure), settings)
+        return rows_to_table(_extract(job, on_failure), settings, segments)
 
 
 def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[FeatureRow]:
@@ -138,20 +138,16 @@ def _extract(job: _Job, on_failure: Callable[[StorageError], None]) -> Iterator[
                 continue
             current().time(left[0].file, time.perf_counter() - asked)
             rest = _rest(left[0], job.segments, rows, *child.cause(job.limits))
-        yield from rows
-        # There is no rest if the recording killed the child after all its rows.
-        if rest is not None:
-            yield rest
+        yield from (*rows, *rest)
         left, n_killed = left[1:], 0
 
 
-def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> FeatureRow | None:
-    """Return the row for the rest of a recording after `rows`; None if there is no rest."""
-    start_s = next(islice(segments.starts(), len({row.start_s for row in rows}), None), None)
+def _rest(entry: Entry, segments: Segments, rows: list[FeatureRow], status: Status, reason: str) -> list[FeatureRow]:
+    """Return the rows for the rest of a recording after `rows`; none if it killed the child after all its rows."""
+    rest = rest_rows(entry, segments, rows, status, reason)
     duration_s = rows[-1].duration_s if rows else None
-    if start_s is None or (rows and duration_s is not None and start_s >= duration_s):
-        return None
-    return FeatureRow(entry.file, None, start_s, None, status, reason, None, None, None, None)
+    is_over = duration_s is not None and not segments.is_listed and any(row.start_s >= duration_s for row in rest)
+    return [] if is_over else rest
 
 
 class _Child:
@@ -252,7 +248,8 @@ def _encode(row: FeatureRow) -> bytes:
 def _decode(data: bytes, settings: AnySettings) -> FeatureRow:
     head, _, values_bytes = data.partition(b"\n")
     values: list[Any] = json.loads(head)
-    values[4] = Status(values[4])
+    at = FeatureRow._fields.index("status")
+    values[at] = Status(values[at])
     return FeatureRow._make([*values, recipes.decode(values_bytes, settings)])
 
 

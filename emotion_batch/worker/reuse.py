@@ -38,7 +38,7 @@ def carry_over(
     before = known[footer.digest]
     at = pc.index_in(entries["file"], value_set=before["file"])
     is_same = pc.is_valid(at)
-    for name in ("size", "version"):
+    for name in entries.schema.names[2:]:
         now, then = entries[name], before[name].take(at)
         both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))
         is_same = pc.and_(is_same, pc.or_(both_unknown, pc.fill_null(pc.equal(now, then), False)))
@@ -51,10 +51,9 @@ def carry_over(
 
 
 def merge(entries: pa.RecordBatch, kept: pa.Table, made: pa.Table) -> pa.Table:
-    """Return the rows of a shard, kept and made, in the order of its entries and of their segments."""
+    """Return the rows of a shard, kept and made, in the order of its entries; the rows of each recording keep their order."""
     if not kept.num_rows:
         return made
     rows = pa.concat_tables([kept, made])
-    recording = pc.index_in(rows["file"], value_set=entries["file"])
-    order = pa.table({"recording": recording, "start_s": rows["start_s"], "channel": rows["channel"]})
-    return rows.take(pc.sort_indices(order, sort_keys=[(name, "ascending") for name in order.column_names]))
+    # The sort is stable, and the rows of a recording are all kept or all made.
+    return rows.take(pc.sort_indices(pc.index_in(rows["file"], value_set=entries["file"])))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import Status, UsageError
@@ -60,7 +61,7 @@ def label_recording(
     recording: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | None = None,
-    segments: Segments | None = None,
+    segments: Segments | str | os.PathLike[str] | None = None,
     window: float | None = None,
     hop: float | None = None,
     channels: str | Sequence[int] | None = None,
@@ -75,7 +76,7 @@ def label_recording(
     model
         The bundle, or the name of a shipped one; by default the one that is meant for new voices.
     segments
-        Which segments to label; by default as in the model's training.
+        Which segments to label, as in `extract`; by default as in the model's training.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     channels
@@ -88,19 +89,26 @@ def label_recording(
     -------
     A label for each segment, or a reason; at least one.
     """
-    segments = Segments.choose(segments, window, hop)
+    asked = Segments.choose(segments, window, hop)
     bundle = require_safe(find_model(model, storage_options))
     place = Folder.of(recording, storage_options)
     if not is_recording(recording, storage_options):
         raise UsageError(f"recording {place.url}: it is not one file; name a TABLE to label an archive")
-    listing = list_recordings(place.url, options=storage_options)
+    stretches = bundle.card.segments.replaced_by(asked, channels)
+    listing = list_recordings(place.url, options=storage_options, segments=stretches)
+    # A list of segments may name other recordings too.
+    entries = listing.entries.filter(pc.equal(listing.entries["file"], place.url.rpartition("/")[2]))
+    if not entries.num_rows:
+        raise UsageError(
+            f"recording {place.url}: {stretches.source} lists no segment of it; check the names in the list"
+        )
     # One thread as on a worker, and only in this block, because the process is the caller's.
     with threadpool_limits(1):
         features = extract_rows(
-            listing.entries.combine_chunks().to_batches()[0],
+            entries.combine_chunks().to_batches()[0],
             listing.folder,
             bundle.card.feature_settings,
-            (segments or bundle.card.segments).of_channels(channels),
+            stretches,
         )
     labels = bundle.card.labels
     return [

@@ -18,7 +18,7 @@ from emotion_batch import usage
 from emotion_batch.errors import Status
 from emotion_batch.inference.bundle import CARD, Bundle
 from emotion_batch.inference.predict import label_rows, load_predictor
-from emotion_batch.storage.entries import ENTRY_SCHEMA, Entry
+from emotion_batch.storage.entries import SEGMENTED_SCHEMA, Entry
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import attempts, parts
 from emotion_batch.tables.schema import TableInfo
@@ -43,13 +43,17 @@ class Share(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """The time of one recording: `share` of it was done. `duration_s` is that of the whole, or NaN if unknown."""
+    """The time of one recording: `share` of it was done. `duration_s` is that of the whole, or NaN if unknown.
+
+    The segments of one channel cover `heard_s` of what was done.
+    """
 
     seconds: float
     n_rows: int
     share: float
     duration_s: float
     status: str
+    heard_s: float
 
 
 class Timed(NamedTuple):
@@ -120,8 +124,8 @@ class Trial:
                 longest_s = _RECORDING * self.sample_s
                 place = TablePlace(notes, self.info)
                 job = Job(features=place, archive=self.source, witnesses=witnesses, longest_s=longest_s)
-                rows = [dict(zip(ENTRY_SCHEMA.names, entry, strict=True)) for entry in things]
-                made = job.extract(pa.RecordBatch.from_pylist(rows, ENTRY_SCHEMA), attempt)
+                rows = [entry._asdict() for entry in things if isinstance(entry, Entry)]
+                made = job.extract(pa.RecordBatch.from_pylist(rows, SEGMENTED_SCHEMA), attempt)
             found = made if bundle is None else label_rows(made, load_predictor(bundle))
             parts.publish_part(notes, self.info, start, "", found)
         elapsed_s, waited_s = time.perf_counter() - began, _waited_s() - waited_s
@@ -144,17 +148,29 @@ class Trial:
 
     def _by_recording(self, rows: pa.Table, clock: _Clock) -> Iterator[Taken]:
         """Yield the time of each recording; its status is that of its first row that is not ``ok``."""
-        hop_s = self.info.segments.hop_s
-        columns = zip(*(rows[name].to_pylist() for name in ("file", "status", "duration_s", "channel")), strict=True)
+        segments, hop_s = self.info.segments, self.info.segments.hop_s
+        names = ("file", "status", "duration_s", "channel", "start_s", "end_s")
+        columns = zip(*(rows[name].to_pylist() for name in names), strict=True)
         for file, group in groupby(columns, key=lambda row: str(row[0])):
-            _, statuses, (duration_s, *_), channels = zip(*group, strict=True)
+            _, statuses, (duration_s, *_), channels, starts, ends = zip(*group, strict=True)
+            heard_s = sum(end_s - start_s for start_s, end_s in zip(starts, ends, strict=True) if end_s is not None)
             n_rows, status = len(statuses), next((one for one in statuses if one != Status.OK), str(Status.OK))
             n_whole = n_rows
             if hop_s is not None and duration_s is not None and status == Status.OK:
                 # There is a window for each start inside the recording, and for each of its channels.
                 n_whole = max(n_rows, len({*channels}) * math.ceil(round(duration_s / hop_s, 9)))
-            seconds = clock.each_s.get(file, 0.0)
-            yield Taken(seconds, n_rows, n_rows / n_whole, math.nan if duration_s is None else duration_s, status)
+            seconds, share = clock.each_s.get(file, 0.0), n_rows / n_whole
+            if segments.source is not None and duration_s and seconds > _RECORDING * self.sample_s:
+                # It ended early, and its last row says where.
+                share = min(1.0, max(1e-3, (ends[-1] or 0.0) / duration_s))
+            yield Taken(
+                seconds,
+                n_rows,
+                share,
+                math.nan if duration_s is None else duration_s,
+                status,
+                heard_s / len({*channels}),
+            )
 
     def remove(self) -> None:
         """Delete the files of the sample on this machine."""

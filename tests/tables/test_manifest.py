@@ -12,7 +12,7 @@ import pytest
 
 from emotion_batch.errors import UsageError
 from emotion_batch.settings import Segments
-from emotion_batch.storage.entries import ENTRY_SCHEMA
+from emotion_batch.storage.entries import ENTRY_SCHEMA, SEGMENTED_SCHEMA
 from emotion_batch.storage.folder import Folder
 from emotion_batch.tables import shard_entries
 from emotion_batch.tables.manifest import Growth, Manifest
@@ -122,6 +122,34 @@ def test_a_digest_depends_on_every_value(name: str, number: int) -> None:
     # Nor do values change places between rows or columns.
     assert digest(batch_of([{**ODD[0], "version": "1"}, *ODD[1:]])) != found
     assert digest(batch_of([{**ODD[0], "file": "a1", "version": "2"}, *ODD[1:]])) != found
+
+
+def test_listed_segments_are_frozen(tmp_path: Path) -> None:
+    """Segments come back as they were listed, another list changes their recordings alone, and damaged manifests are salvaged."""
+
+    def with_segments(texts: list[str]) -> pa.Table:
+        return listing(names(len(texts))).append_column("segments", pa.array(texts)).cast(SEGMENTED_SCHEMA)
+
+    listed = Segments(0.0, 6.0, source="/turns.csv")
+    texts = [f"[[{number}.0,{number}.5,null,null]]" for number in range(2_000)]
+    entries = with_segments(texts)
+    manifest = Manifest(Folder.of(tmp_path))
+    assert manifest.grow(entries, listed) == Growth(n_new=2_000)
+    again = Manifest(Folder.of(tmp_path))
+    assert pa.Table.from_batches(again.entries(sorted(again.shards))).equals(entries)
+    assert all(one.digest.startswith("3:") for one in again.shards.values())
+    assert again.grow(entries, listed) == Growth()
+    changed = with_segments(["[]" if number == 700 else text for number, text in enumerate(texts)])
+    assert again.grow(changed, listed) == Growth(n_changed=1)
+    assert pa.Table.from_batches(again.entries(sorted(again.shards))).equals(changed)
+    wanted = {one.digest for one in again.shards.values()}
+    found = shard_entries.salvage(Folder.of(tmp_path), wanted)
+    assert found.keys() == wanted
+    # A recording with more segments costs more, and shards are even in that.
+    many = with_segments([text * (500 if number < 20 else 1) for number, text in enumerate(texts)])
+    assert estimate_costs(many, listed)[0] > 10 * estimate_costs(many, listed)[-1]
+    shards = cut(many, listed)
+    assert max(shard.num_rows for shard in shards) > 2 * min(shard.num_rows for shard in shards)
 
 
 @pytest.mark.parametrize("file", [1, 5_000, 2**24])

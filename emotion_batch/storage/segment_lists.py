@@ -1,0 +1,282 @@
+"""Read lists of segments (CSV or Parquet, segmented tables of audformat, RTTM), and join them to a listing of recordings."""
+
+from __future__ import annotations
+
+import io
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from emotion_batch.errors import UsageError
+from emotion_batch.settings import MAX_S, MIX, MOST_CHANNELS
+from emotion_batch.storage.entries import ENTRY_SCHEMA, SEGMENTED_SCHEMA, distinct
+from emotion_batch.storage.folder import Folder, refuse_secrets
+from emotion_batch.storage.names import as_utf8, bare, find_key
+
+RTTM = ".rttm"
+# The segments of some recordings become text at a time, about so many.
+_BATCH = 65_536
+# Ten million names are far fewer words.
+_WORDS = pa.dictionary(pa.int32(), pa.string())
+_COLUMNS = {"file": _WORDS, "start_s": pa.float64(), "end_s": pa.float64(), "channel": pa.float64(), "speaker": _WORDS}
+# Names with these may have another spelling as their key.
+_ODD = r"[^\x00-\x7f]|^[./'\"\s]|[/'\"\s]$|/[./]|\\|://"
+# As pandas writes a duration in a CSV, e.g. `0 days 00:00:01.500000`.
+_DURATION = r"^(?:(?P<d>\d+) days?,? ?)?(?P<h>\d+):(?P<m>\d+):(?P<s>\d+(?:\.\d+)?)$"
+
+
+def join_segments(
+    files: Iterable[tuple[Folder, str]], listed: pa.Table, base: Folder, channels: object
+) -> tuple[pa.Table, list[str], int]:
+    """Return the recordings whose segments some files list, which of them a listing lacks, and how many of it these do not name.
+
+    The recordings have `SEGMENTED_SCHEMA`, and their segments are in the order of the files. `listed` has `ENTRY_SCHEMA`, its names
+    are relative to `base`, and `channels` is that of `Segments`. Raise UsageError if the files are not a list of segments.
+    """
+    rows, is_rttm = _read_files(files)
+    _check(rows)
+    names, of_name = _split_words(rows["file"])
+    speakers, of_speaker = _split_words(rows["speaker"])
+    start_s, end_s, channel = (rows[name].to_numpy() for name in ("start_s", "end_s", "channel"))
+    del rows
+    files_of_names, missing = _find_files(names, listed["file"], base.url, is_rttm=is_rttm)
+    known = listed.filter(pc.is_in(listed["file"], value_set=files_of_names))
+    lacking = pa.array(missing, pa.string())
+    columns = [lacking, *(pa.nulls(len(lacking), kind) for kind in ENTRY_SCHEMA.types[1:])]
+    found, _ = distinct(pa.concat_tables([known, pa.table(columns, ENTRY_SCHEMA)]))
+    place = pc.index_in(files_of_names, value_set=found["file"]).to_numpy()[of_name]
+    # The sort is stable, so that the segments of a recording keep their order.
+    order = np.argsort(place, kind="stable")
+    bounds = np.searchsorted(place[order], np.arange(found.num_rows + 1))
+    n_named = np.bincount(place, ~np.isnan(channel), found.num_rows)
+    if channels == MIX and (is_both := (n_named > 0) & (n_named < np.diff(bounds))).any():
+        name = found["file"][int(is_both.argmax())].as_py()
+        raise UsageError(
+            f"segments: some of {name!r} name a channel and others do not; name a channel in each row of a recording, or say with "
+            "--channels which channels the others are of"
+        )
+
+    def encode() -> Iterator[pa.Array]:
+        first = 0
+        while first < found.num_rows:
+            last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _BATCH, side="right")) - 1)
+            rows = order[bounds[first] : bounds[last]]
+            ends, numbers = (
+                [None if one != one else one for one in column[rows].tolist()] for column in (end_s, channel)
+            )
+            whole = [None if one is None else int(one) for one in numbers]
+            words = [speakers[one] or None if one >= 0 else None for one in of_speaker[rows].tolist()]
+            segments = list(zip(start_s[rows].tolist(), ends, whole, words, strict=True))
+            cuts = (bounds[first : last + 1] - bounds[first]).tolist()
+            texts = [msgspec.json.encode(segments[cuts[n] : cuts[n + 1]]) for n in range(last - first)]
+            yield pa.array(texts, pa.binary()).cast(pa.string())
+            first = last
+
+    texts = pa.chunked_array(encode(), pa.string())
+    entries = found.append_column(SEGMENTED_SCHEMA.field("segments"), texts)
+    return entries, list(missing), listed.num_rows - known.num_rows
+
+
+def _split_words(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the words of a column, and the number of each row's word, -1 without one."""
+    chunks = column.unify_dictionaries().chunks
+    codes = [pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]
+    return chunks[0].dictionary.to_pylist() if chunks else [], np.concatenate([np.zeros(0, np.int64), *codes])
+
+
+def _find_files(
+    names: list[str], listed: pa.ChunkedArray, base: str, *, is_rttm: bool
+) -> tuple[pa.Array, dict[str, None]]:
+    """Return the recording that each name of a list means, and those that are not listed.
+
+    A name is taken as it is written, else in another spelling; in RTTM, which has no blanks and often no suffixes, also by its stem.
+    """
+    written = pa.array(names, pa.string())
+    is_other = pc.invert(pc.is_in(written, value_set=listed))
+    others = written.filter(is_other).to_pylist()
+    if not others:
+        return written, {}
+    for name in others:
+        refuse_secrets(name)
+    plain = [unquote(name) if is_rttm else name for name in others]
+    # All spellings of a missing recording are one.
+    keys = [find_key(name, base).removeprefix(f"{base}/") for name in plain]
+    is_there = pc.is_in(pa.array(keys, pa.string()), value_set=listed).to_pylist()
+    # Other names are their own keys, and there may be millions.
+    odd = listed.filter(pc.match_substring_regex(listed, _ODD)).to_pylist()
+    spelled = {find_key(name, base).removeprefix(f"{base}/"): name for name in odd}
+    stems: list[dict[str, str | None]] = [{}, {}]
+    for name in listed.to_pylist() if is_rttm else ():
+        stem = os.path.splitext(name)[0]
+        for found, word in zip(stems, (stem, os.path.basename(stem)), strict=True):
+            # A stem that two recordings have means none of them.
+            found[word] = None if word in found else name
+    missing: dict[str, None] = {}
+    for number, key in enumerate(keys):
+        stem_of = next((found[key] for found in stems if key in found), key)
+        if stem_of is None and not is_there[number]:
+            raise UsageError(
+                f"segments: {others[number]!r} may be several recordings of {base}; write their whole names"
+            )
+        others[number] = key if is_there[number] else spelled.get(key) or stem_of
+        if not is_there[number] and key not in spelled and stem_of == key:
+            missing[key] = None
+    return pc.replace_with_mask(written, is_other, pa.array(others, pa.string())), missing
+
+
+def _check(rows: pa.Table) -> None:
+    """Raise UsageError for the first row that has no name, no stretch of a recording or no channel."""
+    if not rows.num_rows:
+        raise UsageError("segments: the list has no segments")
+    start_s, end_s, channel = (rows[name] for name in ("start_s", "end_s", "channel"))
+    # Without an end, a segment lasts to the end of its recording.
+    is_channel = pc.and_(
+        pc.equal(pc.floor(channel), channel), pc.and_(pc.greater_equal(channel, 0), pc.less(channel, MOST_CHANNELS))
+    )
+    checks = {
+        "file": (pc.is_valid(rows["file"]), "the name of a recording"),
+        "start_s": (
+            pc.and_(pc.greater_equal(start_s, 0), pc.less_equal(start_s, MAX_S)),
+            f"from 0 to {MAX_S:,.0f} seconds",
+        ),
+        "end_s": (
+            pc.or_kleene(pc.is_null(end_s), pc.less_equal(pc.abs(end_s), MAX_S)),
+            f"at most {MAX_S:,.0f} seconds",
+        ),
+        "channel": (pc.or_kleene(pc.is_null(channel), is_channel), "a number from 0"),
+    }
+    for name, (is_right, rule) in checks.items():
+        at = pc.index(pc.fill_null(is_right, False), False).as_py()
+        if at >= 0:
+            raise UsageError(
+                f"segments: {name} must be {rule}: {rows[name][at].as_py()!r}, in row {at + 1:,} of the list"
+            )
+
+
+def _read_files(files: Iterable[tuple[Folder, str]]) -> tuple[pa.Table, bool]:
+    """Return the rows of lists, with `_COLUMNS`, and whether they are RTTM."""
+    tables, is_rttm = [], False
+    for folder, name in files:
+        data = folder.read(name)
+        try:
+            if name.lower().endswith(RTTM):
+                tables.append(_read_rttm(name, data))
+                is_rttm = True
+            else:
+                tables.append(_normalise(name, _read_table(name, data)))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"segments {name}: it cannot be read as a table ({str(error).splitlines()[0]})") from error
+    rows = pa.concat_tables(tables)
+    if is_rttm and (pc.max(rows["channel"]).as_py() or 0) == 0:
+        # RTTM counts channels from 1, and of a mix it says 1 as well.
+        rows = rows.set_column(3, "channel", pa.nulls(rows.num_rows, pa.float64()))
+    return rows, is_rttm
+
+
+def _read_table(name: str, data: bytes) -> pa.Table:
+    """Return a CSV or Parquet with the names of its columns bare."""
+    if name.lower().endswith(".parquet"):
+        return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    if not name.lower().endswith((".csv", ".csv.gz")):
+        raise UsageError(f"segments {name}: a list of segments is CSV (.csv), Parquet (.parquet) or RTTM (.rttm)")
+    if name.lower().endswith(".gz"):
+        data = pa.CompressedInputStream(pa.BufferReader(data), "gzip").read()
+    data = as_utf8(data)
+    kinds = {**_COLUMNS, "start": pa.string(), "end": pa.string()}
+    names = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names
+    options = pyarrow.csv.ConvertOptions(
+        column_types={one: kinds[bare(one)] for one in names if bare(one) in kinds},
+        include_columns=[one for one in names if bare(one) in kinds],
+        strings_can_be_null=True,
+        null_values=["", "NaN", "nan", "NaT", "null", "None", "<NA>"],
+    )
+    # It is read block by block, because the text is several times larger than its numbers.
+    table = pyarrow.csv.open_csv(io.BytesIO(data), convert_options=options).read_all()
+    return table.rename_columns([bare(one) for one in table.column_names])
+
+
+def _normalise(name: str, table: pa.Table) -> pa.Table:
+    """Return a list's rows with `_COLUMNS`."""
+    there = set(table.column_names)
+    own = [{"file", "start_s", "end_s"}, {"file", "start", "end"}]
+    if not any(columns <= there for columns in own):
+        raise UsageError(
+            f"segments {name}: it must have the columns file, start_s and end_s (or start and end, as in audformat), and it has "
+            f"{', '.join(table.column_names)}"
+        )
+    columns = {}
+    for column, kind in _COLUMNS.items():
+        if column in there:
+            values = table[column]
+        elif column in ("start_s", "end_s"):
+            values = _to_seconds(name, table[column[:-2]])
+        else:
+            values = pa.chunked_array([pa.nulls(table.num_rows, kind)])
+        is_word = kind == _WORDS and values.type != _WORDS
+        columns[column] = values.cast(pa.string()).dictionary_encode() if is_word else values.cast(kind)
+    return pa.table(columns)
+
+
+def _to_seconds(name: str, durations: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return audformat's durations in seconds."""
+    if pa.types.is_duration(durations.type):
+        return pc.divide(durations.cast(pa.duration("ns")).cast(pa.int64()).cast(pa.float64()), 1e9)
+    words = durations.cast(pa.string())
+    found = pc.extract_regex(words, _DURATION)
+    if found.null_count > words.null_count:
+        at = pc.index(pc.and_(pc.is_valid(words), pc.is_null(found)), True).as_py()
+        raise UsageError(
+            f"segments {name}: start and end must be durations such as 0 days 00:00:01.5: {words[at].as_py()!r}; columns of seconds are "
+            "called start_s and end_s"
+        )
+    units = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
+    seconds = pc.struct_field(found, "s").cast(pa.float64())
+    for unit in ("m", "h", "d"):
+        text = pc.struct_field(found, unit)
+        number = pc.if_else(pc.equal(text, ""), "0", text).cast(pa.float64())
+        seconds = pc.add(seconds, pc.multiply(number, units[unit]))
+    return seconds
+
+
+def _read_rttm(name: str, data: bytes) -> pa.Table:
+    """Return the rows of https://www.nist.gov/itl/iad/mig/rich-transcription-evaluation: SPEAKER FILE CHANNEL START DURATION ..."""
+    files: dict[bytes, int] = {}
+    speakers: dict[bytes, int] = {}
+    columns: tuple[array[Any], ...] = tuple(array(kind) for kind in "idddi")
+    for number, line in enumerate(io.BytesIO(data), 1):
+        words = line.split()
+        if words[:1] != [b"SPEAKER"]:
+            continue
+        try:
+            start_s, duration_s = float(words[3]), float(words[4])
+            channel = float("nan") if words[2] == b"<NA>" else float(words[2]) - 1
+        except (IndexError, ValueError) as error:
+            raise UsageError(
+                f"segments {name}: line {number} must be `SPEAKER FILE CHANNEL START DURATION ...`"
+            ) from error
+        is_named = len(words) > 7 and words[7] != b"<NA>"
+        speaker = speakers.setdefault(words[7], len(speakers)) if is_named else -1
+        values = files.setdefault(words[1], len(files)), start_s, round(start_s + duration_s, 9), channel, speaker
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    arrays = []
+    for column, words_of, kind in zip(columns, (files, None, None, None, speakers), _COLUMNS.values(), strict=True):
+        numbers = np.frombuffer(column, column.typecode)
+        if words_of is None:
+            arrays.append(pa.array(numbers, kind, from_pandas=True))
+        else:
+            codes = pa.array(numbers, mask=numbers < 0)
+            arrays.append(
+                pa.DictionaryArray.from_arrays(codes, pa.array([one.decode() for one in words_of], pa.string()))
+            )
+    return pa.table(dict(zip(_COLUMNS, arrays, strict=True)))

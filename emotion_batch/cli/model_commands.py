@@ -25,6 +25,8 @@ _BESIDE = {
     "telephone": "telephone's band",
     "8_khz": "8 kHz",
     "mu_law": "8 kHz, mu-law",
+    "amr": "AMR, 12.2 kbit/s",
+    "mp3": "MP3, 32 kbit/s",
     "noise_20_db": "noise, 20 dB below",
     "noise_10_db": "noise, 10 dB below",
     "reverberation": "in a large room",

@@ -1,4 +1,4 @@
-"""Decode recordings with FFmpeg (PyAV) if libsndfile cannot, or stops early. Only this module imports av.
+"""Decode recordings with FFmpeg (PyAV) if libsndfile cannot, or stops early, and encode some. Only this module imports av.
 
 A recording sounds like its frames that FFmpeg decodes, one after the other. FFmpeg gets bytes and a demuxer's name, never the name
 of a file, so that nothing in a recording makes it open anything else.
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from emotion_batch.errors import RecordingError, Status
+from emotion_batch.errors import RecordingError, Status, UsageError
 from emotion_batch.features import containers, extents
 from emotion_batch.features.containers import ReadAt
 from emotion_batch.features.extents import Extent
@@ -382,6 +382,26 @@ class _Resampler:
     def flush(self) -> npt.NDArray[np.float32]:
         """Return the samples that are left in the filter."""
         return self.resample(np.empty((0, self._n_channels), np.float32), is_last=True)
+
+
+def encode(samples: npt.NDArray[np.float32], rate_hz: int, *, codec: str, container: str, bits_per_s: int) -> bytes:
+    """Return a mono recording in a codec and a container, by FFmpeg's names; raise UsageError if FFmpeg lacks the encoder."""
+    import av
+
+    sink = io.BytesIO()
+    with av.open(sink, "w", format=container) as out:
+        try:
+            stream: Any = out.add_stream(codec, rate=rate_hz, layout="mono")
+        except ValueError as error:
+            raise UsageError(f"FFmpeg: this build has no encoder {codec}; install the wheel of av") from error
+        stream.bit_rate = bits_per_s
+        pcm = np.rint(np.clip(samples, -1, 1) * (2**15 - 1)).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(pcm[np.newaxis], format="s16", layout="mono")
+        frame.sample_rate = rate_hz
+        converter = av.AudioResampler(stream.codec_context.format, "mono", rate_hz)
+        for one in (*converter.resample(frame), *converter.resample(None), None):
+            out.mux(stream.encode(one))
+    return sink.getvalue()
 
 
 class NamelessFile:

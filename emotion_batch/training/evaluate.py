@@ -14,7 +14,7 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from emotion_batch.errors import RecordingError, StorageError, UsageError, counted
-from emotion_batch.features import audio, recipes
+from emotion_batch.features import audio, ffmpeg, recipes
 from emotion_batch.inference.bundle import check_features, find_model, require_safe
 from emotion_batch.inference.card import Card
 from emotion_batch.inference.predict import Labels, Predictor, load_predictor, predict_labels
@@ -37,10 +37,14 @@ from emotion_batch.worker.recordings import opened_recording
 _LEVEL_DB, _SILENCE_S = 12.0, 2.0
 # The band of a telephone line, with Butterworth filters of these orders; its rate, and the curve of its code (ITU-T G.711).
 _TELEPHONE_HZ, _ORDERS, _LINE_HZ, _MU = (300.0, 3_400.0), (4, 10), 8_000, 255.0
+# The codecs of lossy archives and of mobile calls, by FFmpeg's names, with their rates.
+_MP3 = {"codec": "libmp3lame", "container": "mp3", "bits_per_s": 32_000}
+_AMR = {"codec": "libopencore_amrnb", "container": "amr", "bits_per_s": 12_200}
+_MP3_HZ = 16_000
 # The time until an echo has fallen by 60 dB; its power equals that of the direct sound, as in a large room.
 _REVERBERATION_S, _SPEED = 0.5, 1.1
 CONDITIONS = (
-    *("as_is", "plus_12_db", "minus_12_db", "padded", "telephone", "8_khz", "mu_law"),
+    *("as_is", "plus_12_db", "minus_12_db", "padded", "telephone", "8_khz", "mu_law", "amr", "mp3"),
     *("noise_20_db", "noise_10_db", "reverberation", "faster", "slower"),
 )
 # The figures of shortcuts and of recordings that were changed.
@@ -343,8 +347,10 @@ def _vary(
     sides = (_TELEPHONE_HZ[0] / hertz) ** (2 * _ORDERS[0]), (hertz / _TELEPHONE_HZ[1]) ** (2 * _ORDERS[1])
     band = np.fft.rfft(plain) / np.sqrt((1 + sides[0]) * (1 + sides[1]))
     line = audio.resample(plain, rate_hz, _LINE_HZ)
-    # The samples of a telephone line keep its rate, unless the features have one rate.
-    line_hz = _LINE_HZ if settings.sample_rate is None else rate_hz
+    # The samples of a telephone line and of MP3 keep their rate, unless the features have one rate.
+    line_hz, mp3_hz = (wanted if settings.sample_rate is None else rate_hz for wanted in (_LINE_HZ, _MP3_HZ))
+    mobile = _send(line, _LINE_HZ, _AMR)
+    mp3 = _send(audio.resample(plain, rate_hz, _MP3_HZ), _MP3_HZ, _MP3)
     # The amplitude falls to a thousandth.
     at_s = np.arange(int(_REVERBERATION_S * rate_hz)) / rate_hz
     echo = random.normal(size=len(at_s)) * np.exp(-math.log(1_000) / _REVERBERATION_S * at_s)
@@ -354,12 +360,23 @@ def _vary(
     faster, slower = (audio.resample(plain, round(rate_hz * speed), rate_hz) for speed in (_SPEED, 1 / _SPEED))
     varied = (
         *(plain, plain * gain, plain / gain, padded, np.fft.irfft(band, len(plain))),
-        *(audio.resample(one, _LINE_HZ, line_hz) for one in (line, _code(line))),
+        *(audio.resample(one, _LINE_HZ, line_hz) for one in (line, _code(line), mobile)),
+        audio.resample(mp3, _MP3_HZ, mp3_hz),
         *(plain + noise * np.float32(10 ** (-snr_db / 20)) for snr_db in (20, 10)),
         *(room / echo[0], faster, slower),
     )
-    rates_hz = [line_hz if name in ("8_khz", "mu_law") else rate_hz for name in CONDITIONS]
+    its_own = {"8_khz": line_hz, "mu_law": line_hz, "amr": line_hz, "mp3": mp3_hz}
+    rates_hz = [its_own.get(name, rate_hz) for name in CONDITIONS]
     return [(np.asarray(one, np.float32), its_hz) for one, its_hz in zip(varied, rates_hz, strict=True)]
+
+
+def _send(samples: npt.NDArray[np.float32], rate_hz: int, form: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """Return samples after a codec, with the loudest at full scale for it, because codecs work with whole numbers."""
+    peak = np.float32(max(float(np.abs(samples).max()), 1e-9))
+    data = ffmpeg.encode(samples / peak, rate_hz, **form)
+    with audio.opened(data, len(data)) as recording:
+        heard = recording.read(0.0, len(samples) / rate_hz, sample_rate=rate_hz).samples
+    return np.asarray(heard * peak, np.float32)
 
 
 def _code(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

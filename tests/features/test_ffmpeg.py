@@ -20,8 +20,8 @@ from support.recordings import tone
 from support.servers import Bucket
 
 from emotion_batch import usage
-from emotion_batch.errors import RecordingError, Status
-from emotion_batch.features import audio
+from emotion_batch.errors import RecordingError, Status, UsageError
+from emotion_batch.features import audio, ffmpeg
 from emotion_batch.settings import FeatureSettings, Segments
 from emotion_batch.storage.archive import list_recordings
 from emotion_batch.worker import recordings
@@ -559,3 +559,15 @@ def test_neither_decoder_speaks_to_the_terminal(tmp_path: Path) -> None:
     done = call_command("label", text)
     assert (done.code, done.err) == (1, "")
     assert "not_audio" in done.out
+
+
+def test_what_is_encoded_is_heard_again() -> None:
+    """A tone in MP3 comes back; an encoder that FFmpeg lacks is a sentence."""
+    samples = tone(1.0, 16_000, hertz=440)
+    data = ffmpeg.encode(samples, 16_000, codec="libmp3lame", container="mp3", bits_per_s=32_000)
+    assert len(data) == pytest.approx(32_000 / 8, rel=0.2)
+    with audio.opened(data, len(data)) as recording:
+        heard = recording.read(0.0, 1.0, sample_rate=16_000).samples
+    assert np.corrcoef(samples[2_000:14_000], heard[2_000:14_000])[0, 1] > 0.99
+    with pytest.raises(UsageError, match="this build has no encoder nonsense"):
+        ffmpeg.encode(samples, 16_000, codec="nonsense", container="mp3", bits_per_s=32_000)

@@ -160,15 +160,21 @@ def test_telephones_noise_rooms_and_pace_are_what_they_are_called(
         return float(20 * np.log10(abs(wave @ samples) / len(samples) / 0.1 + 1e-9))
 
     is_narrow = settings.sample_rate is None
-    for name in ("telephone", "8_khz", "mu_law"):
-        assert power(name, 1_000) == pytest.approx(0, abs=0.5), name
-    for name in ("telephone",) if is_narrow else ("telephone", "8_khz", "mu_law"):
+    for name in ("telephone", "8_khz", "mu_law", "amr", "mp3"):
+        # AMR is made for voices, and tones come out of it less exactly.
+        assert power(name, 1_000) == pytest.approx(0, abs=1.5 if name == "amr" else 0.5), name
+        assert len(found[name][0]) / found[name][1] == pytest.approx(3, abs=0.03), name
+    for name in ("telephone",) if is_narrow else ("telephone", "8_khz", "mu_law", "amr"):
         assert power(name, 5_000) < -30, name
-    assert [found[name][1] for name in ("8_khz", "mu_law")] == [8_000 if is_narrow else rate] * 2
+    assert power("mp3", 5_000) == pytest.approx(0, abs=0.5)
+    assert [found[name][1] for name in ("8_khz", "mu_law", "amr")] == [8_000 if is_narrow else rate] * 3
+    assert found["mp3"][1] == (16_000 if is_narrow else rate)
     plain = found["as_is"][0]
     # Eight bits of mu-law are some 38 dB above their noise, which is what makes it differ.
     line, coded = found["8_khz"][0], found["mu_law"][0]
     assert 25 < 10 * np.log10(np.mean(line**2) / np.mean((coded - line) ** 2)) < 45
+    for name, of in (("amr", "8_khz"), ("mp3", "as_is")):
+        assert not np.allclose(found[name][0][:1_000], found[of][0][:1_000], atol=1e-4), name
     for name, snr_db in (("noise_20_db", 20), ("noise_10_db", 10)):
         noise = found[name][0] - plain
         assert 10 * np.log10(np.mean(plain**2) / np.mean(noise**2)) == pytest.approx(snr_db, abs=0.1)

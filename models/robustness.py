@@ -1,7 +1,7 @@
 """Measures the effect of telephones, noise and rooms on the recipe ``voices``: ``python -m models.robustness TESS VOICES``.
 
 A model learns from three quarters of the speakers of each corpus, as in `train.py`, and is judged on recordings of the other speakers,
-unchanged and changed. It takes some minutes, and prints a table in Markdown.
+unchanged and changed. It takes some minutes, prints a table in Markdown, and with ``--card`` writes it on the card of `voices-1`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import argparse
 import csv
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset
 
 import emotion_batch
+from emotion_batch.inference.bundle import CARD, open_bundle
 from emotion_batch.settings import VoicesSettings
+from emotion_batch.storage.folder import Folder
 from emotion_batch.training.evaluate import CONDITIONS
 from emotion_batch.training.labels import read_labels
-from models.train import WORDS
+from models.train import HERE, WORDS, write_texts
 
 # One in this many speakers of a corpus is judged, on this many recordings of the corpus.
 _EVERY, _N_RECORDINGS = 4, 150
@@ -30,6 +35,9 @@ def main() -> None:
     parser.add_argument("tess", type=Path)
     parser.add_argument("voices", type=Path)
     parser.add_argument("--epochs", type=int, help="Epochs of the training (default: the recipe's)")
+    parser.add_argument(
+        "--card", action="store_true", help="Write the figures on the card and into the README of voices-1"
+    )
     options = parser.parse_args()
     archives = {"tess": options.tess, **{name: options.voices / name for name in ("ravdess", "emodb", "nemo")}}
     with tempfile.TemporaryDirectory() as folder:
@@ -46,12 +54,28 @@ def main() -> None:
             name: emotion_batch.evaluate(bundle, table, labels=f"table:{labels[name][1]}", robustness=_N_RECORDINGS)
             for name, table in tables.items()
         }
+    each = {name: one.robustness or {} for name, one in found.items()}
+    table = {condition: summarise({name: one[condition] for name, one in each.items()}) for condition in CONDITIONS}
     print(f"| | {' | '.join(found)} | labels kept |")
     print(f"| --- |{' --- |' * (len(found) + 1)}")
-    for condition in CONDITIONS:
-        each = [(one.robustness or {})[condition] for one in found.values()]
-        kept = np.average([one["kept"] for one in each], weights=[one["n_rows"] for one in each])
-        print(f"| {condition} | {' | '.join(format(one['uar'], '.2f') for one in each)} | {kept:.2f} |")
+    for condition, one in table.items():
+        print(f"| {condition} | {' | '.join(format(uar, '.2f') for uar in one['uar'].values())} | {one['kept']:.2f} |")
+    if options.card:
+        write_robustness("voices-1", table)
+
+
+def summarise(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the UAR of each corpus under one condition, and the share of labels that stayed in all."""
+    kept = np.average([one["kept"] for one in found.values()], weights=[one["n_rows"] for one in found.values()])
+    return {"uar": {name: one["uar"] for name, one in found.items()}, "kept": float(kept)}
+
+
+def write_robustness(model: str, table: Mapping[str, Any]) -> None:
+    """Write the figures on the card of a model that ships, and its texts anew."""
+    bundle = open_bundle(Folder.of(HERE / model))
+    card = replace(bundle.card, training={**bundle.card.training, "robustness": dict(table)})
+    (HERE / model / CARD).write_bytes(card.to_json())
+    write_texts(model)
 
 
 def write_labels(name: str, table: Path, folder: Path) -> tuple[Path, Path]:

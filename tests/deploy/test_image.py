@@ -170,7 +170,7 @@ def base(tmp_path: Path) -> Iterator[Path]:
         text=True,
         check=True,
     )
-    root = tmp_path / "base"
+    root = tmp_path / "debian"
     packages = "ca-certificates,python3,python3-pip,python3-venv"
     subprocess.run(
         [
@@ -204,7 +204,7 @@ def run_in(
 ) -> str:
     """Run a shell command in a root of its own, which only `/tmp` can be written of if it is fixed, and return what it prints."""
     fix = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && mount -t tmpfs tmpfs "$1/tmp" && '
-    script = f'{fix if is_fixed else ""}mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && exec chroot --userspec="$2" "$1" sh -c "$3"'
+    script = f'{fix if is_fixed else ""}mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && exec /usr/sbin/chroot --userspec="$2" "$1" sh -c "$3"'
     variables = {
         name: value for name, value in os.environ.items() if name.startswith("PIP_") and name != "PIP_CONSTRAINT"
     }

@@ -27,8 +27,6 @@ from emotion_batch.training.splits import Integers, Split
 # The learning rate makes one cycle: it rises over a share of the steps, and falls to a share of the peak (L. Smith and N. Topin,
 # "Super-Convergence", 2018).
 _PEAK_RATE, _RISE, _LEAST_RATE, _WEIGHT_DECAY, _MOST_NORM, _SMOOTHING = 3e-3, 0.25, 0.15, 1e-2, 1.0, 0.1
-# Weight of the divergence of the answers for two changed copies of a segment, beside the cross-entropy, and the least probability in it.
-_CONSISTENCY, _LEAST_PROBABILITY = 4.0, 1e-7
 # The final weights are the mean over the epochs from this share on: P. Izmailov et al., "Averaging weights leads to wider optima and
 # better generalization", UAI 2018.
 _AVERAGED = 0.6
@@ -123,17 +121,17 @@ def fit_network(
         network = spare
         for variable, first in zip(network.variables, fresh.variables, strict=True):
             variable.assign(first)
-    design = networks.find_network(settings)
+    is_cycled = networks.find_network(settings).is_cycled
     if fitting.start is not None:
         network.set_weights(fitting.start)
         # The mean and scale of a few rows are worse than those of the start, so these layers stay as they are.
         for layer in network.layers:
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     if spare is None:
-        _compile(network, fitting, design)
+        _compile(network, fitting, is_cycled=is_cycled)
         network.optimizer.build(network.trainable_variables)
     else:
-        rate = float(network.optimizer.learning_rate) if not design.is_cycled else 0.0
+        rate = float(network.optimizer.learning_rate) if not is_cycled else 0.0
         for variable in network.optimizer.variables:
             variable.assign(np.zeros(variable.shape))
         network.optimizer.learning_rate = rate
@@ -157,7 +155,7 @@ def fit_network(
         if patience and len(losses) - 1 - int(np.argmin(losses)) >= patience:
             break
         data = _dataset(spool, settings, learn, targets, n_labels, fitting, epoch, weights)
-        callbacks = [_cycle(network, epoch, n_steps, fitting)] if design.is_cycled else []
+        callbacks = [_cycle(network, epoch, n_steps, fitting)] if is_cycled else []
         # One call for each epoch, because a fitting that goes on must begin it as one that was never stopped.
         logs = network.fit(data, shuffle=False, verbose=0, callbacks=callbacks).history
         figures = {name: float(values[-1]) for name, values in logs.items()}
@@ -168,7 +166,7 @@ def fit_network(
             history.setdefault(name, []).append(value)
         if patience and min(history["val_loss"]) == figures["val_loss"]:
             final = network.get_weights()
-        elif design.is_cycled and epoch >= first_averaged and not patience:
+        elif is_cycled and epoch >= first_averaged and not patience:
             share, newest = np.float32(1 / (epoch - first_averaged + 1)), network.get_weights()
             final = [one + share * (new - one) for one, new in zip(final or newest, newest, strict=True)]
         if checkpoint is not None:
@@ -232,34 +230,17 @@ def prepare_batches(values: Sequence[Values], settings: AnySettings) -> Any:
     return recipes.prepare(recipes.to_table(values, settings), settings)
 
 
-def _compile(network: Any, fitting: Fitting, design: networks.Network) -> None:
+def _compile(network: Any, fitting: Fitting, *, is_cycled: bool) -> None:
     _, keras = load_keras()
-    if not design.is_cycled:
+    if not is_cycled:
         adam = keras.optimizers.Adam(_ADAM_RATE * (1 if fitting.start is None else _FURTHER_RATE))
         network.compile(loss="categorical_crossentropy", optimizer=adam, metrics=["accuracy"])
         return
     network.compile(
-        loss=_measure_consistency
-        if design.augment
-        else keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING),
         optimizer=keras.optimizers.AdamW(_PEAK_RATE, weight_decay=_WEIGHT_DECAY, clipnorm=_MOST_NORM),
         metrics=["accuracy"],
     )
-
-
-def _measure_consistency(wanted: Any, given: Any) -> Any:
-    """Return the loss of a batch that has each segment twice, changed in two ways, as `_cut` yields it, shape (n_rows,).
-
-    It is the cross-entropy with smoothed labels, and the Jensen-Shannon divergence of the two answers for a segment, in nats: D.
-    Hendrycks et al., "AugMix: a simple data processing method to improve robustness and uncertainty", ICLR 2020.
-    """
-    _, keras = load_keras()
-    ops = keras.ops
-    loss = keras.losses.categorical_crossentropy(wanted, given, label_smoothing=_SMOOTHING)
-    one, other = ops.split(ops.maximum(given, _LEAST_PROBABILITY), 2)
-    middle = ops.log((one + other) / 2)
-    divergence = ops.sum(one * (ops.log(one) - middle) + other * (ops.log(other) - middle), axis=1) / 2
-    return loss + _CONSISTENCY * ops.concatenate([divergence, divergence])
 
 
 def _cycle(network: Any, epoch: int, n_steps: int, fitting: Fitting) -> Any:
@@ -318,31 +299,25 @@ def _dataset(
 def _cut(
     values: Sequence[Values], settings: AnySettings, batch_size: int, generator: np.random.Generator
 ) -> Iterator[tuple[Integers, npt.NDArray[np.float32]]]:
-    """Yield batches of frames in random order, cut to the length of the shortest, and the numbers of their rows.
+    """Yield batches of frames in random order, augmented and cut to the length of the shortest, and the numbers of their rows.
 
-    If there is an augmentation, a batch has each row twice, augmented in two ways: first all rows, then all again. Rows of about the
-    same length are in one batch, because the network hears padding. A stretch of a row is a valid row.
+    Rows of about the same length are in one batch, because the network hears padding. A stretch of a row is a valid row.
     """
     augment = networks.find_network(settings).augment
-    copies = (
-        [list(prepare_batches(values, settings))]
-        if augment is None
-        else [[augment(one, generator) for one in values] for _ in range(2)]
-    )
-    lengths = np.min([[len(row) for row in rows] for rows in copies], axis=0)
-    order = np.argsort(lengths, kind="stable")
+    rows = list(prepare_batches(values, settings)) if augment is None else [augment(one, generator) for one in values]
+    order = np.argsort([len(row) for row in rows], kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for number in generator.permutation(len(batches)):
         some = batches[number]
         # Lengths are whole steps of the network.
-        shortest = min(max(int(lengths[some].min()), _LEAST_FRAMES), _MOST_FRAMES)
+        shortest = min(max(min(len(rows[one]) for one in some), _LEAST_FRAMES), _MOST_FRAMES)
         n_frames = shortest - shortest % FRAMES_A_STEP
-        frames = np.zeros((len(copies) * len(some), n_frames, copies[0][0].shape[1]), np.float32)
-        for place, row in enumerate(rows[one] for rows in copies for one in some):
-            start = int(generator.integers(0, max(1, len(row) - n_frames + 1)))
-            stretch = row[start : start + n_frames]
+        frames = np.zeros((len(some), n_frames, rows[0].shape[1]), np.float32)
+        for place, one in enumerate(some):
+            start = int(generator.integers(0, max(1, len(rows[one]) - n_frames + 1)))
+            stretch = rows[one][start : start + n_frames]
             frames[place, : len(stretch)] = stretch
-        yield np.tile(some, len(copies)), frames
+        yield some, frames
 
 
 def _judge(probabilities: npt.NDArray[np.float32], targets: Integers) -> dict[str, float]:

@@ -48,12 +48,7 @@ _OPSET = 14
 
 
 def save_bytes(network: Any, suffix: str) -> bytes:
-    """Return a network as Keras saves it: ``.keras``, a copy that was not compiled, or the notebook's ``.h5``."""
-    _, keras = load_keras()
-    if suffix == ".keras":
-        # A bundle names no code, and a loss of our own would be code.
-        weights, network = network.get_weights(), keras.models.clone_model(network)
-        network.set_weights(weights)
+    """Return a network as Keras saves it: ``.keras``, or the notebook's ``.h5``."""
     # Keras warns that `.h5` is an old format.
     logging.getLogger("absl").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:

@@ -181,35 +181,3 @@ def test_training_names_what_it_lacks(lacking: str, tmp_path: Path, monkeypatch:
         with pytest.raises(UsageError, match=sentence):
             call()
     assert not list(tmp_path.iterdir())
-
-
-def test_the_copies_of_a_segment_are_asked_for_one_answer() -> None:
-    """Only equal answers for both copies cost nothing beside the cross-entropy; then the order of a batch does not matter."""
-    import keras
-
-    wanted = np.tile(np.eye(3, dtype=np.float32)[[0, 1]], (2, 1))
-    one, other = np.array([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], [[0.1, 0.2, 0.7], [0.0, 0.0, 1.0]]], np.float32)
-    alone = keras.losses.categorical_crossentropy(wanted, np.concatenate([one, one]), label_smoothing=0.1)
-    equal = np.asarray(fit._measure_consistency(wanted, np.concatenate([one, one])))
-    np.testing.assert_allclose(equal, alone, rtol=1e-5)
-    given = np.concatenate([one, other])
-    beside = np.asarray(keras.losses.categorical_crossentropy(wanted, given, label_smoothing=0.1))
-    apart = np.asarray(fit._measure_consistency(wanted, given)) - beside
-    # As SciPy measures it, whose distance is the root of the divergence.
-    from scipy.spatial.distance import jensenshannon
-
-    expected = 4 * np.tile(jensenshannon(one, other, axis=1) ** 2, 2)
-    np.testing.assert_allclose(apart, expected, atol=1e-4)
-
-
-def test_a_batch_has_two_copies_of_each_row() -> None:
-    """Both halves of a batch are the same rows, changed in two ways; vectors, which are not changed, come once."""
-    settings, generator = VoicesSettings(), np.random.default_rng(0)
-    with spool_of(settings, 20) as spool:
-        batches = list(fit._cut(spool.read(np.arange(20)), settings, 8, generator))
-    assert sorted(np.concatenate([rows[: len(rows) // 2] for rows, _ in batches]).tolist()) == list(range(20))
-    for rows, frames in batches:
-        assert len(rows) == len(frames) <= 16
-        one, other = np.split(rows, 2)
-        np.testing.assert_array_equal(one, other)
-        assert (np.abs(np.subtract(*np.split(frames, 2))).max(axis=(1, 2)) > 0.1).all()

@@ -51,7 +51,7 @@ def join_segments(
     speakers, of_speaker = _split_words(rows["speaker"])
     start_s, end_s, channel = (rows[name].to_numpy() for name in ("start_s", "end_s", "channel"))
     del rows
-    files_of_names, missing = _find_files(names, listed["file"], base.url, is_rttm=is_rttm)
+    files_of_names, missing = _find_files(names, listed["file"], base.url, is_rttm)
     known = listed.filter(pc.is_in(listed["file"], value_set=files_of_names))
     lacking = pa.array(missing, pa.string())
     columns = [lacking, *(pa.nulls(len(lacking), kind) for kind in ENTRY_SCHEMA.types[1:])]
@@ -91,7 +91,7 @@ def _split_words(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int
 
 
 def _find_files(
-    names: list[str], listed: pa.ChunkedArray, base: str, *, is_rttm: bool
+    names: list[str], listed: pa.ChunkedArray, base: str, is_rttm: bool
 ) -> tuple[pa.Array, dict[str, None]]:
     """Return the recording that each name of a list means, and those that are not listed.
 
@@ -118,12 +118,10 @@ def _find_files(
             # A stem that two recordings have means none of them.
             found[word] = None if word in found else name
     missing: dict[str, None] = {}
-    for number, key in enumerate(keys):
+    for number, (name, key) in enumerate(zip(others, keys, strict=True)):
         stem_of = next((found[key] for found in stems if key in found), key)
         if stem_of is None and not is_there[number]:
-            raise UsageError(
-                f"segments: {others[number]!r} may be several recordings of {base}; write their whole names"
-            )
+            raise UsageError(f"segments: {name!r} may be several recordings of {base}; write their whole names")
         others[number] = key if is_there[number] else spelled.get(key) or stem_of
         if not is_there[number] and key not in spelled and stem_of == key:
             missing[key] = None
@@ -146,9 +144,8 @@ def _check(rows: pa.Table) -> None:
     for name, (is_right, rule) in checks.items():
         if not is_right.all():
             at = int(is_right.argmin())
-            raise UsageError(
-                f"segments: {name} must be {rule}: {rows[name][at].as_py()!r}, in row {at + 1:,} of the list"
-            )
+            value = rows[name][at].as_py()
+            raise UsageError(f"segments: {name} must be {rule}: {value!r}, in row {at + 1:,} of the list")
 
 
 def _read_files(files: Iterable[tuple[Folder, str]]) -> tuple[pa.Table, bool]:
@@ -211,7 +208,6 @@ def _normalise(name: str, table: pa.Table) -> pa.Table:
 
 
 def _to_seconds(name: str, durations: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return audformat's durations in seconds."""
     if pa.types.is_duration(durations.type):
         return pc.divide(durations.cast(pa.duration("ns")).cast(pa.int64()).cast(pa.float64()), 1e9)
     words = durations.cast(pa.string())
@@ -242,9 +238,8 @@ def _read_rttm(name: str, data: bytes) -> pa.Table:
                 start_s, duration_s = float(words[3]), float(words[4])
                 channel = None if words[2] == b"<NA>" else float(words[2]) - 1
             except (IndexError, ValueError) as error:
-                raise UsageError(
-                    f"segments {name}: line {number} must be `SPEAKER FILE CHANNEL START DURATION ...`"
-                ) from error
+                rule = f"line {number} must be `SPEAKER FILE CHANNEL START DURATION ...`"
+                raise UsageError(f"segments {name}: {rule}") from error
             speaker = words[7].decode() if len(words) > 7 and words[7] != b"<NA>" else None
             yield words[1].decode(), start_s, round(start_s + duration_s, 9), channel, speaker
 

@@ -153,9 +153,8 @@ def _with_segments(listing: Listing, place: Folder, segments: Segments) -> Listi
         found = list_recordings(place.url, options=place.options, suffixes=(RTTM,), may_be_empty=True)
         files = [(found.folder, name) for name in found.entries["file"].to_pylist()]
     if not files:
-        raise UsageError(
-            f"segments {place.url}: there are no RTTM files ({RTTM}); name a list of segments, or a folder of RTTM files"
-        )
+        lack = f"there are no RTTM files ({RTTM})"
+        raise UsageError(f"segments {place.url}: {lack}; name a list of segments, or a folder of RTTM files")
     with explained(f"segments {place.url}"):
         entries, missing, n_unlisted = join_segments(files, listing.entries, listing.folder, segments.channels)
     listing = replace(listing, entries=entries, n_unlisted=n_unlisted, root="the archive")
@@ -163,8 +162,6 @@ def _with_segments(listing: Listing, place: Folder, segments: Segments) -> Listi
 
 
 def _choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
-    """Return a listing without the recordings that patterns leave out."""
-
     def matches(patterns: Sequence[str]) -> Callable[[str], bool]:
         whole = [re.compile(glob_translate(pattern)).match for pattern in patterns if "/" in pattern]
         last = [re.compile(glob_translate(pattern)).match for pattern in patterns if "/" not in pattern]
@@ -243,15 +240,12 @@ def _entries(listed: pa.Table) -> pa.Table:
 
 def _match(folder: Folder, patterns: list[str]) -> Iterator[pa.Table]:
     """Yield the files below a folder whose names match the patterns, one for each level; ``**`` is any number of levels."""
-    if "**" in patterns[0]:
-        matches = re.compile(glob_translate("/".join(patterns))).match
-        for page in folder.walk():
-            yield _only(page, lambda name: bool(matches(name)))
-        return
-    is_match = re.compile(glob_translate(patterns[0])).match
-    files, folders = folder.children()
-    if len(patterns) == 1:
-        yield _only(files, lambda name: bool(is_match(name)))
+    is_deep = "**" in patterns[0]
+    is_match = re.compile(glob_translate("/".join(patterns) if is_deep else patterns[0])).match
+    files, folders = (None, []) if is_deep else folder.children()
+    if is_deep or len(patterns) == 1:
+        for page in folder.walk() if files is None else [files]:
+            yield page.filter(pa.array([bool(is_match(name)) for name in page["name"].to_pylist()], pa.bool_()))
         return
     for name in folders:
         if is_match(name) and not name.startswith("."):
@@ -259,12 +253,7 @@ def _match(folder: Folder, patterns: list[str]) -> Iterator[pa.Table]:
                 yield page.set_column(0, "name", pc.binary_join_element_wise(f"{name}/", page["name"], ""))
 
 
-def _only(files: pa.Table, is_wanted: Callable[[str], bool]) -> pa.Table:
-    return files.filter(pa.array([is_wanted(name) for name in files["name"].to_pylist()], pa.bool_()))
-
-
 def _find_one(place: Folder) -> Entry:
-    """Return the entry of an archive that is one recording."""
     name = place.url.rsplit("/", 1)[1]
     if place.is_local:
         return _entry_local(name, place.url)
@@ -318,11 +307,10 @@ def _is_folder(child: os.DirEntry[str]) -> bool:
 
 
 def _entry_local(name: str, path: str) -> Entry:
-    status = None
     # A dangling link, or a file that was deleted since, is still listed, so that it gets a row with its reason.
     with contextlib.suppress(OSError):
-        status = os.stat(path)
-    return _known(name, status)
+        return _known(name, os.stat(path))
+    return _known(name, None)
 
 
 def _known(name: str, status: os.stat_result | None) -> Entry:
@@ -332,17 +320,11 @@ def _known(name: str, status: os.stat_result | None) -> Entry:
 
 def _named(name: str, size: int | None, version: str | None) -> Entry:
     """Return an entry whose `file` is text whatever the bytes of its name."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raw = os.fsencode(name)
-        text = re.sub(r"[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
-        return Entry(text, raw, size, version)
-    return Entry(name, None, size, version)
+    text = re.sub(r"[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
+    return Entry(text, None if text == name else os.fsencode(name), size, version)
 
 
 def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[int], None]) -> Listing:
-    """List what a list names."""
     base, names = found.base, found.names
     if found.is_inventory:
         return _of_pages(base, [_entries(names)], endings, on_listed)
@@ -382,11 +364,9 @@ def _of_list(found: ReadyList, endings: tuple[str, ...], on_listed: Callable[[in
     table, n_duplicates = _table(entries())
     table, n_again = _without_aliases(table, base)
     listing = Listing(base, table, {}, n_duplicates + n_again)
-    if not base.is_local:
-        return listing
     is_missing = pc.and_not(pc.is_null(table["size"]), pc.match_substring_regex(table["file"], _PLACE))
-    missing = table["file"].filter(is_missing)
-    return replace(listing, n_missing=len(missing), missing=missing[0].as_py() if len(missing) else "")
+    missing = table["file"].filter(is_missing) if base.is_local else table["file"].slice(0, 0)
+    return replace(listing, n_missing=len(missing), missing=missing[0].as_py()) if len(missing) else listing
 
 
 def _trimmed(names: pa.Table) -> pa.Table:

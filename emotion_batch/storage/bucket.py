@@ -22,18 +22,9 @@ import pyarrow.compute as pc
 
 from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, StorageError, StoreError
+from emotion_batch.storage import fsspec_store
 from emotion_batch.storage.bucket_options import Config, configure
-from emotion_batch.storage.fsspec_store import (
-    DENIED_CODES,
-    EXTRAS,
-    LISTED_SCHEMA,
-    STRANGE,
-    Blob,
-    FsspecStore,
-    Mark,
-    open_fsspec,
-    scrub,
-)
+from emotion_batch.storage.fsspec_store import EXTRAS, LISTED_SCHEMA, STRANGE, Blob, FsspecStore, Mark, scrub
 from emotion_batch.storage.retry import CLIENT_RETRIES, TRANSIENT_CODES, is_transient, persistently
 
 T = TypeVar("T")
@@ -101,9 +92,7 @@ def _open(protocol: str, bucket: str, options: Mapping[str, Any]) -> BucketStore
     return BucketStore(kinds[EXTRAS[protocol]], f"{protocol}://{bucket}", config, options)
 
 
-def _or_fsspec(
-    method: Callable[Concatenate[BucketStore, str, P], T],
-) -> Callable[Concatenate[BucketStore, str, P], T]:
+def _or_fsspec(method: Callable[Concatenate[BucketStore, str, P], T]) -> Callable[Concatenate[BucketStore, str, P], T]:
     """Let fsspec's client do what a method does if obstore does not take the name."""
 
     @wraps(method)
@@ -129,9 +118,8 @@ class BucketStore:
         self._config = config
         self._kind = EXTRAS[url.split(":")[0]]
         self._endpoint = config.config.get("aws_endpoint_url_s3") or config.config.get("endpoint", url)
-        self._lock = threading.Lock()
+        self._lock, self._is_lack_passing = threading.Lock(), False
         self._lack: str | None = None
-        self._is_lack_passing = False
 
         def opened(client: Mapping[str, Any]) -> Any:
             return kind(
@@ -266,7 +254,7 @@ class BucketStore:
         """
         if not path and self._kind != "azure":
             # obstore lists a key that begins with `/` without it, as if it were another.
-            other, root = open_fsspec(self._url, self._options)
+            other, root = fsspec_store.open_fsspec(self._url, self._options)
             if persistently(lambda: other.has_any(root, "/")):
                 yield from other.walk(root)
                 return
@@ -366,7 +354,7 @@ class BucketStore:
             if type(error).__name__ != _PANIC:
                 raise
             raise StoreError(f"obstore failed: {scrub(str(error).splitlines()[0], self._options)}") from None
-        other, root = open_fsspec(self._url, self._options)
+        other, root = fsspec_store.open_fsspec(self._url, self._options)
         return otherwise(other, f"{root.rstrip('/')}/")
 
     def _translated(self, error: BaseException) -> OSError:
@@ -394,7 +382,7 @@ class BucketStore:
             return StoreError(STRANGE, is_transient=True)
         if self._lack is not None and self._is_lack_passing:
             return StoreError(f"no credentials now: {self._lack}", is_transient=True)
-        is_denied = code in DENIED_CODES or word in _DENIED_REASONS
+        is_denied = code in fsspec_store.DENIED_CODES or word in _DENIED_REASONS
         is_denied = is_denied or isinstance(error, kinds.UnauthenticatedError | kinds.PermissionDeniedError)
         if self._lack is not None or is_denied:
             said = f"{self._lack or said} (looked for credentials in: {self._config.looked_in})"

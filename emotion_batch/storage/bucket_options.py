@@ -21,40 +21,16 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from emotion_batch.storage.retry import CLIENTS
+
 # botocore renews keys in time if it is asked this often.
 _KEYS_LAST = timedelta(minutes=5)
 _REGION_TIMEOUT_S = 3
 # The names of one client are together, in fsspec's own order.
 _S3, _GCS, _AZURE = _PROTOCOLS = ("s3", "s3a"), ("gs", "gcs"), ("abfs", "az", "abfss")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-# Options for how fsspec's clients cache, wait and split. obstore does not need them.
-_TUNING = {
-    *("asynchronous", "loop", "skip_instance_cache", "use_listings_cache", "listings_expiry_time", "max_paths"),
-    *("block_size", "blocksize", "default_block_size", "default_cache_type", "default_fill_cache", "cache_type"),
-    *("cache_regions", "cache_timeout", "check_connection", "consistency", "max_concurrency", "version_aware"),
-    *("retries", "config_kwargs.retries", "config_kwargs.connect_timeout", "config_kwargs.read_timeout"),
-    "config_kwargs.max_pool_connections",
-}
-# Options whose values are options themselves.
-_NESTED = {"client_kwargs", "config_kwargs", "config_kwargs.s3", "s3_additional_kwargs"}
-# Options of s3fs with obstore's names. If two have the same name, the later one counts.
+_OPTIONS, _S3_OPTIONS = CLIENTS["options"], CLIENTS["s3"]
 _ENDPOINT = "aws_endpoint_url_s3"
-_S3_NAMES = {
-    "anon": "skip_signature",
-    "requester_pays": "request_payer",
-    "client_kwargs.region_name": "region",
-    "client_kwargs.endpoint_url": _ENDPOINT,
-    "endpoint_url": _ENDPOINT,
-    "s3_additional_kwargs.ServerSideEncryption": "server_side_encryption",
-    "s3_additional_kwargs.SSEKMSKeyId": "sse_kms_key_id",
-}
-_S3_OTHERS = {"key", "secret", "token", "profile", "use_ssl", "client_kwargs.verify"}
-# obstore does this anyway.
-_S3_USUAL = (
-    ("config_kwargs.signature_version", "s3v4"),
-    ("config_kwargs.s3.addressing_style", "auto"),
-    ("config_kwargs.s3.addressing_style", "path"),
-)
 _GCS_SCOPES = ["https://www.googleapis.com/auth/devstorage.read_write"]
 
 
@@ -96,17 +72,17 @@ def _flat(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
     """Yield the options that are not tuning, those within others as ``client_kwargs.verify``."""
     for name, value in options.items():
         name = f"{above}{name}"
-        if name in _NESTED and isinstance(value, Mapping):
+        if name in _OPTIONS["nested"] and isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
-        elif value is not None and name not in _TUNING:
+        elif value is not None and name not in _OPTIONS["tuning"]:
             yield name, value
 
 
 def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
     # https://s3fs.readthedocs.io/en/latest/api.html#s3fs.core.S3FileSystem
-    left = {name: value for name, value in left.items() if (name, value) not in _S3_USUAL}
+    left = {name: value for name, value in left.items() if [name, value] not in _S3_OPTIONS["usual"]}
     # botocore knows what an access point's ARN is.
-    if not _BUCKET.fullmatch(bucket) or not left.keys() <= _S3_NAMES.keys() | _S3_OTHERS:
+    if not _BUCKET.fullmatch(bucket) or not left.keys() <= {*_S3_OPTIONS["names"], *_S3_OPTIONS["others"]}:
         return None
     import botocore.session
 
@@ -117,7 +93,7 @@ def _s3(bucket: str, left: dict[str, Any]) -> Config | None:
         "skip_signature": False,
         "virtual_hosted_style_request": False,
         "conditional_put": "etag",
-        **{theirs: left[name] for name, theirs in _S3_NAMES.items() if name in left},
+        **{theirs: left[name] for name, theirs in _S3_OPTIONS["names"].items() if name in left},
     }
     session = botocore.session.Session(profile=left.get("profile"))
     looked_in = "the key and secret of --storage-options"
@@ -233,12 +209,10 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
 
     host_of_url = container.partition("@")[2]
     [connection] = take("connection_string")
-    parts = {
-        key.strip().lower(): value for key, _, value in (part.partition("=") for part in (connection or "").split(";"))
-    }
-    account, key, sas, anon, *service = take(
-        "account_name", "account_key", "sas_token", "anon", "client_id", "client_secret", "tenant_id"
-    )
+    pairs = (part.partition("=") for part in (connection or "").split(";"))
+    parts = {key.strip().lower(): value for key, _, value in pairs}
+    account, key, sas, anon = take("account_name", "account_key", "sas_token", "anon")
+    service = take(*(names := ("client_id", "client_secret", "tenant_id")))
     if connection:
         # Only the string counts, as in adlfs, because the environment may have another account's key.
         account, key, sas = (parts.get(name) for name in ("accountname", "accountkey", "sharedaccesssignature"))
@@ -268,7 +242,7 @@ def _azure(container: str, left: dict[str, Any]) -> Config | None:
     elif sas:
         credentials = partial(dict, sas_token=sas.removeprefix("?"), expires_at=None)
     elif all(service):
-        config |= dict(zip(("client_id", "client_secret", "tenant_id"), service, strict=True))
+        config |= dict(zip(names, service, strict=True))
     elif anon not in (None, False, "", "false", "False", "0", "f"):
         config["skip_signature"] = True
     else:

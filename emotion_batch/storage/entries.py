@@ -127,18 +127,15 @@ def compact(batch: pa.RecordBatch) -> pa.RecordBatch:
     n_rows = len(batch)
     known = batch.select([name for name in ENTRY_SCHEMA.names if batch[name].null_count < n_rows or n_rows > BATCH])
     whole = pa.ipc.read_record_batch(known.serialize(), known.schema)
-    columns = [
-        whole[name] if name in known.schema.names else _nothing()[name].slice(0, n_rows) for name in ENTRY_SCHEMA.names
-    ]
+    there = known.schema.names
+    columns = [whole[name] if name in there else _nothing()[name].slice(0, n_rows) for name in ENTRY_SCHEMA.names]
     return pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)
 
 
 def distinct(table: pa.Table) -> tuple[pa.Table, int]:
     """Return entries sorted and without repetition, and how many were repeated; entries that are right already are not copied."""
-    if (
-        not pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
-        or table["raw_file"].null_count < table.num_rows
-    ):
+    is_sorted = pc.all(_compared(pc.less_equal, table), min_count=0).as_py()
+    if not is_sorted or table["raw_file"].null_count < table.num_rows:
         table = _distinct_escapes(pa.Table.from_batches(_sorted(table), ENTRY_SCHEMA))
     repeated = _compared(pc.equal, table)
     n_repeated = pc.sum(repeated).as_py() or 0
@@ -161,14 +158,12 @@ def _sorted(table: pa.Table) -> Iterator[pa.RecordBatch]:
         # Names below the first of the sample belong to the first stretch.
         within = [pc.greater_equal(names, start)] if start != cuts[0] else []
         within += [pc.less(names, stop)] if stop is not None else []
-        piece = table.filter(reduce(pc.and_, within)) if within else table
-        piece = piece.combine_chunks()
+        piece = (table.filter(reduce(pc.and_, within)) if within else table).combine_chunks()
         piece = piece.take(pc.sort_indices(piece, sort_keys=[("file", "ascending"), ("raw_file", "ascending")]))
         yield from (compact(batch) for batch in piece.to_batches(max_chunksize=BATCH))
 
 
 def _compared(compare: Callable[..., pa.ChunkedArray], table: pa.Table) -> pa.ChunkedArray:
-    """Compare each name but the last with the next."""
     n_pairs = max(0, table.num_rows - 1)
     return compare(table["file"].slice(0, n_pairs), table["file"].slice(1, n_pairs))
 

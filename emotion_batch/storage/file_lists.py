@@ -31,8 +31,14 @@ SUFFIXES = (".txt", ".csv", ".csv.gz", ".parquet")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
 _MANIFEST = "manifest.json"
 # CSV and Parquet spell them so: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory.html
-_BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED = "bucket", "key", "size", "etag", "islatest", "isdeletemarker"
-_COLUMNS = (_BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED)
+_COLUMNS = _BUCKET, _KEY, _SIZE, _ETAG, _LATEST, _DELETED = (
+    "bucket",
+    "key",
+    "size",
+    "etag",
+    "islatest",
+    "isdeletemarker",
+)
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HEX_ETAG = re.compile(r"[0-9a-f]{32}(-\d+)?")
 
@@ -174,7 +180,6 @@ def _guess_inventory(first: list[str]) -> list[str] | None:
 
 
 def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
-    """Read all files that an inventory's manifest names."""
     try:
         about = json.loads(data)
         files = [str(file["key"]) for file in about["files"]]
@@ -183,9 +188,8 @@ def _read_inventory(folder: Folder, data: bytes) -> ReadyList:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"list {folder.url}/{_MANIFEST}: it is not the manifest of an S3 Inventory") from error
     if kind not in ("CSV", "Parquet"):
-        raise UsageError(
-            f"list {folder.url}/{_MANIFEST}: the inventory must be CSV or Parquet: {kind}; ask S3 for one of those"
-        )
+        name = f"{folder.url}/{_MANIFEST}"
+        raise UsageError(f"list {name}: the inventory must be CSV or Parquet: {kind}; ask S3 for one of those")
 
     def read(data: bytes) -> pa.Table:
         return _decoded(_read_csv(data, columns)) if kind == "CSV" else _read_parquet(data)
@@ -227,8 +231,7 @@ def _inventory(folder: Folder, tables: Iterable[pa.Table], bucket: str | None = 
         bucket = bucket or (buckets[0] if buckets else None)
         if set(buckets) - {bucket}:
             raise UsageError(f"list {folder.url}: the inventory must be of one bucket: {', '.join(map(str, buckets))}")
-        blank = table.num_rows and _SIZE in table.column_names and pa.types.is_string(table[_SIZE].type)
-        if blank:
+        if table.num_rows and _SIZE in table.column_names and pa.types.is_string(table[_SIZE].type):
             sizes = pc.if_else(pc.equal(table[_SIZE], ""), None, table[_SIZE])
             table = table.set_column(table.column_names.index(_SIZE), _SIZE, sizes)
         names.append(_names(table[_KEY], table))

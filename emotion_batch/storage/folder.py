@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import pyarrow as pa
@@ -115,9 +116,8 @@ class Folder:
             try:
                 text = os.path.abspath(os.path.expanduser(text))
             except FileNotFoundError as error:
-                raise UsageError(
-                    f"{text}: the current folder was deleted; go to another one, or name an absolute path"
-                ) from error
+                remedy = "go to another one, or name an absolute path"
+                raise UsageError(f"{text}: the current folder was deleted; {remedy}") from error
         return cls(text.rstrip("/") or "/", options or {})
 
     def store(self, name: str = "") -> tuple[Store, str]:
@@ -257,21 +257,17 @@ class Folder:
 
     def _put_first(self, store: Store, path: str, data: bytes, over: Mark | None) -> bool:
         """Put an object unless it is there. After a lost answer, the object may be our own."""
-        n_tries = 0
+        tries = count(1)
 
         def put() -> bool:
-            nonlocal n_tries
-            n_tries += 1
-            is_first = store.put_first(path, data, over)
-            return is_first or (n_tries > 1 and store.get(path).data == data)
+            is_again = next(tries) > 1
+            return store.put_first(path, data, over) or (is_again and store.get(path).data == data)
 
         return persistently(put)
 
     def sweep(self) -> None:
         """Delete temporary files that killed processes left here an hour ago or longer."""
-        if not self.is_local:
-            return
-        leftovers = [name for name in self.names() if _LEFTOVER.fullmatch(name)]
+        leftovers = [name for name in self.names() if _LEFTOVER.fullmatch(name)] if self.is_local else []
         if not leftovers:
             return
         # The place's own clock gives the ages, because a machine with a fast clock would delete files that others are writing.

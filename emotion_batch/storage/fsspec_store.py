@@ -20,18 +20,12 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from emotion_batch.errors import ChangedError, DeniedError, StorageError, StoreError
-from emotion_batch.storage.retry import find_status_code, is_transient, persistently
+from emotion_batch.storage.retry import CLIENTS, find_status_code, is_transient, persistently
 
 T = TypeVar("T")
 DENIED_CODES = {401, 403}
 # A conflict, or a precondition that does not hold, because another process was quicker.
 EXISTS_CODES = {409, 412}
-# Options that hold no secret.
-_PLAIN_OPTIONS = {
-    *("endpoint_url", "region_name", "region", "profile", "account_name", "account_host", "project", "protocol"),
-    *("signature_version", "addressing_style", "ServerSideEncryption", "host", "location", "default_location"),
-    "verify",
-}
 # Query parameters that sign a URL, in the three large clouds and elsewhere.
 _SIGNATURE = re.compile(
     r"(?i)([?&](?:sig|signature|x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|"
@@ -49,8 +43,6 @@ _BATCH = 4_096
 _S3FS_CHUNK_BYTES = 50 * 2**20
 # A proxy or a login page may answer instead of the store, even with 200. Then the request is repeated.
 STRANGE = "the answer is not from a store, but e.g. from a proxy or a login page; check the network, and run the same command again"
-# Such an answer leads to these errors of clients.
-_STRANGE_NAMES = {"JSONDecodeError", "ResponseParserError", "DecodeError", "ContentTypeError"}
 _ETAGS = ("md5Hash", "ETag", "etag")
 _TIMES = ("mtime", "LastModified", "last_modified", "created")
 LISTED_SCHEMA = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string())])
@@ -109,9 +101,9 @@ class FsspecStore:
             raise ChangedError(f"the version must be {version}: {found}")
         stop = size if stop is None else min(stop, size)
         # Many servers answer a range past the end with an error.
-        data = (
-            b"" if start >= stop else bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
-        )
+        data = b""
+        if start < stop:
+            data = bytes(self._call(lambda: self._filesystem.cat_file(path, start=start, end=stop)))
         # Web servers that know no ranges send all of it.
         if len(data) not in (max(0, stop - start), size):
             raise StoreError(STRANGE, is_transient=True)
@@ -163,11 +155,9 @@ class FsspecStore:
 
     def find_kind(self, path: str) -> Literal["file", "folder"] | None:
         """Return whether a name is a file, a folder, or nothing."""
-        try:
-            kind = self._call(lambda: self._look(path))["type"]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return "folder" if kind == "directory" else "file"
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return "folder" if self._call(lambda: self._look(path))["type"] == "directory" else "file"
+        return None
 
     def children(self, path: str) -> tuple[pa.Table, list[str]]:
         """Return the files directly in a folder, of `LISTED_SCHEMA`, and the names of the folders in it."""
@@ -235,10 +225,9 @@ class FsspecStore:
         code = find_status_code(error)
         said = scrub(f"{type(error).__name__}: {error}".strip().splitlines()[0], self._options)
         if isinstance(error, PermissionError) or code in DENIED_CODES:
-            return DeniedError(
-                errno.EACCES, f"{said} (looked for credentials in: --storage-options, and what fsspec's client reads)"
-            )
-        if type(error).__name__ in _STRANGE_NAMES:
+            looked_in = "--storage-options, and what fsspec's client reads"
+            return DeniedError(errno.EACCES, f"{said} (looked for credentials in: {looked_in})")
+        if type(error).__name__ in CLIENTS["errors"]["strange"]:
             return StoreError(STRANGE, is_transient=True)
         return StoreError(said, is_transient=is_transient(error), code=code)
 
@@ -291,7 +280,7 @@ def _secrets(options: Any) -> Iterator[str]:
     """Yield the texts in options that are not known to be harmless."""
     if isinstance(options, Mapping):
         for name, value in options.items():
-            if name not in _PLAIN_OPTIONS:
+            if name not in CLIENTS["options"]["plain"]:
                 yield from _secrets(value)
     elif isinstance(options, list | tuple):
         for value in options:

@@ -10,13 +10,17 @@ import errno
 import random
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib import resources
 from typing import TypeVar
 
 from emotion_batch import usage
 from emotion_batch.errors import StorageError, StoreError
 
 T = TypeVar("T")
+# What the clients of storage call their options and errors.
+CLIENTS = tomllib.loads(resources.files(__package__).joinpath("clients.toml").read_text(encoding="utf-8"))
 # A request to a store is made again after these pauses. Longer faults are left to the retries of shards. No further try
 # begins after a minute, because a recording's deadline must not pass while a store is asked.
 REQUEST_WAITS_S, REQUEST_PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0), 60.0
@@ -42,23 +46,9 @@ PASSES = 3
 # The recordings that show whether an archive can still be read, and how many of a shard are tried to find one of them,
 # because any single recording may be gone or refused for a reason of its own.
 WITNESSES, WITNESS_TRIES = 3, 20
-# These are faults of a network, a mount or a machine, not of a file.
-_TRANSIENT_ERRNOS = {
-    getattr(errno, name)
-    for name in (
-        *("ECONNRESET", "ECONNABORTED", "ECONNREFUSED", "ENOTCONN", "EPIPE", "ETIMEDOUT", "ESTALE", "EAGAIN", "EBUSY"),
-        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "EMFILE", "ENFILE", "ENOMEM"),
-    )
-}
+_TRANSIENT_ERRNOS = {getattr(errno, name) for name in CLIENTS["errors"]["errnos"]}
 # Request timeout, too many requests, failures of the server, and a network that needs a login.
 TRANSIENT_CODES = {408, 429, 500, 502, 503, 504, 511}
-# Errors of clients for a broken connection. Some of them are no OSError.
-_TRANSIENT_NAMES = {
-    *("ServerDisconnectedError", "ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"),
-    *("HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError"),
-    *("ProxyConnectionError", "ServiceRequestError", "ServiceResponseError", "ChunkedEncodingError"),
-    *("FSTimeoutError", "IncompleteRead"),
-}
 # The names of these errors of requests and urllib3 are Python's too, but the classes are not the same.
 _TRANSIENT_MODULES = {"requests.exceptions": {"ConnectionError", "Timeout"}}
 _local = threading.local()
@@ -98,7 +88,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return find_status_code(error) in TRANSIENT_CODES or any(
-        kind.__name__ in _TRANSIENT_NAMES or kind.__name__ in _TRANSIENT_MODULES.get(kind.__module__, ())
+        kind.__name__ in CLIENTS["errors"]["transient"] or kind.__name__ in _TRANSIENT_MODULES.get(kind.__module__, ())
         for kind in type(error).__mro__
     )
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any
+from itertools import islice
 from urllib.parse import unquote
 
 import msgspec
@@ -24,11 +23,14 @@ from emotion_batch.storage.folder import Folder, refuse_secrets
 from emotion_batch.storage.names import as_utf8, bare, find_key
 
 RTTM = ".rttm"
-# The segments of some recordings become text at a time, about so many.
+# So many rows are Python objects at a time.
 _BATCH = 65_536
+# An array of text, which is at most 2 GiB, is of so many recordings.
+_TEXTS = 1_024
 # Ten million names are far fewer words.
 _WORDS = pa.dictionary(pa.int32(), pa.string())
-_COLUMNS = {"file": _WORDS, "start_s": pa.float64(), "end_s": pa.float64(), "channel": pa.float64(), "speaker": _WORDS}
+_NUMBERS = [(name, pa.float64()) for name in ("start_s", "end_s", "channel")]
+_COLUMNS = pa.schema([("file", _WORDS), *_NUMBERS, ("speaker", _WORDS)])
 # Names with these may have another spelling as their key.
 _ODD = r"[^\x00-\x7f]|^[./'\"\s]|[/'\"\s]$|/[./]|\\|://"
 # As pandas writes a duration in a CSV, e.g. `0 days 00:00:01.500000`.
@@ -49,7 +51,7 @@ def join_segments(
     speakers, of_speaker = _split_words(rows["speaker"])
     start_s, end_s, channel = (rows[name].to_numpy() for name in ("start_s", "end_s", "channel"))
     del rows
-    files_of_names, missing = _find_files(names, listed["file"], base.url, is_rttm=is_rttm)
+    files_of_names, missing = _find_files(names, listed["file"], base.url, is_rttm)
     known = listed.filter(pc.is_in(listed["file"], value_set=files_of_names))
     lacking = pa.array(missing, pa.string())
     columns = [lacking, *(pa.nulls(len(lacking), kind) for kind in ENTRY_SCHEMA.types[1:])]
@@ -66,24 +68,18 @@ def join_segments(
             "--channels which channels the others are of"
         )
 
-    def encode() -> Iterator[pa.Array]:
-        first = 0
-        while first < found.num_rows:
-            last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _BATCH, side="right")) - 1)
-            rows = order[bounds[first] : bounds[last]]
-            ends, numbers = (
-                [None if one != one else one for one in column[rows].tolist()] for column in (end_s, channel)
-            )
-            whole = [None if one is None else int(one) for one in numbers]
-            words = [speakers[one] or None if one >= 0 else None for one in of_speaker[rows].tolist()]
-            segments = list(zip(start_s[rows].tolist(), ends, whole, words, strict=True))
-            cuts = (bounds[first : last + 1] - bounds[first]).tolist()
-            texts = [msgspec.json.encode(segments[cuts[n] : cuts[n + 1]]) for n in range(last - first)]
-            yield pa.array(texts, pa.binary()).cast(pa.string())
-            first = last
+    def segments() -> Iterator[tuple[float, float | None, int | None, str | None]]:
+        for some in np.split(order, range(_BATCH, len(order), _BATCH)):
+            ends = [None if one != one else one for one in end_s[some].tolist()]
+            numbers = [None if one != one else int(one) for one in channel[some].tolist()]
+            words = [speakers[one] or None if one >= 0 else None for one in of_speaker[some].tolist()]
+            yield from zip(start_s[some].tolist(), ends, numbers, words, strict=True)
 
-    texts = pa.chunked_array(encode(), pa.string())
-    entries = found.append_column(SEGMENTED_SCHEMA.field("segments"), texts)
+    left, texts = segments(), list[pa.Array]()
+    for counts in np.split(np.diff(bounds), range(_TEXTS, found.num_rows, _TEXTS)):
+        some = [msgspec.json.encode(list(islice(left, n_rows))) for n_rows in counts.tolist()]
+        texts.append(pa.array(some, pa.binary()).cast(pa.string()))
+    entries = found.append_column(SEGMENTED_SCHEMA.field("segments"), pa.chunked_array(texts, pa.string()))
     return entries, list(missing), listed.num_rows - known.num_rows
 
 
@@ -95,7 +91,7 @@ def _split_words(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int
 
 
 def _find_files(
-    names: list[str], listed: pa.ChunkedArray, base: str, *, is_rttm: bool
+    names: list[str], listed: pa.ChunkedArray, base: str, is_rttm: bool
 ) -> tuple[pa.Array, dict[str, None]]:
     """Return the recording that each name of a list means, and those that are not listed.
 
@@ -122,12 +118,10 @@ def _find_files(
             # A stem that two recordings have means none of them.
             found[word] = None if word in found else name
     missing: dict[str, None] = {}
-    for number, key in enumerate(keys):
+    for number, (name, key) in enumerate(zip(others, keys, strict=True)):
         stem_of = next((found[key] for found in stems if key in found), key)
         if stem_of is None and not is_there[number]:
-            raise UsageError(
-                f"segments: {others[number]!r} may be several recordings of {base}; write their whole names"
-            )
+            raise UsageError(f"segments: {name!r} may be several recordings of {base}; write their whole names")
         others[number] = key if is_there[number] else spelled.get(key) or stem_of
         if not is_there[number] and key not in spelled and stem_of == key:
             missing[key] = None
@@ -138,42 +132,29 @@ def _check(rows: pa.Table) -> None:
     """Raise UsageError for the first row that has no name, no stretch of a recording or no channel."""
     if not rows.num_rows:
         raise UsageError("segments: the list has no segments")
-    start_s, end_s, channel = (rows[name] for name in ("start_s", "end_s", "channel"))
-    # Without an end, a segment lasts to the end of its recording.
-    is_channel = pc.and_(
-        pc.equal(pc.floor(channel), channel), pc.and_(pc.greater_equal(channel, 0), pc.less(channel, MOST_CHANNELS))
-    )
+    start_s, end_s, channel = (rows[name].to_numpy() for name in ("start_s", "end_s", "channel"))
+    is_channel = (channel >= 0) & (channel < MOST_CHANNELS) & (np.floor(channel) == channel)
     checks = {
-        "file": (pc.is_valid(rows["file"]), "the name of a recording"),
-        "start_s": (
-            pc.and_(pc.greater_equal(start_s, 0), pc.less_equal(start_s, MAX_S)),
-            f"from 0 to {MAX_S:,.0f} seconds",
-        ),
-        "end_s": (
-            pc.or_kleene(pc.is_null(end_s), pc.less_equal(pc.abs(end_s), MAX_S)),
-            f"at most {MAX_S:,.0f} seconds",
-        ),
-        "channel": (pc.or_kleene(pc.is_null(channel), is_channel), "a number from 0"),
+        "file": (rows["file"].is_valid().to_numpy(), "the name of a recording"),
+        "start_s": ((start_s >= 0) & (start_s <= MAX_S), f"from 0 to {MAX_S:,.0f} seconds"),
+        # Without an end, a segment lasts to the end of its recording.
+        "end_s": (rows["end_s"].is_null().to_numpy() | (np.abs(end_s) <= MAX_S), f"at most {MAX_S:,.0f} seconds"),
+        "channel": (rows["channel"].is_null().to_numpy() | is_channel, "a number from 0"),
     }
     for name, (is_right, rule) in checks.items():
-        at = pc.index(pc.fill_null(is_right, False), False).as_py()
-        if at >= 0:
-            raise UsageError(
-                f"segments: {name} must be {rule}: {rows[name][at].as_py()!r}, in row {at + 1:,} of the list"
-            )
+        if not is_right.all():
+            at = int(is_right.argmin())
+            value = rows[name][at].as_py()
+            raise UsageError(f"segments: {name} must be {rule}: {value!r}, in row {at + 1:,} of the list")
 
 
 def _read_files(files: Iterable[tuple[Folder, str]]) -> tuple[pa.Table, bool]:
     """Return the rows of lists, with `_COLUMNS`, and whether they are RTTM."""
     tables, is_rttm = [], False
     for folder, name in files:
-        data = folder.read(name)
+        data, is_rttm = folder.read(name), name.lower().endswith(RTTM)
         try:
-            if name.lower().endswith(RTTM):
-                tables.append(_read_rttm(name, data))
-                is_rttm = True
-            else:
-                tables.append(_normalise(name, _read_table(name, data)))
+            tables.append(_read_rttm(name, data) if is_rttm else _normalise(name, _read_table(name, data)))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UsageError(f"segments {name}: it cannot be read as a table ({str(error).splitlines()[0]})") from error
     rows = pa.concat_tables(tables)
@@ -192,7 +173,7 @@ def _read_table(name: str, data: bytes) -> pa.Table:
     if name.lower().endswith(".gz"):
         data = pa.CompressedInputStream(pa.BufferReader(data), "gzip").read()
     data = as_utf8(data)
-    kinds = {**_COLUMNS, "start": pa.string(), "end": pa.string()}
+    kinds = {**dict(zip(_COLUMNS.names, _COLUMNS.types, strict=True)), "start": pa.string(), "end": pa.string()}
     names = pyarrow.csv.open_csv(io.BytesIO(data)).schema.names
     options = pyarrow.csv.ConvertOptions(
         column_types={one: kinds[bare(one)] for one in names if bare(one) in kinds},
@@ -208,14 +189,13 @@ def _read_table(name: str, data: bytes) -> pa.Table:
 def _normalise(name: str, table: pa.Table) -> pa.Table:
     """Return a list's rows with `_COLUMNS`."""
     there = set(table.column_names)
-    own = [{"file", "start_s", "end_s"}, {"file", "start", "end"}]
-    if not any(columns <= there for columns in own):
+    if not ({"file", "start_s", "end_s"} <= there or {"file", "start", "end"} <= there):
         raise UsageError(
             f"segments {name}: it must have the columns file, start_s and end_s (or start and end, as in audformat), and it has "
             f"{', '.join(table.column_names)}"
         )
-    columns = {}
-    for column, kind in _COLUMNS.items():
+    columns = []
+    for column, kind in zip(_COLUMNS.names, _COLUMNS.types, strict=True):
         if column in there:
             values = table[column]
         elif column in ("start_s", "end_s"):
@@ -223,12 +203,11 @@ def _normalise(name: str, table: pa.Table) -> pa.Table:
         else:
             values = pa.chunked_array([pa.nulls(table.num_rows, kind)])
         is_word = kind == _WORDS and values.type != _WORDS
-        columns[column] = values.cast(pa.string()).dictionary_encode() if is_word else values.cast(kind)
-    return pa.table(columns)
+        columns.append(values.cast(pa.string()).dictionary_encode() if is_word else values.cast(kind))
+    return pa.table(columns, _COLUMNS)
 
 
 def _to_seconds(name: str, durations: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return audformat's durations in seconds."""
     if pa.types.is_duration(durations.type):
         return pc.divide(durations.cast(pa.duration("ns")).cast(pa.int64()).cast(pa.float64()), 1e9)
     words = durations.cast(pa.string())
@@ -239,44 +218,33 @@ def _to_seconds(name: str, durations: pa.ChunkedArray) -> pa.ChunkedArray:
             f"segments {name}: start and end must be durations such as 0 days 00:00:01.5: {words[at].as_py()!r}; columns of seconds are "
             "called start_s and end_s"
         )
-    units = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
-    seconds = pc.struct_field(found, "s").cast(pa.float64())
-    for unit in ("m", "h", "d"):
+    seconds = 0.0
+    for unit, length_s in {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}.items():
         text = pc.struct_field(found, unit)
         number = pc.if_else(pc.equal(text, ""), "0", text).cast(pa.float64())
-        seconds = pc.add(seconds, pc.multiply(number, units[unit]))
+        seconds = pc.add(seconds, pc.multiply(number, length_s))
     return seconds
 
 
 def _read_rttm(name: str, data: bytes) -> pa.Table:
     """Return the rows of https://www.nist.gov/itl/iad/mig/rich-transcription-evaluation: SPEAKER FILE CHANNEL START DURATION ..."""
-    files: dict[bytes, int] = {}
-    speakers: dict[bytes, int] = {}
-    columns: tuple[array[Any], ...] = tuple(array(kind) for kind in "idddi")
-    for number, line in enumerate(io.BytesIO(data), 1):
-        words = line.split()
-        if words[:1] != [b"SPEAKER"]:
-            continue
-        try:
-            start_s, duration_s = float(words[3]), float(words[4])
-            channel = float("nan") if words[2] == b"<NA>" else float(words[2]) - 1
-        except (IndexError, ValueError) as error:
-            raise UsageError(
-                f"segments {name}: line {number} must be `SPEAKER FILE CHANNEL START DURATION ...`"
-            ) from error
-        is_named = len(words) > 7 and words[7] != b"<NA>"
-        speaker = speakers.setdefault(words[7], len(speakers)) if is_named else -1
-        values = files.setdefault(words[1], len(files)), start_s, round(start_s + duration_s, 9), channel, speaker
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    arrays = []
-    for column, words_of, kind in zip(columns, (files, None, None, None, speakers), _COLUMNS.values(), strict=True):
-        numbers = np.frombuffer(column, column.typecode)
-        if words_of is None:
-            arrays.append(pa.array(numbers, kind, from_pandas=True))
-        else:
-            codes = pa.array(numbers, mask=numbers < 0)
-            arrays.append(
-                pa.DictionaryArray.from_arrays(codes, pa.array([one.decode() for one in words_of], pa.string()))
-            )
-    return pa.table(dict(zip(_COLUMNS, arrays, strict=True)))
+
+    def rows() -> Iterator[tuple[str, float, float, float | None, str | None]]:
+        for number, line in enumerate(io.BytesIO(data), 1):
+            words = line.split()
+            if words[:1] != [b"SPEAKER"]:
+                continue
+            try:
+                start_s, duration_s = float(words[3]), float(words[4])
+                channel = None if words[2] == b"<NA>" else float(words[2]) - 1
+            except (IndexError, ValueError) as error:
+                rule = f"line {number} must be `SPEAKER FILE CHANNEL START DURATION ...`"
+                raise UsageError(f"segments {name}: {rule}") from error
+            speaker = words[7].decode() if len(words) > 7 and words[7] != b"<NA>" else None
+            yield words[1].decode(), start_s, round(start_s + duration_s, 9), channel, speaker
+
+    left, batches = rows(), list[pa.RecordBatch]()
+    while some := list(islice(left, _BATCH)):
+        columns = zip(zip(*some, strict=True), _COLUMNS.types, strict=True)
+        batches.append(pa.record_batch([pa.array(one, kind, from_pandas=True) for one, kind in columns], _COLUMNS))
+    return pa.Table.from_batches(batches, _COLUMNS)

@@ -34,15 +34,9 @@ def noted(table: Folder, shard: int, run_id: str) -> Iterator[Attempt]:
     with explained(f"table {table.url}"):
         earlier = table.read_if_there(name)
         is_repeated = earlier is not None
-        note = {
-            "run": run_id,
-            "began": time.time(),
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "is_repeated": is_repeated,
-        }
+        note = {"run": run_id, "began": time.time(), "host": platform.node(), "pid": os.getpid()}
         # It need not survive a power cut: after one, the shard is decoded as if for the first time.
-        table.publish(name, seal(note), is_durable=False)
+        table.publish(name, seal({**note, "is_repeated": is_repeated}), is_durable=False)
     try:
         about = _parse(earlier, run_id)
         # The clocks of machines differ, so the seconds may be negative.
@@ -84,7 +78,6 @@ def take_back(table: Folder, run_id: str, lost: Container[int]) -> None:
 
 
 def _notes(table: Folder, run_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the shards that a run has noted, with what it noted."""
     with explained(f"table {table.url}"):
         for shard in find_noted(table):
             if (about := _parse(table.read_if_there(_name(shard)), run_id)) is not None:

@@ -138,14 +138,8 @@ class Lease:
     def leave(self, scheduler: str, again: Sequence[int]) -> Holder:
         """Say that the run continues on a cluster without this process; return the lease, for the task that drives the run."""
         self.stop()
-        self.holder = replace(
-            self.holder,
-            scheduler=scheduler,
-            pid=0,
-            namespace=None,
-            progress={"left_s": time.time()},
-            again=tuple(again),
-        )
+        left = replace(self.holder, scheduler=scheduler, pid=0, namespace=None, again=tuple(again))
+        self.holder = replace(left, progress={"left_s": time.time()})
         self.renew()
         return self.holder
 
@@ -238,9 +232,7 @@ def find_runs(table: Folder) -> tuple[list[Holder], list[Holder]]:
     A run lives if its last sign is recent by this machine's clock. If it is not, the clock of one of the machines may be wrong,
     so the lease is watched for a while.
     """
-    living: list[Holder] = []
-    dead: list[Holder] = []
-    doubtful: list[Holder] = []
+    living, dead, doubtful = list[Holder](), list[Holder](), list[Holder]()
     for holder in read_holders(table):
         (dead if holder.is_gone else living if holder.is_fresh else doubtful).append(holder)
     until = time.monotonic() + _LOOK_S

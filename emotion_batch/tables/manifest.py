@@ -8,6 +8,7 @@ its generation, and the other takes it over and adds what it lacks. A rebuilt ge
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,18 +25,8 @@ from emotion_batch.errors import UsageError, counted
 from emotion_batch.settings import Segments
 from emotion_batch.storage.entries import Entry
 from emotion_batch.storage.folder import Folder, explained, seal, unseal
-from emotion_batch.tables.shard_entries import (
-    FOLDER,
-    MAGIC,
-    ShardEntry,
-    compare_shard,
-    damaged_manifest,
-    decode_entries,
-    find_span,
-    places,
-    reading_entries,
-    write_entries,
-)
+from emotion_batch.tables import shard_entries
+from emotion_batch.tables.shard_entries import FOLDER, ShardEntry, damaged_manifest, places, reading_entries
 from emotion_batch.tables.sharding import cut
 
 # A share of a table's recordings. If more are gone at once, the archive is probably not mounted.
@@ -101,15 +92,13 @@ class Manifest:
         problems = []
         for file in sorted({entry.file for entry in self.shards.values()}):
             entries = [entry for entry in self.shards.values() if entry.file == file]
-            n_batches = 1 + max(entry.batch for entry in entries)
-            try:
-                end, size = self._folder.read_end(file, len(MAGIC))
-                is_whole = end == MAGIC and size >= max(entry.stop for entry in entries)
+            is_whole = False
+            with contextlib.suppress(FileNotFoundError):
+                end, size = self._folder.read_end(file, len(shard_entries.MAGIC))
+                is_whole = end == shard_entries.MAGIC and size >= max(entry.stop for entry in entries)
                 is_whole = is_whole and not (deep and _is_other(file, self._folder.read(file)))
-            except FileNotFoundError:
-                is_whole = False
             if not is_whole:
-                n_shards = counted(n_batches, "shard")
+                n_shards = counted(1 + max(entry.batch for entry in entries), "shard")
                 problems.append(f"{FOLDER}/{file}: it is damaged or missing, with the entries of {n_shards} or more")
         return problems
 
@@ -123,7 +112,7 @@ class Manifest:
             with reading_entries(self._table, file):
                 data = memoryview(self._folder.read_range(file, start, stop))
             for where in neighbours:
-                yield decode_entries(self._table, where, data[where.start - start : where.stop - start])
+                yield shard_entries.decode_entries(self._table, where, data[where.start - start : where.stop - start])
 
     def find(self, files: Sequence[str], shards: Sequence[int] | None = None) -> list[Entry]:
         """Return the entries of recordings, in the order in which these are given; `shards` are those that they are in."""
@@ -194,14 +183,14 @@ class Manifest:
         n_changed = 0
         self.gone = {}
         for number, batch in zip(numbers, self.entries(numbers), strict=True):
-            start, stop = find_span(entries, batch)
+            start, stop = shard_entries.find_span(entries, batch)
             listed = entries.slice(start, stop - start)
             # Most often none of them has changed, and none was added between them.
             if pa.Table.from_batches([batch]).equals(listed):
                 is_new[start:stop] = False
                 continue
             others.append(number)
-            change = compare_shard(batch, listed, prune=prune)
+            change = shard_entries.compare_shard(batch, listed, prune=prune)
             is_new[start:stop] &= change.is_new
             n_changed += change.n_changed
             if len(change.gone):
@@ -260,23 +249,19 @@ class Manifest:
         # It replaces all generations that have left any file.
         numbers = (re.match("[0-9]+", name) for name in table.folder(FOLDER).names())
         manifest = cls(table, max((int(number[0]) for number in numbers if number), default=0))
-        manifest._commit(
-            {shard: entries for shard, (entries, _) in shards.items()}, segments, [one for _, one in shards.values()]
-        )
+        entries = {shard: its for shard, (its, _) in shards.items()}
+        manifest._commit(entries, segments, [digest for _, digest in shards.values()])
         return cls(table)
 
     def _commit(self, shards: Mapping[int, pa.Table], segments: Segments, digests: list[str] | None = None) -> bool:
         """Write a further generation, a rebuilt one with `digests`; return False if another run has written it."""
         generation = self.generation + 1
-        index: dict[str, Any] = {
-            "generation": generation,
-            "shards": list(shards),
-            "n_recordings": [entries.num_rows for entries in shards.values()],
-        }
+        index: dict[str, Any] = {"generation": generation, "shards": list(shards)}
+        index["n_recordings"] = [entries.num_rows for entries in shards.values()]
         index |= {"digests": [], "costs": [], "spans": [], "files": [], "n_batches": []}
         self._folder.make()
         left = iter(shards.values())
-        while data := write_entries(left, segments, index):
+        while data := shard_entries.write_entries(left, segments, index):
             # The name follows from the content, so that no other file has it.
             name = f"{generation:06d}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
             self._folder.publish(name, data)
@@ -327,7 +312,6 @@ def _generations(folder: Folder) -> list[int]:
 
 
 def _read_index(table: Folder, generation: int) -> dict[str, Any]:
-    """Return what the JSON file of a generation says."""
     try:
         index = unseal(table.folder(FOLDER).read(_name(generation)))
     except ValueError as error:
@@ -338,7 +322,6 @@ def _read_index(table: Folder, generation: int) -> dict[str, Any]:
 
 
 def _parse(index: Mapping[str, Any]) -> list[tuple[int, ShardEntry]]:
-    """Return the shards of a generation."""
     columns = (*(index[name] for name in ("shards", "n_recordings", "digests", "costs", "spans")), places(index))
     return [
         (shard, ShardEntry(file, batch, n_recordings, digest_of, cost, start, stop))

@@ -69,14 +69,8 @@ class Counts:
         speech = _value_counts(rows["emotion"].filter(rows["is_speech"])) if is_labelled else {}
         trust = {name: pc.sum(rows[name]).as_py() for name in _TRUST if name in rows.column_names}
         known = {name: n_rows for name, n_rows in trust.items() if n_rows is not None}
-        return cls(
-            pc.count_distinct(rows["file"]).as_py(),
-            rows.num_rows,
-            _value_counts(rows["status"]),
-            by_label,
-            known,
-            speech,
-        )
+        n_recordings = pc.count_distinct(rows["file"]).as_py()
+        return cls(n_recordings, rows.num_rows, _value_counts(rows["status"]), by_label, known, speech)
 
     @property
     def n_ok(self) -> int:
@@ -105,9 +99,9 @@ class Counts:
         return sum(self.by_status.get(status, 0) for status in MENDABLE)
 
     def __add__(self, other: Counts) -> Counts:
-        """Return the sums."""
         names = ("by_status", "by_label", "trust", "speech_by_label")
-        sums = (_added(getattr(self, name), getattr(other, name)) for name in names)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in names)
+        sums = ({key: one.get(key, 0) + two.get(key, 0) for key in sorted({*one, *two})} for one, two in pairs)
         return Counts(self.n_recordings + other.n_recordings, self.n_rows + other.n_rows, *sums)
 
 
@@ -137,9 +131,8 @@ class Footer:
         unknown = set(counts.by_status) - set(Status)
         if unknown:
             raise PartError(f"it has statuses that this version does not know: {', '.join(sorted(unknown))}")
-        if (info.segments.is_one_row and counts.n_rows != counts.n_recordings) or sum(
-            counts.by_status.values()
-        ) != counts.n_rows:
+        is_other = info.segments.is_one_row and counts.n_rows != counts.n_recordings
+        if is_other or sum(counts.by_status.values()) != counts.n_rows:
             rows = f"{counted(counts.n_rows, 'row')} for {counted(counts.n_recordings, 'recording')}"
             raise PartError(f"its footer counts {rows}, and each segment must have one row")
         return footer
@@ -287,9 +280,8 @@ def read_own(table: Folder, info: TableInfo, shard: int, columns: list[str] | No
     rows = read_part(table, shard, columns)
     footer = Footer.of(rows.schema.metadata, info)
     expected = _expected(info)[1]
-    footer.require_rows(
-        rows.schema, rows.num_rows, expected if columns is None else pa.schema(map(expected.field, columns))
-    )
+    wanted = expected if columns is None else pa.schema(map(expected.field, columns))
+    footer.require_rows(rows.schema, rows.num_rows, wanted)
     return footer, rows.replace_schema_metadata()
 
 
@@ -299,10 +291,9 @@ def own_footers(table: Folder, info: TableInfo, shards: Iterable[int]) -> dict[i
     wanted = [shard for shard in shards if part_name(shard) in there]
 
     def read(shard: int) -> Footer | None:
-        try:
+        with contextlib.suppress(PartError):
             return read_footer(table, info, part_name(shard))
-        except PartError:
-            return None
+        return None
 
     found = zip(wanted, read_ahead(read, wanted, _LOCAL_READERS if table.is_local else _REMOTE_READERS), strict=True)
     return {shard: footer for shard, footer in found if footer is not None and footer.shard == shard}
@@ -329,10 +320,10 @@ def require_complete(table: Folder, info: TableInfo, shards: Mapping[int, ShardE
         footers = complete_shards(table, info, shards)
     left = [part_name(shard) for shard in shards if shard not in footers]
     if left or not shards:
-        unusable = (
-            f"{len(left):,} of its {counted(len(shards), 'part')} cannot be used (missing, damaged or out of date)"
-        )
-        lack = f"{unusable}, e.g. {left[0]}" if left else "it has no recordings yet"
+        lack = "it has no recordings yet"
+        if left:
+            n_parts = counted(len(shards), "part")
+            lack = f"{len(left):,} of its {n_parts} cannot be used (missing, damaged or out of date), e.g. {left[0]}"
         raise IncompleteError(f"table {table.url}: {lack}; run the extraction again to do what is left")
     return footers
 
@@ -407,7 +398,3 @@ def _check_seal(data: bytes, *, is_whole: bool = False) -> None:
 def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
     counts = {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
     return dict(sorted(counts.items()))
-
-
-def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
-    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}

@@ -107,14 +107,12 @@ def mend(table: Folder, info: TableInfo, entries: Manifest, *, deep: bool = Fals
     """
     if deep:
         # This comes first, so that a copy under another name can replace it.
-        for name, problem in remove_damaged(
-            table, look_at_parts(table, info, entries, deep=True, values=False)
-        ).items():
+        looked = look_at_parts(table, info, entries, deep=True, values=False)
+        for name, problem in remove_damaged(table, looked).items():
             yield f"{table.url}/{name}: {problem}; it was removed and is made again"
     for name, what in find_strangers(table.names(), entries):
-        said = (
-            f"{name} is in the folder and is {what}; a program that reads the folder may read it too, so move it away"
-        )
+        remedy = "a program that reads the folder may read it too, so move it away"
+        said = f"{name} is in the folder and is {what}; {remedy}"
         if name.endswith(".parquet"):
             with contextlib.suppress(PartError):
                 footer = parts.read_footer(table, info, name)

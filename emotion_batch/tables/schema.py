@@ -57,34 +57,17 @@ def _common(*, is_listed: bool) -> list[pa.Field]:
 
 def feature_schema(settings: AnySettings, *, is_listed: bool = False) -> pa.Schema:
     """Return the columns of a feature table; `is_listed` says whether a list names its segments."""
-    return pa.schema(
-        [
-            *_common(is_listed=is_listed),
-            pa.field("duration_s", pa.float64()),
-            pa.field("sample_rate_hz", pa.int32()),
-            pa.field("channels", pa.int16()),
-            *recipes.fields(settings),
-        ]
-    )
+    kinds = (("duration_s", pa.float64()), ("sample_rate_hz", pa.int32()), ("channels", pa.int16()))
+    about = (pa.field(name, kind) for name, kind in kinds)
+    return pa.schema([*_common(is_listed=is_listed), *about, *recipes.fields(settings)])
 
 
 def label_schema(labels: Sequence[str], *, is_listed: bool = False) -> pa.Schema:
     """Return the columns of a label table; `labels` in the order of the bundle's card, `is_listed` as in `feature_schema`."""
-    probabilities = [pa.field(f"p_{label}", pa.float32()) for label in labels]
-    return pa.schema(
-        [
-            *_common(is_listed=is_listed),
-            pa.field("emotion", pa.string()),
-            pa.field("confidence", pa.float32()),
-            pa.field("margin", pa.float32()),
-            pa.field("entropy", pa.float32()),
-            pa.field("is_confident", pa.bool_()),
-            pa.field("is_in_domain", pa.bool_()),
-            pa.field("domain_distance", pa.float32()),
-            pa.field("is_speech", pa.bool_()),
-            *probabilities,
-        ]
-    )
+    kinds = {"emotion": pa.string(), **dict.fromkeys(("confidence", "margin", "entropy"), pa.float32())}
+    kinds |= {"is_confident": pa.bool_(), "is_in_domain": pa.bool_(), "domain_distance": pa.float32()}
+    kinds |= {"is_speech": pa.bool_(), **{f"p_{label}": pa.float32() for label in labels}}
+    return pa.schema([*_common(is_listed=is_listed), *(pa.field(name, kind) for name, kind in kinds.items())])
 
 
 @dataclass(frozen=True)
@@ -137,9 +120,7 @@ class TableInfo:
             "model_id": self.model_id,
             "labels": list(self.labels),
             "features": self.features,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "suffixes": list(self.suffixes),
+            **{name: list(getattr(self, name)) for name in ("include", "exclude", "suffixes")},
         }
 
     @classmethod

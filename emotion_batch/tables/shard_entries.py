@@ -50,7 +50,6 @@ class ShardEntry:
 
 @cache
 def _stream_start(schema: pa.Schema) -> bytes:
-    """Return the first bytes of a stream of entries."""
     return bytes(schema.serialize())
 
 
@@ -95,9 +94,9 @@ def salvage(table: Folder, wanted: Collection[str]) -> dict[str, pa.Table]:
                 with suppress(pa.ArrowException, OSError):
                     entries = file.get_batch(number)
                     entries.validate(full=True)
-                    if entries.schema in (ENTRY_SCHEMA, SEGMENTED_SCHEMA):
-                        found[digest(entries)] = pa.Table.from_batches([entries])
-    return {name: entries for name, entries in found.items() if name in wanted}
+                    if entries.schema in (ENTRY_SCHEMA, SEGMENTED_SCHEMA) and (name_of := digest(entries)) in wanted:
+                        found[name_of] = pa.Table.from_batches([entries])
+    return found
 
 
 def digest(entries: pa.RecordBatch) -> str:
@@ -148,17 +147,17 @@ def compare_shard(batch: pa.RecordBatch, listed: pa.Table, *, prune: bool) -> Ch
     gone = batch["file"].filter(is_gone)
     now = listed.take(pa.array(place, mask=place < 0))
     schema = batch.schema
-    is_changed = reduce(pc.or_, (_differs(batch, now, name) for name in schema.names[2:]))
+    # The listing has a value that differs from the known one.
+    pairs = [(batch[name], now[name].combine_chunks()) for name in schema.names]
+    different = (pc.and_(pc.fill_null(pc.not_equal(one, new), True), pc.is_valid(new)) for one, new in pairs[2:])
+    is_changed = reduce(pc.or_, different)
     n_changed = pc.sum(is_changed).as_py() or 0
     if not (n_changed or (prune and len(gone))):
         return Change(is_new, n_changed, gone, None)
     if not (len(gone) or is_new.any() or listed["size"].null_count or listed["version"].null_count):
         # This shares the listing's memory, because in a copied archive all recordings are changed.
         return Change(is_new, n_changed, gone, listed)
-    columns = [
-        pc.if_else(is_changed, now[name].combine_chunks(), batch[name]).cast(schema.field(name).type)
-        for name in schema.names
-    ]
+    columns = [pc.if_else(is_changed, new, one).cast(one.type) for one, new in pairs]
     changed = pa.Table.from_arrays(columns, schema=schema)
     return Change(is_new, n_changed, gone, changed.filter(pc.invert(is_gone)) if prune else changed)
 
@@ -167,12 +166,6 @@ def as_batch(entries: pa.Table) -> pa.RecordBatch:
     """Return entries, also if there are none, as the one record batch of a shard."""
     batches = entries.combine_chunks().to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=entries.schema)
-
-
-def _differs(known: pa.RecordBatch, listed: pa.Table, name: str) -> pa.Array:
-    """Return where the listing has a value for `name` that differs from the known one."""
-    now = listed[name].combine_chunks()
-    return pc.and_(pc.fill_null(pc.not_equal(known[name], now), True), pc.is_valid(now))
 
 
 def damaged_manifest(table: Folder, file: str, found: str = "a damaged file") -> DamagedError:

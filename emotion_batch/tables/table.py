@@ -48,15 +48,11 @@ def find_info(table: Folder) -> TableInfo | None:
         )
     if kind == "file":
         raise UsageError(f"table {table.url} is a file, not a folder: name a folder for the table")
-    if recordings:
-        raise UsageError(
-            f"table {table.url} holds recordings ({recordings[0]!r}): name a new or empty folder, or a table; the order is "
-            "SOURCE TABLE, because what is read comes before what is written"
-        )
     if strangers:
+        held = f"recordings ({recordings[0]!r})" if recordings else f"{strangers[0]!r}, which is not a part of a table"
         raise UsageError(
-            f"table {table.url} holds {strangers[0]!r}, which is not a part of a table: name a new or empty folder, or a table; the "
-            "order is SOURCE TABLE, because what is read comes before what is written"
+            f"table {table.url} holds {held}: name a new or empty folder, or a table; the order is SOURCE TABLE, because what is read "
+            "comes before what is written"
         )
     return None
 

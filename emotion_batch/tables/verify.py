@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -72,11 +72,7 @@ class Verification:
 
 
 def verify_table(
-    table: Folder,
-    *,
-    deep: bool,
-    repair: bool,
-    find_copy_damage: Callable[[Folder], str | None],
+    table: Folder, *, deep: bool, repair: bool, find_copy_damage: Callable[[Folder], str | None]
 ) -> Verification:
     """Check whether a table is whole; see `api.verify`.
 
@@ -103,23 +99,13 @@ def verify_table(
             problems.append("manifest: it has no recordings, because a run ended before it had frozen its listing")
         found = look_at_parts(table, info, entries, deep=deep)
         removed = remove_damaged(table, found) if repair else {}
-    problems += [
-        f"{one.name}: {one.problem}{'; removed' if one.name in removed else ''}"
-        for one in found
-        if one.problem is not None
-    ]
+    wrong = [one for one in found if one.problem is not None]
+    problems += [f"{one.name}: {one.problem}{'; removed' if one.name in removed else ''}" for one in wrong]
     counts = sum((one.footer.counts for one in found if one.footer is not None), Counts())
-    return Verification(
-        table.url,
-        entries.n_recordings,
-        len(entries.shards),
-        counts,
-        deep,
-        tuple(problems),
-        find_kept_features(table, info),
-        tuple(removed),
-        tuple(name for name, _ in strangers),
-    )
+    others = tuple(name for name, _ in strangers)
+    features, n_shards = find_kept_features(table, info), len(entries.shards)
+    about = (counts, deep, tuple(problems), features, tuple(removed), others)
+    return Verification(table.url, entries.n_recordings, n_shards, *about)
 
 
 class _Looked(NamedTuple):
@@ -169,11 +155,9 @@ def remove_damaged(table: Folder, found: list[_Looked]) -> dict[str, str]:
 
 
 def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: pa.Table) -> str | None:
-    """Return what is wrong with a part's rows."""
     if Counts.of(rows) != footer.counts:
         return "its rows are not those that its footer counts"
-    unequal = pc.unique(rows["file"]).to_pylist() != entries["file"].to_pylist()
-    if unequal:
+    if pc.unique(rows["file"]).to_pylist() != entries["file"].to_pylist():
         return "its recordings, or their order, are not those of its manifest entries"
     is_ok = pc.equal(rows["status"], Status.OK)
     made = set(recipes.names(info.feature_settings)) if info.kind == schema.FEATURES else {"emotion", "confidence"}
@@ -191,14 +175,20 @@ def _wrong_rows(info: TableInfo, entries: pa.RecordBatch, footer: Footer, rows: 
     return _wrong_speech(info.segments, rows) if info.segments.is_speech else _wrong_starts(info.segments, rows)
 
 
+def _by_recording(rows: pa.Table, *names: str) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """Yield each recording with these columns of its rows."""
+    columns = (rows[name].to_pylist() for name in ("file", *names))
+    for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+        yield file, [row[1:] for row in own]
+
+
 def _wrong_listed(entries: pa.RecordBatch, rows: pa.Table) -> str | None:
     """Return which recording has other rows than its list of segments says."""
-    columns = (rows[name].to_pylist() for name in ("file", "start_s", "channel", "speaker"))
-    groups = groupby(zip(*columns, strict=True), key=itemgetter(0))
-    for entry, (file, group) in zip(entries.to_pylist(), groups, strict=True):
+    groups = _by_recording(rows, "start_s", "channel", "speaker")
+    for entry, (file, own) in zip(entries.to_pylist(), groups, strict=True):
         # A recording that was gone when the manifest was written anew has lost its list.
         if entry["segments"]:
-            listed, own = Entry(**entry).read_segments(), [row[1:] for row in group]
+            listed = Entry(**entry).read_segments()
             counts = count_rows(listed, [(start_s, channel) for start_s, channel, _ in own])
             speakers = [one.speaker for one, n_rows in zip(listed, counts, strict=False) for _ in range(n_rows)]
             # Where each channel has its rows, each segment has all of them, unless the recording failed midway.
@@ -211,10 +201,9 @@ def _wrong_listed(entries: pa.RecordBatch, rows: pa.Table) -> str | None:
 
 def _wrong_speech(segments: Segments, rows: pa.Table) -> str | None:
     """Return which recording has stretches of speech that overlap, are too long or not in order."""
-    columns = (rows[name].to_pylist() for name in ("file", "start_s", "channel", "end_s"))
-    for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+    for file, own in _by_recording(rows, "start_s", "channel", "end_s"):
         last_s, ends = 0.0, dict[int | None, float]()
-        for _, start_s, channel, end_s in own:
+        for start_s, channel, end_s in own:
             is_long = end_s is not None and end_s - start_s > segments.duration_s + 1e-6
             if is_long or start_s < max(last_s, ends.get(channel, 0.0) - 1e-6):
                 return f"{file!r} must have stretches of speech in their order, and has one at {start_s} s"
@@ -224,13 +213,12 @@ def _wrong_speech(segments: Segments, rows: pa.Table) -> str | None:
 
 def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
     """Return which recording lacks a segment, or a channel of one, or has one twice."""
-    columns = (rows[name].to_pylist() for name in ("file", "start_s", "channel", "status"))
-    for file, own in groupby(zip(*columns, strict=True), key=itemgetter(0)):
+    for file, own in _by_recording(rows, "start_s", "channel", "status"):
         first: list[int | None] | None = None
         is_ended = False
         starts = segments.starts()
-        for start_s, here in groupby(own, key=itemgetter(1)):
-            found = [(channel, status) for _, _, channel, status in here]
+        for start_s, here in groupby(own, key=itemgetter(0)):
+            found = [(channel, status) for _, channel, status in here]
             # A recording has a row for each channel that was asked for and that it lacks, at its first start.
             channels = [one for one, status in found if first is not None or one is None or status != Status.UNREADABLE]
             if first is None:
@@ -240,11 +228,8 @@ def _wrong_starts(segments: Segments, rows: pa.Table) -> str | None:
                 first = channels
             # A row without a channel is that of a mix, or the last one, for the rest of a recording that failed.
             is_rest = segments.channels != MIX and channels == [None]
-            if is_ended or start_s != next(starts, None) or not (is_rest or channels == first) or _repeats(found):
+            is_whole = len(dict(found)) == len(found) and (is_rest or channels == first)
+            if is_ended or start_s != next(starts, None) or not is_whole:
                 return f"{file!r} must have each segment once and in order, and has one at {start_s} s"
             is_ended = is_rest
     return None
-
-
-def _repeats(found: list[tuple[int | None, str]]) -> bool:
-    return len({channel for channel, _ in found}) < len(found)

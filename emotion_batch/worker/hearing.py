@@ -46,7 +46,7 @@ class FeatureRow(NamedTuple):
     features: recipes.Values | None
 
 
-def explain_failure(error: Exception) -> tuple[Status, str]:
+def judge(error: Exception) -> tuple[Status, str]:
     """Return the status of a recording and why it has no features; raise the error if the recording is not to blame."""
     if isinstance(error, RecordingError):
         return error.status, error.reason
@@ -97,12 +97,10 @@ class Hearing:
                     break
                 raise
             # The rows of all channels are made before the first is given, so that a start has all of them or none.
-            rows = [
-                *lacking,
-                *(self._compute(start_s, stretch, place, one) for place, one in enumerate(stretch.channels)),
-            ]
+            rows = [self._compute(start_s, stretch, place, one) for place, one in enumerate(stretch.channels)]
+            rows = sorted([*lacking, *rows], key=_place)
             lacking.clear()
-            yield from sorted(rows, key=_place)
+            yield from rows
 
     def hear_speech(self, lacking: list[FeatureRow]) -> Iterator[FeatureRow]:
         """Yield the rows of stretches of speech, in the order of their starts; memory does not grow with the recording.
@@ -167,10 +165,7 @@ class Hearing:
                 n_given += 1
 
     def _hear_one(self, one: ListedSegment) -> list[FeatureRow]:
-        """Return the rows of a listed segment, one for each of its channels."""
-        asked = self._channels if one.channel is None else [one.channel]
-        if one.channel is None and (numbers := numbers_of(self._segments)):
-            asked = [*numbers]
+        asked = [one.channel] if one.channel is not None else [*numbers_of(self._segments)] or self._channels
         try:
             duration_s = MAX_S if one.end_s is None else round(one.end_s - one.start_s, 9)
             if duration_s * self._header.sample_rate_hz < 1:
@@ -178,7 +173,7 @@ class Hearing:
                 raise RecordingError(Status.TOO_SHORT, reason)
             stretch = self._read(one.start_s, duration_s, self._settings.sample_rate) if self._channels else None
         except Exception as error:
-            failure = explain_failure(error)
+            failure = judge(error)
             return [self._row(one.start_s, channel=channel, speaker=one.speaker, failure=failure) for channel in asked]
         rows = []
         for channel in asked:
@@ -198,8 +193,13 @@ class Hearing:
                 stretch = self._recording.read(start_s, duration_s, sample_rate=sample_rate)
         finally:
             check_store(self._source, self._archive)
-        read_s = stretch.end_s - max(start_s, self._read_to_s or 0.0)
-        _count_bytes(self._source, self._n_bytes, max(0.0, read_s), self._header, is_first=self._read_to_s is None)
+        if isinstance(self._source, int):
+            # Of a local recording, these are the stretch's share of its duration, if that is known.
+            share = 1.0 if self._read_to_s is None else 0.0
+            if math.isfinite(self._header.duration_s) and self._header.duration_s > 0:
+                read_s = max(0.0, stretch.end_s - max(start_s, self._read_to_s or 0.0))
+                share = min(1.0, read_s / self._header.duration_s)
+            usage.current().read_bytes += round(self._n_bytes * share)
         self._read_to_s = max(self._read_to_s or 0.0, stretch.end_s)
         return stretch
 
@@ -210,9 +210,14 @@ class Hearing:
         channel = self._channels[place]
         with stage("features"):
             values = self._windows[place].compute(samples, stretch.sample_rate_hz, stretch.start)
-        if (infinite := _find_infinite(samples, values, self._settings)) is not None:
-            return self._row(start_s, channel=channel, failure=(Status.NOT_FINITE, infinite))
-        return self._row(start_s, stretch.end_s, channel=channel, values=values)
+        is_seen = recipes.recipe_of(self._settings).sees_every_sample(self._settings)
+        is_finite = all(np.isfinite(value).all() for value in values)
+        if is_finite and (is_seen or np.isfinite(samples).all()):
+            return self._row(start_s, stretch.end_s, channel=channel, values=values)
+        reason = "the segment has samples that are NaN or infinite"
+        if np.isfinite(samples).all():
+            reason = "the samples are too large for finite features"
+        return self._row(start_s, channel=channel, failure=(Status.NOT_FINITE, reason))
 
 
 def _place(row: FeatureRow) -> tuple[float, int]:
@@ -222,16 +227,6 @@ def _place(row: FeatureRow) -> tuple[float, int]:
 def numbers_of(segments: Segments) -> Sequence[int]:
     """Return the numbers of the channels that segments name; none for the mix and for each."""
     return () if isinstance(segments.channels, str) else segments.channels
-
-
-def _find_infinite(samples: npt.NDArray[np.float32], values: recipes.Values, settings: AnySettings) -> str | None:
-    """Return why a segment has no finite features; None if they are finite."""
-    is_seen = recipes.recipe_of(settings).sees_every_sample(settings)
-    if (is_seen or np.isfinite(samples).all()) and all(np.isfinite(value).all() for value in values):
-        return None
-    if np.isfinite(samples).all():
-        return "the samples are too large for finite features"
-    return "the segment has samples that are NaN or infinite"
 
 
 def make_row(
@@ -246,24 +241,11 @@ def make_row(
     failure: tuple[Status, str | None] = (Status.OK, None),
 ) -> FeatureRow:
     """Return a row of a recording, which `header` is about if it could be opened."""
-    about: tuple[float | None, int | None, int | None] = (None, None, None)
-    if header is not None:
-        duration_s = header.duration_s if math.isfinite(header.duration_s) else None
-        about = (duration_s, header.sample_rate_hz, header.channels)
-    status, reason = failure
-    return FeatureRow(entry.file, channel, start_s, end_s, speaker, status, reason, *about, values)
-
-
-def _count_bytes(
-    source: int | bytes | RemoteFile, n_bytes: int, duration_s: float, header: audio.Header, *, is_first: bool
-) -> None:
-    """Count the bytes read of a local recording: the stretch's share of its duration, if that is known."""
-    if not isinstance(source, int):
-        return
-    if math.isfinite(header.duration_s) and header.duration_s > 0:
-        usage.current().read_bytes += round(n_bytes * min(1.0, duration_s / header.duration_s))
-    elif is_first:
-        usage.current().read_bytes += n_bytes
+    row = FeatureRow(entry.file, channel, start_s, end_s, speaker, *failure, None, None, None, values)
+    if header is None:
+        return row
+    duration_s = header.duration_s if math.isfinite(header.duration_s) else None
+    return row._replace(duration_s=duration_s, sample_rate_hz=header.sample_rate_hz, channels=header.channels)
 
 
 def check_store(source: int | bytes | RemoteFile, archive: Folder) -> None:
@@ -281,9 +263,8 @@ def store_errors(archive: Folder) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordingError(Status.VANISHED, "the file was listed and is not there") from error
     except ChangedError as error:
-        raise RecordingError(
-            Status.CHANGED, "the file was replaced while it was read; run the same command again"
-        ) from error
+        reason = "the file was replaced while it was read; run the same command again"
+        raise RecordingError(Status.CHANGED, reason) from error
     except Exception as error:
         if is_transient(error) or isinstance(error, DeniedError | NoBucketError):
             with explained(f"archive {archive.url}"):

@@ -59,9 +59,8 @@ def keep_heap() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Other C libraries have no mallopt, or one that does nothing and returns 0.
-    return mallopt is not None and bool(
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) and mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-    )
+    names = (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD)
+    return mallopt is not None and all(mallopt(name, _KEPT_BYTES) for name in names)
 
 
 def give_back_memory() -> None:

@@ -23,15 +23,7 @@ from emotion_batch.storage.prefetch import Fetched, RemoteFile, reading
 from emotion_batch.storage.retry import persistently
 from emotion_batch.tables.schema import feature_schema
 from emotion_batch.usage import stage
-from emotion_batch.worker.hearing import (
-    FeatureRow,
-    Hearing,
-    check_store,
-    explain_failure,
-    make_row,
-    numbers_of,
-    store_errors,
-)
+from emotion_batch.worker.hearing import FeatureRow, Hearing, check_store, judge, make_row, numbers_of, store_errors
 
 
 def extract_rows(
@@ -91,11 +83,7 @@ def rows_to_table(found: Iterable[FeatureRow], settings: AnySettings, segments: 
 
 
 def extract_recording(
-    entry: Entry,
-    archive: Folder,
-    fetched: Callable[[], Fetched] | None,
-    settings: AnySettings,
-    segments: Segments,
+    entry: Entry, archive: Folder, fetched: Callable[[], Fetched] | None, settings: AnySettings, segments: Segments
 ) -> Iterator[FeatureRow]:
     """Yield the rows of one recording: one a segment and channel, and one for the rest if it fails.
 
@@ -107,11 +95,10 @@ def extract_recording(
     made: list[FeatureRow] = []
     lacking: list[FeatureRow] = []
     try:
+        asked = segments.channels if segments.channels == EACH else numbers or MIX
         with (
             _source(entry, archive, fetched) as (source, n_bytes),
-            audio.opened(
-                source, n_bytes, segments.channels if segments.channels == EACH else numbers or MIX
-            ) as recording,
+            audio.opened(source, n_bytes, asked) as recording,
         ):
             header = recording.header
             hearing = Hearing(entry, archive, source, n_bytes, recording, settings, segments)
@@ -129,7 +116,7 @@ def extract_recording(
         return
     except Exception as error:
         # An unknown error of one recording must only cost that recording's row.
-        status, reason = explain_failure(error)
+        status, reason = judge(error)
     yield from lacking
     yield from rest_rows(entry, segments, made, status, reason, header)
 
@@ -204,6 +191,5 @@ def _source(
 def _check_unchanged(entry: Entry, size: int, version: str | None, word: str) -> None:
     for name, listed, found in (("size", entry.size, size), (word, entry.version, version)):
         if None not in (listed, found) and listed != found:
-            raise RecordingError(
-                Status.CHANGED, f"the file's {name} is not what was listed; run the same command again"
-            )
+            reason = f"the file's {name} is not what was listed; run the same command again"
+            raise RecordingError(Status.CHANGED, reason)

@@ -43,10 +43,8 @@ def carry_over(
         both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))
         is_same = pc.and_(is_same, pc.or_(both_unknown, pc.fill_null(pc.equal(now, then), False)))
     failed = rows.filter(pc.is_in(rows["status"], pa.array(sorted(again), pa.string())))["file"]
-    is_kept = pc.and_(
-        pc.is_in(rows["file"], entries["file"].filter(is_same)), pc.invert(pc.is_in(rows["file"], pc.unique(failed)))
-    )
-    kept = rows.filter(is_kept)
+    is_known = pc.is_in(rows["file"], entries["file"].filter(is_same))
+    kept = rows.filter(pc.and_not(is_known, pc.is_in(rows["file"], pc.unique(failed))))
     return kept, entries.filter(pc.invert(pc.is_in(entries["file"], pc.unique(kept["file"]))))
 
 

@@ -72,10 +72,8 @@ class Work:
             where = ""
             with suppress(ValueError, KeyError):
                 where = f" from {unseal(data)['host']}"
-            raise CancelledError(
-                f"run {self.run_id} was cancelled{where}; what is finished stays, and the command that made the table goes on from "
-                "there"
-            )
+            rest = "what is finished stays, and the command that made the table goes on from there"
+            raise CancelledError(f"run {self.run_id} was cancelled{where}; {rest}")
 
     def _read_done(self, task: Task) -> Counts | None:
         """Return the counts of a shard's part if this task must not replace it, else None.
@@ -83,11 +81,10 @@ class Work:
         Another run may have done the shard, or newer entries of it. Then its rows are better.
         """
         expected = {task.entry.digest, *([] if task.earlier is None else [task.earlier.digest])}
+        name = parts.part_name(task.shard)
         with explained(f"table {self.table.url}"):
             try:
-                footers = [
-                    parts.read_footer(place, info, parts.part_name(task.shard)) for place, info in self.job.outputs
-                ]
+                footers = [parts.read_footer(place, info, name) for place, info in self.job.outputs]
             except PartError:
                 return None
             if any(footer.shard != task.shard for footer in footers):
@@ -95,9 +92,8 @@ class Work:
             digests = {footer.digest for footer in footers}
             if digests <= expected:
                 # The part is the one that the driver saw, or was made since.
-                is_done = digests == {task.entry.digest} and (
-                    task.earlier is None or task.earlier.digest != task.entry.digest
-                )
+                is_done = digests == {task.entry.digest}
+                is_done = is_done and (task.earlier is None or task.earlier.digest != task.entry.digest)
             else:
                 newest = Manifest(self.table).shards.get(task.shard)
                 is_done = newest is not None and digests == {newest.digest}

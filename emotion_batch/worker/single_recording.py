@@ -99,17 +99,12 @@ def label_recording(
     # A list of segments may name other recordings too.
     entries = listing.entries.filter(pc.equal(listing.entries["file"], place.url.rpartition("/")[2]))
     if not entries.num_rows:
-        raise UsageError(
-            f"recording {place.url}: {stretches.source} lists no segment of it; check the names in the list"
-        )
+        lack = f"{stretches.source} lists no segment of it; check the names in the list"
+        raise UsageError(f"recording {place.url}: {lack}")
     # One thread as on a worker, and only in this block, because the process is the caller's.
     with threadpool_limits(1):
-        features = extract_rows(
-            entries.combine_chunks().to_batches()[0],
-            listing.folder,
-            bundle.card.feature_settings,
-            stretches,
-        )
+        [batch] = entries.combine_chunks().to_batches()
+        features = extract_rows(batch, listing.folder, bundle.card.feature_settings, stretches)
     labels = bundle.card.labels
     return [
         SegmentLabel(

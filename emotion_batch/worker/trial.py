@@ -132,9 +132,8 @@ class Trial:
         part = os.path.join(notes.url, parts.part_name(start))
         part_bytes = os.path.getsize(part)
         os.remove(part)
-        return Timed(
-            elapsed_s, waited_s, part_bytes, found.nbytes, _peak_bytes(), tuple(self._by_recording(made, clock))
-        )
+        taken = tuple(self._by_recording(made, clock))
+        return Timed(elapsed_s, waited_s, part_bytes, found.nbytes, _peak_bytes(), taken)
 
     def _keep_model(self, bundle: Bundle) -> Bundle:
         """Return this machine's copy of the model, because a worker may not see the driver's."""
@@ -163,14 +162,8 @@ class Trial:
             if segments.source is not None and duration_s and seconds > _RECORDING * self.sample_s:
                 # It ended early, and its last row says where.
                 share = min(1.0, max(1e-3, (ends[-1] or 0.0) / duration_s))
-            yield Taken(
-                seconds,
-                n_rows,
-                share,
-                math.nan if duration_s is None else duration_s,
-                status,
-                heard_s / len({*channels}),
-            )
+            duration_s = math.nan if duration_s is None else duration_s
+            yield Taken(seconds, n_rows, share, duration_s, status, heard_s / len({*channels}))
 
     def remove(self) -> None:
         """Delete the files of the sample on this machine."""

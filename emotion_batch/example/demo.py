@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 from emotion_batch import api
@@ -55,7 +56,13 @@ def demo(
     require_training()
     root = Path(folder)
     with explained(f"demo folder {root}"):
-        _prepare(root)
+        if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / _MARKER).exists())):
+            raise UsageError(f"demo folder {root} is a file or not empty: name a new or empty folder")
+        root.mkdir(parents=True, exist_ok=True)
+        (root / _MARKER).touch()
+        # Only what an earlier demo made is removed.
+        for name in _MADE:
+            shutil.rmtree(root / name, ignore_errors=True)
     recordings, features, bundle, labels = (root / name for name in _MADE)
     try:
         n_files = synthesis.write_archive(recordings, n_words=n_words)
@@ -87,30 +94,5 @@ def demo(
             f"\n-- {describe_example(name)}\n{command}\n\n{query(labels, example=name).to_pandas().to_string(index=False)}"
         )
     example = os.fspath(recordings / "V1_angry" / "V1_back_angry.wav")
-    say(_CLOSING.format(one=format_command("label", example, options=with_model)))
-
-
-_CLOSING = """
-This model knows two synthetic voices. With recordings of your own whose emotions are known, in TESS's naming or
-in a folder for each emotion:
-
-  emotion-batch extract RECORDINGS features/
-  emotion-batch train features/ bundle/ --labels folder
-  emotion-batch label ARCHIVE labels/ --model bundle/
-
-and one recording at a time, without a table:
-
-  {one}
-
-Interrupted? The same command goes on. A cluster? Add --scheduler tcp://HOST:8786. More: README.md
-next: emotion-batch label YOUR-RECORDINGS TABLE"""
-
-
-def _prepare(root: Path) -> None:
-    """Make `root` an empty folder for a demo; remove the files of an earlier demo only."""
-    if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / _MARKER).exists())):
-        raise UsageError(f"demo folder {root} is a file or not empty: name a new or empty folder")
-    root.mkdir(parents=True, exist_ok=True)
-    (root / _MARKER).touch()
-    for name in _MADE:
-        shutil.rmtree(root / name, ignore_errors=True)
+    closing = resources.files(__package__).joinpath("closing.txt").read_text(encoding="utf-8").removesuffix("\n")
+    say(closing.format(one=format_command("label", example, options=with_model)))

@@ -1,18 +1,8 @@
 """An archive of synthesised recordings, named and laid out as the Toronto Emotional Speech Set (TESS) is.
 
 Two voices say "say the word ..." in seven emotions, by source and filter (Fant 1960): glottal pulses, breath and frication
-pass through formants that move from phoneme to phoneme. The sentence is TESS's; no sample of any corpus is in it.
-
-References
-----------
-- Cahn (1990). The generation of affect in synthesized speech. J. American Voice I/O Soc. 8.
-- Fant (1960). Acoustic Theory of Speech Production. Mouton.
-- Juslin & Laukka (2003). Communication of emotions in vocal expression and music performance: different
-  channels, same code? Psychol. Bull. 129(5).
-- Klatt (1980). Software for a cascade/parallel formant synthesizer. JASA 67(3).
-- Murray & Arnott (1993). Toward the simulation of emotion in synthetic speech. JASA 93(2).
-- Peterson & Barney (1952). Control methods used in a study of the vowels. JASA 24(2).
-- Scherer (2003). Vocal communication of emotion: a review of research paradigms. Speech Communication 40.
+pass through formants that move from phoneme to phoneme. The sentence is TESS's; no sample of any corpus is in it. The file
+`synthesis.toml` says what is spoken and how, and names the sources.
 """
 
 from __future__ import annotations
@@ -21,7 +11,8 @@ import os
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,28 +26,11 @@ _HERTZ = np.maximum(np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE_HZ), 1)[:, np.newax
 _DURATION_S = (1.4, 2.6)
 _LEAD_S, _TAIL_S = 0.08, 0.12  # silence before and after the speech
 _ROOM_NOISE = 10 ** (-72 / 20)  # RMS, so that silence is not digital zero, as in no real recording
-
-
-class _Prosody(NamedTuple):
-    """How one emotion is spoken; every value is the mean of what a recording draws."""
-
-    pitch_st: float  # F0 above the voice's own in semitones
-    contour_st: tuple[float, ...]  # semitones from `pitch_st` at `_KNOTS`
-    stretch: float  # durations relative to neutral's: above 1 is slow
-    level_db: float  # RMS of the recording relative to full scale
-    accent_db: float  # how much louder the word is than the carrier
-    tilt_hz: float  # cutoff of the glottal low-pass: high is bright and pressed
-    breath: float  # aspiration noise relative to voicing
-    jitter: float  # standard deviation of a cycle's length, relative
-    formants: float  # scale of all formants: spread lips raise them, a low larynx lowers them
-    vowel_space: float  # distance of vowels from schwa: above 1 is precise, below 1 slack
-
-
 # The points along the speech that `contour_st` gives values for; the word is about the last two fifths.
 _KNOTS = (0.0, 0.2, 0.45, 0.7, 1.0)
 
 _SPOKEN = tomllib.loads(resources.files(__package__).joinpath("synthesis.toml").read_text(encoding="utf-8"))
-_PROSODY = {emotion: _Prosody(**values) for emotion, values in _SPOKEN["prosody"].items()}
+_PROSODY = {emotion: SimpleNamespace(**values) for emotion, values in _SPOKEN["prosody"].items()}
 EMOTIONS: tuple[str, ...] = tuple(_PROSODY)
 VOICES: tuple[str, ...] = tuple(_SPOKEN["voices"])
 WORDS: tuple[str, ...] = tuple(_SPOKEN["words"])

@@ -8,12 +8,11 @@ decodes the same, it is asked first, because it costs less.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,27 +22,10 @@ import soxr
 
 from emotion_batch.errors import RecordingError, Status
 from emotion_batch.features import containers, extents, wav
-from emotion_batch.features.containers import ReadAt
+from emotion_batch.features.containers import LIBSNDFILE, ReadAt
 from emotion_batch.features.ffmpeg import UNKNOWN_FRAMES, FFmpegDecoder, NamelessFile
 from emotion_batch.settings import MIX
 
-# libsndfile decodes these containers and subtypes completely, with the same samples as FFmpeg:
-# https://libsndfile.github.io/libsndfile/formats.html
-_LIBSNDFILES = (
-    containers.WAV,
-    containers.W64,
-    containers.AIFF,
-    containers.AU,
-    containers.CAF,
-    containers.SPHERE,
-    containers.FLAC,
-)
-_SUBTYPES = {
-    *("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"),
-    *("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"),
-}
-# Their tags in RIFF/WAVE. The last is the extensible format, which names another tag inside.
-_WAVE_TAGS = (0x0001, 0x0002, 0x0003, 0x0006, 0x0007, 0x0011, 0xFFFE)
 # Files that begin like MPEG audio are kept from libsndfile, because its MPEG decoder writes to the terminal.
 _LIKE_MPEG = (b"\xff", b"\xfe\xff", b"ID3")
 # This much of a segment may be missing, because some headers count padding and their own bytes.
@@ -152,16 +134,13 @@ class Recording:
         if not n_frames:
             raise RecordingError(Status.EMPTY, "the recording has no samples")
         if n_frames <= start:
-            raise RecordingError(
-                Status.TOO_SHORT, f"the recording ends at {n_frames / rate:.3f} s, its segment starts at {start_s:g} s"
-            )
+            reason = f"the recording ends at {n_frames / rate:.3f} s, its segment starts at {start_s:g} s"
+            raise RecordingError(Status.TOO_SHORT, reason)
         end = min(start + wanted, n_frames)
         n_missing = end - start - n_there
         if n_missing > _MOST_MISSING_S * rate or not n_there:
-            raise RecordingError(
-                Status.TRUNCATED,
-                f"the segment goes to {end / rate:.3f} s, the file is cut at {(end - n_missing) / rate:.3f} s",
-            )
+            reason = f"the segment goes to {end / rate:.3f} s, the file is cut at {(end - n_missing) / rate:.3f} s"
+            raise RecordingError(Status.TRUNCATED, reason)
         end_s = start_s + duration_s if n_there == wanted else (start + n_there) / rate
         read_hz = rate if sample_rate is None else sample_rate
         return Stretch([resample(one, rate, read_hz) for one in samples], read_hz, start, end_s)
@@ -190,9 +169,8 @@ class Recording:
                 block = self._decoder.decode(at, n_frames)
             except _StoppedError as error:
                 if self._instead is None:
-                    raise RecordingError(
-                        Status.UNREADABLE, f"the decoder stopped within the segment: {error}"
-                    ) from error
+                    reason = f"the decoder stopped within the segment: {error}"
+                    raise RecordingError(Status.UNREADABLE, reason) from error
                 # The other decoder reads the whole stretch.
                 self._decoder, self._instead = self._instead(), None
                 self._kept = self._kept[:, :0]
@@ -260,17 +238,11 @@ def opened(source: int | bytes | ReadAt, n_bytes: int, channels: str | Sequence[
     """
     if not n_bytes:
         raise RecordingError(Status.EMPTY, "the file has no bytes")
-    read_at = _reading(source, n_bytes)
-    wave = wav.open_plain(read_at, n_bytes)
-    if wave is not None:
-        yield Recording(wave, wave.there, channels=channels)
-        return
     with contextlib.ExitStack() as stack:
-        yield _open(stack, source, read_at, n_bytes, channels)
+        yield _open(stack, source, n_bytes, channels)
 
 
 def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
-    """Return a function that reads bytes of a recording."""
     if callable(source):
         return source
     if isinstance(source, bytes):
@@ -286,25 +258,17 @@ def _reading(source: int | bytes | ReadAt, n_bytes: int) -> ReadAt:
 
 
 def _open(
-    stack: contextlib.ExitStack,
-    source: int | bytes | ReadAt,
-    read_at: ReadAt,
-    n_bytes: int,
-    channels: str | Sequence[int],
+    stack: contextlib.ExitStack, source: int | bytes | ReadAt, n_bytes: int, channels: str | Sequence[int]
 ) -> Recording:
-    """Open a recording that is not a plain WAV; `stack` closes it."""
-    start = containers.find_start(read_at)
-    if start:
+    """Open a recording; `stack` closes it."""
+    start, read_at = 0, _reading(source, n_bytes)
+    wave = wav.open_plain(read_at, n_bytes)
+    if wave is None and (start := containers.find_start(read_at)):
         # From here on all reads are shifted, because the file begins later.
-        whole = read_at
-        n_bytes = max(0, n_bytes - start)
-
-        def read_at(offset: int, size: int) -> bytes:
-            return whole(start + offset, size)
-
+        read_at, n_bytes = containers.shifted(read_at, start), max(0, n_bytes - start)
         wave = wav.open_plain(read_at, n_bytes)
-        if wave is not None:
-            return Recording(wave, wave.there, channels=channels)
+    if wave is not None:
+        return Recording(wave, wave.there, channels=channels)
     container = containers.identify_container(read_at, n_bytes)
 
     def by_ffmpeg() -> FFmpegDecoder:
@@ -315,7 +279,7 @@ def _open(
 
     if container is None and read_at(0, 3).startswith(_LIKE_MPEG):
         raise containers.not_audio()
-    if not start and (container is None or container in _LIBSNDFILES):
+    if not start and (container is None or container in LIBSNDFILE["containers"]):
         sound = _open_libsndfile(stack, source, read_at, n_bytes, container)
         extent = None if container is None else extents.measure_extent(container, read_at, n_bytes)
         # libsndfile takes a length of 0 that was never filled in for an empty file.
@@ -337,22 +301,16 @@ def _open_libsndfile(
         if found is not None:
             _check_rate(found[1])
         # In a file of more than 4 GB the length may have wrapped.
-        if n_bytes > 2**32 or found is None or found[0] not in _WAVE_TAGS:
+        if n_bytes > 2**32 or found is None or found[0] not in LIBSNDFILE["wave_tags"]:
             return None
-    file = (
-        NamelessFile(source, n_bytes)
-        if callable(source)
-        else io.BytesIO(source)
-        if isinstance(source, bytes)
-        else source
-    )
+    file = source if isinstance(source, int) else NamelessFile(read_at, n_bytes)
     try:
         sound = soundfile.SoundFile(file, closefd=False)
     except soundfile.LibsndfileError:
         return None
     stack.enter_context(sound)
     # If FFmpeg does not know the container, only libsndfile can decode it.
-    is_same = container is None or sound.subtype in _SUBTYPES
+    is_same = container is None or sound.subtype in LIBSNDFILE["subtypes"]
     return sound if is_same and sound.frames < UNKNOWN_FRAMES else None
 
 
@@ -372,24 +330,18 @@ def resample(samples: npt.NDArray[np.float32], from_hz: int, to_hz: int) -> npt.
     n_resampled = int(np.ceil(len(samples) * (float(to_hz) / from_hz)))
     stream = _stream(from_hz, to_hz)
     resampled = np.asarray(stream.resample_chunk(samples, last=True))
-    if len(resampled) >= n_resampled:
-        return resampled[:n_resampled]
-    padded = np.zeros(n_resampled, np.float32)
-    padded[: len(resampled)] = resampled
-    return padded
+    n_missing = n_resampled - len(resampled)
+    return np.pad(resampled, (0, n_missing)) if n_missing > 0 else resampled[:n_resampled]
 
 
 def _stream(from_hz: int, to_hz: int) -> soxr.ResampleStream:
     """Return this thread's stream for two rates, reset. It is kept, because its filters cost much to make."""
-    streams: OrderedDict[tuple[int, int], soxr.ResampleStream] = _local.__dict__.setdefault("streams", OrderedDict())
-    stream = streams.pop((from_hz, to_hz), None)
-    if stream is None:
-        stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="soxr_hq")
-    else:
-        stream.clear()
-    streams[from_hz, to_hz] = stream
-    if len(streams) > _MAX_STREAMS:
-        streams.popitem(last=False)
+    if not hasattr(_local, "streams"):
+        _local.streams = lru_cache(_MAX_STREAMS)(
+            lambda *rates: soxr.ResampleStream(*rates, 1, dtype="float32", quality="soxr_hq")
+        )
+    stream: soxr.ResampleStream = _local.streams(from_hz, to_hz)
+    stream.clear()
     return stream
 
 

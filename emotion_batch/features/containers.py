@@ -6,7 +6,9 @@ a picture as well.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from importlib import resources
 from typing import Literal, NamedTuple
 
 from emotion_batch.errors import RecordingError, Status
@@ -15,21 +17,10 @@ ReadAt = Callable[[int, int], bytes]
 Order = Literal["little", "big"]
 WAV, W64, AIFF, AU, CAF, SPHERE, FLAC = "wav", "w64", "aiff", "au", "caf", "nistsphere", "flac"
 OGG, MATROSKA, MOV, ASF, AMR, MP3, ADTS = "ogg", "matroska", "mov", "asf", "amr", "mp3", "aac"
-# https://learn.microsoft.com/windows/win32/medfound/asf-file-structure
-_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-# Sony's 64-bit RIFF names its chunks by GUIDs, which begin with the four bytes of the chunk's name.
-_W64_RIFF = bytes.fromhex("726966662e91cf11a5d628db04c10000")
-_BY_MAGIC = (
-    (b"OggS", OGG),
-    (b"fLaC", FLAC),
-    (b"\x1a\x45\xdf\xa3", MATROSKA),
-    (b"#!AMR", AMR),
-    (_ASF_HEADER, ASF),
-    (b"caff", CAF),
-    (b".snd", AU),
-    (b"NIST_1A", SPHERE),
-    (_W64_RIFF, W64),
-)
+_FORMATS = tomllib.loads(resources.files(__package__).joinpath("formats.toml").read_text(encoding="utf-8"))
+# `SEEKABLE` has, by container, the codecs for which FFmpeg does not find a sample exactly.
+CODECS, SEEKABLE, LIBSNDFILE = (_FORMATS[name] for name in ("codecs", "seekable", "libsndfile"))
+_BY_MAGIC: list[tuple[bytes, str]] = [(bytes.fromhex(magic), name) for magic, name in _FORMATS["magic"].items()]
 _RIFFS = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 # Atoms that an MP4 or QuickTime file begins with: ISO/IEC 14496-12 and the QuickTime File Format.
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
@@ -37,15 +28,6 @@ _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"s
 _MOST_JUNK_BYTES, _FRAMES_IN_A_ROW = 2**16, 24
 _MOST_TAGS, MOST_CHUNKS = 8, 10_000
 _MOST_ZEROS = 2**20
-# Bit rates in kbit/s by layer, of MPEG-1 and of MPEG-2: ISO/IEC 11172-3 and 13818-3.
-_BIT_RATES = {
-    (1, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (2, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
-    (2, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (2, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
 _SAMPLE_RATES = (44_100, 48_000, 32_000)
 
 
@@ -64,10 +46,19 @@ def identify_container(read_at: ReadAt, n_bytes: int) -> str | None:
     size = int.from_bytes(head[:4], "big")
     if head[4:8] in _MOV_ATOMS and (size in (0, 1) or 8 <= size <= n_bytes - start):
         return MOV
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") and _is_utf16(read_at(start, 256)):
-        return None
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        # The mark of UTF-16 also begins some MPEG frames, but no text follows these.
+        text = read_at(start, 256)
+        words = text[: len(text) // 2 * 2].decode("utf-16", errors="replace").strip()
+        if all(character.isprintable() or character.isspace() for character in words):
+            return None
     found = find_mpeg(read_at, start, n_bytes)
     return None if found is None else found[0]
+
+
+def shifted(read_at: ReadAt, start: int) -> ReadAt:
+    """Return a function that reads a file as if it began at `start`."""
+    return lambda offset, size: read_at(start + offset, size)
 
 
 def find_start(read_at: ReadAt) -> int:
@@ -81,7 +72,7 @@ def find_start(read_at: ReadAt) -> int:
         zeros += 16
     if zeros:
         zeros += len(data) - len(data.lstrip(b"\0"))
-    start = zeros + skip_tags(lambda offset, size: read_at(zeros + offset, size))
+    start = zeros + skip_tags(shifted(read_at, zeros))
     return zeros if read_at(start, 2)[:1] == b"\xff" else start
 
 
@@ -128,7 +119,7 @@ def read_mpeg_frame(head: bytes) -> _Frame | None:
     if version == 1 or layer == 4 or bit_rate in (0, 15) or rate == 3:
         return None
     is_first = version == 3
-    bits = _BIT_RATES[1 if is_first else 2, layer][bit_rate - 1] * 1_000
+    bits = _FORMATS["bit_rates"][0 if is_first else 1][layer - 1][bit_rate - 1] * 1_000
     sample_rate = _SAMPLE_RATES[rate] // {3: 1, 2: 2, 0: 4}[version]
     padding = (head[2] >> 1) & 1
     if layer == 1:
@@ -163,9 +154,3 @@ def skip_tags(read_at: ReadAt) -> int:
 def not_audio() -> RecordingError:
     """Return the error for a file that is in no known container."""
     return RecordingError(Status.NOT_AUDIO, "the content is no audio format that emotion-batch reads")
-
-
-def _is_utf16(head: bytes) -> bool:
-    """Return whether bytes that begin with a mark of UTF-16 go on as text."""
-    text = head[: len(head) // 2 * 2].decode("utf-16", errors="replace").strip()
-    return all(character.isprintable() or character.isspace() for character in text)

@@ -19,22 +19,12 @@ import soxr
 
 from emotion_batch.errors import RecordingError, Status, UsageError
 from emotion_batch.features import containers, extents
-from emotion_batch.features.containers import ReadAt
+from emotion_batch.features.containers import CODECS, SEEKABLE, ReadAt
 from emotion_batch.features.extents import Extent
 
 if TYPE_CHECKING:
     import av
 
-# The decoders that a recording may name, by FFmpeg's names: codecs of speech, telephony and music, and none of pictures.
-CODECS = {
-    *("aac", "ac3", "alac", "amrnb", "amrwb", "eac3", "flac", "opus", "speex", "vorbis"),
-    *("mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "libopencore_amrnb", "libopencore_amrwb"),
-    *("wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice"),
-    *("evrc", "g722", "g723_1", "g726", "g726le", "g729", "gsm", "gsm_ms", "ilbc", "qcelp", "truespeech"),
-    *("adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_swf", "adpcm_yamaha", "pcm_alaw", "pcm_mulaw"),
-    *("pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le"),
-    *("pcm_s24be", "pcm_s24le", "pcm_s32be", "pcm_s32le"),
-}
 # FFmpeg's own decoders of AMR do not know the frames of silence that telephones send.
 _BETTER = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 # A stream of unknown length has so many samples.
@@ -51,16 +41,6 @@ _SAYS_LENGTH = (containers.MOV, containers.FLAC)
 _SAYS_END = (containers.MOV, containers.FLAC, containers.MATROSKA)
 # FFmpeg guesses the length of these from their bit rate.
 _GUESSED_LENGTH = (containers.ADTS, containers.AMR)
-# In these containers FFmpeg finds a sample exactly. In others it guesses, or must read up to it anyway. So it does for some codecs
-# in them, because their frames vary in length, have no time, or need all frames before.
-_SEEKABLE = (containers.MOV, containers.MATROSKA, containers.ASF, containers.OGG, containers.CAF, containers.W64)
-_UNSEEKABLE = (
-    (containers.MATROSKA, "vorbis"),
-    (containers.ASF, "vorbis"),
-    (containers.OGG, "flac"),
-    (containers.MOV, "amrnb"),
-    (containers.MOV, "amrwb"),
-)
 # This is more than the padding at the end that encoders add and decoders remove.
 _MOST_PADDING_S = 0.5
 # Tags after an MP3 have at most this many bytes, or a twentieth of the file's.
@@ -145,10 +125,9 @@ class FFmpegDecoder:
         import av
 
         self.close()
-        read_at = self._read_at
         try:
             self._container = av.open(
-                NamelessFile(lambda offset, size: read_at(start + offset, size), stop - start),
+                NamelessFile(containers.shifted(self._read_at, start), stop - start),
                 format=self._name,
                 # Tags in any encoding must not keep a recording from being heard.
                 metadata_errors="replace",
@@ -179,7 +158,6 @@ class FFmpegDecoder:
         self._resampler: _Resampler | None = None
 
     def _decoder(self) -> Any:
-        """Return the codec, ready to begin."""
         import av
 
         codec = self._stream.codec_context
@@ -282,8 +260,7 @@ class FFmpegDecoder:
     def _is_seekable(self) -> bool:
         if self._name == containers.WAV:
             return str(self._codec_name).startswith("pcm_")
-        is_found = self._name in _SEEKABLE and (self._name, self._codec_name) not in _UNSEEKABLE
-        return is_found and not self._is_chained
+        return not self._is_chained and self._name in SEEKABLE and self._codec_name not in SEEKABLE[self._name]
 
     def _snap(self, at: float) -> int:
         """Return the number of a frame's first sample by its time, which some containers round to milliseconds."""
@@ -339,9 +316,8 @@ class FFmpegDecoder:
         if self._name in (containers.MP3, containers.ADTS):
             return containers.not_audio()
         if self._name == containers.MOV and not extents.has_index(self._read_at, self._n_bytes):
-            return RecordingError(
-                Status.TRUNCATED, "the file is cut, or still being written: the index of its samples is not there"
-            )
+            reason = "the file is cut, or still being written: the index of its samples is not there"
+            return RecordingError(Status.TRUNCATED, reason)
         if isinstance(error, EOFError) or self._is_cut():
             return self._cut()
         return RecordingError(Status.UNREADABLE, f"the {self._name} container cannot be read: {_ffmpeg_reason(error)}")

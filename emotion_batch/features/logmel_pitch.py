@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from emotion_batch.features import pitch
 from emotion_batch.features.audio import resample
 from emotion_batch.features.decimation import Decimator, decimate, design
 from emotion_batch.features.mfcc import Band, cut_bands
-from emotion_batch.features.recipe import Frames, Recipe, flatten
+from emotion_batch.features.recipe import Frames, Recipe, iterate_rows
 from emotion_batch.settings import VoicesSettings
 
 # A network's inputs for a frame: the bands, energy, fundamental frequency and voicing.
@@ -150,14 +150,16 @@ def hear_bands(
     loudest = np.partition(energy, place)[place]
     is_active = energy > loudest - np.float32(_ACTIVE_RANGE)
     at = np.flatnonzero(is_active)
-    # The running count of active frames tells whether a frame has an active neighbour.
-    so_far = np.concatenate([[0], np.cumsum(is_active)])
-    number = np.arange(len(energy))
-    is_near = (
-        so_far[np.minimum(number + _N_NEIGHBOURS + 1, len(energy))] > so_far[np.maximum(number - _N_NEIGHBOURS, 0)]
-    )
+    is_near = count_near(is_active, _N_NEIGHBOURS) > 0
     heard = slice(max(0, at[0] - _N_NEIGHBOURS), at[-1] + _N_NEIGHBOURS + 1)
     return Heard(bands[heard], power[heard], energy[heard], loudest, is_near[heard], f0_hz[heard], voicing[heard])
+
+
+def count_near(flags: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.int64]:
+    """Return how many flags are set within `reach` frames of each, shape (n_frames,)."""
+    sums = np.concatenate([[0], np.cumsum(flags)])
+    number = np.arange(len(flags))
+    return np.asarray(sums[np.minimum(number + reach + 1, len(flags))] - sums[np.maximum(number - reach, 0)])
 
 
 def make_inputs(heard: Heard, pitch_range: float = 1.0, pitch_shift: float = 0.0) -> npt.NDArray[np.float32]:
@@ -221,9 +223,7 @@ def _weigh_bins(n_window: int, rate_hz: float, settings: VoicesSettings) -> npt.
 
 def _fast_length(wanted: float) -> int:
     """Return the whole number nearest to `wanted` that is 8 times powers of 2, 3 and 5, because its Fourier transform is fast."""
-    lengths: list[int] = [
-        8 * 2**two * 3**three * 5**five for two in range(9) for three in range(5) for five in range(4)
-    ]
+    lengths: list[int] = [8 * 2**i * 3**j * 5**k for i in range(9) for j in range(5) for k in range(4)]
     return min(lengths, key=lambda length: abs(length - wanted))
 
 
@@ -277,14 +277,8 @@ def _reach(rate_hz: int, settings: VoicesSettings) -> int:
 
 
 def read_sequences(rows: pa.Table) -> Iterator[Sequence]:
-    """Yield the sequences of rows that all have one."""
-    for batch in rows.select(["logmel", "f0_hz", "voicing"]).to_batches():
-        bounds = np.asarray(batch["f0_hz"].offsets)
-        flat = [np.asarray(flatten(batch[name])) for name in batch.schema.names]
-        n_mels = len(flat[0]) // max(1, len(flat[1]))
-        logmel = flat[0].reshape(-1, n_mels) if n_mels else flat[0].reshape(0, 1)
-        for start, end in pairwise((bounds - bounds[0]).tolist()):
-            yield Sequence(logmel[start:end], flat[1][start:end], flat[2][start:end])
+    """Return the sequences of rows that all have one."""
+    return starmap(Sequence, iterate_rows(rows, RECIPE.fields(VoicesSettings())))
 
 
 RECIPE = Recipe(

@@ -6,8 +6,9 @@ frame, or one vector; all columns of a recipe that are by frame have the same nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -106,3 +107,27 @@ def flatten(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def read_matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """Return a column of vectors, in rows that all have one, as a matrix of shape (n_rows, length)."""
     return np.asarray(flatten(column), np.float32).reshape(-1, column.type.list_size)
+
+
+def lay_out(kind: pa.DataType) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return the type of the numbers in a column, and the shape of a row in it; -1 by frame."""
+    shape = []
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        shape.append(kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
+        kind = kind.value_type
+    return np.dtype(kind.to_pandas_dtype()), tuple(shape)
+
+
+def iterate_rows(rows: pa.Table, fields: list[pa.Field]) -> Iterator[Values]:
+    """Yield the features of rows that all have some, in columns of these fields."""
+    for batch in rows.select([field.name for field in fields]).to_batches():
+        columns = []
+        for column, field in zip(batch.columns, fields, strict=True):
+            _, shape = lay_out(field.type)
+            numbers = np.asarray(flatten(column)).reshape(-1, *(length for length in shape if length != -1))
+            if -1 in shape:
+                bounds = np.asarray(column.offsets)
+                columns.append([numbers[start:end] for start, end in pairwise((bounds - bounds[0]).tolist())])
+            else:
+                columns.append(list(numbers))
+        yield from zip(*columns, strict=True)

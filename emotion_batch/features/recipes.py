@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import pyarrow as pa
 from emotion_batch.errors import UsageError
 from emotion_batch.features import logmel_pitch, mfcc
 from emotion_batch.features.recipe import Inputs as Inputs
-from emotion_batch.features.recipe import Recipe
+from emotion_batch.features.recipe import Recipe, iterate_rows, lay_out
 from emotion_batch.features.recipe import Values as Values
 from emotion_batch.features.recipe import flatten as flatten
 from emotion_batch.libraries import find_plugin
@@ -167,29 +166,14 @@ def decode(data: bytes, settings: AnySettings) -> Values | None:
 @lru_cache(maxsize=2)
 def _lay_out(settings: AnySettings) -> tuple[list[tuple[np.dtype[Any], tuple[int, ...]]], int, int]:
     """Return type and shape (-1 by frame) of a row in each column, and the bytes of a row and of a frame."""
-    layout = []
-    for field in fields(settings):
-        kind, shape = field.type, []
-        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-            shape.append(kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
-            kind = kind.value_type
-        layout.append((np.dtype(kind.to_pandas_dtype()), tuple(shape)))
+    layout = [lay_out(field.type) for field in fields(settings)]
     sizes = [kind.itemsize * math.prod(shape) for kind, shape in layout]
     return layout, sum(size for size in sizes if size >= 0), -sum(size for size in sizes if size < 0)
 
 
 def iterate_values(rows: pa.Table, settings: AnySettings) -> Iterator[Values]:
     """Yield the features of rows that all have some."""
-    for batch in rows.select(names(settings)).to_batches():
-        columns = []
-        for column, (_, shape) in zip(batch.columns, _lay_out(settings)[0], strict=True):
-            numbers = np.asarray(flatten(column)).reshape(-1, *(length for length in shape if length != -1))
-            if -1 in shape:
-                bounds = np.asarray(column.offsets)
-                columns.append([numbers[start:end] for start, end in pairwise((bounds - bounds[0]).tolist())])
-            else:
-                columns.append(list(numbers))
-        yield from zip(*columns, strict=True)
+    return iterate_rows(rows, fields(settings))
 
 
 class Columns:
@@ -221,19 +205,11 @@ class Columns:
         return [_array(values, kind, offsets, mask) for values, kind in zip(self._values, self._types, strict=True)]
 
 
-def _array(values: bytearray, kind: pa.DataType, offsets: pa.Array, mask: pa.Array) -> pa.Array:
+def _array(values: bytearray, kind: pa.DataType, offsets: pa.Array = None, mask: pa.Array = None) -> pa.Array:
     if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(_numbers(values, kind.value_type), type=kind, mask=mask)
-    inner = kind.value_type
-    items = (
-        pa.FixedSizeListArray.from_arrays(_numbers(values, inner.value_type), type=inner)
-        if pa.types.is_fixed_size_list(inner)
-        else _numbers(values, inner)
-    )
-    return pa.ListArray.from_arrays(offsets, items, type=kind, mask=mask)
-
-
-def _numbers(values: bytearray, kind: pa.DataType) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(_array(values, kind.value_type), type=kind, mask=mask)
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays(offsets, _array(values, kind.value_type), type=kind, mask=mask)
     return pa.array(np.frombuffer(values, kind.to_pandas_dtype()), kind)
 
 

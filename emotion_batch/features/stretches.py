@@ -12,7 +12,6 @@ from emotion_batch.features import logmel_pitch
 from emotion_batch.settings import VoicesSettings
 
 Floats = npt.NDArray[np.float32]
-Flags = npt.NDArray[np.bool_]
 _SETTINGS = VoicesSettings()
 HOP_S = _SETTINGS.hop_s
 # Frames at both ends of some samples that depend on where these end.
@@ -62,7 +61,10 @@ class StretchFinder:
             is_open = stop > certain
             stop = min(n_frames, stop + _PAD)
             while stop - start > self._longest:
-                cut = self._find_pause(start + self._longest // 2, min(start + self._longest, stop - _SHORTEST))
+                first, last = start + self._longest // 2, min(start + self._longest, stop - _SHORTEST)
+                # It is cut at the quietest frame of these.
+                smooth = np.convolve(self._energy[first - 5 : last + 5], np.ones(11, np.float32), "valid")
+                cut = first + int(smooth.argmin())
                 found.append((start, cut))
                 start = at = cut
             if is_open and not is_last:
@@ -89,23 +91,11 @@ class StretchFinder:
         noise, voice = np.quantile(energy, _NOISE), np.quantile(energy[is_voiced], _VOICE)
         is_loud, is_anchor = (self._energy > max(noise + above, voice - below) for above, below in (_LOUD, _VOICED))
         is_anchor &= self._voicing > _LEAST_VOICING
-        is_anchor = _count(is_anchor, _LEAST_VOICED // 2 + 1) >= _LEAST_VOICED
-        is_speech = (is_loud & (_count(is_anchor, _REACH) > 0)) | is_anchor
+        is_anchor = logmel_pitch.count_near(is_anchor, _LEAST_VOICED // 2 + 1) >= _LEAST_VOICED
+        is_speech = (is_loud & (logmel_pitch.count_near(is_anchor, _REACH) > 0)) | is_anchor
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_speech, [False]])))
         if not len(edges):
             return []
         is_pause = edges[2::2] - edges[1:-1:2] >= _PAUSE
         starts, stops = edges[0::2][np.r_[True, is_pause]], edges[1::2][np.r_[is_pause, True]]
         return list(zip(starts.tolist(), stops.tolist(), strict=True))
-
-    def _find_pause(self, start: int, stop: int) -> int:
-        """Return the quietest frame between two."""
-        smooth = np.convolve(self._energy[start - 5 : stop + 5], np.ones(11, np.float32), "valid")
-        return start + int(smooth.argmin())
-
-
-def _count(flags: Flags, reach: int) -> npt.NDArray[np.int64]:
-    """Return how many flags are set within `reach` frames of each."""
-    sums = np.concatenate([[0], np.cumsum(flags)])
-    number = np.arange(len(flags))
-    return np.asarray(sums[np.minimum(number + reach + 1, len(flags))] - sums[np.maximum(number - reach, 0)])

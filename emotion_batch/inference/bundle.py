@@ -53,9 +53,8 @@ def find_model(model: str | os.PathLike[str] | None, options: Mapping[str, Any] 
     if model is None or (PLAIN_NAME.fullmatch(name) and not os.path.exists(name)):
         # In a wheel the models are inside the package, and in a checkout beside it.
         package = os.path.dirname(os.path.dirname(__file__))
-        inside = os.path.join(package, "models", name)
-        beside = os.path.join(os.path.dirname(package), "models", name)
-        for folder in (inside, beside):
+        for above in (package, os.path.dirname(package)):
+            folder = os.path.join(above, "models", name)
             if os.path.exists(os.path.join(folder, CARD)):
                 return Folder.of(folder)
     return Folder.of(name, options)
@@ -187,11 +186,8 @@ def check_features(features: TableInfo, place: Folder, bundle: Bundle) -> None:
     """Raise UsageError unless a feature table's features are those of a bundle."""
     card = bundle.card
     if features.feature_settings.feature_id != card.feature_settings.feature_id:
-        differing = [
-            f"{name} is {features.feature_settings.to_dict().get(name)} instead of {value}"
-            for name, value in card.feature_settings.to_dict().items()
-            if features.feature_settings.to_dict().get(name) != value
-        ]
+        own, wanted = features.feature_settings.to_dict(), card.feature_settings.to_dict().items()
+        differing = [f"{name} is {own.get(name)} instead of {one}" for name, one in wanted if own.get(name) != one]
         raise UsageError(
             f"feature table {place.url}: its features are not those of model {bundle.folder.url} ({', '.join(differing)}); "
             "extract again with the model's settings, or use a model for these features"

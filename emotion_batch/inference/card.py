@@ -218,11 +218,11 @@ def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
         for kind, one in card.metrics.items()
     ]
     folds = (
-        zip(["all", *calibration["names"]], [calibration, *calibration["folds"]], strict=False) if calibration else ()
+        [("all", calibration), *zip(calibration["names"], calibration["folds"], strict=False)] if calibration else []
     )
-    recall: Mapping[str, float | None] = next(
-        (card.metrics[kind]["recall"] for kind in reversed(_BELIEVED) if kind in card.metrics), {}
-    )
+    recalls: list[Mapping[str, float | None]] = [
+        card.metrics[one]["recall"] for one in _BELIEVED if one in card.metrics
+    ]
     return Portrait(
         model_id=card.model_id,
         architecture=card.architecture,
@@ -230,7 +230,7 @@ def read_portrait(card: Card, reliability: bytes | None = None) -> Portrait:
         n_rows=training.get("n_rows"),
         n_speakers=training.get("n_speakers"),
         judged=tuple(sorted(judged, key=lambda one: _BELIEVED.index(one.kind) if one.kind in _BELIEVED else -1)),
-        recall={label: share for label, share in recall.items() if share is not None},
+        recall={label: share for label, share in (recalls[-1] if recalls else {}).items() if share is not None},
         temperature=card.temperature,
         calibration=tuple(
             Calibration(name, one["n_rows"], one["raw"]["ece"], one["calibrated"]["ece"]) for name, one in folds

@@ -199,19 +199,14 @@ def label_rows(features: pa.Table, predictor: Predictor) -> pa.Table:
     # Rows are filtered first, because only some versions of Arrow keep missing features in their flat arrays.
     found = predict_labels(features.filter(pa.array(is_ok)), predictor)
     made: dict[str, npt.NDArray[np.generic] | None] = {
+        **found._asdict(),
         "emotion": np.array(labels, object)[found.best],
-        **{
-            name: getattr(found, name)
-            for name in ("confidence", "is_confident", "is_in_domain", "domain_distance", "is_speech")
-        },
         "margin": margin(found.probabilities),
         "entropy": entropy(found.probabilities),
         **{f"p_{label}": found.probabilities[:, number] for number, label in enumerate(labels)},
     }
     schema = label_schema(labels, is_listed="speaker" in features.column_names)
-    columns = {name: features[name] for name in schema.names if name in features.column_names}
-    for name, values in made.items():
-        columns[name] = _spread(values, is_ok, schema.field(name).type)
+    columns = [_spread(made[one.name], is_ok, one.type) if one.name in made else features[one.name] for one in schema]
     return pa.table(columns, schema=schema)
 
 

@@ -243,12 +243,11 @@ def choose_threshold(
     # Rows of equal confidence reach a threshold together.
     is_last = np.append(falling[1:] != falling[:-1], True)[: len(falling)]
     enough = np.flatnonzero(is_last & (n_rows >= min_rows) & (got >= precision))
+    n_all = len(falling)
     if not len(enough):
-        return Threshold(None, precision, None, 0.0, len(falling))
+        return Threshold(None, precision, None, 0.0, n_all)
     lowest = enough[-1]
-    return Threshold(
-        float(falling[lowest]), precision, float(got[lowest]), float(n_rows[lowest] / len(falling)), len(falling)
-    )
+    return Threshold(float(falling[lowest]), precision, float(got[lowest]), float(n_rows[lowest] / n_all), n_all)
 
 
 def judge_threshold(threshold: Threshold, confidence: Floats, is_right: Booleans) -> dict[str, Any]:

@@ -240,8 +240,7 @@ def read_dataset(
         else:
             called = [(label_map or {}).get(word, word) for word in emotions]
             left_out.update(word for word, label in zip(emotions, called, strict=True) if not label)
-            emotions = called
-            numbers = np.array([words.setdefault(word, len(words)) if word else -1 for word in emotions], np.int64)
+            numbers = np.array([words.setdefault(word, len(words)) if word else -1 for word in called], np.int64)
         is_used = numbers >= 0
         rows = rows.filter(pa.array(is_used))
         if not rows.num_rows:
@@ -259,22 +258,22 @@ def read_dataset(
     if isinstance(labeller, LabelTable) and (unfound := labeller.describe_unfound()):
         notes.append(unfound)
     # If each recording has labels, some of its windows may have none.
-    n_without, n_all, thing, example = n_unlabelled, n_recordings, "recording", f", e.g. {unlabelled!r}"
+    n_without, n_all, each, example = n_unlabelled, n_recordings, "recording", f", e.g. {unlabelled!r}"
     if not n_unlabelled:
-        n_without, n_all, thing, example = left_out.get("", 0), n_ok, "segment", ""
+        n_without, n_all, each, example = left_out.get("", 0), n_ok, "segment", ""
     if n_without:
         verb = "has" if n_without == 1 else "have"
-        notes.append(f"{n_without:,} of {counted(n_all, thing)} with features {verb} no label{example}")
+        notes.append(f"{n_without:,} of {counted(n_all, each)} with features {verb} no label{example}")
+    thing, remarks = f"labels of {table.url}: {labels!r}", f" ({'; '.join(notes)})" if notes else ""
     if known_labels is None:
-        _check_labels(table, labels, list(words), numbers, rows["file"], notes, familiar_labels)
+        _check_labels(thing, list(words), numbers, rows["file"], remarks, familiar_labels)
         # Labels are sorted, as scikit-learn's LabelEncoder does.
         ranks, known_labels = number_words(list(words))
         numbers = ranks[numbers]
     elif len(set(numbers.tolist())) < 2:
         raise UsageError(
-            f"labels of {table.url}: {labels!r} gives {len(set(numbers.tolist()))} of the model's labels "
-            f"({', '.join(known_labels)}), and at least two are needed; name their source with --labels, and map them with --label-map"
-            f"{_in_brackets(notes)}"
+            f"{thing} gives {len(set(numbers.tolist()))} of the model's labels ({', '.join(known_labels)}), and at least two are "
+            f"needed; name their source with --labels, and map them with --label-map{remarks}"
         )
     return Dataset(
         settings=info.feature_settings,
@@ -353,35 +352,22 @@ def _check_whole(table: Folder, source: str, labeller: Labeller, labelled: pa.Ta
         )
 
 
-def _in_brackets(notes: Sequence[str]) -> str:
-    return f" ({'; '.join(notes)})" if notes else ""
-
-
 def _check_labels(
-    table: Folder,
-    source: str,
-    words: Sequence[str],
-    targets: npt.NDArray[np.int64],
-    files: pa.ChunkedArray,
-    notes: Sequence[str],
-    familiar: Sequence[str],
+    thing: str, words: Sequence[str], targets: Integers, files: pa.ChunkedArray, remarks: str, familiar: Sequence[str]
 ) -> None:
     """Raise UsageError if there are too few labels, or recordings of one, e.g. because names were misread."""
     if len(words) < 2:
         got = f"only {words[0]!r}" if words else "no label"
-        raise UsageError(
-            f"labels of {table.url}: {source!r} gives {got}, and at least two are needed; name their source with --labels"
-            f"{_in_brackets(notes)}"
-        )
+        raise UsageError(f"{thing} gives {got}, and at least two are needed; name their source with --labels{remarks}")
     pairs = pa.table({"target": targets, "file": files}).group_by("target").aggregate([("file", "count_distinct")])
     counts = pairs.sort_by("target")["file_count_distinct"].to_pylist()
     if rare := {word: n for word, n in zip(words, counts, strict=True) if n < _MIN_RECORDINGS and word not in familiar}:
         word = min(rare)
         example = files[int(np.argmax(targets == words.index(word)))].as_py()
         raise UsageError(
-            f"labels of {table.url}: {source!r} gives {counted(rare[word], 'recording')} of {word!r} ({example!r}), and at least "
-            f"{_MIN_RECORDINGS} of each label are needed ({counted(len(rare), 'label')} with fewer); name another source with --labels, "
-            f"or map them with --label-map{_in_brackets(notes)}"
+            f"{thing} gives {counted(rare[word], 'recording')} of {word!r} ({example!r}), and at least {_MIN_RECORDINGS} of each "
+            f"label are needed ({counted(len(rare), 'label')} with fewer); name another source with --labels, or map them with "
+            f"--label-map{remarks}"
         )
 
 

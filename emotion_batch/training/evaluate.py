@@ -29,7 +29,7 @@ from emotion_batch.tables.schema import TableInfo
 from emotion_batch.tables.table import require_features
 from emotion_batch.training import metrics, splits
 from emotion_batch.training.calibrate import MIN_SPEAKERS
-from emotion_batch.training.data import Dataset, read_dataset
+from emotion_batch.training.data import Dataset, Source, read_dataset
 from emotion_batch.training.labels import read_label_map
 from emotion_batch.worker.recordings import opened_recording
 
@@ -106,21 +106,16 @@ def evaluate(
         metrics.precision_at_priors(np.eye(len(card.labels), dtype=np.int64).tolist(), card.labels, priors)
     predictor = load_predictor(judged)
     given: list[Labels] = []
-    starts: list[npt.NDArray[np.float64]] = []
-    channels: list[int | None] = []
+    stretches: list[pa.Table] = []
 
     def predict(rows: pa.Table) -> None:
         given.append(predict_labels(rows, predictor))
-        starts.append(np.stack([rows["start_s"].to_numpy(), rows["end_s"].to_numpy()], axis=1))
-        channels.extend(rows["channel"].to_pylist())
+        stretches.append(rows.select(["start_s", "end_s", "channel"]))
 
     # Each part is predicted when it is read, and only numbers of its rows are kept.
+    source = Source(place, info, sorted(manifest.shards))
     data = read_dataset(
-        place,
-        info,
-        sorted(manifest.shards),
-        labels,
-        None,
+        *(*source, labels, None),
         known_labels=card.labels,
         label_map=words,
         allow_numeric_labels=allow_numeric_labels,
@@ -130,6 +125,14 @@ def evaluate(
     columns: list[Any] = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*given, strict=True)]
     found = Labels(*columns)
     figures = data.judge(np.arange(len(data.targets)), found.raw, found.best)
+    at_priors = changed = None
+    if priors is not None:
+        precision = metrics.precision_at_priors(figures["confusion"], card.labels, priors)
+        at_priors = {"priors": dict(priors), "precision": precision}
+    if robustness:
+        chosen = _choose(data, robustness)
+        of_chosen = pa.concat_tables(stretches).take(pa.array(chosen)).to_pylist()
+        changed = _judge_robustness(source, manifest, predictor, data, chosen, of_chosen)
     return Evaluation(
         model=judged.folder.url,
         model_id=card.model_id,
@@ -146,18 +149,9 @@ def evaluate(
         by_speaker=_judge_speakers(data, found),
         by_voice=data.judge_voices(np.arange(len(data.targets)), found.raw, found.best),
         trust=_judge_trust(card, data, found),
-        at_priors=None
-        if priors is None
-        else {
-            "priors": dict(priors),
-            "precision": metrics.precision_at_priors(figures["confusion"], card.labels, priors),
-        },
+        at_priors=at_priors,
         shortcuts=_judge_shortcuts(data),
-        robustness=_judge_robustness(
-            place, info, manifest, predictor, data, np.concatenate(starts), channels, robustness
-        )
-        if robustness
-        else None,
+        robustness=changed,
         warnings=_warn(card, info, data),
     )
 
@@ -254,43 +248,37 @@ def _judge_shortcuts(data: Dataset) -> dict[str, Any]:
     except UsageError as error:
         return {"reason": str(error)}
     if not folds.names:
-        return {
-            "reason": f"shortcuts: at least two speakers are needed, known speakers: {folds.n_speakers}; duration and level are learnt on "
-            "some of them and judged on others"
-        }
+        reason = f"shortcuts: at least two speakers are needed, known speakers: {folds.n_speakers}"
+        return {"reason": f"{reason}; duration and level are learnt on some of them and judged on others"}
     return {name: metrics.pick(figures, *_SHORT) for name, figures in data.judge_shortcuts(folds).items()}
 
 
 def _judge_robustness(
-    table: Folder,
-    info: TableInfo,
+    source: Source,
     manifest: Manifest,
     predictor: Predictor,
     data: Dataset,
-    starts: npt.NDArray[np.float64],
-    channels: Sequence[int | None],
-    n_recordings: int,
+    chosen: Sequence[int],
+    of_chosen: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the figures of some recordings under each of `CONDITIONS`; or why there are none."""
-    chosen = _choose(data, n_recordings)
+    """Return the figures of some rows' recordings under each of `CONDITIONS`; or why there are none."""
+    info, settings = source.info, source.info.feature_settings
     files = data.files.take(pa.array(chosen)).to_pylist()
-    settings = info.feature_settings
     rows: list[int] = []
     probabilities: list[npt.NDArray[np.float32]] = []
     reason = ""
     try:
-        base = find_base(info.source, table.options)
+        base = find_base(info.source, source.table.options)
         entries = manifest.find(files)
         # It decodes as a worker does, so that it gives the table's own features.
         with threadpool_limits(1), reading(base, info.segments) as reader:
-            for row, (entry, fetched) in zip(chosen, reader.ahead(entries), strict=True):
+            for row, one, (entry, fetched) in zip(chosen, of_chosen, reader.ahead(entries), strict=True):
+                start_s, channel = one["start_s"], one["channel"]
                 try:
-                    channel = channels[row]
-                    heard = MIX if channel is None else [channel]
-                    with opened_recording(entry, base, fetched, heard) as recording:
-                        start_s, end_s = starts[row].tolist()
+                    with opened_recording(entry, base, fetched, MIX if channel is None else [channel]) as recording:
                         # Stretches of speech, and those of a list, have lengths of their own.
-                        duration_s = info.segments.duration_s if info.segments.source is None else end_s - start_s
+                        is_timed = info.segments.source is None
+                        duration_s = info.segments.duration_s if is_timed else one["end_s"] - start_s
                         stretches = _vary(recording, start_s, round(duration_s, 9), settings)
                 except RecordingError as error:
                     reason = reason or f"{entry.file}: {error.reason}"

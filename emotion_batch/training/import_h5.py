@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,24 +26,9 @@ from emotion_batch.training import networks, write_bundle
 from emotion_batch.training.write_bundle import require_new_bundle
 
 _PASSIVE = ("Dropout", "InputLayer")
-# The notebook's layers, in Keras's words. If a file of an older Keras does not state a value, it is this one.
-_LSTM = {
-    "activation": "tanh",
-    "recurrent_activation": "sigmoid",
-    "use_bias": True,
-    "return_sequences": False,
-    "return_state": False,
-    "go_backwards": False,
-    "stateful": False,
-    "time_major": False,
-    "units": 123,
-}
-LAYERS = (
-    ("LSTM", _LSTM),
-    ("Dense", {"activation": "relu", "use_bias": True, "units": 64}),
-    ("Dense", {"activation": "relu", "use_bias": True, "units": 32}),
-    ("Dense", {"activation": "softmax", "use_bias": True}),
-)
+_SEED = tomllib.loads(resources.files(__package__).joinpath("layers.toml").read_text(encoding="utf-8"))
+# The class of each layer of the notebook's network, and its settings.
+LAYERS: list[tuple[str, dict[str, Any]]] = [(one.pop("class_name"), one) for one in _SEED["layers"]]
 # Number of random rows, as large as MFCC usually are, on which ONNX Runtime is compared with Keras.
 _N_COMPARED = 512
 
@@ -87,9 +74,8 @@ def import_h5(
         data = folder.read_range(name, 0, MAX_NETWORK_BYTES + 1)
     labels = [clean(label) for label in labels]
     if not all(labels) or len(set(labels)) != len(labels) or len(labels) < 2:
-        raise UsageError(
-            f"labels: name at least two words, each once; these are {', '.join(map(repr, labels)) or 'none'}"
-        )
+        words = ", ".join(map(repr, labels)) or "none"
+        raise UsageError(f"labels: name at least two words, each once; these are {words}")
     saved = read_network(data, f"file {name}")
     settings = FeatureSettings()
     n_outputs = len(saved.weights[-1])

@@ -315,9 +315,7 @@ def _read_table(location: str) -> LabelTable:
     try:
         if name.lower().endswith(".parquet"):
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-            columns = {
-                column: table[column].cast(pa.string()).to_pylist() for column in _take(thing, table.column_names)
-            }
+            columns = {one: table[one].cast(pa.string()).to_pylist() for one in _take(thing, table.column_names)}
         else:
             columns = _read_columns(thing, names.as_utf8(data).decode("utf-8-sig"))
     except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError, csv.Error) as error:
@@ -338,9 +336,7 @@ def _take(thing: str, heads: Sequence[str]) -> list[str]:
 
 def _read_columns(thing: str, text: str) -> dict[str, list[str]]:
     """Return the columns of a CSV, whose names may hold ends of lines; raise csv.Error if it is none."""
-    records = [
-        record for record in csv.reader(io.StringIO(text, newline=""), strict=True) if any(map(str.strip, record))
-    ]
+    records = [one for one in csv.reader(io.StringIO(text, newline=""), strict=True) if any(map(str.strip, one))]
     heads = [names.bare(head) for head in records[0]] if records else []
     taken = _take(thing, heads)
     for number, record in enumerate(records[1:], 2):

@@ -53,9 +53,8 @@ def compute_metrics(
     if predicted is None:
         predicted = np.argmax(probabilities, axis=1)
     numbers = list(range(len(labels)))
-    precision, recall, _, n_rows = metrics.precision_recall_fscore_support(
-        targets, predicted, labels=numbers, zero_division=np.nan
-    )
+    found = metrics.precision_recall_fscore_support(targets, predicted, labels=numbers, zero_division=np.nan)
+    precision, recall, _, n_rows = found
     is_present = n_rows > 0
     return {
         "n_rows": len(targets),
@@ -225,9 +224,8 @@ def judge_shortcut(
     columns = values.reshape(len(targets), -1).astype(np.float64)
     probabilities, judged = np.zeros((len(targets), len(labels))), [np.zeros(0, np.int64)]
     for fold in folds:
-        regression = make_pipeline(StandardScaler(), LogisticRegression()).fit(
-            columns[fold.learnt], targets[fold.learnt]
-        )
+        regression = make_pipeline(StandardScaler(), LogisticRegression())
+        regression.fit(columns[fold.learnt], targets[fold.learnt])
         probabilities[np.ix_(fold.judged, regression.classes_)] = regression.predict_proba(columns[fold.judged])
         judged.append(fold.judged)
     rows = np.concatenate(judged)

@@ -93,10 +93,8 @@ def load_keras() -> tuple[ModuleType, ModuleType]:
         import tensorflow
     # A training makes many networks, and tensorflow would warn that it traces the functions of each.
     tensorflow.get_logger().setLevel("ERROR")
-    if keras.backend.backend() != "tensorflow":
-        raise UsageError(
-            f"keras: its backend is {keras.backend.backend()}, and tensorflow is needed; set KERAS_BACKEND=tensorflow"
-        )
+    if (name := keras.backend.backend()) != "tensorflow":
+        raise UsageError(f"keras: its backend is {name}, and tensorflow is needed; set KERAS_BACKEND=tensorflow")
     # A process that has already used tensorflow keeps its settings.
     with contextlib.suppress(RuntimeError):
         # The network is so small that a GPU slows it, and its sums would differ from a CPU's.

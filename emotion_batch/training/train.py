@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,9 @@ from emotion_batch.storage.folder import Folder, explained, split_file
 from emotion_batch.storage.names import clean
 from emotion_batch.tables import inventory, parts
 from emotion_batch.tables.table import require_features
-from emotion_batch.training import calibrate, networks, splits, write_bundle
+from emotion_batch.training import calibrate, fit, networks, splits, write_bundle
 from emotion_batch.training.data import Dataset, Source, Spool, join_corpora, read_dataset
-from emotion_batch.training.fit import (
-    Checkpoint,
-    Fitting,
-    Start,
-    TrainingSettings,
-    fit_network,
-    open_start,
-    predict_network,
-    prepare_batches,
-)
+from emotion_batch.training.fit import Checkpoint, Fitting, Start, TrainingSettings
 from emotion_batch.training.labels import CORPORA
 from emotion_batch.training.metrics import draw_confusion, draw_reliability, draw_training, intervals, pick, reliability
 from emotion_batch.training.splits import NO_FOLD, Booleans, Integers, SpeakerFolds, Split
@@ -153,8 +145,7 @@ def _read(sources: Sequence[Source], settings: TrainingSettings, spool: Spool, f
 class _Trainer:
     """Trains a network on the rows to be learnt from, and one for each fold, with checkpoints in `folder`.
 
-    `is_balanced` says whether corpora, speakers and labels are drawn equally often. `identity` is a fingerprint of everything
-    that decides the training.
+    `is_balanced` says whether corpora, speakers and labels are drawn equally often. `start` is the model that it starts from.
     """
 
     data: Dataset
@@ -162,15 +153,17 @@ class _Trainer:
     fitting: Fitting
     folder: Folder
     is_balanced: bool
-    identity: str
+    settings: TrainingSettings
+    start: Start | None
     on_epoch: _OnEpoch
+    on_note: Callable[[str], None]
 
     def fit(
         self, learn: Booleans, validate: Integers | None, phase: str, name: str, spare: Any = None
     ) -> tuple[Any, dict[str, list[float]]]:
         order, epochs = self.data.order, self.fitting.epochs
         rows = order[learn[order]]
-        return fit_network(
+        return fit.fit_network(
             self.spool,
             self.data.settings,
             rows,
@@ -187,8 +180,24 @@ class _Trainer:
     def keep(self, name: str) -> Checkpoint:
         return Checkpoint(self.folder, f".{name}{_KEPT}", self.identity)
 
+    @cached_property
+    def identity(self) -> str:
+        """Fingerprint of everything that decides a training: rows, labels, settings and the model that it starts from."""
+        data, names = self.data, self.data.files.combine_chunks()
+        return fingerprint(
+            {
+                "settings": asdict(self.settings),
+                "from": self.start and self.start.card.model_id,
+                "labels": list(data.labels),
+                "feature_id": data.settings.feature_id,
+                "rows": sha256(b"".join([data.targets.tobytes(), *(bytes(part) for part in names.buffers() if part)])),
+                "voices": sha256("\n".join([*data.speakers, *data.corpora]).encode()),
+                "versions": networks.read_training_versions(),
+            }
+        )
+
     def predict(self, network: Any, rows: Integers) -> npt.NDArray[np.float32]:
-        return predict_network(network, self.spool, self.data.settings, rows)
+        return fit.predict_network(network, self.spool, self.data.settings, rows)
 
     def predict_held_out(self, folds: SpeakerFolds, kind: Split) -> npt.NDArray[np.float32]:
         """Return probabilities for each row from a network that has not heard its fold, shape (n_rows, n_labels); 0 in no fold."""
@@ -228,12 +237,12 @@ def train_bundle(
     settings = replace(settings, epochs=epochs, batch_size=batch_size)
     with Spool(info.feature_settings) as spool:
         data = _read(sources, settings, spool, () if start is None else start.card.labels)
-        begun = None if start is None else open_start(start, data, spool, settings.seed)
+        begun = None if start is None else fit.open_start(start, data, spool, settings.seed)
         for note in (*data.notes, *(begun.compare_labels(data) if begun else ())):
             on_note(note)
         how = Fitting(epochs, batch_size, settings.seed, settings.patience, begun.weights if begun else None)
         is_balanced = len(sources) > 1 if settings.balance is None else settings.balance
-        trainer = _Trainer(data, spool, how, bundle, is_balanced, _identify(data, settings, begun), on_epoch)
+        trainer = _Trainer(data, spool, how, bundle, is_balanced, settings, begun, on_epoch, on_note)
         if settings.held_out and settings.validation == Split.SEED:
             is_held_out = splits.split_seed(data.files, settings.held_out)
         else:
@@ -288,8 +297,8 @@ def train_bundle(
             metrics=metrics,
             calibration=calibrated,
             confidence=confidence,
-            domain=_fit_domain(data, spool, list(every_folds.values()), is_held_out, settings, begun, on_note),
-            inputs=prepare_batches(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
+            domain=_fit_domain(trainer, list(every_folds.values()), is_held_out),
+            inputs=fit.prepare_batches(spool.read(data.order[:_N_COMPARED]), info.feature_settings),
             extras={
                 "history.csv": write_bundle.format_history(history),
                 "training.png": draw_training(history),
@@ -307,22 +316,6 @@ def train_bundle(
             if name.endswith(_KEPT):
                 bundle.delete(name)
     return card
-
-
-def _identify(data: Dataset, settings: TrainingSettings, start: Start | None) -> str:
-    """Return a fingerprint of everything that decides a training: rows, labels, settings and the model that it starts from."""
-    names, numbers = data.files.combine_chunks(), data.targets.tobytes()
-    return fingerprint(
-        {
-            "settings": asdict(settings),
-            "from": start and start.card.model_id,
-            "labels": list(data.labels),
-            "feature_id": data.settings.feature_id,
-            "rows": sha256(b"".join([numbers, *(bytes(part) for part in names.buffers() if part)])),
-            "voices": sha256("\n".join([*data.speakers, *data.corpora]).encode()),
-            "versions": networks.read_training_versions(),
-        }
-    )
 
 
 def _find_folds(data: Dataset, settings: TrainingSettings, on_note: Callable[[str], None]) -> SpeakerFolds | None:
@@ -403,29 +396,21 @@ def _calibrate(
     return {**found, "names": names}, promise, picture
 
 
-def _fit_domain(
-    data: Dataset,
-    spool: Spool,
-    every_folds: Sequence[SpeakerFolds],
-    is_held_out: Booleans,
-    settings: TrainingSettings,
-    start: Start | None,
-    on_note: Callable[[str], None],
-) -> dict[str, Any]:
+def _fit_domain(trainer: _Trainer, every_folds: Sequence[SpeakerFolds], is_held_out: Booleans) -> dict[str, Any]:
     """Return the domain for the card; that of the start, or an empty one, if no recordings could be held out.
 
     Held-out recordings of one corpus are from the same room, so new voices are flagged more often than one in a hundred. With
     several corpora, the voices and the corpora that are left out in turn show how far away a new one lies.
     """
-    chosen = data.order
+    data, start, seed = trainer.data, trainer.start, trainer.settings.seed
+    chosen, held = data.order, is_held_out
     if len(chosen) > _N_DOMAIN:
-        chosen = np.sort(np.random.default_rng(settings.seed).choice(chosen, _N_DOMAIN, replace=False))
-    held = is_held_out
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, _N_DOMAIN, replace=False))
     try:
         if not held.any():
             # If the model learns from all rows, a fifth of them stand for held-out rows here.
-            held = splits.split_stratified(data.targets, data.files, 0.2, settings.seed)
-        summaries = domain.summarise_rows(recipes.to_table(spool.read(chosen), data.settings), data.settings)
+            held = splits.split_stratified(data.targets, data.files, 0.2, seed)
+        summaries = domain.summarise_rows(recipes.to_table(trainer.spool.read(chosen), data.settings), data.settings)
         held = held[chosen]
         numbers = [folds.fold_of_row[chosen] for folds in every_folds]
         if numbers and data.corpora.any():
@@ -436,5 +421,5 @@ def _fit_domain(
             shares["new_voices"] = calibrate.flag_new_voices(summaries, numbers[0], held)["share"]
         return calibrate.fit_domain(summaries[~held], summaries[held], flagged=shares).to_dict()
     except UsageError as error:
-        on_note(f"{error}; it stays as model {start.card.model_id} has it" if start else str(error))
+        trainer.on_note(f"{error}; it stays as model {start.card.model_id} has it" if start else str(error))
         return dict(start.card.domain) if start else {}

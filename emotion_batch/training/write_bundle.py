@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -28,26 +29,19 @@ _EXPORT_TOLERANCE = 1e-4
 LICENSE = "LICENSE"  # of models that ship; a training does not know the terms of its weights
 _PICTURES = ("training.png", "confusion.png", RELIABILITY)
 FILES = (WEIGHTS, EXECUTABLE, "history.csv", *_PICTURES, LICENSE, "README.md", CARD)
-SPLITS = {
-    "training": "these weights, on the recordings that they learnt from; these figures say little",
-    "stratified": "these weights, on other recordings of the same speakers in the same room",
-    "seed": "these weights, on the last fifth of the recordings by name, as the notebook's `validation_split`",
-    "speaker_held_out": "the recipe, not these weights: networks that never heard a speaker judge that speaker",
-    "corpus_held_out": "the recipe, not these weights: networks that learnt only from the other corpora judge each corpus",
-}
+SPLITS = tomllib.loads(resources.files(__package__).joinpath("splits.toml").read_text(encoding="utf-8"))
 
 
 def require_new_bundle(bundle: Folder, force: bool) -> None:
     """Raise UsageError if the folder for a new bundle holds a bundle, or something else."""
-    with explained(f"bundle {bundle.url}"):
+    thing = f"bundle {bundle.url}"
+    with explained(thing):
         if bundle.exists(CARD) and not force:
-            raise UsageError(f"bundle {bundle.url}: there is a bundle already; name another folder, or use --force")
+            raise UsageError(f"{thing}: there is a bundle already; name another folder, or use --force")
         # A run that was stopped while it wrote a bundle may write it again.
         strangers = [name for name in bundle.names() if name not in FILES and not name.startswith(".")]
         if not bundle.exists(CARD) and strangers:
-            raise UsageError(
-                f"bundle {bundle.url}: the folder holds other files, e.g. {strangers[0]!r}; name a new or empty one"
-            )
+            raise UsageError(f"{thing}: the folder holds other files, e.g. {strangers[0]!r}; name a new or empty one")
 
 
 def write_bundle(

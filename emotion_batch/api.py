@@ -100,9 +100,8 @@ def extract(
     stretches = settings.segments.replaced_by(Segments.choose(segments, window, hop), channels)
     named = name_suffixes(suffixes)
     info = TableInfo(schema.FEATURES, source.url, settings, stretches, include=include, exclude=exclude, suffixes=named)
-    _check_limit(limit)
     check_table(place, info)
-    relist = partial(_list, source, place, info, options, prune=prune)
+    relist = partial(_list, source, place, info, options, prune=prune, limit=limit)
     listed = relist()
     with open_run(place, info, options, started) as run:
         while not run.freeze(*listed, prune=prune, limit=limit):
@@ -110,11 +109,7 @@ def extract(
         base = listed[0].folder
         # Its ten million names are in the manifest now.
         del listed
-        witnesses = run.find_witnesses(base)
-        job = Job(
-            features=TablePlace(place, info), archive=base, limits=options.limits, again=UNLISTED, witnesses=witnesses
-        )
-        return run.finish(job)
+        return _decode(run, base, features=TablePlace(place, info))
 
 
 def label(
@@ -186,15 +181,9 @@ def label(
     features = find_features(origin)
     if features is not None:
         check_features(features, origin, bundle)
-        for name, value in (
-            ("keep_features", keep_features),
-            ("segments or windows", asked),
-            ("channels", channels),
-            ("prune", prune or None),
-            ("include", include or None),
-            ("exclude", exclude or None),
-            ("limit", limit),
-        ):
+        stated: dict[str, object] = {"keep_features": keep_features, "segments or windows": asked, "channels": channels}
+        stated |= {"prune": prune or None, "include": include or None, "exclude": exclude or None, "limit": limit}
+        for name, value in stated.items():
             if value is not None:
                 raise UsageError(f"{name} cannot be combined with the feature table {origin.url}, only with an archive")
     stretches = card.segments.replaced_by(asked, channels) if features is None else features.segments
@@ -207,7 +196,6 @@ def label(
     named = () if features is not None else name_suffixes(suffixes)
     about = (card.feature_settings, stretches, card.model_id, card.labels, kept_at, include, exclude, named)
     info = TableInfo(schema.LABELS, origin.url, *about)
-    _check_limit(limit)
     check_table(place, info)
     run = open_run(place, info, options, started)
     if features is not None:
@@ -215,7 +203,7 @@ def label(
     kept = _kept_features(place, info)
     if kept is not None:
         check_table(*kept)
-    relist = partial(_list, origin, place, info, options, prune=prune)
+    relist = partial(_list, origin, place, info, options, prune=prune, limit=limit)
     listed = relist()
     with run:
         while not run.freeze(*listed, prune=prune, limit=limit):
@@ -227,18 +215,7 @@ def label(
         del listed
         if kept is not None:
             run.keep_features(*kept)
-        witnesses = run.find_witnesses(base)
-        copy = run.keep_model(bundle)
-        job = Job(
-            features=kept,
-            labels=TablePlace(place, info),
-            archive=base,
-            bundle=copy,
-            limits=options.limits,
-            again=UNLISTED,
-            witnesses=witnesses,
-        )
-        return run.finish(job)
+        return _decode(run, base, features=kept, labels=TablePlace(place, info), bundle=run.keep_model(bundle))
 
 
 def retry(
@@ -283,7 +260,6 @@ def retry(
         )
     archive = find_base(info.source, options.storage_options)
     with run:
-        witnesses = run.find_witnesses(archive)
         here = TablePlace(place, info)
         kept = here if bundle is None else _kept_features(place, info)
         if kept is not None:
@@ -291,17 +267,8 @@ def retry(
                 if read_info(kept.table) is None:
                     # It was deleted on purpose.
                     kept = None
-        job = Job(
-            features=kept,
-            labels=None if bundle is None else here,
-            archive=archive,
-            bundle=bundle,
-            limits=options.limits,
-            again=again,
-            is_retry=True,
-            witnesses=witnesses,
-        )
-        return run.finish(job)
+        labels = None if bundle is None else here
+        return _decode(run, archive, again, features=kept, labels=labels, bundle=bundle, is_retry=True)
 
 
 def resume(
@@ -368,13 +335,18 @@ def submit(command: str, *arguments: Any, **keywords: Any) -> Summary:
     return commands[command](*arguments, **keywords, leave=True)
 
 
+def _decode(run: Run, archive: Folder, again: frozenset[Status] = UNLISTED, **job: Any) -> Summary:
+    """Do what is left of an archive; `again` are the statuses that are done anew, and `job` says what else the job has."""
+    witnesses = run.find_witnesses(archive)
+    return run.finish(Job(archive=archive, limits=run.options.limits, again=again, witnesses=witnesses, **job))
+
+
 def _kept_features(table: Folder, info: TableInfo) -> TablePlace | None:
     """Return the feature table that keeps the features of a label table; None if none does."""
     return None if info.features is None else TablePlace(Folder(info.features, table.options), info.kept_features())
 
 
 def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInfo) -> Summary:
-    """Label a feature table."""
     manifest = read_manifest(origin, features)
     footers = parts.require_complete(origin, features, manifest.shards)
     with run:
@@ -385,9 +357,11 @@ def _label_features(run: Run, bundle: Bundle, origin: Folder, features: TableInf
 
 
 def _list(
-    source: Folder, table: Folder, info: TableInfo, options: RunOptions, *, prune: bool
+    source: Folder, table: Folder, info: TableInfo, options: RunOptions, *, prune: bool, limit: int | None
 ) -> tuple[Listing, Spent, int]:
     """Return the recordings of an archive, what it took to list them, and the table's newest generation before."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be a number of recordings of at least 1: {limit}")
     # A bucket's table that cannot be written is refused before an archive is listed for an hour.
     with explained(f"table {table.url}"):
         table.try_to_write(f"{schema.LEDGER}/try-{secrets.token_hex(8)}")
@@ -404,11 +378,6 @@ def _list(
             on_listed=(options.watcher or Watcher()).on_listed,
         )
     return listing, spent, generation
-
-
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be a number of recordings of at least 1: {limit}")
 
 
 def _failures(words: Iterable[str]) -> frozenset[Status]:

@@ -15,12 +15,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
-_SHORTAGES = {
-    errno.ENOMEM: "memory",
-    errno.EAGAIN: "processes and threads",
-    errno.EMFILE: "open files",
-    errno.ENFILE: "open files",
-}
+_SHORTAGES = {errno.ENOMEM: "memory", errno.EAGAIN: "processes and threads"}
+_SHORTAGES |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "open files")
 
 
 def format_command(name: str, *places: str, options: Sequence[str] = ()) -> str:

@@ -54,23 +54,15 @@ def _out_of_home(variable: str, has_place: bool, others: Mapping[str, str]) -> I
     if has_place or variable in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder, _variables({variable: folder, **others}):
-        yield
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a block, and restore them after it."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
+    before = {name: value for name, value in os.environ.items() if name in others}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update({variable: folder, **others})
+        try:
+            yield
+        finally:
+            for name in (variable, *others):
                 os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            os.environ.update(before)
 
 
 def find_plugin(group: str, name: object, kind: type[T]) -> T | None:

@@ -49,11 +49,8 @@ class Spent:
         """Add what was spent elsewhere."""
         for name, seconds in other.stages_s.items():
             self.stages_s[name] = self.stages_s.get(name, 0.0) + seconds
-        self.read_bytes += other.read_bytes
-        self.n_retries += other.n_retries
-        self.n_isolated += other.n_isolated
-        self.lost_s += other.lost_s
-        self.n_mixed += other.n_mixed
+        for name in ("read_bytes", "n_retries", "n_isolated", "lost_s", "n_mixed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for elapsed_s, file in other.slowest:
             self.time(file, elapsed_s)
 

@@ -36,16 +36,9 @@ class Span:
 class CallFigures:
     """A recording with much of the label that the report is about.
 
-    Attributes
-    ----------
-    peak
-        Its segment in which the label has its highest probability, which is given as the confidence, in the channel that has most of it.
-    share
-        Share of that channel's speech that is confident and has the label.
-    lasts_s
-        End of its last segment.
-    lanes
-        Its channels (None for a mix) with their stretches of speech.
+    `peak` is its segment in which the label has its highest probability, which is given as the confidence, in the channel that has most
+    of it, and `share` that of this channel's speech that is confident and has the label. `lasts_s` is the end of its last segment, and
+    `lanes` are its channels (None for a mix) with their stretches of speech.
     """
 
     peak: Drawn

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -258,30 +258,32 @@ def export(
     for note in notes:
         watcher.on_note(note)
     n_recordings, n_rows = inventory.counts.n_recordings, inventory.counts.n_rows
+    about = {name: value for name, value in inventory.info.to_dict().items() if name not in ("source", "features")}
+    about = {"emotion_batch_export": json.dumps({**about, "n_rows": n_rows})}
+    columns = inventory.info.schema.with_metadata(about)
     with contextlib.closing(_rows(inventory, watcher)) as rows:
         if is_file:
-            sizes = [_write_file(place, file_format, inventory, rows)]
+            sizes = [_write_file(place, file_format, columns, rows)]
         else:
             with replacing(place, _OWN, force=force) as to:
                 if file_format == "parquet":
-                    _write_parquet(to, inventory, rows)
+                    _write_parquet(to, inventory, columns, rows)
                 elif file_format == "csv":
-                    _write_file(to.folder(f"{inventory.info.kind}.csv"), file_format, inventory, rows)
+                    _write_file(to.folder(f"{inventory.info.kind}.csv"), file_format, columns, rows)
                 elif file_format == "clips":
                     n_recordings, n_rows = clips.write_clips(source, to.url, where or "true", most or 100, pad_s or 0.0)
                 elif is_listening:
                     label_files.write(to.url, rows, file_format, min_confidence)
                 else:
-                    with _writing(to.folder(export_audformat.TABLE_FILE)) as stream:
-                        writer = ParquetWriter(stream, export_audformat.find_schema(inventory))
-                        write_all(writer, map(export_audformat.convert, rows))
+                    columns = export_audformat.find_schema(inventory)
+                    converted = map(export_audformat.convert, rows)
+                    _write_file(to.folder(export_audformat.TABLE_FILE), file_format, columns, converted)
                     export_audformat.write_header(to.url, inventory)
             sizes = _measure_files(place)
     return Exported(place.url, file_format, n_recordings, n_rows, len(sizes), sum(sizes), notes)
 
 
 def _measure_files(place: Folder) -> list[int]:
-    """Return the sizes of an export's files in bytes."""
     if place.is_local:
         return [os.path.getsize(os.path.join(above, name)) for above, _, names in os.walk(place.url) for name in names]
     with explained(f"folder {place.url}"):
@@ -315,21 +317,15 @@ def _rows(inventory: Inventory, watcher: Watcher) -> Generator[pa.Table, None, N
         watcher.on_progress(Progress(counts.n_recordings, n_done, n_failed, n_done, elapsed_s))
 
 
-def _find_schema(inventory: Inventory) -> pa.Schema:
-    """Return the columns of an export, with what the table is."""
-    about = {name: value for name, value in inventory.info.to_dict().items() if name not in ("source", "features")}
-    about["n_rows"] = inventory.counts.n_rows
-    return inventory.info.schema.with_metadata({"emotion_batch_export": json.dumps(about)})
-
-
-def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -> None:
+def _write_parquet(to: Folder, inventory: Inventory, schema: pa.Schema, rows: Iterator[pa.Table]) -> None:
     """Write Parquet files with about the same number of rows each."""
-    info, schema, total = inventory.info, _find_schema(inventory), inventory.counts.n_rows
+    info, total = inventory.info, inventory.counts.n_rows
     most_rows = max(1, math.ceil(total / max(1, math.ceil(total / _FILE_ROWS))))
     part, n_files = next(rows, info.schema.empty_table()), 0
     while part is not None:
         n_files += 1
-        with _writing(to.folder(f"{info.kind}-{n_files:05d}.parquet")) as stream:
+        file = to.folder(f"{info.kind}-{n_files:05d}.parquet")
+        with explained(f"file {file.url}"), writing(file.url, file.options) as stream:
             writer, n_rows = ParquetWriter(stream, schema), 0
             while part is not None and n_rows < most_rows and stream.tell() < _FILE_BYTES:
                 some = part.slice(0, most_rows - n_rows)
@@ -339,18 +335,8 @@ def _write_parquet(to: Folder, inventory: Inventory, rows: Iterator[pa.Table]) -
             writer.close()
 
 
-def _write_file(file: Folder, file_format: str, inventory: Inventory, rows: Iterator[pa.Table]) -> int:
+def _write_file(file: Folder, file_format: str, schema: pa.Schema, rows: Iterator[pa.Table]) -> int:
     """Write one file, and return its size in bytes."""
-    with _writing(file) as stream:
-        if file_format == "csv":
-            write_all(CsvWriter(stream, inventory.info.schema), rows)
-        else:
-            write_all(ParquetWriter(stream, _find_schema(inventory)), rows)
-        return stream.tell()
-
-
-@contextlib.contextmanager
-def _writing(file: Folder) -> Iterator[BinaryIO]:
-    """Give a stream that becomes a file."""
     with explained(f"file {file.url}"), writing(file.url, file.options) as stream:
-        yield stream
+        write_all((CsvWriter if file_format == "csv" else ParquetWriter)(stream, schema), rows)
+        return stream.tell()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from emotion_batch.analysis.statistics import Figures, show_count, show_label, show_roughly
+from emotion_batch.analysis.statistics import Figures, show_label, show_roughly
 from emotion_batch.errors import MENDABLE, counted
 
 # A share from this size on is worth a remark. These numbers say nothing about quality.
@@ -33,7 +33,7 @@ def headline(figures: Figures) -> str:
     coverage = figures.coverage
     made = "labelled" if figures.info.labels else "turned into features"
     so_far = "" if coverage.is_complete else "so far, "
-    sentence = f"{so_far}{show_count(coverage.n_labelled)} of {counted(coverage.n_listed, 'recording')} {made}"
+    sentence = f"{so_far}{coverage.n_labelled:,} of {counted(coverage.n_listed, 'recording')} {made}"
     if figures.info.labels and coverage.n_ok:
         sentence += f"; {show_roughly(figures.n_confident, coverage.n_ok)} of the labels are confident"
     return sentence[:1].upper() + sentence[1:]
@@ -50,7 +50,7 @@ def summarise_table(figures: Figures) -> str:
         ]
         found.append(f"Most frequent: {', '.join(words)}.")
     if failures and coverage.n_failed:
-        found.append(f"{show_count(coverage.n_failed)} failed, most often {failures[0].status}.")
+        found.append(f"{coverage.n_failed:,} failed, most often {failures[0].status}.")
     elif coverage.n_surveyed:
         found.append("None failed.")
     return " ".join(found)
@@ -61,7 +61,7 @@ def _unfinished(figures: Figures) -> Iterator[Remark]:
     if not coverage.n_listed:
         yield Remark("Incomplete", "No recordings are listed yet: a run ended before it saved its list.", "stop")
     elif not coverage.is_complete:
-        parts = f"{show_count(coverage.n_shards - coverage.n_complete)} of {counted(coverage.n_shards, 'part')}"
+        parts = f"{coverage.n_shards - coverage.n_complete:,} of {counted(coverage.n_shards, 'part')}"
         text = (
             f"Missing, out of date or damaged: {parts}, with {counted(coverage.n_listed - coverage.n_surveyed, 'recording')}. "
             "The report covers only the other parts. Run the command that made the table again to do the rest."
@@ -74,7 +74,7 @@ def _unfinished(figures: Figures) -> Iterator[Remark]:
 def _failed(figures: Figures) -> Iterator[Remark]:
     coverage = figures.coverage
     if figures.failures and coverage.n_failed >= _FAILED * max(1, coverage.n_surveyed):
-        words = ", ".join(f"{one.status} {show_count(one.n_rows)}" for one in figures.failures[:3])
+        words = ", ".join(f"{one.status} {one.n_rows:,}" for one in figures.failures[:3])
         words += f" and {len(figures.failures) - 3} more" if len(figures.failures) > 3 else ""
         words = words if figures.info.segments.is_one_row else f"by rows: {words}"
         text = f"{show_roughly(coverage.n_failed, coverage.n_surveyed)} of the recordings failed ({words})"

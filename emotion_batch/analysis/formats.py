@@ -177,6 +177,5 @@ def _json_value(value: Any) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as text; lists and structs become JSON."""
     plain = _json_value(value)
     return plain if plain is None or isinstance(plain, str) else json.dumps(plain)

@@ -46,20 +46,6 @@ _SMALL_BYTES = 2**20
 # Number of parts of a bucket that are read at once, because each waits for its answer most of the time.
 _N_AHEAD = 16
 _BATCH_ROWS = 4_096
-_CONFIG = {
-    "allow_community_extensions": "false",
-    "allow_persistent_secrets": "false",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    # The order of rows without ORDER BY is that of the table.
-    "preserve_insertion_order": "true",
-    "python_enable_replacements": "false",
-}
-_LOCKS = (
-    "allow_extension_repositories = 'forbidden'",
-    "enable_external_access = false",
-    "lock_configuration = true",
-)
 _INTERRUPT_EVERY_S = 0.05
 # DuckDB's message says what is wrong, and then, from here on, where in the query.
 _WHERE = re.compile(r"\n\s*(LINE \d+:|Stack Trace:|This error signals).*", re.DOTALL)
@@ -207,15 +193,14 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[pa.RecordBatchR
         tempfile.TemporaryDirectory(prefix="emotion-batch-") as folder,
         # One thread works with the connection, so that the caller's thread can handle signals meanwhile.
         ThreadPoolExecutor(1, thread_name_prefix="query") as pool,
-        duckdb.connect(config={**_CONFIG, "temp_directory": folder}) as connection,
+        duckdb.connect(config={"temp_directory": folder}) as connection,
     ):
         for name, source in sources.items():
             connection.register(name, source)
         if LABELS in views and _SAYS_SUMMED_UP.search(sql):
             summed_up = write_example(_SUMMED_UP, views[LABELS].info.labels)
             connection.execute(f"CREATE VIEW {_SUMMED_UP} AS {summed_up}")
-        for lock in _LOCKS:
-            connection.execute(f"SET {lock}")
+        connection.execute(read_sql("locks"))
 
         def work(function: Callable[[], T]) -> T:
             """Do something with the connection; an exception while it waits interrupts the query."""

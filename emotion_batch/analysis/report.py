@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -21,7 +21,7 @@ import jinja2
 from emotion_batch._version import __version__
 from emotion_batch.analysis.findings import headline, remark, summarise_table
 from emotion_batch.analysis.scan import Drawn, survey
-from emotion_batch.analysis.statistics import Figures, gather, show_count, show_label, show_roughly, show_share
+from emotion_batch.analysis.statistics import Figures, gather, show_label, show_roughly, show_share
 from emotion_batch.errors import EmotionBatchError, UsageError, counted, format_duration, format_time
 from emotion_batch.inference.bundle import COPY, open_bundle, read_reliability
 from emotion_batch.inference.card import Portrait, read_portrait
@@ -109,12 +109,8 @@ def report(
         throughput = read_throughput(place)
     portrait = _read_card(place, info.model_id)
     with survey(place, info, manifest.shards, seed=seed, about=about) as seen:
-        figures = gather(
-            *(place.url, info, manifest, seen, throughput, portrait),
-            n_at_work=len(at_work),
-            n_lost=len(lost),
-            about=about,
-        )
+        figures = gather(place.url, info, manifest, seen, throughput, portrait, about)
+    figures = replace(figures, n_at_work=len(at_work), n_lost=len(lost))
     data = render(figures, datetime.now(UTC), _locate(page, info.source, storage_options))
     folder, name = split_file(page)
     with explained(f"report {page.url}"):
@@ -156,7 +152,7 @@ def open_templates() -> jinja2.Environment:
     environment.filters |= {
         "base64": lambda data: base64.b64encode(data).decode(),
         "colour": lambda number: f"l{number % _N_COLOURS}",
-        "count_of": show_count,
+        "count_of": "{:,.0f}".format,
         "counted": counted,
         "duration": format_duration,
         "label": show_label,

@@ -11,19 +11,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from emotion_batch.analysis import review_sheet
+from emotion_batch.analysis import review_sample, review_sheet
 from emotion_batch.analysis.listening.review_page import write_page
-from emotion_batch.analysis.review_sample import (
-    COLUMNS,
-    LEAST_RANDOM,
-    METHOD,
-    RANDOM,
-    HeardShare,
-    Precision,
-    draw,
-    measure_precision,
-    measure_shares,
-)
+from emotion_batch.analysis.review_sample import METHOD, HeardShare, Precision
 from emotion_batch.analysis.review_sheet import SheetRow
 from emotion_batch.analysis.scan import read_chunks
 from emotion_batch.errors import IncompleteError, Status, UsageError
@@ -172,8 +162,9 @@ def review(
     info = _require_labels(place)
     _require_new(folder, name, force)
     shards = read_manifest(place, info).shards
-    n_random = max(LEAST_RANDOM, size // 2) if random is None else random
-    drawn, n_table, n_parts = draw(read_chunks(place, info, shards, COLUMNS, on_rows), size, n_random, seed)
+    n_random = max(review_sample.LEAST_RANDOM, size // 2) if random is None else random
+    chunks = read_chunks(place, info, shards, review_sample.COLUMNS, on_rows)
+    drawn, n_table, n_parts = review_sample.draw(chunks, size, n_random, seed)
     if not n_table:
         raise IncompleteError(f"table {place.url}: none of its rows has a label yet; run the labelling again")
     data = review_sheet.write_sheet(drawn, str(info.model_id), n_table)
@@ -188,7 +179,7 @@ def review(
         source=info.source,
         labels=info.labels,
         n_rows=len(drawn),
-        n_random=sum(one.part == RANDOM for one in drawn),
+        n_random=sum(one.part == review_sample.RANDOM for one in drawn),
         n_table=n_table,
         n_parts_missing=len(shards) - n_parts,
     )
@@ -272,6 +263,8 @@ def take_review(
     told = [row for row in valid if answers[row.number] not in apart - {NONE}]
     sizes = {row.stratum: row.n_stratum for row in rows if row.stratum is not None}
     random = [(row.stratum, row.emotion, answers[row.number]) for row in told if row.stratum is not None]
+    judged = [(one, heard == given) for one, given, heard in random]
+    shares = review_sample.measure_shares([(one, heard) for one, _, heard in random], sizes, _find_shares(place, info))
     counts = Counter(answers[row.number] for row in valid)
     return Review(
         table=place.url,
@@ -289,8 +282,8 @@ def take_review(
         n_repeated=n_repeated,
         n_gone=len(answers) - len(answered),
         n_changed=len(answered) - len(valid),
-        precision=tuple(measure_precision([(one, heard == given) for one, given, heard in random], sizes)),
-        shares=tuple(measure_shares([(one, heard) for one, _, heard in random], sizes, _find_shares(place, info))),
+        precision=tuple(review_sample.measure_precision(judged, sizes)),
+        shares=tuple(shares),
     )
 
 

@@ -61,18 +61,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Survey:
-    """A database with sums over the rows of a table's complete parts.
+    """A database with sums over the rows of a table's complete parts, the numbers of their shards, and those of recordings.
 
-    Attributes
-    ----------
-    connection
-        Has the tables `found`, the shards of these parts; `cells`, the number of rows by status, label and flags; `folders`, by
-        folder; `times`, of ``ok`` rows by window number, if there are windows; `hours`, the seconds heard by channel and label; `calls`, the
-        segments of the recordings with the most of one label, if it was named; and `drawn`, rows drawn at random.
-    complete
-        Shards of these parts.
-    n_recordings, n_labelled
-        Number of recordings with rows, and of recordings with an ``ok`` row.
+    `connection` has the tables `found`, the shards of these parts; `cells`, the number of rows by status, label and flags; `folders`,
+    by folder; `times`, of ``ok`` rows by window number, if there are windows; `hours`, the seconds heard by channel and label; `calls`,
+    the segments of the recordings with the most of one label, if it was named; and `drawn`, rows drawn at random. `n_recordings` have
+    rows, and `n_labelled` an ``ok`` row.
     """
 
     connection: duckdb.DuckDBPyConnection

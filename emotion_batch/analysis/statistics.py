@@ -49,16 +49,8 @@ class FolderCluster:
 class Coverage:
     """What became of the recordings that were listed.
 
-    Attributes
-    ----------
-    n_listed
-        Recordings of the manifest.
-    n_surveyed, n_labelled
-        Those of complete parts; of these, those with a row that is ``ok``.
-    n_rows, n_ok
-        Rows of complete parts, and those that are ``ok``.
-    n_shards, n_complete
-        Shards of the manifest, and those whose part is complete.
+    The manifest has `n_listed` recordings and `n_shards` shards, of which `n_complete` have a complete part. These parts have
+    `n_surveyed` recordings, of which `n_labelled` have a row that is ``ok``, and `n_rows` rows, of which `n_ok` are.
     """
 
     n_listed: int
@@ -91,18 +83,9 @@ class FailureFigures:
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """The rows that got one label.
+    """The rows that got one label, with their share of all rows with a label and its 95 % interval from `low` to `high`.
 
-    Attributes
-    ----------
-    label, n_rows, share
-        The label, the number of its rows, and their share of all rows with a label.
-    low, high
-        95 % interval of the share.
-    confidence
-        Mean; None without rows.
-    n_confident, n_outside, n_silent
-        Rows that are confident, not in domain, and not speech.
+    `confidence` is their mean, None without rows. `n_confident`, `n_outside` and `n_silent` are confident, not in domain, and not speech.
     """
 
     label: str
@@ -209,9 +192,6 @@ def gather(
     survey: Survey,
     throughput: Throughput,
     portrait: Portrait | None,
-    *,
-    n_at_work: int = 0,
-    n_lost: int = 0,
     about: str | None = None,
 ) -> Figures:
     """Return the figures of a table from what was read of it."""
@@ -268,8 +248,6 @@ def gather(
         drawn=tuple(one for one in lots if one.emotion is not None),
         throughput=throughput,
         portrait=portrait,
-        n_at_work=n_at_work,
-        n_lost=n_lost,
         about=about,
         calls=() if about is None else find_calls(survey, info.labels, about),
     )
@@ -355,11 +333,6 @@ def _count_labels(labels: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """Return SQL for a list with the number of rows of each label, and the values of its parameters."""
     values = {f"label_{number}": label for number, label in enumerate(labels)}
     return f"[{', '.join(f'sum(if(emotion = ${name}, n, 0))::BIGINT' for name in values)}]", values
-
-
-def show_count(value: float) -> str:
-    """Return a number of things."""
-    return f"{value:,.0f}"
 
 
 def show_label(label: str) -> str:

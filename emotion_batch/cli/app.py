@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 # These declare the commands.
 from emotion_batch.cli import model_commands, plan_commands, report_commands, run_commands, table_commands  # noqa: F401
-from emotion_batch.cli.console import Said, flush_stderr, open_streams
+from emotion_batch.cli.console import Said, open_streams, write_stderr
 from emotion_batch.cli.options import COMMANDS, read_arguments, read_values
 from emotion_batch.errors import EmotionBatchError, OutputError, find_shortage, format_command
 
@@ -33,17 +33,19 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     try:
         options = read_arguments(arguments)
     except SystemExit as stop:
-        flush_stderr()
+        write_stderr()
         return int(stop.code or 0)
     except OutputError as error:
         # The call was for help.
         Said().error(str(error))
         return error.exit_code
+    # A training, an import and the demo begin anew, and so does a label without a table.
+    continued = {"extract": "resume", "label": "resume", "resume": "resume", "retry": "retry"}.get(options.command)
     said = Said(
         is_quiet=options.quiet,
         is_debug=options.debug,
         is_json=getattr(options, "json", False),
-        resumed_by=_find_continuation(options.command, getattr(options, "table", None)),
+        resumed_by=format_command(continued, options.table) if continued and options.table else "",
     )
     # A terminal that cannot show a name must not end a finished run.
     for stream in (sys.stdout, sys.stderr):
@@ -57,14 +59,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             return explain(error, said)
         finally:
             said.end_line()
-            flush_stderr()
-
-
-def _find_continuation(command: str, table: str | None) -> str:
-    """Return the command that continues one that was stopped, or nothing: a training, an import and the demo begin anew."""
-    if not table or command not in ("extract", "label", "resume", "retry"):
-        return ""
-    return format_command("retry" if command == "retry" else "resume", table)
+            write_stderr()
 
 
 def explain(error: BaseException, said: Said) -> int:

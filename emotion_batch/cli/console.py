@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from emotion_batch.errors import OutputError, counted, format_duration
@@ -80,14 +81,8 @@ class Result:
         return "\n".join(line for block in self.blocks for line in block.lines())
 
 
-def title(text: str) -> Line:
-    """Return a line that sums a result up."""
-    return Line(text, "bold")
-
-
-def warn(text: str) -> Line:
-    """Return a line that says what is remarkable or wrong."""
-    return Line(text, "yellow")
+# A line that sums a result up, and one that says what is remarkable or wrong.
+title, warn = partial(Line, style="bold"), partial(Line, style="yellow")
 
 
 def next_step(words: str) -> Line:
@@ -155,7 +150,7 @@ class Said:
         """Say what went wrong, in one sentence."""
         self.end_line()
         if self.is_debug:
-            self._write(traceback.format_exc)
+            write_stderr(traceback.format_exc)
         self._say(Line(f" {text}", "bold red", f"{program}:"))
 
     def progress(self, progress: Progress) -> None:
@@ -214,7 +209,7 @@ class Said:
     def end_line(self) -> None:
         """End the line that progress is shown in, if it is open."""
         if self._is_in_line:
-            self._write(lambda: "\n")
+            write_stderr(lambda: "\n")
             self._is_in_line = False
 
     def answer(self, found: Any, result: Result) -> None:
@@ -226,16 +221,7 @@ class Said:
             print_result(result)
 
     def _say(self, line: Line) -> None:
-        self._write(lambda: _render(sys.stderr, line) if self._is_terminal else f"{line.lines()[0]}\n")
-
-    def _write(self, render: Callable[[], str]) -> None:
-        # If its reader is gone, or the disk is full, the work goes on all the same, and there is no other place to say so. To ask a
-        # terminal that was closed what it shows fails as well.
-        try:
-            sys.stderr.write(render())
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            _give_up(sys.stderr)
+        write_stderr(lambda: _render(sys.stderr, line) if self._is_terminal else f"{line.lines()[0]}\n")
 
     def _line(self, *texts: str, share: float | None = None) -> None:
         """Show progress, the longest text first: in place for a person, a line now and then for a log, and the last one.
@@ -248,7 +234,7 @@ class Said:
             return
         self._said_at = now
         self._is_in_line = self._is_terminal
-        self._write(
+        write_stderr(
             lambda: f"\r\x1b[K{_render_progress(sys.stderr, share, texts)}" if self._is_terminal else f"{texts[0]}\n"
         )
 
@@ -305,9 +291,14 @@ def open_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 it stays open
 
 
-def flush_stderr() -> None:
-    """Write what is left for stderr; if that fails, nothing is left, because Python would exit with 120 over it."""
+def write_stderr(render: Callable[[], str] = str) -> None:
+    """Write to stderr what a function gives, and what is left; if that fails, nothing is left, or Python would exit with 120 over it.
+
+    If its reader is gone, or the disk is full, the work goes on all the same, and there is no other place to say so.
+    """
     try:
+        # To ask a terminal that was closed what it shows fails as well.
+        sys.stderr.write(render())
         sys.stderr.flush()
     except (OSError, ValueError):
         _give_up(sys.stderr)

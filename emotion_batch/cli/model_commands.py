@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from emotion_batch.cli.console import Grid, Line, Result, Said, next_step, title, warn
@@ -15,24 +17,6 @@ if TYPE_CHECKING:
     from emotion_batch.training.evaluate import Evaluation
 
 _MOST_SPEAKERS = 20
-_BESIDE = {
-    "duration": "duration alone",
-    "level": "level alone",
-    "as_is": "as they are",
-    "plus_12_db": "12 dB louder",
-    "minus_12_db": "12 dB quieter",
-    "padded": "2 s of silence around",
-    "telephone": "telephone's band",
-    "8_khz": "8 kHz",
-    "mu_law": "8 kHz, mu-law",
-    "amr": "AMR, 12.2 kbit/s",
-    "mp3": "MP3, 32 kbit/s",
-    "noise_20_db": "noise, 20 dB below",
-    "noise_10_db": "noise, 10 dB below",
-    "reverberation": "in a large room",
-    "faster": "10 % faster",
-    "slower": "10 % slower",
-}
 
 
 @command("train")
@@ -195,11 +179,12 @@ def _format_trust(trust: Mapping[str, Any]) -> list[str]:
 def _format_beside(found: Evaluation) -> list[Line | Grid | str]:
     """Return what shortcuts reach, and the model on recordings that were changed."""
     shortcuts, robustness = found.shortcuts, found.robustness or {}
+    words_of = json.loads(resources.files(__package__).joinpath("beside.json").read_bytes())
     rows, lines = [], []
     for figures in (shortcuts, robustness):
         if "reason" in figures:
             lines.append(f"  {figures['reason']}")
-        for name, words in _BESIDE.items():
+        for name, words in words_of.items():
             if name in figures:
                 kept = f"{figures[name]['kept']:.3f}" if "kept" in figures[name] else ""
                 rows.append((words, *_show(figures[name], "n_rows", "n_speakers", "accuracy", "uar"), kept))

@@ -7,6 +7,7 @@ into the values that the API takes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
 import re
@@ -31,6 +32,7 @@ Parsers = dict[str, argparse.ArgumentParser]
 
 # The functions that run the commands, by name; `commands.json` has their words and options.
 COMMANDS: dict[str, Run] = {}
+_CHANNELS = re.compile("mix|each|[0-9]+(,[0-9]+)*")
 _SUBMITTED = ("extract", "label", "resume", "retry")
 
 
@@ -39,50 +41,31 @@ def command(name: str) -> Callable[[Run], Run]:
     return lambda run: COMMANDS.setdefault(name, run)
 
 
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}: {text!r}")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number: {text!r}") from None
+def _read(convert: Callable[[str], Any], is_right: Callable[[str], Any], words: str, text: str) -> Any:
+    """Return the value of an option; `words` say in an error what it must be."""
+    with contextlib.suppress(ValueError):
+        if is_right(text):
+            return convert(text)
+    raise argparse.ArgumentTypeError(f"must be {words}: {text!r}")
 
 
 def _channels(text: str) -> str | list[int]:
-    if text in ("mix", "each"):
-        return text
-    if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
-        raise argparse.ArgumentTypeError(f"must be mix, each or numbers from 0, e.g. 0,1: {text!r}")
-    return [int(number) for number in text.split(",")]
+    return text if text in ("mix", "each") else [int(number) for number in text.split(",")]
 
 
-def _limit(text: str) -> str:
-    try:
-        is_right = float(text[:-1]) >= 0 if text.endswith("%") else int(text) >= 0
-    except ValueError:
-        is_right = False
-    if not is_right:
-        raise argparse.ArgumentTypeError(f"must be a number such as 10, or a share such as 5%: {text!r}")
-    return text
+def _is_limit(text: str) -> bool:
+    return (float(text[:-1]) if text.endswith("%") else int(text)) >= 0
 
 
 # The functions that read the value of an option, by their names in `commands.json`.
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "text": str,
     "int": int,
-    "number": _number,
-    "whole": partial(_whole, least=0),
-    "positive": partial(_whole, least=1),
-    "channels": _channels,
-    "limit": _limit,
+    "number": partial(_read, float, lambda text: True, "a number"),
+    "whole": partial(_read, int, lambda text: int(text) >= 0, "a whole number of at least 0"),
+    "positive": partial(_read, int, lambda text: int(text) >= 1, "a whole number of at least 1"),
+    "channels": partial(_read, _channels, _CHANNELS.fullmatch, "mix, each or numbers from 0, e.g. 0,1"),
+    "limit": partial(_read, str, _is_limit, "a number such as 10, or a share such as 5%"),
 }
 
 

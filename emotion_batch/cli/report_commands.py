@@ -42,7 +42,6 @@ def _run_review(options: argparse.Namespace, said: Said) -> None:
 
 
 def _format_report(made: Report, table: str) -> Result:
-    """Return where a report is, its headline, and what is remarkable."""
     from emotion_batch.analysis import findings
     from emotion_batch.tables.schema import LABELS
 
@@ -103,15 +102,12 @@ def format_review(found: Review) -> Result:
     rows = [
         (one.label, f"{one.given:.3f}", f"{one.share:.3f}", f"{one.low:.3f} to {one.high:.3f}") for one in found.shares
     ]
-    shares: list[Line | Grid | str] = (
-        ["", Grid("<>><", rows, ("share of labels", "given", "by ear", "95 %"))] if rows else []
-    )
     return Result(
         title(labels if found.labels else f"{found.sheet}: no row gives a label"),
         *left_out,
         "",
         Grid("<>>><<", [_precision_row(one) for one in found.precision if one.n_rows + one.n_unknown], _PRECISION),
-        *shares,
+        *(("", Grid("<>><", rows, ("share of labels", "given", "by ear", "95 %"))) if rows else ()),
         f"  ({found.method}; of the rows drawn at random alone)",
         next_step(train if found.labels else "fill in more of the sheet"),
     )

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def _run(options: argparse.Namespace, said: Said) -> int:
-    """Call the function of the API that has the name of the command."""
     from emotion_batch import api
     from emotion_batch.run.run_options import RunOptions
 
@@ -103,7 +102,6 @@ def finish(summary: Summary, options: argparse.Namespace, said: Said) -> int:
 
 
 def _find_next(summary: Summary, options: argparse.Namespace) -> str:
-    """Return the command that follows a run."""
     if summary.is_all_failed or options.command == "retry":
         return format_command("status", options.table)
     if summary.counts.by_label or options.command == "label":
@@ -146,7 +144,6 @@ def _format_summary(summary: Summary, next_words: str) -> Result:
 
 
 def _format_heard(summary: Summary) -> list[str]:
-    """Return how much of the recordings this run heard."""
     heard, recorded = summary.audio_s, summary.recorded_s
     if not recorded:
         return []

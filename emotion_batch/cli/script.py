@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from emotion_batch.cli.app import explain, run_command, stoppable
-from emotion_batch.cli.console import Said, flush_stderr, open_streams
+from emotion_batch.cli.console import Said, open_streams, write_stderr
 from emotion_batch.cli.model_commands import format_card
 from emotion_batch.cli.run_commands import finish
 
@@ -57,5 +57,5 @@ class Script:
         code = self._code if error is None else explain(error, self._said)
         self._stack.close()
         self._said.end_line()
-        flush_stderr()
+        write_stderr()
         sys.exit(code)

@@ -9,29 +9,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from emotion_batch.cli.console import (
-    Grid,
-    Line,
-    Result,
-    Said,
-    format_counts,
-    format_size,
-    next_step,
-    print_result,
-    print_stream,
-    title,
-    warn,
-)
+from emotion_batch import errors
+from emotion_batch.cli import console
+from emotion_batch.cli.console import Grid, Line, Result, Said, format_counts, format_size, next_step, title, warn
 from emotion_batch.cli.options import call, command
-from emotion_batch.errors import (
-    Status,
-    UsageError,
-    counted,
-    format_command,
-    format_duration,
-    format_time,
-    quote_argument,
-)
+from emotion_batch.errors import Status, UsageError, counted, format_command, format_duration, format_time
 
 if TYPE_CHECKING:
     from emotion_batch.analysis.export import Exported
@@ -72,7 +54,7 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
             (name, query.describe_example(name), textwrap.indent(query.write_example(name), "    "))
             for name in query.EXAMPLES
         ]
-        print_result("\n\n".join(f"  {name:<10} {words}\n\n{sql}" for name, words, sql in examples))
+        console.print_result("\n\n".join(f"  {name:<10} {words}\n\n{sql}" for name, words, sql in examples))
         return
     if options.table is None:
         raise UsageError("TABLE is missing; --example alone lists the examples")
@@ -83,9 +65,9 @@ def _run_query(options: argparse.Namespace, said: Said) -> None:
                 query.write(answer, file_format, stream)
         elif file_format == "table":
             rows, is_cut = query.first_rows(answer, _MOST_ROWS)
-            print_result(_format_rows(answer.schema.names, rows, is_cut=is_cut))
+            console.print_result(_format_rows(answer.schema.names, rows, is_cut=is_cut))
         else:
-            print_stream(lambda stream: query.write(answer, file_format, stream))
+            console.print_stream(lambda stream: query.write(answer, file_format, stream))
 
 
 def _format(options: argparse.Namespace) -> str:
@@ -133,7 +115,7 @@ def _run_export(options: argparse.Namespace, said: Said) -> None:
 
 def _format_export(found: Exported) -> Result:
     # The folder as an argument, which neither Python nor a glob of DuckDB's reads as anything else.
-    folder = shlex.quote(quote_argument(found.folder))
+    folder = shlex.quote(errors.quote_argument(found.folder))
     next_command = {
         "parquet": f"python -c 'import sys, pandas; print(pandas.read_parquet(sys.argv[1]))' {folder}",
         "audformat": f"python -c 'import sys, audformat; print(audformat.Database.load(sys.argv[1]))' {folder}",

@@ -25,18 +25,8 @@ from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 
 from emotion_batch.errors import CancelledError, ClusterError, IncompleteError, find_shortage
-from emotion_batch.run.dask_client import (
-    DRIVER_KEY,
-    POLL_S,
-    MemoryMonitor,
-    Stragglers,
-    close,
-    local_configuration,
-    losing,
-    open_client,
-    shorten,
-    wake,
-)
+from emotion_batch.run import dask_client
+from emotion_batch.run.dask_client import losing, shorten, wake
 from emotion_batch.run.dask_tasks import Receipt, Task, do_partition, make_bag
 from emotion_batch.run.local_cluster import local_cluster, require_loopback
 from emotion_batch.run.scheduler import Scheduler, SchedulerLostError
@@ -57,7 +47,7 @@ class Cluster:
     """
 
     # Keys of the tasks that drive submitted runs begin with this.
-    DRIVER_KEY = DRIVER_KEY
+    DRIVER_KEY = dask_client.DRIVER_KEY
 
     def __init__(self, client: Client, is_local: bool, on_note: Callable[[str], None]) -> None:
         self._client = client
@@ -129,8 +119,8 @@ class Cluster:
         done = as_completed(
             [future for _, future in left.values()], loop=self._client.loop, with_results=True, raise_errors=False
         )
-        stragglers = Stragglers(self._client)
-        memory = MemoryMonitor(self._client, self._on_note)
+        stragglers = dask_client.Stragglers(self._client)
+        memory = dask_client.MemoryMonitor(self._client, self._on_note)
         twins: dict[Task, set[Any]] = {}
         waiting: list[tuple[float, Task]] = []
         n_tries: Counter[Task] = Counter()
@@ -164,7 +154,7 @@ class Cluster:
                         task = left[key][0]
                         twins.setdefault(task, set()).add(key)
                         hand_out(task, workers=idle, allow_other_workers=True)
-                    time.sleep(POLL_S)
+                    time.sleep(dask_client.POLL_S)
                 else:
                     heard = time.monotonic()
                     if any(future.status == "finished" for future, _ in batch):
@@ -280,7 +270,7 @@ def connect(
         is_local = scheduler is None
         # A run that waits for a store keeps its cluster, because of this idle time.
         if scheduler is None:
-            configuration = local_configuration()
+            configuration = dask_client.local_configuration()
             given = dask.config.serialize(configuration)
             try:
                 scheduler = Scheduler(stack.enter_context(local_cluster(n_workers, 3 * max(SHARD_WAITS_S), given)))
@@ -289,12 +279,12 @@ def connect(
                     f"local cluster: its processes do not start ({error}); repair that, then run the same command again"
                 ) from error
             with dask.config.set(configuration):
-                client = open_client(scheduler)
+                client = dask_client.open_client(scheduler)
         else:
             if (risk := scheduler.find_risk()) is not None:
                 on_note(risk)
-            client = open_client(scheduler)
-        stack.callback(close, client)
+            client = dask_client.open_client(scheduler)
+        stack.callback(dask_client.close, client)
         try:
             wake(client, on_note)
             client.wait_for_workers(1, timeout=_WORKERS_TIMEOUT_S)

@@ -252,7 +252,6 @@ class Run:
             self._hand_out(cluster, Work(job, self.id, versions, self.manifest.generation), todo)
 
     def _hand_out(self, cluster: Cluster, work: Work, todo: list[Task]) -> None:
-        """Have shards done."""
         self._work_off(cluster, work, todo, len(todo))
 
     @contextmanager

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,6 @@ _START_TIMEOUT_S = 60
 _RAISED = re.compile(
     r"^(?!AssertionError|AttributeError|RuntimeError: \w+ failed to start)[\w.]*(?:Error|Exception)(?::.*)?$", re.M
 )
-# At its defaults, Dask uses a tenth of the cores for other things than the work: it looks at the stack every 10 ms for the
-# dashboard's profile, at the event loop every 20 ms, and at the machine every 100 and 500 ms.
-_SETTINGS = {
-    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-    "DASK_DISTRIBUTED__WORKER__MEMORY__MONITOR_INTERVAL": "500ms",
-    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
-    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__DISK": "False",
-}
-
 # A process of the cluster reads none of Dask's settings files, because they are about other clusters: a key in them with a name
 # of earlier releases would count even above the environment. The process dies with the driver.
 _PROGRAM = (
@@ -58,10 +50,13 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
     processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
+        settings = tomllib.loads(
+            resources.files(__package__).joinpath("local_cluster.toml").read_text(encoding="utf-8")
+        )
         others = {name: value for name, value in safe_environment().items() if not name.startswith("DASK_")}
         # The single settings have priority over the whole configuration. Killed processes leave files in their scratch space, so
         # that is in a folder that is deleted with the cluster.
-        environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **_SETTINGS, "TMPDIR": folder}
+        environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **settings, "TMPDIR": folder}
 
         # Dask does not start in a folder that was deleted.
         here = folder

@@ -296,14 +296,14 @@ def find_left(
     with explained(f"archive {place.url}"):
         there = read_info(place)
     if there is not None and (model is None or there.kind != schema.FEATURES):
-        stated = {
+        stated: dict[str, object] = {
             "table": table,
             "model": model,
             "settings": settings,
             "segments": segments,
             "channels": channels,
-            "extract": extract or None,
         }
+        stated |= {"extract": extract or None}
         for name, value in stated.items():
             if value is not None:
                 raise UsageError(
@@ -361,17 +361,10 @@ def find_left(
     counts = {shard: one.n_recordings for shard, one in known.items()}
     counts |= {shard: one.num_rows for shard, one in updated.items()}
     order = order_shards(costs)
-    return Left(
-        info,
-        (base or find_base(info.source, options)) if features is None else TablePlace(origin, features),
-        bundle,
-        goes_on,
-        {shard: shards[shard] for shard in order},
-        [] if features is None else [Task(shard, known[shard]) for shard in order],
-        sum(counts.values()),
-        len(counts),
-        notes,
-    )
+    tasks = [] if features is None else [Task(shard, known[shard]) for shard in order]
+    left = {shard: shards[shard] for shard in order}
+    source = (base or find_base(info.source, options)) if features is None else TablePlace(origin, features)
+    return Left(info, source, bundle, goes_on, left, tasks, sum(counts.values()), len(counts), notes)
 
 
 def find_witness(archive: Folder, entries: pa.Table) -> Entry | None:
@@ -399,6 +392,5 @@ def _find_bundle(
 
 
 def _find_changed(newest: pa.Table, before: pa.RecordBatch) -> pa.Table:
-    """Return the entries that have changed."""
     known = {tuple(row.values()) for row in before.to_pylist()}
     return newest.filter(pa.array([tuple(row.values()) not in known for row in newest.to_pylist()]))

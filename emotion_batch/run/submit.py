@@ -77,8 +77,10 @@ class _SubmittedRun(Run):
         assert self.scheduler is not None  # noqa: S101 the options were checked
         self.summary.elapsed_s = time.perf_counter() - self._started
         again = [task.shard for task in left if task.earlier is not None and task.earlier.digest == task.entry.digest]
+        # So much besides the worker's own memory: ``python -m benchmarks.scale --submitted``.
+        memory_mb = 20 + len(left) // 100
         self.watcher.on_note(
-            f"from now on a task on one of the workers drives the run; it needs up to {_memory_mb(len(left)):,} MB there"
+            f"from now on a task on one of the workers drives the run; it needs up to {memory_mb:,} MB there"
         )
         holder = self._lease.leave(self.scheduler.address, again)
         summary = copy.deepcopy(self.summary)
@@ -212,11 +214,6 @@ def cancel(table: str | os.PathLike[str], *, storage_options: Mapping[str, Any] 
     if not runs:
         raise IncompleteError(f"table {place.url}: no run is at work on it, so there is nothing to cancel")
     return runs
-
-
-def _memory_mb(n_shards: int) -> int:
-    """Return the memory in MB that the driving task needs besides a worker's own: ``python -m benchmarks.scale --submitted``."""
-    return 20 + n_shards // 100
 
 
 def _count_recordings(tasks: Iterable[Task]) -> int:

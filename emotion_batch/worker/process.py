@@ -27,8 +27,9 @@ def _read_source(folder: Traversable) -> Iterator[bytes]:
     """Yield names and content of the package's files that decide rows; a checkout, a wheel and a zip file have the same."""
     for child in sorted(folder.iterdir(), key=lambda child: child.name):
         if child.is_dir():
-            yield from _read_source(child)
-        elif child.name.endswith((".py", ".npz")):
+            # Only a wheel has the models that ship in here, and a run names its model by another digest.
+            yield from () if child.name == "models" else _read_source(child)
+        elif child.name.endswith((".json", ".npz", ".py", ".toml")):
             yield f"{child.name} ".encode() + hashlib.sha256(child.read_bytes()).digest()
 
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from emotion_batch.analysis.formats import CsvWriter, JsonWriter, ParquetWriter, Writer, to_text, write_all
-from emotion_batch.analysis.scan import read_sql
+from emotion_batch.analysis.scan import hide_progress, read_sql
 from emotion_batch.errors import EmotionBatchError, IncompleteError, UsageError, counted
 from emotion_batch.progress import Watcher
 from emotion_batch.storage.folder import Folder, explained
@@ -200,6 +200,7 @@ def _asked(views: Mapping[str, Inventory], sql: str) -> Iterator[pa.RecordBatchR
         if LABELS in views and _SAYS_SUMMED_UP.search(sql):
             summed_up = write_example(_SUMMED_UP, views[LABELS].info.labels)
             connection.execute(f"CREATE VIEW {_SUMMED_UP} AS {summed_up}")
+        hide_progress(connection)
         connection.execute(read_sql("locks"))
 
         def work(function: Callable[[], T]) -> T:

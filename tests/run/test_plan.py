@@ -317,7 +317,8 @@ def time_sample(work: _Work, seconds: np.ndarray, n_each: int, drift: np.ndarray
             # Long recordings are left after half a second.
             done = np.minimum(1.0, 0.5 / seconds[chosen])
             taken = tuple(
-                Taken(seconds[one] * part * pace, 1, part, 3.0, "ok") for one, part in zip(chosen, done, strict=True)
+                Taken(seconds[one] * part * pace, 1, part, 3.0, "ok", 3.0)
+                for one, part in zip(chosen, done, strict=True)
             )
             elapsed_s = sum(one.seconds for one in taken) + 0.01
             shards.append(Timed(elapsed_s, 0.0, 10_000, 10_000, 10**8, taken))

@@ -126,7 +126,7 @@ def test_what_is_louder_is_not_clipped(tmp_path: Path) -> None:
     data = (tmp_path / "loud.wav").read_bytes()
     settings = FeatureSettings()
     with audio.opened(data, len(data)) as recording:
-        varied = evaluate._vary(recording, 0.5, settings.segments, settings)
+        varied = evaluate._vary(recording, 0.5, settings.segments.duration_s, settings)
     (plain, louder, quieter, padded), rates = [one for one, _ in varied[:4]], {rate for _, rate in varied}
     assert rates == {22_050}
     np.testing.assert_array_equal(plain, samples[11_025:] / np.float32(32_768))
@@ -150,7 +150,7 @@ def test_telephones_noise_rooms_and_pace_are_what_they_are_called(
     soundfile.write(tmp_path / "tones.wav", tones, rate, subtype="FLOAT")
     data = (tmp_path / "tones.wav").read_bytes()
     with audio.opened(data, len(data)) as recording:
-        varied = evaluate._vary(recording, 0.0, settings.segments, settings)
+        varied = evaluate._vary(recording, 0.0, settings.segments.duration_s, settings)
     found = dict(zip(evaluate.CONDITIONS, varied, strict=True))
 
     def power(name: str, hertz: float) -> float:

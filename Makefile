@@ -9,7 +9,7 @@ demo: .venv/installed
 
 # Two at a time, a file's tests one after the other: most of them wait for processes that they start.
 test: .venv/installed-test
-	@echo "running some 2,200 tests, which takes about a quarter of an hour"
+	@echo "running some 2,300 tests, which takes about twenty minutes"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # With the oldest version of each library that pyproject.toml allows, in an environment of its own.

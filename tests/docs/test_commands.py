@@ -63,7 +63,12 @@ def desk(cluster: ShellCluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(block.is_run for block in read_blocks(page))],
+    [
+        # It trains three times; other tests, of every run, train as well.
+        pytest.param(page, marks=pytest.mark.torture if page.name == "labels.md" else ())
+        for page in PAGES
+        if any(block.is_run for block in read_blocks(page))
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_commands_of_a_page_run(

@@ -77,8 +77,8 @@ def extract(
     entries = [
         Entry(name, None, len(store.objects[name]) if size and name in store.objects else None, None) for name in names
     ]
-    columns = zip(*entries, strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=False)]
+    columns = zip(*(one[: len(ENTRY_SCHEMA)] for one in entries), strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)
     return extract_rows(batch, Place("s3://bucket", {"store": store}), SETTINGS, segments).to_pylist()
 
@@ -121,8 +121,8 @@ def test_what_is_fetched_gives_the_rows_of_a_file(
     for name, data in recordings.items():
         (tmp_path / name).write_bytes(data)
     entries = [Entry(name, None, None, None) for name in recordings]
-    columns = zip(*entries, strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=False)]
+    columns = zip(*(one[: len(ENTRY_SCHEMA)] for one in entries), strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)
     expected = extract_rows(batch, Folder.of(tmp_path), SETTINGS, segments).to_pylist()
     assert {row["status"] for row in expected} <= {"ok", "too_short"}

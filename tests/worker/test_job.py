@@ -247,7 +247,7 @@ def job(tmp_path: Path) -> Job:
 
 def entries_of(*names: str) -> pa.RecordBatch:
     columns = [list(names), *([None] * len(names) for _ in range(3))]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=False)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)
 
 

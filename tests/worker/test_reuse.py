@@ -23,7 +23,7 @@ NOTHING: frozenset[Status] = frozenset()
 
 def entries(**versions: str | None) -> pa.RecordBatch:
     columns = [list(versions), [None] * len(versions), [1] * len(versions), list(versions.values())]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=False)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, ENTRY_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=ENTRY_SCHEMA)
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+import scipy
 
 from emotion_batch.analysis.calls import CallFigures, ChannelFigures, add_up_channels, find_calls
 from emotion_batch.analysis.scan import N_BINS, N_LOTS, Drawn, Survey, read_queries
@@ -263,7 +263,7 @@ def wilson_interval(share: float, n: float, n_clusters: int | None = None) -> tu
     if n <= 0:
         return 0.0, 1.0
     tail = (1 + _CONFIDENCE) / 2
-    z = float(ndtri(tail) if n_clusters is None else stdtrit(n_clusters - 1, tail))
+    z = float(scipy.special.ndtri(tail) if n_clusters is None else scipy.special.stdtrit(n_clusters - 1, tail))
     weight = z * z / n
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))

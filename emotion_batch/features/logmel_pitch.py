@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from emotion_batch.features import pitch
 from emotion_batch.features.audio import resample
-from emotion_batch.features.decimation import Decimator, decimate, design
+from emotion_batch.features.decimation import Decimator, decimate, design, multiply
 from emotion_batch.features.mfcc import Band, cut_bands
 from emotion_batch.features.recipe import Frames, Recipe, iterate_rows
 from emotion_batch.settings import VoicesSettings
@@ -107,16 +107,14 @@ def compute_sequence(
         numbers = np.arange(_count_frames(len(samples), constants))
         if known is not None:
             numbers = np.concatenate([numbers[: known.start], numbers[known.stop :]])
-        n_frames = len(numbers)
-        # A single frame is computed twice: see `decimation`.
-        starts = np.rint((numbers if n_frames > 1 else np.repeat(numbers, 2)) * constants.hop).astype(np.int64)
+        starts = np.rint(numbers * constants.hop).astype(np.int64)
         padded = np.zeros(starts[-1] + len(constants.window), np.float32)
         n_there = min(len(samples), len(padded))
         padded[:n_there] = samples[:n_there]
         power = pitch.power_of(padded, starts, constants.window, constants.n_bins)
         logmel = np.zeros((len(starts), settings.n_mels), np.float32)
         for bins, filters, weights in constants.bands:
-            np.matmul(power[:, bins], weights, out=logmel[:, filters])
+            multiply(power[:, bins], weights, out=logmel[:, filters])
         np.log(np.maximum(logmel, _POWER_FLOOR, out=logmel), out=logmel)
         f0_hz, voicing = pitch.track(samples, starts + len(constants.window) / 2, constants.pitch)
         # Whole numbers have no NaN, so the voicing says it. A finite level is at most 88 nepers, and fits.
@@ -124,7 +122,7 @@ def compute_sequence(
             voicing[:] = np.nan
         logmel *= np.float32(_STEPS)
         levels = np.rint(logmel, out=logmel).astype(np.int16)
-    return Sequence(levels[:n_frames], f0_hz[:n_frames], voicing[:n_frames])
+    return Sequence(levels, f0_hz, voicing)
 
 
 def hear(sequence: Sequence) -> Heard:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import scipy.fft
+import scipy
 
 from emotion_batch.features.decimation import scratch
 from emotion_batch.features.recipe import Recipe, read_matrix

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
 
-from emotion_batch.features.decimation import Decimator, decimate, design, scratch
+# Its parts are imported when they are first used: a command that computes nothing would start a sixth of a second later.
+import scipy
+
+from emotion_batch.features.decimation import Decimator, decimate, design, multiply, scratch
 
 # The rate in Hz near which the fundamental is looked for, and the samples of a frame there: 64 ms, four periods of the lowest.
 _RATE_HZ, _WINDOW = 4_000, 256
@@ -84,7 +86,7 @@ def track(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the fundamental that fits best, in Hz, and how periodic the frame is at it, from 0 to 1, at each centre.
 
-    Centres are numbers of samples, two or more in order; a frame that reaches beyond the samples has silence there. Not all are finite
+    Centres are numbers of samples in order; a frame that reaches beyond the samples has silence there. Not all are finite
     if the samples, or their power, are not.
     """
     slow = decimate(samples, constants.decimator)
@@ -96,7 +98,7 @@ def track(
     amplitude = power_of(laid, starts, constants.window, constants.n_bins)
     # With the power itself, one strong harmonic would be taken for the fundamental, e.g. of a low voice on the telephone.
     np.sqrt(amplitude, out=amplitude)
-    correlation = np.matmul(amplitude, constants.cosines, out=scratch("correlation", len(amplitude), _N_CANDIDATES))
+    correlation = multiply(amplitude, constants.cosines, out=scratch("correlation", len(amplitude), _N_CANDIDATES))
     # The sum is not a column of the product, because its width must be a whole number of sixteens: see `decimation`.
     amplitude *= constants.weights
     correlation /= (amplitude.sum(axis=1) + _LEAST_AMPLITUDE)[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+import scipy
 
 from emotion_batch.errors import UsageError
 
@@ -26,7 +26,7 @@ def apply_temperature(probabilities: Floats, temperature: float) -> npt.NDArray[
         raise UsageError(f"temperature must be a number above 0: {temperature!r}")
     if temperature == 1:
         return np.array(probabilities, np.float32)
-    return np.asarray(softmax(logarithm(probabilities) / temperature, axis=1), np.float32)
+    return np.asarray(scipy.special.softmax(logarithm(probabilities) / temperature, axis=1), np.float32)
 
 
 def margin(probabilities: Floats) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import scipy.fft
+import scipy
 
 from emotion_batch.errors import UsageError
 from emotion_batch.features.logmel_pitch import Heard

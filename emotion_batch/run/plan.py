@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.special import stdtrit
+import scipy
 
 from emotion_batch.errors import IncompleteError, Status, UsageError, counted
 from emotion_batch.inference.bundle import EXECUTABLE, read_checked
@@ -367,7 +367,7 @@ def _extrapolate(work: _Work, numbers: Numbers, shards: list[Timed], start_s: fl
     by_stratum = np.bincount(work.strata, seconds_each)
     unknown = _UNKNOWN * by_stratum[(n_looks < 2) & (n_looks < n_all)].sum() / shards_s.sum()
     drift = max(_LEAST_DRIFT, drift) * math.sqrt(1 + 1 / n_alike)
-    half = stdtrit(max(1.0, n_alike - 1), 0.975) * math.hypot(drift, unknown)
+    half = scipy.special.stdtrit(max(1.0, n_alike - 1), 0.975) * math.hypot(drift, unknown)
     crowd = min(_MOST_CROWD, waited_s.sum() / elapsed_s.sum())
     rows_each = spread(n_rows / done, work.costs if (n_rows / done > 1).any() else np.ones(len(work.costs)))
     rows_by_shard = np.add.reduceat(rows_each, work.bounds[:-1])

@@ -44,17 +44,16 @@ def measure(archive: str, bundle: str, n_rounds: int) -> list[Figure]:
 
 
 def peak_mb(archive: str, bundle: str) -> float:
-    """Label an archive with one worker; return the most memory that its worker had, in MB."""
+    """Label an archive with one worker; return the most memory that its worker and what that is forked from had, in MB."""
     peak_kb = 0
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-P", "-m", "emotion_batch", "label", archive, str(Path(folder, "labels"))]
         driver = subprocess.Popen([*command, "--model", bundle, "--workers", "1", "--quiet"], stdout=subprocess.DEVNULL)
         while driver.poll() is None:
-            for process in psutil.Process(driver.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error, OSError):
-                    # Dask's nanny starts its worker by multiprocessing.
-                    if any("spawn_main" in word for word in process.cmdline()):
-                        peak_kb = max(peak_kb, pss_kb(process.pid))
+            with contextlib.suppress(psutil.Error, OSError):
+                there = psutil.Process(driver.pid).children(recursive=True)
+                # A worker shares memory with the process that it is forked from, so they count together.
+                peak_kb = max(peak_kb, sum(pss_kb(one.pid) for one in there if "forkserver" in str(one.cmdline())))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(0.02)
     if driver.returncode or not peak_kb:

@@ -35,8 +35,8 @@ from emotion_batch import usage
 from emotion_batch.errors import Status
 from emotion_batch.progress import Progress, Watcher
 from emotion_batch.run.dask_client import DRIVER_KEY, local_configuration
+from emotion_batch.run.dask_local import local_cluster
 from emotion_batch.run.driver import Run
-from emotion_batch.run.local_cluster import local_cluster
 from emotion_batch.run.run_options import RunOptions
 from emotion_batch.run.submit import open_run
 from emotion_batch.settings import FeatureSettings, Segments
@@ -213,11 +213,9 @@ class Watch:
         if known is not None and known[0] != "other":
             return known[0]
         words = " ".join(one.cmdline())
-        if "distributed.Scheduler" in words:
+        if "dask_local.main" in words:
             return "scheduler"
-        if "distributed.Nanny" in words:
-            return "nanny"
-        return "worker" if "spawn_main" in words else "other"
+        return "worker" if "forkserver" in words else "other"
 
     def peak_mb(self, kind: str) -> float:
         """Return the largest peak of processes of a kind, in MB of a million bytes."""
@@ -279,10 +277,9 @@ def measure(n_recordings: int, folder: Path, *, is_deep: bool = False, is_again:
     for kind in ("driver", "scheduler", "worker"):
         found[f"{kind}_mb"] = watch.peak_mb(kind)
         found[f"{kind}_us"] = watch.cpu_s(kind) / n_recordings * 1e6
-    found["nanny_us"] = watch.cpu_s("nanny") / n_recordings * 1e6
     found["rows_us"] = found["rows_cpu_s"] / n_recordings * 1e6
     found["worker_us"] -= found["rows_us"]
-    found["overhead_us"] = sum(found[f"{kind}_us"] for kind in ("driver", "scheduler", "worker", "nanny"))
+    found["overhead_us"] = sum(found[f"{kind}_us"] for kind in ("driver", "scheduler", "worker"))
     commands = {"status": ("status",), "verify": ("verify",), "deep": ("verify", "--deep")}
     for name, command in commands.items():
         if is_deep or name != "deep":
@@ -367,7 +364,6 @@ _COLUMNS = {
     "driver_us": ("driver µs", ".2f"),
     "scheduler_us": ("scheduler µs", ".2f"),
     "worker_us": ("workers µs", ".2f"),
-    "nanny_us": ("nannies µs", ".2f"),
     "overhead_us": ("overhead µs", ".2f"),
     "marginal_us": ("each further µs", ".2f"),
     "rows_us": ("rows µs", ".2f"),

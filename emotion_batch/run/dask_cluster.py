@@ -27,8 +27,8 @@ from distributed.comm.core import CommClosedError
 from emotion_batch.errors import CancelledError, ClusterError, IncompleteError, find_shortage
 from emotion_batch.run import dask_client
 from emotion_batch.run.dask_client import losing, shorten, wake
+from emotion_batch.run.dask_local import local_cluster, require_loopback
 from emotion_batch.run.dask_tasks import Receipt, Task, do_partition, make_bag
-from emotion_batch.run.local_cluster import local_cluster, require_loopback
 from emotion_batch.run.scheduler import Scheduler, SchedulerLostError
 from emotion_batch.storage.retry import SHARD_WAITS_S, is_transient
 

@@ -264,8 +264,8 @@ def test_a_local_cluster_that_is_not_on_loopback_does_no_work(speech: Path, tmp_
     (tmp_path / "sitecustomize.py").write_text(f"""
 import sys
 
-# The workers' own environment has no arguments of ours, and the driver starts no cluster by itself.
-if any("distributed.{kind}" in argument for argument in sys.orig_argv):
+# Only the process of the scheduler and the nannies, because the driver starts no cluster by itself.
+if any("dask_local.main" in argument for argument in sys.orig_argv):
     import distributed
 
     begin = distributed.{kind}.__init__

@@ -19,6 +19,7 @@ import pyarrow.dataset
 import pytest
 import soundfile
 from support.commands import running
+from support.damage import worker_processes
 from support.recordings import tone, write_odd_archive
 
 from emotion_batch.errors import RecordingError
@@ -101,14 +102,10 @@ def watched(*arguments: object) -> Iterator[tuple[subprocess.Popen[bytes], dict[
         while process.poll() is None:
             assert time.monotonic() < deadline
             with contextlib.suppress(psutil.Error):
-                for child in driver.children(recursive=True):
-                    # Dask's nanny starts its worker by multiprocessing.
-                    with contextlib.suppress(psutil.Error):
-                        if "spawn_main" in " ".join(child.cmdline()):
-                            memory.setdefault(child.pid, []).append(child.memory_info().rss / 1e6)
+                for worker in worker_processes(driver):
+                    memory.setdefault(worker.pid, []).append(worker.memory_info().rss / 1e6)
             time.sleep(0.05)
-        # A child of a worker's looks like it until it begins its own program.
-        yield process, {pid: values for pid, values in memory.items() if len(values) > 2}
+        yield process, memory
 
 
 @pytest.mark.parametrize("options", [(), ("--window", "0.5")], ids=["one segment", "windows"])

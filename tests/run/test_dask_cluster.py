@@ -19,6 +19,7 @@ import pyarrow.dataset
 import pytest
 from distributed import Future
 from support.commands import ROOT, Finished, call_command, run_command, running, wait_for_parts
+from support.damage import worker_processes
 from support.shell_cluster import ShellCluster, shell_cluster
 
 from emotion_batch.errors import ClusterError, IncompleteError, StorageError
@@ -251,9 +252,7 @@ def test_a_package_that_is_upgraded_under_a_local_run_mixes_no_rows(speech: Path
         wait_for_parts(tmp_path / "table", 1, command)
         module = tmp_path / "package" / "emotion_batch" / "features" / "mfcc.py"
         module.write_text(module.read_text().replace("_RANGE_DB = 80.0", "_RANGE_DB = 40.0"))
-        (worker,) = [
-            one for one in psutil.Process(command.pid).children(recursive=True) if "spawn_main" in str(one.cmdline())
-        ]
+        (worker,) = worker_processes(psutil.Process(command.pid))
         worker.kill()
         _, said = command.communicate(timeout=120)
     assert command.returncode == 1

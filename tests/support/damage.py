@@ -34,14 +34,23 @@ def seal_part(part: Path) -> None:
     part.write_bytes(data)
 
 
+def worker_processes(driver: psutil.Process) -> list[psutil.Process]:
+    """Return the workers of a local cluster: the one child of its process that forks has forked them."""
+    return [
+        worker
+        for cluster in driver.children()
+        for child in cluster.children()
+        if "forkserver" in str(child.cmdline())
+        for worker in child.children()
+    ]
+
+
 def victims(driver: psutil.Process, which: str) -> list[psutil.Process]:
-    """Return the processes to kill: of a local cluster, a worker is a child of what the driver started."""
+    """Return the processes to kill."""
     if which == "driver":
         return [driver]
-    started = sorted(driver.children(), key=lambda process: process.pid)
     if which == "scheduler":
-        return started[:1]
-    workers = [
-        child for nanny in started[1:] for child in nanny.children() if "resource_tracker" not in str(child.cmdline())
-    ]
+        # The nannies are in the same process, and the workers end with it.
+        return driver.children()[:1]
+    workers = sorted(worker_processes(driver), key=lambda process: process.pid)
     return workers if which == "all workers" else workers[:1]

@@ -1,7 +1,8 @@
-"""Start a Dask cluster on this machine for one run: a scheduler and one-thread worker processes, on loopback."""
+"""Start a Dask cluster on this machine for one run: a process with its scheduler and nannies, and one-thread workers, on loopback."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,13 +13,17 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from distributed import Nanny, Scheduler
+from distributed.utils import get_mp_context
+
 from emotion_batch.environment import safe_environment
 from emotion_batch.errors import ClusterError
+from emotion_batch.worker.process import die_with_parent
 
 _START_TIMEOUT_S = 60
 # This matches the last line of a traceback, except those in Dask's log that only follow from others.
@@ -26,82 +31,88 @@ _RAISED = re.compile(
     r"^(?!AssertionError|AttributeError|RuntimeError: \w+ failed to start)[\w.]*(?:Error|Exception)(?::.*)?$", re.M
 )
 # A process of the cluster reads none of Dask's settings files, because they are about other clusters: a key in them with a name
-# of earlier releases would count even above the environment. The process dies with the driver.
+# of earlier releases would count even above the environment.
 _PROGRAM = (
     "import dask.config; dask.config.paths.clear(); dask.config.refresh(); "
-    "from emotion_batch.worker.process import die_with_parent; die_with_parent(); "
-    "from distributed.cli.dask_spec import main; main()"
+    "from emotion_batch.run import dask_local; dask_local.main()"
 )
 # With other protocols, e.g. websockets, Dask listens on every address of the machine.
 _PROTOCOL, _HOST = "tcp", "127.0.0.1"
+# Workers are forked from a process that has imported these libraries, because each would take seconds for it. It has nothing of this
+# package: a worker that is started again finds the code as it is then, and says which.
+_IMPORTED = ("distributed", "numpy", "onnxruntime", "pandas", "pyarrow.dataset", "scipy.fft", "soundfile", "soxr")
 
 
 @contextlib.contextmanager
 def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> Iterator[str]:
     """Start a scheduler and workers; yield the scheduler's address, and end all of them after the block.
 
-    Dask's LocalCluster is not used, because its workers import the caller's script again and so run it. Each process has its own
+    Dask's LocalCluster is not used, because its workers import the caller's script again and so run it. The cluster has its own
     session, because Ctrl-C in a terminal goes to a whole session and would end the workers during the run. The scheduler ends
     after `idle_timeout_s` without work, so that a driver that was killed leaves no cluster behind. `configuration` is Dask's, as
     its ``dask.config.serialize`` gives it. It replaces the user's own, because encryption, ports or a preloaded script would
     keep this cluster from starting. Raise ClusterError if no scheduler comes up, or not on loopback, or if the block raises TimeoutError
     because no worker does.
     """
-    processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="emotion-batch-", ignore_cleanup_errors=True) as folder:
         log, address_file = Path(folder, "log"), Path(folder, "scheduler.json")
-        settings = tomllib.loads(
-            resources.files(__package__).joinpath("local_cluster.toml").read_text(encoding="utf-8")
-        )
+        settings = tomllib.loads(resources.files(__package__).joinpath("dask_local.toml").read_text(encoding="utf-8"))
         others = {name: value for name, value in safe_environment().items() if not name.startswith("DASK_")}
         # The single settings have priority over the whole configuration. Killed processes leave files in their scratch space, so
         # that is in a folder that is deleted with the cluster.
         environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **settings, "TMPDIR": folder}
-
         # Dask does not start in a folder that was deleted.
         here = folder
         with contextlib.suppress(FileNotFoundError):
             here = os.getcwd()
-
-        def start(kind: str, options: Mapping[str, Any], *arguments: str) -> None:
-            spec = json.dumps({"cls": kind, "opts": {"protocol": _PROTOCOL, "host": _HOST, **options}})
-            command = [sys.executable, "-P", "-c", _PROGRAM, *arguments, "--spec", spec]
-            with log.open("ab") as stream:
-                process = subprocess.Popen(  # noqa: S603 our own words
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    env=environment,
-                    cwd=here,
-                    start_new_session=True,
-                )
-            processes.append(process)
-
+        scheduler = {
+            "port": 0,
+            "dashboard_address": f"{_HOST}:0",
+            "scheduler_file": os.fspath(address_file),
+            "idle_timeout": f"{idle_timeout_s:.0f} seconds",
+        }
+        with log.open("ab") as stream:
+            process = subprocess.Popen(  # noqa: S603 our own words
+                [sys.executable, "-P", "-c", _PROGRAM, json.dumps(scheduler), str(n_workers)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=environment,
+                cwd=here,
+                start_new_session=True,
+            )
         try:
-            scheduler = {
-                "port": 0,
-                "dashboard_address": f"{_HOST}:0",
-                "scheduler_file": os.fspath(address_file),
-                "idle_timeout": f"{idle_timeout_s:.0f} seconds",
-            }
-            start("distributed.Scheduler", scheduler)
-            address = _read_address(address_file, processes[0], log)
+            address = _read_address(address_file, process, log)
             require_loopback([address])
-            worker = {"nthreads": 1, "dashboard_address": f"{_HOST}:0", "death_timeout": "60"}
-            for _ in range(n_workers):
-                start("distributed.Nanny", worker, address)
             yield address
         except TimeoutError as error:
             raise ClusterError(
                 f"local cluster: no worker has started ({_find_reason(log)}); repair that, then run the same command again"
             ) from error
         finally:
-            for process in processes:
-                # The whole session is killed, because the worker of a nanny is another process.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            # The whole session is killed, because the workers are other processes.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def main() -> None:
+    """Serve as the scheduler and the nannies of a local cluster, until the scheduler ends or the driver dies."""
+    die_with_parent()
+    get_mp_context().set_forkserver_preload(list(_IMPORTED))
+    asyncio.run(_serve(json.loads(sys.argv[1]), int(sys.argv[2])))
+
+
+async def _serve(options: dict[str, Any], n_workers: int) -> None:
+    where: dict[str, Any] = {"protocol": _PROTOCOL, "host": _HOST}
+    async with Scheduler(**where, **options) as scheduler:
+        # A worker that does not start is missed by the driver only if there is no other.
+        nannies = (
+            Nanny(scheduler.address, nthreads=1, dashboard_address=f"{_HOST}:0", death_timeout="60", **where)
+            for _ in range(n_workers)
+        )
+        await asyncio.gather(*nannies, return_exceptions=True)
+        await scheduler.finished()
 
 
 def require_loopback(addresses: Iterable[str]) -> None:

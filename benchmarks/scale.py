@@ -213,7 +213,7 @@ class Watch:
         if known is not None and known[0] != "other":
             return known[0]
         words = " ".join(one.cmdline())
-        if "dask_local.main" in words:
+        if "dask_local.serve" in words:
             return "scheduler"
         return "worker" if "forkserver" in words else "other"
 

@@ -34,7 +34,7 @@ _RAISED = re.compile(
 # of earlier releases would count even above the environment.
 _PROGRAM = (
     "import dask.config; dask.config.paths.clear(); dask.config.refresh(); "
-    "from emotion_batch.run import dask_local; dask_local.main()"
+    "from emotion_batch.run import dask_local; dask_local.serve()"
 )
 # With other protocols, e.g. websockets, Dask listens on every address of the machine.
 _PROTOCOL, _HOST = "tcp", "127.0.0.1"
@@ -96,7 +96,7 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
             process.wait()
 
 
-def main() -> None:
+def serve() -> None:
     """Serve as the scheduler and the nannies of a local cluster, until the scheduler ends or the driver dies."""
     die_with_parent()
     get_mp_context().set_forkserver_preload(list(_IMPORTED))

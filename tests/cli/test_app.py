@@ -265,7 +265,7 @@ def test_a_local_cluster_that_is_not_on_loopback_does_no_work(speech: Path, tmp_
 import sys
 
 # Only the process of the scheduler and the nannies, because the driver starts no cluster by itself.
-if any("dask_local.main" in argument for argument in sys.orig_argv):
+if any("dask_local.serve" in argument for argument in sys.orig_argv):
     import distributed
 
     begin = distributed.{kind}.__init__

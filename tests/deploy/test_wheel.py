@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import email
 import email.message
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -76,6 +78,35 @@ def test_the_metadata_name_the_pythons_that_the_workflow_tests(wheel: zipfile.Zi
     (matrix,) = re.findall(r"python: \[(.*)\]", workflow)
     assert named == re.findall(r'"([\d.]+)"', matrix)
     assert metadata["Requires-Python"] == f">={named[0]}"
+
+
+def test_each_requirement_is_pinned(wheel: zipfile.ZipFile) -> None:
+    """The constraints have one version of each package that the metadata name, and of all that those bring here."""
+
+    def normal(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = [normal(line.split("==")[0]) for line in lines]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert len(pinned) == len(set(pinned))
+    wanted = {"emotion-batch"}
+    left = set(wanted)
+    while left:
+        metadata = importlib.metadata.metadata(left.pop())
+        is_ours = normal(metadata["Name"]) == "emotion-batch"
+        for line in metadata.get_all("Requires-Dist") or []:
+            name = normal(re.match(r"[\w.-]+", line)[0])
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                # What other packages offer as extras is not installed, unless something asks for it.
+                if name not in wanted and (is_ours or "extra ==" not in line):
+                    importlib.metadata.version(name)
+                    wanted.add(name)
+                    left.add(name)
+    # `pip freeze` leaves out what an environment may begin with.
+    assert wanted - {"emotion-batch", "setuptools", "wheel"} <= set(pinned)
+    named = {normal(re.match(r"[\w.-]+", line)[0]) for line in read_metadata(wheel).get_all("Requires-Dist")}
+    assert named <= set(pinned)
 
 
 def test_the_source_distribution_holds_what_a_packager_needs(built: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Two processes of these tests share the cores, and a training of a second gains nothing from threads of its own.
+# Several processes of these tests share the cores, and a training of a second gains nothing from threads of its own.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -24,8 +24,8 @@ from support.shell_cluster import ShellCluster, shell_cluster
 from benchmarks.browser import Tab, find_chromium, opened_tab
 from emotion_batch.example import synthesis
 
-# Files that take minutes each, by a few tests: begun first, so that the other process is not waited for at the end.
-LONGEST = ("test_walk", "test_train", "test_voices_walk", "test_bucket_walk", "test_submit", "test_torture")
+# Files that take minutes each: begun first, so that the other processes do not wait for them at the end.
+LONGEST = ("test_walk", "test_submit", "test_torture", "test_next_steps", "test_app", "test_dask_cluster", "test_train")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from distributed import Nanny, Scheduler
 from distributed.utils import get_mp_context
+from tornado import web
 
 from emotion_batch.environment import safe_environment
 from emotion_batch.errors import ClusterError
@@ -41,6 +42,8 @@ _PROTOCOL, _HOST = "tcp", "127.0.0.1"
 # Workers are forked from a process that has imported these libraries, because each would take seconds for it. It has nothing of this
 # package: a worker that is started again finds the code as it is then, and says which.
 _IMPORTED = ("distributed", "numpy", "onnxruntime", "pandas", "pyarrow.dataset", "scipy.fft", "soundfile", "soxr")
+# It listens on a socket in the folder for temporary files, whose path may have 107 bytes. Where they do not suffice, workers import.
+_LONGEST_FOLDER = 70
 
 
 @contextlib.contextmanager
@@ -61,6 +64,8 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
         # The single settings have priority over the whole configuration. Killed processes leave files in their scratch space, so
         # that is in a folder that is deleted with the cluster.
         environment = {**others, "DASK_INTERNAL_INHERIT_CONFIG": configuration, **settings, "TMPDIR": folder}
+        if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+            environment["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "spawn"
         # Dask does not start in a folder that was deleted.
         here = folder
         with contextlib.suppress(FileNotFoundError):
@@ -68,6 +73,7 @@ def local_cluster(n_workers: int, idle_timeout_s: float, configuration: str) -> 
         scheduler = {
             "port": 0,
             "dashboard_address": f"{_HOST}:0",
+            "dashboard": False,
             "scheduler_file": os.fspath(address_file),
             "idle_timeout": f"{idle_timeout_s:.0f} seconds",
         }
@@ -106,6 +112,7 @@ def serve() -> None:
 async def _serve(options: dict[str, Any], n_workers: int) -> None:
     where: dict[str, Any] = {"protocol": _PROTOCOL, "host": _HOST}
     async with Scheduler(**where, **options) as scheduler:
+        scheduler.http_application.add_application(_LateDashboard(scheduler))
         # A worker that does not start is missed by the driver only if there is no other.
         nannies = (
             Nanny(scheduler.address, nthreads=1, dashboard_address=f"{_HOST}:0", death_timeout="60", **where)
@@ -113,6 +120,22 @@ async def _serve(options: dict[str, Any], n_workers: int) -> None:
         )
         await asyncio.gather(*nannies, return_exceptions=True)
         await scheduler.finished()
+
+
+class _LateDashboard(web.Application):
+    """Adds the scheduler's pages when the first of them is asked for, because bokeh takes half a second to import."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+
+    def find_handler(self, request: Any, **options: Any) -> Any:
+        from distributed.dashboard.scheduler import connect
+
+        pages = self._scheduler.http_application
+        pages.applications.remove(self)
+        connect(pages, self._scheduler.http_server, self._scheduler)
+        return pages.find_handler(request, **options)
 
 
 def require_loopback(addresses: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -515,3 +516,15 @@ def test_a_worker_of_which_nothing_is_heard_is_not_idle() -> None:
             }
 
     assert dask_client.heard_of(Heard(), ["a", "b", "hangs", "paused", "gone"]) == ["a", "b"]
+
+
+def test_the_dashboard_is_there_when_it_is_asked_for() -> None:
+    """The pages of a local cluster come with the first request, and go on to come."""
+    with dask_cluster.connect(None, 1) as cluster:
+        for page, code in (("status", 200), ("workers", 200), ("status", 200), ("nothing", 404)):
+            asked = http.client.HTTPConnection(cluster.dashboard.removeprefix("http://").removesuffix("/status"))
+            asked.request("GET", f"/{page}")
+            answer = asked.getresponse()
+            assert answer.status == code
+            assert (b"bokeh" in answer.read()) == (code == 200)
+            asked.close()

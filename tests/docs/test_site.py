@@ -178,10 +178,11 @@ def address(site: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_pages_fit_a_phone_and_a_screen(site: Path, address: str, tab: Tab) -> None:
+@pytest.mark.parametrize("step", [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.torture)])
+def test_pages_fit_a_phone_and_a_screen(step: int, site: Path, address: str, tab: Tab) -> None:
     """No page scrolls sideways at 400 or 1280 pixels, asks another host for anything, or says an error."""
     wide = []
-    for page in pages_of(site):
+    for page in pages_of(site)[::step]:
         name = "" if page.parent == site else f"{page.parent.relative_to(site)}/"
         for width in (1280, 400):
             tab.resize(width)

@@ -40,6 +40,7 @@ def test_the_page_of_costs_has_the_figures_of_the_last_run() -> None:
     assert table == render(json.loads(RESULTS.read_text()))
 
 
+@pytest.mark.torture
 def test_an_archive_costs_memory_by_its_names_and_a_run_by_its_shards(tmp_path: Path) -> None:
     """Twenty times the recordings: the driver holds Arrow's bytes of each and no object, a shard costs a task."""
     few, many = 20_000, 400_000

@@ -55,7 +55,7 @@ evaluate: .venv/installed-bench
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emotion-batch needs Python 3.11 or later; name one with make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
-# Each says first what it installs, because pip is quiet and some of these take a minute.
+# Each says first what it installs, because pip is quiet and some of these take a minute. Python compiles what it imports.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch and its libraries into .venv (some 3 GB, a minute or two)"
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train]'

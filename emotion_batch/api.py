@@ -66,8 +66,8 @@ def extract(
     settings
         How samples become features; by default as in the notebook.
     segments
-        Which stretches of each recording; by default the recipe's. ``"speech"`` for stretches of speech, or a list of segments: CSV or
-        Parquet with ``file,start_s,end_s[,channel][,speaker]``, RTTM or a table of audformat.
+        Which stretches of each recording; by default the recipe's. ``"speech"`` for stretches of speech, ``"speech:silero"`` for those that
+        Silero's detector finds, or a list of segments: CSV or Parquet with ``file,start_s,end_s[,channel][,speaker]``, RTTM or a table of audformat.
     window, hop
         Instead of `segments`: windows of so many seconds, one every `hop` seconds; without `hop`, each starts where the last one ends.
     channels

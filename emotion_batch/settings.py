@@ -22,8 +22,8 @@ MIN_S, MAX_S = 0.01, 1e6
 # All channels as one, by their mean; and each channel with rows of its own.
 MIX, EACH = "mix", "each"
 MOST_CHANNELS = 1_024
-# Segments that are stretches of speech.
-SPEECH = "speech"
+# Segments that are stretches of speech, found by the tracks of the recipe `voices`, or by Silero's detector.
+SPEECH, BY_SILERO = "speech", "speech:silero"
 
 
 def fingerprint(value: Mapping[str, Any]) -> str:
@@ -175,8 +175,8 @@ class Segments:
     channels
         ``mix`` for the mean of all channels, ``each`` for rows of each channel, or the numbers of channels, from 0.
     source
-        ``speech`` for stretches of speech, each at most `duration_s` long; else the path or URL of a list of segments. None for
-        stretches at fixed times.
+        ``speech`` for stretches of speech, each at most `duration_s` long, or ``speech:silero`` for those that Silero's detector finds;
+        else the path or URL of a list of segments. None for stretches at fixed times.
 
     Raises
     ------
@@ -237,7 +237,7 @@ class Segments:
                 return segments
             place = os.fspath(segments)
             # A table names the list, so the name must not depend on the current folder.
-            is_name = place == SPEECH or "://" in place
+            is_name = place in (SPEECH, BY_SILERO) or "://" in place
             return cls(0.0, MAX_S, source=place if is_name else os.path.abspath(os.path.expanduser(place)))
         if segments is not None:
             raise UsageError("segments cannot be combined with window or hop, which are segments too")
@@ -248,12 +248,17 @@ class Segments:
     @property
     def is_listed(self) -> bool:
         """Whether a list names the segments."""
-        return self.source not in (None, SPEECH)
+        return self.source is not None and not self.is_speech
 
     @property
     def is_speech(self) -> bool:
         """Whether the segments are stretches of speech."""
-        return self.source == SPEECH
+        return self.source in (SPEECH, BY_SILERO)
+
+    @property
+    def is_by_silero(self) -> bool:
+        """Whether Silero's detector finds them, which is an extra."""
+        return self.source == BY_SILERO
 
     @property
     def is_one_stretch(self) -> bool:
@@ -296,7 +301,7 @@ class Segments:
         """Return the options of the command line for these segments."""
         channels = "" if self.channels == MIX else f" --channels {self._say_channels()}"
         if self.source is not None:
-            return f"--segments {self.source}{channels}"
+            return f"--segments {f'{SPEECH} --vad silero' if self.is_by_silero else self.source}{channels}"
         if self.hop_s is None:
             return f"--offset {self.offset_s:g} --duration {self.duration_s:g}{channels}"
         return f"--window {self.duration_s:g} --hop {self.hop_s:g}{channels}"

@@ -224,7 +224,7 @@ def _read_settings(options: argparse.Namespace) -> AnySettings | None:
 
 def _read_segments(options: argparse.Namespace) -> Segments | str | None:
     """Return the segments that were asked for; None for windows, which the API makes, and if nothing was said of them."""
-    from emotion_batch.settings import Segments
+    from emotion_batch.settings import BY_SILERO, SPEECH, Segments
 
     stretch = {"offset_s": options.offset, "duration_s": options.duration}
     said = {name: value for name, value in stretch.items() if value is not None}
@@ -233,6 +233,10 @@ def _read_segments(options: argparse.Namespace) -> Segments | str | None:
         named := [f"--{name}" for name in others if getattr(options, name) is not None]
     ):
         raise UsageError(f"--segments cannot be combined with {named[0]}, because it says which stretches are taken")
+    if options.vad == "silero":
+        if options.segments != SPEECH:
+            raise UsageError(f"--vad requires --segments {SPEECH}")
+        return BY_SILERO
     if options.segments is not None:
         return str(options.segments)
     if options.window is None and options.hop is not None:

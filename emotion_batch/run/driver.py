@@ -248,7 +248,7 @@ class Run:
                 self.watcher.on_note(f"dashboard at {cluster.dashboard}")
             if self.scheduler is not None:
                 self._preflight(cluster, job)
-            versions = tuple(preflight.read_versions(job.bundle is not None).items())
+            versions = tuple(preflight.read_versions(*job.optional).items())
             self._hand_out(cluster, Work(job, self.id, versions, self.manifest.generation), todo)
 
     def _hand_out(self, cluster: Cluster, work: Work, todo: list[Task]) -> None:
@@ -343,7 +343,7 @@ class Run:
             recording=job.witnesses[0] if job.witnesses else None,
             features=None if job.source is None else (job.source.table, part_name(min(self.manifest.shards))),
             bundle=job.bundle,
-            versions=preflight.read_versions(job.bundle is not None),
+            versions=preflight.read_versions(*job.optional),
         )
         with explained(f"table {self.table.url}"):
             self.table.publish(nonce_name, nonce)

@@ -237,7 +237,8 @@ def _measure(
         features = (left.source.table, parts.part_name(left.tasks[0].shard))
     else:
         archive, witness = left.source, find_witness(left.source, work.entries)
-    probe = Probe(None, "", b"", archive, witness, features, None, read_versions(left.bundle is not None))
+    versions = read_versions(left.bundle is not None, archive is not None and left.info.segments.is_by_silero)
+    probe = Probe(None, "", b"", archive, witness, features, None, versions)
     files = {} if left.bundle is None else {EXECUTABLE: read_checked(left.bundle, EXECUTABLE)}
     n_most = 1 if left.tasks else int(np.diff(work.bounds).max())
     trial = Trial(root, left.info, left.source, witness, left.bundle, files, sample_s, n_most)

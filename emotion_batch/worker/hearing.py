@@ -15,7 +15,7 @@ import numpy.typing as npt
 from emotion_batch import usage
 from emotion_batch.errors import ChangedError, DeniedError, NoBucketError, RecordingError, Status, StorageError, counted
 from emotion_batch.features import audio, recipes
-from emotion_batch.features.stretches import CONTEXT, HOP_S, StretchFinder, track
+from emotion_batch.features.stretches import HOP_S, StretchFinder
 from emotion_batch.settings import MAX_S, AnySettings, Segments
 from emotion_batch.storage.entries import Entry, ListedSegment
 from emotion_batch.storage.folder import Folder, explained
@@ -108,7 +108,9 @@ class Hearing:
         Raise RecordingError, ``empty``, if there is no speech.
         """
         rate = self._header.sample_rate_hz
-        finders = [StretchFinder(self._segments.duration_s) for _ in self._channels]
+        by_silero = self._segments.is_by_silero
+        finders = [StretchFinder(self._segments.duration_s, by_silero=by_silero) for _ in self._channels]
+        context = finders[0].context
         kept = [np.zeros(0, np.float32) for _ in finders]
         # The sample at which those that are kept begin, and the first frame that no finder has.
         kept_from = tracked = n_found = 0
@@ -123,12 +125,12 @@ class Hearing:
                 is_last = True
                 if not number or error.status != Status.TOO_SHORT:
                     failure = error
-            begin = max(0, tracked - CONTEXT)
+            begin = max(0, tracked - context)
             for place, (finder, samples) in enumerate(zip(finders, kept, strict=True)):
                 with stage("features"):
-                    tracks = track(samples[round(begin * HOP_S * rate) - kept_from :], rate)
+                    tracks = finder.track(samples[round(begin * HOP_S * rate) - kept_from :], rate)
                 # Frames that depend on where the samples end are tracked again with the next block.
-                new = slice(tracked - begin, None if is_last else -CONTEXT)
+                new = slice(tracked - begin, None if is_last else -context)
                 for first, last in finder.find(tracks[0][new], tracks[1][new], is_last=is_last):
                     start_s, end_s = round(first * HOP_S, 9), round(last * HOP_S, 9)
                     start = int(start_s * rate)
@@ -144,9 +146,9 @@ class Hearing:
             waiting = [row for row in waiting if row.start_s >= earliest_s]
             if is_last:
                 break
-            tracked = begin + len(tracks[0]) - CONTEXT
+            tracked = begin + len(tracks[0]) - context
             # A frame more is kept, because starts are rounded.
-            n_old = max(0, int(min(earliest_s - HOP_S, (tracked - CONTEXT - 1) * HOP_S) * rate) - kept_from)
+            n_old = max(0, int(min(earliest_s - HOP_S, (tracked - context - 1) * HOP_S) * rate) - kept_from)
             kept, kept_from = [samples[n_old:] for samples in kept], kept_from + n_old
         if failure is not None:
             raise failure

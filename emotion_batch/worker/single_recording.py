@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from emotion_batch.errors import Status, UsageError
 from emotion_batch.inference.bundle import find_model, require_safe
 from emotion_batch.inference.predict import label_rows, load_predictor
+from emotion_batch.libraries import require_silero
 from emotion_batch.settings import Segments
 from emotion_batch.storage.archive import is_recording, list_recordings
 from emotion_batch.storage.folder import Folder
@@ -95,6 +96,8 @@ def label_recording(
     if not is_recording(recording, storage_options):
         raise UsageError(f"recording {place.url}: it is not one file; name a TABLE to label an archive")
     stretches = bundle.card.segments.replaced_by(asked, channels)
+    if stretches.is_by_silero:
+        require_silero()
     listing = list_recordings(place.url, options=storage_options, segments=stretches)
     # A list of segments may name other recordings too.
     entries = listing.entries.filter(pc.equal(listing.entries["file"], place.url.rpartition("/")[2]))

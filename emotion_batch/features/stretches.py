@@ -16,15 +16,17 @@ from emotion_batch.settings import VoicesSettings
 Floats = npt.NDArray[np.float32]
 _SETTINGS = VoicesSettings()
 HOP_S = _SETTINGS.hop_s
-# Silero's detector hears samples at this rate, so many at a time, and gives a probability of speech, which counts from here on.
-_SILERO_HZ, _SILERO_SAMPLES, _LEAST_PROBABILITY = 16_000, 512, 0.5
+# Silero's detector hears samples at this rate, so many at a time, and gives a probability of speech. Speech reaches the second of these
+# and ends below the first.
+_SILERO_HZ, _SILERO_SAMPLES, _PROBABLE = 16_000, 512, (0.2, 0.5)
 # So many frames say how loud noise and voices are, as quantiles of all frames and of the voiced ones.
 _MEMORY, _NOISE, _VOICE = 6_000, 0.1, 0.9
 # A frame is loud from so many nepers above the noise on, and so many below the voices. Voices that others are near are louder.
 _LOUD, _VOICED = (0.8, 8.0), (1.8, 7.0)
 _LEAST_VOICING, _LEAST_VOICED = 0.45, 6
-# Loud frames so near to a voice are speech; pauses shorter than the second are not cut; the third is added at both ends.
-_REACH, _PAUSE, _PAD = 40, 30, 9
+# Loud frames so near to a voice are speech; pauses shorter than the second are not cut; the third is added at both ends, or the fourth
+# with Silero's detector.
+_REACH, _PAUSE, _PAD, _SILERO_PAD = 40, 30, 9, 17
 _SHORTEST = 50
 
 
@@ -62,7 +64,7 @@ class StretchFinder:
 
     def __init__(self, longest_s: float, *, by_silero: bool = False) -> None:
         self._by_silero = by_silero
-        self.track, self.context = (track_by_silero, 100) if by_silero else (track, 10)
+        self.track, self.context, self._pad = (track_by_silero, 100, _SILERO_PAD) if by_silero else (track, 10, _PAD)
         self._longest = round(longest_s / HOP_S)
         self.first = 0
         self._energy, self._voicing = np.zeros(0, np.float32), np.zeros(0, np.float32)
@@ -74,11 +76,11 @@ class StretchFinder:
         self._memory = np.concatenate([known[0], energy])[-_MEMORY:], np.concatenate([known[1], voicing])[-_MEMORY:]
         self._energy, self._voicing = np.concatenate([self._energy, energy]), np.concatenate([self._voicing, voicing])
         n_frames, found, at = len(self._energy), list[tuple[int, int]](), 0
-        certain = n_frames if is_last else max(0, n_frames - _REACH - _PAUSE - _PAD)
+        certain = n_frames if is_last else max(0, n_frames - _REACH - _PAUSE - self._pad)
         for start, stop in self._regions():
-            start = max(at, start - _PAD)
+            start = max(at, start - self._pad)
             is_open = stop > certain
-            stop = min(n_frames, stop + _PAD)
+            stop = min(n_frames, stop + self._pad)
             while stop - start > self._longest:
                 first, last = start + self._longest // 2, min(start + self._longest, stop - _SHORTEST)
                 # It is cut at the quietest frame of these.
@@ -103,8 +105,11 @@ class StretchFinder:
 
     def _regions(self) -> list[tuple[int, int]]:
         """Return where there is speech among the frames that are left."""
-        is_speech = self._voicing > _LEAST_PROBABILITY if self._by_silero else self._is_loud_near_a_voice()
+        is_speech = self._voicing > _PROBABLE[0] if self._by_silero else self._is_loud_near_a_voice()
         edges = np.flatnonzero(np.diff(np.concatenate([[False], is_speech, [False]])))
+        if self._by_silero and len(edges):
+            is_sure = np.maximum.reduceat(np.append(self._voicing, 0), edges)[::2] > _PROBABLE[1]
+            edges = edges.reshape(-1, 2)[is_sure].reshape(-1)
         if not len(edges):
             return []
         is_pause = edges[2::2] - edges[1:-1:2] >= _PAUSE

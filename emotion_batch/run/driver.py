@@ -68,7 +68,7 @@ class Run:
         self.watcher = options.watcher or Watcher()
         self.options = options
         self.scheduler = options.find_scheduler()
-        self.summary = Summary(table.url, run=self.id)
+        self.summary = Summary(table.url, run=self.id, is_selective=info.segments.source is not None)
         self._recorder = Recorder(
             self.id, began.isoformat(timespec="seconds"), info, self.scheduler is None, options.workers
         )

@@ -10,6 +10,8 @@ demo: .venv/installed
 # Three at a time, also on two cores, a file's tests one after the other: many of them wait for processes that they start.
 test: .venv/installed-test
 	@echo "running some 2,300 tests, which takes about a quarter of an hour"
+	@# Else each of their many processes would compile the package, where Python may not write what it has compiled.
+	$(BIN)/python -m compileall -q emotion_batch
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # With the oldest version of each library that pyproject.toml allows, in an environment of its own.

@@ -42,7 +42,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Put in the commands, and take out of fences what only tests read."""
+    """Put in the commands, take out of fences what only tests read, and lead links out of docs to their pages."""
+    if page.file.src_uri not in PAGES.values():
+        markdown = move_links(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
     return hide_marks(markdown.replace(_COMMANDS, describe_commands()) if _COMMANDS in markdown else markdown)
 
 

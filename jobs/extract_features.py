@@ -13,7 +13,7 @@ with job("extract") as here:
             "recordings",  # a folder, a bucket prefix, a glob, or a list file
             "features",  # the feature table, a folder or a bucket prefix
             settings=emotion_batch.FeatureSettings(),  # the notebook's; VoicesSettings() are the other recipe's
-            segments=None,  # the recipe's; emotion_batch.Segments.windows(3, 1.5) is a window of 3 s every 1.5 s
+            segments=None,  # the recipe's; emotion_batch.Segments.windows(6, 3) is a window of 6 s every 3 s
             scheduler=None,  # "tcp://HOST:8786" is a running Dask scheduler; None starts workers on this machine
             workers=None,  # of this machine; None starts one for each core
             watcher=here.watcher,

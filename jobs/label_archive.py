@@ -13,7 +13,7 @@ with job("label") as here:
             "recordings",  # a folder, a bucket prefix, a glob, a list file, or a feature table
             "labels",  # the label table, a folder or a bucket prefix
             model=None,  # the folder of a bundle; None is the one that ships
-            segments=None,  # the model's; emotion_batch.Segments.windows(3, 1.5) is a window of 3 s every 1.5 s
+            segments=None,  # the model's; emotion_batch.Segments.windows(6, 3) is a window of 6 s every 3 s
             scheduler=None,  # "tcp://HOST:8786" is a running Dask scheduler; None starts workers on this machine
             workers=None,  # of this machine; None starts one for each core
             watcher=here.watcher,

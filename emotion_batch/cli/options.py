@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -224,14 +225,12 @@ def _read_settings(options: argparse.Namespace) -> AnySettings | None:
 
 def _read_segments(options: argparse.Namespace) -> Segments | str | None:
     """Return the segments that were asked for; None for windows, which the API makes, and if nothing was said of them."""
-    from emotion_batch.settings import BY_SILERO, SPEECH, Segments
+    from emotion_batch.settings import BY_SILERO, SPEECH, FeatureSettings
 
     stretch = {"offset_s": options.offset, "duration_s": options.duration}
     said = {name: value for name, value in stretch.items() if value is not None}
-    others = ("offset", "duration", "window", "hop")
-    if options.segments is not None and (
-        named := [f"--{name}" for name in others if getattr(options, name) is not None]
-    ):
+    named = [f"--{name}" for name in ("offset", "duration", "window", "hop") if getattr(options, name) is not None]
+    if options.segments is not None and named:
         raise UsageError(f"--segments cannot be combined with {named[0]}, because it says which stretches are taken")
     if options.vad == "silero":
         if options.segments != SPEECH:
@@ -248,7 +247,8 @@ def _read_segments(options: argparse.Namespace) -> Segments | str | None:
         raise UsageError(
             "--offset and --duration require each other, because together they replace the model's segment"
         )
-    return Segments(**said) if said else None
+    of_recipe = (getattr(options, "settings", None) or FeatureSettings()).segments
+    return replace(of_recipe, **said) if said else None
 
 
 def _read_storage_options(text: str | None) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _format_plan(found: Plan) -> Result:
     if not found.is_audio_exact:
         hours = f"about {hours} ({format_duration(audio.low)} to {format_duration(audio.high)})"
     share = found.heard_s / audio.likely if audio.likely else 1.0
-    rows = []
+    advice, rows = "" if found.is_selective else "; use --window to hear all of it", []
     now = time.time()
     for one in found.times:
         between = f"{format_duration(one.low_s)} and {format_duration(one.high_s)}"
@@ -52,7 +52,7 @@ def _format_plan(found: Plan) -> Result:
         rows.append((f"{one.workers:,}", format_duration(one.likely_s), between, f"{when}{here}"))
     blocks += [
         f"  left    {counted(found.n_left, 'recording')} in {counted(found.n_shards, 'shard')}, {format_size(found.n_bytes)}{unsized}, {hours}",
-        f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it; use --window to hear all of it'}",
+        f"  hears   {'all of it' if share > 0.99 else f'{share:.0%} of it{advice}'}",
         f"  makes   {counted(found.n_shards, 'part')} with about {counted(found.n_rows, 'row')}, {format_size(found.part_bytes)} in all",
         f"  memory  about {format_size(found.memory_bytes)} a worker at most",
         *_format_sample(found),

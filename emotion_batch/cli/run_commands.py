@@ -149,8 +149,8 @@ def _format_heard(summary: Summary) -> list[str]:
         return []
     if heard > 0.99 * recorded:
         return [f"heard: all of {format_duration(recorded)} of audio"]
-    share = f"heard: {format_duration(heard)} of {format_duration(recorded)} of audio ({heard / recorded:.0%})"
-    return [f"{share}; to hear all of it, name a new table and use --window"]
+    advice = "" if summary.is_selective else "; to hear all of it, name a new table and use --window"
+    return [f"heard: {format_duration(heard)} of {format_duration(recorded)} of audio ({heard / recorded:.0%}){advice}"]
 
 
 def _format_trust(counts: Counts) -> list[str]:

@@ -156,7 +156,7 @@ def format_status(found: TableStatus, table: str) -> Result:
     for holder in found.lost:
         heard = format_time(datetime.fromtimestamp(holder.renewed_s, UTC))
         blocks.append(
-            warn(f"run {holder.run} on {holder.host} has ended without a word; its last heartbeat was at {heard}")
+            warn(f"run {holder.run} on {holder.host} stopped without a record; its last heartbeat was at {heard}")
         )
     last = found.last_run
     if last is not None:

@@ -68,7 +68,7 @@ class Run:
         self.watcher = options.watcher or Watcher()
         self.options = options
         self.scheduler = options.find_scheduler()
-        self.summary = Summary(table.url, run=self.id)
+        self.summary = Summary(table.url, run=self.id, is_selective=info.segments.source is not None)
         self._recorder = Recorder(
             self.id, began.isoformat(timespec="seconds"), info, self.scheduler is None, options.workers
         )
@@ -355,7 +355,7 @@ class Run:
         if many:
             self.watcher.on_note(
                 f"{counted(len(many), 'worker')} with several threads in one process: the same cores do more with one process "
-                "each, e.g. `dask worker ADDRESS --nworkers auto --nthreads 1`"
+                "each, e.g. `dask worker ADDRESS --nworkers=-1 --nthreads 1`"
             )
 
 

@@ -81,8 +81,9 @@ class Due:
 class Plan:
     """What a run would do, and how long it would take.
 
-    Except `n_recordings` and `n_parts`, all is about the work that is left: segments cover `heard_s` of the audio, `n_unsized` recordings have an unknown size, parts will
-    hold `n_rows` and `part_bytes`, a worker process takes at most `memory_bytes`, and `n_failed` recordings have no whole result.
+    Except `n_recordings` and `n_parts`, all is about the work that is left: segments cover `heard_s` of the audio (chosen as speech or by a
+    list if `is_selective`), `n_unsized` recordings have an unknown size, parts will hold `n_rows` and `part_bytes`, a worker process takes
+    at most `memory_bytes`, and `n_failed` recordings have no whole result.
     About the sample: `statuses`, `n_cut` recordings that ended after some windows, `n_lost` shares, and `crowd`, the share of its
     time in which other work had the cores; the range allows that this ends, or doubles. `start_s` are the seconds of a run besides
     its shards, and `work_s` those that one worker needs for all shards.
@@ -98,6 +99,7 @@ class Plan:
     audio_s: Range = field(default_factory=Range)
     is_audio_exact: bool = True
     heard_s: float = 0.0
+    is_selective: bool = False
     n_shards: int = 0
     n_parts: int = 0
     n_rows: int = 0
@@ -216,6 +218,7 @@ def plan(
         work="extract" if left.info.kind == schema.FEATURES else "label",
         n_recordings=left.n_recordings,
         n_done=left.n_recordings - sum(entries.num_rows for entries in left.shards.values()),
+        is_selective=left.info.segments.source is not None,
         n_shards=len(left.shards),
         n_parts=left.n_parts,
         start_s=outlook.start_s,

@@ -81,8 +81,8 @@ class Summary:
         with the table before.
     left_out
         Number of files of the archive that are not recordings, by suffix.
-    audio_s, recorded_s
-        Seconds of audio that the rows of this run cover, and seconds that their recordings last.
+    audio_s, recorded_s, is_selective
+        Seconds of audio that the rows of this run cover, seconds that their recordings last, and whether speech or a list says what is heard.
     n_resubmitted
         Shards that were handed out again because a worker or a store failed.
     spent
@@ -110,6 +110,7 @@ class Summary:
     left_out: Mapping[str, int] = field(default_factory=dict)
     audio_s: float = 0.0
     recorded_s: float = 0.0
+    is_selective: bool = False
     n_resubmitted: int = 0
     spent: Spent = field(default_factory=Spent)
     elapsed_s: float = 0.0

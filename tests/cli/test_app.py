@@ -26,7 +26,7 @@ from support.shell_cluster import ShellCluster
 
 import emotion_batch
 from emotion_batch.cli import app
-from emotion_batch.cli.options import COMMANDS
+from emotion_batch.cli.options import COMMANDS, read_arguments, read_values
 from emotion_batch.example import synthesis
 from emotion_batch.progress import Watcher
 
@@ -358,6 +358,22 @@ def test_windows_of_one_recording_are_printed(bundle: Path, tmp_path: Path, caps
     ):
         assert app.run_command([*call, *options]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "stretch"),
+    [
+        pytest.param("seed", ("--offset", "1"), (1.0, 3.0), id="the duration of seed"),
+        pytest.param("voices", ("--offset", "1"), (1.0, 6.0), id="the duration of voices"),
+        pytest.param("voices", ("--duration", "2"), (0.0, 2.0), id="the offset of voices"),
+    ],
+)
+def test_what_is_not_said_of_a_segment_is_the_recipes(
+    recipe: str, options: tuple[str, ...], stretch: tuple[float, float]
+) -> None:
+    """With --offset alone, `extract` takes the duration of its recipe, and with --duration alone its offset."""
+    read_values(read := read_arguments(["extract", "archive", "table", "--recipe", recipe, *options]))
+    assert (read.segments.offset_s, read.segments.duration_s) == stretch
 
 
 def test_windows_are_extracted_and_labelled(bundle: Path, tmp_path: Path, cluster: ShellCluster) -> None:

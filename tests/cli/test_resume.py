@@ -110,6 +110,8 @@ def test_a_run_says_what_it_heard_and_what_to_believe() -> None:
     assert "  ps (pleasant surprise)  8  100.0%\n" in said
     assert "  heard: 1 min of 1 h 40 min of audio (1%); to hear all of it, name a new table and use --window\n" in said
     assert "  labels: 12.5% confident, 25.0% not speech\n  model m\n" in said
+    chosen = str(_format_summary(Summary("labels", counts, audio_s=60, recorded_s=6_000, is_selective=True), "go"))
+    assert "  heard: 1 min of 1 h 40 min of audio (1%)\n" in chosen
     assert "10 recordings, 10 rows: 8 ok, 2 failed (empty 2)" in said
     heard = replace(counts, by_label={"ps": 5, "sad": 3}, speech_by_label={"ps": 5, "sad": 1})
     said = str(_format_summary(Summary("labels", heard), "go"))

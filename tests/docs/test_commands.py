@@ -50,11 +50,12 @@ def desk(cluster: ShellCluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
         write_calls(folder / "calls", folder / "corpus")
         shutil.copy(folder / "calls" / "2026" / "call-02.wav", folder / "call.wav")
         (folder / "map.txt").write_text("ps = happy\n")
-        reviewed = [
-            f"{path.relative_to(folder / 'corpus')},{path.stem.split('_')[-1]}"
-            for path in sorted((folder / "corpus").glob("V*/*.wav"))
+        answers = ("neutral", "angry", "happy")
+        heard = [
+            (path.relative_to(folder / "calls"), one) for path in sorted(folder.glob("calls/*/*")) for one in (0, 1)
         ]
-        (folder / "reviewed.csv").write_text("\n".join(("file,emotion", *reviewed)) + "\n")
+        reviewed = [f"{name},0.0,{one},{answers[number % 3]}" for number, (name, one) in enumerate(heard)]
+        (folder / "reviewed.csv").write_text("\n".join(("file,start_s,channel,emotion", *reviewed)) + "\n")
         table = folder / "made" / "labels"
         succeed(call_command("label", folder / "recordings", table, "--scheduler", cluster.address))
 
@@ -99,8 +100,9 @@ def test_the_commands_of_a_page_run(
             continue
         elif block.language == "sh":
             if "--take" in block.text:
-                # A person does this, between two blocks.
+                # A person does this, between two blocks. The page of the same rows saves the same sheet, among the downloads.
                 fill(folder / "sheet.csv", lambda cells: Path(cells["file"]).stem.split("_")[-1])
+                shutil.copy(folder / "sheet.csv", folder / "page.csv")
             done = shell.run(block.text)
             assert done.code == 0, f"{block.where}: {done.out}{done.err}"
         elif block.language == "python":

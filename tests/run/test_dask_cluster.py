@@ -70,6 +70,8 @@ def test_workers_with_many_threads_are_right_and_told(
         done = call_command("extract", speech, tmp_path / "features", "--scheduler", threads.address)
         assert done.code == 0, done.err
         assert "1 worker with several threads in one process: " in done.err
+        # With `--nworkers auto`, Dask would choose the number of threads too.
+        assert "`dask worker ADDRESS --nworkers=-1 --nthreads 1`" in done.err
         done = call_command("label", speech, tmp_path / "labels", "--model", bundle, "--scheduler", threads.address)
         assert done.code == 0, done.err
     assert table(tmp_path / "features").equals(table(features))

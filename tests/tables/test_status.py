@@ -508,7 +508,7 @@ def test_a_clock_that_is_wrong_ends_no_run(copy: Path) -> None:
             (at_work, lost), rate, said = json.loads(one.stdout.readline())
             assert (at_work, sorted(lost), rate) == (alive, dead, 25.0)
             assert re.search(r"20260101T000000Z-0a is at work, .*, for (\d+ ms|\d(\.\d)? s)\n", said)
-            assert "20260101T000001Z-0b on other has ended without a word; its last heartbeat was at 20" in said
+            assert "20260101T000001Z-0b on other stopped without a record; its last heartbeat was at 20" in said
         for one in watching:
             assert json.loads(one.communicate("\n", timeout=60)[0]) == alive
         assert emotion_batch.cancel(copy) == alive

@@ -185,7 +185,8 @@ def test_a_table_of_speech(speech: Path, tmp_path: Path) -> None:
     found = []
     for workers in (1, 2):
         table = tmp_path / f"labels-{workers}"
-        emotion_batch.label(tmp_path / "calls", table, segments="speech", channels="each", workers=workers)
+        done = emotion_batch.label(tmp_path / "calls", table, segments="speech", channels="each", workers=workers)
+        assert done.is_selective
         assert emotion_batch.verify(table, deep=True).is_whole
         found.append(local_rows(table))
     assert found[0].equals(found[1])
@@ -196,7 +197,7 @@ def test_a_table_of_speech(speech: Path, tmp_path: Path) -> None:
     ):
         emotion_batch.label(tmp_path / "calls", table, segments="speech")
     planned = emotion_batch.plan(tmp_path / "calls", segments="speech", channels="each", sample_s=1)
-    assert planned.n_recordings == 3
+    assert planned.n_recordings == 3 and planned.is_selective
     assert 0 < planned.heard_s < planned.audio_s.likely
 
 

@@ -36,15 +36,19 @@ def read(folder: Path) -> pa.Table:
     return pyarrow.dataset.dataset(folder).to_table().sort_by("file").replace_schema_metadata(None)
 
 
-def test_every_recording_has_the_notebooks_features(tess: Path, tables: Path) -> None:
+@pytest.mark.parametrize("step", [pytest.param(4, id="some"), pytest.param(1, id="all", marks=pytest.mark.torture)])
+def test_every_recording_has_the_notebooks_features(step: int, tess: Path, tables: Path) -> None:
     """All 2,798 rows are ok and within 1e-3 of the notebook's code, irregular recordings included."""
     rows = read(tables / "features")
     assert rows.num_rows == 2_798
     assert set(rows["status"].to_pylist()) == {"ok"}
     names = rows["file"].to_pylist()
-    assert {"YAF_angry/YAF_germ_angry.wav", "OAF_fear/OAF_food_fear.wav", "OAF_neutral/OA_bite_neutral.wav"} <= {*names}
+    odd = {"YAF_angry/YAF_germ_angry.wav", "OAF_fear/OAF_food_fear.wav", "OAF_neutral/OA_bite_neutral.wav"}
+    assert odd <= {*names}
     found = np.stack(rows["mfcc"].to_numpy())
-    for name, vector in zip(names, found, strict=True):
+    for number, (name, vector) in enumerate(zip(names, found, strict=True)):
+        if number % step and name not in odd:
+            continue
         samples, rate = librosa.load(tess / name, offset=0.5, duration=3)
         expected = np.mean(librosa.feature.mfcc(y=samples, sr=rate, n_mfcc=40).T, axis=0)
         np.testing.assert_allclose(vector, expected, atol=1e-3, rtol=0, err_msg=name)

@@ -333,6 +333,9 @@ def test_a_paused_worker_is_started_again_or_ends_the_run(
 
         import psutil
 
+        # As each shard does: else the worker would import it when it is asked to give memory back, and take more.
+        import emotion_batch.worker.process  # noqa: F401
+
         if not Path(flag).exists():
             Path(flag).touch()
             # Kept by the process, as a heap is: it cannot be given back, and is less than what nannies end workers for.

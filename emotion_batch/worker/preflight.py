@@ -42,7 +42,11 @@ def read_versions(is_predicting: bool, is_by_silero: bool = False) -> dict[str, 
 
 def find_other_version(versions: Mapping[str, str]) -> str | None:
     """Return which of these versions differs here, as the end of a sentence; None if all are the same."""
-    for package, found in read_versions(PREDICTION in versions, SILERO in versions).items():
+    try:
+        here = read_versions(PREDICTION in versions, SILERO in versions)
+    except UsageError as error:
+        return str(error)
+    for package, found in here.items():
         if found != versions.get(package):
             return (
                 f"{package} is {found} here, and {versions.get(package)} where the command was started; install the same version, "

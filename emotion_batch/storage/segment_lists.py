@@ -48,20 +48,21 @@ def join_segments(
     rows, is_rttm = _read_files(files)
     _check(rows)
     names, of_name = _split_words(rows["file"])
-    speakers, of_speaker = _split_words(rows["speaker"])
+    words, of_speaker = _split_words(rows["speaker"])
+    speakers = words.to_pylist()
     start_s, end_s, channel = (rows[name].to_numpy() for name in ("start_s", "end_s", "channel"))
     del rows
     files_of_names, missing = _find_files(names, listed["file"], base.url, is_rttm)
-    known = listed.filter(pc.is_in(listed["file"], value_set=files_of_names))
-    lacking = pa.array(missing, pa.string())
-    columns = [lacking, *(pa.nulls(len(lacking), kind) for kind in ENTRY_SCHEMA.types[1:])]
-    found, _ = distinct(pa.concat_tables([known, pa.table(columns, ENTRY_SCHEMA)]))
+    is_named = pc.is_in(listed["file"], value_set=files_of_names)
+    known = listed if pc.all(is_named).as_py() else listed.filter(is_named)
+    lacking = pa.Table.from_pylist([{"file": name} for name in missing], ENTRY_SCHEMA)
+    found, _ = distinct(pa.concat_tables([known, lacking]))
     place = pc.index_in(files_of_names, value_set=found["file"]).to_numpy()[of_name]
     # The sort is stable, so that the segments of a recording keep their order.
     order = np.argsort(place, kind="stable")
-    bounds = np.searchsorted(place[order], np.arange(found.num_rows + 1))
-    n_named = np.bincount(place, ~np.isnan(channel), found.num_rows)
-    if channels == MIX and (is_both := (n_named > 0) & (n_named < np.diff(bounds))).any():
+    n_segments = np.bincount(place, minlength=found.num_rows)
+    n_named = np.bincount(place[~np.isnan(channel)], minlength=found.num_rows)
+    if channels == MIX and (is_both := (n_named > 0) & (n_named < n_segments)).any():
         name = found["file"][int(is_both.argmax())].as_py()
         raise UsageError(
             f"segments: some of {name!r} name a channel and others do not; name a channel in each row of a recording, or say with "
@@ -76,29 +77,36 @@ def join_segments(
             yield from zip(start_s[some].tolist(), ends, numbers, words, strict=True)
 
     left, texts = segments(), list[pa.Array]()
-    for counts in np.split(np.diff(bounds), range(_TEXTS, found.num_rows, _TEXTS)):
+    for counts in np.split(n_segments, range(_TEXTS, found.num_rows, _TEXTS)):
         some = [msgspec.json.encode(list(islice(left, n_rows))) for n_rows in counts.tolist()]
         texts.append(pa.array(some, pa.binary()).cast(pa.string()))
     entries = found.append_column(SEGMENTED_SCHEMA.field("segments"), pa.chunked_array(texts, pa.string()))
     return entries, list(missing), listed.num_rows - known.num_rows
 
 
-def _split_words(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Return the words of a column, and the number of each row's word, -1 without one."""
-    chunks = column.unify_dictionaries().chunks
-    codes = [pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]
-    return chunks[0].dictionary.to_pylist() if chunks else [], np.concatenate([np.zeros(0, np.int64), *codes])
+def _split_words(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
+    """Return the words of a column, and the number of each row's word, -1 without one.
+
+    A word of several chunks is there several times, because one dictionary of ten million names takes a gigabyte to make.
+    """
+    words = [chunk.dictionary for chunk in column.chunks]
+    firsts = np.cumsum([0, *map(len, words)])
+    codes = [
+        pc.fill_null(pc.add(chunk.indices, first), -1) for chunk, first in zip(column.chunks, firsts, strict=False)
+    ]
+    return pa.chunked_array(words), pa.chunked_array(codes).to_numpy()
 
 
 def _find_files(
-    names: list[str], listed: pa.ChunkedArray, base: str, is_rttm: bool
-) -> tuple[pa.Array, dict[str, None]]:
+    written: pa.ChunkedArray, listed: pa.ChunkedArray, base: str, is_rttm: bool
+) -> tuple[pa.ChunkedArray, dict[str, None]]:
     """Return the recording that each name of a list means, and those that are not listed.
 
     A name is taken as it is written, else in another spelling; in RTTM, which has no blanks and often no suffixes, also by its stem.
     """
-    written = pa.array(names, pa.string())
-    is_other = pc.invert(pc.is_in(written, value_set=listed))
+    # Whole names are cut at once, because there may be millions.
+    written = pc.if_else(pc.starts_with(written, f"{base}/"), pc.utf8_slice_codeunits(written, len(base) + 1), written)
+    is_other = pc.invert(pc.is_in(written, value_set=listed)).combine_chunks()
     others = written.filter(is_other).to_pylist()
     if not others:
         return written, {}
@@ -202,8 +210,10 @@ def _normalise(name: str, table: pa.Table) -> pa.Table:
             values = _to_seconds(name, table[column[:-2]])
         else:
             values = pa.chunked_array([pa.nulls(table.num_rows, kind)])
-        is_word = kind == _WORDS and values.type != _WORDS
-        columns.append(values.cast(pa.string()).dictionary_encode() if is_word else values.cast(kind))
+        if kind == _WORDS and values.type != _WORDS:
+            # All chunks at once would each get the words of all, and ten million names in a hundred chunks are too many words.
+            values = pa.chunked_array([one.dictionary_encode() for one in values.cast(pa.string()).chunks], kind)
+        columns.append(values.cast(kind))
     return pa.table(columns, _COLUMNS)
 
 

@@ -32,11 +32,7 @@ MIN_SPEAKERS = 5
 
 
 def fit_domain(
-    learnt: Floats,
-    held_out: Floats,
-    *,
-    flagged: Mapping[str, float] | None = None,
-    distances: Floats | None = None,
+    learnt: Floats, held_out: Floats, *, flagged: Mapping[str, float] | None = None, distances: Floats | None = None
 ) -> Domain:
     """Return the domain of training rows: their centres and scatter, and the distance within which similar rows lie.
 

@@ -206,11 +206,7 @@ def read_priors(text: str) -> dict[str, float]:
 
 
 def judge_shortcut(
-    values: Floats,
-    targets: Integers,
-    labels: Sequence[str],
-    speakers: npt.NDArray[np.object_],
-    folds: Iterable[Fold],
+    values: Floats, targets: Integers, labels: Sequence[str], speakers: npt.NDArray[np.object_], folds: Iterable[Fold]
 ) -> dict[str, Any]:
     """Return how well a plain value, e.g. duration alone, gives the labels: an artefact of the corpus, not emotion.
 

@@ -96,10 +96,7 @@ def extract_recording(
     lacking: list[FeatureRow] = []
     try:
         asked = segments.channels if segments.channels == EACH else numbers or MIX
-        with (
-            _source(entry, archive, fetched) as (source, n_bytes),
-            audio.opened(source, n_bytes, asked) as recording,
-        ):
+        with _source(entry, archive, fetched) as (source, n_bytes), audio.opened(source, n_bytes, asked) as recording:
             header = recording.header
             hearing = Hearing(entry, archive, source, n_bytes, recording, settings, segments)
             if not segments.is_listed:

@@ -102,7 +102,8 @@ def test_further_signals_do_not_disturb_the_end(
     """Signals that come while a run ends are taken for the first one: it leaves its record and no process."""
     table = tmp_path / "table"
     with running("extract", speech, table, *_SLOWLY, "--workers", "1") as process:
-        wait_for_parts(table, 1, process)
+        # When the second part is there, there has been news of the first.
+        wait_for_parts(table, 2, process)
         processes = _processes(process)
         for number in signals:
             process.send_signal(number)

@@ -85,14 +85,15 @@ def test_a_job_whose_time_is_over_goes_on_in_the_next(cluster: Slurm, tess: Path
 
 @pytest.mark.torture
 @pytest.mark.parametrize("signal", ["USR1", "CONT"], ids=["told", "retired"])
-def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path: Path, signal: str) -> None:
-    """With a minute's walltime on one core, all of TESS six times over takes several jobs, and has the rows of a local run.
+def test_tess_twelve_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path: Path, signal: str) -> None:
+    """With a minute's walltime on one core, all of TESS twelve times over takes several jobs, and has the rows of a local run.
 
     Also where the controller does not tell that the time is over, and workers only retire.
     """
+    write_strangers(tmp_path, tmp_path / "marks")
     archive = tmp_path / "archive"
     archive.mkdir()
-    for number in range(6):
+    for number in range(12):
         (archive / str(number)).symlink_to(tess)
     table = tmp_path / "table"
     # Slurm looks every 30 s whether the time of a job is over.
@@ -107,8 +108,8 @@ def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path
     assert call_command("verify", table, "--deep").code == 0
     assert call_command("label", tess, tmp_path / "local", "--model", "voices-1").code == 0
     expected, rows = read(tmp_path / "local"), read(table)
-    assert rows.num_rows == 6 * expected.num_rows == 6 * 2_798
-    for number in range(6):
+    assert rows.num_rows == 12 * expected.num_rows == 12 * 2_798
+    for number in range(12):
         part = rows.slice(number * 2_798, 2_798)
         names = [f"{number}/{name}" for name in expected["file"].to_pylist()]
         assert part["file"].to_pylist() == names
@@ -118,6 +119,7 @@ def test_tess_six_times_in_jobs_of_a_minute(cluster: Slurm, tess: Path, tmp_path
 @pytest.mark.torture
 def test_what_is_cancelled_stays_so_and_what_is_wrong_says_so(cluster: Slurm, tess: Path, tmp_path: Path) -> None:
     """A cancelled job leaves nothing and does not come back; the same sbatch goes on; a wrong call ends with 2."""
+    write_strangers(tmp_path, tmp_path / "marks")
     table = tmp_path / "table"
     words = ("--nodes=2", "--time=10", "--no-requeue", "--", tess, table, "--model", "tess-seed")
     job = cluster.submit(tmp_path, *words)

@@ -171,6 +171,21 @@ def test_cancelled_it_stops_and_the_same_command_goes_on(
     assert {path.suffix for path in (folder / "_table" / "runs").iterdir()} == {".json"}
 
 
+def test_its_list_of_segments_may_go(secured: ShellCluster, tls: Scheduler, speech: Path, tmp_path: Path) -> None:
+    """What a list names is in the manifest when `submit` ends: without the list, the run makes the rows of a run here."""
+    folder, listed = tmp_path / "table", tmp_path / "list.csv"
+    names = [os.path.relpath(path, speech) for path in sorted(speech.glob("V*/*.wav"))]
+    rows = [f"{name},{start_s},{start_s + 0.5},Ann\n" for name in names for start_s in (0.1, 0.4)]
+    listed.write_text("".join(["file,start_s,end_s,speaker\n", *rows]))
+    assert emotion_batch.extract(speech, tmp_path / "alone", segments=listed).counts.n_rows == 2 * len(names)
+    scheduler = Scheduler(secured.address, tls.tls_ca, tls.tls_cert, tls.tls_key)
+    assert emotion_batch.submit("extract", speech, folder, segments=listed, scheduler=scheduler).n_shards_left
+    listed.unlink()
+    wait_until(lambda: bool(records(folder)))
+    assert [record["outcome"] for record in records(folder)] == ["complete"]
+    assert table(folder).equals(table(tmp_path / "alone"))
+
+
 def test_a_run_with_a_driver_can_be_cancelled_too(speech: Path, tmp_path: Path) -> None:
     """Its driver ends with one sentence and exit code 1."""
     folder = tmp_path / "table"
@@ -253,15 +268,20 @@ def test_a_submitted_run_goes_on_after_the_scheduler_was_lost(speech: Path, alon
 
 @pytest.mark.torture
 @pytest.mark.parametrize("ahead_s", [900, -900])
-def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp_path: Path, ahead_s: int) -> None:
+def test_clocks_that_differ_harm_no_submitted_run(speech: Path, tmp_path: Path, ahead_s: int) -> None:
     """One worker's clock and that of another machine are wrong: the run is still seen and cancelled there."""
     folder, wrong = tmp_path / "table", {"PYTHONPATH": os.fspath(tmp_path)}
+    # It has to last longer than the look at it.
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    for number in range(3):
+        (archive / str(number)).symlink_to(speech)
     (tmp_path / "sitecustomize.py").write_text(
         f"import time\nright = time.time\ntime.time = lambda: right() + {ahead_s}\n"
     )
     with shell_cluster(tmp_path / "cluster", 1) as cluster:
         cluster.add_worker("--nthreads", "1", environment=wrong)
-        command = ("extract", speech, folder, *SLOWLY, "--scheduler", cluster.address)
+        command = ("extract", archive, folder, *SLOWLY, "--scheduler", cluster.address)
         run = call_command("submit", *command).out.split()[-1]
         # Until the watches have told of it.
         time.sleep(15)
@@ -274,7 +294,8 @@ def test_clocks_that_differ_harm_no_submitted_run(speech: Path, alone: Path, tmp
     first, second = records(folder)
     assert (first["run"], first["outcome"], second["outcome"]) == (run, "cancelled", "complete")
     assert 15 < first["elapsed_s"] < 300
-    assert table(folder).equals(table(alone))
+    assert call_command("extract", archive, tmp_path / "alone", *SLOWLY).code == 0
+    assert table(folder).equals(table(tmp_path / "alone"))
 
 
 def find_driver(client: Client) -> tuple[str, int]:

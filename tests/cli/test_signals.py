@@ -122,7 +122,7 @@ def test_a_run_that_is_killed_takes_its_cluster_along(
 ) -> None:
     """After a signal that leaves no time for a record, no process is left either, and the same command goes on."""
     table = tmp_path / "table"
-    arguments = ("extract", speech / "V1_sad", table, *_SLOWLY)
+    arguments = ("extract", speech / "V1_sad", table, *_SLOWLY, "--workers", "1")
     with running(*arguments) as process:
         wait_for_parts(table, 1, process)
         processes = _processes(process)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -37,8 +38,11 @@ MOMENTS = [
 
 
 def parts(table: Path) -> dict[str, bytes]:
-    """Return what lies in a table beside its ledger."""
-    return {path.name: path.read_bytes() for path in table.iterdir() if path.name != "_table"}
+    """Return what lies in a table beside its ledger, and beside what a killed process was writing: that goes after an hour."""
+    found = {path.name: path.read_bytes() for path in table.iterdir() if path.name != "_table"}
+    return {
+        name: data for name, data in found.items() if not re.fullmatch(r"\.part-\d+\.parquet\.[0-9a-f]{32}\.tmp", name)
+    }
 
 
 def statuses(table: Path) -> dict[str, list[str]]:

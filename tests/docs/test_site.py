@@ -19,12 +19,15 @@ import pytest
 from conftest import make_once
 from support.commands import ROOT
 from support.pages import DOCS
+from support.servers import MUST_HAVE
 
 import emotion_batch
 from benchmarks.browser import Tab
 from emotion_batch.cli.options import make_parsers
 from emotion_batch.errors import Status
 
+if not MUST_HAVE:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
 _SPEC = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
 assert _SPEC is not None and _SPEC.loader is not None
 HOOKS = importlib.util.module_from_spec(_SPEC)

@@ -271,7 +271,7 @@ def test_the_steps_make_images_that_label(base: Path) -> None:
         (archive / "note.txt.wav").write_text("no sound")
         commands = "cd /tmp && emotion-batch label /archive /tmp/labels --workers 1 --json"
         summary = json.loads(run_in(roots[name], commands, environment, user=user, is_fixed=True))
-        assert (summary["counts"]["ok"], summary["counts"]["failed"]) == (1, 1)
+        assert (summary["n_ok"], summary["n_failed"]) == (1, 1)
         libraries = [*(roots[name] / "opt" / "emotion-batch").glob("lib/*/site-packages/av.libs/libx26*")]
         assert len(libraries) == len(ENCODERS)
         assert all(path.stat().st_size < 50_000 for path in libraries)

@@ -50,7 +50,7 @@ def _rows(table: Path) -> list[dict[str, object]]:
 def outlasted(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table of a run that was started by nohup and got SIGHUP, which did not stop it."""
     table = tmp_path_factory.mktemp("outlasted") / "table"
-    command = ["nohup", sys.executable, "-P", "-m", "emotion_batch", "extract", speech / "V1_sad", table, *_SLOWLY]
+    command = ["nohup", sys.executable, "-P", "-m", "emotion_batch", "extract", speech, table, *_SLOWLY]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_parts(table, 1, process)
     process.send_signal(signal.SIGHUP)
@@ -62,7 +62,7 @@ def outlasted(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_closed_terminal_ends_a_run(speech: Path, outlasted: Path, tmp_path: Path) -> None:
     """A terminal is closed: its run ends with a record and no process, and the same command makes the whole table."""
     table = tmp_path / "table"
-    arguments = ("extract", speech / "V1_sad", table, *_SLOWLY, "--debug")
+    arguments = ("extract", speech, table, *_SLOWLY, "--debug")
     command = shlex.join([sys.executable, "-P", "-m", "emotion_batch", *map(os.fspath, arguments)])
     ours, theirs = pty.openpty()
     shell = subprocess.Popen(
@@ -122,7 +122,7 @@ def test_a_run_that_is_killed_takes_its_cluster_along(
 ) -> None:
     """After a signal that leaves no time for a record, no process is left either, and the same command goes on."""
     table = tmp_path / "table"
-    arguments = ("extract", speech / "V1_sad", table, *_SLOWLY, "--workers", "1")
+    arguments = ("extract", speech, table, *_SLOWLY, "--workers", "1")
     with running(*arguments) as process:
         wait_for_parts(table, 1, process)
         processes = _processes(process)
